@@ -1,0 +1,212 @@
+"""The one checkpoint format: a .safetensors file whose metadata holds the configuration as JSON.
+
+Metadata: ``format`` = "daisy", ``format_version`` = "1", ``config`` = JSON with ``backbone`` (`BackboneConfig`),
+``final_head`` and ``heads`` (or null), ``policies`` (default settings by policy name) and ``provenance`` (free).
+Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*`` and ``heads.*``; any float type, read as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from daisy import files, policies
+from daisy.backbone import Backbone, BackboneConfig
+from daisy.errors import CheckpointError
+from daisy.heads import ExitHeads, FinalHead, HeadsConfig
+
+FORMAT_VERSION = "1"
+MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A backbone with what belongs to it."""
+
+    backbone: Backbone
+    heads: ExitHeads | None = None
+    final_head: FinalHead | None = None
+    """HuBERT's own prediction head; None where the source had none (fine-tuned models, Hugging Face)."""
+    policies: dict[str, dict] = field(default_factory=dict)
+    """Default settings of policies for this model, by policy name."""
+    provenance: dict = field(default_factory=dict)
+    """Where it comes from: source, training data, calibration."""
+
+    def policy(self, name: str, **settings: float | int) -> policies.Policy:
+        """A policy with this model's default settings, overridden by ``settings``.
+
+        Raises:
+            PolicyError: where a setting is unknown, impossible, or neither given nor stored.
+        """
+        return policies.make(name, {**self.policies.get(name, {}), **settings})
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that exist, by their prefix in the file."""
+        parts = {"backbone": self.backbone, "final_head": self.final_head, "heads": self.heads}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def config(self) -> dict:
+        """What the file's metadata holds."""
+        head = self.final_head
+        return {
+            "backbone": dataclasses.asdict(self.backbone.config),
+            "final_head": head
+            and {
+                "final_dim": head.embeddings.shape[1],
+                "num_units": head.num_units,
+                "temperature": head.temperature,
+            },
+            "heads": self.heads and dataclasses.asdict(self.heads.config),
+            "policies": self.policies,
+            "provenance": self.provenance,
+        }
+
+    def to(self, device: str | torch.device) -> Model:
+        """Moves all parts, and returns itself."""
+        for part in self.modules().values():
+            part.to(device)
+        return self
+
+
+def build(config: dict) -> Model:
+    """A model of this configuration, its weights not yet loaded.
+
+    Raises:
+        CheckpointError: on a configuration that is incomplete or impossible.
+    """
+    if "backbone" not in config:
+        raise CheckpointError("the configuration has no backbone")
+    backbone = BackboneConfig.from_dict(config["backbone"])
+    head, heads = config.get("final_head"), config.get("heads")
+    return Model(
+        backbone=Backbone(backbone),
+        final_head=FinalHead(backbone.width, **head) if head else None,
+        heads=ExitHeads(HeadsConfig.from_dict(heads)) if heads else None,
+        policies=config.get("policies", {}),
+        provenance=config.get("provenance", {}),
+    )
+
+
+def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Puts ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+
+    Raises:
+        CheckpointError: naming what is missing, left over or of another shape.
+    """
+    parts = nn.ModuleDict(model.modules())
+    places = parts.state_dict()
+    problems = []
+    if missing := sorted(set(places) - set(tensors)):
+        problems.append(f"missing {_some(missing)}")
+    if extra := sorted(set(tensors) - set(places)):
+        problems.append(f"not part of this model {_some(extra)}")
+    problems += [
+        f"{key} is {tuple(tensors[key].shape)} where the configuration says {tuple(place.shape)}"
+        for key, place in places.items()
+        if key in tensors and tensors[key].shape != place.shape
+    ]
+    if problems:
+        raise CheckpointError("weights and configuration do not match: " + "; ".join(problems[:4]))
+    parts.load_state_dict(tensors)
+    for part in parts.values():
+        part.eval()
+
+
+def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint, atomically.
+
+    Args:
+        model: what to write.
+        path: where, usually ``NAME.safetensors``.
+        dtype: type of the weights in the file; float16 halves it and moves states by about 1e-3 of their deviation.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    state = nn.ModuleDict(model.modules()).state_dict()
+    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    metadata = {"format": "daisy", "format_version": FORMAT_VERSION, "config": json.dumps(model.config())}
+    files.save_tensors(tensors, Path(path), metadata)
+
+
+def load(source: str | Path, *, device: str | torch.device = "cpu") -> Model:
+    """Read a checkpoint.
+
+    Args:
+        source: a path, or the name of a bundled model ("daisy-mini").
+        device: where to put the weights; they are float32 there whatever the file's type.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged, of another format, or of a later version.
+    """
+    path = find(source)
+    metadata, tensors = _read(path)
+    if metadata.get("format") != "daisy":
+        raise CheckpointError(f"{path}: a .safetensors file, but not a daisy checkpoint; convert it: daisy convert {path} OUT")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {metadata.get('format_version')}, this daisy reads {FORMAT_VERSION}; update daisy"
+        )
+    try:
+        model = build(json.loads(metadata["config"]))
+        load_weights(model, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return model.to(device)
+
+
+def find(source: str | Path) -> Path:
+    """The file of a path or of a bundled model's name.
+
+    Raises:
+        CheckpointError: where neither exists.
+    """
+    bundled = MODELS / f"{source}.safetensors"
+    if bundled.parent == MODELS and bundled.is_file():
+        return bundled
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint")
+    names = ", ".join(sorted(file.stem for file in MODELS.glob("*.safetensors"))) or "none"
+    raise CheckpointError(f"{source}: no such checkpoint; bundled models: {names}")
+
+
+def digest(source: str | Path) -> str:
+    """SHA-256 of a checkpoint's file, 64 hexadecimal digits."""
+    with open(find(source), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
+
+
+def _sha256(stream) -> str:
+    state = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        state.update(block)
+    return state.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a whole .safetensors file ({error}); a .pt or .pth is read by: daisy convert {path} OUT"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

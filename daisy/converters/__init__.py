@@ -1,0 +1,59 @@
+"""Other people's checkpoints to ours. Each reader maps every key or refuses it by name.
+
+| source | what it is | reader |
+|---|---|---|
+| fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older | `fairseq` |
+| daisy's own fairseq plugin | heads trained by fairseq-train | `plugin` |
+| s3prl | `python -m s3prl.upstream.hubert.convert` | `s3prl` |
+| the published DAISY code | s3prl's form with a list of heads | `s3prl` |
+| torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
+| Hugging Face | folder with `config.json` and weights | `huggingface` |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daisy.checkpoint import Model
+from daisy.converters import fairseq, huggingface, plugin, s3prl, torchaudio
+from daisy.converters.reading import read_state
+from daisy.errors import CheckpointError
+
+
+def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[str, str] | None = None) -> Model:
+    """Read a checkpoint of any of the forms above.
+
+    Args:
+        source: a file, or a Hugging Face folder.
+        allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
+        overrides: backbone fields that the source does not tell (torchaudio's state dicts), as text.
+
+    Raises:
+        CheckpointError: where the form is not known, or holds something that cannot be mapped.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            model = huggingface.read(path, allow_pickle)
+        else:
+            model = _read_file(path, allow_pickle, overrides or {})
+    except CheckpointError as error:
+        message = str(error)
+        raise CheckpointError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    model.provenance.setdefault("converted_from", path.name)
+    return model
+
+
+def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str]) -> Model:
+    state = read_state(path, allow_pickle)
+    for reader in (plugin, s3prl, fairseq):
+        if reader.recognises(state):
+            return reader.read(state)
+    if torchaudio.recognises(state):
+        return torchaudio.read(state, overrides)
+    if huggingface.recognises(state):
+        raise CheckpointError("Hugging Face weights: give the folder that holds config.json too, not the file")
+    raise CheckpointError(
+        "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published DAISY code); "
+        f"its first keys are {', '.join(map(str, list(state)[:4])) or 'none'}"
+    )

@@ -1,0 +1,172 @@
+"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``).
+
+Source of names and meanings: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from daisy.backbone import HUBERT_CONV
+from daisy.checkpoint import Model
+from daisy.converters.mapping import POSITION, assemble, fold_weight_norm, identity_projection, rename
+from daisy.converters.reading import plain
+from daisy.errors import CheckpointError
+
+_LAYER = r"encoder\.layers\.(\d+)\."
+_OUR_LAYER = r"backbone.encoder.transformer.layers.\1."
+BACKBONE_RULES = (
+    (r"mask_emb", "backbone.mask_embedding"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.(weight|bias)", r"backbone.feature_extractor.conv_layers.\1.conv.\2"),
+    (
+        r"feature_extractor\.conv_layers\.(\d+)\.2\.(?:1\.)?(weight|bias)",
+        r"backbone.feature_extractor.conv_layers.\1.layer_norm.\2",
+    ),
+    (r"layer_norm\.(weight|bias)", r"backbone.encoder.feature_projection.layer_norm.\1"),
+    (r"post_extract_proj\.(weight|bias)", r"backbone.encoder.feature_projection.projection.\1"),
+    (r"encoder\.pos_conv\.0\.bias", POSITION + "bias"),
+    (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
+    (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+    (r"encoder\.layer_norm\.(weight|bias)", r"backbone.encoder.transformer.layer_norm.\1"),
+    (_LAYER + r"self_attn\.([kvq]|out)_proj\.(weight|bias)", _OUR_LAYER + r"attention.\2_proj.\3"),
+    (_LAYER + r"self_attn_layer_norm\.(weight|bias)", _OUR_LAYER + r"layer_norm.\2"),
+    (_LAYER + r"fc1\.(weight|bias)", _OUR_LAYER + r"feed_forward.intermediate_dense.\2"),
+    (_LAYER + r"fc2\.(weight|bias)", _OUR_LAYER + r"feed_forward.output_dense.\2"),
+    (_LAYER + r"final_layer_norm\.(weight|bias)", _OUR_LAYER + r"final_layer_norm.\2"),
+)
+HEAD_RULES = (
+    (r"final_proj\.(weight|bias)", r"final_head.projection.\1"),
+    (r"label_embs_concat", "final_head.embeddings"),
+    (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
+)
+FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
+FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
+
+
+def recognises(state: dict[str, Any]) -> bool:
+    """Whether a loaded file is a fairseq checkpoint."""
+    return isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
+
+
+def read(state: dict[str, Any]) -> Model:
+    """A model from a loaded fairseq checkpoint."""
+    model_cfg, task_cfg = configuration(state)
+    return from_parts(model_cfg, task_cfg, without_fine_tuning(state["model"]))
+
+
+def configuration(state: dict[str, Any]) -> tuple[dict, dict]:
+    """(model, task) configuration of the HuBERT, from ``cfg``, the older ``args``, or inside a fine-tuned model's."""
+    source = plain(state.get("cfg")) or plain(state.get("args"))
+    if not isinstance(source, dict):
+        raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
+    model_cfg, task_cfg = _split(source)
+    inner = model_cfg.get("w2v_args")
+    if inner:
+        inner_model, inner_task = _split(inner)
+        normalize = model_cfg.get("normalize", inner_task.get("normalize", False))
+        return inner_model, {**inner_task, "normalize": normalize}
+    return model_cfg, task_cfg
+
+
+def _split(source: dict) -> tuple[dict, dict]:
+    nested = isinstance(source.get("model"), dict)
+    return (source["model"], source.get("task") or {}) if nested else (source, source)
+
+
+def without_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The HuBERT inside a fine-tuned model, without its output layer or decoder; others as they are."""
+    if not any(FINE_TUNED.fullmatch(key) for key in weights):
+        return weights
+    inner = {match[1]: value for key, value in weights.items() if (match := FINE_TUNED.fullmatch(key))}
+    rest = [key for key in weights if not FINE_TUNED.fullmatch(key) and not FINE_TUNED_HEAD.fullmatch(key)]
+    if rest:
+        raise CheckpointError(f"fine-tuned model with weights of no known place: {', '.join(rest[:4])}")
+    return inner
+
+
+def from_parts(model_cfg: dict, task_cfg: dict, weights: dict[str, Tensor]) -> Model:
+    """A model from fairseq's model and task configuration and its weights under fairseq's names."""
+    config: dict[str, Any] = {"backbone": backbone_fields(model_cfg, task_cfg)}
+    tensors = rename(weights, BACKBONE_RULES + HEAD_RULES)
+    fold_weight_norm(tensors)
+    identity_projection(tensors, config["backbone"]["width"])
+    config["final_head"] = _final_head(model_cfg, tensors)
+    return assemble(config, tensors)
+
+
+def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
+    """Fields of `BackboneConfig` from fairseq's.
+
+    Raises:
+        CheckpointError: on an option of fairseq's that changes the computation and is not supported.
+    """
+    for option, supported in (
+        ("activation_fn", "gelu"),
+        ("layer_type", "transformer"),
+        ("pos_conv_depth", 1),
+        ("conv_pos_batch_norm", False),
+    ):
+        found = model_cfg.get(option, supported)
+        if found != supported:
+            raise CheckpointError(f"HuBERT with {option}={found} is not supported, only {supported}")
+    return {
+        "num_layers": model_cfg.get("encoder_layers", 12),
+        "width": model_cfg.get("encoder_embed_dim", 768),
+        "ffn_width": model_cfg.get("encoder_ffn_embed_dim", 3072),
+        "num_heads": model_cfg.get("encoder_attention_heads", 12),
+        "pre_norm": bool(model_cfg.get("layer_norm_first", False)),
+        "conv_layers": parse_conv_layers(model_cfg.get("conv_feature_layers")),
+        "conv_norm": "layer" if model_cfg.get("extractor_mode", "default") == "layer_norm" else "group",
+        "conv_bias": bool(model_cfg.get("conv_bias", False)),
+        "pos_kernel": model_cfg.get("conv_pos", 128),
+        "pos_groups": model_cfg.get("conv_pos_groups", 16),
+        "normalize": bool(task_cfg.get("normalize", False)),
+        "sample_rate": int(task_cfg.get("sample_rate", 16000)),
+    }
+
+
+def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
+    """fairseq's Python expression, such as "[(512,10,5)] + [(512,3,2)] * 4", without evaluating it as Python."""
+    if text is None:
+        return HUBERT_CONV
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return value(node.left) + value(node.right)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            return value(node.left) * value(node.right)
+        return ast.literal_eval(node)
+
+    try:
+        layers = value(ast.parse(text.strip(), mode="eval").body)
+        return tuple((int(c), int(k), int(s)) for c, k, s in layers)
+    except (ValueError, TypeError, SyntaxError):
+        raise CheckpointError(f"conv_feature_layers is not a list of (channels, kernel, stride): {text!r}") from None
+
+
+def _final_head(model_cfg: dict, tensors: dict[str, Tensor]) -> dict | None:
+    """Configuration of HuBERT's own head, its tensors brought into our form; None, without tensors, where it has none."""
+    embeddings = tensors.get("final_head.embeddings")
+    projection = tensors.get("final_head.projection.weight")
+    if embeddings is None or projection is None:
+        for key in [key for key in tensors if key.startswith(("final_head.", "target_glu."))]:
+            del tensors[key]
+        return None
+    glu = tensors.pop("target_glu.weight", None), tensors.pop("target_glu.bias", None)
+    if glu[0] is not None:
+        embeddings = tensors["final_head.embeddings"] = F.glu(F.linear(embeddings, *glu))
+    final_dim = embeddings.shape[1]
+    if projection.shape[0] != final_dim:
+        raise CheckpointError(
+            f"predicts {projection.shape[0] // final_dim} sets of units at once; only one set is supported"
+        )
+    return {
+        "final_dim": final_dim,
+        "num_units": embeddings.shape[0],
+        "temperature": float(model_cfg.get("logit_temp", 0.1)),
+    }

@@ -1,0 +1,196 @@
+"""The only early-exit loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from daisy import scores as score_functions
+from daisy.backbone import Backbone
+from daisy.errors import AudioError, CheckpointError, PolicyError
+from daisy.heads import ExitHeads
+from daisy.policies import Policy
+
+KEEP = ("all", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitOutput:
+    """What an early-exit run returns, for B utterances of a backbone with L layers."""
+
+    exit_layer: Tensor
+    """(B,) int64 on the CPU, 1 to L: the last layer executed."""
+    num_frames: Tensor
+    """(B,) int64 on the CPU."""
+    states: list[Tensor]
+    """Per utterance, layers 0 to the exit layer: (exit_layer + 1, T_b, D); with ``keep="last"`` (1, T_b, D)."""
+    scores: dict[str, Tensor]
+    """Each score (B, L) float32 on the CPU; NaN where the layer was not executed."""
+
+
+class EarlyExitEncoder(nn.Module):
+    """Runs each utterance until its policy says that it may leave; who left is no longer computed.
+
+    An utterance's exit and states do not depend on the others in the batch.
+
+    Args:
+        backbone: the layers.
+        heads: the exit heads; None where neither the policy nor ``scores`` reads any.
+        policy: decides who leaves (`daisy.policies`).
+        keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
+        scores: scores to compute besides those that the policy reads.
+
+    Raises:
+        PolicyError: on a score that does not exist.
+        CheckpointError: on heads that do not fit the backbone, or missing ones.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: ExitHeads | None,
+        policy: Policy,
+        *,
+        keep: str = "all",
+        scores: Iterable[str] = (),
+    ):
+        super().__init__()
+        self.score_names = sorted(policy.reads | set(scores))
+        score_functions.check(self.score_names)
+        if keep not in KEEP:
+            raise PolicyError(f"keep must be one of {', '.join(KEEP)}, found {keep!r}")
+        if heads is None and self.score_names:
+            raise CheckpointError(
+                f"this checkpoint has no exit heads, and policy {policy.name} reads {', '.join(self.score_names)}: "
+                "train heads with the fairseq plugin, or use the policy fixed or never"
+            )
+        if heads is not None and (heads.config.num_layers, heads.config.width) != (
+            backbone.config.num_layers,
+            backbone.config.width,
+        ):
+            raise CheckpointError(
+                f"exit heads for {heads.config.num_layers} layers of width {heads.config.width} do not fit a backbone "
+                f"of {backbone.config.num_layers} layers of width {backbone.config.width}"
+            )
+        self.backbone = backbone
+        self.heads = heads
+        self.policy = policy
+        self.keep = keep
+
+    @torch.no_grad()
+    def forward(self, waveforms: Sequence[Tensor] | Tensor, num_samples: Tensor | None = None) -> ExitOutput:
+        """Run a batch.
+
+        Args:
+            waveforms: a list of 1-D float waveforms at the backbone's rate, or a padded (B, N) batch.
+            num_samples: (B,) lengths of a padded batch; a list needs none.
+
+        Raises:
+            AudioError: on an empty batch, a wrong shape, or an utterance shorter than one frame.
+        """
+        batch, num_samples = self._batch(waveforms, num_samples)
+        features, num_frames = self.backbone.front_end(batch, num_samples)
+        states = self.backbone.embed(features, num_frames)
+        num_layers = self.backbone.config.num_layers
+        run = _Run(num_frames, num_layers, self.score_names, keep_all=self.keep == "all")
+        run.record(0, states)
+        for layer in range(1, num_layers + 1):
+            states, feed_forward = self.backbone.layer_with_feed_forward(layer, states, run.active_frames)
+            run.record(layer, states)
+            run.score(layer, self._scores(layer, states, feed_forward, run.active_frames))
+            if layer == num_layers:
+                run.leave(layer, torch.ones(len(states), dtype=torch.bool))
+                break
+            leave = self.policy.decide({name: run.trajectory(name, layer) for name in self.policy.reads}, layer)
+            states = run.leave(layer, leave.cpu().expand(len(states)), states)
+            if not len(run.active):
+                break
+        return ExitOutput(
+            exit_layer=run.exit_layer,
+            num_frames=num_frames,
+            states=run.states(),
+            scores={name: values.cpu() for name, values in run.scores.items()},
+        )
+
+    def _batch(self, waveforms: Sequence[Tensor] | Tensor, num_samples: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A padded batch (B, N) on the backbone's device and its lengths (B,) on the CPU, checked."""
+        if isinstance(waveforms, Tensor):
+            if waveforms.ndim != 2:
+                raise AudioError(f"a padded batch must be (utterances, samples), found {tuple(waveforms.shape)}")
+            if num_samples is None:
+                raise AudioError("a padded batch needs num_samples, the length of each utterance")
+            lengths = num_samples.cpu().long()
+            if len(lengths) != len(waveforms) or (len(lengths) and int(lengths.max()) > waveforms.shape[1]):
+                raise AudioError(f"num_samples {lengths.tolist()} does not fit a batch of {tuple(waveforms.shape)}")
+            batch = waveforms
+        else:
+            for index, waveform in enumerate(waveforms):
+                if waveform.ndim != 1:
+                    raise AudioError(f"utterance {index} must be one-dimensional, found {tuple(waveform.shape)}")
+            lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)
+            batch = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True) if len(lengths) else torch.empty(0, 0)
+        if not len(lengths):
+            raise AudioError("an empty batch: give at least one utterance")
+        shortest = int(lengths.min())
+        if shortest < self.backbone.config.frame_span:
+            raise AudioError(
+                f"utterance {int(lengths.argmin())} has {shortest} samples; "
+                f"one frame needs {self.backbone.config.frame_span}"
+            )
+        return batch.to(self.backbone.device, torch.float32), lengths
+
+    def _scores(self, layer: int, states: Tensor, feed_forward: Tensor, num_frames: Tensor) -> dict[str, Tensor]:
+        if not self.score_names:
+            return {}
+        assert self.heads is not None  # checked in __init__
+        read = states if self.heads.config.reads == "states" else feed_forward
+        return {name: score_functions.SCORES[name](self.heads, layer, read, num_frames) for name in self.score_names}
+
+
+class _Run:
+    """The books of one batch: who is still in it, what was computed for whom."""
+
+    def __init__(self, num_frames: Tensor, num_layers: int, score_names: Sequence[str], *, keep_all: bool):
+        batch = len(num_frames)
+        self.keep_all = keep_all
+        self.active = torch.arange(batch)
+        self.active_frames = num_frames
+        self.exit_layer = torch.zeros(batch, dtype=torch.int64)
+        self.scores = {name: torch.full((batch, num_layers), torch.nan) for name in score_names}
+        self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
+
+    def record(self, layer: int, states: Tensor) -> None:
+        """Keep views of layer ``layer``'s states, (active, T, D)."""
+        for row, (utterance, length) in enumerate(zip(self.active.tolist(), self.active_frames.tolist(), strict=True)):
+            if self.keep_all:
+                self.kept[utterance].append(states[row, :length])
+            else:
+                self.kept[utterance] = [states[row, :length]]
+
+    def score(self, layer: int, values: dict[str, Tensor]) -> None:
+        """Note layer ``layer``'s scores, each (active,)."""
+        for name, value in values.items():
+            self.scores[name][self.active, layer - 1] = value.float().cpu()
+
+    def trajectory(self, name: str, layer: int) -> Tensor:
+        """(active, layer) scores of layers 1 to ``layer``."""
+        return self.scores[name][self.active, :layer]
+
+    def leave(self, layer: int, leave: Tensor, states: Tensor | None = None) -> Tensor:
+        """Take out who leaves, (active,) bool; returns the states of those who stay, cut to their longest."""
+        self.exit_layer[self.active[leave]] = layer
+        if states is None or not leave.any():
+            self.active = self.active[~leave]
+            return states if states is not None else torch.empty(0)
+        stay = ~leave
+        self.active, self.active_frames = self.active[stay], self.active_frames[stay]
+        if not len(self.active):
+            return states[:0]
+        return states[stay.to(states.device), : int(self.active_frames.max())]
+
+    def states(self) -> list[Tensor]:
+        """Per utterance its kept layers, (layers, T_b, D), without padding."""
+        return [torch.stack(kept) for kept in self.kept]

@@ -1,0 +1,46 @@
+"""Writing that is whole or absent: beside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from daisy.errors import OutputError
+
+
+def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file atomically; ``content`` is the bytes, or a function that writes them to a stream.
+
+    Raises:
+        OutputError: where it cannot be written; what stood there before still stands.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically."""
+    write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a .safetensors file atomically."""
+    write(path, safetensors_bytes(tensors, metadata))

@@ -1,0 +1,114 @@
+"""The light parts on a backbone: exit heads on each layer, and HuBERT's own prediction head on the last."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy import frames
+from daisy.errors import CheckpointError
+
+READS = ("states", "feed_forward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Shape of a set of exit heads."""
+
+    num_layers: int
+    """Layers of the backbone, L."""
+    width: int
+    """Width of what the heads read, D."""
+    num_units: int
+    """Classes of the unit classifiers, K."""
+    reads: str = "states"
+    """"states": the layer's output; "feed_forward": the feed-forward output before residual and norm."""
+    regressors: bool = True
+    """Whether there are loss regressors beside the unit classifiers."""
+
+    @classmethod
+    def from_dict(cls, values: dict) -> HeadsConfig:
+        """Inverse of ``dataclasses.asdict``.
+
+        Raises:
+            CheckpointError: on unknown fields or values.
+        """
+        try:
+            config = cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"heads configuration: {error}") from None
+        if config.reads not in READS:
+            raise CheckpointError(f"heads configuration: reads must be one of {READS}, found {config.reads!r}")
+        return config
+
+    asdict = dataclasses.asdict
+
+
+class ExitHeads(nn.Module):
+    """One unit classifier and one loss regressor per layer.
+
+    The unit classifier is linear on each frame (DAISY, arXiv:2406.05464); the entropy of its distribution is the
+    predicted loss. The loss regressor is linear on the mean and standard deviation over time of what the classifier
+    reads: 2 D multiplications an utterance, where the classifier needs D x K a frame.
+    """
+
+    def __init__(self, config: HeadsConfig):
+        super().__init__()
+        self.config = config
+        self.units = nn.ModuleList(nn.Linear(config.width, config.num_units) for _ in range(config.num_layers))
+        self.regressors = (
+            nn.ModuleList(nn.Linear(2 * config.width, 1) for _ in range(config.num_layers))
+            if config.regressors
+            else None
+        )
+
+    def unit_logits(self, layer: int, read: Tensor) -> Tensor:
+        """What layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""
+        return self.units[layer - 1](read)
+
+    def predicted_loss(self, layer: int, read: Tensor, num_frames: Tensor) -> Tensor:
+        """The regressor's estimate of each utterance's masked-unit loss at this layer, (B,) in nats.
+
+        Raises:
+            CheckpointError: where these heads have no regressors.
+        """
+        if self.regressors is None:
+            raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
+        return self.regressors[layer - 1](mean_and_std(read, num_frames)).squeeze(-1)
+
+
+class FinalHead(nn.Module):
+    """HuBERT's own prediction head: cosine similarity of the projected state with each unit's embedding.
+
+    Source: arXiv:2106.07447, equation 3; fairseq/models/hubert/hubert.py, ``final_proj``, ``label_embs_concat`` and
+    ``compute_nce``.
+    """
+
+    def __init__(self, width: int, final_dim: int, num_units: int, temperature: float = 0.1):
+        super().__init__()
+        self.temperature = temperature
+        self.projection = nn.Linear(width, final_dim)
+        self.embeddings = nn.Parameter(torch.zeros(num_units, final_dim))
+
+    @property
+    def num_units(self) -> int:
+        """Units K, the dictionary's special symbols included."""
+        return self.embeddings.shape[0]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of the last layer (..., D) to unit logits (..., K)."""
+        projected = F.normalize(self.projection(states), dim=-1)
+        return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
+
+
+def mean_and_std(states: Tensor, num_frames: Tensor) -> Tensor:
+    """(B, T, D) to (B, 2 D): mean and standard deviation of each utterance's own frames."""
+    valid = frames.valid_mask(num_frames, states.shape[1]).to(states.device)[..., None]
+    count = num_frames.to(states.device, states.dtype)[:, None]
+    mean = (states * valid).sum(1) / count
+    variance = ((states - mean[:, None]).square() * valid).sum(1) / count
+    return torch.cat([mean, variance.sqrt()], dim=-1)
