@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,6 @@ class HeadsConfig:
             raise CheckpointError(f"heads configuration: reads must be one of {READS}, found {config.reads!r}")
         return config
 
-    asdict = dataclasses.asdict
-
 
 class ExitHeads(nn.Module):
     """One unit classifier and one loss regressor per layer.
@@ -65,6 +64,9 @@ class ExitHeads(nn.Module):
             if config.regressors
             else None
         )
+        for regressor in self.regressors or ():  # start from the loss of knowing nothing
+            nn.init.zeros_(regressor.weight)
+            nn.init.constant_(regressor.bias, math.log(config.num_units))
 
     def unit_logits(self, layer: int, read: Tensor) -> Tensor:
         """What layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""

@@ -20,22 +20,21 @@ class UnitLoss(NamedTuple):
     """(B,) float32, frames."""
 
 
-def unit_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> UnitLoss:
+def unit_loss(logits: Tensor, targets: Tensor, utterance: Tensor, num_utterances: int) -> UnitLoss:
     """Cross-entropy of unit predictions, per utterance (HuBERT, arXiv:2106.07447, equation 1).
 
     Args:
-        logits: (B, T, K).
-        targets: (B, T) int64 units, 0 to K - 1; what stands in frames that are not counted is not read.
-        counted: (B, T) bool, the frames that count (the masked ones, say, and never padding).
+        logits: (S, K), the frames that count, of all utterances one after another.
+        targets: (S,) int64 units, 0 to K - 1.
+        utterance: (S,) int64, which utterance each frame belongs to.
+        num_utterances: B.
     """
-    picked = logits[counted].float()  # (S, K)
-    wanted = targets[counted]
-    nats = F.cross_entropy(picked, wanted, reduction="none")
-    correct = (picked.argmax(-1) == wanted).float()
-    rows = counted.nonzero()[:, 0]
-    zeros = nats.new_zeros(len(counted))
+    logits = logits.float()
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    correct = (logits.argmax(-1) == targets).float()
+    zeros = nats.new_zeros(num_utterances)
     return UnitLoss(
-        loss=torch.index_add(zeros, 0, rows, nats),
-        num_correct=torch.index_add(zeros, 0, rows, correct),
-        num_counted=counted.sum(1).float(),
+        loss=zeros.index_add(0, utterance, nats),
+        num_correct=zeros.index_add(0, utterance, correct),
+        num_counted=zeros.index_add(0, utterance, torch.ones_like(correct)),
     )

@@ -1,0 +1,161 @@
+"""Recordings: find, read, check, resample; order and batch by length."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from daisy.errors import AudioError, UsageError
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".opus", ".oga", ".aif"}
+"""File name endings that a folder is searched for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A file to read, and the name by which its results are known."""
+
+    path: Path
+    name: str
+    """Path relative to the folder or manifest root that it was found under."""
+
+
+def find(inputs: Sequence[str]) -> list[Recording]:
+    """Recordings named by files, folders (searched through), globs, or fairseq manifests (``.tsv``).
+
+    Files are not opened here: an unreadable one is refused when it is read.
+
+    Raises:
+        UsageError: where an input does not exist, or nothing at all was found.
+    """
+    found: dict[Path, Recording] = {}
+    for text in inputs:
+        for recording in _expand(text):
+            found.setdefault(recording.path.absolute(), recording)
+    if not found:
+        raise UsageError(f"no recordings in {', '.join(inputs) or 'an empty list'}")
+    return list(found.values())
+
+
+def read_manifest(path: Path) -> list[Recording]:
+    """A fairseq manifest: the root folder, then ``path<TAB>num_samples`` lines.
+
+    Raises:
+        UsageError: where it is not one.
+    """
+    try:
+        root, *lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError(f"{path}: not a fairseq manifest ({error})") from None
+    names = [line.split("\t")[0] for line in lines if line.strip()]
+    return [Recording(path=Path(root) / name, name=name) for name in names]
+
+
+def write_manifest(recordings: Sequence[Recording], root: Path) -> str:
+    """The text of a fairseq manifest; lengths are read from the files' headers.
+
+    Raises:
+        AudioError: on a file without a readable header.
+    """
+    lines = [str(root.absolute())]
+    for recording in recordings:
+        lines.append(f"{recording.path.absolute().relative_to(root.absolute())}\t{_info(recording.path).frames}")
+    return "\n".join(lines) + "\n"
+
+
+def read(path: Path, sample_rate: int = 16000) -> Tensor:
+    """A whole file as (N,) float32 at ``sample_rate``: channels averaged, resampled where needed.
+
+    Raises:
+        AudioError: where it is missing, no audio, damaged, empty, or holds values that are no numbers.
+    """
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty file (0 bytes)")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
+    waveform = torch.from_numpy(samples).mean(1) if samples.shape[1] > 1 else torch.from_numpy(samples[:, 0])
+    if not len(waveform):
+        raise AudioError(f"{path}: holds no samples")
+    if num_bad := int((~waveform.isfinite()).sum()):
+        raise AudioError(f"{path}: {num_bad} of {len(waveform)} samples are NaN or infinite")
+    return resample(waveform, rate, sample_rate)
+
+
+def num_samples(path: Path, sample_rate: int = 16000) -> int:
+    """Length after resampling, by the file's header: for ordering before anything is read.
+
+    Raises:
+        AudioError: where there is no readable header.
+    """
+    info = _info(path)
+    return -(-info.frames * sample_rate // info.samplerate)
+
+
+def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
+    """(N,) at ``rate`` to (N',) at ``target`` Hz, with a Kaiser window as wide as resampy's ``kaiser_best``."""
+    if rate == target:
+        return waveform
+    return torchaudio.functional.resample(
+        waveform,
+        rate,
+        target,
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.769656459379492,
+    )
+
+
+def batches(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length: longest first, each batch at most ``max_total`` after padding.
+
+    A single utterance longer than ``max_total`` is a batch by itself.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_total:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _expand(text: str) -> list[Recording]:
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        return [Recording(path=file, name=str(file.relative_to(path))) for file in files]
+    if path.suffix == ".tsv":
+        return read_manifest(path)
+    if path.exists():
+        return [Recording(path=path, name=path.name)]
+    matches = sorted(glob.glob(text, recursive=True))
+    if not matches:
+        raise UsageError(f"{text}: no such file, folder or manifest, and as a pattern it matches nothing")
+    return [recording for match in matches for recording in _expand(match)]
+
+
+def _info(path: Path):
+    try:
+        return soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
+    return text.strip().rstrip(".")

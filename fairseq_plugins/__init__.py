@@ -1,0 +1,8 @@
+"""A fairseq user-dir: ``fairseq-train --user-dir $(daisy user-dir) --arch daisy_hubert --criterion daisy_exit_heads``.
+
+The backbone, heads, losses and checkpoint format are daisy's; here is only what fairseq needs to train the heads.
+"""
+
+from fairseq_plugins import compatibility, criterion, model
+
+__all__ = ["compatibility", "criterion", "model"]

@@ -1,0 +1,132 @@
+"""``daisy_exit_heads``: every head learns to predict the masked units, every regressor the loss of its head."""
+
+from dataclasses import dataclass, field
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+
+import torch
+from daisy import frames
+from daisy.errors import CheckpointError, UsageError
+from daisy.mixing import NoiseBank, mix
+from fairseq import metrics
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+TARGETS = ChoiceEnum(["teacher", "labels"])
+
+
+@dataclass
+class DaisyExitHeadsConfig(FairseqDataclass):
+    target: TARGETS = field(
+        default="teacher",
+        metadata={"help": "teacher: units that the backbone's own final head predicts; labels: the label files"},
+    )
+    pred_masked_weight: float = field(default=1.0, metadata={"help": "weight of the loss on masked frames"})
+    pred_nomask_weight: float = field(default=1.0, metadata={"help": "weight of the loss on the other frames"})
+    noise_manifest: str = field(
+        default="", metadata={"help": "manifest of noise to mix into what the heads hear; targets stay the clean ones"}
+    )
+    noise_prob: float = field(default=0.5, metadata={"help": "share of utterances that get noise"})
+    noise_snr_db: List[float] = field(
+        default_factory=lambda: [-5.0, 20.0], metadata={"help": "range of signal-to-noise ratios in dB: [low, high]"}
+    )
+
+
+@register_criterion("daisy_exit_heads", dataclass=DaisyExitHeadsConfig)
+class DaisyExitHeads(FairseqCriterion):
+    """Mean over layers of the unit loss in nats, plus the regressors' Huber loss.
+
+    The regressor of a layer learns the mean loss of its head on each utterance: on masked frames where frames are
+    masked (`mask_prob` above 0), else on all. It reads the utterance unmasked, as it will at inference.
+    """
+
+    def __init__(
+        self, task, target, pred_masked_weight, pred_nomask_weight, noise_manifest, noise_prob, noise_snr_db
+    ):
+        super().__init__(task)
+        self.from_teacher = str(target) == "teacher"
+        self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight
+        self.noise = NoiseBank.from_manifest(noise_manifest) if noise_manifest else None
+        self.noise_prob, self.noise_snr_db = noise_prob, list(noise_snr_db)
+        if len(self.noise_snr_db) != 2 or self.noise_snr_db[0] > self.noise_snr_db[1]:
+            raise UsageError(f"noise_snr_db must be [low, high] in dB, found {self.noise_snr_db}")
+
+    def forward(self, model, sample: dict, reduce: bool = True):
+        source, padding = sample["net_input"]["source"], sample["net_input"]["padding_mask"]
+        num_samples = (~padding).sum(1).cpu()
+        noisy = self._noisy(source, num_samples, None if model.training else _seed(sample["id"]))
+        output = model(source, num_samples, self._targets(model, sample, num_samples), noisy)
+        loss, logging = self._losses(output)
+        sample_size = int(logging["ntokens"])
+        return loss, sample_size, {**logging, "nsentences": len(source), "sample_size": sample_size}
+
+    def _targets(self, model, sample: dict, num_samples: Tensor) -> Tensor | None:
+        """(B, T) units of the label files, brought to the frame rate; None for the teacher's."""
+        inner = getattr(model, "module", model)
+        if self.from_teacher:
+            if inner.final_head is None:
+                raise CheckpointError("this HuBERT has no prediction head of its own: train with target=labels")
+            return None
+        targets = sample["target_list"][0]
+        conv_layers = inner.backbone.config.conv_layers
+        length = int(frames.num_frames(num_samples, conv_layers).max())
+        per_frame = self.task.cfg.label_rate * frames.frame_hop(conv_layers) / inner.backbone.config.sample_rate
+        places = (torch.arange(length) * per_frame).long().clamp(max=targets.shape[1] - 1)
+        return targets[:, places.to(targets.device)]
+
+    def _noisy(self, source: Tensor, num_samples: Tensor, seed: int | None) -> Tensor | None:
+        """Some utterances with noise; in training from the global generator, which fairseq seeds at each update."""
+        if self.noise is None:
+            return None
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        low, high = self.noise_snr_db
+        noisy = source.clone()
+        for row, length in enumerate(num_samples.tolist()):
+            chance, place = torch.rand(2, generator=generator).tolist()
+            if chance < self.noise_prob:
+                noise = self.noise.draw(length, generator).to(source)
+                noisy[row, :length] = mix(source[row, :length], noise, low + place * (high - low))
+        return noisy
+
+    def _losses(self, output) -> tuple[Tensor, dict[str, Any]]:
+        logging: dict[str, Any] = {}
+        total = output.unmasked[0].loss.new_zeros(())
+        num_masked, num_unmasked = output.masked[0].num_counted.sum(), output.unmasked[0].num_counted.sum()
+        for layer, (masked, unmasked) in enumerate(zip(output.masked, output.unmasked, strict=True), 1):
+            total = total + self.pred_masked_weight * masked.loss.sum() + self.pred_nomask_weight * unmasked.loss.sum()
+            judged = masked if num_masked > 0 else unmasked
+            logging[f"nats_{layer}"] = float(judged.loss.sum())
+            logging[f"correct_{layer}"] = float(judged.num_correct.sum())
+            logging["judged"] = float(judged.num_counted.sum())
+            if output.predicted:
+                wanted = (judged.loss / judged.num_counted.clamp(min=1)).detach()
+                error = output.predicted[layer - 1] - wanted
+                per_frame = F.huber_loss(output.predicted[layer - 1], wanted, reduction="none")
+                total = total + (per_frame * judged.num_counted).sum()
+                logging[f"error_{layer}"] = float(error.abs().sum())
+        counted = num_masked * (self.pred_masked_weight > 0) + num_unmasked * (self.pred_nomask_weight > 0)
+        total = total / len(output.unmasked)
+        return total, {"loss": float(total), "ntokens": float(counted), **logging}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict]) -> None:
+        """Logs nats and accuracy per layer, on the masked frames where frames are masked, and the regressors' error."""
+        sums = {key: sum(float(log.get(key, 0)) for log in logging_outputs) for key in logging_outputs[0]}
+        layers = sorted(int(key.split("_")[1]) for key in sums if key.startswith("nats_"))
+        judged, sentences = max(sums["judged"], 1.0), max(sums["nsentences"], 1.0)
+        metrics.log_scalar("loss", sums["loss"] / max(sums["sample_size"], 1.0), sums["sample_size"], round=4)
+        for layer in layers:
+            metrics.log_scalar(f"nats_{layer}", sums[f"nats_{layer}"] / judged, judged, round=3)
+            metrics.log_scalar(f"accuracy_{layer}", sums[f"correct_{layer}"] / judged, judged, round=3)
+            if f"error_{layer}" in sums:
+                metrics.log_scalar(f"regressor_error_{layer}", sums[f"error_{layer}"] / sentences, sentences, round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
+def _seed(ids: Tensor) -> int:
+    """The same noise for the same validation batch, every time."""
+    return int((ids.cpu() * 2654435761).sum() % (1 << 31))

@@ -1,0 +1,172 @@
+"""``daisy_hubert``: a frozen HuBERT with exit heads that learn."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from daisy import checkpoint, frames
+from daisy.converters import convert
+from daisy.converters.plugin import STATE_KEY
+from daisy.errors import CheckpointError, UsageError
+from daisy.heads import ExitHeads, HeadsConfig
+from daisy.losses import UnitLoss, unit_loss
+from fairseq.data.data_utils import compute_mask_indices
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from torch import Tensor
+
+
+@dataclass
+class DaisyHubertConfig(FairseqDataclass):
+    hubert_path: str = field(
+        default="",
+        metadata={"help": "HuBERT checkpoint: daisy's .safetensors, or any form that daisy convert reads"},
+    )
+    mask_prob: float = field(
+        default=0.0,
+        metadata={"help": "share of frames masked while the heads learn; 0: as at inference, every frame is seen"},
+    )
+    mask_length: int = field(default=10, metadata={"help": "frames in a masked span"})
+    regressors: bool = field(default=True, metadata={"help": "train loss regressors beside the unit classifiers"})
+
+
+@register_model("daisy_hubert", dataclass=DaisyHubertConfig)
+class DaisyHubert(BaseFairseqModel):
+    """The backbone is daisy's, frozen and in eval mode; only the heads have gradients.
+
+    The configuration of backbone and heads lives in the task's state, so that a checkpoint loads without the file
+    that the backbone came from.
+    """
+
+    def __init__(self, cfg: DaisyHubertConfig, parts: checkpoint.Model):
+        super().__init__()
+        self.cfg = cfg
+        self.backbone, self.heads, self.final_head = parts.backbone, parts.heads, parts.final_head
+        for frozen in (self.backbone, self.final_head):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+
+    @classmethod
+    def build_model(cls, cfg: DaisyHubertConfig, task: Any) -> "DaisyHubert":
+        if STATE_KEY in task.state.state_dict:
+            return cls(cfg, checkpoint.build(task.state.state_dict[STATE_KEY]))
+        parts = read_backbone(cfg.hubert_path)
+        parts.heads = ExitHeads(
+            HeadsConfig(
+                num_layers=parts.backbone.config.num_layers,
+                width=parts.backbone.config.width,
+                num_units=num_units(parts, task),
+                regressors=cfg.regressors,
+            )
+        )
+        parts.policies = {}  # of other heads
+        task.state.merge_state_dict({STATE_KEY: parts.config()})
+        return cls(cfg, parts)
+
+    def train(self, mode: bool = True) -> "DaisyHubert":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(
+        self, source: Tensor, num_samples: Tensor, targets: Tensor | None, noisy_source: Tensor | None
+    ) -> "DaisyOutput":
+        """One step.
+
+        Args:
+            source: (B, N) waveforms; the teacher hears these.
+            num_samples: (B,) int64 on the CPU.
+            targets: (B, T) units; None to take the teacher's.
+            noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
+        """
+        with torch.no_grad():
+            features, num_frames = self.backbone.front_end(source, num_samples)
+            layers = None
+            if targets is None:
+                layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
+                targets = self.teacher_units(layers[-1])
+            if noisy_source is not None:
+                features, _ = self.backbone.front_end(noisy_source, num_samples)
+                layers = None
+            if layers is None:
+                layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
+            valid = frames.valid_mask(num_frames, features.shape[1]).to(features.device)
+            masked = self._mask(valid)
+            learnt_on = layers
+            if masked is not None:
+                projected = self.backbone.project(features)
+                projected[masked] = self.backbone.mask_embedding.to(projected.dtype)
+                learnt_on = list(self._layers(self.backbone.position(projected, num_frames), num_frames))
+        losses = self._unit_losses(learnt_on, targets, valid, masked)
+        return DaisyOutput(
+            masked=[loss for loss, _ in losses],
+            unmasked=[loss for _, loss in losses],
+            predicted=[self.heads.predicted_loss(l, states, num_frames) for l, states in enumerate(layers, 1)]
+            if self.heads.regressors is not None
+            else [],
+        )
+
+    def teacher_units(self, states: Tensor) -> Tensor:
+        """The backbone's own final prediction for each frame, (B, T)."""
+        return self.final_head(states).argmax(-1)
+
+    def _layers(self, states: Tensor, num_frames: Tensor):
+        for layer in range(1, self.backbone.config.num_layers + 1):
+            states = self.backbone.layer(layer, states, num_frames)
+            yield states
+
+    def _mask(self, valid: Tensor) -> Tensor | None:
+        """(B, T) bool frames to mask, as HuBERT's pre-training draws them."""
+        if not self.cfg.mask_prob:
+            return None
+        padding = None if valid.all() else ~valid.cpu()
+        drawn = compute_mask_indices(
+            tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2
+        )
+        return torch.from_numpy(drawn).to(valid.device) & valid
+
+    def _unit_losses(
+        self, layers: list[Tensor], targets: Tensor, valid: Tensor, masked: Tensor | None
+    ) -> list[tuple[UnitLoss, UnitLoss]]:
+        """Per layer the losses over (masked, unmasked) frames; padding is in neither."""
+        batch = len(valid)
+        group = valid.nonzero()[:, 0]  # masked frames count for utterance b, the others for b + batch
+        group = group + batch if masked is None else torch.where(masked[valid], group, group + batch)
+        wanted = targets[valid]
+        losses = []
+        for layer, states in enumerate(layers, 1):
+            loss = unit_loss(self.heads.unit_logits(layer, states[valid]), wanted, group, 2 * batch)
+            losses.append((UnitLoss(*(x[:batch] for x in loss)), UnitLoss(*(x[batch:] for x in loss))))
+        return losses
+
+
+@dataclass
+class DaisyOutput:
+    """Per layer, 1 to L: losses over masked and unmasked frames, and the regressors' predictions, (B,) nats."""
+
+    masked: list[UnitLoss]
+    unmasked: list[UnitLoss]
+    predicted: list[Tensor]
+
+
+def read_backbone(path: str) -> checkpoint.Model:
+    """The model to put heads on; existing exit heads are dropped by the caller."""
+    if not path:
+        raise UsageError("daisy_hubert needs --hubert-path (model.hubert_path): the HuBERT to put heads on")
+    if path.endswith(".safetensors") or path in {file.stem for file in checkpoint.MODELS.glob("*.safetensors")}:
+        return checkpoint.load(path)
+    return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
+
+
+def num_units(parts: checkpoint.Model, task: Any) -> int:
+    """Width of the heads: the teacher's, else that of the task's dictionary.
+
+    Raises:
+        CheckpointError: where there is neither.
+    """
+    if parts.final_head is not None:
+        return parts.final_head.num_units
+    dictionaries = task.dictionaries
+    if not dictionaries:
+        raise CheckpointError("this HuBERT has no prediction head of its own, and the task brings no labels")
+    return len(dictionaries[0])
