@@ -23,6 +23,7 @@ class Recording:
     """A file to read, and the name by which its results are known."""
 
     path: Path
+    """Absolute."""
     name: str
     """Path relative to the folder or manifest root that it was found under."""
 
@@ -38,7 +39,7 @@ def find(inputs: Sequence[str]) -> list[Recording]:
     found: dict[Path, Recording] = {}
     for text in inputs:
         for recording in _expand(text):
-            found.setdefault(recording.path.absolute(), recording)
+            found.setdefault(recording.path, recording)
     if not found:
         raise UsageError(f"no recordings in {', '.join(inputs) or 'an empty list'}")
     return list(found.values())
@@ -55,7 +56,7 @@ def read_manifest(path: Path) -> list[Recording]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"{path}: not a fairseq manifest ({error})") from None
     names = [line.split("\t")[0] for line in lines if line.strip()]
-    return [Recording(path=Path(root) / name, name=name) for name in names]
+    return [Recording(path=(path.parent / root / name).absolute(), name=name) for name in names]
 
 
 def write_manifest(recordings: Sequence[Recording], root: Path) -> str:
@@ -66,7 +67,7 @@ def write_manifest(recordings: Sequence[Recording], root: Path) -> str:
     """
     lines = [str(root.absolute())]
     for recording in recordings:
-        lines.append(f"{recording.path.absolute().relative_to(root.absolute())}\t{_info(recording.path).frames}")
+        lines.append(f"{recording.path.relative_to(root.absolute())}\t{_info(recording.path).frames}")
     return "\n".join(lines) + "\n"
 
 
@@ -138,11 +139,11 @@ def _expand(text: str) -> list[Recording]:
     path = Path(text)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        return [Recording(path=file, name=str(file.relative_to(path))) for file in files]
+        return [Recording(path=file.absolute(), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
     if path.exists():
-        return [Recording(path=path, name=path.name)]
+        return [Recording(path=path.absolute(), name=path.name)]
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise UsageError(f"{text}: no such file, folder or manifest, and as a pattern it matches nothing")

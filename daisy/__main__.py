@@ -1,0 +1,5 @@
+"""``python -m daisy``: the command line."""
+
+from daisy.cli import main
+
+main()

@@ -1,0 +1,63 @@
+"""What commands share: consoles, the progress bar, options, KEY=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from daisy.errors import UsageError
+
+output = Console()
+errors = Console(stderr=True)
+
+Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+DEFAULT_CHECKPOINT = "daisy-mini"
+
+
+def progress_bar() -> Progress:
+    """On stderr; drawn only where that is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=errors, disable=not errors.is_terminal)
+
+
+def pairs(texts: Iterable[str]) -> dict[str, str]:
+    """``KEY=VALUE`` texts to a dictionary.
+
+    Raises:
+        UsageError: on a text without "=".
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set takes KEY=VALUE, found {text!r}")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def numbers(texts: Iterable[str]) -> dict[str, float | int]:
+    """``KEY=NUMBER`` texts to a dictionary; whole numbers stay whole.
+
+    Raises:
+        UsageError: on a value that is no number.
+    """
+    found: dict[str, float | int] = {}
+    for key, value in pairs(texts).items():
+        try:
+            found[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            raise UsageError(f"--set {key} takes a number, found {value!r}") from None
+    return found

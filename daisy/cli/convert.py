@@ -1,0 +1,37 @@
+"""daisy convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daisy.cli.console import output, pairs
+from daisy.errors import OutputError
+
+
+def command(
+    source: Annotated[Path, typer.Argument(help="fairseq, s3prl, torchaudio, Hugging Face, or published DAISY.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Unpickle: only for files you trust.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    set: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that a torchaudio state dict does not tell.")] = None,
+) -> None:
+    """Convert a HuBERT checkpoint to daisy's format."""
+    import torch
+
+    from daisy import checkpoint
+    from daisy.converters import convert
+
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists; add --overwrite to replace it")
+    model = convert(source, allow_pickle=allow_pickle, overrides=pairs(set or ()))
+    checkpoint.save(model, out, dtype=torch.float16 if half else torch.float32)
+    config = model.backbone.config
+    heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
+    output.print(
+        f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {out.stat().st_size / 1e6:.1f} MB",
+        soft_wrap=True,
+    )

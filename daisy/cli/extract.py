@@ -1,0 +1,99 @@
+"""daisy extract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from daisy.cli.console import DEFAULT_CHECKPOINT, Checkpoint, Device, Out, errors, numbers, output, progress_bar
+from daisy.extraction import Report
+
+MOST_ROWS = 40
+
+
+def command(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")],
+    out: Out,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    policy: Annotated[str, typer.Option("--policy", "-p", help="entropy, plateau, fixed or never.")] = "entropy",
+    set: Annotated[list[str] | None, typer.Option(help="A policy's setting, such as threshold=1.2.")] = None,
+    layers: Annotated[str, typer.Option(help="last: the exit layer's states; all: every executed layer's.")] = "last",
+    format: Annotated[str, typer.Option(help="safetensors or npy.")] = "safetensors",
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of the states on disk.")] = "float32",
+    scores: Annotated[str, typer.Option(help="Scores to record besides the policy's: entropy,regressed.")] = "",
+    batch_sec: Annotated[float, typer.Option(help="Seconds of audio in a batch.")] = 30.0,
+    max_sec: Annotated[float, typer.Option(help="Longest recording that is accepted.")] = 600.0,
+    device: Device = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")] = False,
+) -> None:
+    """Extract features, each recording at its own exit layer.
+
+    Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. Exit status 1: some
+    recordings could not be read; 2: nothing was done.
+    """
+    from daisy import audio, extraction
+    from daisy import checkpoint as checkpoints
+    from daisy.encoder import EarlyExitEncoder
+
+    recordings = audio.find(inputs)
+    model = checkpoints.load(checkpoint, device=device)
+    chosen = model.policy(policy, **numbers(set or ()))
+    settings = extraction.Settings(
+        checkpoint=checkpoints.digest(checkpoint), policy=chosen.to_config(), layers=layers, format=format, dtype=dtype
+    )
+    extra = [name for name in scores.split(",") if name]
+    encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra)
+    with progress_bar() as bar:
+        task = bar.add_task("extracting", total=len(recordings))
+        report = extraction.extract(
+            recordings,
+            encoder,
+            out,
+            settings,
+            batch_sec=batch_sec,
+            max_sec=max_sec,
+            overwrite=overwrite,
+            progress=lambda count: bar.advance(task, count),
+        )
+    _print(report)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def _print(report: Report) -> None:
+    if 0 < len(report.rows) <= MOST_ROWS:
+        output.print(_table(report))
+    totals = report.totals()
+    if report.rows:
+        num_layers = report.rows[0].num_layers
+        histogram = Counter(row.exit_layer for row in report.rows)
+        output.print("exits  " + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
+        output.print(
+            f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
+            f"{totals['mean_exit_layer']:.2f} of {num_layers} ({totals['depth']:.0%} of the layers), "
+            f"{totals['seconds']:.1f} s, real-time factor {totals['real_time_factor']:.4f}",
+            soft_wrap=True,
+        )
+    if report.num_resumed:
+        output.print(f"{report.num_resumed} of them were finished before")
+    for row in report.rows:
+        if row.silent:
+            errors.print(f"note: {row.path}: digital silence; its exit layer means nothing", markup=False, soft_wrap=True)
+    for path, reason in report.failed.items():
+        errors.print(f"failed: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if report.failed:
+        errors.print(f"{len(report.failed)} of {len(report.rows) + len(report.failed)} recordings failed")
+
+
+def _table(report: Report) -> Table:
+    table = Table("recording", "seconds", "exit layer", "predicted loss at exit (nats)", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in report.rows:
+        losses = row.scores.get("entropy", [])
+        exit_layer = f"{row.exit_layer} of {row.num_layers}"
+        table.add_row(row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, f"{losses[-1]:.3f}" if losses else "")
+    return table

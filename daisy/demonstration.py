@@ -1,0 +1,78 @@
+"""The bundled clips, clean and with the bundled noise: made, extracted, drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+
+from daisy import analysis, audio, checkpoint, extraction, files, mixing, report
+from daisy.encoder import EarlyExitEncoder
+
+FOLDER = Path(__file__).parent / "demo"
+SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
+RATE = 16000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """Exit layers of each clip in each condition of `SNRS_DB`, and where the files are."""
+
+    exit_layers: dict[str, list[int]]
+    num_layers: int
+    seconds: float
+    audio_sec: float
+    figure: Path
+
+
+def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] = lambda count: None) -> Demonstration:
+    """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR."""
+    clips = {path.stem: audio.read(path) for path in sorted(FOLDER.glob("*.flac")) if path.stem != "noise"}
+    noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac")])
+    recordings = []
+    for snr_db in SNRS_DB:
+        condition = report.snr_name(snr_db).replace(" ", "")
+        mixed = analysis.with_noise(list(clips.values()), noises, snr_db)
+        for name, waveform in zip(clips, mixed, strict=True):
+            path = out.absolute() / "audio" / condition / f"{name}.wav"
+            files.write(path, _wav(waveform))
+            recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
+    model = checkpoint.load(source)
+    policy = model.policy("entropy")
+    settings = extraction.Settings(checkpoint=checkpoint.digest(source), policy=policy.to_config())
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
+    result = extraction.extract(
+        recordings, encoder, out / "features", settings, overwrite=True, progress=progress
+    )
+    by_path = {row.path: row.exit_layer for row in result.rows}
+    exits = [by_path[str(recording.path)] for recording in recordings]  # condition after condition
+    columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]
+    num_layers = model.backbone.config.num_layers
+    figure = out / "exit_layers.png"
+    report.exit_layers_by_snr(
+        figure,
+        SNRS_DB,
+        {"entropy": [analysis.bootstrap(column, list(clips)) for column in columns]},
+        num_layers=num_layers,
+        title=f"{source}: {len(clips)} clips, recorded wind noise",
+        points={"entropy": columns},
+    )
+    totals = result.totals()
+    return Demonstration(
+        exit_layers={name: [column[i] for column in columns] for i, name in enumerate(clips)},
+        num_layers=num_layers,
+        seconds=totals["seconds"],
+        audio_sec=totals["audio_sec"],
+        figure=figure,
+    )
+
+
+def _wav(waveform: torch.Tensor) -> bytes:
+    """A float WAV: noise may pass full scale, and clipping it would be another kind of noise."""
+    content = io.BytesIO()
+    soundfile.write(content, waveform.numpy(), RATE, format="WAV", subtype="FLOAT")
+    return content.getvalue()

@@ -1,0 +1,331 @@
+"""Many recordings to features on disk: batched by length, atomic, going on where a stopped run ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from daisy import audio, files
+from daisy.audio import Recording
+from daisy.encoder import EarlyExitEncoder, ExitOutput
+from daisy.errors import AudioError, OutputError, UsageError
+
+FORMATS = ("safetensors", "npy")
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+FORMAT_VERSION = 1
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the content of the files: a run may only go on in a folder that was begun with the same."""
+
+    checkpoint: str
+    """SHA-256 of the checkpoint's file."""
+    policy: dict
+    """`Policy.to_config`."""
+    layers: str = "last"
+    """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
+    format: str = "safetensors"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("layers", ("last", "all")), ("format", FORMATS), ("dtype", tuple(DTYPES))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One recording's result."""
+
+    path: str
+    output: str
+    """Relative to the run's folder."""
+    duration_sec: float
+    exit_layer: int
+    num_layers: int
+    seconds: float
+    """Its share of its batch's time, by length."""
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """Score to its values at layers 1 to the exit layer."""
+    silent: bool = False
+    """All samples were zero: the exit layer means nothing."""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run has produced, earlier sittings included."""
+
+    settings: Settings
+    rows: list[Row]
+    failed: dict[str, str]
+    """Path to the reason."""
+    num_resumed: int = 0
+    """Rows that an earlier sitting had finished."""
+
+    def totals(self) -> dict[str, float | int]:
+        """Mean exit layer, executed share of layers (over utterances), real-time factor; NaN where nothing ran."""
+        audio_sec = sum(row.duration_sec for row in self.rows)
+        seconds = sum(row.seconds for row in self.rows)
+        count = len(self.rows)
+        return {
+            "num_recordings": count,
+            "num_failed": len(self.failed),
+            "audio_sec": round(audio_sec, 3),
+            "mean_exit_layer": sum(row.exit_layer for row in self.rows) / count if count else float("nan"),
+            "depth": sum(row.exit_layer / row.num_layers for row in self.rows) / count if count else float("nan"),
+            "seconds": round(seconds, 3),
+            "real_time_factor": seconds / audio_sec if audio_sec else float("nan"),
+        }
+
+
+def extract(
+    recordings: Sequence[Recording],
+    encoder: EarlyExitEncoder,
+    out: Path,
+    settings: Settings,
+    *,
+    batch_sec: float = 30.0,
+    max_sec: float = 600.0,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Report:
+    """Write one feature file per recording, then ``index.json`` and ``index.csv``.
+
+    Unreadable recordings do not stop the run; they are in the report, and tried again by the next sitting.
+
+    Args:
+        recordings: what to encode.
+        encoder: with ``keep`` as ``settings.layers`` says.
+        out: the folder; each file lies at the recording's name, with the format's ending.
+        settings: recorded, and compared when a run goes on.
+        batch_sec: seconds of audio in a batch, padding included. On CPUs small batches are the fastest.
+        max_sec: recordings longer than this are refused: attention's cost grows with the square of the length.
+        overwrite: begin again where the folder holds another run.
+        progress: called with the number of recordings just dealt with.
+
+    Raises:
+        OutputError: where the folder cannot be written or holds a run with other settings.
+        UsageError: where two recordings would have the same output file.
+    """
+    outputs = _outputs(recordings, settings.format)
+    journal = _Journal(out, settings, overwrite)
+    journal.check_outputs(outputs)
+    rate = encoder.backbone.config.sample_rate
+    failed: dict[str, str] = {}
+    pending: list[Recording] = []
+    lengths: list[int] = []
+    for recording in recordings:
+        if journal.has(recording, out):
+            continue
+        try:
+            lengths.append(_checked_length(recording, rate, max_sec))
+            pending.append(recording)
+        except AudioError as error:
+            failed[str(recording.path)] = _without_path(error, recording)
+    num_resumed = len(recordings) - len(pending) - len(failed)
+    progress(num_resumed + len(failed))
+    for indices in audio.batches(lengths, int(batch_sec * rate)):
+        batch = [pending[i] for i in indices]
+        for row in _run_batch(batch, encoder, out, outputs, settings, failed):
+            journal.add(row)
+        progress(len(batch))
+    report = Report(
+        settings=settings,
+        rows=sorted(journal.rows.values(), key=lambda row: row.path),
+        failed=failed,
+        num_resumed=num_resumed,
+    )
+    write_index(report, out)
+    return report
+
+
+def write_index(report: Report, out: Path) -> None:
+    """``index.json`` (settings, totals, one object per recording, failures) and ``index.csv`` (one line each)."""
+    files.write_json(
+        out / "index.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "settings": asdict(report.settings),
+            "totals": report.totals(),
+            "recordings": [asdict(row) for row in report.rows],
+            "failed": [{"path": path, "reason": reason} for path, reason in report.failed.items()],
+        },
+    )
+    num_layers = max((row.num_layers for row in report.rows), default=0)
+    losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", *losses])
+    for row in report.rows:
+        entropy = row.scores.get("entropy", [])
+        cells = [f"{value:.4f}" for value in entropy] + [""] * (num_layers - len(entropy))
+        writer.writerow(
+            [row.path, row.output, f"{row.duration_sec:.4f}", row.exit_layer, row.num_layers, f"{row.seconds:.4f}", *cells]
+        )
+    files.write(out / "index.csv", text.getvalue().encode())
+
+
+def _run_batch(
+    batch: list[Recording],
+    encoder: EarlyExitEncoder,
+    out: Path,
+    outputs: dict[Path, str],
+    settings: Settings,
+    failed: dict[str, str],
+) -> Iterator[Row]:
+    rate, num_layers = encoder.backbone.config.sample_rate, encoder.backbone.config.num_layers
+    start = time.perf_counter()
+    readable: list[tuple[Recording, Tensor]] = []
+    for recording in batch:
+        try:
+            waveform = audio.read(recording.path, rate)
+            _check_span(len(waveform), encoder)
+            readable.append((recording, waveform))
+        except AudioError as error:
+            failed[str(recording.path)] = _without_path(error, recording)
+    if not readable:
+        return
+    result = encoder([waveform for _, waveform in readable])
+    seconds = time.perf_counter() - start
+    total = sum(len(waveform) for _, waveform in readable)
+    for index, (recording, waveform) in enumerate(readable):
+        row = Row(
+            path=str(recording.path),
+            output=outputs[recording.path],
+            duration_sec=len(waveform) / rate,
+            exit_layer=int(result.exit_layer[index]),
+            num_layers=num_layers,
+            seconds=seconds * len(waveform) / total,
+            scores=_executed_scores(result, index),
+            silent=not bool(waveform.any()),
+        )
+        _write_states(result.states[index], out / row.output, settings, row)
+        yield row
+
+
+def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float]]:
+    last = int(result.exit_layer[index])
+    return {name: [round(v, 6) for v in values[index, :last].tolist()] for name, values in result.scores.items()}
+
+
+def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> None:
+    states = (states[0] if settings.layers == "last" else states).to("cpu", DTYPES[settings.dtype]).contiguous()
+    if settings.format == "npy":
+        files.write(path, lambda stream: numpy.save(stream, states.numpy()))
+        return
+    metadata = {key: json.dumps(value) for key, value in asdict(row).items()} | {"policy": json.dumps(settings.policy)}
+    files.save_tensors({"states": states}, path, metadata)
+
+
+def _outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
+    """Path to output name.
+
+    Raises:
+        UsageError: where two recordings share one.
+    """
+    taken: dict[str, Path] = {}
+    for recording in recordings:
+        name = Path(recording.name)
+        relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
+        output = str(relative.with_suffix(f".{format}"))
+        if output in taken:
+            raise UsageError(
+                f"{taken[output]} and {recording.path} would both be written to {output}: give them separate --out"
+            )
+        taken[output] = recording.path
+    return {path: output for output, path in taken.items()}
+
+
+def _checked_length(recording: Recording, rate: int, max_sec: float) -> int:
+    """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
+    try:
+        length = audio.num_samples(recording.path, rate)
+    except AudioError:
+        audio.read(recording.path, rate)
+        raise
+    if length > max_sec * rate:
+        raise AudioError(f"lasts {length / rate:.0f} s, more than {max_sec:.0f} s: split it, or raise --max-sec")
+    return length
+
+
+def _check_span(num_samples: int, encoder: EarlyExitEncoder) -> None:
+    config = encoder.backbone.config
+    if num_samples < config.frame_span:
+        milliseconds = 1000 / config.sample_rate
+        raise AudioError(
+            f"lasts {num_samples * milliseconds:.0f} ms; one frame needs {config.frame_span * milliseconds:.0f} ms"
+        )
+
+
+def _without_path(error: AudioError, recording: Recording) -> str:
+    return str(error).removeprefix(f"{recording.path}: ")
+
+
+class _Journal:
+    """The rows finished so far, one JSON line each behind a line of settings; flushed to the disk row by row."""
+
+    def __init__(self, out: Path, settings: Settings, overwrite: bool):
+        self.path = out / JOURNAL
+        self.rows: dict[str, Row] = {}
+        header = {"format_version": FORMAT_VERSION, **asdict(settings)}
+        lines = self._lines()
+        if not overwrite and lines and lines[0] != header:
+            different = sorted(key for key in header if lines[0].get(key) != header[key])
+            raise OutputError(
+                f"{out}: holds a run with another {', '.join(different)}; use another --out, or --overwrite"
+            )
+        if overwrite or not lines:
+            files.write(self.path, (json.dumps(header) + "\n").encode())
+            lines = []
+        for line in lines[1:]:
+            self.rows[line["path"]] = Row(**line)
+
+    def has(self, recording: Recording, out: Path) -> bool:
+        """Whether a recording is finished, and its file still there."""
+        row = self.rows.get(str(recording.path))
+        return row is not None and (out / row.output).is_file()
+
+    def check_outputs(self, outputs: dict[Path, str]) -> None:
+        """Raises:
+        UsageError: where a file of an earlier sitting would be overwritten by another recording's.
+        """
+        taken = {row.output: row.path for row in self.rows.values()}
+        for path, output in outputs.items():
+            if taken.get(output, str(path)) != str(path):
+                raise UsageError(f"{self.path.parent / output} holds {taken[output]}, not {path}: use another --out")
+
+    def add(self, row: Row) -> None:
+        """Note a finished row."""
+        try:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(row)) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.rows[row.path] = row
+
+    def _lines(self) -> list[dict]:
+        """Whole lines; one cut off by a crash is dropped, here and in the file."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise OutputError(f"{self.path}: cannot be read ({error})") from None
+        whole, _, rest = text.rpartition("\n")
+        if rest:
+            files.write(self.path, (whole + "\n").encode() if whole else b"")
+        return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,163 @@
+"""k-means units for fairseq's ``hubert_pretraining``: ``SPLIT.km`` for each manifest, and ``dict.km.txt``.
+
+MFCC units are those of HuBERT's first iteration (arXiv:2106.07447, section IV-B; settings as in fairseq 0.12.2,
+examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 a second).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy
+import torch
+import torchaudio
+from torch import Tensor
+
+from daisy import audio, files
+from daisy.audio import Recording
+from daisy.backbone import Backbone
+from daisy.encoder import EarlyExitEncoder
+from daisy.errors import OutputError, UsageError
+from daisy.policies import Fixed
+
+Features = Callable[[Tensor], Tensor]
+"""(N,) waveform at 16 kHz to (T, F) features."""
+
+
+def mfcc(label_rate: int = 100) -> Features:
+    """MFCC features, (T, 39), at 100 a second, or every second of them at 50.
+
+    Raises:
+        UsageError: on another rate.
+    """
+    if label_rate not in (50, 100):
+        raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate}")
+
+    def features(waveform: Tensor) -> Tensor:
+        coefficients = torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=16000, use_energy=False).T
+        deltas = torchaudio.functional.compute_deltas(coefficients)
+        both = torch.cat([coefficients, deltas, torchaudio.functional.compute_deltas(deltas)]).T
+        return both[:: 100 // label_rate]
+
+    return features
+
+
+def states(backbone: Backbone, layer: int) -> Features:
+    """Hidden states of one layer, (T, D), at 50 a second.
+
+    Raises:
+        UsageError: on a layer that the backbone does not have.
+    """
+    if not 1 <= layer <= backbone.config.num_layers:
+        raise UsageError(f"layer must be 1 to {backbone.config.num_layers}, found {layer}")
+    encoder = EarlyExitEncoder(backbone, None, Fixed(layer=layer), keep="last")
+    return lambda waveform: encoder([waveform]).states[0][0]
+
+
+def sample(
+    recordings: Sequence[Recording], features: Features, max_frames: int, seed: int, progress: Callable[[int], None]
+) -> numpy.ndarray:
+    """(S, F) float32: frames of randomly drawn recordings, whole, until there are ``max_frames``."""
+    order = numpy.random.default_rng(seed).permutation(len(recordings))
+    parts: list[numpy.ndarray] = []
+    count = 0
+    for index in order:
+        parts.append(features(audio.read(recordings[index].path)).numpy().astype(numpy.float32))
+        count += len(parts[-1])
+        progress(1)
+        if count >= max_frames:
+            break
+    return numpy.concatenate(parts)
+
+
+def fit(features: numpy.ndarray, num_clusters: int, seed: int) -> numpy.ndarray:
+    """Centres (K, F) of k-means on (S, F) features, with fairseq's settings.
+
+    Raises:
+        UsageError: where there are fewer frames than clusters, or scikit-learn is missing.
+    """
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+    except ModuleNotFoundError:
+        raise UsageError("k-means needs scikit-learn: pip install 'daisy-speech[analysis]'") from None
+    if len(features) < num_clusters:
+        raise UsageError(f"{num_clusters} clusters need as many frames, found {len(features)}")
+    model = MiniBatchKMeans(
+        n_clusters=num_clusters,
+        batch_size=10000,
+        max_iter=100,
+        max_no_improvement=100,
+        n_init=20,
+        tol=0.0,
+        reassignment_ratio=0.0,
+        random_state=seed,
+    )
+    return model.fit(features).cluster_centers_
+
+
+def write_units(
+    recordings: Sequence[Recording], features: Features, centres: numpy.ndarray, path: Path
+) -> Iterator[int]:
+    """Write a .km file: a line of nearest centres for each recording. Goes on where a stopped call ended.
+
+    Yields:
+        The number of lines just written or found.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    if path.is_file():
+        yield len(recordings)
+        return
+    part = path.with_name(path.name + ".part")
+    try:
+        done = _whole_lines(part)
+        yield done
+        nearest = torch.from_numpy(centres).float()
+        with open(part, "a", encoding="ascii") as stream:
+            for recording in recordings[done:]:
+                units = torch.cdist(features(audio.read(recording.path)), nearest).argmin(1)
+                stream.write(" ".join(map(str, units.tolist())) + "\n")
+                stream.flush()
+                yield 1
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_dictionary(num_clusters: int, folder: Path) -> None:
+    """``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
+    files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
+
+
+def save_centres(centres: numpy.ndarray, path: Path, settings: dict) -> None:
+    """Centres (K, F) and what they were fitted with, as .npz."""
+    files.write(path, lambda stream: numpy.savez(stream, centres=centres, **settings))
+
+
+def load_centres(path: Path, settings: dict) -> numpy.ndarray | None:
+    """Centres of an earlier call with the same settings; None where there are none.
+
+    Raises:
+        OutputError: where they were fitted with other settings.
+    """
+    if not path.is_file():
+        return None
+    with numpy.load(path) as saved:
+        different = [key for key, value in settings.items() if key not in saved or saved[key].item() != value]
+        if different:
+            raise OutputError(f"{path}: fitted with another {', '.join(different)}; use another --out")
+        return saved["centres"]
+
+
+def _whole_lines(path: Path) -> int:
+    """Lines in a file that a stopped call left, after cutting off an unfinished last one."""
+    if not path.is_file():
+        return 0
+    whole = path.read_bytes().rpartition(b"\n")
+    with open(path, "r+b") as stream:
+        stream.truncate(len(whole[0]) + len(whole[1]))
+    return whole[0].count(b"\n") + 1 if whole[1] else 0
