@@ -1,10 +1,10 @@
 """daisy: early exit from speech representation models.
 
-    import daisy
-    model = daisy.load("daisy-mini")
-    encoder = daisy.EarlyExitEncoder(model.backbone, model.heads, model.policy("entropy"))
-    out = encoder([waveform])                  # 1-D float32 at 16 kHz
-    out.exit_layer, out.states[0][-1]          # where it stopped, and the representation there
+import daisy
+model = daisy.load("daisy-mini")
+encoder = daisy.EarlyExitEncoder(model.backbone, model.heads, model.policy("entropy"))
+out = encoder([waveform])                  # 1-D float32 at 16 kHz
+out.exit_layer, out.states[0][-1]          # where it stopped, and the representation there
 """
 
 from daisy.backbone import Backbone, BackboneConfig

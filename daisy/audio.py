@@ -150,7 +150,7 @@ def _expand(text: str) -> list[Recording]:
     return [recording for match in matches for recording in _expand(match)]
 
 
-def _info(path: Path):
+def _info(path: Path) -> soundfile._SoundFileInfo:
     try:
         return soundfile.info(str(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:

@@ -92,8 +92,10 @@ class BackboneConfig:
         return config
 
     def validate(self) -> None:
-        """Raises:
-        CheckpointError: naming every field that is wrong.
+        """Refuse a shape that no HuBERT can have.
+
+        Raises:
+            CheckpointError: naming every field that is wrong.
         """
         wrong = [
             f"{name} must be at least 1, found {getattr(self, name)}"

@@ -1,7 +1,7 @@
 """The one checkpoint format: a .safetensors file whose metadata holds the configuration as JSON.
 
-Metadata: ``format`` = "daisy", ``format_version`` = "1", ``config`` = JSON with ``backbone`` (`BackboneConfig`),
-``final_head`` and ``heads`` (or null), ``policies`` (default settings by policy name) and ``provenance`` (free).
+Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`BackboneConfig`), ``final_head`` and
+``heads`` (or null), ``policies`` (default settings by policy name) and ``provenance`` (free).
 Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*`` and ``heads.*``; any float type, read as float32.
 """
 
@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from daisy import files, policies
+from daisy import files
+from daisy import policies as exit_policies
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import CheckpointError
 from daisy.heads import ExitHeads, FinalHead, HeadsConfig
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = 1
 MODELS = Path(__file__).parent / "models"
 
 
@@ -39,13 +40,13 @@ class Model:
     provenance: dict = field(default_factory=dict)
     """Where it comes from: source, training data, calibration."""
 
-    def policy(self, name: str, **settings: float | int) -> policies.Policy:
+    def policy(self, name: str, **settings: float | int) -> exit_policies.Policy:
         """A policy with this model's default settings, overridden by ``settings``.
 
         Raises:
             PolicyError: where a setting is unknown, impossible, or neither given nor stored.
         """
-        return policies.make(name, {**self.policies.get(name, {}), **settings})
+        return exit_policies.make(name, {**self.policies.get(name, {}), **settings})
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that exist, by their prefix in the file."""
@@ -132,8 +133,7 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
     """
     state = nn.ModuleDict(model.modules()).state_dict()
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-    metadata = {"format": "daisy", "format_version": FORMAT_VERSION, "config": json.dumps(model.config())}
-    files.save_tensors(tensors, Path(path), metadata)
+    files.save_tensors(tensors, Path(path), {"format_version": FORMAT_VERSION, **model.config()})
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -148,14 +148,15 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """
     path = find(source)
     metadata, tensors = _read(path)
-    if metadata.get("format") != "daisy":
-        raise CheckpointError(f"{path}: a .safetensors file, but not a daisy checkpoint; convert it: daisy convert {path} OUT")
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if "daisy" not in metadata:
         raise CheckpointError(
-            f"{path}: format version {metadata.get('format_version')}, this daisy reads {FORMAT_VERSION}; update daisy"
+            f"{path}: a .safetensors file, but not a daisy checkpoint; convert it: daisy convert {path} OUT"
         )
     try:
-        model = build(json.loads(metadata["config"]))
+        config = json.loads(metadata["daisy"])
+        if (version := config.get("format_version")) != FORMAT_VERSION:
+            raise CheckpointError(f"format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
+        model = build(config)
         load_weights(model, tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
@@ -184,21 +185,17 @@ def find(source: str | Path) -> Path:
 
 def digest(source: str | Path) -> str:
     """SHA-256 of a checkpoint's file, 64 hexadecimal digits."""
-    with open(find(source), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(stream)
-
-
-def _sha256(stream) -> str:
     state = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        state.update(block)
+    with open(find(source), "rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
     return state.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}
+            return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  safe_open is no dict
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: not a whole .safetensors file ({error}); a .pt or .pth is read by: daisy convert {path} OUT"

@@ -45,9 +45,7 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     policy = model.policy("entropy")
     settings = extraction.Settings(checkpoint=checkpoint.digest(source), policy=policy.to_config())
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
-    result = extraction.extract(
-        recordings, encoder, out / "features", settings, overwrite=True, progress=progress
-    )
+    result = extraction.extract(recordings, encoder, out / "features", settings, overwrite=True, progress=progress)
     by_path = {row.path: row.exit_layer for row in result.rows}
     exits = [by_path[str(recording.path)] for recording in recordings]  # condition after condition
     columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]

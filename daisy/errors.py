@@ -1,11 +1,11 @@
 """Everything that daisy refuses. One line each: what, where, what to do.
 
-    DaisyError
-      AudioError         a recording that cannot be read or used
-      CheckpointError    a model file that cannot be read, written or converted
-      PolicyError        an exit policy with wrong or missing settings
-      OutputError        a place that cannot be written, or that holds another run's results
-      UsageError         a request that makes no sense as a whole
+DaisyError
+  AudioError         a recording that cannot be read or used
+  CheckpointError    a model file that cannot be read, written or converted
+  PolicyError        an exit policy with wrong or missing settings
+  OutputError        a place that cannot be written, or that holds another run's results
+  UsageError         a request that makes no sense as a whole
 """
 
 import difflib

@@ -172,7 +172,15 @@ def write_index(report: Report, out: Path) -> None:
         entropy = row.scores.get("entropy", [])
         cells = [f"{value:.4f}" for value in entropy] + [""] * (num_layers - len(entropy))
         writer.writerow(
-            [row.path, row.output, f"{row.duration_sec:.4f}", row.exit_layer, row.num_layers, f"{row.seconds:.4f}", *cells]
+            [
+                row.path,
+                row.output,
+                f"{row.duration_sec:.4f}",
+                row.exit_layer,
+                row.num_layers,
+                f"{row.seconds:.4f}",
+                *cells,
+            ]
         )
     files.write(out / "index.csv", text.getvalue().encode())
 
@@ -225,8 +233,7 @@ def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> N
     if settings.format == "npy":
         files.write(path, lambda stream: numpy.save(stream, states.numpy()))
         return
-    metadata = {key: json.dumps(value) for key, value in asdict(row).items()} | {"policy": json.dumps(settings.policy)}
-    files.save_tensors({"states": states}, path, metadata)
+    files.save_tensors({"states": states}, path, {"format_version": FORMAT_VERSION, **asdict(settings), **asdict(row)})
 
 
 def _outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
@@ -298,8 +305,10 @@ class _Journal:
         return row is not None and (out / row.output).is_file()
 
     def check_outputs(self, outputs: dict[Path, str]) -> None:
-        """Raises:
-        UsageError: where a file of an earlier sitting would be overwritten by another recording's.
+        """Refuse to write over another recording's file of an earlier sitting.
+
+        Raises:
+            UsageError: where a file of an earlier sitting would be overwritten by another recording's.
         """
         taken = {row.output: row.path for row in self.rows.values()}
         for path, output in outputs.items():

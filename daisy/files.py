@@ -41,6 +41,9 @@ def write_json(path: Path, value: object) -> None:
     write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a .safetensors file atomically."""
-    write(path, safetensors_bytes(tensors, metadata))
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict) -> None:
+    """Write a .safetensors file atomically, with JSON ``metadata`` under the one key ``daisy``.
+
+    Several keys would come out in another order each time; so the same content is the same bytes.
+    """
+    write(path, safetensors_bytes(tensors, {"daisy": json.dumps(metadata)}))

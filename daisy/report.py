@@ -12,7 +12,7 @@ from daisy.errors import UsageError
 
 
 def snr_name(snr_db: float | None) -> str:
-    """"clean", "20 dB" … as tables and figures say it."""
+    """A condition as tables and figures say it: "clean", "20 dB" and so on."""
     return "clean" if snr_db is None else f"{snr_db:g} dB"
 
 

@@ -24,8 +24,10 @@ SCORES: dict[str, Callable[[ExitHeads, int, Tensor, Tensor], Tensor]] = {"entrop
 
 
 def check(names: Iterable[str]) -> None:
-    """Raises:
-    PolicyError: on a name that is no score.
+    """Refuse what is no score.
+
+    Raises:
+        PolicyError: on a name that is no score.
     """
     for name in names:
         if name not in SCORES:

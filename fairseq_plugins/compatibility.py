@@ -23,7 +23,7 @@ def allow_gather_without_gpu() -> None:
 
 
 def restore_numpy_int() -> None:
-    """``fairseq.data.data_utils.compute_mask_indices`` names ``np.int`` under ``no_mask_overlap``; numpy 1.24 took it."""
+    """Bring back ``np.int``, gone from numpy 1.24, for fairseq's ``compute_mask_indices`` under ``no_mask_overlap``."""
     if "int" not in vars(numpy):
         numpy.int = int  # type: ignore[attr-defined]
 

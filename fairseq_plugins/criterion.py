@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
 import torch
-from daisy import frames
-from daisy.errors import CheckpointError, UsageError
-from daisy.mixing import NoiseBank, mix
 from fairseq import metrics
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
 from torch.nn import functional as F
+
+from daisy import frames
+from daisy.errors import CheckpointError, UsageError
+from daisy.mixing import NoiseBank, mix
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
 
@@ -41,9 +42,7 @@ class DaisyExitHeads(FairseqCriterion):
     masked (`mask_prob` above 0), else on all. It reads the utterance unmasked, as it will at inference.
     """
 
-    def __init__(
-        self, task, target, pred_masked_weight, pred_nomask_weight, noise_manifest, noise_prob, noise_snr_db
-    ):
+    def __init__(self, task, target, pred_masked_weight, pred_nomask_weight, noise_manifest, noise_prob, noise_snr_db):
         super().__init__(task)
         self.from_teacher = str(target) == "teacher"
         self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight

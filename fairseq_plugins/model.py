@@ -4,16 +4,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fairseq.data.data_utils import compute_mask_indices
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from torch import Tensor
+
 from daisy import checkpoint, frames
 from daisy.converters import convert
 from daisy.converters.plugin import STATE_KEY
 from daisy.errors import CheckpointError, UsageError
 from daisy.heads import ExitHeads, HeadsConfig
 from daisy.losses import UnitLoss, unit_loss
-from fairseq.data.data_utils import compute_mask_indices
-from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model
-from torch import Tensor
 
 
 @dataclass
@@ -101,7 +102,7 @@ class DaisyHubert(BaseFairseqModel):
         return DaisyOutput(
             masked=[loss for loss, _ in losses],
             unmasked=[loss for _, loss in losses],
-            predicted=[self.heads.predicted_loss(l, states, num_frames) for l, states in enumerate(layers, 1)]
+            predicted=[self.heads.predicted_loss(layer, states, num_frames) for layer, states in enumerate(layers, 1)]
             if self.heads.regressors is not None
             else [],
         )
@@ -120,9 +121,7 @@ class DaisyHubert(BaseFairseqModel):
         if not self.cfg.mask_prob:
             return None
         padding = None if valid.all() else ~valid.cpu()
-        drawn = compute_mask_indices(
-            tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2
-        )
+        drawn = compute_mask_indices(tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2)
         return torch.from_numpy(drawn).to(valid.device) & valid
 
     def _unit_losses(

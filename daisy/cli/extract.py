@@ -81,7 +81,9 @@ def _print(report: Report) -> None:
         output.print(f"{report.num_resumed} of them were finished before")
     for row in report.rows:
         if row.silent:
-            errors.print(f"note: {row.path}: digital silence; its exit layer means nothing", markup=False, soft_wrap=True)
+            errors.print(
+                f"note: {row.path}: digital silence; its exit layer means nothing", markup=False, soft_wrap=True
+            )
     for path, reason in report.failed.items():
         errors.print(f"failed: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if report.failed:
@@ -95,5 +97,7 @@ def _table(report: Report) -> Table:
     for row in report.rows:
         losses = row.scores.get("entropy", [])
         exit_layer = f"{row.exit_layer} of {row.num_layers}"
-        table.add_row(row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, f"{losses[-1]:.3f}" if losses else "")
+        table.add_row(
+            row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, f"{losses[-1]:.3f}" if losses else ""
+        )
     return table

@@ -11,7 +11,9 @@ from daisy.cli.console import DEFAULT_CHECKPOINT, output
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="A daisy checkpoint, or a bundled model's name.")] = DEFAULT_CHECKPOINT,
+    checkpoint: Annotated[
+        str, typer.Argument(help="A daisy checkpoint, or a bundled model's name.")
+    ] = DEFAULT_CHECKPOINT,
 ) -> None:
     """Describe a checkpoint: shape, size, heads, default policies, where it comes from."""
     from daisy import checkpoint as checkpoints
@@ -23,10 +25,16 @@ def command(
     rows: list[tuple[str, object]] = [
         ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
         ("sha256", checkpoints.digest(path)),
-        ("layers", f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"),
+        (
+            "layers",
+            f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}",
+        ),
         ("norms", f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"),
-        ("input", f"{config.sample_rate} Hz{', normalised' if config.normalize else ''}; a frame of "
-                  f"{config.frame_span} samples every {config.frame_hop}"),
+        (
+            "input",
+            f"{config.sample_rate} Hz{', normalised' if config.normalize else ''}; a frame of "
+            f"{config.frame_span} samples every {config.frame_hop}",
+        ),
     ]
     for name, part in model.modules().items():
         rows.append((f"{name} parameters", f"{sum(p.numel() for p in part.parameters()):,}"))
@@ -36,7 +44,10 @@ def command(
         rows.append(("exit heads", f"{kinds} for {heads.num_units} units, reading the {heads.reads.replace('_', '-')}"))
     else:
         rows.append(("exit heads", "none: policies fixed and never only"))
-    rows += [(f"policy {name}", ", ".join(f"{k}={v:g}" for k, v in settings.items())) for name, settings in model.policies.items()]
+    rows += [
+        (f"policy {name}", ", ".join(f"{k}={v:g}" for k, v in settings.items()))
+        for name, settings in model.policies.items()
+    ]
     rows += [(key, value) for key, value in model.provenance.items()]
     for key, value in rows:
         table.add_row(key, str(value))

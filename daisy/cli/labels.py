@@ -15,7 +15,9 @@ def command(
     manifests: Annotated[list[Path], typer.Argument(help="fairseq manifests; k-means is fitted on the first.")],
     out: Out,
     clusters: Annotated[int, typer.Option(help="Number of units.")] = 100,
-    checkpoint: Annotated[str | None, typer.Option("--checkpoint", "-c", help="Cluster a layer of this; else MFCC.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", "-c", help="Cluster a layer of this; else MFCC.")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Which layer of the checkpoint.")] = None,
     label_rate: Annotated[int, typer.Option(help="Units a second: 50 or 100 for MFCC, 50 for a checkpoint.")] = 50,
     fit_frames: Annotated[int, typer.Option(help="Frames that k-means is fitted on, at most.")] = 500_000,
@@ -34,7 +36,13 @@ def command(
         source = f"{checkpoints.digest(checkpoint)}:{layer}"
     else:
         features, source = labels.mfcc(label_rate), "mfcc"
-    settings = {"source": source, "clusters": clusters, "label_rate": label_rate, "fit_frames": fit_frames, "seed": seed}
+    settings = {
+        "source": source,
+        "clusters": clusters,
+        "label_rate": label_rate,
+        "fit_frames": fit_frames,
+        "seed": seed,
+    }
     splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
     if len(splits) < len(manifests):
         raise UsageError("two manifests have the same name: their units would share a file")
@@ -55,6 +63,8 @@ def command(
             for count in labels.write_units(recordings, features, centres, out / f"{split}.km"):
                 bar.advance(task, count)
     for split, recordings in splits.items():
-        output.print(f"{out / split}.km: units of {len(recordings)} recordings at {label_rate} a second", soft_wrap=True)
+        output.print(
+            f"{out / split}.km: units of {len(recordings)} recordings at {label_rate} a second", soft_wrap=True
+        )
     if label_rate != 50:
         errors.print(f"note: tell fairseq task.label_rate={label_rate}")

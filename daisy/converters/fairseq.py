@@ -131,7 +131,7 @@ def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
 
 
 def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """fairseq's Python expression, such as "[(512,10,5)] + [(512,3,2)] * 4", without evaluating it as Python."""
+    """Convolutions from fairseq's Python expression, such as "[(512,10,5)] + [(512,3,2)] * 4", not evaluated as Python."""
     if text is None:
         return HUBERT_CONV
 
@@ -150,16 +150,16 @@ def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
 
 
 def _final_head(model_cfg: dict, tensors: dict[str, Tensor]) -> dict | None:
-    """Configuration of HuBERT's own head, its tensors brought into our form; None, without tensors, where it has none."""
+    """Configuration of HuBERT's own head, its tensors brought into our form; None where it has none."""
     embeddings = tensors.get("final_head.embeddings")
     projection = tensors.get("final_head.projection.weight")
     if embeddings is None or projection is None:
         for key in [key for key in tensors if key.startswith(("final_head.", "target_glu."))]:
             del tensors[key]
         return None
-    glu = tensors.pop("target_glu.weight", None), tensors.pop("target_glu.bias", None)
-    if glu[0] is not None:
-        embeddings = tensors["final_head.embeddings"] = F.glu(F.linear(embeddings, *glu))
+    if "target_glu.weight" in tensors:
+        gated = F.linear(embeddings, tensors.pop("target_glu.weight"), tensors.pop("target_glu.bias"))
+        embeddings = tensors["final_head.embeddings"] = F.glu(gated)
     final_dim = embeddings.shape[1]
     if projection.shape[0] != final_dim:
         raise CheckpointError(

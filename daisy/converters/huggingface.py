@@ -48,7 +48,11 @@ def read(folder: Path, allow_pickle: bool) -> Model:
 
 
 def _backbone(config: dict, folder: Path) -> dict:
-    for option, supported in (("hidden_act", "gelu"), ("feat_extract_activation", "gelu"), ("feat_proj_layer_norm", True)):
+    for option, supported in (
+        ("hidden_act", "gelu"),
+        ("feat_extract_activation", "gelu"),
+        ("feat_proj_layer_norm", True),
+    ):
         found = config.get(option, supported)
         if found != supported:
             raise CheckpointError(f"HuBERT with {option}={found} is not supported, only {supported}")

@@ -1,4 +1,4 @@
-"""Checkpoints that fairseq writes with daisy's plugin: our configuration in the task's state, our names in the model."""
+"""Checkpoints that fairseq writes with daisy's plugin: our configuration in the task's state, our names for weights."""
 
 from __future__ import annotations
 
@@ -19,4 +19,6 @@ def recognises(state: dict[str, Any]) -> bool:
 
 def read(state: dict[str, Any]) -> Model:
     """A model from a loaded file."""
-    return assemble(plain(state["task_state"][STATE_KEY]), {key: tensor.float() for key, tensor in state["model"].items()})
+    return assemble(
+        plain(state["task_state"][STATE_KEY]), {key: tensor.float() for key, tensor in state["model"].items()}
+    )

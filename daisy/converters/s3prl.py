@@ -25,7 +25,7 @@ READS = {"before-norm": "feed_forward", "after-norm": "states"}
 
 def recognises(state: dict[str, Any]) -> bool:
     """Whether a loaded file is in s3prl's converted form."""
-    return KEYS <= set(state)
+    return set(state) >= KEYS
 
 
 def read(state: dict[str, Any]) -> Model:

@@ -96,5 +96,7 @@ def _typed(overrides: Mapping[str, str]) -> dict[str, int | bool]:
         try:
             typed[name] = {"true": True, "false": False}[text.lower()] if kinds[name] == "bool" else int(text)
         except (KeyError, ValueError):
-            raise CheckpointError(f"{name} must be {'true or false' if kinds[name] == 'bool' else 'a whole number'}, found {text!r}") from None
+            raise CheckpointError(
+                f"{name} must be {'true or false' if kinds[name] == 'bool' else 'a whole number'}, found {text!r}"
+            ) from None
     return typed

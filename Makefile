@@ -1,0 +1,58 @@
+# make demo and make test set up everything on a fresh machine; the first run downloads about 3 GB.
+UV_VERSION = 0.13.8
+# Python 3.10 first (the genuine fairseq). Each candidate is run: a shim may exist and fail.
+VERSIONS = $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python3) python$(1)
+CANDIDATES = $(call VERSIONS,3.10) $(call VERSIONS,3.12) $(call VERSIONS,3.11) python3
+WORKING = $(shell for p in $(1); do "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+          2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON ?= $(call WORKING,$(CANDIDATES))
+BIN = .venv/bin
+# Two spinning OpenMP threads on busy cores are slower than one.
+export OMP_NUM_THREADS ?= 1
+export UV_HTTP_TIMEOUT ?= 600
+
+.PHONY: demo test lint check results readme lock test-3.11 test-3.12 test-plugin-3.11 clean
+
+demo: .venv/.synced
+	$(BIN)/daisy demo --out demo-out
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.synced
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy daisy
+
+.venv/.synced: requirements.lock pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "no working Python 3.10, 3.11 or 3.12 found; set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv==$(UV_VERSION)
+	$(BIN)/uv pip sync -q --require-hashes requirements.lock -p $(BIN)/python
+	$(BIN)/uv pip install -q --no-deps --no-build-isolation -e . -p $(BIN)/python
+	touch $@
+
+lock: .venv/.synced
+	$(BIN)/uv pip compile -q --universal --generate-hashes --all-extras --no-annotate --no-header --upgrade \
+	  pyproject.toml -o requirements.lock
+
+readme: .venv/.synced
+	$(BIN)/python benchmarks/readme.py
+
+# The library alone, without fairseq, on the other Pythons: import and an extraction.
+test-3.11 test-3.12: test-%: .venv/.synced
+	@test -n "$(call WORKING,$(call VERSIONS,$*))" || { echo "no Python $* found" >&2; exit 1; }
+	rm -rf .venv-$* && "$(call WORKING,$(call VERSIONS,$*))" -m venv .venv-$*
+	$(BIN)/uv pip install -q -c requirements.lock . -p .venv-$*/bin/python
+	cd .venv-$* && bin/python -c "import daisy; print(daisy.__version__)" && \
+	  bin/daisy extract ../daisy/demo --out extracted --overwrite
+
+# The fairseq plugin on Python 3.11 with the fork of fairseq that supports it; builds the fork, some minutes.
+test-plugin-3.11: .venv/.synced
+	@test -n "$(call WORKING,$(call VERSIONS,3.11))" || { echo "no Python 3.11 found" >&2; exit 1; }
+	rm -rf .venv-plugin && "$(call WORKING,$(call VERSIONS,3.11))" -m venv .venv-plugin
+	$(BIN)/uv pip install -q -c requirements.lock -e ".[fairseq,test]" -p .venv-plugin/bin/python
+	.venv-plugin/bin/python -m pytest tests/fairseq_plugins
+
+clean:
+	rm -rf .venv .venv-* demo-out .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

@@ -1,0 +1,71 @@
+"""Tiny models of both kinds, with weights random enough that no two parts can be confused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from daisy import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig, Model
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+POST_NORM = BackboneConfig(
+    num_layers=4,
+    width=32,
+    ffn_width=48,
+    num_heads=4,
+    conv_layers=((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2),
+    pos_kernel=16,
+    pos_groups=4,
+)
+PRE_NORM = dataclasses.replace(POST_NORM, pre_norm=True, conv_norm="layer", conv_bias=True, normalize=True)
+ODD = dataclasses.replace(POST_NORM, num_layers=3, width=16, num_heads=2, pos_kernel=15)  # CNN as wide as the layers
+KINDS = {"post-norm": POST_NORM, "pre-norm": PRE_NORM, "odd": ODD}
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def config(request):
+    return KINDS[request.param]
+
+
+def randomise(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(module.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+                parameter.copy_(noise * fan_in**-0.5)
+    return module
+
+
+def tiny_model(config=POST_NORM, num_units=11, seed=0, regressors=True):
+    heads = HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=num_units, regressors=regressors)
+    return Model(
+        backbone=randomise(Backbone(config), seed),
+        heads=randomise(ExitHeads(heads), seed + 1),
+        final_head=randomise(FinalHead(config.width, 8, num_units), seed + 2),
+    )
+
+
+@pytest.fixture
+def model(config):
+    return tiny_model(config)
+
+
+@pytest.fixture
+def waveforms():
+    """Seven utterances of one frame to a second and a half; speech-like in having loud and quiet stretches."""
+    generator = torch.Generator().manual_seed(7)
+    lengths = [400, 719, 720, 5000, 16000, 16100, 24000]
+    return [torch.randn(n, generator=generator) * (1 + torch.sin(torch.arange(n) / 900)) * 0.1 for n in lengths]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared recordings and model beside the checkout (../shared)")
+    return SHARED

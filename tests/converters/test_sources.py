@@ -1,0 +1,322 @@
+"""Every source against its own library's states, on random weights of both kinds."""
+
+import argparse
+import json
+
+import pytest
+import torch
+import torchaudio
+
+from daisy import CheckpointError, EarlyExitEncoder, policies
+from daisy.backbone import Backbone
+from daisy.converters import convert
+from daisy.converters.fairseq import parse_conv_layers
+from tests.conftest import POST_NORM, randomise
+
+UNITS = 9
+
+
+def our_states(model, waveform):
+    return EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
+
+
+def assert_same(ours, theirs, first_layer=1):
+    for layer, expected in enumerate(theirs, first_layer):
+        assert (ours[layer] - expected).abs().max() < 1e-4 * expected.std(), f"layer {layer}"
+
+
+def fairseq_config(config):
+    conv = "[" + ",".join(map(str, config.conv_layers[:1])) + f"] + [{config.conv_layers[1]}] * 4"
+    conv += f" + [{config.conv_layers[5]}] * 2"
+    model = {
+        "_name": "hubert",
+        "label_rate": 50.0,
+        "encoder_layers": config.num_layers,
+        "encoder_embed_dim": config.width,
+        "encoder_ffn_embed_dim": config.ffn_width,
+        "encoder_attention_heads": config.num_heads,
+        "layer_norm_first": config.pre_norm,
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
+        "conv_feature_layers": conv,
+        "conv_bias": config.conv_bias,
+        "conv_pos": config.pos_kernel,
+        "conv_pos_groups": config.pos_groups,
+        "final_dim": 8,
+        "logit_temp": 0.2,
+    }
+    return model, {"_name": "hubert_pretraining", "normalize": config.normalize, "sample_rate": 16000}
+
+
+@pytest.fixture
+def fairseq_model(config):
+    """fairseq's own HubertModel with random weights, and the file that fairseq would write."""
+    hubert = pytest.importorskip("fairseq.models.hubert.hubert", reason="needs fairseq")
+    from fairseq.data import Dictionary
+    from omegaconf import OmegaConf
+
+    dictionary = Dictionary()
+    for unit in range(UNITS - len(dictionary)):
+        dictionary.add_symbol(str(unit))
+    model_cfg, task_cfg = fairseq_config(config)
+    cfg = OmegaConf.merge(OmegaConf.structured(hubert.HubertConfig(label_rate=50.0)), model_cfg)
+    model = randomise(hubert.HubertModel(cfg, argparse.Namespace(**task_cfg), [dictionary])).eval()
+    state = {
+        "args": None,
+        "cfg": {"model": model_cfg, "task": task_cfg},
+        "model": model.state_dict(),
+        "task_state": {"dictionaries": [dictionary]},
+    }
+    return model, state
+
+
+def fairseq_layers(model, waveform, num_layers, normalize):
+    source = torch.nn.functional.layer_norm(waveform, waveform.shape) if normalize else waveform
+    with torch.no_grad():
+        layers = [model.extract_features(source[None], output_layer=n)[0][0] for n in range(1, num_layers)]
+        layers.append(model.extract_features(source[None])[0][0])  # with the final norm of pre-norm models
+    return layers
+
+
+def test_fairseq(config, fairseq_model, waveforms, tmp_path):
+    model, state = fairseq_model
+    torch.save(state, tmp_path / "hubert.pt")
+    with pytest.raises(CheckpointError, match="unpickling can run code, so only if you trust .* add --allow-pickle"):
+        convert(tmp_path / "hubert.pt")
+    ours = convert(tmp_path / "hubert.pt", allow_pickle=True)
+    states = our_states(ours, waveforms[-1])
+    theirs = fairseq_layers(model, waveforms[-1], config.num_layers, config.normalize)
+    assert_same(states, theirs)
+    with torch.no_grad():
+        expected = model.compute_nce(
+            model.final_proj(theirs[-1]),
+            model.label_embs_concat[:1].expand(len(theirs[-1]), -1),
+            model.label_embs_concat[:, None].expand(-1, len(theirs[-1]), -1),
+        )[:, 1:]  # column 0 repeats the positive, which is -inf in its own place
+        logits = ours.final_head(states[-1])
+    torch.testing.assert_close(logits[:, 1:], expected[:, 1:] * model.logit_temp / 0.2, atol=1e-3, rtol=1e-3)
+    assert torch.equal(ours.backbone.mask_embedding, model.mask_emb)
+
+
+@pytest.mark.parametrize("form", ["namespace", "omegaconf", "fine-tuned", "s3prl"])
+def test_other_forms_of_fairseq(config, fairseq_model, waveforms, tmp_path, form):
+    model, state = fairseq_model
+    model_cfg, task_cfg = state["cfg"]["model"], state["cfg"]["task"]
+    head = True
+    if form == "namespace":
+        state["args"], state["cfg"] = argparse.Namespace(**{**task_cfg, **model_cfg}), None
+    elif form == "omegaconf":
+        from omegaconf import OmegaConf
+
+        state["cfg"] = OmegaConf.create(state["cfg"])
+    elif form == "fine-tuned":
+        head = False
+        inner = {"model": model_cfg, "task": {**task_cfg, "normalize": False}}
+        outer = {"_name": "hubert_ctc", "w2v_args": inner, "normalize": config.normalize}
+        state["cfg"] = {"model": outer, "task": {"_name": "hubert_pretraining", "normalize": config.normalize}}
+        kept = {k: v for k, v in state["model"].items() if not k.startswith(("final_proj", "label_embs"))}
+        state["model"] = {f"w2v_encoder.w2v_model.{k}": v for k, v in kept.items()}
+        state["model"] |= {"w2v_encoder.proj.weight": torch.zeros(5, 4), "w2v_encoder.proj.bias": torch.zeros(5)}
+    else:
+        state = {
+            "task_cfg": task_cfg,
+            "model_cfg": model_cfg,
+            "model_weight": state["model"],
+            "dictionaries_symbols": [["<s>"]],
+        }
+    torch.save(state, tmp_path / "x.pt")
+    ours = convert(tmp_path / "x.pt", allow_pickle=True)
+    assert (ours.final_head is not None) == head
+    theirs = fairseq_layers(model, waveforms[4], config.num_layers, config.normalize)
+    assert_same(our_states(ours, waveforms[4]), theirs)
+
+
+@pytest.mark.parametrize("position", ["before-norm", "after-norm", None])
+def test_published_daisy(fairseq_model, waveforms, tmp_path, position):
+    """Heads of the published form against fairseq's own layer results."""
+    model, state = fairseq_model
+    config = state["cfg"]["model"] | ({"cls_pred_position": position} if position else {})
+    generator = torch.Generator().manual_seed(3)
+    weights = {k: v for k, v in state["model"].items() if not k.startswith(("final_proj", "label_embs"))}
+    for layer in range(config["encoder_layers"]):
+        weights[f"final_proj.{layer}.weight"] = torch.randn(7, config["encoder_embed_dim"], generator=generator)
+        weights[f"final_proj.{layer}.bias"] = torch.randn(7, generator=generator)
+    converted = {
+        "task_cfg": state["cfg"]["task"],
+        "model_cfg": config,
+        "model_weight": weights,
+        "dictionaries_symbols": [[]],
+    }
+    torch.save(converted, tmp_path / "daisy.pt")
+    ours = convert(tmp_path / "daisy.pt", allow_pickle=True)
+    assert ours.heads.config.num_units == 7
+    assert ours.heads.config.reads == ("states" if position == "after-norm" else "feed_forward")
+    assert ours.final_head is None
+    wave = waveforms[4]
+    source = torch.nn.functional.layer_norm(wave, wave.shape) if ours.backbone.config.normalize else wave
+    with torch.no_grad():
+        features = model.layer_norm(model.forward_features(source[None]).transpose(1, 2))
+        features = model.post_extract_proj(features) if model.post_extract_proj is not None else features
+        _, results = model.encoder.extract_features(features)
+    scores = EarlyExitEncoder(ours.backbone, ours.heads, policies.Never(), scores=["entropy"])([wave]).scores["entropy"]
+    for layer, (states, _, feed_forward) in enumerate(results):
+        read = states if position == "after-norm" else feed_forward
+        if position == "after-norm" and config["layer_norm_first"] and layer == len(results) - 1:
+            read = model.encoder.layer_norm(read)
+        logits = read[:, 0] @ weights[f"final_proj.{layer}.weight"].T + weights[f"final_proj.{layer}.bias"]
+        expected = torch.distributions.Categorical(logits=logits).entropy().mean()
+        torch.testing.assert_close(scores[0, layer], expected.detach(), atol=1e-3, rtol=1e-3)
+
+
+def torchaudio_model(config, pretraining):
+    layers = dict(
+        extractor_mode="layer_norm" if config.conv_norm == "layer" else "group_norm",
+        extractor_conv_layer_config=list(config.conv_layers),
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.width,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=config.pos_kernel,
+        encoder_pos_conv_groups=config.pos_groups,
+        encoder_num_layers=config.num_layers,
+        encoder_num_heads=config.num_heads,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=config.ffn_width,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=config.pre_norm,
+        encoder_layer_drop=0.0,
+    )
+    if not pretraining:
+        return randomise(torchaudio.models.wav2vec2_model(**layers, aux_num_out=6)).eval()
+    masking = dict(
+        mask_prob=0.8,
+        mask_selection="static",
+        mask_other=0.0,
+        mask_length=10,
+        no_mask_overlap=False,
+        mask_min_space=1,
+        mask_channel_prob=0.0,
+        mask_channel_selection="static",
+        mask_channel_other=0.0,
+        mask_channel_length=10,
+        no_mask_channel_overlap=False,
+        mask_channel_min_space=1,
+        skip_masked=False,
+        skip_nomask=False,
+        num_classes=UNITS,
+        final_dim=8,
+        feature_grad_mult=None,
+    )
+    return randomise(torchaudio.models.hubert_pretrain_model(**layers, **masking)).eval()
+
+
+@pytest.mark.parametrize("pretraining", [False, True])
+def test_torchaudio(config, waveforms, tmp_path, pretraining):
+    model = torchaudio_model(config, pretraining)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"width \d+ is none of 768, 1024, 1280: add --set num_heads=N"):
+        convert(tmp_path / "model.pth")
+    overrides = {"num_heads": str(config.num_heads), "pre_norm": str(config.pre_norm)}
+    ours = convert(tmp_path / "model.pth", overrides=overrides)
+    assert ours.backbone.config == config
+    wave = waveforms[4]
+    source = torch.nn.functional.layer_norm(wave, wave.shape) if config.normalize else wave
+    inner = model.wav2vec2 if pretraining else model
+    with torch.no_grad():
+        theirs = [states[0] for states in inner.extract_features(source[None])[0]]
+        if config.pre_norm:
+            theirs[-1] = inner.encoder.transformer.layer_norm(theirs[-1])
+    assert_same(our_states(ours, wave), theirs)
+    assert (ours.final_head is not None) == pretraining
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_huggingface(config, waveforms, tmp_path, wrapped):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    hf_config = transformers.HubertConfig(
+        num_hidden_layers=config.num_layers,
+        hidden_size=config.width,
+        intermediate_size=config.ffn_width,
+        num_attention_heads=config.num_heads,
+        do_stable_layer_norm=config.pre_norm,
+        feat_extract_norm=config.conv_norm,
+        conv_dim=[c for c, _, _ in config.conv_layers],
+        conv_kernel=[k for _, k, _ in config.conv_layers],
+        conv_stride=[s for _, _, s in config.conv_layers],
+        conv_bias=config.conv_bias,
+        num_conv_pos_embeddings=config.pos_kernel,
+        num_conv_pos_embedding_groups=config.pos_groups,
+        vocab_size=5,
+    )
+    kind = transformers.HubertForCTC if wrapped else transformers.HubertModel
+    model = randomise(kind(hf_config)).eval()
+    model.save_pretrained(tmp_path / "hf")
+    ours = convert(tmp_path / "hf")
+    assert ours.backbone.config == config
+    wave = waveforms[4]
+    source = torch.nn.functional.layer_norm(wave, wave.shape) if config.normalize else wave
+    with torch.no_grad():
+        inner = model.hubert if wrapped else model
+        theirs = [states[0] for states in inner(source[None], output_hidden_states=True).hidden_states]
+    assert_same(our_states(ours, wave), theirs, first_layer=0)
+    with pytest.raises(CheckpointError, match="give the folder that holds config.json too"):
+        convert(tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": not config.normalize}))
+    assert convert(tmp_path / "hf").backbone.config.normalize != config.normalize
+
+
+def test_unknown_weights_and_options_are_refused_by_name(fairseq_model, tmp_path):
+    _, state = fairseq_model
+    state["model"]["encoder.layers.0.adapter.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"no place in a HuBERT: encoder\.layers\.0\.adapter\.weight"):
+        convert(tmp_path / "x.pt", allow_pickle=True)
+    state["cfg"]["model"]["activation_fn"] = "relu"
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="activation_fn=relu is not supported, only gelu"):
+        convert(tmp_path / "x.pt", allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged, or no checkpoint at all"),
+        (b"this is text, not a model\n", "damaged, or no checkpoint at all|unpickling"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, content, message):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert(tmp_path / "x.pt", allow_pickle=True)
+    assert str(error.value).startswith(str(tmp_path / "x.pt"))
+
+
+def test_other_models_and_truncated_files(tmp_path):
+    torch.save({"linear.weight": torch.zeros(2, 2)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"not a checkpoint that daisy knows .* first keys are linear\.weight"):
+        convert(tmp_path / "x.pt")
+    torch.save(Backbone(POST_NORM).state_dict(), tmp_path / "y.pt")
+    (tmp_path / "y.pt").write_bytes((tmp_path / "y.pt").read_bytes()[:-3000])
+    with pytest.raises(CheckpointError, match="damaged, or no checkpoint at all"):
+        convert(tmp_path / "y.pt")
+    with pytest.raises(CheckpointError, match="no such file"):
+        convert(tmp_path / "z.pt")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("unpickled code ran",))
+
+
+def test_unpickling_never_calls_what_the_file_names(tmp_path, capsys):
+    torch.save({"cfg": Harmful(), "model": {}}, tmp_path / "x.pt")
+    for allowed in (False, True):
+        with pytest.raises(CheckpointError):
+            convert(tmp_path / "x.pt", allow_pickle=allowed)
+    assert "unpickled code ran" not in capsys.readouterr().out
+
+
+def test_convolutions_are_parsed_not_evaluated():
+    assert parse_conv_layers("[(512,10,5)] + [(512,3,2)] * 2") == ((512, 10, 5), (512, 3, 2), (512, 3, 2))
+    for text in ("__import__('os').getcwd()", "[(1,2)]", "[(1,2,3)] * ", "7"):
+        with pytest.raises(CheckpointError, match="not a list of"):
+            parse_conv_layers(text)

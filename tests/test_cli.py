@@ -1,0 +1,130 @@
+"""The command line, run as a person would: exit status, one-line refusals, no tracebacks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+import daisy
+from tests.conftest import tiny_model
+
+
+def run(*arguments, cwd=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "daisy", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120"},
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    model = tiny_model()
+    model.policies = {"entropy": {"threshold": 1.9}}
+    daisy.save(model, folder / "tiny.safetensors")
+    (folder / "in").mkdir()
+    generator = numpy.random.default_rng(0)
+    for index in range(3):
+        soundfile.write(folder / "in" / f"{index}.wav", 0.1 * generator.standard_normal(8000 * (index + 1)), 16000)
+    return folder
+
+
+def test_extract_prints_totals_and_resumes(place):
+    arguments = ("extract", place / "in", "-c", place / "tiny.safetensors", "-o", place / "out")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    totals = json.loads((place / "out" / "index.json").read_text())["totals"]
+    assert f"3 recordings, 3.0 s of audio: mean exit layer {totals['mean_exit_layer']:.2f} of 4" in done.stdout
+    assert "3 of them were finished before" in run(*arguments).stdout
+
+
+def test_extract_lists_what_failed_and_exits_with_1(place):
+    (place / "in" / "text.wav").write_text("no audio")
+    done = run(
+        "extract",
+        place / "in",
+        "-c",
+        place / "tiny.safetensors",
+        "-o",
+        place / "out1",
+        "-p",
+        "fixed",
+        "--set",
+        "layer=2",
+    )
+    (place / "in" / "text.wav").unlink()
+    assert done.returncode == 1
+    assert "text.wav: not readable as audio (Format not recognised)" in done.stderr
+    assert "1 of 4 recordings failed" in done.stderr
+    assert "mean exit layer 2.00 of 4" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("extract", "nowhere", "-o", "o"), "daisy: nowhere: no such file, folder or manifest"),
+        (("extract", "in", "-o", "o", "-c", "gone"), "daisy: gone: no such checkpoint"),
+        (("extract", "in", "-o", "o", "-c", "in/0.wav"), "daisy: in/0.wav: not a whole .safetensors file"),
+        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "entropi"), "did you mean entropy?"),
+        (
+            ("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "plateau"),
+            "policy plateau needs min_improvement",
+        ),
+        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--set", "threshold"), "--set takes KEY=VALUE"),
+        (("extract", "in", "-o", "in/0.wav/x", "-c", "tiny.safetensors"), "cannot be written (Not a directory)"),
+        (("convert", "in/0.wav", "o.safetensors"), "daisy: in/0.wav: "),
+        (("convert", "in/0.wav", "tiny.safetensors"), "tiny.safetensors: exists; add --overwrite"),
+        (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
+        (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
+        (("info", "in"), "daisy: in: is a folder"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_status_2(place, arguments, message):
+    done = run(*arguments, cwd=place)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "o").exists()
+
+
+def test_convert_and_info(place):
+    torch.save(tiny_model().backbone.state_dict(), place / "plain.pth")
+    done = run("convert", "plain.pth", "plain.safetensors", "--set", "num_heads=4", "--half", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "4 layers of width 32, no exit heads" in done.stdout
+    described = run("info", "plain.safetensors", cwd=place).stdout
+    assert "4 of width 32, 4 heads" in described
+    assert "none: policies fixed and never only" in described
+    assert "plain.pth" in described
+
+
+def test_manifest_and_labels(place):
+    done = run("manifest", "in", "-o", "train.tsv", "--root", "in", cwd=place)
+    assert done.returncode == 0, done.stderr
+    done = run("labels", "train.tsv", "-o", "km", "--clusters", "4", cwd=place)
+    assert done.returncode == 0, done.stderr
+    lines = (place / "km" / "train.km").read_text().splitlines()
+    assert [len(line.split()) for line in lines] == [24, 49, 74]
+    done = run(
+        "labels", "train.tsv", "-o", "km2", "--clusters", "4", "-c", "tiny.safetensors", "--layer", "2", cwd=place
+    )
+    assert done.returncode == 0, done.stderr
+    assert [len(line.split()) for line in (place / "km2" / "train.km").read_text().splitlines()] == [24, 49, 74]
+
+
+def test_user_dir_is_the_plugin():
+    folder = Path(run("user-dir").stdout.strip())
+    assert (folder / "criterion.py").is_file()
+    assert (folder / "config" / "daisy_base.yaml").is_file()

@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, policies
+from daisy.heads import ExitHeads, HeadsConfig
+from tests.conftest import tiny_model
+
+
+def spread_policy(model, waveforms):
+    """An entropy policy at whose threshold utterances leave at different layers."""
+    scores = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms).scores
+    lowest = scores["entropy"][:, :-1].min(1).values
+    policy = policies.Entropy(threshold=float(lowest.median()))
+    assert len(set(policy.exit_layers(scores).tolist())) > 1
+    return policy
+
+
+def test_shapes_and_meaning(model, waveforms):
+    policy = spread_policy(model, waveforms)
+    out = EarlyExitEncoder(model.backbone, model.heads, policy)(waveforms)
+    config = model.backbone.config
+    assert out.exit_layer.shape == out.num_frames.shape == (7,)
+    for i, states in enumerate(out.states):
+        assert states.shape == (int(out.exit_layer[i]) + 1, int(out.num_frames[i]), config.width)
+        executed = out.scores["entropy"][i].isfinite()
+        assert executed.tolist() == [layer < out.exit_layer[i] for layer in range(config.num_layers)]
+    last = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")(waveforms)
+    for all_layers, only in zip(out.states, last.states, strict=True):
+        assert torch.equal(all_layers[-1:], only)
+
+
+def test_stopping_early_gives_the_first_layers_of_a_full_run(model, waveforms):
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms)
+    for layer in range(1, model.backbone.config.num_layers + 1):
+        cut = EarlyExitEncoder(model.backbone, None, policies.Fixed(layer=layer))(waveforms)
+        assert cut.exit_layer.tolist() == [layer] * len(waveforms)
+        for short, whole in zip(cut.states, full.states, strict=True):
+            torch.testing.assert_close(short, whole[: layer + 1], atol=1e-5, rtol=1e-5)
+    policy = spread_policy(model, waveforms)
+    out = EarlyExitEncoder(model.backbone, model.heads, policy)(waveforms)
+    assert torch.equal(out.exit_layer, policy.exit_layers(full.scores))
+
+
+def test_an_utterance_does_not_see_its_batch(model, waveforms):
+    encoder = EarlyExitEncoder(model.backbone, model.heads, spread_policy(model, waveforms))
+    together = encoder(waveforms)
+    order = torch.randperm(len(waveforms), generator=torch.Generator().manual_seed(3)).tolist()
+    shuffled = encoder([waveforms[i] for i in order])
+    padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    as_batch = encoder(padded, torch.tensor([len(w) for w in waveforms]))
+    for index, waveform in enumerate(waveforms):
+        alone = encoder([waveform])
+        for other in (together, as_batch):
+            assert alone.exit_layer[0] == other.exit_layer[index]
+            assert (alone.states[0] - other.states[index]).abs().max() < 1e-4 * alone.states[0].std()
+        place = order.index(index)
+        assert shuffled.exit_layer[place] == alone.exit_layer[0]
+        assert (alone.states[0] - shuffled.states[place]).abs().max() < 1e-4 * alone.states[0].std()
+
+
+def test_skipped_layers_do_not_run(model, waveforms):
+    """Counts utterances that enter each layer's feed-forward block, by a hook."""
+    encoder = EarlyExitEncoder(model.backbone, model.heads, spread_policy(model, waveforms))
+    entered = [0] * model.backbone.config.num_layers
+    for index, block in enumerate(model.backbone.encoder.transformer.layers):
+
+        def count(module, arguments, output, index=index):
+            entered[index] += len(output)
+
+        block.feed_forward.register_forward_hook(count)
+    out = encoder(waveforms)
+    assert entered == [int((out.exit_layer > layer).sum()) for layer in range(len(entered))]
+    assert sum(entered) == int(out.exit_layer.sum()) < len(waveforms) * len(entered)
+
+
+def test_only_what_the_policy_reads_is_computed(waveforms):
+    model = tiny_model()
+    calls = []
+    for classifier in model.heads.units:
+        classifier.register_forward_hook(lambda *_: calls.append(1))
+    EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=3))(waveforms)
+    assert not calls
+    EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["regressed"])(waveforms)
+    assert not calls
+    EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms)
+    assert len(calls) == 4
+
+
+def test_heads_can_read_the_feed_forward_output(waveforms):
+    model = tiny_model()
+    fed = []
+    for block in model.backbone.encoder.transformer.layers:
+        block.feed_forward.register_forward_hook(lambda module, arguments, output: fed.append(output))
+    config = HeadsConfig(num_layers=4, width=32, num_units=11, reads="feed_forward", regressors=False)
+    heads = ExitHeads(config)
+    heads.units.load_state_dict(model.heads.units.state_dict())
+    scores = EarlyExitEncoder(model.backbone, heads, policies.Never(), scores=["entropy"])([waveforms[4]]).scores
+    for layer, output in enumerate(fed):
+        probabilities = heads.units[layer](output[0]).softmax(-1)
+        expected = -(probabilities * probabilities.log()).sum(-1).mean()
+        torch.testing.assert_close(scores["entropy"][0, layer], expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_refusals(waveforms):
+    model = tiny_model()
+    never = policies.Never()
+    with pytest.raises(CheckpointError, match=r"no exit heads, and policy entropy reads entropy"):
+        EarlyExitEncoder(model.backbone, None, policies.Entropy(threshold=1.0))
+    with pytest.raises(CheckpointError, match=r"exit heads for 4 layers of width 16 do not fit"):
+        EarlyExitEncoder(model.backbone, ExitHeads(HeadsConfig(num_layers=4, width=16, num_units=3)), never)
+    with pytest.raises(PolicyError, match=r"unknown score 'entropi': did you mean entropy\?"):
+        EarlyExitEncoder(model.backbone, model.heads, never, scores=["entropi"])
+    encoder = EarlyExitEncoder(model.backbone, model.heads, never)
+    with pytest.raises(AudioError, match=r"utterance 1 has 399 samples; one frame needs 400"):
+        encoder([waveforms[0], torch.zeros(399)])
+    with pytest.raises(AudioError, match=r"empty batch"):
+        encoder([])
+    with pytest.raises(AudioError, match=r"needs num_samples"):
+        encoder(torch.zeros(2, 800))
+    with pytest.raises(AudioError, match=r"does not fit a batch of \(2, 800\)"):
+        encoder(torch.zeros(2, 800), torch.tensor([800, 801]))
+
+
+def test_silence_gives_finite_states(model):
+    out = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy", "regressed"])(
+        [torch.zeros(16000), torch.zeros(400)]
+    )
+    assert all(states.isfinite().all() for states in out.states)
+    assert all(values.isfinite().all() for values in out.scores.values())

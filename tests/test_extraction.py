@@ -1,0 +1,154 @@
+import csv
+import dataclasses
+import json
+
+import numpy
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from daisy import EarlyExitEncoder, OutputError, audio, extraction, policies
+from daisy.errors import UsageError
+from tests.conftest import tiny_model
+
+POLICY = policies.Entropy(threshold=1.9)
+SETTINGS = extraction.Settings(checkpoint="0" * 64, policy=POLICY.to_config())
+
+
+@pytest.fixture
+def folder(tmp_path, waveforms):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for index, waveform in enumerate(waveforms):
+        name = f"sub/{index}.wav" if index % 2 else f"{index}.wav"
+        soundfile.write(tmp_path / "in" / name, waveform.numpy(), 16000, subtype="FLOAT")
+    return tmp_path / "in"
+
+
+def encoder(keep="last", policy=POLICY):
+    model = tiny_model()
+    return EarlyExitEncoder(model.backbone, model.heads, policy, keep=keep)
+
+
+def test_files_hold_what_the_encoder_gives(folder, waveforms, tmp_path):
+    out = tmp_path / "out"
+    report = extraction.extract(audio.find([str(folder)]), encoder(), out, SETTINGS, batch_sec=2.0)
+    exits = {row.output: row.exit_layer for row in report.rows}
+    assert len(set(exits.values())) > 1
+    for index, waveform in enumerate(waveforms):
+        name = f"sub/{index}.safetensors" if index % 2 else f"{index}.safetensors"
+        alone = encoder()([waveform])
+        assert exits[name] == int(alone.exit_layer)
+        states = load_file(out / name)["states"]
+        assert (states - alone.states[0][0]).abs().max() < 1e-4 * states.std()
+        with safe_open(out / name, framework="pt") as file:
+            metadata = json.loads(file.metadata()["daisy"])
+        assert metadata["exit_layer"] == exits[name]
+        assert metadata["policy"] == POLICY.to_config()
+
+
+@pytest.mark.parametrize(("layers", "dtype"), [("all", "float32"), ("last", "float16")])
+def test_npy_and_all_layers(folder, tmp_path, layers, dtype):
+    settings = dataclasses.replace(SETTINGS, layers=layers, format="npy", dtype=dtype)
+    report = extraction.extract(audio.find([str(folder)]), encoder(layers), tmp_path / "out", settings)
+    for row in report.rows:
+        states = numpy.load(tmp_path / "out" / row.output)
+        frames = (int(row.duration_sec * 16000) - 400) // 320 + 1
+        assert states.shape == ((row.exit_layer + 1, frames, 32) if layers == "all" else (frames, 32))
+        assert states.dtype == dtype
+
+
+def test_index_and_totals(folder, tmp_path):
+    out = tmp_path / "out"
+    report = extraction.extract(audio.find([str(folder)]), encoder(), out, SETTINGS)
+    index = json.loads((out / "index.json").read_text())
+    rows = list(csv.DictReader((out / "index.csv").open()))
+    assert index["format_version"] == 1
+    assert len(index["recordings"]) == len(rows) == 7
+    exits = [row["exit_layer"] for row in index["recordings"]]
+    assert [int(row["exit_layer"]) for row in rows] == exits
+    assert index["totals"]["mean_exit_layer"] == pytest.approx(sum(exits) / 7)
+    assert index["totals"]["depth"] == pytest.approx(sum(exits) / 28)
+    assert index["totals"]["audio_sec"] == pytest.approx(sum(r.duration_sec for r in report.rows), abs=1e-3)
+    for row, exit_layer in zip(rows, exits, strict=True):
+        losses = [row[f"predicted_loss_{layer}"] for layer in range(1, 5)]
+        assert all(losses[:exit_layer])
+        assert not any(losses[exit_layer:])
+        if exit_layer < 4:
+            assert float(losses[exit_layer - 1]) <= 1.9
+        assert all(float(loss) > 1.9 for loss in losses[: exit_layer - 1])
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_and_redoes_nothing(folder, tmp_path):
+    out = tmp_path / "out"
+    recordings = audio.find([str(folder)])
+    done = []
+
+    def stop(count):
+        done.append(count)
+        if sum(done) >= 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        extraction.extract(recordings, encoder(), out, SETTINGS, batch_sec=0.5, progress=stop)
+    finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert 0 < len(finished) < 7
+    assert not (out / "index.json").exists()
+    with open(out / "journal.jsonl", "a") as journal:
+        journal.write('{"path": "cut off by a cra')
+    report = extraction.extract(recordings, encoder(), out, SETTINGS)
+    assert report.num_resumed == len(finished)
+    assert len(report.rows) == 7
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    first = next(iter(finished))
+    first.unlink()  # a lost file is made again
+    assert extraction.extract(recordings, encoder(), out, SETTINGS).num_resumed == 6
+    assert first.is_file()
+
+
+def test_another_runs_folder_is_refused_unless_overwritten(folder, tmp_path):
+    out = tmp_path / "out"
+    recordings = audio.find([str(folder)])
+    extraction.extract(recordings, encoder(), out, SETTINGS)
+    other = policies.Fixed(layer=2)
+    settings = dataclasses.replace(SETTINGS, policy=other.to_config(), dtype="float16")
+    with pytest.raises(OutputError, match=r"holds a run with another dtype, policy; use another --out, or --overwrite"):
+        extraction.extract(recordings, encoder(policy=other), out, settings)
+    report = extraction.extract(recordings, encoder(policy=other), out, settings, overwrite=True)
+    assert {row.exit_layer for row in report.rows} == {2}
+    assert load_file(out / "0.safetensors")["states"].dtype == torch.float16
+
+
+def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
+    (folder / "text.wav").write_text("no audio")
+    soundfile.write(folder / "short.wav", numpy.ones(399, "float32"), 16000)
+    soundfile.write(folder / "long.wav", numpy.ones(16000 * 4, "float32"), 16000)
+    soundfile.write(folder / "silent.wav", numpy.zeros(16000, "float32"), 16000)
+    report = extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS, max_sec=3.0)
+    assert len(report.rows) == 8
+    assert report.failed == {
+        str(folder / "text.wav"): "not readable as audio (Format not recognised)",
+        str(folder / "short.wav"): "lasts 25 ms; one frame needs 25 ms",
+        str(folder / "long.wav"): "lasts 4 s, more than 3 s: split it, or raise --max-sec",
+    }
+    assert [row.output for row in report.rows if row.silent] == ["silent.safetensors"]
+
+
+def test_two_recordings_never_share_a_file(folder, tmp_path, waveforms):
+    soundfile.write(folder / "0.flac", waveforms[3].numpy(), 16000)
+    with pytest.raises(UsageError, match=r"0\.flac and .*0\.wav would both be written to 0\.safetensors"):
+        extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS)
+    (folder / "0.flac").unlink()
+    extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS)
+    with pytest.raises(UsageError, match="use another --out"):
+        extraction.extract(
+            audio.find([str(folder / "sub"), str(folder / "0.wav")]), encoder(), tmp_path / "out", SETTINGS
+        )
+        other = tmp_path / "0.wav"
+        soundfile.write(other, waveforms[3].numpy(), 16000)
+        extraction.extract(audio.find([str(other)]), encoder(), tmp_path / "out", SETTINGS)

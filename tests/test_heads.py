@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from daisy import CheckpointError
+from daisy.heads import ExitHeads, FinalHead, HeadsConfig, mean_and_std
+from daisy.losses import unit_loss
+from daisy.scores import frame_mean, unit_entropy
+from tests.conftest import randomise
+
+
+def test_statistics_are_of_own_frames_only():
+    states = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    states[1, 4:] = 1e6
+    pooled = mean_and_std(states, torch.tensor([6, 4]))
+    for row, frames in enumerate((6, 4)):
+        own = states[row, :frames]
+        torch.testing.assert_close(pooled[row], torch.cat([own.mean(0), own.std(0, correction=0)]))
+
+
+def test_a_new_regressor_predicts_the_loss_of_knowing_nothing():
+    heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=104))
+    predicted = heads.predicted_loss(2, torch.randn(5, 7, 3), torch.full((5,), 7))
+    torch.testing.assert_close(predicted, torch.full((5,), 104.0).log())
+
+
+def test_without_regressors_there_is_no_prediction():
+    heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=5, regressors=False))
+    with pytest.raises(CheckpointError, match="no loss regressors"):
+        heads.predicted_loss(1, torch.randn(1, 2, 3), torch.tensor([2]))
+
+
+def test_final_head_is_a_scaled_cosine():
+    head = randomise(FinalHead(6, 4, 9, temperature=0.1))
+    states = torch.randn(3, 6)
+    expected = F.cosine_similarity(head.projection(states)[:, None], head.embeddings[None], dim=-1) / 0.1
+    torch.testing.assert_close(head(states), expected)
+
+
+def test_entropy_of_known_distributions():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0], [0.0, 0.0, -1e4, -1e4]])
+    expected = torch.tensor([4.0, 1.0, 2.0]).log()
+    torch.testing.assert_close(unit_entropy(logits), expected)
+
+
+def test_frame_mean_ignores_padding_even_where_it_is_nan():
+    values = torch.tensor([[1.0, 3.0, float("nan")], [2.0, 4.0, 6.0]])
+    assert frame_mean(values, torch.tensor([2, 3])).tolist() == [2.0, 4.0]
+
+
+def test_unit_loss_sums_by_utterance():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    targets = torch.tensor([0, 0, 1])
+    loss = unit_loss(logits, targets, torch.tensor([2, 0, 2]), 3)
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(loss.loss, torch.stack([nats[1], torch.tensor(0.0), nats[0] + nats[2]]))
+    assert loss.num_correct.tolist() == [0.0, 0.0, 1.0]
+    assert loss.num_counted.tolist() == [1.0, 0.0, 2.0]

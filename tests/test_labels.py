@@ -1,0 +1,63 @@
+import numpy
+import pytest
+import soundfile
+import torch
+
+from daisy import OutputError, audio, labels
+from daisy.errors import UsageError
+from tests.conftest import tiny_model
+
+
+@pytest.fixture
+def recordings(tmp_path, waveforms):
+    for index, waveform in enumerate(waveforms[3:]):
+        soundfile.write(tmp_path / f"{index}.wav", waveform.numpy(), 16000, subtype="FLOAT")
+    return audio.find([str(tmp_path)])
+
+
+def test_mfcc_is_39_wide_at_the_rate_asked_for(waveforms):
+    full, half = labels.mfcc(100)(waveforms[4]), labels.mfcc(50)(waveforms[4])
+    assert full.shape == (98, 39)  # (16000 - 400) // 160 + 1
+    assert torch.equal(full[::2], half)
+    with pytest.raises(UsageError, match="50 or 100 a second, not 25"):
+        labels.mfcc(25)
+
+
+def test_states_are_the_layers_own(waveforms):
+    model = tiny_model()
+    features = labels.states(model.backbone, 2)(waveforms[4])
+    assert features.shape == (49, 32)
+    with pytest.raises(UsageError, match="layer must be 1 to 4, found 5"):
+        labels.states(model.backbone, 5)
+
+
+def test_files_are_what_fairseq_reads_and_a_stopped_run_goes_on(recordings, tmp_path):
+    features = labels.mfcc(50)
+    drawn = labels.sample(recordings, features, 10_000, 0, lambda count: None)
+    centres = labels.fit(drawn, 5, 0)
+    assert centres.shape == (5, 39)
+    whole, stopped = tmp_path / "whole.km", tmp_path / "stopped.km"
+    assert sum(labels.write_units(recordings, features, centres, whole)) == 4
+    lines = whole.read_text().splitlines()
+    for recording, line in zip(recordings, lines, strict=True):
+        units = numpy.array(line.split(), dtype=int)
+        expected = features(audio.read(recording.path)).numpy()
+        distances = ((expected[:, None] - centres[None]) ** 2).sum(-1)
+        assert (units == distances.argmin(1)).all()
+    (tmp_path / "stopped.km.part").write_text("\n".join(lines[:2]) + "\n" + lines[2][:5])
+    assert list(labels.write_units(recordings, features, centres, stopped)) == [2, 1, 1]
+    assert stopped.read_text() == whole.read_text()
+    assert list(labels.write_units(recordings, features, centres, stopped)) == [4]
+    labels.write_dictionary(5, tmp_path)
+    assert (tmp_path / "dict.km.txt").read_text() == "0 1\n1 1\n2 1\n3 1\n4 1\n"
+
+
+def test_centres_of_other_settings_are_refused(tmp_path):
+    path, settings = tmp_path / "kmeans.npz", {"source": "mfcc", "clusters": 2}
+    assert labels.load_centres(path, settings) is None
+    labels.save_centres(numpy.eye(2), path, settings)
+    assert (labels.load_centres(path, settings) == numpy.eye(2)).all()
+    with pytest.raises(OutputError, match="fitted with another clusters; use another --out"):
+        labels.load_centres(path, {**settings, "clusters": 3})
+    with pytest.raises(UsageError, match="7 clusters need as many frames, found 3"):
+        labels.fit(numpy.zeros((3, 2)), 7, 0)

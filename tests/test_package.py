@@ -1,0 +1,77 @@
+"""What the package promises as a whole."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import daisy
+
+ALLOWED = {"torch", "torchaudio", "numpy", "soundfile", "safetensors"}
+PACKAGE = Path(daisy.__file__).parent
+
+
+def test_everything_exported_exists_and_is_sorted():
+    assert sorted(daisy.__all__) == daisy.__all__
+    assert all(hasattr(daisy, name) for name in daisy.__all__)
+
+
+def test_import_needs_five_packages_only():
+    """Imports daisy where any other optional package of the project cannot be found."""
+    blocked = [
+        "fairseq",
+        "s3prl",
+        "transformers",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "pandas",
+        "typer",
+        "rich",
+        "omegaconf",
+    ]
+    code = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nimport daisy, daisy.extraction, daisy.labels"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_point_one_way():
+    ranks = [
+        {"cli", "demonstration"},
+        {"extraction", "labels", "report"},
+        {"analysis", "calibration"},
+        {"encoder"},
+        {"checkpoint"},
+        {"backbone", "scores"},
+        {"heads"},
+        {"policies", "frames"},
+    ]
+    rank = {name: index for index, names in enumerate(ranks) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports(path):
+            part = name.split(".")[1] if name.startswith("daisy.") else None
+            if own in rank and part in rank and part != own:
+                assert rank[own] <= rank[part], f"{path} imports {name}"
+            assert not name.startswith(("fairseq_plugins", "s3prl_upstream")), f"{path} imports {name}"
+
+
+def test_pure_modules_import_nothing_of_ours():
+    for module in ("policies", "frames"):
+        ours = {name for name in imports(PACKAGE / f"{module}.py") if name.startswith("daisy")}
+        assert ours <= {"daisy.errors", "daisy.errors.PolicyError", "daisy.errors.unknown_name"}
+
+
+def test_no_module_has_two_jobs():
+    long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
