@@ -330,7 +330,7 @@ class _Journal:
         """Whole lines; one cut off by a crash is dropped, here and in the file."""
         try:
             text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except (OSError, UnicodeDecodeError) as error:
             raise OutputError(f"{self.path}: cannot be read ({error})") from None

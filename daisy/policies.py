@@ -3,12 +3,12 @@
 A trajectory is (B, l): the score of layers 1 to l. A policy sees only layers that were executed; the last layer always
 ends the run, whatever the policy says.
 
-| policy    | leaves at                                                  | reads   | settings |
-|-----------|------------------------------------------------------------|---------|----------|
-| `entropy` | the first layer whose predicted loss is low enough         | entropy | threshold |
-| `plateau` | where the predicted loss stopped improving                 | entropy | min_improvement, patience, min_layer |
-| `fixed`   | a given layer                                              | nothing | layer |
-| `never`   | the last layer                                             | nothing | |
+| policy    | leaves at                                           | reads   | settings |
+|-----------|-----------------------------------------------------|---------|----------|
+| `entropy` | the first layer whose predicted loss is low enough  | entropy | threshold |
+| `plateau` | the first layer at which it stopped improving       | entropy | min_improvement, patience, min_layer |
+| `fixed`   | a given layer                                       | nothing | layer |
+| `never`   | the last layer                                      | nothing | |
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from daisy import frames
-from daisy.errors import CheckpointError, UsageError
+from daisy.errors import UsageError
 from daisy.mixing import NoiseBank, mix
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
@@ -55,24 +54,14 @@ class DaisyExitHeads(FairseqCriterion):
         source, padding = sample["net_input"]["source"], sample["net_input"]["padding_mask"]
         num_samples = (~padding).sum(1).cpu()
         noisy = self._noisy(source, num_samples, None if model.training else _seed(sample["id"]))
-        output = model(source, num_samples, self._targets(model, sample, num_samples), noisy)
+        labels = None
+        if not self.from_teacher:
+            labels = sample["target_list"][0].long()
+            labels = labels.masked_fill(labels == self.task.dictionaries[0].pad(), -1)
+        output = model(source, num_samples, labels, self.task.cfg.label_rate, noisy)
         loss, logging = self._losses(output)
         sample_size = int(logging["ntokens"])
         return loss, sample_size, {**logging, "nsentences": len(source), "sample_size": sample_size}
-
-    def _targets(self, model, sample: dict, num_samples: Tensor) -> Tensor | None:
-        """(B, T) units of the label files, brought to the frame rate; None for the teacher's."""
-        inner = getattr(model, "module", model)
-        if self.from_teacher:
-            if inner.final_head is None:
-                raise CheckpointError("this HuBERT has no prediction head of its own: train with target=labels")
-            return None
-        targets = sample["target_list"][0]
-        conv_layers = inner.backbone.config.conv_layers
-        length = int(frames.num_frames(num_samples, conv_layers).max())
-        per_frame = self.task.cfg.label_rate * frames.frame_hop(conv_layers) / inner.backbone.config.sample_rate
-        places = (torch.arange(length) * per_frame).long().clamp(max=targets.shape[1] - 1)
-        return targets[:, places.to(targets.device)]
 
     def _noisy(self, source: Tensor, num_samples: Tensor, seed: int | None) -> Tensor | None:
         """Some utterances with noise; in training from the global generator, which fairseq seeds at each update."""

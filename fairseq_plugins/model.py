@@ -70,22 +70,30 @@ class DaisyHubert(BaseFairseqModel):
         return self
 
     def forward(
-        self, source: Tensor, num_samples: Tensor, targets: Tensor | None, noisy_source: Tensor | None
+        self,
+        source: Tensor,
+        num_samples: Tensor,
+        labels: Tensor | None,
+        label_rate: float,
+        noisy_source: Tensor | None,
     ) -> "DaisyOutput":
         """One step.
 
         Args:
             source: (B, N) waveforms; the teacher hears these.
             num_samples: (B,) int64 on the CPU.
-            targets: (B, T) units; None to take the teacher's.
+            labels: (B, M) int64 units of the label files, -1 where there is none; None to take the teacher's.
+            label_rate: labels a second.
             noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
         """
         with torch.no_grad():
             features, num_frames = self.backbone.front_end(source, num_samples)
             layers = None
-            if targets is None:
+            if labels is None:
                 layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
                 targets = self.teacher_units(layers[-1])
+            else:
+                targets = self.aligned(labels, label_rate, features.shape[1])
             if noisy_source is not None:
                 features, _ = self.backbone.front_end(noisy_source, num_samples)
                 layers = None
@@ -93,6 +101,7 @@ class DaisyHubert(BaseFairseqModel):
                 layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
             valid = frames.valid_mask(num_frames, features.shape[1]).to(features.device)
             masked = self._mask(valid)
+            valid = valid & (targets >= 0)
             learnt_on = layers
             if masked is not None:
                 projected = self.backbone.project(features)
@@ -108,8 +117,21 @@ class DaisyHubert(BaseFairseqModel):
         )
 
     def teacher_units(self, states: Tensor) -> Tensor:
-        """The backbone's own final prediction for each frame, (B, T)."""
+        """The backbone's own final prediction for each frame, (B, T).
+
+        Raises:
+            CheckpointError: where it has no prediction head.
+        """
+        if self.final_head is None:
+            raise CheckpointError("this HuBERT has no prediction head of its own: train with target=labels")
         return self.final_head(states).argmax(-1)
+
+    def aligned(self, labels: Tensor, label_rate: float, length: int) -> Tensor:
+        """Labels (B, M) at their rate to targets (B, length) at the frame rate, as fairseq's HuBERT aligns them."""
+        config = self.backbone.config
+        per_frame = label_rate * config.frame_hop / config.sample_rate
+        places = (torch.arange(length, device=labels.device) * per_frame).long().clamp(max=labels.shape[1] - 1)
+        return labels[:, places]
 
     def _layers(self, states: Tensor, num_frames: Tensor):
         for layer in range(1, self.backbone.config.num_layers + 1):

@@ -131,7 +131,7 @@ def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
 
 
 def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """Convolutions from fairseq's Python expression, such as "[(512,10,5)] + [(512,3,2)] * 4", not evaluated as Python."""
+    """Convolutions from fairseq's Python expression, "[(512,10,5)] + [(512,3,2)] * 4", not evaluated as Python."""
     if text is None:
         return HUBERT_CONV
 

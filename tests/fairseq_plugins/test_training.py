@@ -1,0 +1,108 @@
+"""Training the heads by fairseq's own commands."""
+
+import argparse
+import re
+
+import pytest
+import torch
+
+import daisy
+from daisy import EarlyExitEncoder, policies
+from daisy.converters import convert
+from tests.fairseq_plugins.conftest import BIN, ROOT, command
+
+
+def weights(path):
+    return torch.load(path, map_location="cpu", weights_only=False)["model"]
+
+
+def losses(log, prefix):
+    """Loss by update of one kind of log line."""
+    lines = [line for line in log.splitlines() if f"| {prefix} |" in line or f"[{prefix}][INFO]" in line]
+    return [float(re.search(r"loss[= ]([\d.]+)", line)[1]) for line in lines]
+
+
+def test_train_resume_reload_convert(corpus, fairseq_train, tmp_path):
+    log = fairseq_train("whole", 12)
+    fairseq_train("resumed", 4)
+    fairseq_train("resumed", 12)
+    whole, resumed = (weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole), "resuming is not exact"
+
+    backbone = daisy.load(corpus / "hubert.safetensors").backbone.state_dict()
+    assert all(torch.equal(whole[f"backbone.{key}"], value) for key, value in backbone.items()), "not frozen"
+    valid = losses(log, "valid")
+    assert valid[-1] < valid[0]
+    assert all(f"{name}_{layer}" in log for name in ("nats", "accuracy", "regressor_error") for layer in range(1, 5))
+
+    path = tmp_path / "whole" / "checkpoint_best.pt"
+    converted = convert(path, allow_pickle=True)
+    wave = [0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))]
+    encoder = EarlyExitEncoder(converted.backbone, converted.heads, policies.Never(), scores=["entropy", "regressed"])
+    reads = list(encoder(wave).scores.values())
+    code = (
+        "import argparse, torch; from fairseq import checkpoint_utils, utils\n"
+        f"utils.import_user_module(argparse.Namespace(user_dir={str(ROOT / 'fairseq_plugins')!r}))\n"
+        f"models, _, _ = checkpoint_utils.load_model_ensemble_and_task([{str(path)!r}])\n"
+        "from daisy import EarlyExitEncoder, policies\n"
+        "wave = [0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))]\n"
+        "m = models[0]\n"
+        "out = EarlyExitEncoder(m.backbone, m.heads, policies.Never(), scores=['entropy', 'regressed'])(wave)\n"
+        "print('SCORES', [v for s in out.scores.values() for v in s[0].tolist()])\n"
+    )
+    (corpus / "hubert.safetensors").rename(corpus / "away.safetensors")  # a checkpoint needs nothing beside it
+    try:
+        printed = command(BIN / "python", "-c", code)
+    finally:
+        (corpus / "away.safetensors").rename(corpus / "hubert.safetensors")
+    reloaded = [float(v) for v in re.search(r"SCORES \[(.*)\]", printed)[1].split(", ")]
+    assert reloaded == pytest.approx([v for s in reads for v in s[0].tolist()], abs=1e-5)
+
+
+def test_labels_masks_and_weights(fairseq_train, tmp_path):
+    """Label files as targets, frames masked, only masked ones counted; no teacher is asked."""
+    log = fairseq_train(
+        "labels", 4, "--labels", '["km"]', "--target", "labels", "--mask-prob", "0.65", "--pred-nomask-weight", "0"
+    )  # fmt: skip
+    assert len(losses(log, "valid")) >= 1
+    heads = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True).heads
+    assert heads.config.num_units == 11  # the teacher's width: 7 labels and 4 special symbols
+
+
+def test_hydra(corpus, tmp_path):
+    log = command(
+        BIN / "fairseq-hydra-train", "--config-dir", ROOT / "fairseq_plugins" / "config", "--config-name", "daisy_mini",
+        f"common.user_dir={ROOT / 'fairseq_plugins'}", "common.cpu=true", f"task.data={corpus / 'data'}",
+        f"model.hubert_path={corpus / 'hubert.safetensors'}", f"hydra.run.dir={tmp_path}", "optimization.max_update=4",
+        "dataset.max_tokens=40000", f"criterion.noise_manifest={corpus / 'data' / 'noise.tsv'}",
+    )  # fmt: skip
+    assert losses(log, "valid")
+    assert convert(tmp_path / "checkpoints" / "checkpoint_last.pt", allow_pickle=True).heads is not None
+
+
+def test_two_cpu_processes(fairseq_train, tmp_path):
+    """fairseq's own distributed training over gloo: needs no_c10d, and the buffer that compatibility.py presets."""
+    log = fairseq_train(
+        "two", 4, "--distributed-backend", "gloo", "--ddp-backend", "no_c10d",
+        launcher=(BIN / "torchrun", "--nproc_per_node", "2", "--master_port", "29617", BIN / "fairseq-train"),
+    )  # fmt: skip
+    assert "distributed init (rank 1)" in log or "rank 1" in log
+    trained = convert(tmp_path / "two" / "checkpoint_last.pt", allow_pickle=True)
+    assert all(p.isfinite().all() for p in trained.heads.parameters())
+    assert losses(log, "valid")
+
+
+def test_configurations_name_every_field():
+    """The three files differ in sizes only, and set nothing that does not exist."""
+    import fairseq.utils
+    from omegaconf import OmegaConf
+
+    fairseq.utils.import_user_module(argparse.Namespace(user_dir=str(ROOT / "fairseq_plugins")))
+    from fairseq_plugins.criterion import DaisyExitHeadsConfig
+    from fairseq_plugins.model import DaisyHubertConfig
+
+    for name in ("daisy_mini", "daisy_base", "daisy_large"):
+        config = OmegaConf.load(ROOT / "fairseq_plugins" / "config" / f"{name}.yaml")
+        for part, known in (("criterion", DaisyExitHeadsConfig), ("model", DaisyHubertConfig)):
+            assert set(config[part]) - {"_name"} == set(known.__dataclass_fields__) - {"_name"}
