@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from daisy import audio, files, mixing
+from daisy.errors import DaisyError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -85,6 +86,14 @@ def write(name: str, measured: list[dict], results: Path = RESULTS) -> None:
         },
     )
     print(f"{results / name}.json: {len(measured)} rows")
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a script; what daisy refuses is one line."""
+    try:
+        main()
+    except DaisyError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def read(name: str) -> dict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import numpy
-from common import noises, utterances, write
+from common import guarded, noises, utterances, write
 from rich.progress import Progress
 
 import daisy
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import HERE, SNRS_DB, noises, utterances, write
+from common import HERE, SNRS_DB, guarded, noises, utterances, write
 from rich.progress import Progress
 
 import daisy
@@ -49,9 +49,7 @@ def measure(name: str, model: daisy.Model, dev, test, bank, bar: Progress) -> tu
                     {
                         "heads": name,
                         "policy": policy_name,
-                        "setting": next(iter(policy.to_config().items() - {("name", policy_name)}))[1]
-                        if policy_name == "entropy"
-                        else policy.min_improvement,
+                        "settings": policy.to_config(),
                         "set": set_name,
                         "noise": "none" if snr_db is None else "noise test split",
                         "snr_db": snr_db,
@@ -103,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

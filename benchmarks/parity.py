@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import SHARED, utterances, write
+from common import SHARED, guarded, utterances, write
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models.hubert.hubert import HubertConfig, HubertModel
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

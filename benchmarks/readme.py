@@ -40,7 +40,7 @@ def exits() -> str:
             next(r for r in rows if (r["heads"], r["policy"], r["snr_db"]) == (heads, policy, snr))
             for snr in conditions
         ]
-        lines.append([heads, policy, *(f"{c['mean_exit_layer']:.1f} ({c['low']:.1f}–{c['high']:.1f})" for c in cells)])
+        lines.append([heads, policy, *(f"{c['mean_exit_layer']:.1f} ({c['low']:.1f}-{c['high']:.1f})" for c in cells)])
     return table(["heads trained on", "policy", *map(snr_name, conditions)], lines) + source(result)
 
 

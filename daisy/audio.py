@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,13 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
         resampling_method="sinc_interp_kaiser",
         beta=14.769656459379492,
     )
+
+
+def wav_bytes(waveform: Tensor, sample_rate: int = 16000) -> bytes:
+    """(N,) as a WAV file of floats: mixtures may pass full scale, and clipping would be another kind of noise."""
+    content = io.BytesIO()
+    soundfile.write(content, waveform.numpy(), sample_rate, format="WAV", subtype="FLOAT")
+    return content.getvalue()
 
 
 def batches(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:

@@ -131,8 +131,12 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
     Raises:
         OutputError: where it cannot be written.
     """
-    state = nn.ModuleDict(model.modules()).state_dict()
-    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    parts = nn.ModuleDict(model.modules())
+    weights = {key for key, _ in parts.named_parameters()}
+    tensors = {
+        key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
+        for key, value in parts.state_dict().items()
+    }
     files.save_tensors(tensors, Path(path), {"format_version": FORMAT_VERSION, **model.config()})
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
-import torch
-
-from daisy import analysis, audio, checkpoint, extraction, files, mixing, report
+from daisy import analysis, audio, calibration, checkpoint, extraction, files, mixing, report
 from daisy.encoder import EarlyExitEncoder
+from daisy.policies import Policy
 
 FOLDER = Path(__file__).parent / "demo"
 SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
-RATE = 16000
+DEPTH = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +21,17 @@ class Demonstration:
 
     exit_layers: dict[str, list[int]]
     num_layers: int
+    policy: Policy
     seconds: float
     audio_sec: float
     figure: Path
 
 
 def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] = lambda count: None) -> Demonstration:
-    """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR."""
+    """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR.
+
+    The threshold is chosen on the clean clips, without labels, for a mean depth of `DEPTH`.
+    """
     clips = {path.stem: audio.read(path) for path in sorted(FOLDER.glob("*.flac")) if path.stem != "noise"}
     noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac")])
     recordings = []
@@ -39,10 +40,11 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
         mixed = analysis.with_noise(list(clips.values()), noises, snr_db)
         for name, waveform in zip(clips, mixed, strict=True):
             path = out.absolute() / "audio" / condition / f"{name}.wav"
-            files.write(path, _wav(waveform))
+            files.write(path, audio.wav_bytes(waveform))
             recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
     model = checkpoint.load(source)
-    policy = model.policy("entropy")
+    clean_scores = analysis.full_scores(model, list(clips.values()), ["entropy"])
+    policy = calibration.for_depth("entropy", clean_scores, DEPTH)
     settings = extraction.Settings(checkpoint=checkpoint.digest(source), policy=policy.to_config())
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
     result = extraction.extract(recordings, encoder, out / "features", settings, overwrite=True, progress=progress)
@@ -56,21 +58,15 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
         SNRS_DB,
         {"entropy": [analysis.bootstrap(column, list(clips)) for column in columns]},
         num_layers=num_layers,
-        title=f"{source}: {len(clips)} clips, recorded wind noise",
+        title=f"{len(clips)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
         points={"entropy": columns},
     )
     totals = result.totals()
     return Demonstration(
         exit_layers={name: [column[i] for column in columns] for i, name in enumerate(clips)},
         num_layers=num_layers,
+        policy=policy,
         seconds=totals["seconds"],
         audio_sec=totals["audio_sec"],
         figure=figure,
     )
-
-
-def _wav(waveform: torch.Tensor) -> bytes:
-    """A float WAV: noise may pass full scale, and clipping it would be another kind of noise."""
-    content = io.BytesIO()
-    soundfile.write(content, waveform.numpy(), RATE, format="WAV", subtype="FLOAT")
-    return content.getvalue()

@@ -59,13 +59,10 @@ class ExitHeads(nn.Module):
         self.config = config
         self.units = nn.ModuleList(nn.Linear(config.width, config.num_units) for _ in range(config.num_layers))
         self.regressors = (
-            nn.ModuleList(nn.Linear(2 * config.width, 1) for _ in range(config.num_layers))
+            nn.ModuleList(LossRegressor(config.width, math.log(config.num_units)) for _ in range(config.num_layers))
             if config.regressors
             else None
         )
-        for regressor in self.regressors or ():  # start from the loss of knowing nothing
-            nn.init.zeros_(regressor.weight)
-            nn.init.constant_(regressor.bias, math.log(config.num_units))
 
     def unit_logits(self, layer: int, read: Tensor) -> Tensor:
         """What layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""
@@ -79,7 +76,49 @@ class ExitHeads(nn.Module):
         """
         if self.regressors is None:
             raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
-        return self.regressors[layer - 1](mean_and_std(read, num_frames)).squeeze(-1)
+        return self.regressors[layer - 1](mean_and_std(read, num_frames))
+
+
+class LossRegressor(nn.Module):
+    """Linear from the standardised statistics of an utterance's frames to its standardised loss.
+
+    Means and variances of both are running ones, gathered by `observe` in training. Without them the gradient steps
+    that suit the unit classifiers leave the regressors far from the least-squares fit.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, start: float):
+        super().__init__()
+        self.linear = nn.Linear(2 * width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.cat([torch.zeros(2 * width), torch.tensor([start])]))  # the loss comes last
+        self.register_buffer("variance", torch.ones(2 * width + 1))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, 2 D) statistics to (B,) nats."""
+        deviation = self.variance.clamp(min=1e-8).sqrt()
+        standardised = (pooled - self.mean[:-1]) / deviation[:-1]
+        return self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
+
+    @torch.no_grad()
+    def observe(self, pooled: Tensor, loss: Tensor) -> None:
+        """Add (B, 2 D) statistics and their (B,) losses to the running means and variances."""
+        seen = torch.cat([pooled, loss[:, None]], dim=1).float()
+        count = self.count + len(seen)
+        share, delta = len(seen) / count, seen.mean(0) - self.mean
+        if not self.count:
+            self.mean.zero_()
+            self.variance.zero_()
+            delta = seen.mean(0)
+        spread = self.variance * (1 - share) + seen.var(0, correction=0) * share
+        self.variance.copy_(spread + delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(count)
 
 
 class FinalHead(nn.Module):

@@ -19,6 +19,10 @@ class UnitLoss(NamedTuple):
     num_counted: Tensor
     """(B,) float32, frames."""
 
+    def mean(self) -> Tensor:
+        """Mean loss of each utterance, (B,) nats, cut off from the gradient; 0 where no frame counts."""
+        return (self.loss / self.num_counted.clamp(min=1)).detach()
+
 
 def unit_loss(logits: Tensor, targets: Tensor, utterance: Tensor, num_utterances: int) -> UnitLoss:
     """Cross-entropy of unit predictions, per utterance (HuBERT, arXiv:2106.07447, equation 1).

@@ -81,18 +81,17 @@ class DaisyExitHeads(FairseqCriterion):
         logging: dict[str, Any] = {}
         total = output.unmasked[0].loss.new_zeros(())
         num_masked, num_unmasked = output.masked[0].num_counted.sum(), output.unmasked[0].num_counted.sum()
-        for layer, (masked, unmasked) in enumerate(zip(output.masked, output.unmasked, strict=True), 1):
+        for layer, (masked, unmasked, judged) in enumerate(
+            zip(output.masked, output.unmasked, output.judged, strict=True), 1
+        ):
             total = total + self.pred_masked_weight * masked.loss.sum() + self.pred_nomask_weight * unmasked.loss.sum()
-            judged = masked if num_masked > 0 else unmasked
             logging[f"nats_{layer}"] = float(judged.loss.sum())
             logging[f"correct_{layer}"] = float(judged.num_correct.sum())
             logging["judged"] = float(judged.num_counted.sum())
             if output.predicted:
-                wanted = (judged.loss / judged.num_counted.clamp(min=1)).detach()
-                error = output.predicted[layer - 1] - wanted
-                per_frame = F.huber_loss(output.predicted[layer - 1], wanted, reduction="none")
-                total = total + (per_frame * judged.num_counted).sum()
-                logging[f"error_{layer}"] = float(error.abs().sum())
+                predicted, wanted = output.predicted[layer - 1], judged.mean()
+                total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
+                logging[f"error_{layer}"] = float((predicted - wanted).abs().sum())
         counted = num_masked * (self.pred_masked_weight > 0) + num_unmasked * (self.pred_nomask_weight > 0)
         total = total / len(output.unmasked)
         return total, {"loss": float(total), "ntokens": float(counted), **logging}

@@ -13,7 +13,7 @@ from daisy import checkpoint, frames
 from daisy.converters import convert
 from daisy.converters.plugin import STATE_KEY
 from daisy.errors import CheckpointError, UsageError
-from daisy.heads import ExitHeads, HeadsConfig
+from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.losses import UnitLoss, unit_loss
 
 
@@ -108,13 +108,23 @@ class DaisyHubert(BaseFairseqModel):
                 projected[masked] = self.backbone.mask_embedding.to(projected.dtype)
                 learnt_on = list(self._layers(self.backbone.position(projected, num_frames), num_frames))
         losses = self._unit_losses(learnt_on, targets, valid, masked)
+        judged = [unmasked if masked is None else on_masked for on_masked, unmasked in losses]
         return DaisyOutput(
             masked=[loss for loss, _ in losses],
             unmasked=[loss for _, loss in losses],
-            predicted=[self.heads.predicted_loss(layer, states, num_frames) for layer, states in enumerate(layers, 1)]
-            if self.heads.regressors is not None
-            else [],
+            judged=judged,
+            predicted=self._predicted(layers, num_frames, judged) if self.heads.regressors is not None else [],
         )
+
+    def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
+        """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
+        predicted = []
+        for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
+            pooled = mean_and_std(states, num_frames)
+            if self.training:
+                regressor.observe(pooled, loss.mean())
+            predicted.append(regressor(pooled))
+        return predicted
 
     def teacher_units(self, states: Tensor) -> Tensor:
         """The backbone's own final prediction for each frame, (B, T).
@@ -163,11 +173,14 @@ class DaisyHubert(BaseFairseqModel):
 
 @dataclass
 class DaisyOutput:
-    """Per layer, 1 to L: losses over masked and unmasked frames, and the regressors' predictions, (B,) nats."""
+    """Per layer, 1 to L."""
 
     masked: list[UnitLoss]
     unmasked: list[UnitLoss]
+    judged: list[UnitLoss]
+    """What is logged, and what the regressors learn: the masked frames' where frames are masked, else all frames'."""
     predicted: list[Tensor]
+    """The regressors' predictions of the judged loss, (B,) nats; empty without regressors."""
 
 
 def read_backbone(path: str) -> checkpoint.Model:

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from daisy import CheckpointError
-from daisy.heads import ExitHeads, FinalHead, HeadsConfig, mean_and_std
+from daisy.heads import ExitHeads, FinalHead, HeadsConfig, LossRegressor, mean_and_std
 from daisy.losses import unit_loss
 from daisy.scores import frame_mean, unit_entropy
 from tests.conftest import randomise
@@ -22,6 +22,18 @@ def test_a_new_regressor_predicts_the_loss_of_knowing_nothing():
     heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=104))
     predicted = heads.predicted_loss(2, torch.randn(5, 7, 3), torch.full((5,), 7))
     torch.testing.assert_close(predicted, torch.full((5,), 104.0).log())
+
+
+def test_regressor_statistics_are_those_of_everything_seen():
+    regressor = LossRegressor(3, start=9.0)
+    generator = torch.Generator().manual_seed(0)
+    seen, losses = 5 + 2 * torch.randn(100, 6, generator=generator), 1 + torch.rand(100, generator=generator)
+    for start, end in ((0, 1), (1, 8), (8, 60), (60, 100)):
+        regressor.observe(seen[start:end], losses[start:end])
+    both = torch.cat([seen, losses[:, None]], 1)
+    torch.testing.assert_close(regressor.mean, both.mean(0))
+    torch.testing.assert_close(regressor.variance, both.var(0, correction=0))
+    torch.testing.assert_close(regressor(seen), losses.mean().expand(100))  # its weights are still zero
 
 
 def test_without_regressors_there_is_no_prediction():

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The real run, start to end: heads trained on a small HuBERT by both of fairseq's commands, the better kind shipped as
+# daisy-mini, the test sets extracted clean and noisy, and every figure of the README measured. Two hours on two cores.
+# A stopped run goes on where it ended. Needs the shared recordings and model (../shared, or DAISY_SHARED).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+shared=$(realpath "${DAISY_SHARED:-../shared}")
+data=$shared/data
+hubert=$shared/models/hubert_mini.pt
+bin=$PWD/.venv/bin
+runs=$PWD/runs
+export OMP_NUM_THREADS=1
+mkdir -p "$runs/data"
+
+manifest() { # NAME FOLDER...
+    local name=$1
+    shift
+    [ -f "$runs/data/$name.tsv" ] || "$bin/daisy" manifest "$@" --root "$data" --out "$runs/data/$name.tsv"
+}
+manifest train "$data"/{librispeech,commands,keywords}/train
+manifest valid "$data"/{librispeech,commands,keywords}/dev
+manifest noise_train "$data/noise/train"
+
+# Heads on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
+clean() {
+    "$bin/fairseq-train" "$runs/data" --user-dir fairseq_plugins --task hubert_pretraining --labels '[]' --label-rate 50 \
+        --max-sample-size 250000 --min-sample-size 4000 --pad-audio --cpu --seed 1 \
+        --arch daisy_hubert --hubert-path "$hubert" --criterion daisy_exit_heads \
+        --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --lr 2e-3 --lr-scheduler polynomial_decay \
+        --warmup-updates 40 --total-num-update 800 --max-update 800 --max-tokens 1024000 --num-workers 0 \
+        --validate-interval-updates 200 --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints \
+        --log-format simple --log-interval 20 --save-dir "$runs/clean" >>"$runs/clean.log" 2>&1
+    "$bin/daisy" convert "$runs/clean/checkpoint_best.pt" "$runs/clean.safetensors" --allow-pickle
+}
+denoising() {
+    "$bin/fairseq-hydra-train" --config-dir "$PWD/fairseq_plugins/config" --config-name daisy_mini \
+        common.user_dir="$PWD/fairseq_plugins" common.cpu=true task.data="$runs/data" model.hubert_path="$hubert" \
+        criterion.noise_manifest="$runs/data/noise_train.tsv" hydra.run.dir="$runs/denoise" >>"$runs/denoise.log" 2>&1
+    "$bin/daisy" convert "$runs/denoise/checkpoints/checkpoint_best.pt" "$runs/denoising.safetensors" --allow-pickle
+}
+[ -f "$runs/clean.safetensors" ] || clean &
+[ -f "$runs/denoising.safetensors" ] || denoising &
+wait %1
+wait %2
+
+export OMP_NUM_THREADS=2
+kinds="clean=runs/clean.safetensors denoising=runs/denoising.safetensors"
+# shellcheck disable=SC2086
+"$bin/python" benchmarks/heads.py $kinds
+# shellcheck disable=SC2086
+"$bin/python" benchmarks/noise_curve.py $kinds
+"$bin/python" benchmarks/ship.py runs/denoising.safetensors
+"$bin/python" benchmarks/parity.py
+
+"$bin/python" benchmarks/noisy_sets.py "$runs/test"
+for condition in clean 20dB 10dB 5dB 0dB -5dB; do
+    echo "$condition:"
+    "$bin/daisy" extract "$runs/test/$condition" --out "$runs/features/$condition" | tail -n 1
+done
+"$bin/python" benchmarks/extraction.py "$runs/features"
+"$bin/python" benchmarks/readme.py
