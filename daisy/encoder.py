@@ -102,11 +102,11 @@ class EarlyExitEncoder(nn.Module):
             run.record(layer, states)
             run.score(layer, self._scores(layer, states, feed_forward, run.active_frames))
             if layer == num_layers:
-                run.leave(layer, torch.ones(len(states), dtype=torch.bool))
-                break
-            leave = self.policy.decide({name: run.trajectory(name, layer) for name in self.policy.reads}, layer)
+                leave = torch.tensor(True)
+            else:
+                leave = self.policy.decide({name: run.trajectory(name, layer) for name in self.policy.reads}, layer)
             states = run.leave(layer, leave.cpu().expand(len(states)), states)
-            if not len(run.active):
+            if not len(states):
                 break
         return ExitOutput(
             exit_layer=run.exit_layer,
@@ -179,12 +179,11 @@ class _Run:
         """(active, layer) scores of layers 1 to ``layer``."""
         return self.scores[name][self.active, :layer]
 
-    def leave(self, layer: int, leave: Tensor, states: Tensor | None = None) -> Tensor:
+    def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
         """Take out who leaves, (active,) bool; returns the states of those who stay, cut to their longest."""
+        if not leave.any():
+            return states
         self.exit_layer[self.active[leave]] = layer
-        if states is None or not leave.any():
-            self.active = self.active[~leave]
-            return states if states is not None else torch.empty(0)
         stay = ~leave
         self.active, self.active_frames = self.active[stay], self.active_frames[stay]
         if not len(self.active):

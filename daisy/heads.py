@@ -146,7 +146,8 @@ class FinalHead(nn.Module):
 
 
 def mean_and_std(states: Tensor, num_frames: Tensor) -> Tensor:
-    """(B, T, D) to (B, 2 D): mean and standard deviation of each utterance's own frames."""
+    """(B, T, D) to (B, 2 D) float32: mean and standard deviation of each utterance's own frames."""
+    states = states.float()
     valid = frames.valid_mask(num_frames, states.shape[1]).to(states.device)[..., None]
     count = num_frames.to(states.device, states.dtype)[:, None]
     mean = (states * valid).sum(1) / count

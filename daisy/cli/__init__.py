@@ -28,6 +28,3 @@ def main() -> None:
     except DaisyError as error:
         errors.print(f"daisy: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("daisy: stopped; what is finished is kept, the same command goes on from there")
-        sys.exit(130)
