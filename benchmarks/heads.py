@@ -9,9 +9,11 @@ be predicted are those of the full model on the clean audio. The correlation (Pe
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy
-from common import guarded, noises, utterances, write
+from common import RESULTS, guarded, noises, utterances, write
+from matplotlib.figure import Figure
 from rich.progress import Progress
 
 import daisy
@@ -33,38 +35,36 @@ def measure(name: str, model: daisy.Model, speech, bank, bar: Progress) -> list[
         reference = reference or run.units
         pooled.append(run)
         for layer in range(model.backbone.config.num_layers):
-            loss = run.loss[:, layer].numpy()
-            measured.append(
-                {
-                    "heads": name,
-                    "set": "dev",
-                    "condition": snr_name(snr_db),
-                    "layer": layer + 1,
-                    "loss_nats": float(numpy.average(loss, weights=frames)),
-                    "accuracy": float(numpy.average(run.accuracy[:, layer], weights=frames)),
-                    "entropy_nats": float(numpy.average(run.scores["entropy"][:, layer], weights=frames)),
-                    "regressor_correlation": correlation(run.scores["regressed"][:, layer], loss),
-                    "entropy_correlation": correlation(run.scores["entropy"][:, layer], loss),
-                }
-            )
+            columns = (run.loss, run.accuracy, run.scores["regressed"], run.scores["entropy"])
+            measured.append(row(name, snr_name(snr_db), layer, *(c[:, layer].numpy() for c in columns), frames))
     for layer in range(model.backbone.config.num_layers):
-        loss = numpy.concatenate([run.loss[:, layer] for run in pooled])
-        regressed, entropy = (
-            correlation(numpy.concatenate([run.scores[score][:, layer] for run in pooled]), loss)
-            for score in ("regressed", "entropy")
+        loss, accuracy, regressed, entropy = (
+            numpy.concatenate([values[:, layer] for values in of_all])
+            for of_all in (
+                [run.loss for run in pooled],
+                [run.accuracy for run in pooled],
+                [run.scores["regressed"] for run in pooled],
+                [run.scores["entropy"] for run in pooled],
+            )
         )
-        measured.append(
-            {
-                "heads": name,
-                "set": "dev",
-                "condition": "all",
-                "layer": layer + 1,
-                "loss_nats": float(loss.mean()),
-                "regressor_correlation": regressed,
-                "entropy_correlation": entropy,
-            }
-        )
+        weights = numpy.tile(frames, len(pooled))
+        measured.append(row(name, "all", layer, loss, accuracy, regressed, entropy, weights))
     return measured
+
+
+def row(name: str, condition: str, layer: int, loss, accuracy, regressed, entropy, weights) -> dict:
+    """One line of the result: means over frames, correlations over utterances."""
+    return {
+        "heads": name,
+        "set": "dev",
+        "condition": condition,
+        "layer": layer + 1,
+        "loss_nats": float(numpy.average(loss, weights=weights)),
+        "accuracy": float(numpy.average(accuracy, weights=weights)),
+        "entropy_nats": float(numpy.average(entropy, weights=weights)),
+        "regressor_correlation": correlation(regressed, loss),
+        "entropy_correlation": correlation(entropy, loss),
+    }
 
 
 def correlation(a, b) -> float:
@@ -83,15 +83,35 @@ def main() -> None:
         for text in arguments.models:
             name, _, path = text.partition("=")
             measured += measure(name, daisy.load(path), speech, bank, bar)
-    for row in measured:
-        if row["condition"] in ("clean", "all"):
+    for line in measured:
+        if line["condition"] in ("clean", "0 dB", "all"):
             print(
-                f"{row['heads']:10} {row['condition']:6} layer {row['layer']:2}  loss {row['loss_nats']:.3f} nats  "
-                f"accuracy {row.get('accuracy', float('nan')):.3f}  regressor r {row['regressor_correlation']:.3f}  "
-                f"entropy r {row['entropy_correlation']:.3f}"
+                f"{line['heads']:10} {line['condition']:6} layer {line['layer']:2}  loss {line['loss_nats']:.3f} nats  "
+                f"accuracy {line['accuracy']:.3f}  regressor r {line['regressor_correlation']:.3f}  "
+                f"entropy r {line['entropy_correlation']:.3f}"
             )
     if not arguments.quick:
         write("heads", measured)
+        draw(measured, RESULTS / "heads.png")
+
+
+def draw(measured: list[dict], path: Path) -> None:
+    """Loss of each head against its layer, by kind of heads and condition."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for color, kind in enumerate(dict.fromkeys(line["heads"] for line in measured)):
+        for style, condition in (("-", "clean"), ("--", "10 dB"), (":", "0 dB")):
+            lines = [line for line in measured if (line["heads"], line["condition"]) == (kind, condition)]
+            losses = [line["loss_nats"] for line in lines]
+            layers = [line["layer"] for line in lines]
+            axes.plot(layers, losses, style, color=f"C{color}", label=f"{kind} heads, {condition}")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("unit loss on held-out audio (nats)")
+    axes.set_title("targets: the full model's units on the clean audio")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

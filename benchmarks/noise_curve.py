@@ -49,7 +49,8 @@ def measure(name: str, model: daisy.Model, dev, test, bank, bar: Progress) -> tu
                     {
                         "heads": name,
                         "policy": policy_name,
-                        "settings": policy.to_config(),
+                        "threshold_nats": getattr(policy, "threshold", None),
+                        "min_improvement": getattr(policy, "min_improvement", None),
                         "set": set_name,
                         "noise": "none" if snr_db is None else "noise test split",
                         "snr_db": snr_db,

@@ -58,7 +58,7 @@ def compare(name: str, theirs, ours, waveforms) -> list[dict]:
     """Largest difference of each layer over the utterances, in that layer's standard deviations."""
     num_layers = ours.backbone.config.num_layers
     encoder = EarlyExitEncoder(ours.backbone, None, policies.Never())
-    worst = [0.0] * (num_layers + 1)
+    worst = torch.zeros(num_layers + 1)
     for waveform in waveforms:
         states = encoder([waveform]).states[0]
         source = (
@@ -68,10 +68,11 @@ def compare(name: str, theirs, ours, waveforms) -> list[dict]:
             output_layer = layer if layer < num_layers else None  # with pre-norm, None adds the final norm
             expected = theirs.extract_features(source[None], output_layer=output_layer)[0][0]
             difference = (states[layer] - expected).abs().max() / expected.std()
-            worst[layer] = max(worst[layer], float(difference))
-    print(f"{name}: largest over layers {max(worst):.2e}")
+            worst[layer] = torch.maximum(worst[layer], difference)  # keeps NaN, as max would not
+    print(f"{name}: largest over layers {worst.max():.2e}")
     return [
-        {"model": name, "layer": layer, "max_abs_diff_over_std": worst[layer]} for layer in range(1, num_layers + 1)
+        {"model": name, "layer": layer, "max_abs_diff_over_std": float(worst[layer])}
+        for layer in range(1, num_layers + 1)
     ]
 
 

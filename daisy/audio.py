@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import io
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import soundfile
@@ -15,8 +18,11 @@ from torch import Tensor
 
 from daisy.errors import AudioError, UsageError
 
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".opus", ".oga", ".aif"}
-"""File name endings that a folder is searched for."""
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".mp3", ".opus", ".oga", ".aif"}
+"""File name endings that a folder is searched for; raw samples do not tell their rate."""
+
+
+LARGEST_FILTER = 8_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ def find(inputs: Sequence[str]) -> list[Recording]:
     """
     found: dict[Path, Recording] = {}
     for text in inputs:
+        if not text:
+            raise UsageError("an empty name among the inputs")
         for recording in _expand(text):
             found.setdefault(recording.path, recording)
     if not found:
@@ -57,19 +65,24 @@ def read_manifest(path: Path) -> list[Recording]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"{path}: not a fairseq manifest ({error})") from None
     names = [line.split("\t")[0] for line in lines if line.strip()]
-    return [Recording(path=(path.parent / root / name).absolute(), name=name) for name in names]
+    return [Recording(path=_absolute(path.parent / root / name), name=name) for name in names]
 
 
-def write_manifest(recordings: Sequence[Recording], root: Path) -> str:
-    """The text of a fairseq manifest; lengths are read from the files' headers.
+def manifest_line(recording: Recording, root: Path, sample_rate: int = 16000) -> str:
+    """A recording's line in a fairseq manifest: its path below ``root``, and its length by its header.
 
     Raises:
-        AudioError: on a file without a readable header.
+        UsageError: where it is not below the root.
+        AudioError: where it has no readable header, or another rate: fairseq does not resample.
     """
-    lines = [str(root.absolute())]
-    for recording in recordings:
-        lines.append(f"{recording.path.relative_to(root.absolute())}\t{_info(recording.path).frames}")
-    return "\n".join(lines) + "\n"
+    if not recording.path.is_relative_to(root):
+        raise UsageError(f"{recording.path}: is not below the root {root}; give --root")
+    info = _info(recording.path)
+    if info.samplerate != sample_rate:
+        raise AudioError(
+            f"{recording.path}: {info.samplerate} Hz, and fairseq takes {sample_rate} Hz only: resample it"
+        )
+    return f"{recording.path.relative_to(root)}\t{info.frames}"
 
 
 def read(path: Path, sample_rate: int = 16000) -> Tensor:
@@ -85,8 +98,8 @@ def read(path: Path, sample_rate: int = 16000) -> Tensor:
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file (0 bytes)")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        samples, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
     waveform = torch.from_numpy(samples).mean(1) if samples.shape[1] > 1 else torch.from_numpy(samples[:, 0])
     if not len(waveform):
@@ -107,13 +120,18 @@ def num_samples(path: Path, sample_rate: int = 16000) -> int:
 
 
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """(N,) at ``rate`` to (N',) at ``target`` Hz, with a Kaiser window as wide as resampy's ``kaiser_best``."""
+    """(N,) at ``rate`` to (N',) at ``target`` Hz, with a Kaiser window as wide as resampy's ``kaiser_best``.
+
+    The filter's size is the product of the ratio's two numbers: odd rates are taken at the nearest ratio whose product
+    stays small, about 1e-5 off at most; all usual ones are exact.
+    """
     if rate == target:
         return waveform
+    ratio = Fraction(rate, target).limit_denominator(math.isqrt(LARGEST_FILTER * target // rate))
     return torchaudio.functional.resample(
         waveform,
-        rate,
-        target,
+        ratio.numerator,
+        ratio.denominator,
         lowpass_filter_width=64,
         rolloff=0.9475937167399596,
         resampling_method="sinc_interp_kaiser",
@@ -143,16 +161,21 @@ def batches(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:
         yield batch
 
 
+def _absolute(path: Path) -> Path:
+    """Without ".." and without following links, so that a name stays the name it was given."""
+    return Path(os.path.abspath(path))
+
+
 def _expand(text: str) -> list[Recording]:
     path = Path(text)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        return [Recording(path=file.absolute(), name=str(file.relative_to(path))) for file in files]
+        return [Recording(path=_absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
     if path.exists():
-        return [Recording(path=path.absolute(), name=path.name)]
-    matches = sorted(glob.glob(text, recursive=True))
+        return [Recording(path=_absolute(path), name=path.name)]
+    matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).exists())
     if not matches:
         raise UsageError(f"{text}: no such file, folder or manifest, and as a pattern it matches nothing")
     return [recording for match in matches for recording in _expand(match)]
@@ -160,8 +183,8 @@ def _expand(text: str) -> list[Recording]:
 
 def _info(path: Path) -> soundfile._SoundFileInfo:
     try:
-        return soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        return soundfile.info(os.fsencode(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
 
 

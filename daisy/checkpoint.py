@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from daisy import files
 from daisy import policies as exit_policies
 from daisy.backbone import Backbone, BackboneConfig
-from daisy.errors import CheckpointError
+from daisy.errors import CheckpointError, DaisyError
 from daisy.heads import ExitHeads, FinalHead, HeadsConfig
 
 FORMAT_VERSION = 1
@@ -130,6 +130,7 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
 
     Raises:
         OutputError: where it cannot be written.
+        CheckpointError: where weights are not finite, or pass the range of ``dtype``.
     """
     parts = nn.ModuleDict(model.modules())
     weights = {key for key, _ in parts.named_parameters()}
@@ -137,6 +138,8 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
         for key, value in parts.state_dict().items()
     }
+    if lost := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: {_some(lost)} would not be finite in {dtype}; save it as float32")
     files.save_tensors(tensors, Path(path), {"format_version": FORMAT_VERSION, **model.config()})
 
 
@@ -162,9 +165,11 @@ def load(source: str | Path, *, device: str | torch.device = "cpu") -> Model:
             raise CheckpointError(f"format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
         model = build(config)
         load_weights(model, tensors)
-    except (KeyError, TypeError, ValueError) as error:
+        for name, settings in model.policies.items():
+            exit_policies.make(name, settings)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
-    except CheckpointError as error:
+    except DaisyError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return model.to(device)
 

@@ -45,9 +45,15 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     model = checkpoint.load(source)
     clean_scores = analysis.full_scores(model, list(clips.values()), ["entropy"])
     policy = calibration.for_depth("entropy", clean_scores, DEPTH)
-    settings = extraction.Settings(checkpoint=checkpoint.digest(source), policy=policy.to_config())
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
-    result = extraction.extract(recordings, encoder, out / "features", settings, overwrite=True, progress=progress)
+    result = extraction.extract(
+        recordings,
+        encoder,
+        out / "features",
+        checkpoint=checkpoint.digest(source),
+        overwrite=True,
+        progress=progress,
+    )
     by_path = {row.path: row.exit_layer for row in result.rows}
     exits = [by_path[str(recording.path)] for recording in recordings]  # condition after condition
     columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]
@@ -66,7 +72,7 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
         exit_layers={name: [column[i] for column in columns] for i, name in enumerate(clips)},
         num_layers=num_layers,
         policy=policy,
-        seconds=totals["seconds"],
-        audio_sec=totals["audio_sec"],
+        seconds=float(totals["seconds"] or 0),
+        audio_sec=float(totals["audio_sec"] or 0),
         figure=figure,
     )

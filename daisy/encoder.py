@@ -44,7 +44,7 @@ class EarlyExitEncoder(nn.Module):
         scores: scores to compute besides those that the policy reads.
 
     Raises:
-        PolicyError: on a score that does not exist.
+        PolicyError: on a score that does not exist, or a policy that does not fit the backbone.
         CheckpointError: on heads that do not fit the backbone, or missing ones.
     """
 
@@ -60,6 +60,7 @@ class EarlyExitEncoder(nn.Module):
         super().__init__()
         self.score_names = sorted(policy.reads | set(scores))
         score_functions.check(self.score_names)
+        policy.check(backbone.config.num_layers)
         if keep not in KEEP:
             raise PolicyError(f"keep must be one of {', '.join(KEEP)}, found {keep!r}")
         if heads is None and self.score_names:
@@ -89,7 +90,8 @@ class EarlyExitEncoder(nn.Module):
             num_samples: (B,) lengths of a padded batch; a list needs none.
 
         Raises:
-            AudioError: on an empty batch, a wrong shape, or an utterance shorter than one frame.
+            AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame, or (on the CPU,
+                where looking is cheap) samples that are no numbers.
         """
         batch, num_samples = self._batch(waveforms, num_samples)
         features, num_frames = self.backbone.front_end(batch, num_samples)
@@ -140,6 +142,10 @@ class EarlyExitEncoder(nn.Module):
                 f"utterance {int(lengths.argmin())} has {shortest} samples; "
                 f"one frame needs {self.backbone.config.frame_span}"
             )
+        if not batch.is_floating_point():
+            raise AudioError(f"waveforms must be floating point, full scale 1.0, found {batch.dtype}")
+        if batch.device.type == "cpu" and not batch.isfinite().all():
+            raise AudioError("waveforms hold samples that are NaN or infinite")
         return batch.to(self.backbone.device, torch.float32), lengths
 
     def _scores(self, layer: int, states: Tensor, feed_forward: Tensor, num_frames: Tensor) -> dict[str, Tensor]:

@@ -34,13 +34,15 @@ class Settings:
     """SHA-256 of the checkpoint's file."""
     policy: dict
     """`Policy.to_config`."""
-    layers: str = "last"
+    layers: str
     """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
-    format: str = "safetensors"
-    dtype: str = "float32"
+    scores: list[str]
+    """Scores in the index."""
+    format: str
+    dtype: str
 
     def __post_init__(self) -> None:
-        for name, choices in (("layers", ("last", "all")), ("format", FORMATS), ("dtype", tuple(DTYPES))):
+        for name, choices in (("format", FORMATS), ("dtype", tuple(DTYPES))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
 
@@ -61,6 +63,8 @@ class Row:
     """Score to its values at layers 1 to the exit layer."""
     silent: bool = False
     """All samples were zero: the exit layer means nothing."""
+    source: tuple[int, int] = (0, 0)
+    """Size and time of change of the recording's file: a changed one is encoded again."""
 
 
 @dataclass(kw_only=True)
@@ -74,8 +78,8 @@ class Report:
     num_resumed: int = 0
     """Rows that an earlier sitting had finished."""
 
-    def totals(self) -> dict[str, float | int]:
-        """Mean exit layer, executed share of layers (over utterances), real-time factor; NaN where nothing ran."""
+    def totals(self) -> dict[str, float | int | None]:
+        """Mean exit layer, executed share of layers (over utterances), real-time factor; None where nothing ran."""
         audio_sec = sum(row.duration_sec for row in self.rows)
         seconds = sum(row.seconds for row in self.rows)
         count = len(self.rows)
@@ -83,10 +87,10 @@ class Report:
             "num_recordings": count,
             "num_failed": len(self.failed),
             "audio_sec": round(audio_sec, 3),
-            "mean_exit_layer": sum(row.exit_layer for row in self.rows) / count if count else float("nan"),
-            "depth": sum(row.exit_layer / row.num_layers for row in self.rows) / count if count else float("nan"),
+            "mean_exit_layer": sum(row.exit_layer for row in self.rows) / count if count else None,
+            "depth": sum(row.exit_layer / row.num_layers for row in self.rows) / count if count else None,
             "seconds": round(seconds, 3),
-            "real_time_factor": seconds / audio_sec if audio_sec else float("nan"),
+            "real_time_factor": seconds / audio_sec if audio_sec else None,
         }
 
 
@@ -94,8 +98,10 @@ def extract(
     recordings: Sequence[Recording],
     encoder: EarlyExitEncoder,
     out: Path,
-    settings: Settings,
     *,
+    checkpoint: str,
+    format: str = "safetensors",
+    dtype: str = "float32",
     batch_sec: float = 30.0,
     max_sec: float = 600.0,
     overwrite: bool = False,
@@ -107,9 +113,11 @@ def extract(
 
     Args:
         recordings: what to encode.
-        encoder: with ``keep`` as ``settings.layers`` says.
+        encoder: its policy decides the exits, its ``keep`` what is written.
         out: the folder; each file lies at the recording's name, with the format's ending.
-        settings: recorded, and compared when a run goes on.
+        checkpoint: digest of the encoder's checkpoint, which a run that goes on must share.
+        format: safetensors or npy.
+        dtype: float32 or float16, of the states on disk.
         batch_sec: seconds of audio in a batch, padding included. On CPUs small batches are the fastest.
         max_sec: recordings longer than this are refused: attention's cost grows with the square of the length.
         overwrite: begin again where the folder holds another run.
@@ -117,8 +125,18 @@ def extract(
 
     Raises:
         OutputError: where the folder cannot be written or holds a run with other settings.
-        UsageError: where two recordings would have the same output file.
+        UsageError: where two recordings would have the same output file, or on an impossible option.
     """
+    if not batch_sec > 0 or not max_sec > 0:
+        raise UsageError(f"batch_sec and max_sec must be above 0 s, found {batch_sec} and {max_sec}")
+    settings = Settings(
+        checkpoint=checkpoint,
+        policy=encoder.policy.to_config(),
+        layers=encoder.keep,
+        scores=encoder.score_names,
+        format=format,
+        dtype=dtype,
+    )
     outputs = _outputs(recordings, settings.format)
     journal = _Journal(out, settings, overwrite)
     journal.check_outputs(outputs)
@@ -127,7 +145,7 @@ def extract(
     pending: list[Recording] = []
     lengths: list[int] = []
     for recording in recordings:
-        if journal.has(recording, out):
+        if journal.has(recording):
             continue
         try:
             lengths.append(_checked_length(recording, rate, max_sec))
@@ -143,7 +161,7 @@ def extract(
         progress(len(batch))
     report = Report(
         settings=settings,
-        rows=sorted(journal.rows.values(), key=lambda row: row.path),
+        rows=sorted((row for row in journal.rows.values() if row.path not in failed), key=lambda row: row.path),
         failed=failed,
         num_resumed=num_resumed,
     )
@@ -182,7 +200,7 @@ def write_index(report: Report, out: Path) -> None:
                 *cells,
             ]
         )
-    files.write(out / "index.csv", text.getvalue().encode())
+    files.write(out / "index.csv", text.getvalue().encode(errors="surrogateescape"))
 
 
 def _run_batch(
@@ -206,6 +224,7 @@ def _run_batch(
     if not readable:
         return
     result = encoder([waveform for _, waveform in readable])
+    states = [kept.cpu() for kept in result.states]  # also waits for a GPU
     seconds = time.perf_counter() - start
     total = sum(len(waveform) for _, waveform in readable)
     for index, (recording, waveform) in enumerate(readable):
@@ -218,8 +237,9 @@ def _run_batch(
             seconds=seconds * len(waveform) / total,
             scores=_executed_scores(result, index),
             silent=not bool(waveform.any()),
+            source=_stamp(recording),
         )
-        _write_states(result.states[index], out / row.output, settings, row)
+        _write_states(states[index], out / row.output, settings, row)
         yield row
 
 
@@ -229,7 +249,7 @@ def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float]]:
 
 
 def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> None:
-    states = (states[0] if settings.layers == "last" else states).to("cpu", DTYPES[settings.dtype]).contiguous()
+    states = (states[-1] if settings.layers == "last" else states).to(DTYPES[settings.dtype]).contiguous()
     if settings.format == "npy":
         files.write(path, lambda stream: numpy.save(stream, states.numpy()))
         return
@@ -270,10 +290,19 @@ def _checked_length(recording: Recording, rate: int, max_sec: float) -> int:
 def _check_span(num_samples: int, encoder: EarlyExitEncoder) -> None:
     config = encoder.backbone.config
     if num_samples < config.frame_span:
-        milliseconds = 1000 / config.sample_rate
+        milliseconds = 1000 * config.frame_span / config.sample_rate
         raise AudioError(
-            f"lasts {num_samples * milliseconds:.0f} ms; one frame needs {config.frame_span * milliseconds:.0f} ms"
+            f"too short: {num_samples} samples at {config.sample_rate} Hz, "
+            f"one frame needs {config.frame_span} ({milliseconds:.0f} ms)"
         )
+
+
+def _stamp(recording: Recording) -> tuple[int, int]:
+    try:
+        status = recording.path.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns
 
 
 def _without_path(error: AudioError, recording: Recording) -> str:
@@ -284,25 +313,36 @@ class _Journal:
     """The rows finished so far, one JSON line each behind a line of settings; flushed to the disk row by row."""
 
     def __init__(self, out: Path, settings: Settings, overwrite: bool):
-        self.path = out / JOURNAL
+        self.out, self.path = out, out / JOURNAL
         self.rows: dict[str, Row] = {}
         header = {"format_version": FORMAT_VERSION, **asdict(settings)}
-        lines = self._lines()
-        if not overwrite and lines and lines[0] != header:
+        try:
+            lines = self._lines()
+            self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if not overwrite:
+                raise OutputError(f"{self.path}: damaged ({error}); use another --out, or --overwrite") from None
+            lines = []
+        if overwrite:
+            self._forget()
+        elif lines and lines[0] != header:
             different = sorted(key for key in header if lines[0].get(key) != header[key])
             raise OutputError(
                 f"{out}: holds a run with another {', '.join(different)}; use another --out, or --overwrite"
             )
         if overwrite or not lines:
             files.write(self.path, (json.dumps(header) + "\n").encode())
-            lines = []
-        for line in lines[1:]:
-            self.rows[line["path"]] = Row(**line)
 
-    def has(self, recording: Recording, out: Path) -> bool:
-        """Whether a recording is finished, and its file still there."""
+    def _forget(self) -> None:
+        """Take away what an earlier run left, so that none of it is mistaken for this one's."""
+        for row in self.rows.values():
+            (self.out / row.output).unlink(missing_ok=True)
+        self.rows = {}
+
+    def has(self, recording: Recording) -> bool:
+        """Whether a recording is finished, unchanged since, and its file still there."""
         row = self.rows.get(str(recording.path))
-        return row is not None and (out / row.output).is_file()
+        return row is not None and row.source == _stamp(recording) and (self.out / row.output).is_file()
 
     def check_outputs(self, outputs: dict[Path, str]) -> None:
         """Refuse to write over another recording's file of an earlier sitting.

@@ -38,7 +38,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically."""
-    write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict) -> None:

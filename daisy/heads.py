@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,16 @@ class LossRegressor(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("mean", torch.cat([torch.zeros(2 * width), torch.tensor([start])]))  # the loss comes last
         self.register_buffer("variance", torch.ones(2 * width + 1))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> LossRegressor:
+        """Stay in float32 whatever the rest is cast to: counts and variances need it, and it costs nothing."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, 2 D) statistics to (B,) nats."""

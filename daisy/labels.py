@@ -6,6 +6,7 @@ examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 10
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from daisy import audio, files
 from daisy.audio import Recording
 from daisy.backbone import Backbone
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import OutputError, UsageError
+from daisy.errors import AudioError, OutputError, UsageError
 from daisy.policies import Fixed
 
 Features = Callable[[Tensor], Tensor]
 """(N,) waveform at 16 kHz to (T, F) features."""
+SHORTEST = 400
+"""Samples of one frame, of MFCC as of HuBERT."""
 
 
 def mfcc(label_rate: int = 100) -> Features:
@@ -53,18 +56,25 @@ def states(backbone: Backbone, layer: int) -> Features:
     if not 1 <= layer <= backbone.config.num_layers:
         raise UsageError(f"layer must be 1 to {backbone.config.num_layers}, found {layer}")
     encoder = EarlyExitEncoder(backbone, None, Fixed(layer=layer), keep="last")
-    return lambda waveform: encoder([waveform]).states[0][0]
+    return lambda waveform: encoder([waveform]).states[0][-1].cpu()
 
 
 def sample(
     recordings: Sequence[Recording], features: Features, max_frames: int, seed: int, progress: Callable[[int], None]
 ) -> numpy.ndarray:
-    """(S, F) float32: frames of randomly drawn recordings, whole, until there are ``max_frames``."""
+    """(S, F) float32: frames of randomly drawn recordings, whole, until there are ``max_frames``.
+
+    Raises:
+        UsageError: where there are no recordings.
+        AudioError: on one that cannot be used: labels need a line for each.
+    """
+    if not recordings:
+        raise UsageError("the first manifest lists no recordings: there is nothing to fit k-means on")
     order = numpy.random.default_rng(seed).permutation(len(recordings))
     parts: list[numpy.ndarray] = []
     count = 0
     for index in order:
-        parts.append(features(audio.read(recordings[index].path)).numpy().astype(numpy.float32))
+        parts.append(features(_read(recordings[index])).numpy().astype(numpy.float32))
         count += len(parts[-1])
         progress(1)
         if count >= max_frames:
@@ -118,7 +128,7 @@ def write_units(
         nearest = torch.from_numpy(centres).float()
         with open(part, "a", encoding="ascii") as stream:
             for recording in recordings[done:]:
-                units = torch.cdist(features(audio.read(recording.path)), nearest).argmin(1)
+                units = torch.cdist(features(_read(recording)), nearest).argmin(1)
                 stream.write(" ".join(map(str, units.tolist())) + "\n")
                 stream.flush()
                 yield 1
@@ -133,24 +143,33 @@ def write_dictionary(num_clusters: int, folder: Path) -> None:
     files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
 
 
-def save_centres(centres: numpy.ndarray, path: Path, settings: dict) -> None:
-    """Centres (K, F) and what they were fitted with, as .npz."""
-    files.write(path, lambda stream: numpy.savez(stream, centres=centres, **settings))
-
-
-def load_centres(path: Path, settings: dict) -> numpy.ndarray | None:
-    """Centres of an earlier call with the same settings; None where there are none.
+def claim(folder: Path, settings: dict) -> None:
+    """Note in ``labels.json`` what the units in a folder are made with, manifests by digest.
 
     Raises:
-        OutputError: where they were fitted with other settings.
+        OutputError: where the folder holds units made otherwise, or of a manifest that has changed since.
     """
-    if not path.is_file():
-        return None
-    with numpy.load(path) as saved:
-        different = [key for key, value in settings.items() if key not in saved or saved[key].item() != value]
-        if different:
-            raise OutputError(f"{path}: fitted with another {', '.join(different)}; use another --out")
-        return saved["centres"]
+    path = folder / "labels.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+    different = sorted(key for key, value in settings.items() if before.get(key, value) != value)
+    if different:
+        raise OutputError(f"{folder}: holds units made with another {', '.join(different)}; use another --out")
+    files.write_json(path, {**before, **settings})
+
+
+def save_centres(centres: numpy.ndarray, path: Path) -> None:
+    """Centres (K, F) as .npy."""
+    files.write(path, lambda stream: numpy.save(stream, centres))
+
+
+def _read(recording: Recording) -> Tensor:
+    waveform = audio.read(recording.path)
+    if len(waveform) < SHORTEST:
+        raise AudioError(f"{recording.path}: too short for units: {len(waveform)} samples, one frame needs {SHORTEST}")
+    return waveform
 
 
 def _whole_lines(path: Path) -> int:

@@ -14,6 +14,7 @@ ends the run, whatever the policy says.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +32,13 @@ class Policy:
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     """Scores that `decide` needs."""
+
+    def check(self, num_layers: int) -> None:
+        """Refuse a backbone that this policy does not fit.
+
+        Raises:
+            PolicyError: saying why.
+        """
 
     def decide(self, trajectories: Mapping[str, Tensor], layer: int) -> Tensor:
         """Who leaves after ``layer`` (1 to L).
@@ -69,6 +77,7 @@ class Entropy(Policy):
     """Nats."""
 
     def __post_init__(self) -> None:
+        _number(self, "threshold")
         _require(self.name, self.threshold >= 0, f"threshold must be at least 0 nats, found {self.threshold}")
 
     def decide(self, trajectories: Mapping[str, Tensor], layer: int) -> Tensor:
@@ -94,6 +103,8 @@ class Plateau(Policy):
     """The first layer at which leaving is allowed."""
 
     def __post_init__(self) -> None:
+        _number(self, "min_improvement")
+        _whole(self, "patience", "min_layer")
         _require(self.name, self.patience >= 1, f"patience must be at least 1 layer, found {self.patience}")
         _require(self.name, self.min_layer >= 1, f"min_layer must be at least 1, found {self.min_layer}")
 
@@ -114,7 +125,11 @@ class Fixed(Policy):
     layer: int
 
     def __post_init__(self) -> None:
+        _whole(self, "layer")
         _require(self.name, self.layer >= 1, f"layer must be at least 1, found {self.layer}")
+
+    def check(self, num_layers: int) -> None:
+        _require(self.name, self.layer <= num_layers, f"layer must be at most {num_layers}, found {self.layer}")
 
     def decide(self, trajectories: Mapping[str, Tensor], layer: int) -> Tensor:
         return torch.tensor(layer >= self.layer)
@@ -155,6 +170,20 @@ def from_config(config: Mapping) -> Policy:
     """Inverse of `Policy.to_config`."""
     settings = dict(config)
     return make(settings.pop("name"), settings)
+
+
+def _number(policy: Policy, *settings: str) -> None:
+    for setting in settings:
+        value = getattr(policy, setting)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        _require(policy.name, is_number, f"{setting} must be a finite number, found {value!r}")
+
+
+def _whole(policy: Policy, *settings: str) -> None:
+    for setting in settings:
+        value = getattr(policy, setting)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        _require(policy.name, is_whole, f"{setting} must be a whole number, found {value!r}")
 
 
 def _require(name: str, holds: bool, message: str) -> None:

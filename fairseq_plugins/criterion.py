@@ -53,28 +53,36 @@ class DaisyExitHeads(FairseqCriterion):
     def forward(self, model, sample: dict, reduce: bool = True):
         source, padding = sample["net_input"]["source"], sample["net_input"]["padding_mask"]
         num_samples = (~padding).sum(1).cpu()
-        noisy = self._noisy(source, num_samples, None if model.training else _seed(sample["id"]))
+        seed = _seed(sample["id"])
+        if model.training:  # fairseq seeds torch's generator at each update, with every process alike: hence the ids
+            seed = (seed + int(torch.randint(1 << 31, ()))) % (1 << 31)
+        noisy = self._noisy(source, num_samples, seed)
         labels = None
         if not self.from_teacher:
             labels = sample["target_list"][0].long()
             labels = labels.masked_fill(labels == self.task.dictionaries[0].pad(), -1)
-        output = model(source, num_samples, labels, self.task.cfg.label_rate, noisy)
+        output = model(source, num_samples, labels, self.task.cfg.label_rate, noisy, seed)
         loss, logging = self._losses(output)
         sample_size = int(logging["ntokens"])
+        if not sample_size:
+            raise UsageError(
+                "no frame counts: pred_nomask_weight is 0 and none is masked; give mask_prob or pred_nomask_weight"
+            )
         return loss, sample_size, {**logging, "nsentences": len(source), "sample_size": sample_size}
 
-    def _noisy(self, source: Tensor, num_samples: Tensor, seed: int | None) -> Tensor | None:
-        """Some utterances with noise; in training from the global generator, which fairseq seeds at each update."""
+    def _noisy(self, source: Tensor, num_samples: Tensor, seed: int) -> Tensor | None:
+        """Some utterances with noise, drawn by the seed."""
         if self.noise is None:
             return None
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         low, high = self.noise_snr_db
         noisy = source.clone()
         for row, length in enumerate(num_samples.tolist()):
             chance, place = torch.rand(2, generator=generator).tolist()
             if chance < self.noise_prob:
-                noise = self.noise.draw(length, generator).to(source)
-                noisy[row, :length] = mix(source[row, :length], noise, low + place * (high - low))
+                speech = source[row, :length].float()  # energies pass float16's range
+                noise = self.noise.draw(length, generator).to(speech)
+                noisy[row, :length] = mix(speech, noise, low + place * (high - low)).to(noisy.dtype)
         return noisy
 
     def _losses(self, output) -> tuple[Tensor, dict[str, Any]]:
@@ -91,7 +99,7 @@ class DaisyExitHeads(FairseqCriterion):
             if output.predicted:
                 predicted, wanted = output.predicted[layer - 1], judged.mean()
                 total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
-                logging[f"error_{layer}"] = float((predicted - wanted).abs().sum())
+                logging[f"error_{layer}"] = float(((predicted - wanted).abs() * (judged.num_counted > 0)).sum())
         counted = num_masked * (self.pred_masked_weight > 0) + num_unmasked * (self.pred_nomask_weight > 0)
         total = total / len(output.unmasked)
         return total, {"loss": float(total), "ntokens": float(counted), **logging}
@@ -115,5 +123,5 @@ class DaisyExitHeads(FairseqCriterion):
 
 
 def _seed(ids: Tensor) -> int:
-    """The same noise for the same validation batch, every time."""
+    """A number from the utterances of a batch: the same noise for the same validation batch, every time."""
     return int((ids.cpu() * 2654435761).sum() % (1 << 31))

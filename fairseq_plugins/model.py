@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.data.data_utils import compute_mask_indices
+from fairseq.data.data_utils import compute_mask_indices, numpy_seed
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
@@ -28,7 +28,7 @@ class DaisyHubertConfig(FairseqDataclass):
         metadata={"help": "share of frames masked while the heads learn; 0: as at inference, every frame is seen"},
     )
     mask_length: int = field(default=10, metadata={"help": "frames in a masked span"})
-    regressors: bool = field(default=True, metadata={"help": "train loss regressors beside the unit classifiers"})
+    no_regressors: bool = field(default=False, metadata={"help": "train no loss regressors beside the classifiers"})
 
 
 @register_model("daisy_hubert", dataclass=DaisyHubertConfig)
@@ -57,7 +57,7 @@ class DaisyHubert(BaseFairseqModel):
                 num_layers=parts.backbone.config.num_layers,
                 width=parts.backbone.config.width,
                 num_units=num_units(parts, task),
-                regressors=cfg.regressors,
+                regressors=not cfg.no_regressors,
             )
         )
         parts.policies = {}  # of other heads
@@ -76,6 +76,7 @@ class DaisyHubert(BaseFairseqModel):
         labels: Tensor | None,
         label_rate: float,
         noisy_source: Tensor | None,
+        mask_seed: int,
     ) -> "DaisyOutput":
         """One step.
 
@@ -85,6 +86,10 @@ class DaisyHubert(BaseFairseqModel):
             labels: (B, M) int64 units of the label files, -1 where there is none; None to take the teacher's.
             label_rate: labels a second.
             noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
+            mask_seed: of the masked frames.
+
+        Raises:
+            CheckpointError: where the teacher is asked and has no prediction head, or other units than the heads.
         """
         with torch.no_grad():
             features, num_frames = self.backbone.front_end(source, num_samples)
@@ -100,7 +105,7 @@ class DaisyHubert(BaseFairseqModel):
             if layers is None:
                 layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
             valid = frames.valid_mask(num_frames, features.shape[1]).to(features.device)
-            masked = self._mask(valid)
+            masked = self._mask(valid, mask_seed)
             valid = valid & (targets >= 0)
             learnt_on = layers
             if masked is not None:
@@ -122,7 +127,8 @@ class DaisyHubert(BaseFairseqModel):
         for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
             pooled = mean_and_std(states, num_frames)
             if self.training:
-                regressor.observe(pooled, loss.mean())
+                counted = loss.num_counted > 0
+                regressor.observe(pooled[counted], loss.mean()[counted])
             predicted.append(regressor(pooled))
         return predicted
 
@@ -130,30 +136,39 @@ class DaisyHubert(BaseFairseqModel):
         """The backbone's own final prediction for each frame, (B, T).
 
         Raises:
-            CheckpointError: where it has no prediction head.
+            CheckpointError: where it has no prediction head, or one of other units than the exit heads.
         """
         if self.final_head is None:
             raise CheckpointError("this HuBERT has no prediction head of its own: train with target=labels")
+        if self.final_head.num_units != self.heads.config.num_units:
+            raise CheckpointError(
+                f"the teacher predicts {self.final_head.num_units} units and the labels have "
+                f"{self.heads.config.num_units}: with target=teacher give no labels (task.labels=[])"
+            )
         return self.final_head(states).argmax(-1)
 
     def aligned(self, labels: Tensor, label_rate: float, length: int) -> Tensor:
-        """Labels (B, M) at their rate to targets (B, length) at the frame rate, as fairseq's HuBERT aligns them."""
+        """Labels (B, M) at their rate to targets (B, length) at the frame rate, -1 past their end."""
         config = self.backbone.config
         per_frame = label_rate * config.frame_hop / config.sample_rate
-        places = (torch.arange(length, device=labels.device) * per_frame).long().clamp(max=labels.shape[1] - 1)
-        return labels[:, places]
+        places = (torch.arange(length, device=labels.device) * per_frame).long()
+        known = places < labels.shape[1]
+        return torch.where(known, labels[:, places.clamp(max=labels.shape[1] - 1)], -1)
 
     def _layers(self, states: Tensor, num_frames: Tensor):
         for layer in range(1, self.backbone.config.num_layers + 1):
             states = self.backbone.layer(layer, states, num_frames)
             yield states
 
-    def _mask(self, valid: Tensor) -> Tensor | None:
-        """(B, T) bool frames to mask, as HuBERT's pre-training draws them."""
+    def _mask(self, valid: Tensor, seed: int) -> Tensor | None:
+        """(B, T) bool frames to mask, as HuBERT's pre-training draws them but for the seed: resuming is exact."""
         if not self.cfg.mask_prob:
             return None
         padding = None if valid.all() else ~valid.cpu()
-        drawn = compute_mask_indices(tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2)
+        with numpy_seed(seed):
+            drawn = compute_mask_indices(
+                tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2
+            )
         return torch.from_numpy(drawn).to(valid.device) & valid
 
     def _unit_losses(
@@ -193,14 +208,13 @@ def read_backbone(path: str) -> checkpoint.Model:
 
 
 def num_units(parts: checkpoint.Model, task: Any) -> int:
-    """Width of the heads: the teacher's, else that of the task's dictionary.
+    """Width of the heads: that of the task's labels where it has any, else the teacher's.
 
     Raises:
         CheckpointError: where there is neither.
     """
-    if parts.final_head is not None:
-        return parts.final_head.num_units
-    dictionaries = task.dictionaries
-    if not dictionaries:
+    if task.dictionaries:
+        return len(task.dictionaries[0])
+    if parts.final_head is None:
         raise CheckpointError("this HuBERT has no prediction head of its own, and the task brings no labels")
-    return len(dictionaries[0])
+    return parts.final_head.num_units

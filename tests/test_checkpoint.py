@@ -51,6 +51,10 @@ def damage(path, how):
     save_file(tensors, path, metadata)
 
 
+def edit(metadata, **changes):
+    metadata["daisy"] = json.dumps(json.loads(metadata["daisy"]) | changes)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -64,6 +68,10 @@ def damage(path, how):
         (lambda m, t: m.update(daisy='{"format_version": 2}'), "format version 2, this daisy reads 1; update daisy"),
         (lambda m, t: m.update(daisy="{"), "damaged configuration"),
         (lambda m, t: m.update(daisy='{"format_version": 1}'), "the configuration has no backbone"),
+        (lambda m, t: m.update(daisy="[]"), "damaged configuration"),
+        (lambda m, t: edit(m, policies=None), "damaged configuration"),
+        (lambda m, t: edit(m, policies={"entropy": {"threshold": "low"}}), "threshold must be a finite number"),
+        (lambda m, t: edit(m, final_head={"num_units": -3, "final_dim": 4}), "damaged configuration"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, how, message):
@@ -89,6 +97,14 @@ def test_truncated_missing_and_foreign_files(tmp_path):
         daisy.load("daisy-minni")
     with pytest.raises(CheckpointError, match="is a folder"):
         daisy.load(tmp_path)
+
+
+def test_half_precision_that_would_overflow_is_refused(tmp_path):
+    model = tiny_model()
+    model.heads.units[1].weight.data[0, 0] = 1e5
+    with pytest.raises(CheckpointError, match=r"heads\.units\.1\.weight would not be finite in torch\.float16"):
+        daisy.save(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    daisy.save(model, tmp_path / "m.safetensors")
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

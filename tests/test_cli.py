@@ -100,6 +100,10 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
         (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
+        (("convert", "tiny.safetensors", "o.safetensors"), "is a daisy checkpoint already"),
+        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--device", "foo"), "daisy: --device foo: "),
+        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--batch-sec", "nan"), "must be above 0 s, found nan"),
+        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "fixed", "--set", "layer=9"), "at most 4"),
     ],
 )
 def test_refusals_are_one_line_and_exit_status_2(place, arguments, message):
@@ -108,6 +112,20 @@ def test_refusals_are_one_line_and_exit_status_2(place, arguments, message):
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (place / "o").exists()
+
+
+def test_nothing_done_is_exit_status_2(place, tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "1 of 1 recordings failed" in done.stderr
+
+
+def test_brackets_in_names_are_printed_as_they_are(place, tmp_path):
+    soundfile.write(tmp_path / "take[old].wav", numpy.ones(1000) * 0.1, 16000)
+    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-o", tmp_path / "[/out]")
+    assert done.returncode == 0, done.stderr
+    assert "take[old]" in done.stdout
 
 
 def test_convert_and_info(place):
@@ -126,10 +144,20 @@ def test_convert_and_info(place):
 def test_manifest_and_labels(place):
     done = run("manifest", "in", "-o", "train.tsv", "--root", "in", cwd=place)
     assert done.returncode == 0, done.stderr
+    soundfile.write(place / "in" / "slow.wav", numpy.zeros(8000), 8000)
+    done = run("manifest", "in", "-o", "other.tsv", "--root", "in/../in", cwd=place)
+    (place / "in" / "slow.wav").unlink()
+    assert done.returncode == 1
+    assert "slow.wav: 8000 Hz" in done.stderr
+    assert (place / "other.tsv").read_text() == (place / "train.tsv").read_text()
     done = run("labels", "train.tsv", "-o", "km", "--clusters", "4", cwd=place)
     assert done.returncode == 0, done.stderr
     lines = (place / "km" / "train.km").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [24, 49, 74]
+    (place / "changed.tsv").write_text((place / "train.tsv").read_text().splitlines()[0] + "\n1.wav\t16000\n")
+    (place / "changed.tsv").rename(place / "km" / "train.tsv")
+    done = run("labels", "km/train.tsv", "-o", "km", "--clusters", "4", cwd=place)
+    assert "holds units made with another train.tsv" in done.stderr
     done = run(
         "labels", "train.tsv", "-o", "km2", "--clusters", "4", "-c", "tiny.safetensors", "--layer", "2", cwd=place
     )

@@ -110,7 +110,13 @@ def test_refusals(waveforms):
         EarlyExitEncoder(model.backbone, ExitHeads(HeadsConfig(num_layers=4, width=16, num_units=3)), never)
     with pytest.raises(PolicyError, match=r"unknown score 'entropi': did you mean entropy\?"):
         EarlyExitEncoder(model.backbone, model.heads, never, scores=["entropi"])
+    with pytest.raises(PolicyError, match=r"layer must be at most 4, found 9"):
+        EarlyExitEncoder(model.backbone, None, policies.Fixed(layer=9))
     encoder = EarlyExitEncoder(model.backbone, model.heads, never)
+    with pytest.raises(AudioError, match=r"must be floating point, full scale 1.0, found torch.int16"):
+        encoder([torch.zeros(800, dtype=torch.int16)])
+    with pytest.raises(AudioError, match=r"NaN or infinite"):
+        encoder([torch.full((800,), torch.nan)])
     with pytest.raises(AudioError, match=r"utterance 1 has 399 samples; one frame needs 400"):
         encoder([waveforms[0], torch.zeros(399)])
     with pytest.raises(AudioError, match=r"empty batch"):

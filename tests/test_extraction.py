@@ -1,6 +1,6 @@
 import csv
-import dataclasses
 import json
+import os
 
 import numpy
 import pytest
@@ -14,7 +14,10 @@ from daisy.errors import UsageError
 from tests.conftest import tiny_model
 
 POLICY = policies.Entropy(threshold=1.9)
-SETTINGS = extraction.Settings(checkpoint="0" * 64, policy=POLICY.to_config())
+
+
+def extract(folder, out, used=None, **options):
+    return extraction.extract(audio.find([str(folder)]), used or encoder(), out, checkpoint="0" * 64, **options)
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def encoder(keep="last", policy=POLICY):
 
 def test_files_hold_what_the_encoder_gives(folder, waveforms, tmp_path):
     out = tmp_path / "out"
-    report = extraction.extract(audio.find([str(folder)]), encoder(), out, SETTINGS, batch_sec=2.0)
+    report = extract(folder, out, batch_sec=2.0)
     exits = {row.output: row.exit_layer for row in report.rows}
     assert len(set(exits.values())) > 1
     for index, waveform in enumerate(waveforms):
@@ -50,8 +53,7 @@ def test_files_hold_what_the_encoder_gives(folder, waveforms, tmp_path):
 
 @pytest.mark.parametrize(("layers", "dtype"), [("all", "float32"), ("last", "float16")])
 def test_npy_and_all_layers(folder, tmp_path, layers, dtype):
-    settings = dataclasses.replace(SETTINGS, layers=layers, format="npy", dtype=dtype)
-    report = extraction.extract(audio.find([str(folder)]), encoder(layers), tmp_path / "out", settings)
+    report = extract(folder, tmp_path / "out", encoder(layers), format="npy", dtype=dtype)
     for row in report.rows:
         states = numpy.load(tmp_path / "out" / row.output)
         frames = (int(row.duration_sec * 16000) - 400) // 320 + 1
@@ -61,7 +63,7 @@ def test_npy_and_all_layers(folder, tmp_path, layers, dtype):
 
 def test_index_and_totals(folder, tmp_path):
     out = tmp_path / "out"
-    report = extraction.extract(audio.find([str(folder)]), encoder(), out, SETTINGS)
+    report = extract(folder, out)
     index = json.loads((out / "index.json").read_text())
     rows = list(csv.DictReader((out / "index.csv").read_text().splitlines()))
     assert index["format_version"] == 1
@@ -86,7 +88,6 @@ class Stopped(Exception):
 
 def test_a_stopped_run_goes_on_and_redoes_nothing(folder, tmp_path):
     out = tmp_path / "out"
-    recordings = audio.find([str(folder)])
     done = []
 
     def stop(count):
@@ -95,31 +96,31 @@ def test_a_stopped_run_goes_on_and_redoes_nothing(folder, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        extraction.extract(recordings, encoder(), out, SETTINGS, batch_sec=0.5, progress=stop)
+        extract(folder, out, batch_sec=0.5, progress=stop)
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert 0 < len(finished) < 7
     assert not (out / "index.json").exists()
     with open(out / "journal.jsonl", "a") as journal:
         journal.write('{"path": "cut off by a cra')
-    report = extraction.extract(recordings, encoder(), out, SETTINGS)
+    report = extract(folder, out)
     assert report.num_resumed == len(finished)
     assert len(report.rows) == 7
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     first = next(iter(finished))
     first.unlink()  # a lost file is made again
-    assert extraction.extract(recordings, encoder(), out, SETTINGS).num_resumed == 6
+    assert extract(folder, out).num_resumed == 6
     assert first.is_file()
 
 
 def test_another_runs_folder_is_refused_unless_overwritten(folder, tmp_path):
     out = tmp_path / "out"
-    recordings = audio.find([str(folder)])
-    extraction.extract(recordings, encoder(), out, SETTINGS)
+    extract(folder, out)
     other = policies.Fixed(layer=2)
-    settings = dataclasses.replace(SETTINGS, policy=other.to_config(), dtype="float16")
-    with pytest.raises(OutputError, match=r"holds a run with another dtype, policy; use another --out, or --overwrite"):
-        extraction.extract(recordings, encoder(policy=other), out, settings)
-    report = extraction.extract(recordings, encoder(policy=other), out, settings, overwrite=True)
+    with pytest.raises(
+        OutputError, match=r"holds a run with another dtype, policy, scores; use another --out, or --overwrite"
+    ):
+        extract(folder, out, encoder(policy=other), dtype="float16")
+    report = extract(folder, out, encoder(policy=other), dtype="float16", overwrite=True)
     assert {row.exit_layer for row in report.rows} == {2}
     assert load_file(out / "0.safetensors")["states"].dtype == torch.float16
 
@@ -129,11 +130,11 @@ def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
     soundfile.write(folder / "short.wav", numpy.ones(399, "float32"), 16000)
     soundfile.write(folder / "long.wav", numpy.ones(16000 * 4, "float32"), 16000)
     soundfile.write(folder / "silent.wav", numpy.zeros(16000, "float32"), 16000)
-    report = extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS, max_sec=3.0)
+    report = extract(folder, tmp_path / "out", max_sec=3.0)
     assert len(report.rows) == 8
     assert report.failed == {
         str(folder / "text.wav"): "not readable as audio (Format not recognised)",
-        str(folder / "short.wav"): "lasts 25 ms; one frame needs 25 ms",
+        str(folder / "short.wav"): "too short: 399 samples at 16000 Hz, one frame needs 400 (25 ms)",
         str(folder / "long.wav"): "lasts 4 s, more than 3 s: split it, or raise --max-sec",
     }
     assert [row.output for row in report.rows if row.silent] == ["silent.safetensors"]
@@ -142,10 +143,63 @@ def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
 def test_two_recordings_never_share_a_file(folder, tmp_path, waveforms):
     soundfile.write(folder / "0.flac", waveforms[3].numpy(), 16000)
     with pytest.raises(UsageError, match=r"0\.flac and .*0\.wav would both be written to 0\.safetensors"):
-        extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS)
+        extract(folder, tmp_path / "out")
     (folder / "0.flac").unlink()
-    extraction.extract(audio.find([str(folder)]), encoder(), tmp_path / "out", SETTINGS)
+    extract(folder, tmp_path / "out")
     other = tmp_path / "0.wav"
     soundfile.write(other, waveforms[3].numpy(), 16000)
     with pytest.raises(UsageError, match="use another --out"):
-        extraction.extract(audio.find([str(other)]), encoder(), tmp_path / "out", SETTINGS)
+        extract(other, tmp_path / "out")
+
+
+def test_a_changed_recording_is_encoded_again(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out)
+    before = load_file(out / "0.safetensors")["states"]
+    soundfile.write(folder / "0.wav", numpy.ones(1000, "float32") * 0.1, 16000)
+    assert extract(folder, out).num_resumed == 6
+    assert load_file(out / "0.safetensors")["states"].shape != before.shape
+
+
+def test_a_damaged_journal_is_refused_and_can_be_overwritten(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out)
+    (out / "journal.jsonl").write_text("{}\nno json\n")
+    with pytest.raises(OutputError, match=r"journal\.jsonl: damaged .* use another --out, or --overwrite"):
+        extract(folder, out)
+    assert len(extract(folder, out, overwrite=True).rows) == 7
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out)
+    extract(folder, out, format="npy", overwrite=True)
+    assert not list(out.rglob("*.safetensors"))
+    assert len(list(out.rglob("*.npy"))) == 7
+
+
+def test_names_that_are_no_text(folder, tmp_path, waveforms):
+    soundfile.write(os.fsencode(folder) + b"/caf\xe9.wav", waveforms[3].numpy(), 16000, format="WAV")
+    report = extract(folder, tmp_path / "out")
+    assert len(report.rows) == 8
+    assert extract(folder, tmp_path / "out").num_resumed == 8
+    assert b"caf\xe9.wav" in (tmp_path / "out" / "index.csv").read_bytes()
+
+
+def test_nothing_readable_gives_an_index_of_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.wav").write_text("no audio")
+    report = extract(tmp_path / "in", tmp_path / "out")
+    assert (len(report.rows), len(report.failed)) == (0, 1)
+    totals = json.loads((tmp_path / "out" / "index.json").read_text())["totals"]
+    assert totals["mean_exit_layer"] is totals["depth"] is totals["real_time_factor"] is None
+
+
+def test_states_written_are_the_exit_layers_whatever_the_encoder_keeps(folder, waveforms, tmp_path):
+    everything = EarlyExitEncoder(tiny_model().backbone, None, policies.Fixed(layer=3))
+    extract(folder / "4.wav", tmp_path / "all", everything)
+    states = load_file(tmp_path / "all" / "4.safetensors")["states"]
+    only = EarlyExitEncoder(tiny_model().backbone, None, policies.Fixed(layer=3), keep="last")
+    extract(folder / "4.wav", tmp_path / "last", only)
+    assert states.shape[0] == 4
+    assert torch.equal(states[3], load_file(tmp_path / "last" / "4.safetensors")["states"])

@@ -36,6 +36,14 @@ def test_regressor_statistics_are_those_of_everything_seen():
     torch.testing.assert_close(regressor(seen), losses.mean().expand(100))  # its weights are still zero
 
 
+def test_regressors_stay_in_single_precision():
+    heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=104)).bfloat16()
+    assert heads.units[0].weight.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in heads.regressors.state_dict().values()} == {torch.float32}
+    predicted = heads.predicted_loss(1, torch.randn(2, 7, 3).bfloat16(), torch.tensor([7, 5]))
+    torch.testing.assert_close(predicted, torch.full((2,), 104.0).log())
+
+
 def test_without_regressors_there_is_no_prediction():
     heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=5, regressors=False))
     with pytest.raises(CheckpointError, match="no loss regressors"):

@@ -3,7 +3,7 @@ import pytest
 import soundfile
 import torch
 
-from daisy import OutputError, audio, labels
+from daisy import AudioError, OutputError, audio, labels
 from daisy.errors import UsageError
 from tests.conftest import tiny_model
 
@@ -52,12 +52,22 @@ def test_files_are_what_fairseq_reads_and_a_stopped_run_goes_on(recordings, tmp_
     assert (tmp_path / "dict.km.txt").read_text() == "0 1\n1 1\n2 1\n3 1\n4 1\n"
 
 
-def test_centres_of_other_settings_are_refused(tmp_path):
-    path, settings = tmp_path / "kmeans.npz", {"source": "mfcc", "clusters": 2}
-    assert labels.load_centres(path, settings) is None
-    labels.save_centres(numpy.eye(2), path, settings)
-    assert (labels.load_centres(path, settings) == numpy.eye(2)).all()
-    with pytest.raises(OutputError, match="fitted with another clusters; use another --out"):
-        labels.load_centres(path, {**settings, "clusters": 3})
+def test_units_made_otherwise_are_refused(tmp_path):
+    settings = {"source": "mfcc", "clusters": 2, "train.tsv": "0123"}
+    labels.claim(tmp_path, settings)
+    labels.claim(tmp_path, settings)
+    labels.claim(tmp_path, {**settings, "valid.tsv": "4567"})  # another split may come later
+    with pytest.raises(OutputError, match=r"units made with another clusters; use another --out"):
+        labels.claim(tmp_path, {**settings, "clusters": 3})
+    with pytest.raises(OutputError, match=r"units made with another train\.tsv"):
+        labels.claim(tmp_path, {**settings, "train.tsv": "89ab"})
+
+
+def test_recordings_without_units_stop_the_run(tmp_path):
     with pytest.raises(UsageError, match="7 clusters need as many frames, found 3"):
         labels.fit(numpy.zeros((3, 2)), 7, 0)
+    with pytest.raises(UsageError, match="lists no recordings"):
+        labels.sample([], labels.mfcc(50), 10, 0, print)
+    soundfile.write(tmp_path / "short.wav", numpy.zeros(100), 16000)
+    with pytest.raises(AudioError, match=r"short\.wav: too short for units: 100 samples, one frame needs 400"):
+        labels.sample(audio.find([str(tmp_path)]), labels.mfcc(50), 10, 0, print)

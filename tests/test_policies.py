@@ -47,6 +47,10 @@ def test_a_nan_score_never_lets_leave_before_the_end():
     assert policies.Entropy(threshold=1.0).exit_layers(scores).tolist() == [5, 5]
 
 
+def test_every_policy_is_held_to_these_tests():
+    assert {policy.name for policy in ALL} == set(policies.POLICIES)
+
+
 @pytest.mark.parametrize("policy", ALL, ids=repr)
 def test_configuration_round_trip(policy):
     assert policies.from_config(policy.to_config()) == policy
@@ -61,6 +65,10 @@ def test_configuration_round_trip(policy):
         ("entropy", {"threshold": -1}, "threshold must be at least 0 nats, found -1"),
         ("fixed", {"layer": 0}, "layer must be at least 1, found 0"),
         ("plateau", {"min_improvement": 0.1, "patience": 0}, "patience must be at least 1 layer, found 0"),
+        ("plateau", {"min_improvement": 0.1, "patience": 1.5}, "patience must be a whole number, found 1.5"),
+        ("plateau", {"min_improvement": float("nan")}, "min_improvement must be a finite number, found nan"),
+        ("entropy", {"threshold": "low"}, "threshold must be a finite number, found 'low'"),
+        ("fixed", {"layer": 2.0}, "layer must be a whole number, found 2.0"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(name, settings, message):

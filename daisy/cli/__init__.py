@@ -7,7 +7,7 @@ import sys
 import typer
 
 from daisy.cli import convert, demo, extract, info, labels, manifest, user_dir
-from daisy.cli.console import errors
+from daisy.cli.console import errors, printable
 from daisy.errors import DaisyError
 
 app = typer.Typer(
@@ -26,5 +26,5 @@ def main() -> None:
     try:
         app()
     except DaisyError as error:
-        errors.print(f"daisy: {error}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(printable(f"daisy: {error}"), soft_wrap=True)
         sys.exit(2)

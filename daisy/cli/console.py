@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from daisy.errors import UsageError
 
-output = Console()
-errors = Console(stderr=True)
+output = Console(markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
@@ -31,6 +31,26 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=errors, disable=not errors.is_terminal)
+
+
+def printable(text: object) -> str:
+    """Text for a terminal: names of files can hold bytes that are no text."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def checked_device(name: str) -> str:
+    """A device that works here.
+
+    Raises:
+        UsageError: saying why it does not.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
 
 
 def pairs(texts: Iterable[str]) -> dict[str, str]:

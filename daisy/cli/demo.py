@@ -33,7 +33,7 @@ def command(
         table.add_row(name, *map(str, layers))
     output.print(table)
     mean = sum(map(sum, values)) / sum(map(len, values))
-    output.print(f"{shown.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth", highlight=False)
+    output.print(f"{shown.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth")
     output.print(
         f"mean exit layer {mean:.2f} of {shown.num_layers}; {shown.audio_sec:.0f} s of audio in {shown.seconds:.1f} s"
     )

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from daisy.cli.console import DEFAULT_CHECKPOINT, Checkpoint, Device, Out, errors, numbers, output, progress_bar
+from daisy.cli.console import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    Device,
+    Out,
+    checked_device,
+    errors,
+    numbers,
+    output,
+    printable,
+    progress_bar,
+)
 from daisy.extraction import Report
 
 MOST_ROWS = 40
@@ -39,11 +50,8 @@ def command(
     from daisy.encoder import EarlyExitEncoder
 
     recordings = audio.find(inputs)
-    model = checkpoints.load(checkpoint, device=device)
+    model = checkpoints.load(checkpoint, device=checked_device(device))
     chosen = model.policy(policy, **numbers(set or ()))
-    settings = extraction.Settings(
-        checkpoint=checkpoints.digest(checkpoint), policy=chosen.to_config(), layers=layers, format=format, dtype=dtype
-    )
     extra = [name for name in scores.split(",") if name]
     encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra)
     with progress_bar() as bar:
@@ -52,7 +60,9 @@ def command(
             recordings,
             encoder,
             out,
-            settings,
+            checkpoint=checkpoints.digest(checkpoint),
+            format=format,
+            dtype=dtype,
             batch_sec=batch_sec,
             max_sec=max_sec,
             overwrite=overwrite,
@@ -60,7 +70,7 @@ def command(
         )
     _print(report)
     if report.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if report.rows else 2)
 
 
 def _print(report: Report) -> None:
@@ -81,11 +91,9 @@ def _print(report: Report) -> None:
         output.print(f"{report.num_resumed} of them were finished before")
     for row in report.rows:
         if row.silent:
-            errors.print(
-                f"note: {row.path}: digital silence; its exit layer means nothing", markup=False, soft_wrap=True
-            )
+            errors.print(printable(f"note: {row.path}: digital silence; its exit layer means nothing"), soft_wrap=True)
     for path, reason in report.failed.items():
-        errors.print(f"failed: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(printable(f"failed: {path}: {reason}"), soft_wrap=True)
     if report.failed:
         errors.print(f"{len(report.failed)} of {len(report.rows) + len(report.failed)} recordings failed")
 
@@ -98,6 +106,9 @@ def _table(report: Report) -> Table:
         losses = row.scores.get("entropy", [])
         exit_layer = f"{row.exit_layer} of {row.num_layers}"
         table.add_row(
-            row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, f"{losses[-1]:.3f}" if losses else ""
+            printable(row.output.rpartition(".")[0]),
+            f"{row.duration_sec:.2f}",
+            exit_layer,
+            f"{losses[-1]:.3f}" if losses else "",
         )
     return table

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daisy.cli.console import Out, errors, output, progress_bar
+from daisy.cli.console import Device, Out, checked_device, errors, output, progress_bar
 from daisy.errors import UsageError
 
 
@@ -22,8 +23,11 @@ def command(
     label_rate: Annotated[int, typer.Option(help="Units a second: 50 or 100 for MFCC, 50 for a checkpoint.")] = 50,
     fit_frames: Annotated[int, typer.Option(help="Frames that k-means is fitted on, at most.")] = 500_000,
     seed: Annotated[int, typer.Option(help="Of the frames drawn and of k-means.")] = 0,
+    device: Device = "cpu",
 ) -> None:
     """Make k-means units for fairseq's hubert_pretraining: SPLIT.km for each manifest, and dict.km.txt."""
+    import numpy
+
     from daisy import audio, labels
     from daisy import checkpoint as checkpoints
 
@@ -32,31 +36,33 @@ def command(
     if checkpoint is not None and layer is not None:
         if label_rate != 50:
             raise UsageError(f"a checkpoint's states come at 50 a second, not {label_rate}")
-        features = labels.states(checkpoints.load(checkpoint).backbone, layer)
+        features = labels.states(checkpoints.load(checkpoint, device=checked_device(device)).backbone, layer)
         source = f"{checkpoints.digest(checkpoint)}:{layer}"
     else:
         features, source = labels.mfcc(label_rate), "mfcc"
+    splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
+    if len(splits) < len(manifests):
+        raise UsageError("two manifests have the same name: their units would share a file")
     settings = {
         "source": source,
         "clusters": clusters,
         "label_rate": label_rate,
         "fit_frames": fit_frames,
         "seed": seed,
+        "fit_on": manifests[0].name,
     }
-    splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
-    if len(splits) < len(manifests):
-        raise UsageError("two manifests have the same name: their units would share a file")
-    centres_path = out / "kmeans.npz"
+    digests = {manifest.name: hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests}
+    labels.claim(out, settings | digests)
+    centres_path = out / "kmeans.npy"
     with progress_bar() as bar:
-        centres = labels.load_centres(centres_path, settings)
-        if centres is None:
+        if not centres_path.is_file():
             first = splits[manifests[0].stem]
             task = bar.add_task("drawing frames", total=len(first))
             drawn = labels.sample(first, features, fit_frames, seed, lambda n: bar.advance(task, n))
             bar.update(task, description=f"k-means on {len(drawn)} frames", total=None)
-            centres = labels.fit(drawn, clusters, seed)
-            labels.save_centres(centres, centres_path, settings)
+            labels.save_centres(labels.fit(drawn, clusters, seed), centres_path)
             bar.remove_task(task)
+        centres = numpy.load(centres_path)
         labels.write_dictionary(clusters, out)
         for split, recordings in splits.items():
             task = bar.add_task(split, total=len(recordings))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from daisy.cli.console import output
-from daisy.errors import UsageError
+from daisy.cli.console import errors, output, printable
+from daisy.errors import AudioError
 
 
 def command(
@@ -16,12 +17,22 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
     root: Annotated[Path, typer.Option(help="Folder that the paths are relative to.")] = Path("."),
 ) -> None:
-    """Write a fairseq manifest (root folder, then path and number of samples)."""
+    """Write a fairseq manifest (root folder, then path and number of samples).
+
+    Recordings that fairseq could not use are left out and listed; exit status 1 then.
+    """
     from daisy import audio, files
 
-    recordings = audio.find(inputs)
-    outside = [r.path for r in recordings if not r.path.is_relative_to(root.absolute())]
-    if outside:
-        raise UsageError(f"{outside[0]}: is not below the root {root.absolute()}; give --root")
-    files.write(out, audio.write_manifest(recordings, root).encode())
-    output.print(f"{out}: {len(recordings)} recordings", soft_wrap=True)
+    folder = Path(os.path.abspath(root))
+    lines, failed = [str(folder)], list[str]()
+    for recording in audio.find(inputs):
+        try:
+            lines.append(audio.manifest_line(recording, folder))
+        except AudioError as error:
+            failed.append(str(error))
+    files.write(out, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    output.print(f"{out}: {len(lines) - 1} recordings", soft_wrap=True)
+    for reason in failed:
+        errors.print(printable(f"left out: {reason}"), soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)

@@ -34,26 +34,37 @@ def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[s
     path = Path(source)
     try:
         if path.is_dir():
+            _no_overrides(overrides)
             model = huggingface.read(path, allow_pickle)
         else:
-            model = _read_file(path, allow_pickle, overrides or {})
+            model = _read_file(path, allow_pickle, overrides)
     except CheckpointError as error:
-        message = str(error)
-        raise CheckpointError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+        raise CheckpointError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        # The readers take a source's form for granted; one that has not got it can fail anywhere.
+        raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({error!r})") from None
     model.provenance.setdefault("converted_from", path.name)
     return model
 
 
-def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str]) -> Model:
+def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None) -> Model:
     state = read_state(path, allow_pickle)
+    if torchaudio.recognises(state):
+        return torchaudio.read(state, overrides or {})
+    _no_overrides(overrides)
     for reader in (plugin, s3prl, fairseq):
         if reader.recognises(state):
             return reader.read(state)
-    if torchaudio.recognises(state):
-        return torchaudio.read(state, overrides)
+    if any(str(key).startswith("backbone.") for key in state):
+        raise CheckpointError("is a daisy checkpoint already")
     if huggingface.recognises(state):
         raise CheckpointError("Hugging Face weights: give the folder that holds config.json too, not the file")
     raise CheckpointError(
         "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published DAISY code); "
         f"its first keys are {', '.join(map(str, list(state)[:4])) or 'none'}"
     )
+
+
+def _no_overrides(overrides: dict[str, str] | None) -> None:
+    if overrides:
+        raise CheckpointError(f"tells its own {', '.join(overrides)}: --set is for torchaudio's state dicts")

@@ -64,13 +64,25 @@ def configuration(state: dict[str, Any]) -> tuple[dict, dict]:
     source = plain(state.get("cfg")) or plain(state.get("args"))
     if not isinstance(source, dict):
         raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
+    source = _resolved(source, source)
     model_cfg, task_cfg = _split(source)
     inner = model_cfg.get("w2v_args")
     if inner:
         inner_model, inner_task = _split(inner)
-        normalize = model_cfg.get("normalize", inner_task.get("normalize", False))
-        return inner_model, {**inner_task, "normalize": normalize}
+        normalize = model_cfg.get("normalize")
+        return inner_model, inner_task if normalize is None else {**inner_task, "normalize": normalize}
     return model_cfg, task_cfg
+
+
+def _resolved(node: Any, root: dict) -> Any:
+    """A configuration with OmegaConf's references, such as "${task.normalize}", replaced by what they refer to."""
+    if isinstance(node, dict):
+        return {key: _resolved(value, root) for key, value in node.items()}
+    reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
+    if reference is None:
+        return node
+    section = root.get(reference[1])
+    return section.get(reference[2]) if isinstance(section, dict) else None
 
 
 def _split(source: dict) -> tuple[dict, dict]:

@@ -31,7 +31,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def recognises(state: dict[str, Any]) -> bool:
     """Whether a loaded file holds Hugging Face's weights of a HuBERT."""
-    return any(key.removeprefix("hubert.").startswith("encoder.layers.0.attention.") for key in state)
+    return any(str(key).removeprefix("hubert.").startswith("encoder.layers.0.attention.") for key in state)
 
 
 def read(folder: Path, allow_pickle: bool) -> Model:
@@ -82,8 +82,11 @@ HF_CONV = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_s
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"has no {path.name}: not a Hugging Face model") from None
     except ValueError as error:
         raise CheckpointError(f"{path.name} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} holds no object")
+    return found

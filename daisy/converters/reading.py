@@ -13,7 +13,23 @@ from safetensors.torch import load_file
 
 from daisy.errors import CheckpointError
 
-IMPORTED = ("torch", "collections", "numpy", "_codecs")
+IMPORTED = {
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.storage", "TypedStorage"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
 BUILTINS = {
     "set",
     "frozenset",
@@ -37,8 +53,8 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
     """The dictionary in a .safetensors, .pt, .pth or .bin file.
 
     Plain tensors and containers are read by torch's restricted loader. Anything else needs ``allow_pickle``; even
-    then classes of packages other than torch and numpy are not imported but stood in for (`plain` reads them), so
-    that fairseq's checkpoints open without fairseq.
+    then only what rebuilds tensors, arrays and plain containers is imported by name; everything else is stood in for
+    by inert objects (`plain` reads them), so that fairseq's checkpoints open without fairseq.
 
     Raises:
         CheckpointError: where the file is missing or damaged, or needs unpickling that was not allowed.
@@ -106,9 +122,11 @@ def plain(value: Any) -> Any:
 
 class _StandInUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("argparse", "Namespace"):
-            return argparse.Namespace
-        if (module == "builtins" and name in BUILTINS) or module.split(".")[0] in IMPORTED:
+        is_type = module == "torch" and (
+            name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+        )
+        known = (module, name) in IMPORTED or (is_type and name.isidentifier())
+        if known or (module == "builtins" and name in BUILTINS):
             return super().find_class(module, name)
         return type(name, (StandIn,), {"__module__": module})
 

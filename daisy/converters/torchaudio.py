@@ -26,7 +26,7 @@ GUESSED = ("num_heads", "pre_norm", "normalize", "pos_groups", "sample_rate")
 
 def recognises(state: dict[str, Any]) -> bool:
     """Whether a loaded file is a state dict of a torchaudio model."""
-    return any(re.fullmatch(r"(wav2vec2\.)?encoder\.transformer\.layers\.0\..*", key) for key in state)
+    return any(re.fullmatch(r"(wav2vec2\.)?encoder\.transformer\.layers\.0\..*", str(key)) for key in state)
 
 
 def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:

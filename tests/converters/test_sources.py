@@ -1,7 +1,9 @@
 """Every source against its own library's states, on random weights of both kinds."""
 
 import argparse
+import io
 import json
+import pickle
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torchaudio
 
 from daisy import CheckpointError, EarlyExitEncoder, policies
 from daisy.backbone import Backbone
-from daisy.converters import convert
+from daisy.converters import convert, reading
 from daisy.converters.fairseq import parse_conv_layers
 from tests.conftest import POST_NORM, randomise
 
@@ -307,12 +309,65 @@ class Harmful:
         return (print, ("unpickled code ran",))
 
 
+def dotted_call(path):
+    """A protocol 4 pickle that reaches a function of the system through the name of a harmless package."""
+    pickle_code = b"\x80\x04" + b"\x8c\x05torch" + b"\x8c\x09os.mkdir\x93".replace(b"\x09", b"\x08")
+    return pickle_code + b"\x8c" + bytes([len(path)]) + path.encode() + b"\x85R."
+
+
 def test_unpickling_never_calls_what_the_file_names(tmp_path, capsys):
     torch.save({"cfg": Harmful(), "model": {}}, tmp_path / "x.pt")
-    for allowed in (False, True):
-        with pytest.raises(CheckpointError):
-            convert(tmp_path / "x.pt", allow_pickle=allowed)
+    made = tmp_path / "made"
+    (tmp_path / "y.pt").write_bytes(dotted_call(str(made)))
+    for name in ("x.pt", "y.pt"):
+        for allowed in (False, True):
+            with pytest.raises(CheckpointError):
+                convert(tmp_path / name, allow_pickle=allowed)
     assert "unpickled code ran" not in capsys.readouterr().out
+    assert not made.exists()
+    payload = dotted_call(str(made))
+    assert type(reading._StandInUnpickler(io.BytesIO(payload)).load()).__mro__[1] is reading.StandIn
+    assert not made.exists()
+    pickle.loads(payload)  # the payload is real
+    assert made.exists()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_references_in_a_configuration_are_followed(fairseq_model, tmp_path, normalize):
+    _, state = fairseq_model
+    kept = {k: v for k, v in state["model"].items() if not k.startswith(("final_proj", "label_embs"))}
+    state["model"] = {f"w2v_encoder.w2v_model.{k}": v for k, v in kept.items()}
+    outer = {"_name": "hubert_ctc", "w2v_args": state["cfg"], "normalize": "${task.normalize}"}
+    state["cfg"] = {"model": outer, "task": {"normalize": normalize}}
+    torch.save(state, tmp_path / "x.pt")
+    assert convert(tmp_path / "x.pt", allow_pickle=True).backbone.config.normalize == normalize
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda state: state["cfg"]["model"].update(encoder_layers="twelve"),
+        lambda state: state["cfg"]["model"].update(conv_feature_layers=[1, 2]),
+        lambda state: [state["model"].pop(key) for key in list(state["model"]) if "pos_conv" in key],
+    ],
+)
+def test_malformed_checkpoints_are_refused_in_one_line(fairseq_model, tmp_path, harm):
+    _, state = fairseq_model
+    harm(state)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as error:
+        convert(tmp_path / "x.pt", allow_pickle=True)
+    assert str(error.value).startswith(f"{tmp_path / 'x.pt'}: ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_settings_are_for_sources_that_need_them(fairseq_model, tmp_path):
+    torch.save(fairseq_model[1], tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"tells its own num_heads: --set is for torchaudio"):
+        convert(tmp_path / "x.pt", allow_pickle=True, overrides={"num_heads": "4"})
+    torch.save({1: torch.zeros(1)}, tmp_path / "y.pt")
+    with pytest.raises(CheckpointError, match=r"not a checkpoint that daisy knows"):
+        convert(tmp_path / "y.pt")
 
 
 def test_convolutions_are_parsed_not_evaluated():

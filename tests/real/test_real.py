@@ -89,16 +89,15 @@ def test_broken_files(shared, hubert, tmp_path):
     """Every file of the collection is read, or refused in one line that says why; the run goes on."""
     policy = policies.Fixed(layer=2)
     encoder = EarlyExitEncoder(hubert.backbone, None, policy, keep="last")
-    settings = extraction.Settings(checkpoint="0" * 64, policy=policy.to_config())
     found = audio.find([str(shared / "data" / "broken")])
-    report = extraction.extract(found, encoder, tmp_path, settings)
+    report = extraction.extract(found, encoder, tmp_path, checkpoint="0" * 64)
     reasons = {path.rpartition("/")[2]: reason for path, reason in report.failed.items()}
     assert reasons == {
         "empty.wav": "empty file (0 bytes)",
         "text.wav": "not readable as audio (Format not recognised)",
         "truncated.flac": "not readable as audio (Error : flac decoder lost sync)",
         "truncated_header.wav": "not readable as audio (Error in WAV file. No 'data' chunk marker)",
-        "five_ms.wav": "lasts 5 ms; one frame needs 25 ms",
+        "five_ms.wav": "too short: 80 samples at 16000 Hz, one frame needs 400 (25 ms)",
         "nan_float.wav": "101 of 16000 samples are NaN or infinite",
         "zero_samples.wav": "holds no samples",
         "x.wav": "is a folder",
