@@ -28,7 +28,7 @@ setup(
         "numpy>=1.23,<2",
         "soundfile>=0.13",  # its wheels bring a libsndfile that reads Ogg Opus and MP3
         "safetensors>=0.4",
-        "typer>=0.15",  # the command line only
+        "typer>=0.20",  # the command line only
         "rich>=13",
     ],
     extras_require={

@@ -97,7 +97,7 @@ def main() -> None:
 
 def draw(measured: list[dict], path: Path) -> None:
     """Loss of each head against its layer, by kind of heads and condition."""
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for color, kind in enumerate(dict.fromkeys(line["heads"] for line in measured)):
         for style, condition in (("-", "clean"), ("--", "10 dB"), (":", "0 dB")):
@@ -110,7 +110,7 @@ def draw(measured: list[dict], path: Path) -> None:
     axes.set_title("targets: the full model's units on the clean audio")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -31,9 +31,11 @@ def command(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     policy: Annotated[str, typer.Option("--policy", "-p", help="entropy, plateau, fixed or never.")] = "entropy",
     set: Annotated[list[str] | None, typer.Option(help="A policy's setting, such as threshold=1.2.")] = None,
-    layers: Annotated[str, typer.Option(help="last: the exit layer's states; all: every executed layer's.")] = "last",
-    format: Annotated[str, typer.Option(help="safetensors or npy.")] = "safetensors",
-    dtype: Annotated[str, typer.Option(help="float32 or float16, of the states on disk.")] = "float32",
+    layers: Annotated[
+        Literal["last", "all"], typer.Option(help="last: the exit layer's states; all: every executed layer's.")
+    ] = "last",
+    format: Annotated[Literal["safetensors", "npy"], typer.Option(help="Of the files.")] = "safetensors",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the states on disk.")] = "float32",
     scores: Annotated[str, typer.Option(help="Scores to record besides the policy's: entropy,regressed.")] = "",
     batch_sec: Annotated[float, typer.Option(help="Seconds of audio in a batch.")] = 30.0,
     max_sec: Annotated[float, typer.Option(help="Longest recording that is accepted.")] = 600.0,
