@@ -1,10 +1,35 @@
-"""What fairseq 0.12.2 needs with today's numpy. Applied on import."""
+"""fairseq 0.12.2 and its fork for Python 3.11, and numpy as it is today, made alike."""
+
+import inspect
 
 import numpy
+import torch
+from fairseq.data.data_utils import compute_mask_indices, numpy_seed
+from torch import Tensor
+
+
+def mask_indices(valid: Tensor, mask_prob: float, mask_length: int, seed: int) -> Tensor:
+    """(B, T) bool frames to mask among the valid ones, drawn as HuBERT's pre-training does, by the seed alone.
+
+    0.12.2 draws from numpy's global generator, its fork from one of its own, to which it must be handed.
+    """
+    options = {"seed": seed, "epoch": 0, "indices": torch.arange(len(valid))}
+    known = inspect.signature(compute_mask_indices).parameters
+    padding = None if valid.all() else ~valid.cpu()
+    with numpy_seed(seed):
+        drawn = compute_mask_indices(
+            tuple(valid.shape),
+            padding,
+            mask_prob,
+            mask_length,
+            min_masks=2,
+            **{name: value for name, value in options.items() if name in known},
+        )
+    return torch.from_numpy(drawn).to(valid.device) & valid
 
 
 def restore_numpy_int() -> None:
-    """Bring back ``np.int``, gone from numpy 1.24, for fairseq's ``compute_mask_indices`` under ``no_mask_overlap``."""
+    """Bring back ``np.int``, gone from numpy 1.24, for ``compute_mask_indices`` under ``no_mask_overlap``."""
     if "int" not in vars(numpy):
         numpy.int = int  # type: ignore[attr-defined]
 

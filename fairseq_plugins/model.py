@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.data.data_utils import compute_mask_indices, numpy_seed
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
@@ -15,6 +14,7 @@ from daisy.converters.plugin import STATE_KEY
 from daisy.errors import CheckpointError, UsageError
 from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.losses import UnitLoss, unit_loss
+from fairseq_plugins.compatibility import mask_indices
 
 
 @dataclass
@@ -105,7 +105,9 @@ class DaisyHubert(BaseFairseqModel):
             if layers is None:
                 layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
             valid = frames.valid_mask(num_frames, features.shape[1]).to(features.device)
-            masked = self._mask(valid, mask_seed)
+            masked = None
+            if self.cfg.mask_prob:
+                masked = mask_indices(valid, self.cfg.mask_prob, self.cfg.mask_length, mask_seed)
             valid = valid & (targets >= 0)
             learnt_on = layers
             if masked is not None:
@@ -159,17 +161,6 @@ class DaisyHubert(BaseFairseqModel):
         for layer in range(1, self.backbone.config.num_layers + 1):
             states = self.backbone.layer(layer, states, num_frames)
             yield states
-
-    def _mask(self, valid: Tensor, seed: int) -> Tensor | None:
-        """(B, T) bool frames to mask, as HuBERT's pre-training draws them but for the seed: resuming is exact."""
-        if not self.cfg.mask_prob:
-            return None
-        padding = None if valid.all() else ~valid.cpu()
-        with numpy_seed(seed):
-            drawn = compute_mask_indices(
-                tuple(valid.shape), padding, self.cfg.mask_prob, self.cfg.mask_length, min_masks=2
-            )
-        return torch.from_numpy(drawn).to(valid.device) & valid
 
     def _unit_losses(
         self, layers: list[Tensor], targets: Tensor, valid: Tensor, masked: Tensor | None
