@@ -4,67 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy
-import torch
 from torch import Tensor
 
 from daisy import audio, files
 from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder, ExitOutput
-from daisy.errors import AudioError, OutputError, UsageError
-
-FORMATS = ("safetensors", "npy")
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-FORMAT_VERSION = 1
-JOURNAL = "journal.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the content of the files: a run may only go on in a folder that was begun with the same."""
-
-    checkpoint: str
-    """SHA-256 of the checkpoint's file."""
-    policy: dict
-    """`Policy.to_config`."""
-    layers: str
-    """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
-    scores: list[str]
-    """Scores in the index."""
-    format: str
-    dtype: str
-
-    def __post_init__(self) -> None:
-        for name, choices in (("format", FORMATS), ("dtype", tuple(DTYPES))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One recording's result."""
-
-    path: str
-    output: str
-    """Relative to the run's folder."""
-    duration_sec: float
-    exit_layer: int
-    num_layers: int
-    seconds: float
-    """Its share of its batch's time, by length."""
-    scores: dict[str, list[float]] = field(default_factory=dict)
-    """Score to its values at layers 1 to the exit layer."""
-    silent: bool = False
-    """All samples were zero: the exit layer means nothing."""
-    source: tuple[int, int] = (0, 0)
-    """Size and time of change of the recording's file: a changed one is encoded again."""
+from daisy.errors import AudioError, UsageError
+from daisy.journal import DTYPES, FORMAT_VERSION, Journal, Row, Settings, stamp
 
 
 @dataclass(kw_only=True)
@@ -138,7 +90,7 @@ def extract(
         dtype=dtype,
     )
     outputs = _outputs(recordings, settings.format)
-    journal = _Journal(out, settings, overwrite)
+    journal = Journal(out, settings, overwrite)
     journal.check_outputs(outputs)
     rate = encoder.backbone.config.sample_rate
     failed: dict[str, str] = {}
@@ -237,7 +189,7 @@ def _run_batch(
             seconds=seconds * len(waveform) / total,
             scores=_executed_scores(result, index),
             silent=not bool(waveform.any()),
-            source=_stamp(recording),
+            source=stamp(recording),
         )
         _write_states(states[index], out / row.output, settings, row)
         yield row
@@ -297,84 +249,5 @@ def _check_span(num_samples: int, encoder: EarlyExitEncoder) -> None:
         )
 
 
-def _stamp(recording: Recording) -> tuple[int, int]:
-    try:
-        status = recording.path.stat()
-    except OSError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
-
-
 def _without_path(error: AudioError, recording: Recording) -> str:
     return str(error).removeprefix(f"{recording.path}: ")
-
-
-class _Journal:
-    """The rows finished so far, one JSON line each behind a line of settings; flushed to the disk row by row."""
-
-    def __init__(self, out: Path, settings: Settings, overwrite: bool):
-        self.out, self.path = out, out / JOURNAL
-        self.rows: dict[str, Row] = {}
-        header = {"format_version": FORMAT_VERSION, **asdict(settings)}
-        try:
-            lines = self._lines()
-            self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if not overwrite:
-                raise OutputError(f"{self.path}: damaged ({error}); use another --out, or --overwrite") from None
-            lines = []
-        if overwrite:
-            self._forget()
-        elif lines and lines[0] != header:
-            different = sorted(key for key in header if lines[0].get(key) != header[key])
-            raise OutputError(
-                f"{out}: holds a run with another {', '.join(different)}; use another --out, or --overwrite"
-            )
-        if overwrite or not lines:
-            files.write(self.path, (json.dumps(header) + "\n").encode())
-
-    def _forget(self) -> None:
-        """Take away what an earlier run left, so that none of it is mistaken for this one's."""
-        for row in self.rows.values():
-            (self.out / row.output).unlink(missing_ok=True)
-        self.rows = {}
-
-    def has(self, recording: Recording) -> bool:
-        """Whether a recording is finished, unchanged since, and its file still there."""
-        row = self.rows.get(str(recording.path))
-        return row is not None and row.source == _stamp(recording) and (self.out / row.output).is_file()
-
-    def check_outputs(self, outputs: dict[Path, str]) -> None:
-        """Refuse to write over another recording's file of an earlier sitting.
-
-        Raises:
-            UsageError: where a file of an earlier sitting would be overwritten by another recording's.
-        """
-        taken = {row.output: row.path for row in self.rows.values()}
-        for path, output in outputs.items():
-            if taken.get(output, str(path)) != str(path):
-                raise UsageError(f"{self.path.parent / output} holds {taken[output]}, not {path}: use another --out")
-
-    def add(self, row: Row) -> None:
-        """Note a finished row."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(row)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
-        self.rows[row.path] = row
-
-    def _lines(self) -> list[dict]:
-        """Whole lines; one cut off by a crash is dropped, here and in the file."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"{self.path}: cannot be read ({error})") from None
-        whole, _, rest = text.rpartition("\n")
-        if rest:
-            files.write(self.path, (whole + "\n").encode() if whole else b"")
-        return [json.loads(line) for line in whole.splitlines()]

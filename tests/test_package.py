@@ -43,6 +43,7 @@ def test_imports_point_one_way():
     ranks = [
         {"cli", "demonstration"},
         {"extraction", "labels", "report"},
+        {"journal"},
         {"analysis", "calibration"},
         {"encoder", "mixing", "converters"},
         {"checkpoint", "audio"},
