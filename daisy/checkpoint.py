@@ -45,7 +45,14 @@ class Model:
 
         Raises:
             PolicyError: where a setting is unknown, impossible, or neither given nor stored.
+            CheckpointError: where it reads heads, and there are none.
         """
+        known = exit_policies.POLICIES.get(name)
+        if self.heads is None and known is not None and known.reads:
+            raise CheckpointError(
+                f"this checkpoint has no exit heads, and policy {name} reads {', '.join(sorted(known.reads))}: "
+                "train heads with the fairseq plugin, or use the policy fixed or never"
+            )
         return exit_policies.make(name, {**self.policies.get(name, {}), **settings})
 
     def modules(self) -> dict[str, nn.Module]:
@@ -206,9 +213,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  safe_open is no dict
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a whole .safetensors file ({error}); a .pt or .pth is read by: daisy convert {path} OUT"
-        ) from None
+        hint = "get it again" if path.suffix == ".safetensors" else f"other forms are read by: daisy convert {path} OUT"
+        raise CheckpointError(f"{path}: not a whole .safetensors file ({error}); {hint}") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
 

@@ -162,7 +162,10 @@ def make(name: str, settings: Mapping[str, float | int]) -> Policy:
             raise PolicyError(f"policy {name}: {unknown_name('setting', given, fields)}")
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in settings]
     if missing:
-        raise PolicyError(f"policy {name} needs {', '.join(missing)}, and this checkpoint brings no default for it")
+        raise PolicyError(
+            f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: "
+            f"give it (--set {missing[0]}=VALUE)"
+        )
     return POLICIES[name](**settings)
 
 

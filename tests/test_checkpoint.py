@@ -91,7 +91,7 @@ def test_truncated_missing_and_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="not a whole .safetensors file"):
         daisy.load(path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="is read by: daisy convert"):
+    with pytest.raises(CheckpointError, match="other forms are read by: daisy convert"):
         daisy.load(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint; bundled models: daisy-mini"):
         daisy.load("daisy-minni")

@@ -45,6 +45,8 @@ def place(tmp_path_factory):
     model = tiny_model()
     model.policies = {"entropy": {"threshold": 1.9}}
     daisy.save(model, folder / "tiny.safetensors")
+    model.heads, model.policies = None, {}
+    daisy.save(model, folder / "bare.safetensors")
     (folder / "in").mkdir()
     generator = numpy.random.default_rng(0)
     for index in range(3):
@@ -100,6 +102,7 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
         (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
+        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy entropy reads entropy"),
         (("convert", "tiny.safetensors", "o.safetensors"), "is a daisy checkpoint already"),
         (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--device", "foo"), "daisy: --device foo: "),
         (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--batch-sec", "nan"), "must be above 0 s, found nan"),
