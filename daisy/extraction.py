@@ -129,7 +129,7 @@ def write_index(report: Report, out: Path) -> None:
             "format_version": FORMAT_VERSION,
             "settings": asdict(report.settings),
             "totals": report.totals(),
-            "recordings": [asdict(row) for row in report.rows],
+            "recordings": [row.public() for row in report.rows],
             "failed": [{"path": path, "reason": reason} for path, reason in report.failed.items()],
         },
     )
@@ -139,8 +139,7 @@ def write_index(report: Report, out: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", *losses])
     for row in report.rows:
-        entropy = row.scores.get("entropy", [])
-        cells = [f"{value:.4f}" for value in entropy] + [""] * (num_layers - len(entropy))
+        cells = [f"{value:.4f}" for value in row.predicted_loss] + [""] * (num_layers - len(row.predicted_loss))
         writer.writerow(
             [
                 row.path,
@@ -205,7 +204,7 @@ def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> N
     if settings.format == "npy":
         files.write(path, lambda stream: numpy.save(stream, states.numpy()))
         return
-    files.save_tensors({"states": states}, path, {"format_version": FORMAT_VERSION, **asdict(settings), **asdict(row)})
+    files.save_tensors({"states": states}, path, {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()})
 
 
 def _outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:

@@ -59,6 +59,17 @@ class Row:
     source: tuple[int, int] = (0, 0)
     """Size and time of change of the recording's file: a changed one is encoded again."""
 
+    @property
+    def predicted_loss(self) -> list[float]:
+        """At layers 1 to the exit layer, nats: the entropy, or else what the regressors say; empty without either."""
+        return self.scores.get("entropy") or self.scores.get("regressed") or []
+
+    def public(self) -> dict:
+        """For the index: what a reader asks of a recording."""
+        fields = asdict(self)
+        del fields["source"]
+        return {**fields, "predicted_loss": self.predicted_loss}
+
 
 def stamp(recording: Recording) -> tuple[int, int]:
     """Size and time of change of a recording's file; zeros where it is gone."""

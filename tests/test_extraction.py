@@ -69,6 +69,7 @@ def test_index_and_totals(folder, tmp_path):
     assert index["format_version"] == 1
     assert len(index["recordings"]) == len(rows) == 7
     exits = [row["exit_layer"] for row in index["recordings"]]
+    assert [len(row["predicted_loss"]) for row in index["recordings"]] == exits
     assert [int(row["exit_layer"]) for row in rows] == exits
     assert index["totals"]["mean_exit_layer"] == pytest.approx(sum(exits) / 7)
     assert index["totals"]["depth"] == pytest.approx(sum(exits) / 28)

@@ -105,7 +105,7 @@ def _table(report: Report) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in report.rows:
-        losses = row.scores.get("entropy", [])
+        losses = row.predicted_loss
         exit_layer = f"{row.exit_layer} of {row.num_layers}"
         table.add_row(
             printable(row.output.rpartition(".")[0]),

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -167,6 +168,28 @@ def test_published_daisy(fairseq_model, waveforms, tmp_path, position):
         logits = read[:, 0] @ weights[f"final_proj.{layer}.weight"].T + weights[f"final_proj.{layer}.bias"]
         expected = torch.distributions.Categorical(logits=logits).entropy().mean()
         torch.testing.assert_close(scores[0, layer], expected.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_states_are_those_of_s3prls_upstream(config, fairseq_model, waveforms, tmp_path):
+    """Layer 0 and the final norm too: what s3prl's users call hidden_states."""
+    pytest.importorskip("s3prl", reason="needs s3prl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from s3prl.upstream.hubert.expert import UpstreamExpert
+    _, state = fairseq_model
+    converted = {
+        "task_cfg": state["cfg"]["task"],
+        "model_cfg": state["cfg"]["model"],
+        "model_weight": state["model"],
+        "dictionaries_symbols": [[str(unit) for unit in range(UNITS)]],
+    }
+    torch.save(converted, tmp_path / "converted.pt")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        hidden = UpstreamExpert(str(tmp_path / "converted.pt")).eval()([waveforms[6]])["hidden_states"]
+    ours = our_states(convert(tmp_path / "converted.pt", allow_pickle=True), waveforms[6])
+    assert len(hidden) == len(ours) == config.num_layers + 1
+    assert_same(ours, [states[0] for states in hidden], first_layer=0)
 
 
 def torchaudio_model(config, pretraining):
