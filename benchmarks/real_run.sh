@@ -57,5 +57,5 @@ for condition in clean 20dB 10dB 5dB 0dB -5dB; do
     echo "$condition:"
     "$bin/daisy" extract "$runs/test/$condition" --out "$runs/features/$condition" | tail -n 1
 done
-"$bin/python" benchmarks/extraction.py "$runs/features"
+"$bin/python" benchmarks/extraction.py runs/features
 "$bin/python" benchmarks/readme.py

@@ -23,6 +23,8 @@ SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".r
 
 
 LARGEST_FILTER = 8_000_000
+SHORTEST = 400
+"""Samples of one frame at 16 kHz, of HuBERT as of MFCC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,10 @@ def read_manifest(path: Path) -> list[Recording]:
     Raises:
         UsageError: where it is not one.
     """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; make a manifest of it: daisy manifest {path} --out NAME.tsv")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such manifest (looked for from {Path.cwd()})")
     try:
         root, *lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -73,7 +79,7 @@ def manifest_line(recording: Recording, root: Path, sample_rate: int = 16000) ->
 
     Raises:
         UsageError: where it is not below the root.
-        AudioError: where it has no readable header, or another rate: fairseq does not resample.
+        AudioError: where its header is not readable, or says that it is too short or of another rate.
     """
     if not recording.path.is_relative_to(root):
         raise UsageError(f"{recording.path}: is not below the root {root}; give --root")
@@ -82,6 +88,8 @@ def manifest_line(recording: Recording, root: Path, sample_rate: int = 16000) ->
         raise AudioError(
             f"{recording.path}: {info.samplerate} Hz, and fairseq takes {sample_rate} Hz only: resample it"
         )
+    if info.frames < SHORTEST:
+        raise AudioError(f"{recording.path}: too short: {info.frames} samples, one frame needs {SHORTEST}")
     return f"{recording.path.relative_to(root)}\t{info.frames}"
 
 
@@ -91,12 +99,7 @@ def read(path: Path, sample_rate: int = 16000) -> Tensor:
     Raises:
         AudioError: where it is missing, no audio, damaged, empty, or holds values that are no numbers.
     """
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder")
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes)")
+    _check_file(path)
     try:
         samples, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
@@ -181,7 +184,17 @@ def _expand(text: str) -> list[Recording]:
     return [recording for match in matches for recording in _expand(match)]
 
 
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty file (0 bytes)")
+
+
 def _info(path: Path) -> soundfile._SoundFileInfo:
+    _check_file(path)
     try:
         return soundfile.info(os.fsencode(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:

@@ -130,6 +130,8 @@ class EarlyExitEncoder(nn.Module):
             batch = waveforms
         else:
             for index, waveform in enumerate(waveforms):
+                if not isinstance(waveform, Tensor):
+                    raise AudioError(f"utterance {index} must be a torch tensor, found {type(waveform).__name__}")
                 if waveform.ndim != 1:
                     raise AudioError(f"utterance {index} must be one-dimensional, found {tuple(waveform.shape)}")
             lengths = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64)

@@ -25,8 +25,6 @@ from daisy.policies import Fixed
 
 Features = Callable[[Tensor], Tensor]
 """(N,) waveform at 16 kHz to (T, F) features."""
-SHORTEST = 400
-"""Samples of one frame, of MFCC as of HuBERT."""
 
 
 def mfcc(label_rate: int = 100) -> Features:
@@ -167,8 +165,8 @@ def save_centres(centres: numpy.ndarray, path: Path) -> None:
 
 def _read(recording: Recording) -> Tensor:
     waveform = audio.read(recording.path)
-    if len(waveform) < SHORTEST:
-        raise AudioError(f"{recording.path}: too short for units: {len(waveform)} samples, one frame needs {SHORTEST}")
+    if len(waveform) < audio.SHORTEST:
+        raise AudioError(f"{recording.path}: too short: {len(waveform)} samples, one frame needs {audio.SHORTEST}")
     return waveform
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,20 +27,21 @@ from daisy.errors import PolicyError, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class Policy(ABC):
     """What all policies share; `reads` and `decide` are a policy's own."""
 
     name: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()
     """Scores that `decide` needs."""
 
-    def check(self, num_layers: int) -> None:
+    def check(self, num_layers: int) -> None:  # noqa: B027  most policies fit any backbone
         """Refuse a backbone that this policy does not fit.
 
         Raises:
             PolicyError: saying why.
         """
 
+    @abstractmethod
     def decide(self, trajectories: Mapping[str, Tensor], layer: int) -> Tensor:
         """Who leaves after ``layer`` (1 to L).
 
@@ -50,7 +52,6 @@ class Policy:
         Returns:
             (B,) bool, or a 0-dimensional bool that holds for the whole batch.
         """
-        raise NotImplementedError
 
     def exit_layers(self, scores: Mapping[str, Tensor]) -> Tensor:
         """Exit layers (B,) int64 from the (B, L) scores of a full run: what the encoder would have done."""

@@ -44,6 +44,8 @@ class DaisyExitHeads(FairseqCriterion):
     def __init__(self, task, target, pred_masked_weight, pred_nomask_weight, noise_manifest, noise_prob, noise_snr_db):
         super().__init__(task)
         self.from_teacher = str(target) == "teacher"
+        if not self.from_teacher and not task.cfg.labels:
+            raise UsageError("target=labels needs label files: task.labels=[km], or --labels '[\"km\"]'")
         self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight
         self.noise = NoiseBank.from_manifest(noise_manifest) if noise_manifest else None
         self.noise_prob, self.noise_snr_db = noise_prob, list(noise_snr_db)

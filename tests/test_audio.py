@@ -96,6 +96,9 @@ def test_manifests_are_for_fairseq_which_does_not_resample(tmp_path):
     soundfile.write(tmp_path / "x.wav", tone(8000), 8000)
     with pytest.raises(AudioError, match="8000 Hz, and fairseq takes 16000 Hz only"):
         audio.manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
+    soundfile.write(tmp_path / "x.wav", numpy.zeros(399), 16000)
+    with pytest.raises(AudioError, match="too short: 399 samples, one frame needs 400"):
+        audio.manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
 
 
 def test_raw_samples_in_a_folder_are_passed_over(tmp_path):

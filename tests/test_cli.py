@@ -100,6 +100,8 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("convert", "in/0.wav", "o.safetensors"), "daisy: in/0.wav: "),
         (("convert", "in/0.wav", "tiny.safetensors"), "tiny.safetensors: exists; add --overwrite"),
         (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
+        (("labels", "in", "-o", "o"), "is a folder; make a manifest of it: daisy manifest in"),
+        (("labels", "gone.tsv", "-o", "o"), "gone.tsv: no such manifest"),
         (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
         (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy entropy reads entropy"),

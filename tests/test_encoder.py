@@ -115,6 +115,8 @@ def test_refusals(waveforms):
     encoder = EarlyExitEncoder(model.backbone, model.heads, never)
     with pytest.raises(AudioError, match=r"must be floating point, full scale 1.0, found torch.int16"):
         encoder([torch.zeros(800, dtype=torch.int16)])
+    with pytest.raises(AudioError, match=r"utterance 0 must be a torch tensor, found ndarray"):
+        encoder([torch.zeros(800).numpy()])
     with pytest.raises(AudioError, match=r"NaN or infinite"):
         encoder([torch.full((800,), torch.nan)])
     with pytest.raises(AudioError, match=r"utterance 1 has 399 samples; one frame needs 400"):

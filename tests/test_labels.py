@@ -69,5 +69,5 @@ def test_recordings_without_units_stop_the_run(tmp_path):
     with pytest.raises(UsageError, match="lists no recordings"):
         labels.sample([], labels.mfcc(50), 10, 0, print)
     soundfile.write(tmp_path / "short.wav", numpy.zeros(100), 16000)
-    with pytest.raises(AudioError, match=r"short\.wav: too short for units: 100 samples, one frame needs 400"):
+    with pytest.raises(AudioError, match=r"short\.wav: too short: 100 samples, one frame needs 400"):
         labels.sample(audio.find([str(tmp_path)]), labels.mfcc(50), 10, 0, print)

@@ -56,20 +56,24 @@ def command(
     chosen = model.policy(policy, **numbers(set or ()))
     extra = [name for name in scores.split(",") if name]
     encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra)
-    with progress_bar() as bar:
-        task = bar.add_task("extracting", total=len(recordings))
-        report = extraction.extract(
-            recordings,
-            encoder,
-            out,
-            checkpoint=checkpoints.digest(checkpoint),
-            format=format,
-            dtype=dtype,
-            batch_sec=batch_sec,
-            max_sec=max_sec,
-            overwrite=overwrite,
-            progress=lambda count: bar.advance(task, count),
-        )
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("extracting", total=len(recordings))
+            report = extraction.extract(
+                recordings,
+                encoder,
+                out,
+                checkpoint=checkpoints.digest(checkpoint),
+                format=format,
+                dtype=dtype,
+                batch_sec=batch_sec,
+                max_sec=max_sec,
+                overwrite=overwrite,
+                progress=lambda count: bar.advance(task, count),
+            )
+    except KeyboardInterrupt:
+        errors.print("stopped: what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
     _print(report)
     if report.failed:
         raise typer.Exit(1 if report.rows else 2)

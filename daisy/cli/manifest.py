@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Write a fairseq manifest (root folder, then path and number of samples).
 
-    Recordings that fairseq could not use are left out and listed; exit status 1 then.
+    Recordings whose headers show that fairseq could not use them are left out and listed; exit status 1 then.
     """
     from daisy import audio, files
 

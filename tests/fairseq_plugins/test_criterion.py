@@ -156,6 +156,8 @@ def test_refusals(build, corpus):
     assert model.heads.config.num_units == 13
     with pytest.raises(CheckpointError, match=r"teacher predicts 11 units and the labels have 13"):
         criterion(model, batch)
+    with pytest.raises(UsageError, match=r"target=labels needs label files: task\.labels=\[km\]"):
+        build({"target": "labels"})
     with pytest.raises(UsageError, match=r"noise_snr_db must be \[low, high\] in dB, found \[20.0, 0.0\]"):
         build({"noise_snr_db": [20.0, 0.0]})
 
