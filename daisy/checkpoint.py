@@ -21,7 +21,7 @@ from daisy import files
 from daisy import policies as exit_policies
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import CheckpointError, DaisyError
-from daisy.heads import ExitHeads, FinalHead, HeadsConfig
+from daisy.heads import ExitHeads, FinalHead, HeadsConfig, missing_heads
 
 FORMAT_VERSION = 1
 MODELS = Path(__file__).parent / "models"
@@ -49,10 +49,7 @@ class Model:
         """
         known = exit_policies.POLICIES.get(name)
         if self.heads is None and known is not None and known.reads:
-            raise CheckpointError(
-                f"this checkpoint has no exit heads, and policy {name} reads {', '.join(sorted(known.reads))}: "
-                "train heads with the fairseq plugin, or use the policy fixed or never"
-            )
+            raise missing_heads(f"policy {name}", known.reads)
         return exit_policies.make(name, {**self.policies.get(name, {}), **settings})
 
     def modules(self) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from daisy import scores as score_functions
 from daisy.backbone import Backbone
 from daisy.errors import AudioError, CheckpointError, PolicyError
-from daisy.heads import ExitHeads
+from daisy.heads import ExitHeads, missing_heads
 from daisy.policies import Policy
 
 KEEP = ("all", "last")
@@ -64,10 +64,7 @@ class EarlyExitEncoder(nn.Module):
         if keep not in KEEP:
             raise PolicyError(f"keep must be one of {', '.join(KEEP)}, found {keep!r}")
         if heads is None and self.score_names:
-            raise CheckpointError(
-                f"this checkpoint has no exit heads, and policy {policy.name} reads {', '.join(self.score_names)}: "
-                "train heads with the fairseq plugin, or use the policy fixed or never"
-            )
+            raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", self.score_names)
         if heads is not None and (heads.config.num_layers, heads.config.width) != (
             backbone.config.num_layers,
             backbone.config.width,

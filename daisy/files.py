@@ -32,7 +32,8 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
             os.fsync(stream.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        if beside.parent.is_dir():
+            beside.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

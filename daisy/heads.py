@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,14 @@ class HeadsConfig:
         if config.reads not in READS:
             raise CheckpointError(f"heads configuration: reads must be one of {READS}, found {config.reads!r}")
         return config
+
+
+def missing_heads(reader: str, reads: Iterable[str]) -> CheckpointError:
+    """What to raise where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
+    return CheckpointError(
+        f"this checkpoint has no exit heads, and {reader} reads {', '.join(sorted(reads))}: "
+        "train heads with the fairseq plugin, or use the policy fixed or never"
+    )
 
 
 class ExitHeads(nn.Module):
