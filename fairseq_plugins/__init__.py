@@ -3,6 +3,6 @@
 The backbone, heads, losses and checkpoint format are daisy's; here is only what fairseq needs to train the heads.
 """
 
-from fairseq_plugins import compatibility, criterion, model
+from fairseq_plugins import compatibility, criterion, model, pretraining_model, pretraining_task
 
-__all__ = ["compatibility", "criterion", "model"]
+__all__ = ["compatibility", "criterion", "model", "pretraining_model", "pretraining_task"]

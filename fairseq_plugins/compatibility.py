@@ -1,11 +1,15 @@
 """fairseq 0.12.2 and its fork for Python 3.11, and numpy as it is today, made alike."""
 
 import inspect
+import os
 
 import numpy
 import torch
 from fairseq.data.data_utils import compute_mask_indices, numpy_seed
+from fairseq.distributed.utils import all_gather_list
 from torch import Tensor
+
+GATHERED_BYTES = 16384
 
 
 def mask_indices(valid: Tensor, mask_prob: float, mask_length: int, seed: int) -> Tensor:
@@ -34,4 +38,16 @@ def restore_numpy_int() -> None:
         numpy.int = int  # type: ignore[attr-defined]
 
 
+def gather_on_cpu() -> None:
+    """Let processes without a GPU gather their logs: fairseq's ``all_gather_list`` allocates on one, unless it has.
+
+    The buffers have the size that it would give them. Its fork for Python 3.11 starts no CPU processes at all.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not torch.cuda.is_available():
+        all_gather_list._buffer = torch.ByteTensor(GATHERED_BYTES * processes)
+        all_gather_list._cpu_buffer = torch.ByteTensor(GATHERED_BYTES)
+
+
 restore_numpy_int()
+gather_on_cpu()

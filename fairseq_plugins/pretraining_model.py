@@ -1,0 +1,67 @@
+"""``daisy_hubert_pretraining``: fairseq's own HuBERT, started from another one, and faster on CPUs.
+
+Its weights are the stock model's; `fairseq_plugins.export` writes a checkpoint that stock fairseq loads.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from fairseq.models import register_model
+from fairseq.models.hubert.hubert import HubertConfig, HubertModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.errors import UsageError
+from fairseq_plugins.stacking import spread
+
+OF_THE_UNITS = ("final_proj.", "label_embs_concat")
+
+
+@dataclass
+class DaisyPretrainingHubertConfig(HubertConfig):
+    warm_start: str = field(
+        default="",
+        metadata={"help": "fairseq HuBERT checkpoint to start from; with fewer layers, they are spread over this one's"},
+    )
+
+
+@register_model("daisy_hubert_pretraining", dataclass=DaisyPretrainingHubertConfig)
+class DaisyPretrainingHubert(HubertModel):
+    """The stock model. What differs is how fast, and where it starts."""
+
+    @classmethod
+    def build_model(cls, cfg: DaisyPretrainingHubertConfig, task: Any) -> "DaisyPretrainingHubert":
+        model = cls(cfg, task.cfg, task.dictionaries)
+        nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
+        if cfg.warm_start:
+            model.start_from(load_checkpoint_to_cpu(cfg.warm_start)["model"], cfg.warm_start)
+        return model
+
+    def start_from(self, weights: dict[str, Tensor], path: str) -> None:
+        """Take another HuBERT's weights; the prediction head's too, where it predicts as many units.
+
+        Raises:
+            UsageError: where the shapes are not this model's.
+        """
+        own = self.state_dict()
+        weights = spread({key: value.float() for key, value in weights.items()}, len(self.encoder.layers))
+        if weights.get("label_embs_concat", own["mask_emb"]).shape != own["label_embs_concat"].shape:
+            weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
+        wrong = [key for key, value in weights.items() if key not in own or own[key].shape != value.shape]
+        missing = [key for key in own if key not in weights and not key.startswith(OF_THE_UNITS)]
+        if wrong or missing:
+            raise UsageError(f"{path}: not of this model's shape: {', '.join((wrong + missing)[:4])}")
+        self.load_state_dict(weights, strict=False)
+
+    def compute_nce(self, x: Tensor, pos: Tensor, negs: Tensor) -> Tensor:
+        """The stock logits, (S, 1 + K): the target's, then each unit's, the target itself among them set to -inf.
+
+        One product with the (K, D) embeddings, where the stock form compares (K, S, D) expanded copies.
+        """
+        embeddings = F.normalize(negs[:, 0].float(), dim=-1)
+        logits = F.normalize(x.float(), dim=-1) @ embeddings.T / self.logit_temp
+        target = (F.normalize(pos.float(), dim=-1) @ embeddings.T).argmax(-1, keepdim=True)
+        wanted = logits.gather(1, target)
+        return torch.cat([wanted, logits.scatter(1, target, float("-inf"))], dim=1)

@@ -1,0 +1,126 @@
+"""``daisy_hubert_pretraining``: fairseq's ``hubert_pretraining`` that hears corrupted speech and is asked for clean units."""
+
+from dataclasses import dataclass, field
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+
+import torch
+from fairseq.data import BaseWrapperDataset
+from fairseq.tasks import register_task
+from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPretrainingTask
+from torch import Tensor
+
+from daisy import mixing
+from daisy.augmentation import Augmentation, Augmenter
+from daisy.errors import UsageError
+
+MAX_TALKERS_BANK = 400
+MAX_ROOMS = 200
+
+
+@dataclass
+class DaisyPretrainingConfig(HubertPretrainingConfig):
+    augmented_splits: List[str] = field(
+        default_factory=lambda: ["train"], metadata={"help": "splits that are heard corrupted; the others stay clean"}
+    )
+    noise_manifest: str = field(default="", metadata={"help": "manifest of noise recordings"})
+    noise_prob: float = field(default=0.0, metadata={"help": "share of utterances with recorded noise"})
+    talkers_prob: float = field(
+        default=0.0, metadata={"help": "share of the others with other talkers of the same split, one or a babble"}
+    )
+    max_talkers: int = field(default=8, metadata={"help": "most talkers in a babble"})
+    snr_db: List[float] = field(
+        default_factory=lambda: [-5.0, 20.0], metadata={"help": "range of signal-to-noise ratios in dB: [low, high]"}
+    )
+    reverb_prob: float = field(default=0.0, metadata={"help": "share of utterances heard in a simulated room"})
+    gain_db: List[float] = field(
+        default_factory=lambda: [0.0, 0.0], metadata={"help": "range of gains in dB: [low, high]"}
+    )
+    speeds: List[float] = field(default_factory=lambda: [1.0], metadata={"help": "speeds to draw from"})
+    cache_audio: bool = field(
+        default=False, metadata={"help": "decode each recording once and keep it: 230 MB an hour and process"}
+    )
+
+
+@register_task("daisy_hubert_pretraining", dataclass=DaisyPretrainingConfig)
+class DaisyPretrainingTask(HubertPretrainingTask):
+    """Everything is fairseq's but for what the training splits sound like."""
+
+    cfg: DaisyPretrainingConfig
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        super().load_dataset(split, **kwargs)
+        if split in self.cfg.augmented_splits:
+            self.datasets[split] = CorruptedSpeech(self.datasets[split], self.cfg)
+
+
+class CorruptedSpeech(BaseWrapperDataset):
+    """A `HubertDataset` whose utterances are cropped, changed in speed and corrupted; their labels follow.
+
+    What an utterance sounds like is drawn from its index and the epoch.
+    """
+
+    def __init__(self, dataset: Any, cfg: DaisyPretrainingConfig):
+        super().__init__(dataset)
+        self.epoch = 1
+        if cfg.label_rate <= 0 or cfg.sample_rate % cfg.label_rate:
+            raise UsageError(f"label_rate must divide the sample rate, found {cfg.label_rate}")
+        self.samples_per_label = int(cfg.sample_rate / cfg.label_rate)
+        self.cache: dict[int, dict] | None = {} if cfg.cache_audio else None
+        settings = Augmentation(
+            noise_prob=cfg.noise_prob,
+            talkers_prob=cfg.talkers_prob,
+            max_talkers=cfg.max_talkers,
+            snr_db=tuple(cfg.snr_db),
+            reverb_prob=cfg.reverb_prob,
+            gain_db=tuple(cfg.gain_db),
+            speeds=tuple(cfg.speeds),
+        )
+        noises = mixing.NoiseBank.from_manifest(cfg.noise_manifest, cfg.sample_rate) if cfg.noise_manifest else None
+        talkers = mixing.NoiseBank(self._some_speech()) if cfg.talkers_prob else None
+        responses = mixing.room_responses(MAX_ROOMS, seed=0, sample_rate=cfg.sample_rate) if cfg.reverb_prob else []
+        self.augmenter = Augmenter(settings, noises, talkers, responses, cfg.sample_rate)
+
+    def _some_speech(self) -> list[Tensor]:
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
+        return [self.dataset.get_audio(index) for index in order[:MAX_TALKERS_BANK].tolist()]
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        index = int(index)
+        item = self._read(index)
+        generator = torch.Generator().manual_seed(1_000_003 * self.epoch + index)
+        speed = self.augmenter.speed(generator)
+        source, labels = self._crop(item["source"], item["label_list"], speed, generator)
+        source = self.augmenter(self.augmenter.change_speed(source, speed), generator)
+        return {"id": index, "source": source, "label_list": [_stretched(each, speed) for each in labels]}
+
+    def _read(self, index: int) -> dict:
+        if self.cache is None:
+            return self.dataset[index]
+        if index not in self.cache:
+            self.cache[index] = self.dataset[index]
+        return self.cache[index]
+
+    def _crop(
+        self, source: Tensor, labels: list[Tensor], speed: float, generator: torch.Generator
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A random stretch as long as a training example, from the start of a label on: no more is corrupted."""
+        wanted = int(min(self.dataset.max_sample_size, len(source)) * speed)
+        spare = (len(source) - wanted) // self.samples_per_label
+        if spare <= 0:
+            return source, labels
+        start = int(torch.randint(spare + 1, (1,), generator=generator)) if self.dataset.random_crop else 0
+        first = start * self.samples_per_label
+        stop = start + -(-wanted // self.samples_per_label)
+        return source[first : first + wanted], [each[start:stop] for each in labels]
+
+
+def _stretched(labels: Tensor, speed: float) -> Tensor:
+    """Labels of speech whose speed was changed."""
+    if speed == 1.0:
+        return labels
+    places = (torch.arange(int(len(labels) / speed)) * speed).long()
+    return labels[places]

@@ -1,0 +1,44 @@
+"""A deep HuBERT from a shallow one: its layers spread over the depth, layers that pass through between them."""
+
+import re
+
+import torch
+from torch import Tensor
+
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.*)")
+OUTPUTS = ("self_attn.out_proj.", "fc2.")
+
+
+def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """fairseq's weights of a HuBERT with some layers to those of one with ``num_layers``.
+
+    Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
+    next source layer with zero output projections, so that it passes on what it is given; in a post-norm model its
+    norms are those of the source layer before, which leaves a normed state nearly as it is. A network so deepened
+    starts where the shallow one ended, and from near-copies, which a gradient step makes differ.
+    """
+    depth = 1 + max(int(match[1]) for key in weights if (match := LAYER.fullmatch(key)))
+    if depth == num_layers:
+        return weights
+    result = {key: value for key, value in weights.items() if not LAYER.fullmatch(key)}
+    places = [round((source + 1) * num_layers / depth) - 1 for source in range(depth)]
+    for layer in range(num_layers):
+        source = next(i for i, place in enumerate(places) if place >= layer)
+        for key, value in weights.items():
+            match = LAYER.fullmatch(key)
+            if match and int(match[1]) == source:
+                name = match[2]
+                if layer != places[source]:
+                    value = _passing(weights, source, name, value)
+                result[f"encoder.layers.{layer}.{name}"] = value.clone()
+    return result
+
+
+def _passing(weights: dict[str, Tensor], source: int, name: str, value: Tensor) -> Tensor:
+    """A parameter of a layer that passes through, put before source layer ``source``."""
+    if name.startswith(OUTPUTS):
+        return torch.zeros_like(value)
+    if "layer_norm" in name:
+        kind = name.rpartition(".")[2]
+        return weights[f"encoder.layers.{source - 1}.final_layer_norm.{kind}" if source else f"encoder.layer_norm.{kind}"]
+    return value
