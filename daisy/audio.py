@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import io
 import math
@@ -91,6 +92,37 @@ def manifest_line(recording: Recording, root: Path, sample_rate: int = 16000) ->
     if info.frames < SHORTEST:
         raise AudioError(f"{recording.path}: too short: {info.frames} samples, one frame needs {SHORTEST}")
     return f"{recording.path.relative_to(root)}\t{info.frames}"
+
+
+def repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
+    """How often to list each recording, so that nobody's voice outweighs the others'.
+
+    Speakers are drawn in proportion to (their samples) ** (1 - power): 0 lists everything once, 1 hears all speakers
+    equally long. The speaker with the most samples is listed once.
+
+    Args:
+        num_samples: of each recording.
+        speakers: of each recording.
+        power: 0 to 1.
+    """
+    totals: dict[str, int] = {}
+    for count, speaker in zip(num_samples, speakers, strict=True):
+        totals[speaker] = totals.get(speaker, 0) + count
+    most = max(totals.values(), default=1)
+    return [round((most / totals[speaker]) ** power) for speaker in speakers]
+
+
+def read_speakers(path: Path) -> dict[str, str]:
+    """A CSV file with the columns ``path`` (as in the manifest) and ``speaker``.
+
+    Raises:
+        UsageError: where it is not one.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            return {row["path"]: row["speaker"] for row in csv.DictReader(stream)}
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        raise UsageError(f"{path}: not a CSV file with the columns path and speaker ({error})") from None
 
 
 def read(path: Path, sample_rate: int = 16000) -> Tensor:

@@ -103,7 +103,9 @@ class Augmenter:
         if kind < settings.noise_prob and self.noises is not None:
             noise = self.noises.draw(len(waveform), generator)
             waveform = mixing.mix(waveform, noise, low + place * (high - low))
-        elif kind < settings.noise_prob + (1 - settings.noise_prob) * settings.talkers_prob and self.talkers is not None:
+        elif (
+            kind < settings.noise_prob + (1 - settings.noise_prob) * settings.talkers_prob and self.talkers is not None
+        ):
             count = int(torch.randint(1, settings.max_talkers + 1, (1,), generator=generator))
             low = max(low, min(TALKER_SNR_DB, high)) if count == 1 else low
             waveform = mixing.mix(

@@ -125,9 +125,12 @@ def write_units(
         yield done
         nearest = torch.from_numpy(centres).float()
         with open(part, "a", encoding="ascii") as stream:
+            known: dict[Path, str] = {}  # a balanced manifest lists some recordings many times
             for recording in recordings[done:]:
-                units = torch.cdist(features(_read(recording)), nearest).argmin(1)
-                stream.write(" ".join(map(str, units.tolist())) + "\n")
+                if recording.path not in known:
+                    units = torch.cdist(features(_read(recording)), nearest).argmin(1)
+                    known[recording.path] = " ".join(map(str, units.tolist()))
+                stream.write(known[recording.path] + "\n")
                 stream.flush()
                 yield 1
             os.fsync(stream.fileno())

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.models import register_model
 from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from daisy.converters import fairseq
 from daisy.errors import UsageError
+from fairseq_plugins.model import read_backbone
 from fairseq_plugins.stacking import spread
 
 OF_THE_UNITS = ("final_proj.", "label_embs_concat")
@@ -23,7 +24,9 @@ OF_THE_UNITS = ("final_proj.", "label_embs_concat")
 class DaisyPretrainingHubertConfig(HubertConfig):
     warm_start: str = field(
         default="",
-        metadata={"help": "fairseq HuBERT checkpoint to start from; with fewer layers, they are spread over this one's"},
+        metadata={
+            "help": "HuBERT to start from, in any form that daisy reads; fewer layers are spread over this one's"
+        },
     )
 
 
@@ -36,7 +39,7 @@ class DaisyPretrainingHubert(HubertModel):
         model = cls(cfg, task.cfg, task.dictionaries)
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
-            model.start_from(load_checkpoint_to_cpu(cfg.warm_start)["model"], cfg.warm_start)
+            model.start_from(fairseq.weights(read_backbone(cfg.warm_start)), cfg.warm_start)
         return model
 
     def start_from(self, weights: dict[str, Tensor], path: str) -> None:
@@ -46,7 +49,7 @@ class DaisyPretrainingHubert(HubertModel):
             UsageError: where the shapes are not this model's.
         """
         own = self.state_dict()
-        weights = spread({key: value.float() for key, value in weights.items()}, len(self.encoder.layers))
+        weights = spread(weights, len(self.encoder.layers))
         if weights.get("label_embs_concat", own["mask_emb"]).shape != own["label_embs_concat"].shape:
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
         wrong = [key for key, value in weights.items() if key not in own or own[key].shape != value.shape]

@@ -1,4 +1,4 @@
-"""``daisy_hubert_pretraining``: fairseq's ``hubert_pretraining`` that hears corrupted speech and is asked for clean units."""
+"""``daisy_hubert_pretraining``: ``hubert_pretraining`` that hears corrupted speech and is asked for its clean units."""
 
 from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only

@@ -10,7 +10,7 @@ OUTPUTS = ("self_attn.out_proj.", "fc2.")
 
 
 def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """fairseq's weights of a HuBERT with some layers to those of one with ``num_layers``.
+    """Fairseq's weights of a HuBERT with some layers to those of one with ``num_layers``.
 
     Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
     next source layer with zero output projections, so that it passes on what it is given; in a post-norm model its
@@ -39,6 +39,6 @@ def _passing(weights: dict[str, Tensor], source: int, name: str, value: Tensor) 
     if name.startswith(OUTPUTS):
         return torch.zeros_like(value)
     if "layer_norm" in name:
-        kind = name.rpartition(".")[2]
-        return weights[f"encoder.layers.{source - 1}.final_layer_norm.{kind}" if source else f"encoder.layer_norm.{kind}"]
+        before = f"encoder.layers.{source - 1}.final_layer_norm" if source else "encoder.layer_norm"
+        return weights[f"{before}.{name.rpartition('.')[2]}"]
     return value

@@ -9,7 +9,8 @@ import ast
 import re
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.backbone import HUBERT_CONV
@@ -43,6 +44,28 @@ HEAD_RULES = (
     (r"final_proj\.(weight|bias)", r"final_head.projection.\1"),
     (r"label_embs_concat", "final_head.embeddings"),
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
+)
+_OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
+_THEIRS = r"encoder.layers.\1."
+THEIR_NAMES = (
+    (r"backbone\.mask_embedding", "mask_emb"),
+    (r"backbone\.feature_extractor\.conv_layers\.(\d+)\.conv\.(.*)", r"feature_extractor.conv_layers.\1.0.\2"),
+    (
+        r"backbone\.feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(.*)",
+        r"feature_extractor.conv_layers.\1.2.@\2",
+    ),
+    (r"backbone\.encoder\.feature_projection\.layer_norm\.(.*)", r"layer_norm.\1"),
+    (r"backbone\.encoder\.feature_projection\.projection\.(.*)", r"post_extract_proj.\1"),
+    (re.escape(POSITION) + "bias", "encoder.pos_conv.0.bias"),
+    (re.escape(POSITION) + "([gv])", r"encoder.pos_conv.0.weight_\1"),
+    (r"backbone\.encoder\.transformer\.layer_norm\.(.*)", r"encoder.layer_norm.\1"),
+    (_OURS + r"attention\.(.*)", _THEIRS + r"self_attn.\2"),
+    (_OURS + r"layer_norm\.(.*)", _THEIRS + r"self_attn_layer_norm.\2"),
+    (_OURS + r"feed_forward\.intermediate_dense\.(.*)", _THEIRS + r"fc1.\2"),
+    (_OURS + r"feed_forward\.output_dense\.(.*)", _THEIRS + r"fc2.\2"),
+    (_OURS + r"final_layer_norm\.(.*)", _THEIRS + r"final_layer_norm.\2"),
+    (r"final_head\.projection\.(.*)", r"final_proj.\1"),
+    (r"final_head\.embeddings", "label_embs_concat"),
 )
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
@@ -159,6 +182,31 @@ def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
         return tuple((int(c), int(k), int(s)) for c, k, s in layers)
     except (ValueError, TypeError, SyntaxError):
         raise CheckpointError(f"conv_feature_layers is not a list of (channels, kernel, stride): {text!r}") from None
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """A model's backbone and final head under fairseq's names: what `from_parts` reads."""
+    parts = nn.ModuleDict({name: part for name, part in model.modules().items() if name != "heads"})
+    tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
+    kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
+    tensors[POSITION + "v"], tensors[POSITION + "g"] = (
+        kernel,
+        torch.linalg.vector_norm(kernel, dim=(0, 1), keepdim=True),
+    )
+    if model.backbone.config.conv_layers[-1][0] == model.backbone.config.width:
+        projection = "backbone.encoder.feature_projection.projection."
+        if not torch.equal(tensors[projection + "weight"], torch.eye(model.backbone.config.width)):
+            raise CheckpointError("has a projection where fairseq has none: its convolutions are as wide as its layers")
+        del tensors[projection + "weight"], tensors[projection + "bias"]
+    layer_norm = model.backbone.config.conv_norm == "layer"
+    return {_their_name(key, layer_norm): value for key, value in tensors.items()}
+
+
+def _their_name(key: str, layer_norm: bool) -> str:
+    for pattern, replacement in THEIR_NAMES:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement).replace(".2.@", ".2.1." if layer_norm else ".2.")
+    raise CheckpointError(f"{key} has no place in fairseq's HuBERT")
 
 
 def _final_head(model_cfg: dict, tensors: dict[str, Tensor]) -> dict | None:

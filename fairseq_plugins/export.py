@@ -1,0 +1,112 @@
+"""Writes a checkpoint that stock fairseq loads, without this plugin: to pre-train on, to fine-tune, to extract from.
+
+    python -m fairseq_plugins.export run/checkpoints/checkpoint_best.pt hubert.pt [--half]
+
+Reads whatever daisy reads: a checkpoint of this plugin's pre-training, or a .safetensors file.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models.hubert.hubert import HubertConfig
+from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
+from omegaconf import OmegaConf
+
+from daisy import checkpoint, files
+from daisy.backbone import BackboneConfig
+from daisy.converters import fairseq
+from daisy.errors import CheckpointError, DaisyError
+from daisy.masked import SPECIAL_SYMBOLS
+from fairseq_plugins.model import read_backbone
+
+
+def stock_checkpoint(model: checkpoint.Model, half: bool = False) -> dict[str, Any]:
+    """What fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
+
+    Raises:
+        CheckpointError: where the model has no prediction head: fairseq's HuBERT always has one.
+    """
+    if model.final_head is None:
+        raise CheckpointError("has no prediction head of its own, and fairseq's HuBERT is built with one")
+    cfg = {
+        **_plain(FairseqConfig),
+        "model": {**_plain(HubertConfig), **model_fields(model), "_name": "hubert"},
+        "task": {**_plain(HubertPretrainingConfig), **task_fields(model), "_name": "hubert_pretraining"},
+    }
+    units = Dictionary()
+    for unit in range(model.final_head.num_units - SPECIAL_SYMBOLS):
+        units.add_symbol(str(unit))
+    dtype = torch.float16 if half else torch.float32
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": {key: value.to(dtype) for key, value in fairseq.weights(model).items()},
+        "criterion": None,
+        "optimizer_history": [
+            {"criterion_name": None, "optimizer_name": None, "lr_scheduler_state": {}, "num_updates": 0}
+        ],
+        "task_state": {"dictionaries": [units]},
+        "extra_state": {"epoch": 0},
+        "last_optimizer_state": None,
+    }
+
+
+def model_fields(model: checkpoint.Model) -> dict[str, Any]:
+    """Fields of fairseq's model configuration: the inverse of `daisy.converters.fairseq.backbone_fields`."""
+    config: BackboneConfig = model.backbone.config
+    return {
+        "label_rate": config.sample_rate / config.frame_hop,
+        "encoder_layers": config.num_layers,
+        "encoder_embed_dim": config.width,
+        "encoder_ffn_embed_dim": config.ffn_width,
+        "encoder_attention_heads": config.num_heads,
+        "layer_norm_first": config.pre_norm,
+        "conv_feature_layers": str([tuple(layer) for layer in config.conv_layers]),
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
+        "conv_bias": config.conv_bias,
+        "conv_pos": config.pos_kernel,
+        "conv_pos_groups": config.pos_groups,
+        "final_dim": model.final_head.embeddings.shape[1],
+        "logit_temp": model.final_head.temperature,
+        "untie_final_proj": False,
+    }
+
+
+def task_fields(model: checkpoint.Model) -> dict[str, Any]:
+    """Fields of fairseq's task configuration."""
+    config = model.backbone.config
+    return {
+        "data": ".",
+        "labels": ["km"],
+        "label_rate": config.sample_rate / config.frame_hop,
+        "sample_rate": config.sample_rate,
+        "normalize": config.normalize,
+    }
+
+
+def _plain(config: type) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--half", action="store_true", help="float16 weights")
+    arguments = parser.parse_args()
+    try:
+        content = io.BytesIO()
+        torch.save(stock_checkpoint(read_backbone(arguments.source), arguments.half), content)
+        files.write(arguments.target, content.getvalue())
+    except DaisyError as error:
+        sys.exit(f"{arguments.source}: {error}")
+
+
+if __name__ == "__main__":
+    main()
