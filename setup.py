@@ -37,6 +37,7 @@ setup(
             f"fairseq-fixed==0.12.3.1; {FORK}",
             "tensorboardX>=2.6",
             "scikit-learn>=1.3",
+            "pyroomacoustics>=0.8",
         ],
         "s3prl": [
             "s3prl==0.4.18",

@@ -57,6 +57,16 @@ def states(backbone: Backbone, layer: int) -> Features:
     return lambda waveform: encoder([waveform]).states[0][-1].cpu()
 
 
+def centred(features: Features) -> Features:
+    """Features less their mean over the recording: what stays the same all through it, voice and channel, goes."""
+
+    def less_mean(waveform: Tensor) -> Tensor:
+        found = features(waveform)
+        return found - found.mean(0)
+
+    return less_mean
+
+
 def sample(
     recordings: Sequence[Recording], features: Features, max_frames: int, seed: int, progress: Callable[[int], None]
 ) -> numpy.ndarray:

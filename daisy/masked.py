@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from daisy import frames
 from daisy.checkpoint import Model
 from daisy.errors import CheckpointError, UsageError
 from daisy.heads import FinalHead
@@ -136,8 +137,7 @@ def refit(
 
 
 def _num_frames(model: Model, waveform: Tensor) -> int:
-    config = model.backbone.config
-    return (len(waveform) - config.frame_span) // config.frame_hop + 1
+    return frames.num_frames(len(waveform), model.backbone.config.conv_layers)
 
 
 def _padded(masked: Tensor, length: int) -> Tensor:

@@ -95,6 +95,7 @@ def _plain(config: type) -> dict[str, Any]:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("target", type=Path)

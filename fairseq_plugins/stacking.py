@@ -13,9 +13,9 @@ def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """Fairseq's weights of a HuBERT with some layers to those of one with ``num_layers``.
 
     Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
-    next source layer with zero output projections, so that it passes on what it is given; in a post-norm model its
-    norms are those of the source layer before, which leaves a normed state nearly as it is. A network so deepened
-    starts where the shallow one ended, and from near-copies, which a gradient step makes differ.
+    next source layer with zero output projections, so that it passes on what it is given; its norms give a state that
+    comes out of the norm before, in a post-norm model, the mean and deviation that it had, on average. A network so
+    deepened starts where the shallow one ended.
     """
     depth = 1 + max(int(match[1]) for key in weights if (match := LAYER.fullmatch(key)))
     if depth == num_layers:
@@ -40,5 +40,8 @@ def _passing(weights: dict[str, Tensor], source: int, name: str, value: Tensor) 
         return torch.zeros_like(value)
     if "layer_norm" in name:
         before = f"encoder.layers.{source - 1}.final_layer_norm" if source else "encoder.layer_norm"
-        return weights[f"{before}.{name.rpartition('.')[2]}"]
+        gain, shift = weights[f"{before}.weight"], weights[f"{before}.bias"]
+        if name.endswith(".bias"):
+            return torch.full_like(value, float(shift.mean()))
+        return torch.full_like(value, float((gain.square().mean() + shift.var(correction=0)).sqrt()))
     return value

@@ -20,6 +20,9 @@ def command(
         str | None, typer.Option("--checkpoint", "-c", help="Cluster a layer of this; else MFCC.")
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Which layer of the checkpoint.")] = None,
+    centre: Annotated[
+        bool, typer.Option("--centre", help="Subtract each recording's mean first: units less of who speaks.")
+    ] = False,
     label_rate: Annotated[int, typer.Option(help="Units a second: 50 or 100 for MFCC, 50 for a checkpoint.")] = 50,
     fit_frames: Annotated[int, typer.Option(help="Frames that k-means is fitted on, at most.")] = 500_000,
     seed: Annotated[int, typer.Option(help="Of the frames drawn and of k-means.")] = 0,
@@ -40,6 +43,8 @@ def command(
         source = f"{checkpoints.digest(checkpoint)}:{layer}"
     else:
         features, source = labels.mfcc(label_rate), "mfcc"
+    if centre:
+        features = labels.centred(features)
     splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
     if len(splits) < len(manifests):
         raise UsageError("two manifests have the same name: their units would share a file")
@@ -48,6 +53,7 @@ def command(
         "clusters": clusters,
         "label_rate": label_rate,
         "fit_frames": fit_frames,
+        "centre": centre,
         "seed": seed,
         "fit_on": manifests[0].name,
     }

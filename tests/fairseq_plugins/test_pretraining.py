@@ -1,0 +1,217 @@
+"""Pre-training by fairseq's own command, what it is heard on, and where it starts from."""
+
+import dataclasses
+import itertools
+import re
+
+import pytest
+import torch
+
+import daisy
+from daisy import CheckpointError, EarlyExitEncoder, policies
+from daisy.converters import convert
+from daisy.converters import fairseq as fairseq_form
+from daisy.errors import UsageError
+from tests.conftest import KINDS, POST_NORM, tiny_model
+from tests.fairseq_plugins.conftest import BIN, ROOT, command
+
+hubert = pytest.importorskip("fairseq.models.hubert.hubert", reason="needs fairseq")
+
+TINY = (
+    "model.encoder_layers=4", "model.encoder_embed_dim=32", "model.encoder_ffn_embed_dim=48",
+    "model.encoder_attention_heads=4", "model.final_dim=8", "+model.conv_pos=16", "+model.conv_pos_groups=4",
+    "model.conv_feature_layers='[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2'",
+)  # fmt: skip
+
+
+def pretrain(corpus, folder, updates, *options):
+    return command(
+        BIN / "fairseq-hydra-train", "--config-dir", ROOT / "fairseq_plugins" / "config", "--config-name",
+        "hubert_mini_pretraining", f"common.user_dir={ROOT / 'fairseq_plugins'}", "common.cpu=true",
+        f"task.data={corpus / 'data'}", f"task.label_dir={corpus / 'data'}", "task.min_sample_size=4000",
+        f"task.noise_manifest={corpus / 'data' / 'noise.tsv'}", f"hydra.run.dir={folder}", "dataset.max_tokens=40000",
+        f"optimization.max_update={updates}", "lr_scheduler.total_num_update=100", "lr_scheduler.warmup_updates=0",
+        "dataset.validate_interval_updates=2", "checkpoint.save_interval_updates=2", *TINY, *options,
+    )  # fmt: skip
+
+
+def states(model, waveform):
+    return EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
+
+
+def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, tmp_path):
+    start = tiny_model(POST_NORM, num_units=11)
+    daisy.save(start, tmp_path / "start.safetensors")
+    folder = tmp_path / "run"
+    begin = f"model.warm_start={tmp_path / 'start.safetensors'}"
+    pretrain(corpus, folder, 2, begin)
+    log = pretrain(corpus, folder, 4, begin)
+    assert "num_updates 4" in log
+    assert len(re.findall(r"Loaded checkpoint .*2 updates", log)) == 1
+    trained = convert(folder / "checkpoints" / "checkpoint_last.pt", allow_pickle=True)
+    before, after = (m.backbone.feature_extractor.conv_layers[0].conv.weight for m in (start, trained))
+    assert torch.equal(after, before.bfloat16().float()), "the front end is not frozen"
+    assert trained.final_head.num_units == 11
+
+    stock = tmp_path / "stock.pt"
+    command(BIN / "python", "-m", "fairseq_plugins.export", folder / "checkpoints" / "checkpoint_last.pt", stock)
+    code = (
+        "import torch; from fairseq import checkpoint_utils\n"
+        f"models, _, task = checkpoint_utils.load_model_ensemble_and_task([{str(stock)!r}])\n"
+        "wave = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))\n"
+        "with torch.no_grad(): x, _ = models[0].eval().extract_features(wave, output_layer=4)\n"
+        "print('KIND', type(models[0]).__name__, type(task).__name__, len(task.dictionaries[0]))\n"
+        "print('STATES', x[0, :3, 0].tolist())\n"
+    )
+    printed = command(BIN / "python", "-c", code)
+    assert "KIND HubertModel HubertPretrainingTask 11" in printed
+    read = [float(v) for v in re.search(r"STATES \[(.*)\]", printed)[1].split(", ")]
+    wave = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    assert read == pytest.approx(states(trained, wave[0])[-1][:3, 0].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_weights_under_fairseqs_names_come_back_the_same(kind):
+    from fairseq_plugins import export
+
+    model = tiny_model(KINDS[kind], num_units=9)
+    if kind == "odd":  # fairseq has no projection where the convolutions are as wide as the layers
+        projection = model.backbone.encoder.feature_projection.projection
+        with pytest.raises(CheckpointError, match="a projection where fairseq has none"):
+            fairseq_form.weights(model)
+        torch.nn.init.eye_(projection.weight)
+        torch.nn.init.zeros_(projection.bias)
+    back = fairseq_form.read(export.stock_checkpoint(model))
+    assert back.backbone.config == model.backbone.config
+    wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(states(back, wave), states(model, wave), atol=1e-5)
+    last = states(model, wave)[-1]
+    assert torch.allclose(back.final_head(last), model.final_head(last), atol=1e-4)
+
+
+def test_a_shallow_network_spread_over_a_deep_one_starts_where_it_ended():
+    from fairseq_plugins.stacking import spread
+
+    for kind in ("post-norm", "pre-norm"):
+        shallow = tiny_model(KINDS[kind], num_units=9)
+        deep = daisy.Model(backbone=daisy.Backbone(dataclasses.replace(KINDS[kind], num_layers=12)))
+        weights = spread(fairseq_form.weights(shallow), 12)
+        assert sum(key.endswith("fc1.weight") for key in weights) == 12
+        renamed = fairseq_form.rename(weights, fairseq_form.BACKBONE_RULES + fairseq_form.HEAD_RULES)
+        fairseq_form.fold_weight_norm(renamed)
+        deep.backbone.load_state_dict({k[9:]: v for k, v in renamed.items() if k.startswith("backbone.")})
+        wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
+        ours, theirs = states(deep, wave), states(shallow, wave)
+        tolerance = 1e-4 if kind == "pre-norm" else 0.35  # a norm of a normed state changes it a little
+        for layer in range(1, 5):
+            error = (ours[3 * layer] - theirs[layer]).square().mean().sqrt() / theirs[layer].std()
+            assert error < tolerance, (kind, layer)
+
+
+def test_the_prediction_loss_is_the_stock_models():
+    """Our one product gives the logits of fairseq's expanded comparison, but for the order of the equal ones."""
+    from fairseq_plugins.pretraining_model import DaisyPretrainingHubert
+
+    generator = torch.Generator().manual_seed(0)
+    x, embeddings = torch.randn(20, 8, generator=generator), torch.rand(9, 8, generator=generator)
+    target = torch.randint(9, (20,), generator=generator)
+    stub = type("Stub", (), {"logit_temp": 0.1})()
+    pos, negs = embeddings[target], embeddings[:, None].expand(-1, 20, -1)
+    ours = DaisyPretrainingHubert.compute_nce(stub, x, pos, negs)
+    theirs = hubert.HubertModel.compute_nce(stub, x, pos, negs)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.fixture
+def task_config(corpus):
+    from fairseq_plugins.pretraining_task import DaisyPretrainingConfig
+
+    return DaisyPretrainingConfig(
+        data=str(corpus / "data"), labels=["km"], label_rate=50.0, max_sample_size=8000, min_sample_size=4000
+    )
+
+
+def dataset(cfg):
+    from fairseq_plugins.pretraining_task import DaisyPretrainingTask
+
+    task = DaisyPretrainingTask.setup_task(cfg)
+    task.load_dataset("train")
+    task.load_dataset("valid")
+    return task.datasets["train"], task.datasets["valid"]
+
+
+def test_labels_follow_crop_and_speed(task_config):
+    """The corpus's labels count frames modulo 7: a crop must start at a label, a change of speed must stretch them."""
+    task_config.speeds = [0.5]
+    train, valid = dataset(task_config)
+    assert type(valid).__name__ == "HubertDataset"
+    item = train[11]  # 1.6 s, cropped to 0.25 s at half speed: 0.5 s
+    assert len(item["source"]) == 8000
+    labels = (item["label_list"][0] - 4).tolist()  # after fairseq's special symbols
+    assert len(labels) in (25, 26)
+    steps = [(b - a) % 7 for a, b in itertools.pairwise(labels)]
+    assert set(steps) == {0, 1}
+    assert abs(sum(steps) - len(labels) // 2) <= 1
+    again = dataset(task_config)[0]
+    assert torch.equal(again[11]["source"], item["source"])
+    again.set_epoch(2)
+    assert not torch.equal(again[11]["source"], item["source"])
+
+
+def test_a_cropped_stretch_carries_its_own_labels(task_config):
+    train, _ = dataset(task_config)
+    item = train[11]
+    whole = train.dataset[11]
+    source, labels = item["source"], item["label_list"][0]
+    places = [start for start in range(0, len(whole["source"]) - 8000 + 1, 320)
+              if torch.equal(whole["source"][start : start + 8000], source)]  # fmt: skip
+    assert len(places) == 1
+    first = places[0] // 320
+    assert torch.equal(labels, whole["label_list"][0][first : first + 25])
+
+
+def test_what_is_heard_is_noisy_and_cached_audio_changes_nothing(task_config, corpus):
+    task_config.noise_manifest, task_config.noise_prob = str(corpus / "data" / "noise.tsv"), 1.0
+    noisy, _ = dataset(task_config)
+    task_config.cache_audio = True
+    cached, _ = dataset(task_config)
+    for _ in range(2):
+        assert torch.equal(noisy[3]["source"], cached[3]["source"])
+    task_config.noise_prob = 0.0
+    clean, _ = dataset(task_config)
+    assert not torch.allclose(clean[3]["source"], noisy[3]["source"], atol=1e-3)
+    assert torch.equal(clean[3]["label_list"][0], noisy[3]["label_list"][0])
+
+
+def test_settings_that_cannot_be_met_are_refused(task_config):
+    task_config.noise_prob = 0.5
+    with pytest.raises(UsageError, match="noise_prob is 0.5, and there is nothing to draw from"):
+        dataset(task_config)
+    task_config.noise_prob, task_config.label_rate = 0.0, 33.0
+    with pytest.raises(UsageError, match="label_rate must divide the sample rate"):
+        dataset(task_config)
+
+
+def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
+    """pretrain.sh in two iterations, warm-started; run again, it does nothing but export."""
+    model = tiny_model(POST_NORM, num_units=9)
+    daisy.save(model, tmp_path / "hubert.safetensors")
+    environment = [
+        "env", f"WARM_START={tmp_path / 'hubert.safetensors'}", "UPDATES=2 2", "UNITS=5 6", "LAYER=2",
+        f"PATH={BIN}:/usr/bin:/bin",
+    ]  # fmt: skip
+    call = (
+        *environment, ROOT / "fairseq_plugins" / "pretrain.sh", corpus / "data", tmp_path / "out", "common.cpu=true",
+        "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY,
+    )  # fmt: skip
+    command(*call)
+    first = daisy.load(tmp_path / "out" / "iteration1.safetensors")
+    second = daisy.load(tmp_path / "out" / "iteration2.safetensors")
+    assert (first.final_head.num_units, second.final_head.num_units) == (9, 10)
+    assert not torch.equal(states(first, torch.ones(8000)), states(second, torch.ones(8000)))
+    stock = convert(tmp_path / "out" / "hubert.pt", allow_pickle=True)
+    wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(states(stock, wave), states(second, wave), atol=0.05)  # float16 weights
+    units = (tmp_path / "out" / "units2" / "valid.km").read_text().split()
+    assert set(units) <= set("012345")
+    assert "train_inner" not in command(*call)
