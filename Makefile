@@ -11,7 +11,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: demo test lint check results readme lock test-3.11 test-3.12 test-plugin-3.11 clean
+.PHONY: demo test lint results readme lock test-3.11 test-3.12 test-plugin-3.11 clean
 
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
@@ -35,6 +35,10 @@ lint: .venv/.synced
 lock: .venv/.synced
 	$(BIN)/uv pip compile -q --universal --generate-hashes --all-extras --no-annotate --no-header --upgrade \
 	  pyproject.toml -o requirements.lock
+
+# Trains the small HuBERT and its heads and measures everything: hours, resumable. Needs the shared recordings.
+results: .venv/.synced
+	benchmarks/real_run.sh
 
 readme: .venv/.synced
 	$(BIN)/python benchmarks/readme.py

@@ -20,7 +20,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*"]),
-    package_data={"daisy": ["models/*", "demo/*"], "fairseq_plugins": ["config/*.yaml"]},
+    package_data={"daisy": ["models/*", "demo/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
     entry_points={"console_scripts": ["daisy = daisy.cli:main"]},
     install_requires=[
         "torch>=2.4,<2.6",

@@ -1,6 +1,6 @@
-"""Masked-unit loss and accuracy of pre-trained networks on the dev splits, clean, noisy and Opus-coded.
+r"""Masked-unit loss and accuracy of pre-trained networks on the dev splits, clean, noisy and Opus-coded.
 
-    python benchmarks/pretraining.py hubert_mini=hubert_mini.pt iteration1=iteration1.safetensors \\
+    python benchmarks/pretraining.py hubert_mini=hubert_mini.pt iteration1=iteration1.safetensors \
         --units mfcc=manifests,units1 iteration2=manifests,units2 --own iteration1=mfcc
 
 Units are given as NAME=FOLDER OF MANIFESTS,FOLDER OF UNITS. So that networks which were trained on other units can be

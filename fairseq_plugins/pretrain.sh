@@ -9,9 +9,9 @@
 #   WARM_START=hubert.pt  a HuBERT of the same shape (or of fewer layers) to start from; then its front end stays frozen.
 #                         From scratch without: the front end learns too
 #   CONFIG=...            a config of fairseq_plugins/config (hubert_mini_pretraining)
-#   UPDATES="650 2000"    of each iteration
+#   UPDATES="400 1700"    of each iteration
 #   UNITS="100 100"       clusters of each iteration: MFCC, then a layer of iteration 1
-#   LAYER=6               that layer; benchmarks/units.py measures what each would give
+#   LAYER=12              that layer, each recording's mean taken off; benchmarks/units.py measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
 set -euo pipefail
 manifests=$(realpath "${1:?usage: $0 MANIFESTS OUT [overrides]}")
@@ -19,9 +19,9 @@ mkdir -p "${2:?usage: $0 MANIFESTS OUT [overrides]}"
 out=$(realpath "$2")
 shift 2
 here=$(dirname "$(realpath "$0")")
-read -r updates1 updates2 <<<"${UPDATES:-650 2000}"
+read -r updates1 updates2 <<<"${UPDATES:-400 1700}"
 read -r units1 units2 <<<"${UNITS:-100 100}"
-layer=${LAYER:-6}
+layer=${LAYER:-12}
 processes=${PROCESSES:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HYDRA_FULL_ERROR=1
 
@@ -33,12 +33,9 @@ if [ "$processes" -gt 1 ]; then
         distributed_training.ddp_backend=no_c10d)
 fi
 
-iteration() { # NUMBER UPDATES START [overrides]
+train() { # NUMBER UPDATES START [overrides]
     local number=$1 updates=$2 start=$3
     shift 3
-    if [ -f "$out/iteration$number.safetensors" ]; then
-        return
-    fi
     "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$here/config" \
         --config-name "${CONFIG:-hubert_mini_pretraining}" common.user_dir="$here" task.data="$manifests" \
         task.label_dir="$out/units$number" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
@@ -52,16 +49,19 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
-daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$units1"
-if [ -n "${WARM_START:-}" ]; then
-    start 1 "$WARM_START"
-    iteration 1 "$updates1" "$out/start1.safetensors" "$@"
-else
-    iteration 1 "$updates1" "" model.feature_grad_mult=0.1 criterion.loss_weights='[10.0]' "$@"
+if [ ! -f "$out/iteration1.safetensors" ]; then
+    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$units1"
+    if [ -n "${WARM_START:-}" ]; then
+        start 1 "$WARM_START"
+        train 1 "$updates1" "$out/start1.safetensors" "$@"
+    else
+        train 1 "$updates1" "" model.feature_grad_mult=0.1 criterion.loss_weights='[10.0]' "$@"
+    fi
 fi
-
-daisy labels "$manifests"/{train,valid}.tsv --out "$out/units2" --clusters "$units2" \
-    --checkpoint "$out/iteration1.safetensors" --layer "$layer"
-start 2 "$out/iteration1.safetensors"
-iteration 2 "$updates2" "$out/start2.safetensors" "$@"
-python -m fairseq_plugins.export "$out/iteration2.safetensors" "$out/hubert.pt" --half
+if [ ! -f "$out/iteration2.safetensors" ]; then
+    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units2" --clusters "$units2" --centre --fit-frames 100000 \
+        --checkpoint "$out/iteration1.safetensors" --layer "$layer"
+    start 2 "$out/iteration1.safetensors"
+    train 2 "$updates2" "$out/start2.safetensors" "$@"
+fi
+[ -f "$out/hubert.pt" ] || python -m fairseq_plugins.export "$out/iteration2.safetensors" "$out/hubert.pt" --half
