@@ -94,8 +94,8 @@ def train(name: str, overrides: tuple[str, ...], runs: Path, updates: int) -> Pa
     start, done = folder / "start.safetensors", folder / "checkpoints" / "checkpoint_last.pt"
     if not start.is_file():
         run(
-            sys.executable, "-m", "fairseq_plugins.warm_start", str(iteration1), "--manifest",
-            str(manifests / "train.tsv"), "--units", str(units / "train.km"), "--out", str(start), "--recordings", "200",
+            sys.executable, "-m", "fairseq_plugins.warm_start", str(iteration1), "--recordings", "200",
+            "--manifest", str(manifests / "train.tsv"), "--units", str(units / "train.km"), "--out", str(start),
         )  # fmt: skip
     run(
         "fairseq-hydra-train", "--config-dir", str(ROOT / "fairseq_plugins" / "config"), "--config-name",

@@ -1,4 +1,4 @@
-"""Renders the README's tables from results/*.json, between ``<!-- table NAME -->`` and ``<!-- end -->``.
+"""Renders the README's tables and those of docs/ from results/*.json, between ``<!-- table NAME -->`` and its end.
 
 python benchmarks/readme.py            # also: make readme
 """
@@ -15,6 +15,7 @@ from daisy import files
 from daisy.report import snr_name
 
 README = HERE.parent / "README.md"
+PAGES = (README, HERE.parent / "docs" / "pretraining.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -74,16 +75,84 @@ def parity() -> str:
     return table(["model", "layers", "largest difference / standard deviation"], lines) + source(result)
 
 
-TABLES: dict[str, Callable[[], str]] = {"exits": exits, "heads": heads, "parity": parity}
+def pretraining() -> str:
+    """Masked prediction of each network, on the same units."""
+    result = read("pretraining")
+    conditions = list(dict.fromkeys(row["condition"] for row in result["rows"]))
+    groups = dict.fromkeys((row["units"], row["model"], row["classifier"]) for row in result["rows"])
+    lines = []
+    for group in groups:
+        chosen = [row for row in result["rows"] if (row["units"], row["model"], row["classifier"]) == group]
+        lines.append([*group, *(f"{row['loss_nats']:.2f} / {row['accuracy']:.2f}" for row in chosen)])
+    return table(["units", "network", "head", *(f"{c}: nats / accuracy" for c in conditions)], lines) + source(result)
+
+
+def probes() -> str:
+    """Linear probes: some layers, and the best."""
+    result = read("probes")
+    last = max(row["layer"] for row in result["rows"])
+    layers = [0, *range(last // 4, last + 1, last // 4)]
+    lines = []
+    for task, name in dict.fromkeys((row["task"], row["features"]) for row in result["rows"]):
+        rows = {row["layer"]: row for row in result["rows"] if (row["task"], row["features"]) == (task, name)}
+        cells = [f"{rows[layer]['accuracy']:.3f}" if len(rows) > 1 else "" for layer in layers]
+        best = max(rows.values(), key=lambda row: row["accuracy"])
+        where = f" at {best['layer']}" if len(rows) > 1 else ""
+        lines.append([task, name, *cells, f"{best['accuracy']:.3f} ({best['low']:.3f}-{best['high']:.3f}){where}"])
+    header = ["task", "features", *(f"layer {layer}" for layer in layers), "best"]
+    return table(header, lines) + source(result)
+
+
+def units() -> str:
+    """What units of each layer tell."""
+    return _units("units")
+
+
+def units_digits() -> str:
+    """The same on the digits set."""
+    return _units("units_digits")
+
+
+def _units(name: str) -> str:
+    result = read(name)
+    fields = ("word_information", "word_purity", "speaker_information", "stability", "noise_stability_10_db")
+    lines = [
+        [row["features"], str(row["layer"]), str(row["num_units"]), *(f"{row[field]:.3f}" for field in fields)]
+        for row in result["rows"]
+    ]
+    header = ["features", "layer", "units", "word", "purity", "speaker", "stability", "stability at 10 dB"]
+    return table(header, lines) + source(result)
+
+
+def ablations() -> str:
+    """What each part of the recipe is worth."""
+    result = read("ablations")
+    fields = [field for field, value in result["rows"][0].items() if isinstance(value, float)]
+    lines = [[row["variant"], *(f"{row[field]:.3f}" for field in fields)] for row in result["rows"]]
+    header = ["variant", *(field.replace("_", " ") for field in fields)]
+    return table(header, lines) + source(result)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "exits": exits,
+    "heads": heads,
+    "parity": parity,
+    "pretraining": pretraining,
+    "probes": probes,
+    "units": units,
+    "units_digits": units_digits,
+    "ablations": ablations,
+}
 
 
 def render(text: str) -> str:
-    """The README with every table made again."""
+    """A page with every table made again."""
     return BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
 
 
-def main(path: Path = README) -> None:
-    files.write(path, render(path.read_text(encoding="utf-8")).encode())
+def main(pages: Iterable[Path] = PAGES) -> None:
+    for page in pages:
+        files.write(page, render(page.read_text(encoding="utf-8")).encode())
 
 
 if __name__ == "__main__":
