@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py runs
 
-Every variant is trained for the same number of updates on one CPU core (a run that is stopped goes on), then judged by
+Every variant is trained for the same number of updates of 64 s on one CPU core (a stopped run goes on), then judged by
 what it did not choose: a new linear classifier of its last layer's masked frames, fitted on 300 training recordings
 (loss on dev, on MFCC units and on those of the second iteration), how far that classifier's decisions on noisy audio
 at 10 dB agree with those on clean audio, and the cross-validated accuracy of a keyword probe, groups of recordings held
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy
 import torch
 from common import HERE, guarded, noises, rows, utterances, write
-from pretraining import fitted, heard, masked_frames, recordings
+from pretraining import fitted, heard, recordings
 from probes import pooled_layers
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
@@ -101,9 +101,9 @@ def train(name: str, overrides: tuple[str, ...], runs: Path, updates: int) -> Pa
         "fairseq-hydra-train", "--config-dir", str(ROOT / "fairseq_plugins" / "config"), "--config-name",
         "hubert_mini_pretraining", f"common.user_dir={ROOT / 'fairseq_plugins'}", "common.cpu=true",
         f"task.data={manifests}", f"task.label_dir={units}", f"task.noise_manifest={runs / 'data' / 'noise.tsv'}",
-        f"model.warm_start={start}", f"hydra.run.dir={folder}", "optimization.lr=[0.0004]",
-        "lr_scheduler.warmup_updates=30", f"optimization.max_update={updates}", "dataset.max_tokens=1024000",
-        f"lr_scheduler.total_num_update={updates}", *(text for text in overrides if text.split("=")[0] not in own),
+        f"model.warm_start={start}", f"hydra.run.dir={folder}", "dataset.max_tokens=1024000",
+        "lr_scheduler.warmup_updates=30", f"lr_scheduler.total_num_update={updates}",
+        f"optimization.max_update={updates}", *(text for text in overrides if text.split("=")[0] not in own),
         log=folder / "train.log",
     )  # fmt: skip
     return done
@@ -127,9 +127,9 @@ def judge(model: daisy.Model, runs: Path) -> dict:
         train_set = recordings(runs / "balanced" / "train.tsv", runs / "pretrain" / folder / "train.km", 300)
         dev = recordings(runs / "balanced" / "valid.tsv", runs / "pretrain" / folder / "valid.km")
         num_units = 1 + max(int(line.max()) for line in train_set[1] + dev[1])
-        classifier = fitted(*masked_frames(model, train_set, seed=1), num_units)
+        classifier = fitted(*masked.masked_frames(model, *train_set, seed=1), num_units)
         for condition in ("clean", "10 dB"):
-            states, targets = masked_frames(model, (heard(condition, dev[0], bank), dev[1]), seed=2)
+            states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
             loss = torch.nn.functional.cross_entropy(classifier(states), targets)
             found[f"{units_name}_{condition.replace(' ', '_').lower()}_nats"] = float(loss)
         decided = [
@@ -150,7 +150,7 @@ def judge(model: daisy.Model, runs: Path) -> dict:
 
 def unmasked(model: daisy.Model, waveform: torch.Tensor) -> torch.Tensor:
     num_frames = frames.num_frames(len(waveform), model.backbone.config.conv_layers)
-    return masked.masked_states(model, waveform, torch.zeros(num_frames, dtype=torch.bool))
+    return masked.states(model, waveform, torch.zeros(num_frames, dtype=torch.bool))
 
 
 def keyword_labels() -> list[str]:

@@ -6,7 +6,8 @@ r"""Masked-unit loss and accuracy of pre-trained networks on the dev splits, cle
 Units are given as NAME=FOLDER OF MANIFESTS,FOLDER OF UNITS. So that networks which were trained on other units can be
 compared on the same ones, every network is given a new linear classifier of its last layer's masked frames, fitted on
 the same 300 training recordings. `own` is the network's own prediction head, where it was trained on these units
-(`--own NETWORK=UNITS`). Noise is of the train split; speech is coded with Opus at 24 kbit/s, as the training audio is.
+(`--own NETWORK=UNITS`). Noise is of
+the train split, which the networks were trained with; speech is coded with Opus at 24 kbit/s, as the training audio is.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import io
 import random
 from pathlib import Path
 
-import numpy
 import soundfile
 import torch
 from common import guarded, noises, write
 from torch import Tensor, nn
 
 import daisy
-from daisy import analysis, audio, frames, masked
+from daisy import analysis, audio, masked
 from daisy.report import snr_name
 from fairseq_plugins.model import read_backbone
 from fairseq_plugins.warm_start import read_units
@@ -63,20 +63,6 @@ def heard(condition: str, waveforms: list[Tensor], bank) -> list[Tensor]:
     return analysis.with_noise(waveforms, bank, snr_db)
 
 
-def masked_frames(model: daisy.Model, speech: Set, seed: int) -> tuple[Tensor, Tensor]:
-    """(S, D) states of masked frames and their (S,) units; the same masks for every network."""
-    generator = numpy.random.default_rng(seed)
-    states, targets = [], []
-    for waveform, units in zip(*speech, strict=True):
-        num_frames = frames.num_frames(len(waveform), model.backbone.config.conv_layers)
-        where = masked.spans(num_frames, 0.65, 10, generator)
-        found = masked.masked_states(model, waveform, where)[: len(units)]
-        where = where[: len(found)]
-        states.append(found[where])
-        targets.append(units[: len(where)][where])
-    return torch.cat(states), torch.cat(targets)
-
-
 def fitted(states: Tensor, targets: Tensor, num_units: int) -> nn.Module:
     """A linear classifier, by Adam: five passes over (S, D) standardised states."""
     torch.manual_seed(0)
@@ -98,7 +84,7 @@ def score(model: daisy.Model, classifiers: dict[str, nn.Module], dev: Set, bank)
     """One line for each condition and classifier."""
     lines = []
     for condition in CONDITIONS:
-        states, targets = masked_frames(model, (heard(condition, dev[0], bank), dev[1]), seed=2)
+        states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
         for kind, classifier in classifiers.items():
             wanted = targets + (masked.SPECIAL_SYMBOLS if kind == "own" else 0)
             with torch.no_grad():
@@ -122,7 +108,9 @@ def measure(models: dict[str, daisy.Model], sets: dict[str, tuple[Path, Path]], 
         dev = recordings(manifests / "valid.tsv", units / "valid.km", 20 if quick else None)
         num_units = 1 + max(int(line.max()) for line in train[1] + dev[1])
         for name, model in models.items():
-            classifiers: dict[str, nn.Module] = {"fitted": fitted(*masked_frames(model, train, seed=1), num_units)}
+            classifiers: dict[str, nn.Module] = {
+                "fitted": fitted(*masked.masked_frames(model, *train, seed=1), num_units)
+            }
             if (name, units_name) in own:
                 classifiers["own"] = model.final_head
             lines = score(model, classifiers, dev, bank)

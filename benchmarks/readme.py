@@ -96,10 +96,10 @@ def probes() -> str:
     for task, name in dict.fromkeys((row["task"], row["features"]) for row in result["rows"]):
         rows = {row["layer"]: row for row in result["rows"] if (row["task"], row["features"]) == (task, name)}
         cells = [f"{rows[layer]['accuracy']:.3f}" if len(rows) > 1 else "" for layer in layers]
-        best = max(rows.values(), key=lambda row: row["accuracy"])
+        best = max(rows.values(), key=lambda row: row["train_accuracy"])
         where = f" at {best['layer']}" if len(rows) > 1 else ""
         lines.append([task, name, *cells, f"{best['accuracy']:.3f} ({best['low']:.3f}-{best['high']:.3f}){where}"])
-    header = ["task", "features", *(f"layer {layer}" for layer in layers), "best"]
+    header = ["task", "features", *(f"layer {layer}" for layer in layers), "best by cross-validation on train"]
     return table(header, lines) + source(result)
 
 

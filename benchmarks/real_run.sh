@@ -23,7 +23,9 @@ manifest data/train "$data"/{librispeech,commands,keywords}/train
 manifest data/valid "$data"/{librispeech,commands,keywords}/dev
 manifest data/noise "$data/noise/train"
 manifest balanced/train "$data"/{librispeech,commands,keywords}/train --speakers "$runs/speakers.csv" --balance 0.5
-cp -n "$runs"/data/{valid,noise}.tsv "$runs/balanced/"
+cp "$runs"/data/{valid,noise}.tsv "$runs/balanced/"
+[ -f "$runs/hubert_mini.safetensors" ] ||
+    "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
 
 WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" \
     common.cpu=true
@@ -35,7 +37,7 @@ clean() {
         --max-sample-size 250000 --min-sample-size 4000 --pad-audio --cpu --seed 1 \
         --arch daisy_hubert --hubert-path "$hubert" --criterion daisy_exit_heads \
         --optimizer adam --adam-betas '(0.9,0.98)' --adam-eps 1e-6 --lr 2e-3 --lr-scheduler polynomial_decay \
-        --warmup-updates 40 --total-num-update 600 --max-update 600 --max-tokens 1024000 --num-workers 0 \
+        --warmup-updates 40 --total-num-update 500 --max-update 500 --max-tokens 1024000 --num-workers 0 \
         --validate-interval-updates 200 --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints \
         --log-format simple --log-interval 20 --save-dir "$runs/clean" >>"$runs/clean.log" 2>&1
     "$bin/daisy" convert "$runs/clean/checkpoint_best.pt" "$runs/clean.safetensors" --allow-pickle
@@ -44,7 +46,7 @@ denoising() {
     "$bin/fairseq-hydra-train" --config-dir "$PWD/fairseq_plugins/config" --config-name daisy_mini \
         common.user_dir="$PWD/fairseq_plugins" common.cpu=true task.data="$runs/data" model.hubert_path="$hubert" \
         criterion.noise_manifest="$runs/data/noise.tsv" \
-        optimization.max_update=600 lr_scheduler.total_num_update=600 hydra.run.dir="$runs/denoise" >>"$runs/denoise.log" 2>&1
+        optimization.max_update=500 lr_scheduler.total_num_update=500 hydra.run.dir="$runs/denoise" >>"$runs/denoise.log" 2>&1
     "$bin/daisy" convert "$runs/denoise/checkpoints/checkpoint_best.pt" "$runs/denoising.safetensors" --allow-pickle
 }
 [ -f "$runs/clean.safetensors" ] || clean &
@@ -53,14 +55,13 @@ wait %1
 wait %2
 
 export OMP_NUM_THREADS=2
-networks=(hubert_mini="$shared/models/hubert_mini.pt" iteration1=runs/pretrain/iteration1.safetensors
+networks=(hubert_mini=runs/hubert_mini.safetensors iteration1=runs/pretrain/iteration1.safetensors
     iteration2=runs/pretrain/iteration2.safetensors)
 kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
 "$bin/python" benchmarks/pretraining.py "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 \
     --units mfcc=runs/balanced,runs/pretrain/units1 iteration2=runs/balanced,runs/pretrain/units2
 "$bin/python" benchmarks/probes.py "${networks[@]}"
-"$bin/python" benchmarks/units.py "${networks[@]}"
-"$bin/python" benchmarks/units.py "${networks[@]}" --digits
+"$bin/python" benchmarks/units.py "${networks[@]}" --layers 2 4 6 8 10 12
 "$bin/python" benchmarks/heads.py "${kinds[@]}"
 "$bin/python" benchmarks/noise_curve.py "${kinds[@]}"
 "$bin/python" benchmarks/ship.py runs/denoising.safetensors

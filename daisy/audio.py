@@ -119,8 +119,8 @@ def read_speakers(path: Path) -> dict[str, str]:
         UsageError: where it is not one.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as stream:
-            return {row["path"]: row["speaker"] for row in csv.DictReader(stream)}
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            return {row["path"]: row["speaker"] or "" for row in csv.DictReader(stream)}
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         raise UsageError(f"{path}: not a CSV file with the columns path and speaker ({error})") from None
 

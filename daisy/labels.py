@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -136,11 +137,15 @@ def write_units(
         nearest = torch.from_numpy(centres).float()
         with open(part, "a", encoding="ascii") as stream:
             known: dict[Path, str] = {}  # a balanced manifest lists some recordings many times
+            times = Counter(recording.path for recording in recordings)
             for recording in recordings[done:]:
-                if recording.path not in known:
+                line = known.get(recording.path)
+                if line is None:
                     units = torch.cdist(features(_read(recording)), nearest).argmin(1)
-                    known[recording.path] = " ".join(map(str, units.tolist()))
-                stream.write(known[recording.path] + "\n")
+                    line = " ".join(map(str, units.tolist()))
+                    if times[recording.path] > 1:
+                        known[recording.path] = line
+                stream.write(line + "\n")
                 stream.flush()
                 yield 1
             os.fsync(stream.fileno())

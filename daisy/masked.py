@@ -1,22 +1,23 @@
-"""HuBERT's own task, masked prediction of units, on a backbone: measuring it, and giving it a head for other units."""
+"""HuBERT's own task, masked prediction of units: what a network makes of masked frames, and a head for other units."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy import frames
 from daisy.checkpoint import Model
-from daisy.errors import CheckpointError, UsageError
+from daisy.errors import UsageError
 from daisy.heads import FinalHead
-from daisy.losses import UnitLoss, unit_loss
 
 SPECIAL_SYMBOLS = 4
 """Rows before the units in fairseq's dictionaries: bos, pad, eos, unk."""
+SPARE_FRAMES = 5
+"""Frames by which units and frames of a recording may differ: other windows, other ends."""
 
 
 def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
@@ -30,19 +31,19 @@ def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.
 
 
 @torch.no_grad()
-def masked_states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
+def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
     """(N,) waveform to (T, D) states of the last layer, with the masked frames (T,) replaced by the mask embedding."""
     backbone = model.backbone
     features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
     projected = backbone.project(features)
     projected[0, masked] = backbone.mask_embedding
-    states = backbone.position(projected, num_frames)
+    found = backbone.position(projected, num_frames)
     for layer in range(1, backbone.config.num_layers + 1):
-        states = backbone.layer(layer, states, num_frames)
-    return states[0]
+        found = backbone.layer(layer, found, num_frames)
+    return found[0]
 
 
-def loss(
+def masked_frames(
     model: Model,
     waveforms: Sequence[Tensor],
     units: Sequence[Tensor],
@@ -50,95 +51,69 @@ def loss(
     mask_prob: float = 0.65,
     mask_length: int = 10,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda count: None,
-) -> UnitLoss:
-    """Masked-unit loss of the model's own final head, per utterance (HuBERT, arXiv:2106.07447, equation 1).
+) -> tuple[Tensor, Tensor]:
+    """What the network makes of masked frames, and the units that are there.
 
     Args:
-        model: with a final head.
+        model: its backbone is run.
         waveforms: (N_b,) each.
-        units: (T_b,) each, 0 to K - 1 without special symbols.
+        units: (T_b,) each, 0 to K - 1, a unit a frame; the last few frames may have none.
         mask_prob: share of frames that start a span, times ``mask_length``.
         mask_length: frames of a span.
-        seed: of the masks.
-        progress: called with 1 after each utterance.
+        seed: of the masks, which are the same for every model.
+
+    Returns:
+        (S, D) states of the last layer and (S,) units.
 
     Raises:
-        CheckpointError: where the model has no final head.
+        UsageError: where units come at another rate than frames.
     """
-    if model.final_head is None:
-        raise CheckpointError("this checkpoint has no prediction head of its own")
     generator = numpy.random.default_rng(seed)
-    parts = []
+    found, targets = [], []
     for waveform, wanted in zip(waveforms, units, strict=True):
-        masked = spans(_num_frames(model, waveform), mask_prob, mask_length, generator)[: len(wanted)]
-        states = masked_states(model, waveform, _padded(masked, _num_frames(model, waveform)))[: len(wanted)]
-        with torch.no_grad():
-            logits = model.final_head(states[masked])
-        targets = wanted[: len(masked)][masked] + SPECIAL_SYMBOLS
-        parts.append(unit_loss(logits, targets, torch.zeros_like(targets), 1))
-        progress(1)
-    return UnitLoss(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        num_frames = frames.num_frames(len(waveform), model.backbone.config.conv_layers)
+        if abs(num_frames - len(wanted)) > SPARE_FRAMES:
+            raise UsageError(f"{len(wanted)} units for {num_frames} frames: make units at the rate of the frames")
+        where = spans(num_frames, mask_prob, mask_length, generator)
+        where[len(wanted) :] = False
+        found.append(states(model, waveform, where)[where])
+        targets.append(wanted[: len(where)][where[: len(wanted)]])
+    return torch.cat(found), torch.cat(targets)
 
 
 @torch.no_grad()
-def refit(
-    model: Model,
-    waveforms: Sequence[Tensor],
-    units: Sequence[Tensor],
-    num_units: int,
-    *,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda count: None,
-) -> None:
+def refit(model: Model, masked_states: Tensor, units: Tensor, num_units: int) -> int:
     """Give a model a final head for other units: each unit's embedding is the mean of the projected masked states.
 
     A head that starts at random sends misleading gradients through a network that was trained; this one predicts from
     the first update on.
 
     Args:
-        model: changed in place; keeps its projection, and gets one that changes nothing where it had no head.
-        waveforms: (N_b,) each.
-        units: (T_b,) each, 0 to ``num_units`` - 1.
+        model: changed in place; keeps its projection, and gets one that changes nothing where it had no head. Loses its
+            exit heads and policies, which were of the old units.
+        masked_states: (S, D), of `masked_frames`.
+        units: (S,), 0 to ``num_units`` - 1.
         num_units: K, without special symbols.
-        seed: of the masks.
-        progress: called with 1 after each utterance.
 
-    Raises:
-        UsageError: where a unit occurs nowhere.
+    Returns:
+        Number of units that were not met; their embeddings are random.
     """
-    width = model.backbone.config.width
-    old = model.final_head
+    width, old = model.backbone.config.width, model.final_head
     head = FinalHead(width, old.embeddings.shape[1] if old else width, num_units + SPECIAL_SYMBOLS)
     if old is None:
-        head.projection.weight.copy_(torch.eye(width))
-        head.projection.bias.zero_()
+        nn.init.eye_(head.projection.weight)
+        nn.init.zeros_(head.projection.bias)
     else:
         head.temperature = old.temperature
         head.projection.load_state_dict(old.projection.state_dict())
-    sums, counts = torch.zeros_like(head.embeddings), torch.zeros(num_units + SPECIAL_SYMBOLS)
-    generator = numpy.random.default_rng(seed)
-    for waveform, wanted in zip(waveforms, units, strict=True):
-        masked = spans(_num_frames(model, waveform), 0.65, 10, generator)
-        states = masked_states(model, waveform, masked)[: len(wanted)]
-        masked, targets = masked[: len(wanted)], wanted[: len(states)] + SPECIAL_SYMBOLS
-        projected = F.normalize(head.projection(states[masked]), dim=-1)
-        sums.index_add_(0, targets[masked], projected)
-        counts.index_add_(0, targets[masked], torch.ones(int(masked.sum())))
-        progress(1)
-    if (counts[SPECIAL_SYMBOLS:] == 0).any():
-        raise UsageError(
-            f"unit {int((counts[SPECIAL_SYMBOLS:] == 0).nonzero()[0])} occurs nowhere: give more recordings"
-        )
-    centred = F.normalize(sums / counts.clamp(min=1)[:, None] - sums.sum(0) / counts.sum(), dim=-1)
-    centred[:SPECIAL_SYMBOLS] = -F.normalize(sums.sum(0), dim=0)  # never the best
-    head.embeddings.copy_(centred)
+    projected = F.normalize(head.projection(masked_states), dim=-1)
+    sums = torch.zeros(num_units, projected.shape[1]).index_add(0, units, projected)
+    counts = torch.bincount(units, minlength=num_units)
+    unmet = counts == 0
+    embeddings = F.normalize(sums / counts.clamp(min=1)[:, None] - projected.mean(0), dim=-1)
+    drawn = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+    embeddings[unmet] = F.normalize(drawn, dim=-1)[unmet]
+    special = -F.normalize(projected.mean(0), dim=0).expand(SPECIAL_SYMBOLS, -1)  # never the best
+    head.embeddings.copy_(torch.cat([special, embeddings]))
     model.final_head, model.heads, model.policies = head, None, {}
-
-
-def _num_frames(model: Model, waveform: Tensor) -> int:
-    return frames.num_frames(len(waveform), model.backbone.config.conv_layers)
-
-
-def _padded(masked: Tensor, length: int) -> Tensor:
-    return F.pad(masked, (0, length - len(masked)))
+    return int(unmet.sum())

@@ -6,7 +6,6 @@ Reads whatever daisy reads: a checkpoint of this plugin's pre-training, or a .sa
 """
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,11 +101,10 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="float16 weights")
     arguments = parser.parse_args()
     try:
-        content = io.BytesIO()
-        torch.save(stock_checkpoint(read_backbone(arguments.source), arguments.half), content)
-        files.write(arguments.target, content.getvalue())
+        content = stock_checkpoint(read_backbone(arguments.source), arguments.half)
+        files.write(arguments.target, lambda stream: torch.save(content, stream))
     except DaisyError as error:
-        sys.exit(f"{arguments.source}: {error}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Its weights are the stock model's; `fairseq_plugins.export` writes a checkpoint that stock fairseq loads.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from daisy.errors import UsageError
 from fairseq_plugins.model import read_backbone
 from fairseq_plugins.stacking import spread
 
+logger = logging.getLogger(__name__)
 OF_THE_UNITS = ("final_proj.", "label_embs_concat")
 
 
@@ -37,6 +39,9 @@ class DaisyPretrainingHubert(HubertModel):
     @classmethod
     def build_model(cls, cfg: DaisyPretrainingHubertConfig, task: Any) -> "DaisyPretrainingHubert":
         model = cls(cfg, task.cfg, task.dictionaries)
+        if cfg.feature_grad_mult == 0:  # without gradient, weight decay would still shrink it
+            model.feature_extractor.requires_grad_(False)
+        # The stock model draws them from [0, 1): all much alike, which costs the first hundreds of updates.
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
             model.start_from(fairseq.weights(read_backbone(cfg.warm_start)), cfg.warm_start)
@@ -51,6 +56,7 @@ class DaisyPretrainingHubert(HubertModel):
         own = self.state_dict()
         weights = spread(weights, len(self.encoder.layers))
         if weights.get("label_embs_concat", own["mask_emb"]).shape != own["label_embs_concat"].shape:
+            logger.warning(f"{path}: predicts another number of units: the prediction head starts at random")
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
         wrong = [key for key, value in weights.items() if key not in own or own[key].shape != value.shape]
         missing = [key for key in own if key not in weights and not key.startswith(OF_THE_UNITS)]
@@ -63,6 +69,8 @@ class DaisyPretrainingHubert(HubertModel):
 
         One product with the (K, D) embeddings, where the stock form compares (K, S, D) expanded copies.
         """
+        if not len(x):
+            return super().compute_nce(x, pos, negs)
         embeddings = F.normalize(negs[:, 0].float(), dim=-1)
         logits = F.normalize(x.float(), dim=-1) @ embeddings.T / self.logit_temp
         target = (F.normalize(pos.float(), dim=-1) @ embeddings.T).argmax(-1, keepdim=True)

@@ -8,6 +8,7 @@ from fairseq.data import BaseWrapperDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPretrainingTask
 from torch import Tensor
+from torch.nn import functional as F
 
 from daisy import mixing
 from daisy.augmentation import Augmentation, Augmenter
@@ -19,8 +20,8 @@ MAX_ROOMS = 200
 
 @dataclass
 class DaisyPretrainingConfig(HubertPretrainingConfig):
-    augmented_splits: List[str] = field(
-        default_factory=lambda: ["train"], metadata={"help": "splits that are heard corrupted; the others stay clean"}
+    augmented_splits: str = field(
+        default="train", metadata={"help": "splits that are heard corrupted, comma-separated; the others stay clean"}
     )
     noise_manifest: str = field(default="", metadata={"help": "manifest of noise recordings"})
     noise_prob: float = field(default=0.0, metadata={"help": "share of utterances with recorded noise"})
@@ -49,8 +50,14 @@ class DaisyPretrainingTask(HubertPretrainingTask):
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         super().load_dataset(split, **kwargs)
-        if split in self.cfg.augmented_splits:
+        if split in self.cfg.augmented_splits.split(","):
             self.datasets[split] = CorruptedSpeech(self.datasets[split], self.cfg)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """A checkpoint holds all weights, and must load where what training began from is gone."""
+        if from_checkpoint and getattr(cfg, "warm_start", ""):
+            cfg.warm_start = ""
+        return super().build_model(cfg, from_checkpoint)
 
 
 class CorruptedSpeech(BaseWrapperDataset):
@@ -65,7 +72,8 @@ class CorruptedSpeech(BaseWrapperDataset):
         if cfg.label_rate <= 0 or cfg.sample_rate % cfg.label_rate:
             raise UsageError(f"label_rate must divide the sample rate, found {cfg.label_rate}")
         self.samples_per_label = int(cfg.sample_rate / cfg.label_rate)
-        self.cache: dict[int, dict] | None = {} if cfg.cache_audio else None
+        self.cache: dict[str, Tensor] | None = {} if cfg.cache_audio else None
+        self.normalize, dataset.normalize = cfg.normalize, False  # what is heard is normalised, not what was said
         settings = Augmentation(
             noise_prob=cfg.noise_prob,
             talkers_prob=cfg.talkers_prob,
@@ -82,7 +90,7 @@ class CorruptedSpeech(BaseWrapperDataset):
 
     def _some_speech(self) -> list[Tensor]:
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
-        return [self.dataset.get_audio(index) for index in order[:MAX_TALKERS_BANK].tolist()]
+        return [self._audio(index) for index in order[:MAX_TALKERS_BANK].tolist()]
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -90,19 +98,22 @@ class CorruptedSpeech(BaseWrapperDataset):
 
     def __getitem__(self, index: int) -> dict:
         index = int(index)
-        item = self._read(index)
         generator = torch.Generator().manual_seed(1_000_003 * self.epoch + index)
         speed = self.augmenter.speed(generator)
-        source, labels = self._crop(item["source"], item["label_list"], speed, generator)
+        source, labels = self._crop(self._audio(index), self.dataset.get_labels(index), speed, generator)
         source = self.augmenter(self.augmenter.change_speed(source, speed), generator)
+        if self.normalize:
+            source = F.layer_norm(source, source.shape)
         return {"id": index, "source": source, "label_list": [_stretched(each, speed) for each in labels]}
 
-    def _read(self, index: int) -> dict:
+    def _audio(self, index: int) -> Tensor:
+        """A recording's samples, (N,); one that a balanced manifest lists many times is kept once."""
         if self.cache is None:
-            return self.dataset[index]
-        if index not in self.cache:
-            self.cache[index] = self.dataset[index]
-        return self.cache[index]
+            return self.dataset.get_audio(index)
+        name = self.dataset.audio_names[index]
+        if name not in self.cache:
+            self.cache[name] = self.dataset.get_audio(index)
+        return self.cache[name]
 
     def _crop(
         self, source: Tensor, labels: list[Tensor], speed: float, generator: torch.Generator
@@ -119,8 +130,8 @@ class CorruptedSpeech(BaseWrapperDataset):
 
 
 def _stretched(labels: Tensor, speed: float) -> Tensor:
-    """Labels of speech whose speed was changed."""
+    """Labels of speech whose speed was changed: at the middle of each frame, what was there before."""
     if speed == 1.0:
         return labels
-    places = (torch.arange(int(len(labels) / speed)) * speed).long()
-    return labels[places]
+    places = ((torch.arange(int(len(labels) / speed)) + 0.5) * speed).long()
+    return labels[places.clamp(max=len(labels) - 1)]

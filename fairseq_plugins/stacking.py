@@ -5,6 +5,8 @@ import re
 import torch
 from torch import Tensor
 
+from daisy.errors import UsageError
+
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.*)")
 OUTPUTS = ("self_attn.out_proj.", "fc2.")
 
@@ -15,11 +17,16 @@ def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
     next source layer with zero output projections, so that it passes on what it is given; its norms give a state that
     comes out of the norm before, in a post-norm model, the mean and deviation that it had, on average. A network so
-    deepened starts where the shallow one ended.
+    deepened starts where the shallow one ended; exactly with pre-norm layers, nearly with post-norm ones.
+
+    Raises:
+        UsageError: where the source has more layers.
     """
     depth = 1 + max(int(match[1]) for key in weights if (match := LAYER.fullmatch(key)))
     if depth == num_layers:
         return weights
+    if depth > num_layers:
+        raise UsageError(f"{depth} layers cannot be spread over {num_layers}")
     result = {key: value for key, value in weights.items() if not LAYER.fullmatch(key)}
     places = [round((source + 1) * num_layers / depth) - 1 for source in range(depth)]
     for layer in range(num_layers):

@@ -32,6 +32,18 @@ def read_units(path: Path) -> list[Tensor]:
         raise UsageError(f"{path}: not a file of units, one line a recording ({error})") from None
 
 
+def num_units(dictionary: Path) -> int:
+    """Units of a fairseq dictionary.
+
+    Raises:
+        UsageError: where it cannot be read.
+    """
+    try:
+        return len(dictionary.read_text(encoding="utf-8").splitlines())
+    except OSError as error:
+        raise UsageError(f"{dictionary}: cannot be read ({error.strerror}); it stands beside the units") from None
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -44,13 +56,15 @@ def main() -> None:
     try:
         model, recordings = read_backbone(arguments.source), audio.read_manifest(arguments.manifest)
         units = read_units(arguments.units)
-        if len(units) != len(recordings):
+        if not recordings or len(units) != len(recordings):
             raise UsageError(f"{arguments.units}: {len(units)} lines for {len(recordings)} recordings")
         chosen = random.Random(0).sample(range(len(recordings)), min(arguments.recordings, len(recordings)))
-        num_units = 1 + max(int(line.max()) for line in units if len(line))
         waveforms = [audio.read(recordings[index].path) for index in chosen]
-        masked.refit(model, waveforms, [units[index] for index in chosen], num_units)
+        states, found = masked.masked_frames(model, waveforms, [units[index] for index in chosen])
+        unmet = masked.refit(model, states, found, num_units(arguments.units.with_name("dict.km.txt")))
         checkpoint.save(model, arguments.out)
+        if unmet:
+            print(f"note: {unmet} units not met in {len(chosen)} recordings start at random", file=sys.stderr)
     except DaisyError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 

@@ -51,7 +51,8 @@ def command(
 def _balanced(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:
     from daisy import audio
 
-    paths, counts = zip(*(line.split("\t") for line in lines), strict=True)
+    paths = [line.rpartition("\t")[0] for line in lines]
+    counts = [line.rpartition("\t")[2] for line in lines]
     unknown = [path for path in paths if path not in speakers]
     if unknown:
         raise UsageError(

@@ -52,7 +52,7 @@ THEIR_NAMES = (
     (r"backbone\.feature_extractor\.conv_layers\.(\d+)\.conv\.(.*)", r"feature_extractor.conv_layers.\1.0.\2"),
     (
         r"backbone\.feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(.*)",
-        r"feature_extractor.conv_layers.\1.2.@\2",
+        r"feature_extractor.conv_layers.\1.2.\2",
     ),
     (r"backbone\.encoder\.feature_projection\.layer_norm\.(.*)", r"layer_norm.\1"),
     (r"backbone\.encoder\.feature_projection\.projection\.(.*)", r"post_extract_proj.\1"),
@@ -195,17 +195,20 @@ def weights(model: Model) -> dict[str, Tensor]:
     )
     if model.backbone.config.conv_layers[-1][0] == model.backbone.config.width:
         projection = "backbone.encoder.feature_projection.projection."
-        if not torch.equal(tensors[projection + "weight"], torch.eye(model.backbone.config.width)):
+        eye = torch.eye(model.backbone.config.width)
+        if not torch.equal(tensors[projection + "weight"], eye) or tensors[projection + "bias"].any():
             raise CheckpointError("has a projection where fairseq has none: its convolutions are as wide as its layers")
         del tensors[projection + "weight"], tensors[projection + "bias"]
-    layer_norm = model.backbone.config.conv_norm == "layer"
-    return {_their_name(key, layer_norm): value for key, value in tensors.items()}
+    named = {_their_name(key): value for key, value in tensors.items()}
+    if model.backbone.config.conv_norm == "group":
+        return named
+    return {re.sub(r"(conv_layers\.\d+\.2)\.", r"\1.1.", key): value for key, value in named.items()}
 
 
-def _their_name(key: str, layer_norm: bool) -> str:
+def _their_name(key: str) -> str:
     for pattern, replacement in THEIR_NAMES:
         if match := re.fullmatch(pattern, key):
-            return match.expand(replacement).replace(".2.@", ".2.1." if layer_norm else ".2.")
+            return match.expand(replacement)
     raise CheckpointError(f"{key} has no place in fairseq's HuBERT")
 
 
