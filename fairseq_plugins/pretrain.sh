@@ -37,7 +37,7 @@ for program in daisy fairseq-hydra-train python; do
     command -v "$program" >/dev/null || fail "$program: not found; pip install 'daisy-speech[fairseq]', and activate its environment"
 done
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
-[ -n "$warm_start" ] || [ -n "${UPDATES:-}" ] || fail "from scratch: give UPDATES (HuBERT Base took \"250000 400000\" of 2,800 s each)"
+[ -n "$warm_start" ] || [ -n "${UPDATES:-}" ] || fail "from scratch: give UPDATES"
 settings="$manifests $warm_start $updates1 $updates2 $units1 $units2 $layer ${CONFIG:-} $*"
 [ ! -f "$out/settings" ] || [ "$(cat "$out/settings")" = "$settings" ] ||
     fail "$out: holds a run with other settings ($(cat "$out/settings")); use another folder"

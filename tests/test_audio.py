@@ -116,3 +116,16 @@ def test_batches_hold_similar_lengths_within_the_limit():
     assert batches == [[7], [1], [6, 3], [4, 2], [0, 5]]
     for batch in batches:
         assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 130
+
+
+def test_rare_speakers_are_listed_more_often(tmp_path):
+    counts, speakers = [900, 100, 300, 100], ["a", "b", "c", "c"]
+    assert audio.repeats(counts, speakers, 0.0) == [1, 1, 1, 1]
+    assert audio.repeats(counts, speakers, 1.0) == [1, 9, 2, 2]  # 900 over 900, 100 and 400
+    assert audio.repeats(counts, speakers, 0.5) == [1, 3, 2, 2]  # the square root of 2.25 is 1.5
+    path = tmp_path / "speakers.csv"
+    path.write_bytes("\ufeffpath,speaker\nx/a.wav,a\n".encode())  # as spreadsheets write it
+    assert audio.read_speakers(path) == {"x/a.wav": "a"}
+    path.write_text("file,who\nx,y\n")
+    with pytest.raises(UsageError, match="not a CSV file with the columns path and speaker"):
+        audio.read_speakers(path)

@@ -174,3 +174,22 @@ def test_user_dir_is_the_plugin():
     folder = Path(run("user-dir").stdout.strip())
     assert (folder / "criterion.py").is_file()
     assert (folder / "config" / "daisy_base.yaml").is_file()
+
+
+def test_a_balanced_manifest(place):
+    (place / "speakers.csv").write_text("path,speaker\n0.wav,a\n2.wav,b\n")
+    arguments = ("manifest", "in/0.wav", "in/2.wav", "-o", "balanced.tsv", "--root", "in")
+    done = run(*arguments, "--speakers", "speakers.csv", "--balance", "1", cwd=place)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("\t")[0] for line in (place / "balanced.tsv").read_text().splitlines()[1:]]
+    assert names == ["0.wav", "0.wav", "0.wav", "2.wav"]  # half a second and one and a half
+    for more, message in (
+        (("--balance", "1"), "--balance and --speakers go together"),
+        (("--speakers", "gone.csv", "--balance", "1"), "gone.csv: not a CSV file"),
+    ):
+        done = run(*arguments, *more, cwd=place)
+        assert done.returncode == 2
+        assert message in done.stderr
+    (place / "speakers.csv").write_text("path,speaker\n0.wav,a\n")
+    done = run(*arguments, "--speakers", "speakers.csv", "--balance", "1", cwd=place)
+    assert "no speaker is given for 2.wav" in done.stderr

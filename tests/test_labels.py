@@ -71,3 +71,25 @@ def test_recordings_without_units_stop_the_run(tmp_path):
     soundfile.write(tmp_path / "short.wav", numpy.zeros(100), 16000)
     with pytest.raises(AudioError, match=r"short\.wav: too short: 100 samples, one frame needs 400"):
         labels.sample(audio.find([str(tmp_path)]), labels.mfcc(50), 10, 0, print)
+
+
+def test_centred_features_have_no_mean(waveforms):
+    plain, centred = labels.mfcc(50)(waveforms[4]), labels.centred(labels.mfcc(50))(waveforms[4])
+    assert centred.mean(0).abs().max() < 1e-4
+    assert torch.allclose(plain - centred, plain.mean(0).expand_as(plain), atol=1e-4)
+
+
+def test_a_recording_listed_twice_is_labelled_once(recordings, tmp_path):
+    calls = []
+    features = labels.mfcc(50)
+
+    def counted(waveform):
+        calls.append(len(waveform))
+        return features(waveform)
+
+    centres = labels.fit(labels.sample(recordings, features, 10_000, 0, lambda count: None), 5, 0)
+    twice = [recording for recording in recordings for _ in range(2)]
+    assert sum(labels.write_units(twice, counted, centres, tmp_path / "twice.km")) == 8
+    lines = (tmp_path / "twice.km").read_text().splitlines()
+    assert lines[::2] == lines[1::2]
+    assert len(calls) == 4
