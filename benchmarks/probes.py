@@ -19,6 +19,7 @@ from common import RESULTS, Utterance, guarded, rows, utterances, write
 from matplotlib.figure import Figure
 from rich.progress import Progress
 from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -51,7 +52,8 @@ def pooled_log_mel(waveform: Tensor) -> Tensor:
 
 def probe(train: numpy.ndarray, train_labels, test: numpy.ndarray, test_labels) -> tuple[numpy.ndarray, float]:
     """Whether each test utterance is classified rightly; and the accuracy in cross-validation on the train split."""
-    classifier = LogisticRegressionCV(Cs=PENALTIES, cv=3, max_iter=1000, random_state=0)
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be some speakers
+    classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
     model = make_pipeline(StandardScaler(), classifier).fit(train, train_labels)
     on_train = next(iter(classifier.scores_.values())).mean(0).max()
     return model.predict(test) == numpy.asarray(test_labels), float(on_train)

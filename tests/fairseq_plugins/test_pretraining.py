@@ -52,12 +52,10 @@ def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, tmp_path):
     before, after = (m.backbone.feature_extractor.conv_layers[0].conv.weight for m in (start, trained))
     assert torch.equal(after, before.bfloat16().float()), "the front end is not frozen"
     state = torch.load(folder / "checkpoints" / "checkpoint_last.pt", weights_only=False)
-    learnt = sum(
-        value.numel() for value in state["last_optimizer_state"]["state"][0].values() if torch.is_tensor(value)
-    )
+    learnt = sum(moments["exp_avg"].numel() for moments in state["last_optimizer_state"]["state"].values())
     front_end = sum(p.numel() for p in start.backbone.feature_extractor.parameters())
     everything = sum(value.numel() for value in state["model"].values())
-    assert learnt == 2 * (everything - front_end)  # first and second moments: weight decay has nothing to decay
+    assert learnt == everything - front_end  # or weight decay would shrink it
     assert trained.final_head.num_units == 11
 
     stock = tmp_path / "stock.pt"
