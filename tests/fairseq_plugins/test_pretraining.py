@@ -220,3 +220,17 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     units = (tmp_path / "out" / "units2" / "valid.km").read_text().split()
     assert set(units) <= set("012345")
     assert "train_inner" not in command(*call)
+
+
+def test_fairseq_train_takes_the_same_options(corpus):
+    log = command(
+        BIN / "fairseq-train", corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task",
+        "daisy_hubert_pretraining", "--labels", '["km"]', "--label-rate", "50", "--max-sample-size", "8000",
+        "--min-sample-size", "4000", "--noise-manifest", corpus / "data" / "noise.tsv", "--noise-prob", "0.5",
+        "--speeds", "[0.9,1.0]", "--arch", "daisy_hubert_pretraining", "--encoder-layers", "2",
+        "--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "48", "--encoder-attention-heads", "4", "--final-dim", "8", "--conv-feature-layers",
+        "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2", "--criterion", "hubert", "--pred-masked-weight", "1",
+        "--optimizer", "adam", "--lr", "0.001", "--lr-scheduler", "fixed", "--max-update", "2", "--max-tokens", "40000",
+        "--cpu", "--num-workers", "0", "--disable-validation", "--no-save", "--log-format", "simple",
+    )  # fmt: skip
+    assert "Stopping training due to num_updates: 2" in log
