@@ -103,45 +103,12 @@ def probes() -> str:
     return table(header, lines) + source(result)
 
 
-def units() -> str:
-    """What units of each layer tell."""
-    return _units("units")
-
-
-def units_digits() -> str:
-    """The same on the digits set."""
-    return _units("units_digits")
-
-
-def _units(name: str) -> str:
-    result = read(name)
-    fields = ("word_information", "word_purity", "speaker_information", "stability", "noise_stability_10_db")
-    lines = [
-        [row["features"], str(row["layer"]), str(row["num_units"]), *(f"{row[field]:.3f}" for field in fields)]
-        for row in result["rows"]
-    ]
-    header = ["features", "layer", "units", "word", "purity", "speaker", "stability", "stability at 10 dB"]
-    return table(header, lines) + source(result)
-
-
-def ablations() -> str:
-    """What each part of the recipe is worth."""
-    result = read("ablations")
-    fields = [field for field, value in result["rows"][0].items() if isinstance(value, float)]
-    lines = [[row["variant"], *(f"{row[field]:.3f}" for field in fields)] for row in result["rows"]]
-    header = ["variant", *(field.replace("_", " ") for field in fields)]
-    return table(header, lines) + source(result)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "exits": exits,
     "heads": heads,
     "parity": parity,
     "pretraining": pretraining,
     "probes": probes,
-    "units": units,
-    "units_digits": units_digits,
-    "ablations": ablations,
 }
 
 

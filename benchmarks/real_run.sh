@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The real run, start to end: a small HuBERT pre-trained in two iterations, heads trained on it by both of fairseq's
 # commands, the better kind shipped as daisy-mini, the test sets extracted clean and noisy, and every figure measured.
-# Three hours on two cores. A stopped run goes on where it ended. Needs the shared recordings and model (../shared, or
+# Hours on two cores. A stopped run goes on where it ended. Needs the shared recordings and model (../shared, or
 # DAISY_SHARED).
 set -euo pipefail
 cd "$(dirname "$0")/.."

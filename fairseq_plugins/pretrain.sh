@@ -49,8 +49,7 @@ learning=()
 [ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1 criterion.loss_weights='[10.0]')
 if [ "$processes" -gt 1 ]; then
     launcher=(torchrun --nproc_per_node "$processes" --master_port "${PORT:-29511}")
-    spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo
-        distributed_training.ddp_backend=no_c10d)
+    spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo)
 fi
 
 train() { # NUMBER UPDATES START [overrides]

@@ -107,14 +107,14 @@ def test_a_shallow_network_spread_over_a_deep_one_starts_where_it_ended():
         deep.backbone.load_state_dict({k[9:]: v for k, v in renamed.items() if k.startswith("backbone.")})
         wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
         ours, theirs = states(deep, wave), states(shallow, wave)
-        tolerance = 1e-4 if kind == "pre-norm" else 0.35  # a norm of a normed state changes it a little
+        tolerance = 1e-4 if kind == "pre-norm" else 0.05  # a norm of a normed state changes it a little
         for layer in range(1, 5):
             error = (ours[3 * layer] - theirs[layer]).square().mean().sqrt() / theirs[layer].std()
             assert error < tolerance, (kind, layer)
 
 
 def test_the_prediction_loss_is_the_stock_models():
-    """Our one product gives the logits of fairseq's expanded comparison, but for the order of the equal ones."""
+    """Our one product gives the logits of fairseq's expanded comparison."""
     from fairseq_plugins.pretraining_model import DaisyPretrainingHubert
 
     generator = torch.Generator().manual_seed(0)
