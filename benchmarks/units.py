@@ -5,12 +5,14 @@
 For choosing the layer that the next iteration's units are made of, before it is trained; hence on train splits alone.
 No phones are labelled in these recordings. What stands for them: the keyword and the tenth of it that a frame lies in,
 between the first and last frame within 35 dB of the loudest. `--digits` measures the same on the digits set (fifths of
-a digit), which no choice was made on.
+a digit), which no choice was made on. `--centre` measures each layer also with every recording's mean taken off, as
+`daisy labels --centre` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 
 import numpy
@@ -66,9 +68,23 @@ def gather(features: Callable[[Tensor], Tensor], waveforms: list[Tensor], advanc
     return found
 
 
+def less_means(recordings: list[Tensor]) -> list[Tensor]:
+    """(L, T, D) each: every layer less its mean over the recording."""
+    return [(states.float() - states.float().mean(1, keepdim=True)).half() for states in recordings]
+
+
 def measure(
-    name: str, features, num_units: list[int], layers: list[int] | None, digits: bool, quick: bool, bar: Progress
+    name: str,
+    features,
+    num_units: list[int],
+    layers: list[int] | None,
+    bar: Progress,
+    *,
+    digits: bool,
+    centre: bool,
+    quick: bool,
 ) -> list[dict]:
+    """One line for each layer (raw, and with ``centre`` also centred) and number of units."""
     generator = numpy.random.default_rng(0)
     word_set, parts = ("digits", 5) if digits else ("keywords", 10)
     fit_on = utterances(FIT_SETS, "train", 30 if quick else 120)
@@ -95,7 +111,11 @@ def measure(
     )
     speaker = numpy.concatenate([numpy.full(n, people[u.speaker]) for u, n in zip(words, lengths, strict=True)])
     measured = []
-    for layer in layers or range(drawn[0].shape[0]):
+    forms = {False: (drawn, heard, clean, noisy)}
+    if centre:
+        forms[True] = tuple(less_means(recordings) for recordings in forms[False])
+    for layer, centred in itertools.product(layers or range(drawn[0].shape[0]), forms):
+        drawn, heard, clean, noisy = forms[centred]
         frames = numpy.concatenate([found[layer].float().numpy() for found in drawn])
         frames = frames[generator.permutation(len(frames))[:FIT_FRAMES]]
         for clusters in num_units:
@@ -112,6 +132,7 @@ def measure(
                     "features": name,
                     "labels": f"{word_set}, {parts} parts of a word",
                     "layer": layer,
+                    "centred": centred,
                     "num_units": clusters,
                     "word_information": pnmi,
                     "word_purity": purity,
@@ -121,10 +142,12 @@ def measure(
                 }
             )
             line = measured[-1]
+            form = "centred" if centred else "raw"
             print(
-                f"{name:14} layer {layer:2} of {clusters:3} units: words {pnmi:.3f} (purity {purity:.3f})  speaker "
-                f"{line['speaker_information']:.3f}  stability {line['stability']:.3f}  "
-                f"at 10 dB {line['noise_stability_10_db']:.3f}"
+                f"{name:12} layer {layer:2} {form:7} {clusters:3} units: words {pnmi:.3f} (purity {purity:.3f})  "
+                f"speaker {line['speaker_information']:.3f}  stability {line['stability']:.3f}  "
+                f"at 10 dB {line['noise_stability_10_db']:.3f}",
+                flush=True,
             )
     return measured
 
@@ -139,16 +162,16 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=[100], help="numbers of clusters")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to measure; all where not given")
     parser.add_argument("--digits", action="store_true", help="measure on digits, not on keywords")
+    parser.add_argument("--centre", action="store_true", help="measure the centred form, too")
     parser.add_argument("--quick", action="store_true", help="a few recordings; nothing is written")
     arguments = parser.parse_args()
     with Progress() as bar:
-        measured = measure("mfcc", mfcc, arguments.units, None, arguments.digits, arguments.quick, bar)
+        options = {"digits": arguments.digits, "centre": arguments.centre, "quick": arguments.quick}
+        measured = measure("mfcc", mfcc, arguments.units, None, bar, **options)
         for text in arguments.models:
             name, _, path = text.partition("=")
             features = all_layers(daisy.load(path))
-            measured += measure(
-                name, features, arguments.units, arguments.layers, arguments.digits, arguments.quick, bar
-            )
+            measured += measure(name, features, arguments.units, arguments.layers, bar, **options)
     if not arguments.quick:
         write("units_digits" if arguments.digits else "units", measured)
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Pre-trains a small HuBERT from manifests to a checkpoint, in two iterations. A stopped run goes on where it ended.
+# Pre-trains a small HuBERT from manifests to a checkpoint, in iterations. A stopped run goes on where it ended.
 #
-#   fairseq_plugins/pretrain.sh MANIFESTS OUT [hydra overrides for both iterations, such as common.cpu=true]
+#   fairseq_plugins/pretrain.sh MANIFESTS OUT [hydra overrides for all iterations, such as common.cpu=true]
 #
 # MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out: OUT/iteration1.safetensors,
-# OUT/iteration2.safetensors, and OUT/hubert.pt, which stock fairseq loads.
+# OUT/iteration2.safetensors and so on, and OUT/hubert.pt, the last one, which stock fairseq loads.
 #
 #   WARM_START=hubert.pt  a HuBERT of the same shape (or of fewer layers) to start from; then its front end stays frozen.
 #                         Without it the front end learns too, from scratch, and UPDATES has to be given
 #   CONFIG=...            a config of fairseq_plugins/config (hubert_mini_pretraining)
-#   UPDATES="400 1700"    of each iteration; the default suits a small network with a warm start
-#   UNITS="100 100"       clusters of each iteration: MFCC, then a layer of iteration 1
+#   UPDATES="400 1700"    of each iteration, as many as there are; the default suits a small network with a warm start
+#   UNITS=100             clusters: of MFCC for iteration 1, then of a layer of the iteration before
 #   LAYER=12              that layer, each recording's mean taken off; benchmarks/units.py measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
 set -euo pipefail
@@ -19,8 +19,8 @@ mkdir -p "${2:?usage: $0 MANIFESTS OUT [overrides]}"
 out=$(realpath "$2")
 shift 2
 here=$(dirname "$(realpath "$0")")
-read -r updates1 updates2 <<<"${UPDATES:-400 1700}"
-read -r units1 units2 <<<"${UNITS:-100 100}"
+read -ra updates <<<"${UPDATES:-400 1700}"
+units=${UNITS:-100}
 layer=${LAYER:-12}
 processes=${PROCESSES:-1}
 warm_start=${WARM_START:+$(realpath "${WARM_START:-}")}
@@ -38,10 +38,12 @@ for program in daisy fairseq-hydra-train python; do
 done
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
 [ -n "$warm_start" ] || [ -n "${UPDATES:-}" ] || fail "from scratch: give UPDATES"
-settings="$manifests $warm_start $updates1 $updates2 $units1 $units2 $layer ${CONFIG:-} $*"
-[ ! -f "$out/settings" ] || [ "$(cat "$out/settings")" = "$settings" ] ||
-    fail "$out: holds a run with other settings ($(cat "$out/settings")); use another folder"
-echo "$settings" >"$out/settings"
+for ((number = 1; number <= ${#updates[@]}; number++)); do
+    settings="$manifests $warm_start ${updates[number - 1]} $units $layer ${CONFIG:-} $*"
+    [ ! -f "$out/settings$number" ] || [ "$(cat "$out/settings$number")" = "$settings" ] ||
+        fail "$out: iteration $number was run with other settings ($(cat "$out/settings$number")); use another folder"
+    echo "$settings" >"$out/settings$number"
+done
 
 launcher=()
 spread=()
@@ -69,15 +71,18 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
-if [ ! -f "$out/iteration1.safetensors" ]; then
-    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$units1"
-    [ -z "$warm_start" ] || start 1 "$warm_start"
-    train 1 "$updates1" "${warm_start:+$out/start1.safetensors}" "${learning[@]}" "$@"
-fi
-if [ ! -f "$out/iteration2.safetensors" ]; then
-    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units2" --clusters "$units2" --centre --fit-frames 100000 \
-        --checkpoint "$out/iteration1.safetensors" --layer "$layer"
-    start 2 "$out/iteration1.safetensors"
-    train 2 "$updates2" "$out/start2.safetensors" "${learning[@]}" "$@"
-fi
-[ -f "$out/hubert.pt" ] || python -m fairseq_plugins.export "$out/iteration2.safetensors" "$out/hubert.pt" --half
+for ((number = 1; number <= ${#updates[@]}; number++)); do
+    [ ! -f "$out/iteration$number.safetensors" ] || continue
+    if [ "$number" -eq 1 ]; then
+        source=$warm_start
+        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$units"
+    else
+        source=$out/iteration$((number - 1)).safetensors
+        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$number" --clusters "$units" --centre \
+            --fit-frames 100000 --checkpoint "$source" --layer "$layer"
+    fi
+    [ -z "$source" ] || start "$number" "$source"
+    train "$number" "${updates[number - 1]}" "${source:+$out/start$number.safetensors}" "${learning[@]}" "$@"
+done
+last=$out/iteration${#updates[@]}.safetensors
+[ "$out/hubert.pt" -nt "$last" ] || python -m fairseq_plugins.export "$last" "$out/hubert.pt" --half

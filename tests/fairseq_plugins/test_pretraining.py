@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import subprocess
 
 import pytest
 import torch
@@ -201,25 +202,35 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     """pretrain.sh in two iterations, warm-started; run again, it does nothing but export."""
     model = tiny_model(POST_NORM, num_units=9)
     daisy.save(model, tmp_path / "hubert.safetensors")
-    environment = [
-        "env", f"WARM_START={tmp_path / 'hubert.safetensors'}", "UPDATES=2 2", "UNITS=5 6", "LAYER=2",
-        f"PATH={BIN}:/usr/bin:/bin",
-    ]  # fmt: skip
-    call = (
-        *environment, ROOT / "fairseq_plugins" / "pretrain.sh", corpus / "data", tmp_path / "out", "common.cpu=true",
-        "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY,
-    )  # fmt: skip
-    command(*call)
+    variables = (f"WARM_START={tmp_path / 'hubert.safetensors'}", "UNITS=6", "LAYER=2", f"PATH={BIN}:/usr/bin:/bin")
+    options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY)
+
+    def call(updates: str):
+        script = ROOT / "fairseq_plugins" / "pretrain.sh"
+        return "env", *variables, f"UPDATES={updates}", script, corpus / "data", tmp_path / "out", *options
+
+    command(*call("2 2"))
     first = daisy.load(tmp_path / "out" / "iteration1.safetensors")
     second = daisy.load(tmp_path / "out" / "iteration2.safetensors")
-    assert (first.final_head.num_units, second.final_head.num_units) == (9, 10)
+    assert (first.final_head.num_units, second.final_head.num_units) == (10, 10)
     assert not torch.equal(states(first, torch.ones(8000)), states(second, torch.ones(8000)))
     stock = convert(tmp_path / "out" / "hubert.pt", allow_pickle=True)
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(stock, wave), states(second, wave), atol=0.05)  # float16 weights
+    exported = (tmp_path / "out" / "hubert.pt").stat().st_mtime
     units = (tmp_path / "out" / "units2" / "valid.km").read_text().split()
     assert set(units) <= set("012345")
-    assert "train_inner" not in command(*call)
+    assert "train_inner" not in command(*call("2 2"))
+    assert (tmp_path / "out" / "hubert.pt").stat().st_mtime == exported
+    log = command(*call("2 2 1"))
+    assert "num_updates=1" in log or "num_updates: 1" in log
+    third = daisy.load(tmp_path / "out" / "iteration3.safetensors")
+    assert torch.allclose(
+        states(convert(tmp_path / "out" / "hubert.pt", allow_pickle=True), wave), states(third, wave), atol=0.05
+    )
+    refused = subprocess.run([*map(str, call("2 3 1"))], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "iteration 2 was run with other settings" in refused.stderr
 
 
 def test_fairseq_train_takes_the_same_options(corpus):
