@@ -2,18 +2,25 @@
 
     python benchmarks/ablations.py runs
 
-Every variant is trained for the same number of updates of 64 s on one CPU core (a stopped run goes on), then judged by
-what it did not choose: a new linear classifier of its last layer's masked frames, fitted on 300 training recordings
-(loss on dev, on MFCC units and on those of the second iteration), how far that classifier's decisions on noisy audio
-at 10 dB agree with those on clean audio, and the cross-validated accuracy of a keyword probe, groups of recordings held
-out whole. Single runs with one seed: differences of a percent mean nothing.
+Every variant goes on from iteration 1 for the same number of updates of 64 s on one CPU core (a stopped run goes on),
+then is judged by what it did not choose:
+
+- masked prediction on dev: a new linear classifier of its last layer's masked frames, fitted on 300 training
+  recordings, on MFCC units and on those of iteration 2;
+- agreement with the clean audio's units (of iteration 2) on dev at each layer and SNR: linear classifiers as exit heads
+  are, fitted on the same 300 recordings, a quarter of them clean and the others with training noise;
+- the cross-validated accuracy of a keyword probe on the train split, groups of recordings held out whole.
+
+One run each, but for the recipe's second seed, which shows how far two runs differ by chance.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +36,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import daisy
-from daisy import audio, files, frames, masked
+from daisy import analysis, audio, files, masked
+from daisy.backbone import Backbone
+from daisy.report import snr_name
 from fairseq_plugins.model import read_backbone
 
 ROOT = HERE.parent
@@ -38,11 +47,15 @@ LEARNING = ("model.feature_grad_mult=0.1", "criterion.loss_weights=[10.0]")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),
     "clean audio": QUIET,
-    "noise and talkers only": ("task.reverb_prob=0", "task.speeds=[1.0]"),
-    "every recording once": ("manifests=data",),
+    "another seed": ("common.seed=2",),
     "units without centring": ("units=raw",),
     "units of layer 6": ("units=6",),
+    "every recording once": ("manifests=data",),
     "200 units": ("units=200",),
+    "24 layers": ("model.encoder_layers=24",),
+    "feed-forward of 2048": ("model.encoder_ffn_embed_dim=2048",),
+    "4 layers": ("model.encoder_layers=4",),
+    "noise and talkers only": ("task.reverb_prob=0", "task.speeds=[1.0]"),
     "MFCC units again": ("units=mfcc",),
     "front end learns": LEARNING,
 }
@@ -52,7 +65,10 @@ UNITS: dict[str, tuple[str, ...]] = {
     "6": ("--layer", "6", "--clusters", "100", "--centre"),
     "200": ("--layer", "12", "--clusters", "200", "--centre"),
 }
-PROBED_LAYERS = (3, 6, 9, 12)
+START = "iteration 1, the start"
+SNRS_DB = (None, 20.0, 10.0, 0.0)
+KEPT_LAYERS = (3, 6, 9, 12)
+"""Of the variant with four layers: those that hubert_mini was grown from."""
 
 
 def prepare_units(name: str, runs: Path, iteration1: Path) -> Path:
@@ -90,11 +106,13 @@ def train(name: str, overrides: tuple[str, ...], runs: Path, updates: int) -> Pa
         units = prepare_units(own["units"], runs, iteration1)
     if "manifests" in own:
         units = once_each(runs)
-    folder = runs / "ablations" / name.replace(" ", "_")
+    folder = folder_of(name, runs)
     start, done = folder / "start.safetensors", folder / "checkpoints" / "checkpoint_last.pt"
     if not start.is_file():
+        source = folder / "source.safetensors"
+        daisy.save(reshaped(read_backbone(str(iteration1)), overrides), source)
         run(
-            sys.executable, "-m", "fairseq_plugins.warm_start", str(iteration1), "--recordings", "200",
+            sys.executable, "-m", "fairseq_plugins.warm_start", str(source), "--recordings", "200",
             "--manifest", str(manifests / "train.tsv"), "--units", str(units / "train.km"), "--out", str(start),
         )  # fmt: skip
     run(
@@ -120,6 +138,35 @@ def run(*command: str, log: Path | None = None) -> None:
         sys.exit(f"{' '.join(command[:4])} …: exit status {done.returncode}" + (f"; see {log}" if log else ""))
 
 
+def reshaped(model: daisy.Model, overrides: tuple[str, ...]) -> daisy.Model:
+    """The start in the variant's shape: a wider feed-forward computes the same at first, fewer layers do not.
+
+    More layers need nothing: the model's ``warm_start`` spreads them.
+    """
+    state, config = model.backbone.state_dict(), model.backbone.config
+    if "model.encoder_ffn_embed_dim=2048" in overrides:
+        config = dataclasses.replace(config, ffn_width=2048)
+        torch.manual_seed(0)
+        for key, value in list(state.items()):
+            if "intermediate_dense" in key:
+                state[key] = torch.cat([value, value.std() * torch.randn_like(value)])
+            elif "output_dense.weight" in key:
+                state[key] = torch.cat([value, torch.zeros_like(value)], dim=1)
+    if "model.encoder_layers=4" in overrides:
+        config = dataclasses.replace(config, num_layers=len(KEPT_LAYERS))
+        places = {layer - 1: place for place, layer in enumerate(KEPT_LAYERS)}
+        number = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+        matches = {key: number.fullmatch(key) for key in state}
+        state = {
+            f"{match[1]}{places[int(match[2])]}{match[3]}" if match else key: state[key]
+            for key, match in matches.items()
+            if not match or int(match[2]) in places
+        }
+    backbone = Backbone(config)
+    backbone.load_state_dict(state)
+    return dataclasses.replace(model, backbone=backbone.eval())
+
+
 def judge(model: daisy.Model, runs: Path) -> dict:
     """What the docstring of this script says."""
     bank, found = noises("train"), {}
@@ -132,44 +179,74 @@ def judge(model: daisy.Model, runs: Path) -> dict:
             states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
             loss = torch.nn.functional.cross_entropy(classifier(states), targets)
             found[f"{units_name}_{condition.replace(' ', '_').lower()}_nats"] = float(loss)
-        decided = [
-            torch.cat([classifier(unmasked(model, waveform)).argmax(-1) for waveform in heard(condition, dev[0], bank)])
-            for condition in ("clean", "10 dB")
-        ]
-        found[f"{units_name}_agreement_10_db"] = float((decided[0] == decided[1]).float().mean())
+    found["agreement"] = agreement(model, train_set, dev, num_units, bank)
     spoken = utterances(("keywords",), "train")
     pooled = pooled_layers(model.backbone)
-    features = torch.stack([pooled(utterance.waveform) for utterance in spoken]).numpy()
-    words, groups = keyword_labels(), [utterance.speaker for utterance in spoken]
-    for layer in PROBED_LAYERS:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-        scores = cross_val_score(probe, features[:, layer], words, groups=groups, cv=GroupKFold(5))
-        found[f"keyword_accuracy_layer_{layer}"] = float(numpy.mean(scores))
-    return found
+    features = torch.stack([pooled(utterance.waveform) for utterance in spoken]).numpy()[:, -1]
+    words, groups = [row["text_or_label"] for row in rows("keywords", "train")], [u.speaker for u in spoken]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+    scores = cross_val_score(probe, features, words, groups=groups, cv=GroupKFold(5))
+    return found | {"keyword_accuracy": float(numpy.mean(scores))}
 
 
-def unmasked(model: daisy.Model, waveform: torch.Tensor) -> torch.Tensor:
-    num_frames = frames.num_frames(len(waveform), model.backbone.config.conv_layers)
-    return masked.states(model, waveform, torch.zeros(num_frames, dtype=torch.bool))
+def agreement(model: daisy.Model, train_set, dev, num_units: int, bank) -> dict[str, list[float]]:
+    """Share of frames whose unit at each layer is the clean audio's, by condition."""
+    parts = [train_set[0][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
+    units = [train_set[1][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
+    noisy = [w for part, snr_db in zip(parts, SNRS_DB, strict=True) for w in analysis.with_noise(part, bank, snr_db)]
+    states, targets = every_layer(model, noisy, [line for part in units for line in part])
+    heads = [fitted(states[layer], targets, num_units) for layer in range(len(states))]
+    shares = {}
+    for snr_db in SNRS_DB:
+        states, targets = every_layer(model, analysis.with_noise(dev[0], bank, snr_db, seed=1), dev[1])
+        shares[snr_name(snr_db)] = [
+            float((head(of_layer).argmax(-1) == targets).float().mean())
+            for head, of_layer in zip(heads, states, strict=True)
+        ]
+    return shares
 
 
-def keyword_labels() -> list[str]:
-    return [row["text_or_label"] for row in rows("keywords", "train")]
+def every_layer(model: daisy.Model, waveforms, units) -> tuple[torch.Tensor, torch.Tensor]:
+    """(L, S, D) states of layers 1 to L at all frames, and (S,) units."""
+    encoder = daisy.EarlyExitEncoder(model.backbone, None, daisy.policies.Never())
+    states, targets = [], []
+    for waveform, line in zip(waveforms, units, strict=True):
+        found = encoder([waveform]).states[0][1:]
+        count = min(found.shape[1], len(line))
+        states.append(found[:, :count])
+        targets.append(line[:count])
+    return torch.cat(states, dim=1), torch.cat(targets)
+
+
+def folder_of(name: str, runs: Path) -> Path:
+    return runs / "ablations" / name.replace(" ", "_")
+
+
+def conclude(name: str, updates: int, model: daisy.Model, runs: Path) -> None:
+    """Judge a variant, once."""
+    path = folder_of(name, runs) / "verdict.json"
+    if path.is_file():
+        return
+    verdict = {"variant": name, "updates": updates, **judge(model, runs)}
+    files.write_json(path, verdict)
+    print(name, *(f"{key} {value:.3f}" for key, value in verdict.items() if isinstance(value, float)))
+    print(
+        *(f"{key}: {' '.join(f'{v:.2f}' for v in values)}" for key, values in verdict["agreement"].items()), flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=150)
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
+    conclude(START, 0, read_backbone(str(runs / "pretrain" / "iteration1.safetensors")), runs)
     for name in arguments.only:
         path = train(name, VARIANTS[name], runs, arguments.updates)
-        verdict = {"variant": name, "updates": arguments.updates, **judge(read_backbone(str(path)), runs)}
-        files.write_json(path.parent.parent / "verdict.json", verdict)
-        print(name, *(f"{key} {value:.3f}" for key, value in verdict.items() if isinstance(value, float)), flush=True)
-    verdicts = [runs / "ablations" / name.replace(" ", "_") / "verdict.json" for name in VARIANTS]
+        conclude(name, arguments.updates, read_backbone(str(path)), runs)
+    verdicts = [folder_of(name, runs) / "verdict.json" for name in (START, *VARIANTS)]
     write("ablations", [json.loads(path.read_text(encoding="utf-8")) for path in verdicts if path.is_file()])
 
 
