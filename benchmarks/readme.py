@@ -103,12 +103,60 @@ def probes() -> str:
     return table(header, lines) + source(result)
 
 
+def units_on(name: str) -> Callable[[], str]:
+    """What units of each layer tell, from results/NAME.json."""
+
+    def units() -> str:
+        result = read(name)
+        fields = ("word_information", "word_purity", "speaker_information", "stability", "noise_stability_10_db")
+        header = [
+            "features",
+            "layer",
+            "form",
+            "word information",
+            "purity",
+            "speaker information",
+            "stability",
+            "10 dB",
+        ]
+        lines = []
+        for row in result["rows"]:
+            layer = "" if row["features"] == "mfcc" else str(row["layer"])
+            form = "centred" if row["centred"] else "raw"
+            lines.append([row["features"], layer, form, *(f"{row[field]:.3f}" for field in fields)])
+        return table(header, lines) + source(result)
+
+    return units
+
+
+def ablations() -> str:
+    """Each variant of the recipe: losses, agreement with clean units at the first and the best layer, keyword probe."""
+    result = read("ablations")
+    conditions = list(result["rows"][0]["agreement"])
+    header = [
+        "variant", "MFCC units: clean / 10 dB", "units of iteration 2: clean / 10 dB",
+        *(f"agreement, {condition}" for condition in conditions), "keyword",
+    ]  # fmt: skip
+    lines = []
+    for row in result["rows"]:
+        losses = [
+            f"{row[f'{units}_clean_nats']:.3f} / {row[f'{units}_10_db_nats']:.3f}" for units in ("mfcc", "iteration2")
+        ]
+        shares = [row["agreement"][condition] for condition in conditions]
+        spans = [f"{share[0]:.2f} to {max(share):.2f} ({share.index(max(share)) + 1})" for share in shares]
+        lines.append([row["variant"], *losses, *spans, f"{row['keyword_accuracy']:.3f}"])
+    return table(header, lines) + source(result)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "exits": exits,
     "heads": heads,
     "parity": parity,
     "pretraining": pretraining,
     "probes": probes,
+    "units": units_on("units"),
+    "units_digits": units_on("units_digits"),
+    "ablations": ablations,
 }
 
 
