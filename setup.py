@@ -20,7 +20,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*"]),
-    package_data={"daisy": ["models/*", "demo/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
+    package_data={"daisy": ["models/*", "demo/*", "templates/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
     entry_points={"console_scripts": ["daisy = daisy.cli:main"]},
     install_requires=[
         "torch>=2.4,<2.6",
@@ -49,7 +49,7 @@ setup(
             "h5py",
         ],
         "hf": ["transformers>=4.46,<5"],
-        "analysis": ["scipy>=1.9", "scikit-learn>=1.3", "matplotlib>=3.7"],
+        "analysis": ["scipy>=1.9", "scikit-learn>=1.3", "matplotlib>=3.7", "jinja2>=3.1"],
         "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14"],
     },
 )

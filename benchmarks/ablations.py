@@ -5,10 +5,10 @@
 Every variant goes on from iteration 1 for the same number of updates of 64 s on one CPU core (a stopped run goes on),
 then is judged by what it did not choose:
 
-- masked prediction on dev: a new linear classifier of its last layer's masked frames, fitted on 300 training
-  recordings, on MFCC units and on those of iteration 2;
-- agreement with the clean audio's units (of iteration 2) on dev at each layer and SNR: linear classifiers as exit heads
-  are, fitted on the same 300 recordings, a quarter of them clean and the others with training noise;
+- masked prediction on 60 dev recordings: a new linear classifier of its last layer's masked frames, fitted on 150
+  training recordings, on MFCC units and on those of iteration 2;
+- agreement with the clean audio's units (of iteration 2) on the same dev recordings at each layer and SNR: linear
+  classifiers as exit heads are, fitted on the same 150, a quarter of them clean and the others with training noise;
 - the cross-validated accuracy of a keyword probe on the train split, groups of recordings held out whole.
 
 One run each, but for the recipe's second seed, which shows how far two runs differ by chance.
@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy
 import torch
 from common import HERE, guarded, noises, rows, utterances, write
-from pretraining import fitted, heard, recordings
+from pretraining import fitted, recordings
 from probes import pooled_layers
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
@@ -65,6 +65,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "6": ("--layer", "6", "--clusters", "100", "--centre"),
     "200": ("--layer", "12", "--clusters", "200", "--centre"),
 }
+FIT_RECORDINGS, DEV_RECORDINGS = 150, 60
 START = "iteration 1, the start"
 SNRS_DB = (None, 20.0, 10.0, 0.0)
 KEPT_LAYERS = (3, 6, 9, 12)
@@ -170,15 +171,19 @@ def reshaped(model: daisy.Model, overrides: tuple[str, ...]) -> daisy.Model:
 def judge(model: daisy.Model, runs: Path) -> dict:
     """What the docstring of this script says."""
     bank, found = noises("train"), {}
-    for units_name, folder in (("mfcc", "units1"), ("iteration2", "units2")):
-        train_set = recordings(runs / "balanced" / "train.tsv", runs / "pretrain" / folder / "train.km", 300)
-        dev = recordings(runs / "balanced" / "valid.tsv", runs / "pretrain" / folder / "valid.km")
-        num_units = 1 + max(int(line.max()) for line in train_set[1] + dev[1])
-        classifier = fitted(*masked.masked_frames(model, *train_set, seed=1), num_units)
-        for condition in ("clean", "10 dB"):
-            states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
-            loss = torch.nn.functional.cross_entropy(classifier(states), targets)
-            found[f"{units_name}_{condition.replace(' ', '_').lower()}_nats"] = float(loss)
+    of = {
+        name: {
+            split: recordings(runs / "balanced" / f"{split}.tsv", runs / "pretrain" / folder / f"{split}.km", count)
+            for split, count in (("train", FIT_RECORDINGS), ("valid", DEV_RECORDINGS))
+        }
+        for name, folder in (("mfcc", "units1"), ("iteration2", "units2"))
+    }
+    for name, sets in of.items():
+        num_units = 1 + max(int(line.max()) for line in sets["train"][1] + sets["valid"][1])
+        classifier = fitted(*masked.masked_frames(model, *sets["train"], seed=1), num_units)
+        states, targets = masked.masked_frames(model, *sets["valid"], seed=2)
+        found[f"{name}_nats"] = float(torch.nn.functional.cross_entropy(classifier(states), targets))
+    train_set, dev = of["iteration2"]["train"], of["iteration2"]["valid"]
     found["agreement"] = agreement(model, train_set, dev, num_units, bank)
     spoken = utterances(("keywords",), "train")
     pooled = pooled_layers(model.backbone)
@@ -239,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--updates", type=int, default=100)
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     conclude(START, 0, read_backbone(str(runs / "pretrain" / "iteration1.safetensors")), runs)

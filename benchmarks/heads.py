@@ -12,12 +12,13 @@ import argparse
 from pathlib import Path
 
 import numpy
+import torch
 from common import RESULTS, guarded, noises, utterances, write
 from matplotlib.figure import Figure
 from rich.progress import Progress
 
 import daisy
-from daisy import analysis
+from daisy import analysis, traces
 from daisy.report import snr_name
 
 SNRS_DB = (None, 20.0, 10.0, 0.0)
@@ -25,42 +26,35 @@ SETS = ("librispeech", "commands", "keywords")
 
 
 def measure(name: str, model: daisy.Model, speech, bank, bar: Progress) -> list[dict]:
-    waveforms = [utterance.waveform for utterance in speech]
-    frames = numpy.array([len(w) for w in waveforms], dtype=float)
-    measured, reference, pooled = [], None, []
+    waveforms, names = [utterance.waveform for utterance in speech], [str(index) for index in range(len(speech))]
+    frames = torch.tensor([len(w) for w in waveforms], dtype=torch.float64)
+    runs, reference = {}, None
     task = bar.add_task(name, total=len(SNRS_DB) * len(waveforms))
     for snr_db in SNRS_DB:
         mixed = analysis.with_noise(waveforms, bank, snr_db)
-        run = analysis.fidelity(model, mixed, reference, progress=lambda n: bar.advance(task, n))
-        reference = reference or run.units
-        pooled.append(run)
-        for layer in range(model.backbone.config.num_layers):
-            columns = (run.loss, run.accuracy, run.scores["regressed"], run.scores["entropy"])
-            measured.append(row(name, snr_name(snr_db), layer, *(c[:, layer].numpy() for c in columns), frames))
-    for layer in range(model.backbone.config.num_layers):
-        loss, accuracy, regressed, entropy = (
-            numpy.concatenate([values[:, layer] for values in of_all])
-            for of_all in (
-                [run.loss for run in pooled],
-                [run.accuracy for run in pooled],
-                [run.scores["regressed"] for run in pooled],
-                [run.scores["entropy"] for run in pooled],
-            )
+        runs[snr_name(snr_db)], units = analysis.trace(
+            model, mixed, names, reference=reference, progress=lambda n: bar.advance(task, n)
         )
-        weights = numpy.tile(frames, len(pooled))
-        measured.append(row(name, "all", layer, loss, accuracy, regressed, entropy, weights))
-    return measured
+        reference = reference or units
+    runs["all"] = traces.join(list(runs.values()))
+    return [
+        row(name, condition, layer, run, frames.repeat(len(run) // len(frames)).numpy())
+        for condition, run in runs.items()
+        for layer in range(model.backbone.config.num_layers)
+    ]
 
 
-def row(name: str, condition: str, layer: int, loss, accuracy, regressed, entropy, weights) -> dict:
+def row(name: str, condition: str, layer: int, run: traces.Traces, weights: numpy.ndarray) -> dict:
     """One line of the result: means over frames, correlations over utterances."""
+    loss, wrong = run.losses["loss"][:, layer].numpy(), run.losses["clean_disagreement"][:, layer].numpy()
+    entropy, regressed = run.scores["entropy"][:, layer].numpy(), run.scores["regressed"][:, layer].numpy()
     return {
         "heads": name,
         "set": "dev",
         "condition": condition,
         "layer": layer + 1,
         "loss_nats": float(numpy.average(loss, weights=weights)),
-        "accuracy": float(numpy.average(accuracy, weights=weights)),
+        "accuracy": float(numpy.average(1 - wrong, weights=weights)),
         "entropy_nats": float(numpy.average(entropy, weights=weights)),
         "regressor_correlation": correlation(regressed, loss),
         "entropy_correlation": correlation(entropy, loss),

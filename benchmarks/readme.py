@@ -134,14 +134,12 @@ def ablations() -> str:
     result = read("ablations")
     conditions = list(result["rows"][0]["agreement"])
     header = [
-        "variant", "MFCC units: clean / 10 dB", "units of iteration 2: clean / 10 dB",
+        "variant", "MFCC units, nats", "units of iteration 2, nats",
         *(f"agreement, {condition}" for condition in conditions), "keyword",
     ]  # fmt: skip
     lines = []
     for row in result["rows"]:
-        losses = [
-            f"{row[f'{units}_clean_nats']:.3f} / {row[f'{units}_10_db_nats']:.3f}" for units in ("mfcc", "iteration2")
-        ]
+        losses = [f"{row[f'{units}_nats']:.3f}" for units in ("mfcc", "iteration2")]
         shares = [row["agreement"][condition] for condition in conditions]
         spans = [f"{share[0]:.2f} to {max(share):.2f} ({share.index(max(share)) + 1})" for share in shares]
         lines.append([row["variant"], *losses, *spans, f"{row['keyword_accuracy']:.3f}"])

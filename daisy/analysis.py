@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import numpy
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from daisy import audio, mixing
+from daisy import audio, conditions, mixing
 from daisy.checkpoint import Model
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import UsageError
 from daisy.policies import Never
+from daisy.scores import SCORES, Reading
+from daisy.traces import Traces
+
+LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
 
 class Estimate(NamedTuple):
@@ -25,45 +27,11 @@ class Estimate(NamedTuple):
     high: float
 
 
-def full_scores(
-    model: Model,
-    waveforms: Sequence[Tensor],
-    names: Iterable[str],
-    *,
-    batch_sec: float = 30.0,
-    progress: Callable[[int], None] = lambda count: None,
-) -> dict[str, Tensor]:
-    """Every score of every utterance at every layer, (B, L): what any policy can be decided from.
-
-    Args:
-        model: with exit heads.
-        waveforms: (N_b,) each, at the backbone's rate.
-        names: scores to compute (`daisy.scores`).
-        batch_sec: seconds of audio in a batch.
-        progress: called with the number of utterances just run.
-    """
-    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), keep="last", scores=names)
-    config = model.backbone.config
-    scores = {name: torch.full((len(waveforms), config.num_layers), torch.nan) for name in encoder.score_names}
-    for indices in audio.batches([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
-        out = encoder([waveforms[i] for i in indices])
-        for name, values in out.scores.items():
-            scores[name][indices] = values
-        progress(len(indices))
-    return scores
-
-
 def with_noise(
     waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
 ) -> list[Tensor]:
     """Each utterance mixed with an excerpt of its own, the same at every SNR; as they are where ``snr_db`` is None."""
-    if snr_db is None:
-        return list(waveforms)
-    mixed = []
-    for index, waveform in enumerate(waveforms):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        mixed.append(mixing.mix(waveform, noises.draw(len(waveform), generator), snr_db))
-    return mixed
+    return conditions.apply(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
 
 
 def bootstrap(values: Sequence[float], groups: Sequence[str], *, draws: int = 2000, seed: int = 0) -> Estimate:
@@ -84,71 +52,100 @@ def bootstrap(values: Sequence[float], groups: Sequence[str], *, draws: int = 20
     return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
-class Fidelity(NamedTuple):
-    """A full run of utterances with everything a comparison needs; (B, L) each, layers 1 to L."""
-
-    scores: dict[str, Tensor]
-    """Scores by name."""
-    loss: Tensor
-    """Mean unit loss of each layer's head against the reference units, nats."""
-    accuracy: Tensor
-    """Share of frames whose unit at this layer is the reference's."""
-    agreement: Tensor
-    """Share of frames whose unit at this layer is the full model's on the same input."""
-    kl: Tensor
-    """Mean KL divergence from the full model's distribution on the same input to this layer's, nats."""
-    units: list[Tensor]
-    """(T_b,) each: the full model's units on this input."""
-
-
 @torch.no_grad()
-def fidelity(
+def trace(
     model: Model,
     waveforms: Sequence[Tensor],
-    reference: Sequence[Tensor] | None = None,
+    names: Sequence[str],
+    groups: Sequence[str] | None = None,
     *,
+    condition: str = "clean",
+    scores: Iterable[str] | None = None,
+    reference: Sequence[Tensor] | None = None,
+    score_stride: int = 1,
     batch_sec: float = 30.0,
     progress: Callable[[int], None] = lambda count: None,
-) -> Fidelity:
-    """Run every layer, and compare each layer's head with the full model.
+) -> tuple[Traces, list[Tensor]]:
+    """Run every layer, note every score, and compare each layer's head with the full model.
+
+    Losses (nats, or shares of frames), where the model has HuBERT's own prediction head, which is the full model's:
+
+    - ``disagreement``: frames whose unit at this layer is not the full model's on the same input;
+    - ``clean_disagreement``: frames whose unit at this layer is not the reference's;
+    - ``loss``: mean loss of the layer's head against the reference's units;
+    - ``kl_nats``: mean divergence from the full model's distribution on the same input to the layer's.
 
     Args:
-        model: with exit heads and HuBERT's own final head, which is the full model's prediction.
-        waveforms: (N_b,) each.
-        reference: (T_b,) units that ``loss`` and ``accuracy`` are measured against, such as those of the clean
-            versions; the full model's on the same input where None.
+        model: with exit heads.
+        waveforms: (N_b,) each, at the backbone's rate.
+        names: of the utterances.
+        groups: the speaker of each; the utterance itself where None.
+        condition: what was done to them.
+        scores: which to compute; where None all that the heads give.
+        reference: (T_b,) units of each, such as the full model's on clean versions; those on the same input where None.
+        score_stride: heads look at every so-manieth frame, and losses are of these.
         batch_sec: seconds of audio in a batch.
         progress: called with the number of utterances just run.
 
+    Returns:
+        The traces, and the full model's units (T_b,) on each utterance; none without a prediction head.
+
     Raises:
-        UsageError: where the model lacks one of the heads.
+        CheckpointError: where the model has no exit heads.
     """
-    if model.heads is None or model.final_head is None:
-        raise UsageError("fidelity needs a checkpoint with exit heads and with HuBERT's own final head")
-    names = ["entropy", "regressed"] if model.heads.regressors is not None else ["entropy"]
-    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), scores=names)
+    if scores is None:
+        without = set() if model.heads is None or model.heads.regressors is not None else {"regressed"}
+        scores = set(SCORES) - without
+    encoder = EarlyExitEncoder(
+        model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
+    )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
-    scores = {name: torch.zeros(size) for name in names}
-    loss, accuracy, agreement, kl = (torch.zeros(size) for _ in range(4))
-    units: list[Tensor] = [torch.empty(0)] * len(waveforms)
+    found = {name: torch.zeros(size) for name in encoder.score_names}
+    losses = {name: torch.zeros(size) for name in LOSSES} if model.final_head and model.heads else {}
+    units: list[Tensor] = [torch.empty(0)] * len(waveforms) if losses else []
     for indices in audio.batches([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
-        out = encoder([waveforms[i] for i in indices])
+        readings: list[Reading] = []
+        out = encoder([waveforms[i] for i in indices], observe=readings.append)
         for name, values in out.scores.items():
-            scores[name][indices] = values
-        for index, states in zip(indices, out.states, strict=True):
-            full = model.final_head(states[-1]).log_softmax(-1)  # (T, K)
-            units[index] = full.argmax(-1)
-            wanted = units[index] if reference is None else reference[index]
-            for layer in range(1, config.num_layers + 1):
-                log_probs = model.heads.unit_logits(layer, states[layer]).log_softmax(-1)
-                guesses = log_probs.argmax(-1)
-                loss[index, layer - 1] = F.nll_loss(log_probs, wanted)
-                accuracy[index, layer - 1] = (guesses == wanted).float().mean()
-                agreement[index, layer - 1] = (guesses == units[index]).float().mean()
-                kl[index, layer - 1] = F.kl_div(log_probs, full, log_target=True, reduction="batchmean")
+            found[name][indices] = values
+        if losses:
+            full = model.final_head(_padded([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
+            wanted = full.argmax(-1) if reference is None else _padded([reference[i] for i in indices])
+            read, asked = full[:, ::score_stride], wanted.to(full.device)[:, ::score_stride]
+            for layer, reading in enumerate(readings):
+                for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):
+                    losses[name][indices, layer] = values.cpu()
+            for index, row, length in zip(indices, full.argmax(-1).cpu(), out.num_frames.tolist(), strict=True):
+                units[index] = row[:length]
         progress(len(indices))
-    return Fidelity(scores, loss, accuracy, agreement, kl, units)
+    if losses:
+        found["final_agreement"] = 1 - losses["disagreement"]
+    table = Traces(
+        utterances=tuple(names),
+        groups=tuple(groups or names),
+        conditions=(condition,) * len(waveforms),
+        scores=found,
+        losses=losses,
+        weights=torch.ones(len(waveforms)),
+        costs=torch.arange(1, config.num_layers + 1).float(),
+    )
+    return table, units
+
+
+def _losses(reading: Reading, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+    """`LOSSES` at one layer, (B,) each, from the full model's (B, T, K) and the units wanted (B, T)."""
+    log_probs, guesses = reading.log_probs, reading.units
+    return (
+        reading.mean((guesses != full.argmax(-1)).float()),
+        reading.mean((guesses != wanted).float()),
+        reading.mean(-log_probs.gather(-1, wanted[..., None])[..., 0]),
+        reading.mean((full.exp() * (full - log_probs)).sum(-1)),
+    )
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
 def at_exit(values: Tensor, exit_layers: Tensor) -> Tensor:

@@ -125,6 +125,22 @@ def read_speakers(path: Path) -> dict[str, str]:
         raise UsageError(f"{path}: not a CSV file with the columns path and speaker ({error})") from None
 
 
+def speakers_of(recordings: Sequence[Recording], table: Path | None, root: Path) -> list[str]:
+    """The speaker of each recording, from a CSV file of `read_speakers`; each its own where there is none.
+
+    Raises:
+        UsageError: where the file is none, or lacks a recording.
+    """
+    if table is None:
+        return [str(recording.path) for recording in recordings]
+    known = {_absolute(root / path): speaker for path, speaker in read_speakers(table).items()}
+    unknown = [recording.path for recording in recordings if not known.get(_absolute(recording.path))]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UsageError(f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root}")
+    return [known[_absolute(recording.path)] for recording in recordings]
+
+
 def read(path: Path, sample_rate: int = 16000) -> Tensor:
     """A whole file as (N,) float32 at ``sample_rate``: channels averaged, resampled where needed.
 

@@ -1,61 +1,307 @@
-"""Unlabelled audio to a policy with a target."""
+"""Unlabelled audio to a policy with a target: a mean depth, or a risk with a guarantee."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy
+import torch
 from torch import Tensor
 
-from daisy import policies
-from daisy.errors import PolicyError
+from daisy import forecast, policies, risk
+from daisy.errors import PolicyError, unknown_name
 from daisy.policies import Policy
+from daisy.policies.rules import LookAhead
+from daisy.traces import Traces
 
-STEPS = 50
+STEPS = 40
+LEAST_GROUPS = 4
+METHODS = (*risk.P_VALUES, "conformal")
+GRID = 100
+SIGNS = {"entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1, "oracle": -1}
+"""Policies with a threshold on one score; 1: they leave at or below it."""
+LEARNT = {
+    "forecast": ("disagreement", ("entropy", "confidence", "margin", "change")),
+    "plateau": ("entropy", ("entropy",)),
+    "regressed_plateau": ("regressed", ("regressed",)),
+}
+"""Look-ahead policies: the score or loss that is foretold, and what from."""
+FAMILIES = (*SIGNS, *LEARNT, "agreement", "fixed")
 
 
-def depth(policy: Policy, scores: Mapping[str, Tensor]) -> float:
-    """Mean executed share of layers, 0 to 1, over the utterances of a full run's (B, L) scores."""
-    num_layers = next(iter(scores.values())).shape[1]
-    return float(policy.exit_layers(scores).double().mean()) / num_layers
+class Family(NamedTuple):
+    """All policies of one kind, from the safest (0, runs everything) to the cheapest (1)."""
+
+    at: Callable[[float], Policy]
+    """The policy at a place from 0 to 1."""
+    exit_layers: Callable[[float], Tensor]
+    """(B,) exits of the utterances that it was learnt from, as if it had not seen them (cross-fitting)."""
 
 
-def for_depth(name: str, scores: Mapping[str, Tensor], target: float, **settings: float | int) -> Policy:
-    """The policy whose mean depth on these utterances is nearest to a target.
+def family(name: str, traces: Traces, loss: str = "disagreement", **settings: object) -> Family:
+    """Learn a policy's family from full runs.
+
+    Places are shares: about so many of the utterances and layers would let leave.
 
     Args:
-        name: entropy, plateau or fixed.
-        scores: (B, L) scores of a full run on unlabelled audio.
-        target: executed share of layers, above 0 and at most 1.
+        name: of `FAMILIES`.
+        traces: full runs on unlabelled audio.
+        loss: what ``forecast`` foretells and ``agreement`` holds, one of the traces' losses.
         settings: the policy's other settings.
 
     Raises:
-        PolicyError: on a target out of range, or a policy that has nothing to tune.
+        PolicyError: on a policy that has no such family, or traces that lack what it reads.
+    """
+    if name in LEARNT:
+        return _of_gains(name, traces, loss, settings)
+    found: Callable[[float], Policy]
+    if name in SIGNS:
+        found = _of_threshold(name, traces, settings)
+    elif name == "agreement":
+        found = _of_agreement(traces, loss)
+    elif name == "fixed":
+        last = traces.num_layers
+        found = lambda place: policies.Fixed(layer=round(last - place * (last - 1)))  # noqa: E731
+    else:
+        raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
+    return Family(found, lambda place: found(place).exit_layers(_some_scores(traces)))
+
+
+def for_depth(name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object) -> Policy:
+    """The policy whose mean depth on these utterances is nearest to a target.
+
+    Args:
+        name: of `FAMILIES`.
+        traces: full runs on unlabelled audio.
+        target: executed share of the cost of all layers, above 0 and at most 1.
+        loss: see `family`.
+        settings: the policy's other settings.
+
+    Raises:
+        PolicyError: on a target out of range, or as `family`.
     """
     if not 0 < target <= 1:
         raise PolicyError(f"depth must be above 0 and at most 1, found {target}")
     if name == "fixed":
-        num_layers = next(iter(scores.values())).shape[1]
-        return policies.make(name, {"layer": max(1, round(target * num_layers))})
-    if name not in KNOBS:
-        raise PolicyError(f"policy {name} has no setting that moves its depth; tunable are fixed, {', '.join(KNOBS)}")
-    knob, bounds = KNOBS[name]
-    low, high = bounds(scores)
+        return policies.Fixed(layer=1 + int((traces.costs / traces.costs[-1] - target).abs().argmin()))
+    found = family(name, traces, loss, **settings)
+    return found.at(place_of_depth(found, traces, target))
 
-    def policy(value: float) -> Policy:
-        return policies.make(name, {**settings, knob: value})
 
-    for _ in range(STEPS):  # a larger value leaves earlier, for every knob in KNOBS
+def place_of_depth(found: Family, traces: Traces, target: float) -> float:
+    """The place whose mean depth is nearest to a target."""
+    low, high = 0.0, 1.0
+    for _ in range(STEPS):
         middle = (low + high) / 2
-        if depth(policy(middle), scores) > target:
+        if depth(found.exit_layers(middle), traces) > target + 1e-9:
             low = middle
         else:
             high = middle
-    return min((policy(low), policy(high)), key=lambda p: abs(depth(p, scores) - target))
+    return min((low, high), key=lambda place: abs(depth(found.exit_layers(place), traces) - target))
 
 
-Bounds = Callable[[Mapping[str, Tensor]], tuple[float, float]]
-KNOBS: dict[str, tuple[str, Bounds]] = {
-    "entropy": ("threshold", lambda scores: (0.0, float(scores["entropy"].max()))),
-    "plateau": ("min_improvement", lambda scores: (-10.0, 2.0)),
-}
-"""The setting that moves a policy's depth, and values between which it goes from every layer to as few as it can."""
+def depth(exit_layers: Tensor, traces: Traces) -> float:
+    """Mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers."""
+    return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
+
+
+class Certificate(NamedTuple):
+    """A policy whose risk is bounded, or `Never`, with the runs that certified it."""
+
+    policy: Policy
+    exit_layers: Tensor
+    """(n,) of those runs."""
+    runs: Traces
+
+
+def for_risk(
+    name: str,
+    traces: Traces,
+    alpha: float,
+    delta: float,
+    *,
+    method: str = "betting",
+    loss: str = "disagreement",
+    ceiling: float = 1.0,
+    seed: int = 0,
+    **settings: object,
+) -> Certificate:
+    """The cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
+
+    Half of the groups learn the family, the other half certify it; a group is one example, its loss the mean of its
+    runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
+    itself: no loss.
+
+    Args:
+        name: of `FAMILIES`.
+        traces: full runs on unlabelled audio.
+        alpha: the risk allowed, from (0, 1).
+        delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
+        method: hoeffding-bentkus, betting or conformal (`daisy.risk`).
+        loss: one of the traces' losses.
+        ceiling: what losses are clipped to, and divided by.
+        seed: of the halves.
+        settings: the policy's other settings.
+
+    Raises:
+        PolicyError: on values out of range, an unknown method, or too few groups.
+    """
+    for what, value in (("risk", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
+    if method not in METHODS:
+        raise PolicyError(unknown_name("method", method, METHODS))
+    if len(set(traces.groups)) < LEAST_GROUPS:
+        raise PolicyError(
+            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {len(set(traces.groups))}: "
+            "half of them learn, half certify"
+        )
+    learn, certify = traces.halves(seed)
+    found = family(name, learn, loss, **settings)
+    ladder = [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
+    values = bounded(certify.losses[loss], ceiling)
+    exits = torch.stack([policy.exit_layers(_some_scores(certify)) for policy in ladder], dim=1)  # (n, settings)
+    at_exit = values.gather(1, exits - 1).numpy()
+    order = numpy.random.default_rng(seed).permutation(len(certify))  # betting must not see them sorted
+    examples = []
+    for condition in dict.fromkeys(certify.conditions):
+        rows = [i for i in order if certify.conditions[i] == condition]
+        examples.append(risk.by_group(at_exit[rows], [certify.groups[i] for i in rows]))
+    if method == "conformal":
+        chosen = risk.conformal(examples, alpha)
+    else:
+        p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
+        chosen = risk.learn_then_test(examples, alpha, delta, p_value)
+    policy = policies.Never() if chosen is None else ladder[chosen]
+    return Certificate(policy, policy.exit_layers(_some_scores(certify)), certify)
+
+
+def bounded(losses: Tensor, ceiling: float) -> Tensor:
+    """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
+    values = (losses / ceiling).clamp(0, 1)
+    values[:, -1] = 0
+    return values
+
+
+def window(threshold: float, histogram: Sequence[float], kind: str = "avg", share: float = 0.1) -> policies.Window:
+    """DAISY's published choice of layers to look at, from a histogram of exits at this threshold.
+
+    Args:
+        threshold: of the batch's entropy, nats.
+        histogram: exits at each layer 1 to L, counted when every layer was looked at.
+        kind: "avg": the mean exit's floor to its ceiling; "min-max": all layers that were exits; "threshold": from the
+            first to the last layer with at least ``share`` of the exits.
+        share: see there.
+
+    Raises:
+        PolicyError: on another kind, or an empty histogram.
+    """
+    counts = numpy.asarray(histogram, dtype=float)
+    if not counts.sum() > 0:
+        raise PolicyError("policy daisy_window: the histogram of exits is empty")
+    if kind == "avg":
+        mean = float(counts @ numpy.arange(1, len(counts) + 1) / counts.sum())
+        first, last = int(numpy.floor(mean)), int(numpy.ceil(mean))
+    elif kind in ("min-max", "threshold"):
+        among = numpy.flatnonzero(counts > 0 if kind == "min-max" else counts >= share * counts.sum())
+        if not len(among):
+            raise PolicyError(f"policy daisy_window: no layer has {share:.0%} of the exits")
+        first, last = int(among[0]) + 1, int(among[-1]) + 1
+    else:
+        raise PolicyError(f"policy daisy_window: kind must be avg, min-max or threshold, found {kind!r}")
+    return policies.Window(threshold=threshold, first=first, last=last)
+
+
+def _some_scores(traces: Traces) -> dict[str, Tensor]:
+    """Scores to decide from; a policy that reads none needs their shape."""
+    return traces.scores or {"none": torch.zeros(len(traces), traces.num_layers)}
+
+
+def _scores(traces: Traces, name: str, policy: str) -> Tensor:
+    if name in traces.scores:
+        return traces.scores[name]
+    if name in traces.losses:
+        return traces.losses[name]
+    raise PolicyError(f"policy {policy} needs {name}; the traces have {', '.join((*traces.scores, *traces.losses))}")
+
+
+def _of_threshold(name: str, traces: Traces, settings: dict) -> Callable[[float], Policy]:
+    knob = {"patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
+    score = {"patience": "change", "oracle": "final_agreement"}.get(name, name)
+    sign = SIGNS[name]
+    values = sign * _scores(traces, score, name)[:, :-1].double()
+    values = values[values.isfinite()].sort().values
+    least = float(values[0]) - 1e-6 * (1 + abs(float(values[0])))
+
+    def at(place: float) -> Policy:
+        value = sign * (least if place <= 0 else _quantile(values, place))
+        return policies.make(name, {**settings, knob: max(value, 0.0) if knob == "threshold" else value})
+
+    return at
+
+
+def _of_gains(name: str, traces: Traces, loss: str, settings: dict) -> Family:
+    target, features = LEARNT[name]
+    wanted = _scores(traces, loss if target == "disagreement" else target, name)
+    features = tuple(f for f in features if f in traces.scores)
+    if not features:
+        raise PolicyError(f"policy {name} needs scores to learn from; the traces have none of those it reads")
+    learnt = forecast.fit(traces.scores, wanted, features)
+
+    def at(place: float) -> Policy:
+        return policies.make(name, {**learnt._asdict(), **settings, "price": _price(prices, place)})
+
+    held_out = torch.zeros(len(traces), traces.num_layers - 1, dtype=torch.float64)
+    for fold in forecast.folds(traces.groups):
+        rest = torch.ones(len(traces), dtype=torch.bool)
+        rest[fold] = False
+        part = traces.select(rest.nonzero()[:, 0])
+        fitted = forecast.fit(part.scores, wanted[rest], features) if rest.any() else learnt
+        rule = policies.make(name, {**fitted._asdict(), "price": 0.0})
+        assert isinstance(rule, LookAhead)
+        held_out[fold] = critical_prices(rule, {f: traces.scores[f][fold] for f in features}).double()
+    prices = held_out.flatten().sort().values
+
+    def exit_layers(place: float) -> Tensor:
+        stays = (held_out > _price(prices, place)).long()
+        return 1 + stays.cumprod(1).sum(1)
+
+    return Family(at, exit_layers)
+
+
+def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
+    """(B, L - 1): the price at and above which an utterance leaves at each layer."""
+    columns = []
+    for layer in range(1, len(rule.weights) + 1):
+        gains = rule.gains({name: values[:, :layer] for name, values in scores.items()}, layer)
+        columns.append((gains / torch.arange(1, gains.shape[1] + 1)).amax(1))
+    return torch.stack(columns, dim=1)
+
+
+def _price(prices: Tensor, place: float) -> float:
+    return float(prices[0]) - 1e-6 if place <= 0 else _quantile(prices, place)
+
+
+def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:
+    entropy, losses = _scores(traces, "entropy", "agreement"), _scores(traces, loss, "agreement")
+    order = entropy[:, :-1].argsort(0)
+    sorted_entropy = entropy[:, :-1].gather(0, order)
+    counts = torch.arange(1, len(entropy) + 1, dtype=torch.float64)[:, None]
+    accepted_loss = losses[:, :-1].gather(0, order).double().cumsum(0) / counts  # of those up to each entropy
+    rates = accepted_loss.flatten().sort().values
+
+    def at(place: float) -> Policy:
+        allowed = -1.0 if place <= 0 else _quantile(rates, place)
+        last = (accepted_loss <= allowed).long() * torch.arange(1, len(entropy) + 1)[:, None]
+        rows = last.amax(0)  # 0: nobody may leave there
+        thresholds = torch.where(rows > 0, sorted_entropy.gather(0, (rows - 1).clamp(min=0)[None])[0], 0.0)
+        return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
+
+    return at
+
+
+def _quantile(values: Tensor, place: float) -> float:
+    """Of sorted values, linear between them."""
+    return float(numpy.interp(place * (len(values) - 1), numpy.arange(len(values)), values.numpy()))

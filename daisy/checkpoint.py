@@ -22,6 +22,7 @@ from daisy import policies as exit_policies
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import CheckpointError, DaisyError
 from daisy.heads import ExitHeads, FinalHead, HeadsConfig, missing_heads
+from daisy.scores import WITHOUT_HEADS
 
 FORMAT_VERSION = 1
 MODELS = Path(__file__).parent / "models"
@@ -48,8 +49,9 @@ class Model:
             CheckpointError: where it reads heads, and there are none.
         """
         known = exit_policies.POLICIES.get(name)
-        if self.heads is None and known is not None and known.reads:
-            raise missing_heads(f"policy {name}", known.reads)
+        of_heads = set(known.scores) - WITHOUT_HEADS if known else set()
+        if self.heads is None and of_heads:
+            raise missing_heads(f"policy {name}", of_heads)
         return exit_policies.make(name, {**self.policies.get(name, {}), **settings})
 
     def modules(self) -> dict[str, nn.Module]:

@@ -43,8 +43,8 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
             files.write(path, audio.wav_bytes(waveform))
             recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
     model = checkpoint.load(source)
-    clean_scores = analysis.full_scores(model, list(clips.values()), ["entropy"])
-    policy = calibration.for_depth("entropy", clean_scores, DEPTH)
+    clean, _ = analysis.trace(model, list(clips.values()), list(clips), scores=["entropy"])
+    policy = calibration.for_depth("entropy", clean, DEPTH)
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
     result = extraction.extract(
         recordings,
@@ -59,14 +59,14 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]
     num_layers = model.backbone.config.num_layers
     figure = out / "exit_layers.png"
-    report.exit_layers_by_snr(
-        figure,
+    drawn = report.exit_layers_by_snr(
         SNRS_DB,
-        {"entropy": [analysis.bootstrap(column, list(clips)) for column in columns]},
+        {policy.name: [analysis.bootstrap(column, list(clips)) for column in columns]},
         num_layers=num_layers,
         title=f"{len(clips)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
-        points={"entropy": columns},
+        points={policy.name: columns},
     )
+    report.save(drawn, figure)
     totals = result.totals()
     return Demonstration(
         exit_layers={name: [column[i] for column in columns] for i, name in enumerate(clips)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +42,10 @@ class EarlyExitEncoder(nn.Module):
         policy: decides who leaves (`daisy.policies`).
         keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
         scores: scores to compute besides those that the policy reads.
+        score_stride: the heads look at every so-manieth frame, the first of each utterance on.
 
     Raises:
-        PolicyError: on a score that does not exist, or a policy that does not fit the backbone.
+        PolicyError: on a score that does not exist, an impossible stride, or a policy that does not fit the backbone.
         CheckpointError: on heads that do not fit the backbone, or missing ones.
     """
 
@@ -56,6 +57,7 @@ class EarlyExitEncoder(nn.Module):
         *,
         keep: str = "all",
         scores: Iterable[str] = (),
+        score_stride: int = 1,
     ):
         super().__init__()
         self.score_names = sorted(policy.reads | set(scores))
@@ -63,8 +65,11 @@ class EarlyExitEncoder(nn.Module):
         policy.check(backbone.config.num_layers)
         if keep not in KEEP:
             raise PolicyError(f"keep must be one of {', '.join(KEEP)}, found {keep!r}")
-        if heads is None and self.score_names:
-            raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", self.score_names)
+        of_heads = set(self.score_names) - score_functions.WITHOUT_HEADS
+        if heads is None and of_heads:
+            raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", of_heads)
+        if score_stride < 1:
+            raise PolicyError(f"score_stride must be at least 1 frame, found {score_stride}")
         if heads is not None and (heads.config.num_layers, heads.config.width) != (
             backbone.config.num_layers,
             backbone.config.width,
@@ -77,14 +82,21 @@ class EarlyExitEncoder(nn.Module):
         self.heads = heads
         self.policy = policy
         self.keep = keep
+        self.score_stride = score_stride
 
     @torch.no_grad()
-    def forward(self, waveforms: Sequence[Tensor] | Tensor, num_samples: Tensor | None = None) -> ExitOutput:
+    def forward(
+        self,
+        waveforms: Sequence[Tensor] | Tensor,
+        num_samples: Tensor | None = None,
+        observe: Callable[[score_functions.Reading], None] | None = None,
+    ) -> ExitOutput:
         """Run a batch.
 
         Args:
             waveforms: a list of 1-D float waveforms at the backbone's rate, or a padded (B, N) batch.
             num_samples: (B,) lengths of a padded batch; a list needs none.
+            observe: called with each layer's `daisy.scores.Reading`, where scores are computed.
 
         Raises:
             AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame, or (on the CPU,
@@ -94,12 +106,17 @@ class EarlyExitEncoder(nn.Module):
         features, num_frames = self.backbone.front_end(batch, num_samples)
         states = self.backbone.embed(features, num_frames)
         num_layers = self.backbone.config.num_layers
-        run = _Run(num_frames, num_layers, self.score_names, keep_all=self.keep == "all")
+        run = _Run(num_frames, num_layers, self.score_names, keep_all=self.keep == "all", stride=self.score_stride)
+        if "draw" in self.score_names:
+            run.draws = score_functions.draws(batch, num_samples)
         run.record(0, states)
         for layer in range(1, num_layers + 1):
             states, feed_forward = self.backbone.layer_with_feed_forward(layer, states, run.active_frames)
             run.record(layer, states)
-            run.score(layer, self._scores(layer, states, feed_forward, run.active_frames))
+            if self.score_names:
+                reading = self._read(run, layer, states, feed_forward)
+                if observe is not None:
+                    observe(reading)
             if layer == num_layers:
                 leave = torch.tensor(True)
             else:
@@ -147,25 +164,31 @@ class EarlyExitEncoder(nn.Module):
             raise AudioError("waveforms hold samples that are NaN or infinite")
         return batch.to(self.backbone.device, torch.float32), lengths
 
-    def _scores(self, layer: int, states: Tensor, feed_forward: Tensor, num_frames: Tensor) -> dict[str, Tensor]:
-        if not self.score_names:
-            return {}
-        assert self.heads is not None  # checked in __init__
-        read = states if self.heads.config.reads == "states" else feed_forward
-        return {name: score_functions.SCORES[name](self.heads, layer, read, num_frames) for name in self.score_names}
+    def _read(self, run: _Run, layer: int, states: Tensor, feed_forward: Tensor) -> score_functions.Reading:
+        read = feed_forward if self.heads is not None and self.heads.config.reads == "feed_forward" else states
+        reading = score_functions.Reading(
+            self.heads, layer, read, run.active_frames, run.units_before, run.draws, self.score_stride
+        )
+        run.score(layer, {name: score_functions.SCORES[name](reading) for name in self.score_names})
+        if "change" in self.score_names:
+            run.units_before = reading.units
+        return reading
 
 
 class _Run:
     """The books of one batch: who is still in it, what was computed for whom."""
 
-    def __init__(self, num_frames: Tensor, num_layers: int, score_names: Sequence[str], *, keep_all: bool):
+    def __init__(self, num_frames: Tensor, num_layers: int, score_names: Sequence[str], *, keep_all: bool, stride: int):
         batch = len(num_frames)
+        self.stride = stride
         self.keep_all = keep_all
         self.active = torch.arange(batch)
         self.active_frames = num_frames
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)
         self.scores = {name: torch.full((batch, num_layers), torch.nan) for name in score_names}
         self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
+        self.units_before: Tensor | None = None
+        self.draws: Tensor | None = None
 
     def record(self, layer: int, states: Tensor) -> None:
         """Keep views of layer ``layer``'s states, (active, T, D)."""
@@ -193,7 +216,13 @@ class _Run:
         self.active, self.active_frames = self.active[stay], self.active_frames[stay]
         if not len(self.active):
             return states[:0]
-        return states[stay.to(states.device), : int(self.active_frames.max())]
+        if self.draws is not None:
+            self.draws = self.draws[stay]
+        kept = stay.to(states.device)
+        states = states[kept, : int(self.active_frames.max())]
+        if self.units_before is not None:
+            self.units_before = self.units_before[kept, : -(-states.shape[1] // self.stride)]
+        return states
 
     def states(self) -> list[Tensor]:
         """Per utterance its kept layers, (layers, T_b, D), without padding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -86,6 +87,7 @@ def extract(
         policy=encoder.policy.to_config(),
         layers=encoder.keep,
         scores=encoder.score_names,
+        score_stride=encoder.score_stride,
         format=format,
         dtype=dtype,
     )
@@ -194,9 +196,14 @@ def _run_batch(
         yield row
 
 
-def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float]]:
+def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     last = int(result.exit_layer[index])
-    return {name: [round(v, 6) for v in values[index, :last].tolist()] for name, values in result.scores.items()}
+    return {name: [_rounded(v) for v in values[index, :last].tolist()] for name, values in result.scores.items()}
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; None for what is no number, which JSON cannot hold (`change` at layer 1)."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> None:

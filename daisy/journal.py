@@ -31,6 +31,8 @@ class Settings:
     """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
     scores: list[str]
     """Scores in the index."""
+    score_stride: int
+    """Frames between those that scores are made of."""
     format: str
     dtype: str
 
@@ -52,7 +54,7 @@ class Row:
     num_layers: int
     seconds: float
     """Its share of its batch's time, by length."""
-    scores: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
     """Score to its values at layers 1 to the exit layer."""
     silent: bool = False
     """All samples were zero: the exit layer means nothing."""
@@ -60,7 +62,7 @@ class Row:
     """Size and time of change of the recording's file: a changed one is encoded again."""
 
     @property
-    def predicted_loss(self) -> list[float]:
+    def predicted_loss(self) -> list[float | None]:
         """At layers 1 to the exit layer, nats: the entropy, or else what the regressors say; empty without either."""
         return self.scores.get("entropy") or self.scores.get("regressed") or []
 
@@ -86,7 +88,7 @@ class Journal:
     def __init__(self, out: Path, settings: Settings, overwrite: bool):
         self.out, self.path = out, out / JOURNAL
         self.rows: dict[str, Row] = {}
-        header = {"format_version": FORMAT_VERSION, **asdict(settings)}
+        header = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))  # tuples as lists
         try:
             lines = self._lines()
             self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}

@@ -1,4 +1,4 @@
-"""Speech plus noise at a signal-to-noise ratio, babble, and rooms.
+"""Speech plus noise at a signal-to-noise ratio, generated noise, babble, rooms and clipping.
 
 The ratio is that of the mean powers (RMS) over the whole utterance, pauses included; no peak is limited.
 """
@@ -31,6 +31,24 @@ def excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | None =
     return noise.repeat(repeats)[start : start + num_samples]
 
 
+def white(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """(num_samples,) of Gaussian noise, equal power at all frequencies."""
+    return torch.randn(num_samples, generator=generator)
+
+
+def pink(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """(num_samples,) of Gaussian noise whose power falls by 3 dB an octave."""
+    spectrum = torch.fft.rfft(white(num_samples, generator))
+    frequency = torch.arange(len(spectrum)).clamp(min=1)
+    return torch.fft.irfft(spectrum / frequency.sqrt(), n=num_samples)
+
+
+def clip(speech: Tensor, share: float) -> Tensor:
+    """(N,) speech whose loudest ``share`` of samples is cut off at the level that the others stay below."""
+    level = speech.abs().kthvalue(max(1, round((1 - share) * len(speech)))).values
+    return speech.clamp(-level, level)
+
+
 def babble(talkers: NoiseBank, count: int, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """(num_samples,) of ``count`` talkers at once, equally loud."""
     voices = [talkers.draw(num_samples, generator) for _ in range(count)]
@@ -45,11 +63,13 @@ def reverberate(speech: Tensor, response: Tensor) -> Tensor:
     return heard * (speech.square().mean() / power).sqrt() if power > 0 else speech
 
 
-def room_responses(count: int, seed: int, sample_rate: int = 16000) -> list[Tensor]:
+def room_responses(
+    count: int, seed: int, sample_rate: int = 16000, reverberation_sec: tuple[float, float] = (0.2, 0.7)
+) -> list[Tensor]:
     """Impulse responses of random shoebox rooms, by the image method.
 
-    Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m, reverberation times of 0.2 to 0.7 s, reflections up to the twelfth order,
-    talker and microphone anywhere half a metre from the walls.
+    Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m, reverberation times uniform in a range, reflections up to the twelfth
+    order, talker and microphone anywhere half a metre from the walls.
 
     Raises:
         UsageError: where pyroomacoustics is missing.
@@ -62,7 +82,7 @@ def room_responses(count: int, seed: int, sample_rate: int = 16000) -> list[Tens
     responses = []
     for _ in range(count):
         size = generator.uniform([3.0, 3.0, 2.4], [10.0, 8.0, 4.0])
-        absorption, order = pyroomacoustics.inverse_sabine(generator.uniform(0.2, 0.7), size)
+        absorption, order = pyroomacoustics.inverse_sabine(generator.uniform(*reverberation_sec), size)
         material = pyroomacoustics.Material(absorption)
         room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, 12))
         room.add_source(generator.uniform(0.5, size - 0.5))

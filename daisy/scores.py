@@ -1,26 +1,127 @@
-"""Head outputs to one number per utterance and layer. A policy names what it reads; nothing else is computed."""
+"""Head outputs to one number per utterance and layer. A policy names what it reads; nothing else is computed.
 
+| score       | at each layer                                                        | from        |
+|-------------|----------------------------------------------------------------------|-------------|
+| `entropy`   | mean frame entropy of the units, nats: DAISY's predicted loss         | classifier  |
+| `confidence`| mean probability of the likeliest unit                               | classifier  |
+| `margin`    | mean difference of the two likeliest units' probabilities            | classifier  |
+| `change`    | share of frames whose unit is not that of the layer before; NaN at 1 | classifier  |
+| `regressed` | the loss regressor's estimate, nats                                  | regressor   |
+| `num_frames`| frames of the utterance, at every layer                              | no head     |
+| `draw`      | a number from [0, 1) that the samples alone determine                | no head     |
+"""
+
+from __future__ import annotations
+
+import zlib
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from daisy import frames
-from daisy.errors import PolicyError, unknown_name
+from daisy.errors import CheckpointError, PolicyError, unknown_name
 from daisy.heads import ExitHeads
 
 
-def entropy(heads: ExitHeads, layer: int, read: Tensor, num_frames: Tensor) -> Tensor:
+class Reading:
+    """What the heads make of one layer of a batch; each part is computed when first asked for, once.
+
+    Args:
+        heads: the exit heads; None where only scores are asked for that need none.
+        layer: 1 to L.
+        read: (B, T, D), what layer ``layer`` gives the heads.
+        num_frames: (B,) frames of each utterance.
+        units_before: (B, T') units of the layer before, at every ``stride``-th frame; None at layer 1.
+        draws: (B,) of `draws`.
+        stride: the heads look at every so-manieth frame.
+    """
+
+    def __init__(
+        self,
+        heads: ExitHeads | None,
+        layer: int,
+        read: Tensor,
+        num_frames: Tensor,
+        units_before: Tensor | None = None,
+        draws: Tensor | None = None,
+        stride: int = 1,
+    ):
+        self._heads, self.layer, self.num_frames, self.draws = heads, layer, num_frames, draws
+        self.read = read[:, ::stride]
+        self.num_read = (num_frames + stride - 1) // stride
+        self.units_before = units_before
+
+    @property
+    def heads(self) -> ExitHeads:
+        """The exit heads.
+
+        Raises:
+            CheckpointError: where there are none.
+        """
+        if self._heads is None:
+            raise CheckpointError("these scores are of exit heads, and there are none")
+        return self._heads
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(B, T', K)."""
+        return self.heads.unit_logits(self.layer, self.read).log_softmax(-1)
+
+    @cached_property
+    def units(self) -> Tensor:
+        """(B, T') the likeliest."""
+        return self.log_probs.argmax(-1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(B, T') to (B,): over each utterance's own frames."""
+        return frame_mean(values, self.num_read)
+
+
+def entropy(reading: Reading) -> Tensor:
     """Mean frame entropy of the unit distribution, (B,) in nats: DAISY's predicted masked-unit loss."""
-    return frame_mean(unit_entropy(heads.unit_logits(layer, read)), num_frames)
+    return reading.mean(-(reading.log_probs.exp() * reading.log_probs).sum(-1))
 
 
-def regressed(heads: ExitHeads, layer: int, read: Tensor, num_frames: Tensor) -> Tensor:
+def confidence(reading: Reading) -> Tensor:
+    """Mean probability of each frame's likeliest unit, (B,) (HuBERT-EE, arXiv:2204.06328)."""
+    return reading.mean(reading.log_probs.amax(-1).exp())
+
+
+def margin(reading: Reading) -> Tensor:
+    """Mean difference between the probabilities of each frame's two likeliest units, (B,)."""
+    first, second = reading.log_probs.topk(2, dim=-1).values.exp().unbind(-1)
+    return reading.mean(first - second)
+
+
+def change(reading: Reading) -> Tensor:
+    """Share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
+    if reading.units_before is None:
+        return torch.full((len(reading.read),), torch.nan, device=reading.read.device)
+    return reading.mean((reading.units != reading.units_before).float())
+
+
+def regressed(reading: Reading) -> Tensor:
     """The loss regressor's estimate of the masked-unit loss, (B,) in nats."""
-    return heads.predicted_loss(layer, read, num_frames)
+    return reading.heads.predicted_loss(reading.layer, reading.read, reading.num_read)
 
 
-SCORES: dict[str, Callable[[ExitHeads, int, Tensor, Tensor], Tensor]] = {"entropy": entropy, "regressed": regressed}
+def num_frames(reading: Reading) -> Tensor:
+    """Frames of each utterance, (B,)."""
+    return reading.num_frames.float()
+
+
+def draw(reading: Reading) -> Tensor:
+    """The utterance's own draw, (B,)."""
+    assert reading.draws is not None
+    return reading.draws
+
+
+SCORES: dict[str, Callable[[Reading], Tensor]] = {
+    score.__name__: score for score in (entropy, confidence, margin, change, regressed, num_frames, draw)
+}
+WITHOUT_HEADS = frozenset({"num_frames", "draw"})
 
 
 def check(names: Iterable[str]) -> None:
@@ -34,10 +135,10 @@ def check(names: Iterable[str]) -> None:
             raise PolicyError(unknown_name("score", name, SCORES))
 
 
-def unit_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the distribution of logits (..., K), (...) in nats; finite for any finite logits."""
-    log_probs = logits.log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
+def draws(waveforms: Tensor, num_samples: Tensor) -> Tensor:
+    """(B,) float32 from [0, 1): as good as random, and the same for the same samples in any batch."""
+    content = [waveform[:length].numpy() for waveform, length in zip(waveforms.cpu(), num_samples, strict=True)]
+    return torch.tensor([zlib.crc32(samples.tobytes()) >> 8 for samples in content]).float() / 2**24
 
 
 def frame_mean(values: Tensor, num_frames: Tensor) -> Tensor:

@@ -1,48 +1,73 @@
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from daisy import EarlyExitEncoder, analysis, policies
-from daisy.errors import UsageError
+from daisy import CheckpointError, EarlyExitEncoder, analysis, policies
 from tests.conftest import POST_NORM, tiny_model
 
 
-def test_full_scores_are_those_of_single_runs(model, waveforms):
-    scores = analysis.full_scores(model, waveforms, ["entropy", "regressed"], batch_sec=1.0)
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy", "regressed"])
+def test_traces_hold_the_scores_of_single_runs(model, waveforms):
+    table, _ = analysis.trace(model, waveforms, list("abcdefg"), list("xxxyyyz"), batch_sec=1.0)
+    encoder = EarlyExitEncoder(
+        model.backbone, model.heads, policies.Never(), scores=set(table.scores) - {"final_agreement"}
+    )
     for index, waveform in enumerate(waveforms):
         for name, values in encoder([waveform]).scores.items():
-            torch.testing.assert_close(scores[name][index], values[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(table.scores[name][index], values[0], atol=1e-4, rtol=1e-4, equal_nan=True)
+    assert table.utterances == tuple("abcdefg")
+    assert table.groups == tuple("xxxyyyz")
+    assert table.costs.tolist() == list(range(1, model.backbone.config.num_layers + 1))
 
 
-def test_fidelity_against_its_definition(waveforms):
+def test_losses_against_their_definition(waveforms):
     model = tiny_model(POST_NORM)
     reference = [torch.randint(11, (n,)) for n in (49, 74)]
-    run = analysis.fidelity(model, [waveforms[4], waveforms[6]], reference)
-    own = analysis.fidelity(model, [waveforms[4], waveforms[6]])
-    for index, waveform in enumerate((waveforms[4], waveforms[6])):
+    pair = [waveforms[4], waveforms[6]]
+    run, units = analysis.trace(model, pair, ["a", "b"], reference=reference)
+    own, _ = analysis.trace(model, pair, ["a", "b"])
+    for index, waveform in enumerate(pair):
         states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
         with torch.no_grad():
             full = model.final_head(states[-1]).softmax(-1)
-            assert torch.equal(run.units[index], full.argmax(-1))
+            assert torch.equal(units[index], full.argmax(-1))
             for layer in range(1, 5):
                 logits = model.heads.unit_logits(layer, states[layer])
                 guesses, probs = logits.argmax(-1), logits.softmax(-1)
                 expected = {
                     "loss": F.cross_entropy(logits, reference[index]),
-                    "accuracy": (guesses == reference[index]).float().mean(),
-                    "agreement": (guesses == full.argmax(-1)).float().mean(),
-                    "kl": (full * (full / probs).log()).sum(-1).mean(),
+                    "clean_disagreement": (guesses != reference[index]).float().mean(),
+                    "disagreement": (guesses != full.argmax(-1)).float().mean(),
+                    "kl_nats": (full * (full / probs).log()).sum(-1).mean(),
                 }
                 for name, value in expected.items():
-                    torch.testing.assert_close(getattr(run, name)[index, layer - 1], value, atol=1e-4, rtol=1e-4)
-    assert torch.equal(own.accuracy, own.agreement)
+                    torch.testing.assert_close(run.losses[name][index, layer - 1], value, atol=1e-4, rtol=1e-4)
+    assert torch.equal(own.losses["clean_disagreement"], own.losses["disagreement"])
+    assert torch.equal(own.scores["final_agreement"], 1 - own.losses["disagreement"])
     exits = torch.tensor([2, 4])
-    assert analysis.at_exit(run.loss, exits).tolist() == [run.loss[0, 1], run.loss[1, 3]]
+    loss = run.losses["loss"]
+    assert analysis.at_exit(loss, exits).tolist() == [loss[0, 1], loss[1, 3]]
 
 
-def test_fidelity_needs_both_heads(waveforms):
+def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):
     model = tiny_model(POST_NORM)
+    table, _ = analysis.trace(model, waveforms[4:], list("abc"))
+    states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveforms[5]]).states[0]
+    with torch.no_grad():
+        units = [model.heads.unit_logits(layer, states[layer]).argmax(-1) for layer in range(1, 5)]
+    changes = [float((now != before).float().mean()) for before, now in itertools.pairwise(units)]
+    assert table.scores["change"][1, 1:].tolist() == pytest.approx(changes)
+    assert table.scores["change"][:, 0].isnan().all()
+
+
+def test_without_the_full_models_head_there_are_scores_alone(waveforms):
+    model = tiny_model(POST_NORM, regressors=False)
     model.final_head = None
-    with pytest.raises(UsageError, match="needs a checkpoint with exit heads and with HuBERT's own final head"):
-        analysis.fidelity(model, waveforms)
+    table, units = analysis.trace(model, waveforms, list("abcdefg"))
+    assert not table.losses
+    assert not units
+    assert "regressed" not in table.scores
+    model.heads = None
+    with pytest.raises(CheckpointError, match="no exit heads"):
+        analysis.trace(model, waveforms, list("abcdefg"))

@@ -1,39 +1,160 @@
+import dataclasses
+
 import pytest
 import torch
 
 from daisy import PolicyError, calibration, policies
+from daisy.policies.rules import LookAhead
+from daisy.traces import Traces
+
+LAYERS = 12
 
 
-@pytest.fixture
-def scores():
+@pytest.fixture(scope="module")
+def traces():
+    """Utterances of differing difficulty: the loss falls fast or slowly, from high or low, and scores follow it."""
     generator = torch.Generator().manual_seed(4)
-    levels = 3 * torch.rand(500, 1, generator=generator)
-    falling = levels + 2 * torch.exp(-torch.arange(12) / (1 + 4 * torch.rand(500, 1, generator=generator)))
-    return {"entropy": falling + 0.02 * torch.rand(500, 12, generator=generator)}
+    rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    layers = torch.arange(LAYERS)
+    level, pace = rand(600, 1), 1 + 5 * rand(600, 1)
+    disagreement = (0.1 + 0.2 * level + 0.6 * torch.exp(-layers / pace)).clamp(0, 1)
+    entropy = 4 * disagreement + 0.1 * rand(600, LAYERS)
+    change = torch.cat([torch.full((600, 1), torch.nan), (disagreement[:, :-1] - disagreement[:, 1:])], 1)
+    return Traces(
+        utterances=tuple(map(str, range(600))),
+        groups=tuple(str(index // 10) for index in range(600)),
+        conditions=("clean",) * 600,
+        scores={
+            "entropy": entropy,
+            "regressed": entropy + 0.3 * rand(600, LAYERS),
+            "confidence": (1 - disagreement) * (1 - 0.05 * rand(600, LAYERS)),
+            "margin": (1 - disagreement) * (1 - 0.1 * rand(600, LAYERS)),
+            "change": change,
+            "final_agreement": 1 - disagreement,
+        },
+        losses={"disagreement": disagreement},
+        weights=torch.ones(600),
+        costs=torch.arange(1, LAYERS + 1).float(),
+    )
 
 
-@pytest.mark.parametrize("name", ["entropy", "plateau"])
+@pytest.mark.parametrize("name", [name for name in calibration.FAMILIES if name != "fixed"])
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
-def test_depth_on_the_given_audio_is_the_target(scores, name, target):
-    policy = calibration.for_depth(name, scores, target)
+def test_depth_on_the_given_audio_is_the_target(traces, name, target):
+    policy = calibration.for_depth(name, traces, target)
     assert policy.name == name
-    assert abs(calibration.depth(policy, scores) - target) < 0.005
+    policy.check(LAYERS)
+    tolerance = 0.05 if isinstance(policy, LookAhead) else 0.015  # look-ahead is cross-fitted
+    assert abs(calibration.depth(policy.exit_layers(traces.scores), traces) - target) < tolerance
+    assert policies.from_config(policy.to_config()) == policy
 
 
-def test_other_settings_are_kept(scores):
-    policy = calibration.for_depth("plateau", scores, 0.6, patience=1, min_layer=4)
-    assert (policy.patience, policy.min_layer) == (1, 4)
-    assert policy.exit_layers(scores).min() >= 4
+@pytest.mark.parametrize("name", calibration.FAMILIES)
+def test_families_go_from_all_layers_to_few(traces, name):
+    found = calibration.family(name, traces)
+    depths = [calibration.depth(found.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    assert depths[0] == 1.0
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] < 0.35
 
 
-def test_unreachable_depths_come_as_near_as_they_can(scores):
-    assert calibration.depth(calibration.for_depth("plateau", scores, 0.01), scores) == 3 / 12
-    assert calibration.for_depth("fixed", scores, 0.6) == policies.Fixed(layer=7)
-    assert calibration.for_depth("fixed", scores, 0.01) == policies.Fixed(layer=1)
+def test_depth_counts_costs(traces):
+    dear = dataclasses.replace(traces, costs=torch.arange(1, LAYERS + 1).float() ** 2)
+    assert calibration.depth(torch.tensor([6, 12]), dear) == pytest.approx((36 / 144 + 1) / 2)
+    policy = calibration.for_depth("entropy", dear, 0.5)
+    assert calibration.depth(policy.exit_layers(dear.scores), dear) == pytest.approx(0.5, abs=0.01)
 
 
-def test_refusals(scores):
-    with pytest.raises(PolicyError, match="depth must be above 0 and at most 1, found 1.2"):
-        calibration.for_depth("entropy", scores, 1.2)
-    with pytest.raises(PolicyError, match="policy never has no setting that moves its depth"):
-        calibration.for_depth("never", scores, 0.5)
+def test_looking_ahead_learns_what_there_is_to_gain(traces):
+    """Two kinds of audio: on one the loss falls at layer 6 and never again, on the other at layer 10."""
+    early = torch.arange(200) % 2 == 0
+    layers = torch.arange(1, LAYERS + 1)
+    loss = torch.where(early[:, None], (layers < 6).float(), (layers < 10).float())
+    generator = torch.Generator().manual_seed(0)
+    hint = torch.where(early, 0.2, 0.8)[:, None] + 0.05 * torch.rand(200, LAYERS, generator=generator)
+    table = Traces(
+        utterances=tuple(map(str, range(200))),
+        groups=tuple(map(str, range(200))),
+        conditions=("clean",) * 200,
+        scores={"entropy": hint},
+        losses={"disagreement": loss},
+        weights=torch.ones(200),
+        costs=layers.float(),
+    )
+    policy = calibration.for_depth("forecast", table, 8 / 12)
+    assert torch.equal(policy.exit_layers(table.scores), torch.where(early, 6, 10))
+
+
+def test_gains_are_foretold_from_what_was_executed_only(traces):
+    policy = calibration.for_depth("forecast", traces, 0.5)
+    seen = {name: values[:5, :4] for name, values in traces.scores.items()}
+    assert policy.gains(seen, 4).shape == (5, 8)
+    true = traces.losses["disagreement"][:, 3:4] - traces.losses["disagreement"][:, 4:]
+    found = policy.gains({name: values[:, :4] for name, values in traces.scores.items()}, 4)
+    assert torch.corrcoef(torch.stack([true[:, -1], found[:, -1]]))[0, 1] > 0.9
+
+
+def test_cross_fitting_does_not_see_what_it_judges():
+    """With losses that are pure chance, forecasts of held-out utterances must find nothing."""
+    generator = torch.Generator().manual_seed(1)
+    loss = torch.rand(400, LAYERS, generator=generator)
+    table = Traces(
+        utterances=tuple(map(str, range(400))),
+        groups=tuple(map(str, range(400))),
+        conditions=("clean",) * 400,
+        scores={name: torch.rand(400, LAYERS, generator=generator) for name in ("entropy", "confidence", "margin")},
+        losses={"disagreement": loss},
+        weights=torch.ones(400),
+        costs=torch.arange(1, LAYERS + 1).float(),
+    )
+    found = calibration.family("forecast", table)
+    for place in (0.3, 0.6):
+        held_out = found.exit_layers(place)
+        in_sample = found.at(place).exit_layers(table.scores)
+        at_exit = [loss.gather(1, exits[:, None] - 1).mean() for exits in (held_out, in_sample)]
+        assert abs(at_exit[0] - 0.5) < 0.06
+        assert at_exit[1] < at_exit[0]  # what fitting and judging on the same utterances would have claimed
+
+
+def test_agreement_holds_its_rate_at_every_layer(traces):
+    policy = calibration.family("agreement", traces).at(0.4)
+    entropy, loss = traces.scores["entropy"], traces.losses["disagreement"]
+    rates = []
+    for layer, threshold in enumerate(policy.threshold[:-1]):
+        accepted = entropy[:, layer] <= threshold
+        if accepted.any():
+            rates.append(float(loss[accepted, layer].mean()))
+    assert len(rates) >= 8
+    assert max(rates) - min(rates) < 0.02
+
+
+def test_other_settings_are_kept(traces):
+    policy = calibration.for_depth("patience", traces, 0.6, patience=3)
+    assert policy.patience == 3
+    assert policy.exit_layers(traces.scores).min() >= 4
+
+
+def test_fixed_goes_to_the_nearest_layer(traces):
+    assert calibration.for_depth("fixed", traces, 0.6) == policies.Fixed(layer=7)
+    assert calibration.for_depth("fixed", traces, 0.01) == policies.Fixed(layer=1)
+
+
+def test_the_published_windows():
+    histogram = [0, 1, 0, 5, 10, 4, 0, 0]  # mean exit 4.8
+    assert calibration.window(0.5, histogram) == policies.Window(threshold=0.5, first=4, last=5)
+    assert calibration.window(0.5, histogram, "min-max") == policies.Window(threshold=0.5, first=2, last=6)
+    assert calibration.window(0.5, histogram, "threshold") == policies.Window(threshold=0.5, first=4, last=6)
+    with pytest.raises(PolicyError, match="histogram of exits is empty"):
+        calibration.window(0.5, [0.0, 0.0])
+
+
+def test_refusals(traces):
+    with pytest.raises(PolicyError, match=r"depth must be above 0 and at most 1, found 1\.2"):
+        calibration.for_depth("entropy", traces, 1.2)
+    with pytest.raises(PolicyError, match="policy never has nothing to calibrate"):
+        calibration.for_depth("never", traces, 0.5)
+    bare = dataclasses.replace(traces, scores={"entropy": traces.scores["entropy"]}, losses={})
+    with pytest.raises(PolicyError, match="policy margin needs margin; the traces have entropy"):
+        calibration.for_depth("margin", bare, 0.5)
+    with pytest.raises(PolicyError, match="policy forecast needs disagreement"):
+        calibration.for_depth("forecast", bare, 0.5)

@@ -16,6 +16,8 @@ import daisy
 from daisy.cli import main
 from tests.conftest import tiny_model
 
+EXTRACT = ("extract", "in", "-o", "o", "-c", "tiny.safetensors")
+
 
 def run(*arguments, cwd="."):
     """The command in this process: starting Python and torch for each would take minutes."""
@@ -55,7 +57,7 @@ def place(tmp_path_factory):
 
 
 def test_extract_prints_totals_and_resumes(place):
-    arguments = ("extract", place / "in", "-c", place / "tiny.safetensors", "-o", place / "out")
+    arguments = ("extract", place / "in", "-c", place / "tiny.safetensors", "-p", "entropy", "-o", place / "out")
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     totals = json.loads((place / "out" / "index.json").read_text())["totals"]
@@ -90,13 +92,13 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("extract", "nowhere", "-o", "o"), "daisy: nowhere: no such file, folder or manifest"),
         (("extract", "in", "-o", "o", "-c", "gone"), "daisy: gone: no such checkpoint"),
         (("extract", "in", "-o", "o", "-c", "in/0.wav"), "daisy: in/0.wav: not a whole .safetensors file"),
-        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "entropi"), "did you mean entropy?"),
+        ((*EXTRACT, "-p", "entropi"), "did you mean entropy?"),
+        ((*EXTRACT, "-p", "plateau"), "and the checkpoint brings no default: it is learnt from audio: daisy calibrate"),
+        ((*EXTRACT, "--set", "threshold"), "--set takes KEY=VALUE"),
         (
-            ("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "plateau"),
-            "policy plateau needs min_improvement",
+            (*EXTRACT, "-p", "entropy", "-o", "in/0.wav/x"),
+            "cannot be written (Not a directory)",
         ),
-        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--set", "threshold"), "--set takes KEY=VALUE"),
-        (("extract", "in", "-o", "in/0.wav/x", "-c", "tiny.safetensors"), "cannot be written (Not a directory)"),
         (("convert", "in/0.wav", "o.safetensors"), "daisy: in/0.wav: "),
         (("convert", "in/0.wav", "tiny.safetensors"), "tiny.safetensors: exists; add --overwrite"),
         (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
@@ -104,11 +106,14 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("labels", "gone.tsv", "-o", "o"), "gone.tsv: no such manifest"),
         (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
-        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy entropy reads entropy"),
+        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy forecast reads entropy"),
         (("convert", "tiny.safetensors", "o.safetensors"), "is a daisy checkpoint already"),
-        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--device", "foo"), "daisy: --device foo: "),
-        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "--batch-sec", "nan"), "must be above 0 s, found nan"),
-        (("extract", "in", "-o", "o", "-c", "tiny.safetensors", "-p", "fixed", "--set", "layer=9"), "at most 4"),
+        ((*EXTRACT, "--device", "foo"), "daisy: --device foo: "),
+        (
+            (*EXTRACT, "-p", "entropy", "--batch-sec", "nan"),
+            "must be above 0 s, found nan",
+        ),
+        ((*EXTRACT, "-p", "fixed", "--set", "layer=9"), "at most 4"),
     ],
 )
 def test_refusals_are_one_line_and_exit_status_2(place, arguments, message):
@@ -121,14 +126,14 @@ def test_refusals_are_one_line_and_exit_status_2(place, arguments, message):
 
 def test_nothing_done_is_exit_status_2(place, tmp_path):
     (tmp_path / "text.wav").write_text("no audio")
-    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-o", tmp_path / "out")
+    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-p", "entropy", "-o", tmp_path / "out")
     assert done.returncode == 2
     assert "1 of 1 recordings failed" in done.stderr
 
 
 def test_brackets_in_names_are_printed_as_they_are(place, tmp_path):
     soundfile.write(tmp_path / "take[old].wav", numpy.ones(1000) * 0.1, 16000)
-    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-o", tmp_path / "[/out]")
+    done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-p", "entropy", "-o", tmp_path / "[/out]")
     assert done.returncode == 0, done.stderr
     assert "take[old]" in done.stdout
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import daisy
-from daisy import demonstration
+from daisy import calibration, demonstration
 from daisy.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def test_the_bundled_model_is_small_and_complete():
     model = daisy.load("daisy-mini")
     assert model.heads.config.regressors
     assert model.final_head.num_units == model.heads.config.num_units == 104
-    assert set(model.policies) == {"entropy", "plateau"}
+    assert set(model.policies) == set(calibration.FAMILIES) - {"fixed", "oracle"}
 
 
 def test_the_recordings_are_few_and_attributed():
@@ -54,11 +54,11 @@ def test_the_recordings_are_few_and_attributed():
     assert "CC BY 4.0" in text
 
 
-def test_figures_say_what_they_miss(tmp_path, monkeypatch):
+def test_figures_say_what_they_miss(monkeypatch):
     import sys
 
     from daisy import report
 
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(UsageError, match="figures need matplotlib: pip install"):
-        report.exit_layers_by_snr(tmp_path / "x.png", [None], {}, num_layers=2, title="")
+        report.exit_layers_by_snr([None], {}, num_layers=2, title="")

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from daisy import CheckpointError
 from daisy.heads import ExitHeads, FinalHead, HeadsConfig, LossRegressor, mean_and_std
 from daisy.losses import unit_loss
-from daisy.scores import frame_mean, unit_entropy
+from daisy.scores import Reading, entropy, frame_mean
 from tests.conftest import randomise
 
 
@@ -60,7 +60,11 @@ def test_final_head_is_a_scaled_cosine():
 def test_entropy_of_known_distributions():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0], [0.0, 0.0, -1e4, -1e4]])
     expected = torch.tensor([4.0, 1.0, 2.0]).log()
-    torch.testing.assert_close(unit_entropy(logits), expected)
+    heads = ExitHeads(HeadsConfig(num_layers=1, width=4, num_units=4))
+    torch.nn.init.eye_(heads.units[0].weight)
+    torch.nn.init.zeros_(heads.units[0].bias)
+    reading = Reading(heads, 1, logits[:, None], torch.ones(3, dtype=torch.int64))  # three utterances of one frame
+    torch.testing.assert_close(entropy(reading), expected)
 
 
 def test_frame_mean_ignores_padding_even_where_it_is_nan():

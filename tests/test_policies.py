@@ -1,30 +1,77 @@
+import dataclasses
+import json
+
 import pytest
 import torch
 
 from daisy import PolicyError, policies
 
+LAYERS = 12
+
+
+def look_ahead(kind, price, features):
+    """Foretells with weights drawn at random."""
+    generator = torch.Generator().manual_seed(2)
+    rand = lambda *shape: torch.randn(*shape, generator=generator).tolist()  # noqa: E731
+    weights = [rand(LAYERS - layer, layer * len(features)) for layer in range(1, LAYERS)]
+    for rows in weights:
+        for row in rows:
+            row[features.index("change") * (len(row) // len(features))] = 0.0  # nothing is known of it at layer 1
+    intercepts = [rand(LAYERS - layer) for layer in range(1, LAYERS)]
+    return kind(price=price, features=features, weights=weights, intercepts=intercepts)
+
+
+DEADLINE = {"budget": 500.0, "front_cost": (10.0, 1.0, 0.0), "layer_cost": (5.0, 0.2, 0.001)}
 ALL = [
     policies.Entropy(threshold=0.5),
-    policies.Plateau(min_improvement=0.05),
-    policies.Plateau(min_improvement=0.2, patience=1, min_layer=1),
-    policies.Plateau(min_improvement=0.1, patience=4, min_layer=2),
+    policies.Entropy(threshold=tuple(0.3 + 0.02 * layer for layer in range(LAYERS))),
+    policies.Regressed(threshold=0.4),
+    policies.Confidence(threshold=0.6),
+    policies.Margin(threshold=0.7),
+    policies.Agreement(threshold=(0.0,) * 4 + (0.3,) * 8),
+    policies.Patience(tolerance=0.5),
+    policies.Patience(tolerance=(0.9,) * 6 + (0.6,) * 6, patience=3),
+    look_ahead(policies.Forecast, 0.4, ("entropy", "change")),
+    look_ahead(policies.Plateau, 0.2, ("change",)),
+    look_ahead(policies.RegressedPlateau, 0.4, ("change", "regressed")),
+    policies.Deadline(**DEADLINE),
+    policies.Deadline(**DEADLINE, then=policies.Entropy(threshold=0.4)),
+    policies.Random(histogram=(0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 1)),
+    policies.Oracle(degree=0.6),
+    policies.Window(threshold=0.5, first=4, last=7),
     policies.Fixed(layer=7),
     policies.Never(),
 ]
 
 
+def drawn(count=200):
+    """(B, L) of every score that a policy reads."""
+    generator = torch.Generator().manual_seed(1)
+    names = ("entropy", "regressed", "confidence", "margin", "change", "final_agreement")
+    scores = {name: torch.rand(count, LAYERS, generator=generator) for name in names}
+    scores["entropy"] = scores["entropy"].cummin(1).values
+    scores["change"][:, 0] = torch.nan
+    for name, values in (("num_frames", torch.randint(10, 400, (count, 1))), ("draw", torch.rand(count, 1))):
+        scores[name] = values.float().expand(count, LAYERS)
+    return scores
+
+
 @pytest.mark.parametrize("policy", ALL, ids=repr)
 def test_the_loop_and_a_full_run_agree(policy):
     """`decide` on prefixes, utterances leaving as they go, against `exit_layers` on the whole."""
-    num_layers = 12
-    scores = torch.rand(200, num_layers, generator=torch.Generator().manual_seed(1)).cummin(1).values
-    exits = torch.full((200,), num_layers)
+    scores = drawn()
+    policy.check(LAYERS)
+    exits = torch.full((200,), LAYERS)
     active = torch.arange(200)
-    for layer in range(1, num_layers):
-        leave = policy.decide(dict.fromkeys(policy.reads, scores[active, :layer]), layer).expand(len(active))
+    for layer in range(1, LAYERS):
+        seen = {name: scores[name][active, :layer] for name in policy.reads}
+        leave = policy.decide(seen, layer).expand(len(active))
         exits[active[leave]] = layer
         active = active[~leave]
-    assert torch.equal(policy.exit_layers({"entropy": scores}), exits)
+        if not len(active):
+            break
+    assert torch.equal(policy.exit_layers(scores), exits)
+    assert isinstance(policy, policies.Never | policies.Fixed | policies.Window) or len(exits.unique()) > 1
 
 
 def test_entropy_leaves_at_the_first_low_enough_layer():
@@ -32,14 +79,68 @@ def test_entropy_leaves_at_the_first_low_enough_layer():
     assert policies.Entropy(threshold=1.0).exit_layers({"entropy": scores}).tolist() == [3, 2, 1, 4]
 
 
-def test_plateau_measures_relative_improvement_over_patience_layers():
-    falling = [4.0, 3.0, 2.0, 1.9, 1.85, 1.84, 1.0, 0.9]
-    scores = {"entropy": torch.tensor([falling])}
-    # over two layers: 3: 0.5, 4: 0.367, 5: 0.075, 6: 0.032
-    assert policies.Plateau(min_improvement=0.1).exit_layers(scores).tolist() == [5]
-    assert policies.Plateau(min_improvement=0.05).exit_layers(scores).tolist() == [6]
-    assert policies.Plateau(min_improvement=0.1, min_layer=6).exit_layers(scores).tolist() == [6]
-    assert policies.Plateau(min_improvement=0.1, patience=1).exit_layers(scores).tolist() == [4]
+def test_one_threshold_for_each_layer():
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.5], [3.0, 1.0, 2.0, 0.1]])
+    assert policies.Entropy(threshold=(0.0, 1.5, 0.0, 0.0)).exit_layers({"entropy": scores}).tolist() == [4, 2]
+    with pytest.raises(PolicyError, match="threshold is for 4 layers, not for 12"):
+        policies.Entropy(threshold=(0.0, 1.5, 0.0, 0.0)).check(12)
+
+
+def test_confidence_leaves_where_it_is_high():
+    scores = torch.tensor([[0.2, 0.6, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
+    assert policies.Confidence(threshold=0.6).exit_layers({"confidence": scores}).tolist() == [2, 4]
+
+
+def test_patience_wants_stable_units_in_a_row():
+    nan = torch.nan
+    change = {"change": torch.tensor([[nan, 0.1, 0.5, 0.1, 0.1, 0.1], [nan, 0.5, 0.1, 0.1, 0.5, 0.5]])}
+    assert policies.Patience(tolerance=0.2).exit_layers(change).tolist() == [2, 3]
+    assert policies.Patience(tolerance=0.2, patience=2).exit_layers(change).tolist() == [5, 4]
+    assert policies.Patience(tolerance=0.2, patience=3).exit_layers(change).tolist() == [6, 6]
+
+
+def test_looking_ahead_weighs_gains_against_layers():
+    scores = {"entropy": torch.tensor([[2.0, 1.0, 0.5]]), "change": torch.tensor([[torch.nan, 0.5, 0.25]])}
+    weights = (((1.0, 0.0), (2.0, 0.0)), ((0.5, 1.0, 0.0, 2.0),))
+    policy = policies.Forecast(
+        price=3.0, features=("entropy", "change"), weights=weights, intercepts=((0.1, 0.0), (-2.5,))
+    )
+    assert policy.gains(scores, 1).tolist() == [pytest.approx([2.1, 4.0])]  # at layers 2 and 3
+    assert policy.gains(scores, 2).tolist() == [pytest.approx([0.5 * 2 + 1 * 1 + 2 * 0.5 - 2.5])]
+    assert policy.exit_layers(scores).tolist() == [1]  # neither 2.1 for one layer nor 4.0 for two is worth 3 each
+    assert dataclasses.replace(policy, price=2.05).exit_layers(scores).tolist() == [2]
+    assert dataclasses.replace(policy, price=0.4).exit_layers(scores).tolist() == [3]
+    with pytest.raises(PolicyError, match="learnt on a model of 3 layers, this one has 12"):
+        policy.check(12)
+    with pytest.raises(PolicyError, match="the weights of layer 1 are"):
+        dataclasses.replace(policy, features=("entropy",))
+
+
+def test_a_deadline_leaves_at_the_deepest_layer_that_fits():
+    scores = {"num_frames": torch.tensor([[10.0] * 6, [100.0] * 6, [1000.0] * 6])}
+    policy = policies.Deadline(budget=400.0, front_cost=(0.0, 1.0, 0.0), layer_cost=(0.0, 0.5, 0.001))
+    # layers cost 5.1, 60 and 1500 beside fronts of 10, 100 and 1000
+    assert policy.exit_layers(scores).tolist() == [6, 5, 1]
+    assert dataclasses.replace(policy, budget=280.0).exit_layers(scores).tolist() == [6, 3, 1]
+    scores["entropy"] = torch.tensor([[1.0, 0.1, 0.1, 0.1, 0.1, 0.1]] * 3)
+    with_rule = dataclasses.replace(policy, then=policies.Entropy(threshold=0.5))
+    assert with_rule.exit_layers(scores).tolist() == [2, 2, 1]
+
+
+def test_random_exits_follow_the_histogram():
+    scores = {"draw": torch.linspace(0, 0.9999, 1000)[:, None].expand(-1, 4)}
+    exits = policies.Random(histogram=(1, 0, 2, 1)).exit_layers(scores)
+    assert torch.bincount(exits, minlength=5).tolist() == [0, 250, 0, 500, 250]
+
+
+def test_the_published_window_lets_a_batch_leave_together():
+    scores = {"entropy": torch.tensor([[1.0, 0.2, 0.2, 0.2, 0.2], [4.0, 4.0, 1.0, 1.0, 1.0]])}
+    scores["num_frames"] = torch.tensor([[30.0] * 5, [10.0] * 5])
+    # means over all frames: 1.75, 1.15, 0.4, ...
+    window = lambda threshold: policies.Window(threshold=threshold, first=2, last=4).exit_layers(scores).tolist()  # noqa: E731
+    assert window(2.0) == [2, 2]
+    assert window(0.5) == [3, 3]
+    assert window(0.1) == [4, 4]
 
 
 def test_a_nan_score_never_lets_leave_before_the_end():
@@ -54,6 +155,7 @@ def test_every_policy_is_held_to_these_tests():
 @pytest.mark.parametrize("policy", ALL, ids=repr)
 def test_configuration_round_trip(policy):
     assert policies.from_config(policy.to_config()) == policy
+    assert policies.from_config(json.loads(json.dumps(policy.to_config()))) == policy
 
 
 @pytest.mark.parametrize(
@@ -62,11 +164,12 @@ def test_configuration_round_trip(policy):
         ("entropi", {}, "unknown policy 'entropi': did you mean entropy?"),
         ("entropy", {}, "policy entropy needs threshold"),
         ("entropy", {"treshold": 1}, "unknown setting 'treshold': did you mean threshold?"),
-        ("entropy", {"threshold": -1}, "threshold must be at least 0 nats, found -1"),
+        ("entropy", {"threshold": -1}, "threshold must be at least 0, found -1"),
         ("fixed", {"layer": 0}, "layer must be at least 1, found 0"),
-        ("plateau", {"min_improvement": 0.1, "patience": 0}, "patience must be at least 1 layer, found 0"),
-        ("plateau", {"min_improvement": 0.1, "patience": 1.5}, "patience must be a whole number, found 1.5"),
-        ("plateau", {"min_improvement": float("nan")}, "min_improvement must be a finite number, found nan"),
+        ("patience", {"tolerance": 0.1, "patience": 0}, "patience must be at least 1, found 0"),
+        ("patience", {"tolerance": 0.1, "patience": 1.5}, "patience must be a whole number, found 1.5"),
+        ("patience", {"tolerance": float("nan")}, "tolerance must be a finite number, found nan"),
+        ("random", {"histogram": [0.0, 0.0]}, "histogram must be frequencies, some above 0"),
         ("entropy", {"threshold": "low"}, "threshold must be a finite number, found 'low'"),
         ("fixed", {"layer": 2.0}, "layer must be a whole number, found 2.0"),
     ],

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from daisy.cli import convert, demo, extract, info, labels, manifest, user_dir
+from daisy.cli import calibrate, convert, demo, extract, info, labels, manifest, noise_curve, replay, user_dir
 from daisy.cli.console import errors, printable
 from daisy.errors import DaisyError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (extract, info, convert, labels, manifest, demo, user_dir):
+for module in (extract, calibrate, noise_curve, replay, info, convert, labels, manifest, demo, user_dir):
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

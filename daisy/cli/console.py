@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,12 @@ Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy che
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 DEFAULT_CHECKPOINT = "daisy-mini"
+DEFAULT_POLICY = "forecast"
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def progress_bar() -> Progress:
@@ -81,3 +89,27 @@ def numbers(texts: Iterable[str]) -> dict[str, float | int]:
         except ValueError:
             raise UsageError(f"--set {key} takes a number, found {value!r}") from None
     return found
+
+
+def snrs(text: str) -> list[float | None]:
+    """Signal-to-noise ratios: "clean,20,0" to [None, 20.0, 0.0].
+
+    Raises:
+        UsageError: on what is neither clean nor a number.
+    """
+    found: list[float | None] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            found.append(None if part == "clean" else float(part))
+        except ValueError:
+            raise UsageError(f"--snr takes clean and numbers in dB, found {part!r}") from None
+    return found
+
+
+def list_failures(failed: Mapping[str, str], total: int) -> None:
+    """Name what could not be read; exit status 1 where there is any."""
+    for reason in failed.values():
+        errors.print(printable(f"failed: {reason}"), soft_wrap=True)
+    if failed:
+        errors.print(f"{len(failed)} of {total} recordings failed")
+        raise typer.Exit(1)

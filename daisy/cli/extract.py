@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from daisy.cli.console import (
     DEFAULT_CHECKPOINT,
+    DEFAULT_POLICY,
     Checkpoint,
     Device,
     Out,
@@ -20,7 +22,12 @@ from daisy.cli.console import (
     printable,
     progress_bar,
 )
+from daisy.errors import UsageError
 from daisy.extraction import Report
+
+if TYPE_CHECKING:
+    from daisy.checkpoint import Model
+    from daisy.policies import Policy
 
 MOST_ROWS = 40
 
@@ -29,7 +36,9 @@ def command(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")],
     out: Out,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    policy: Annotated[str, typer.Option("--policy", "-p", help="entropy, plateau, fixed or never.")] = "entropy",
+    policy: Annotated[
+        str, typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate (.json).")
+    ] = DEFAULT_POLICY,
     set: Annotated[list[str] | None, typer.Option(help="A policy's setting, such as threshold=1.2.")] = None,
     layers: Annotated[
         Literal["last", "all"], typer.Option(help="last: the exit layer's states; all: every executed layer's.")
@@ -53,9 +62,9 @@ def command(
 
     recordings = audio.find(inputs)
     model = checkpoints.load(checkpoint, device=checked_device(device))
-    chosen = model.policy(policy, **numbers(set or ()))
+    chosen, stride = _policy(model, checkpoint, policy, set or [])
     extra = [name for name in scores.split(",") if name]
-    encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra)
+    encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra, score_stride=stride)
     try:
         with progress_bar() as bar:
             task = bar.add_task("extracting", total=len(recordings))
@@ -77,6 +86,18 @@ def command(
     _print(report)
     if report.failed:
         raise typer.Exit(1 if report.rows else 2)
+
+
+def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
+    """The policy, and the stride of its scores."""
+    from daisy import checkpoint as checkpoints
+    from daisy import policy_file
+
+    if not name.endswith(".json"):
+        return model.policy(name, **numbers(settings)), 1
+    if settings:
+        raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
+    return policy_file.read(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
 
 
 def _print(report: Report) -> None:

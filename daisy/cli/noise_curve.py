@@ -1,0 +1,95 @@
+"""daisy noise-curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from daisy.cli.console import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    Device,
+    Out,
+    checked_device,
+    command_line,
+    list_failures,
+    output,
+    progress_bar,
+    snrs,
+)
+from daisy.cli.replay import Depth, Depths, Policies, Report, numbers_of, present
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from daisy.traces import Traces
+
+
+def command(
+    inputs: Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv).")],
+    out: Out,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    noise: Annotated[
+        list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
+    ] = None,
+    snr: Annotated[str, typer.Option(help="Signal-to-noise ratios in dB.")] = "clean,20,10,5,0,-5",
+    reverberation: Annotated[str, typer.Option(help="Reverberation times in s, of simulated rooms: 0.3,0.6.")] = "",
+    clipping: Annotated[str, typer.Option(help="Shares of samples that are clipped, in %: 1,10.")] = "",
+    tune: Annotated[
+        list[str] | None, typer.Option(help="Speech that policies are tuned on; else half of the speakers.")
+    ] = None,
+    speakers: Annotated[Path | None, typer.Option(help="CSV of path and speaker; else each file is its own.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")] = Path("."),
+    policies: Policies = "",
+    depth: Depth = 0.6,
+    depths: Depths = "0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    report: Report = None,
+    seed: Annotated[int, typer.Option(help="Of noise excerpts, rooms and halves.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Exit layers, depth and fidelity under noise: policies decided from one full run a recording and condition.
+
+    Writes traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses
+    are disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its
+    units on the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
+    """
+    from daisy import audio, conditions, noise_curve, traces
+    from daisy import checkpoint as checkpoints
+
+    model = checkpoints.load(checkpoint, device=checked_device(device))
+    rate = model.backbone.config.sample_rate
+    kinds, recorded = noise_curve.read_noises(noise or (), rate)
+    ratios = snrs(snr)
+    heard = conditions.grid(kinds, ratios, numbers_of(reverberation), numbers_of(clipping))
+    if not heard:
+        raise UsageError("no conditions: give clean in --snr, or some --noise, --reverberation or --clipping")
+    table: dict[str, Traces] = {}
+    failed: dict[str, str] = {}
+    read = 0
+    sources = {"traces": inputs} | ({"tune": tune} if tune else {})
+    for name, given in sources.items():
+        speech = noise_curve.read_speech(audio.find(given), speakers, root, rate)
+        with progress_bar() as bar:
+            task = bar.add_task(name, total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
+            advance = lambda count, bar=bar, task=task: bar.advance(task, count)  # noqa: E731
+            table[name] = noise_curve.run(model, speech, heard, recorded, seed=seed, progress=advance)
+        traces.write(table[name], out / f"{name}.csv")
+        failed |= speech.failed
+        read += len(speech.names)
+    halves = table["traces"].halves(seed) if not tune else (table["tune"], table["traces"])
+    present(
+        *halves,
+        out=out,
+        policies=policies,
+        depth=depth,
+        depths=depths,
+        loss="disagreement",
+        report=report,
+        title=f"Early exits of {Path(checkpoint).stem} under noise",
+        kinds=kinds,
+        snrs_db=ratios,
+        command=command_line(),
+    )
+    output.print(f"{out / 'traces.csv'}: {len(table['traces'])} full runs", soft_wrap=True)
+    list_failures(failed, len(failed) + read)

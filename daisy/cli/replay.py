@@ -1,0 +1,121 @@
+"""daisy replay."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from daisy.cli.console import Out, command_line, output
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from daisy.traces import Traces
+
+Policies = Annotated[str, typer.Option(help="Which to compare: entropy,forecast,fixed; all that the columns allow.")]
+Depth = Annotated[float, typer.Option(help="Mean executed share that the table by condition is for.")]
+Depths = Annotated[str, typer.Option(help="Mean executed shares to compare policies at.")]
+Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML page here.")]
+
+
+def command(
+    table: Annotated[Path, typer.Argument(metavar="TRACES.csv", help="utterance, layer, scores, losses; see below.")],
+    out: Out,
+    tune: Annotated[Path | None, typer.Option(help="What policies are tuned on; else half of the groups.")] = None,
+    loss: Annotated[str, typer.Option(help="What policies are compared by; the first loss where not given.")] = "",
+    policies: Policies = "",
+    depth: Depth = 0.6,
+    depths: Depths = "0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    report: Report = None,
+    seed: Annotated[int, typer.Option(help="Of the halves.")] = 0,
+) -> None:
+    """Compare exit policies on full runs of any model, from a table of their scores and losses.
+
+    One line for each utterance and layer (and condition), with the columns utterance and layer, any number of scores
+    (entropy, confidence, margin, change, regressed, ...) and at least one loss (loss, errors, ...disagreement,
+    kl_nats); optional are group (speaker), condition, words (errors are divided by them), weight and cost. Policies are
+    tuned to each depth on one half of the groups and judged on the other.
+    """
+    from daisy import traces
+
+    found = traces.read(table)
+    halves = found.halves(seed) if tune is None else (traces.read(tune), found)
+    present(
+        *halves,
+        out=out,
+        policies=policies,
+        depth=depth,
+        depths=depths,
+        loss=loss,
+        report=report,
+        title=f"Early exits replayed from {table.name}",
+        kinds=(),
+        snrs_db=(),
+        command=command_line(),
+    )
+
+
+def numbers_of(text: str) -> list[float]:
+    """Numbers of a list: "0.3,0.6".
+
+    Raises:
+        UsageError: on what is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError(f"a list of numbers was expected, found {text!r}") from None
+
+
+def present(
+    tune: Traces,
+    test: Traces,
+    *,
+    out: Path,
+    policies: str,
+    depth: float,
+    depths: str,
+    loss: str,
+    report: Path | None,
+    title: str,
+    kinds: Sequence[str],
+    snrs_db: Sequence[float | None],
+    command: str,
+) -> None:
+    """Compare, write study.csv and study.json, and the page where asked; print the comparison."""
+    from daisy import files, study, study_page
+    from daisy import report as reports
+
+    if not len(tune) or not len(test):
+        raise UsageError("one half has no groups: give recordings of at least two speakers")
+    names = [name for name in policies.split(",") if name]
+    found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths), loss=loss)
+    rows = study.rows(found)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(out / "study.csv", text.getvalue().encode())
+    configs = {name: policy.to_config() for name, policy in found.policies.items()}
+    files.write_json(out / "study.json", {"format_version": 1, "command": command, "rows": rows, "policies": configs})
+    if report is not None:
+        page = reports.Page(
+            title=title,
+            summary=f"Policies tuned on {found.num_tuned} runs, judged on {found.num_judged} of other groups.",
+            command=command,
+            footnote="Intervals are 95 %, from resampling groups.",
+            sections=study_page.sections(found, kinds, snrs_db),
+        )
+        reports.write_page(page, report)
+    shown = Table(f"{found.loss} at", *(f"{float(d):.0%}" for d in depths.split(",") if d), box=None, pad_edge=False)
+    for row in study_page.console_rows(found):
+        shown.add_row(*row)
+    output.print(shown)
+    output.print(f"{out / 'study.csv'}: {found.num_judged} runs judged, {found.num_tuned} tuned on", soft_wrap=True)
+    if report is not None:
+        output.print(f"{report}: the page", soft_wrap=True)

@@ -1,0 +1,67 @@
+"""Learns what running on would still gain, from full runs, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PENALTY = 0.01
+"""On the squared weights, beside the mean squared error; features are standardised."""
+FOLDS = 5
+Floats = NDArray[numpy.float64]
+
+
+class Gains(NamedTuple):
+    """A linear forecast; the settings of `daisy.policies.rules.LookAhead` but for the price."""
+
+    features: tuple[str, ...]
+    weights: tuple[tuple[tuple[float, ...], ...], ...]
+    intercepts: tuple[tuple[float, ...], ...]
+
+
+def fit(scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = PENALTY) -> Gains:
+    """Ridge regression: from all scores up to each layer to how much lower the loss is at each later one.
+
+    Args:
+        scores: (B, L) each, of full runs.
+        loss: (B, L), such as the share of frames whose unit is not the full model's.
+        features: which scores to read.
+        penalty: on the squared weights.
+    """
+    losses = loss.double().numpy()
+    weights, intercepts = [], []
+    for layer in range(1, losses.shape[1]):
+        seen = torch.cat([scores[name][:, :layer] for name in features], dim=1).double().numpy()
+        rows, offsets = _ridge(seen, losses[:, layer - 1 : layer] - losses[:, layer:], penalty)
+        weights.append(tuple(map(tuple, rows.tolist())))
+        intercepts.append(tuple(offsets.tolist()))
+    return Gains(tuple(features), tuple(weights), tuple(intercepts))
+
+
+def folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> list[Tensor]:
+    """Indices of each fold, no group in two."""
+    names = sorted(set(groups))
+    order = numpy.random.default_rng(seed).permutation(len(names))
+    fold_of = {name: int(place) % count for name, place in zip(names, order, strict=True)}
+    parts = [[i for i, name in enumerate(groups) if fold_of[name] == fold] for fold in range(min(count, len(names)))]
+    return [torch.tensor(part) for part in parts]
+
+
+def _ridge(inputs: Floats, targets: Floats, penalty: float) -> tuple[Floats, Floats]:
+    """Weights (outputs, inputs) for the inputs as they are, and intercepts (outputs,).
+
+    Inputs that never vary, or are missing, get no weight.
+    """
+    inputs = numpy.nan_to_num(inputs)
+    mean, deviation = inputs.mean(0), inputs.std(0)
+    deviation[deviation < 1e-9] = numpy.inf
+    standardised = (inputs - mean) / deviation
+    centre = targets.mean(0)
+    gram = standardised.T @ standardised / len(inputs) + penalty * numpy.eye(inputs.shape[1])
+    weights = (numpy.linalg.solve(gram, standardised.T @ (targets - centre) / len(inputs)) / deviation[:, None]).T
+    return weights, centre - weights @ mean

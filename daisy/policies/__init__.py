@@ -1,0 +1,64 @@
+"""Scores so far to who leaves now: pure, vectorised over the batch, usable without a model.
+
+A trajectory is (B, l): the score of layers 1 to l. A policy sees only layers that were executed; the last layer always
+ends the run, whatever the policy says. docs/policies.md has the table of all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from daisy.errors import PolicyError, unknown_name
+from daisy.policies.base import Policy
+from daisy.policies.rules import (
+    Agreement,
+    Confidence,
+    Entropy,
+    Fixed,
+    Forecast,
+    Margin,
+    Never,
+    Patience,
+    Plateau,
+    Regressed,
+    RegressedPlateau,
+)
+from daisy.policies.special import Deadline, Oracle, Random, Window
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        Entropy, Regressed, Confidence, Margin, Agreement, Patience, Plateau, RegressedPlateau, Forecast, Deadline,
+        Random, Oracle, Window, Fixed, Never,
+    )
+}  # fmt: skip
+
+
+def make(name: str, settings: Mapping) -> Policy:
+    """A policy by name and settings.
+
+    Raises:
+        PolicyError: on an unknown name, an unknown, missing or impossible setting.
+    """
+    if name not in POLICIES:
+        raise PolicyError(unknown_name("policy", name, POLICIES))
+    fields = {field.name: field for field in dataclasses.fields(POLICIES[name])}
+    for given in settings:
+        if given not in fields:
+            raise PolicyError(f"policy {name}: {unknown_name('setting', given, fields)}")
+    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in settings]
+    if missing:
+        how = (
+            "it is learnt from audio: daisy calibrate"
+            if "weights" in missing
+            else f"give it (--set {missing[0]}=VALUE)"
+        )
+        raise PolicyError(f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: {how}")
+    return POLICIES[name](**{key: from_config(v) if isinstance(v, Mapping) else v for key, v in settings.items()})
+
+
+def from_config(config: Mapping) -> Policy:
+    """Inverse of `Policy.to_config`."""
+    settings = dict(config)
+    return make(settings.pop("name"), settings)

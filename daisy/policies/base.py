@@ -1,0 +1,118 @@
+"""What all policies share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from daisy.errors import PolicyError
+
+Trajectories = Mapping[str, Tensor]
+PerLayer = float | tuple[float, ...]
+"""One number, or one for each layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """What all policies share; `decide` is a policy's own."""
+
+    name: ClassVar[str]
+    scores: ClassVar[tuple[str, ...]] = ()
+    layered: ClassVar[tuple[str, ...]] = ()
+    """Settings that may be one number for each layer."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Scores that `decide` needs."""
+        return frozenset(self.scores)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027  a policy without settings has nothing to refuse
+        """Refuse impossible settings.
+
+        Raises:
+            PolicyError: saying which.
+        """
+
+    def check(self, num_layers: int) -> None:
+        """Refuse a backbone that this policy does not fit.
+
+        Raises:
+            PolicyError: saying why.
+        """
+        for setting in self.layered:
+            value = getattr(self, setting)
+            if isinstance(value, tuple):
+                self._require(len(value) == num_layers, f"{setting} is for {len(value)} layers, not for {num_layers}")
+
+    @abstractmethod
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        """Who leaves after ``layer`` (1 to L).
+
+        Args:
+            trajectories: the scores in `reads`, each (B, layer).
+            layer: the layer just executed.
+
+        Returns:
+            (B,) bool, or a 0-dimensional bool that holds for the whole batch.
+        """
+
+    def exit_layers(self, scores: Trajectories) -> Tensor:
+        """Exit layers (B,) int64 from the (B, L) scores of a full run: what the encoder would have done."""
+        batch, num_layers = next(iter(scores.values())).shape
+        exits = torch.full((batch,), num_layers)
+        for layer in range(num_layers - 1, 0, -1):
+            leave = self.decide({name: scores[name][:, :layer] for name in self.reads}, layer).cpu()
+            exits = torch.where(leave, layer, exits)
+        return exits
+
+    def to_config(self) -> dict:
+        """Name and settings, for JSON; `from_config` is the inverse."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"name": self.name} | {
+            name: value.to_config() if isinstance(value, Policy) else value for name, value in values.items()
+        }
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise PolicyError(f"policy {self.name}: {message}")
+
+    def _numbers(self, *settings: str) -> None:
+        for setting in settings:
+            value = getattr(self, setting)
+            values = value if isinstance(value, tuple) else (value,)
+            self._require(
+                bool(values) and all(_is_number(v) for v in values),
+                f"{setting} must be a finite number, found {value!r}",
+            )
+
+    def _whole(self, setting: str, least: int) -> None:
+        value = getattr(self, setting)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        self._require(is_whole, f"{setting} must be a whole number, found {value!r}")
+        self._require(value >= least, f"{setting} must be at least {least}, found {value}")
+
+
+def at(setting: PerLayer, layer: int) -> float:
+    """A setting's value at ``layer`` (1 to L)."""
+    return setting[layer - 1] if isinstance(setting, tuple) else setting
+
+
+def _frozen(value: object) -> object:
+    """JSON's lists as tuples, so that policies compare equal and cannot change."""
+    return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

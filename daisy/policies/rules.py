@@ -1,0 +1,212 @@
+"""Rules that read scores: of the layer just executed, or of all so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from daisy.errors import PolicyError
+from daisy.policies.base import PerLayer, Policy, Trajectories, at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold(Policy):
+    """Leaves at the first layer whose score is at or below a threshold, or at or above it."""
+
+    layered: ClassVar[tuple[str, ...]] = ("threshold",)
+    leaves_below: ClassVar[bool] = True
+
+    threshold: PerLayer
+
+    def validate(self) -> None:
+        self._numbers("threshold")
+        values = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        self._require(min(values) >= 0, f"threshold must be at least 0, found {min(values)}")
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        now, threshold = trajectories[self.scores[0]][:, -1], at(self.threshold, layer)
+        return now <= threshold if self.leaves_below else now >= threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Threshold):
+    """Leaves at the first layer whose predicted loss (nats) is low enough (DAISY, arXiv:2406.05464)."""
+
+    name: ClassVar[str] = "entropy"
+    scores: ClassVar[tuple[str, ...]] = ("entropy",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regressed(Threshold):
+    """`Entropy` of the loss regressor's estimate: 2 D products an utterance, where the entropy needs D x K a frame."""
+
+    name: ClassVar[str] = "regressed"
+    scores: ClassVar[tuple[str, ...]] = ("regressed",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence(Threshold):
+    """Leaves at the first layer whose mean maximum probability is high enough (HuBERT-EE, arXiv:2204.06328)."""
+
+    name: ClassVar[str] = "confidence"
+    scores: ClassVar[tuple[str, ...]] = ("confidence",)
+    leaves_below: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin(Threshold):
+    """Leaves at the first layer whose two likeliest units are far enough apart, on average."""
+
+    name: ClassVar[str] = "margin"
+    scores: ClassVar[tuple[str, ...]] = ("margin",)
+    leaves_below: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Threshold):
+    """Per layer, the largest entropy whose utterances agree with the full model at a set rate on calibration audio.
+
+    Valade's rule for language models (arXiv:2407.21082). 0: nobody leaves there.
+    """
+
+    name: ClassVar[str] = "agreement"
+    scores: ClassVar[tuple[str, ...]] = ("entropy",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience(Policy):
+    """Leaves when the units have stayed the same, but for a share of the frames, for some layers."""
+
+    name: ClassVar[str] = "patience"
+    scores: ClassVar[tuple[str, ...]] = ("change",)
+    layered: ClassVar[tuple[str, ...]] = ("tolerance",)
+
+    tolerance: PerLayer
+    """Share of frames whose unit may differ from the layer before's."""
+    patience: int = 1
+    """Consecutive layers of which that must hold."""
+
+    def validate(self) -> None:
+        self._numbers("tolerance")
+        self._whole("patience", 1)
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        change = trajectories["change"]
+        if layer <= self.patience:  # the first layer has none before it
+            return change.new_zeros(len(change), dtype=torch.bool)
+        allowed = change.new_tensor(
+            [at(self.tolerance, at_layer + 1) for at_layer in range(layer - self.patience, layer)]
+        )
+        return (change[:, layer - self.patience :] <= allowed).all(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAhead(Policy):
+    """Leaves when no later layer is foretold to gain its price.
+
+    After each layer a linear forecast, from all scores so far, says how much lower the loss will be at each later one.
+    Where the best of these gains, each less its layers' price, is not above 0, running on does not pay.
+    `daisy.forecast` learns the weights, without labels, from full runs.
+    """
+
+    scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has what was learnt from
+
+    price: float
+    """What running one more layer must gain, in the loss foretold; the higher, the earlier utterances leave."""
+    features: tuple[str, ...]
+    """Scores that the forecast reads."""
+    weights: tuple[tuple[tuple[float, ...], ...], ...] = field(repr=False)
+    """For layers l = 1 to L - 1, for each later layer, l weights of each feature in turn. 0: not looked at."""
+    intercepts: tuple[tuple[float, ...], ...] = field(repr=False)
+    """For layers l = 1 to L - 1, one for each later layer."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(self.features)
+
+    def validate(self) -> None:
+        self._numbers("price")
+        self._require(len(self.weights) == len(self.intercepts), "weights and intercepts differ in layers")
+        try:
+            matrices = [torch.tensor(rows, dtype=torch.float32) for rows in self.weights]
+            offsets = [torch.tensor(row, dtype=torch.float32) for row in self.intercepts]
+        except (TypeError, ValueError):
+            raise PolicyError(f"policy {self.name}: weights and intercepts must be numbers") from None
+        for layer, (matrix, offset) in enumerate(zip(matrices, offsets, strict=True), 1):
+            later = len(matrices) + 1 - layer
+            fits = matrix.shape == (later, layer * len(self.features)) and offset.shape == (later,)
+            self._require(fits, f"the weights of layer {layer} are {tuple(matrix.shape)}, {tuple(offset.shape)}")
+        object.__setattr__(self, "_matrices", matrices)
+        object.__setattr__(self, "_offsets", offsets)
+
+    def check(self, num_layers: int) -> None:
+        layers = len(self.weights) + 1
+        self._require(layers == num_layers, f"was learnt on a model of {layers} layers, this one has {num_layers}")
+
+    def gains(self, trajectories: Trajectories, layer: int) -> Tensor:
+        """(B, L - layer): how much lower the loss is foretold to be at each later layer than at ``layer``."""
+        matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
+        seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
+        return torch.where((matrix != 0).any(0), seen, 0.0) @ matrix.T + offset
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        gains = self.gains(trajectories, layer)
+        return (gains - self.price * torch.arange(1, gains.shape[1] + 1)).amax(1) <= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(LookAhead):
+    """`LookAhead` at the share of frames whose unit is not yet the full model's, from several scores."""
+
+    name: ClassVar[str] = "forecast"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(LookAhead):
+    """Leaves when the predicted loss has stopped improving: DAISY's second rule, in a form that noise does not fool.
+
+    The improvement is that which is still to come, foretold from the course of the predicted loss so far. The naive
+    form (less than a share of the loss was gained over the last layers) takes noise for a plateau, because there the
+    loss falls slowly from a high level: noisy audio leaves as early as clean audio or earlier, and where the layers of
+    a model differ in what they gain it stops in front of the ones that matter. benchmarks/policies.py compares them.
+    """
+
+    name: ClassVar[str] = "plateau"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressedPlateau(LookAhead):
+    """`Plateau` of the loss regressor's estimate."""
+
+    name: ClassVar[str] = "regressed_plateau"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Policy):
+    """Leaves at a given layer: the static cut, to which every other policy must be compared."""
+
+    name: ClassVar[str] = "fixed"
+
+    layer: int
+
+    def validate(self) -> None:
+        self._whole("layer", 1)
+
+    def check(self, num_layers: int) -> None:
+        self._require(self.layer <= num_layers, f"layer must be at most {num_layers}, found {self.layer}")
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        return torch.tensor(layer >= self.layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never(Policy):
+    """Runs every layer."""
+
+    name: ClassVar[str] = "never"
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        return torch.tensor(False)

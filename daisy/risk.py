@@ -1,0 +1,126 @@
+"""Bounded losses on calibration data to settings with a guarantee: arithmetic only.
+
+Settings stand in order, the safest first and the cheapest last, and must not have been chosen by looking at the
+calibration losses. ``losses`` is (n, S): each calibration example's loss, from [0, 1], under each of S settings.
+
+Learn then Test (arXiv:2110.01052): with probability at least 1 - delta over the calibration set, the chosen setting's
+risk is at most alpha. Its p-values: Hoeffding-Bentkus, or Waudby-Smith and Ramdas's betting (arXiv:2010.09686), whose
+supremum over the examples stays valid by Ville's inequality. Conformal risk control (arXiv:2208.02814) bounds the
+expected risk of the chosen setting, over calibration sets too, instead of its probability.
+
+The examples must be drawn independently: where one speaker has several recordings, an example is a speaker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[numpy.float64]
+
+
+def hoeffding_bentkus(losses: ArrayLike, alpha: float) -> float:
+    """p-value of "the mean is above alpha" for independent losses from [0, 1] (arXiv:2110.01052, equation 6).
+
+    Args:
+        losses: (n,).
+        alpha: from (0, 1).
+    """
+    from scipy.stats import binom
+
+    values = numpy.asarray(losses, dtype=numpy.float64)
+    count, mean = len(values), float(values.mean())
+    hoeffding = math.exp(-count * _divergence(min(mean, alpha), alpha))
+    bentkus = math.e * float(binom.cdf(math.ceil(count * mean - 1e-9), count, alpha))
+    return min(hoeffding, bentkus, 1.0)
+
+
+def betting(losses: ArrayLike, alpha: float, delta: float = 0.1) -> float:
+    """p-value of "the mean is above alpha" by betting against it, example after example (arXiv:2010.09686, section 4).
+
+    The stake is the predictable plug-in of that paper's equation 26, which is best for one final look at level
+    ``delta``; the p-value is valid for any.
+
+    Args:
+        losses: (n,), in an order that does not depend on them.
+        alpha: from (0, 1).
+        delta: the level that the stakes are made for.
+    """
+    values = numpy.asarray(losses, dtype=numpy.float64)
+    count = len(values)
+    seen = numpy.arange(1, count + 1)
+    means = (0.5 + values.cumsum()) / (seen + 1)
+    variances = (0.25 + numpy.square(values - means).cumsum()) / (seen + 1)
+    before = numpy.concatenate([[0.25], variances[:-1]])
+    stakes = numpy.minimum(numpy.sqrt(2 * math.log(1 / delta) / (count * before)), 0.75 / (1 - alpha))
+    capital = numpy.cumsum(numpy.log1p(-stakes * (values - alpha)))
+    return min(1.0, math.exp(-max(0.0, float(capital.max()))))
+
+
+PValue = Callable[[ArrayLike, float], float]
+P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "betting": betting}
+
+
+def learn_then_test(
+    losses: Sequence[ArrayLike], alpha: float, delta: float, p_value: PValue = hoeffding_bentkus
+) -> int | None:
+    """The last setting, from the safest on, up to which every one is certified (fixed-sequence testing).
+
+    Args:
+        losses: (n_c, S) for each condition. A setting is certified only where it is in all of them: its p-value is the
+            largest, which needs no correction for their number, because "some condition's risk is too high" is
+            rejected only where each of them is.
+        alpha: the risk allowed, from (0, 1).
+        delta: the probability with which it may be missed.
+        p_value: of `P_VALUES`.
+
+    Returns:
+        Index of a setting, None where not even the first is certified.
+    """
+    conditions = [numpy.asarray(of_one, dtype=numpy.float64) for of_one in losses]
+    chosen = None
+    for setting in range(conditions[0].shape[1]):
+        if max(p_value(of_one[:, setting], alpha) for of_one in conditions) > delta:
+            break
+        chosen = setting
+    return chosen
+
+
+def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
+    """The last setting whose corrected mean loss is at most alpha (conformal risk control, arXiv:2208.02814).
+
+    Losses that fall where a setting is cheaper are raised to the largest before (that paper's section 4.1), so that
+    the bound holds for any.
+
+    Args:
+        losses: (n_c, S) for each condition; the chosen setting satisfies each.
+        alpha: the expected risk allowed.
+
+    Returns:
+        Index of a setting, None where not even the first is safe enough.
+    """
+    last = []
+    for of_one in losses:
+        rising = numpy.maximum.accumulate(numpy.asarray(of_one, dtype=numpy.float64), axis=1)
+        corrected = (rising.sum(0) + 1) / (len(rising) + 1)
+        last.append(int((corrected <= alpha).sum()) - 1)
+    return min(last) if min(last) >= 0 else None
+
+
+def by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
+    """(n, S) losses of recordings to (G, S): the mean of each group's, a speaker's say, in order of first mention."""
+    values = numpy.asarray(losses, dtype=numpy.float64)
+    order = {name: index for index, name in enumerate(dict.fromkeys(groups))}
+    places = numpy.array([order[name] for name in groups])
+    sums = numpy.zeros((len(order), values.shape[1]))
+    numpy.add.at(sums, places, values)
+    return sums / numpy.bincount(places)[:, None]
+
+
+def _divergence(a: float, b: float) -> float:
+    """Kullback-Leibler divergence of a coin of a from one of b, nats."""
+    terms = [x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)) if x > 0]
+    return sum(terms)

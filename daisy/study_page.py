@@ -1,0 +1,145 @@
+"""A study as figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daisy import report
+from daisy.comparison import Verdict
+from daisy.report import Section
+from daisy.study import Study, spearman
+
+
+def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
+    """The page's parts, a question each.
+
+    Args:
+        found: the study.
+        kinds: of noise, where conditions are "KIND SNR dB"; none for traces of other origin.
+        snrs_db: the ratios, None for clean.
+    """
+    parts = [_frontier(found)]
+    if kinds:
+        parts.append(_adaptivity(found, kinds, snrs_db))
+    if len(found.layers) > 1:
+        parts.append(_conditions(found))
+    parts.append(_layers(found))
+    return parts
+
+
+def estimate(value: report.Estimate, digits: int = 1) -> str:
+    """A mean with its interval."""
+    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def _frontier(found: Study) -> Section:
+    names = list(dict.fromkeys(verdict.policy for _, verdict in found.frontier))
+    curves = {
+        name: [(v.depth, v.losses[found.loss].mean) for _, v in found.frontier if v.policy == name] for name in names
+    }
+    static = next(iter(found.frontier))[1]
+    compared = [name for name in ("fixed", "oracle", "hindsight") if name in curves]
+    rows = []
+    for target, verdict in found.frontier:
+        if verdict.policy in ("fixed",):
+            continue
+        rows.append(
+            (
+                verdict.policy,
+                f"{target:.0%}",
+                f"{verdict.depth:.1%}",
+                estimate(verdict.losses[found.loss], 4),
+                f"{verdict.fixed[found.loss]:.4f}",
+                f"{verdict.random[found.loss]:.4f}",
+                estimate(verdict.gain[found.loss], 4),
+            )
+        )
+    return Section(
+        title="Which policy wins at which depth?",
+        text=(
+            f"Every policy was tuned to each depth on {found.num_tuned} runs and judged on {found.num_judged} runs of "
+            f"other groups, all conditions together. Lower is better. fixed is the static cut, a mixture of two "
+            "neighbouring layers at the very depth that the policy came to; chance draws exits from the policy's own "
+            "histogram. oracle and hindsight know what no policy can: the former leaves at the first layer that is "
+            "close enough to the full model, the latter is the least loss that any exits could have at that depth."
+        ),
+        figures=(
+            (
+                f"{found.loss} at the exit against executed share, {static.num_runs} runs",
+                report.lines(curves, across="executed share of the cost", up=found.loss, black=compared),
+            ),
+        ),
+        header=("policy", "target", "depth", found.loss, "fixed", "chance", "lower than fixed by"),
+        rows=tuple(rows),
+    )
+
+
+def _adaptivity(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> Section:
+    named = {(verdict.policy, verdict.condition): verdict for verdict in found.verdicts}
+    figures, rows = [], []
+    num_layers = len(found.verdicts[0].histogram)
+    ratios = [snr for snr in snrs_db if snr is not None]
+    policies = [name for name in found.policies if name != "fixed"]
+    for kind in kinds:
+        names = {snr: "clean" if snr is None else f"{kind} {snr:g} dB" for snr in snrs_db}
+        curves = {p: [named[p, names[snr]].mean_exit_layer for snr in snrs_db] for p in policies}
+        title = f"{kind}; tuned to {found.depth:.0%} depth"
+        figures.append(
+            (f"{kind}: mean exit layer with 95 % intervals",
+             report.exit_layers_by_snr(snrs_db, curves, num_layers=num_layers, title=title))
+        )  # fmt: skip
+        for policy in policies:
+            correlation = spearman(found.verdicts, policy, kind, ratios)
+            layers = [f"{named[policy, names[snr]].mean_exit_layer.mean:.2f}" for snr in snrs_db]
+            rows.append((policy, kind, *layers, f"{correlation:.2f}"))
+    return Section(
+        title="Does the exit follow the noise?",
+        text="Mean exit layer, and its rank correlation with the signal-to-noise ratio (RMS over whole utterances).",
+        figures=tuple(figures),
+        header=("policy", "noise", *map(report.snr_name, snrs_db), "Spearman"),
+        rows=tuple(rows),
+    )
+
+
+def _conditions(found: Study) -> Section:
+    losses = list(found.verdicts[0].losses)
+    return Section(
+        title="What does leaving cost, condition by condition?",
+        text=f"Policies tuned to {found.depth:.0%} depth over all conditions.",
+        header=("policy", "condition", "exit layer", "depth", *losses, f"{found.loss}, fixed at that depth"),
+        rows=tuple(
+            (
+                verdict.policy,
+                verdict.condition,
+                estimate(verdict.mean_exit_layer),
+                f"{verdict.depth:.0%}",
+                *(f"{verdict.losses[loss].mean:.3f}" for loss in losses),
+                f"{verdict.fixed[found.loss]:.3f}",
+            )
+            for verdict in found.verdicts
+        ),
+    )
+
+
+def _layers(found: Study) -> Section:
+    """Where depth helps: each loss by layer."""
+    figures = []
+    for loss in next(iter(found.layers.values())):
+        curves = {condition: list(enumerate(values[loss], start=1)) for condition, values in found.layers.items()}
+        figures.append((f"{loss} of each layer", report.lines(curves, across="exit", up=loss)))
+    return Section(
+        title="Where does depth still buy something?",
+        text="Mean loss if everybody left at one layer. Where a curve is flat, leaving early is right.",
+        figures=tuple(figures),
+    )
+
+
+def console_rows(found: Study) -> list[tuple[str, ...]]:
+    """The frontier for a terminal: policy, then the loss at each target depth."""
+    targets = list(dict.fromkeys(target for target, _ in found.frontier))
+    table = []
+    for name in dict.fromkeys(verdict.policy for _, verdict in found.frontier):
+        by_target: dict[float, Verdict] = {t: v for t, v in found.frontier if v.policy == name}
+        cells = [f"{by_target[t].losses[found.loss].mean:.4f} at {by_target[t].depth:.0%}" for t in targets]
+        table.append((name, *cells))
+    return table

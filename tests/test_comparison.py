@@ -1,0 +1,125 @@
+import numpy
+import pytest
+import torch
+
+from daisy import calibration, comparison, study
+from daisy.traces import Traces
+
+LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def traces():
+    """Half of the utterances are done at layer 2, the others at layer 5; a score tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    easy = torch.arange(400) % 2 == 0
+    layers = torch.arange(1, LAYERS + 1)
+    done = torch.where(easy[:, None], layers >= 2, layers >= 5)
+    loss = torch.where(done, 0.1, 0.6) + 0.02 * torch.rand(400, LAYERS, generator=generator)
+    return Traces(
+        utterances=tuple(map(str, range(400))),
+        groups=tuple(str(index // 8) for index in range(400)),
+        conditions=("clean", "noise 0 dB") * 200,
+        scores={"entropy": loss + 0.01 * torch.rand(400, LAYERS, generator=generator)},
+        losses={"disagreement": loss},
+        weights=torch.ones(400),
+        costs=layers.float(),
+    )
+
+
+def test_a_verdict_against_its_definition(traces):
+    exits = torch.where(torch.arange(400) % 2 == 0, 2, 5)
+    verdict = comparison.judge("x", exits, traces)
+    loss = traces.losses["disagreement"]
+    assert verdict.depth == pytest.approx(3.5 / 6)
+    assert verdict.mean_exit_layer.mean == 3.5
+    assert verdict.histogram == (0, 200, 0, 0, 200, 0)
+    assert verdict.losses["disagreement"].mean == pytest.approx(float(loss.gather(1, exits[:, None] - 1).mean()))
+    static = loss.mean(0)
+    assert verdict.fixed["disagreement"] == pytest.approx(float(static[2] + static[3]) / 2)  # half way from 3 to 4
+    assert verdict.random["disagreement"] == pytest.approx(float(static[1] + static[4]) / 2)
+    gain = verdict.gain["disagreement"]
+    assert gain.mean == pytest.approx(verdict.fixed["disagreement"] - verdict.losses["disagreement"].mean)
+    assert gain.low < gain.mean < gain.high
+
+
+def test_weights_count(traces):
+    weights = torch.where(torch.arange(400) % 2 == 0, 3.0, 1.0)
+    import dataclasses
+
+    verdict = comparison.judge("x", torch.full((400,), 3), dataclasses.replace(traces, weights=weights))
+    loss = traces.losses["disagreement"][:, 2]
+    assert verdict.losses["disagreement"].mean == pytest.approx(float((loss * weights).sum() / weights.sum()))
+
+
+def test_intervals_resample_groups():
+    """Speakers that differ and whose utterances are all alike: the interval is that of 25 speakers, not of 500 runs."""
+    generator = numpy.random.default_rng(0)
+    level = generator.random(25).repeat(20)
+    table = Traces(
+        utterances=tuple(map(str, range(500))),
+        groups=tuple(str(index // 20) for index in range(500)),
+        conditions=("clean",) * 500,
+        scores={},
+        losses={"loss": torch.tensor(level)[:, None].expand(-1, 2).float()},
+        weights=torch.ones(500),
+        costs=torch.tensor([1.0, 2.0]),
+    )
+    loss = comparison.judge("x", torch.ones(500, dtype=torch.int64), table).losses["loss"]
+    expected = 2 * 1.96 * level.std() / 25**0.5
+    assert loss.high - loss.low == pytest.approx(expected, rel=0.15)
+
+
+def test_a_static_cut_gains_nothing_over_itself(traces):
+    for layer in range(1, LAYERS + 1):
+        gain = comparison.judge("fixed", torch.full((400,), layer), traces).gain["disagreement"]
+        assert (gain.mean, gain.low, gain.high) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_hindsight_is_the_best_there_is(traces):
+    exits = comparison.hindsight(traces, 3.5 / 6, "disagreement")
+    assert calibration.depth(exits, traces) <= 3.5 / 6 + 1e-9
+    bound = comparison.judge("hindsight", exits, traces).losses["disagreement"].mean
+    tune, test = traces.halves(0)
+    for target, verdict in comparison.frontier(
+        tune, test, ["entropy", "forecast", "plateau"], [0.4, 3.5 / 6], "disagreement"
+    ):
+        assert verdict.losses["disagreement"].mean >= 0.1
+        if target > 0.5:
+            assert verdict.losses["disagreement"].mean < verdict.fixed["disagreement"] - 0.1
+            assert verdict.losses["disagreement"].mean >= bound - 0.01
+
+
+def test_a_study_names_its_conditions(traces):
+    tune, test = traces.halves(1)
+    found = study.study(tune, test, depth=0.6, depths=[0.6])
+    assert set(found.policies) == {"entropy", "forecast", "plateau", "agreement", "fixed"}
+    assert [v.condition for v in found.verdicts[:3]] == ["all", "clean", "noise 0 dB"]
+    rows = study.rows(found)
+    assert {row["policy"] for row in rows} == {*found.policies, "hindsight"}
+    frontier = [row for row in rows if row["target_depth"] is not None]
+    assert len(frontier) == 6
+    assert found.layers["clean"]["disagreement"] == pytest.approx(
+        test.of_condition("clean").losses["disagreement"].mean(0).tolist()
+    )
+
+
+def test_spearman_over_conditions():
+    def verdict(condition, layer):
+        table = Traces(
+            utterances=("a",),
+            groups=("a",),
+            conditions=(condition,),
+            scores={},
+            losses={"loss": torch.zeros(1, 6)},
+            weights=torch.ones(1),
+            costs=torch.arange(1, 7).float(),
+        )
+        return comparison.judge("p", torch.tensor([layer]), table, condition)
+
+    rising = [verdict("clean", 2), verdict("rain 10 dB", 3), verdict("rain 0 dB", 5)]
+    assert study.spearman(rising, "p", "rain", [10.0, 0.0]) == pytest.approx(-1)
+    turned = [verdict("clean", 3), verdict("rain 10 dB", 2), verdict("rain 0 dB", 5)]
+    assert study.spearman(turned, "p", "rain", [10.0, 0.0]) == pytest.approx(-0.5)
+    flat = [verdict("clean", 3), verdict("rain 10 dB", 3), verdict("rain 0 dB", 3)]
+    assert numpy.isnan(study.spearman(flat, "p", "rain", [10.0, 0.0]))

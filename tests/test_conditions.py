@@ -1,0 +1,75 @@
+import itertools
+
+import pytest
+import torch
+
+from daisy import conditions, mixing
+from daisy.conditions import Condition
+from daisy.errors import UsageError
+
+
+@pytest.fixture
+def speech():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(n, generator=generator) * (1 + torch.sin(torch.arange(n) / 500)) * 0.1 for n in (16000, 24000, 9000)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["white", "pink", "babble", "rain"])
+@pytest.mark.parametrize("snr_db", [20.0, -5.0])
+def test_noise_of_every_kind_comes_at_its_ratio(speech, kind, snr_db):
+    recorded = {"rain": mixing.NoiseBank([torch.randn(5000, generator=torch.Generator().manual_seed(1))])}
+    heard = conditions.apply(Condition(kind, snr_db), speech, recorded)
+    for clean, noisy in zip(speech, heard, strict=True):
+        assert noisy.shape == clean.shape
+        ratio = 10 * torch.log10(clean.square().mean() / (noisy - clean).square().mean())
+        assert abs(float(ratio) - snr_db) < 0.02
+
+
+def test_levels_differ_in_level_alone(speech):
+    for kind in ("white", "pink", "babble"):
+        loud, soft = (conditions.apply(Condition(kind, snr), speech, {})[1] - speech[1] for snr in (0.0, 20.0))
+        torch.testing.assert_close(loud, 10 * soft, atol=1e-4, rtol=1e-3)
+
+
+def test_pink_noise_falls_by_3_db_an_octave():
+    power = torch.stack(
+        [torch.fft.rfft(mixing.pink(16384, torch.Generator().manual_seed(i))).abs().square() for i in range(50)]
+    )
+    octaves = [float(power[:, 2**k : 2 ** (k + 1)].mean().log10() * 10) for k in range(4, 13)]
+    steps = [before - after for before, after in itertools.pairwise(octaves)]
+    assert all(abs(step - 3.01) < 0.5 for step in steps)
+
+
+def test_clipping_cuts_the_share_asked_for(speech):
+    clipped = conditions.apply(Condition("clipping", 10.0), speech, {})[0]
+    level = clipped.abs().max()
+    assert float((clipped.abs() >= level - 1e-7).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(clipped[speech[0].abs() < level], speech[0][speech[0].abs() < level])
+
+
+def test_longer_reverberation_smears_more(speech):
+    click = [torch.zeros(16000) for _ in range(4)]
+    for waveform in click:
+        waveform[2000] = 1.0
+    tails = []
+    for seconds in (0.2, 0.6):
+        heard = conditions.apply(Condition("reverberation", seconds), click, {})
+        tails.append(sum(float(w[2800:].square().sum() / w.square().sum()) for w in heard) / 4)
+    assert tails[1] > 2 * tails[0]
+
+
+def test_names_and_grid():
+    found = conditions.grid(["white", "rain"], [None, 10.0], [0.5], [5.0])
+    assert [condition.name for condition in found] == [
+        "clean", "white 10 dB", "rain 10 dB", "reverberation 0.5 s", "clipping 5 %",
+    ]  # fmt: skip
+    assert conditions.apply(found[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
+
+
+def test_refusals(speech):
+    with pytest.raises(UsageError, match="noise 'rain' is neither recorded nor one of white, pink, babble"):
+        conditions.apply(Condition("rain", 5.0), speech, {})
+    with pytest.raises(UsageError, match="give at least two"):
+        conditions.apply(Condition("babble", 5.0), speech[:1], {})
