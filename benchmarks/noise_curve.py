@@ -1,104 +1,114 @@
-"""Mean exit layer against signal-to-noise ratio, for policies calibrated on clean dev audio to 60 % depth.
+"""Mean exit layer against signal-to-noise ratio, by policy, kind of noise and set.
 
-    python benchmarks/noise_curve.py clean=clean.safetensors denoising=denoising.safetensors
+    python benchmarks/noise_curve.py daisy-mini
 
-Test splits of commands, keywords, digits and mboshi, clean and mixed with the noise test split. One full run per
-utterance and condition; both policies are decided from its scores. Intervals resample speakers.
+Policies are set for 60 % depth on dev audio, clean and with noise of the train split, and judged on test audio of five
+sets (benchmarks/full_runs.py). Intervals resample speakers.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from common import HERE, SNRS_DB, guarded, noises, utterances, write
-from rich.progress import Progress
+import torch
+from common import RESULTS, guarded, write
+from full_runs import KINDS, SNRS_DB, TEST_SETS, calibration_runs, judged_runs
 
-import daisy
-from daisy import analysis, calibration, report
+from daisy import calibration, comparison, report, study
+from daisy.traces import Traces
 
 DEPTH = 0.6
-CALIBRATION_SETS = ("librispeech", "commands", "keywords")
-TEST_SETS = ("commands", "keywords", "digits", "mboshi")
-POLICIES = ("entropy", "plateau")
+POLICIES = ("forecast", "plateau", "entropy", "regressed", "confidence", "margin", "patience", "agreement", "oracle")
+SHOWN = ("forecast", "plateau", "entropy")
 
 
-def measure(name: str, model: daisy.Model, dev, test, bank, bar: Progress) -> tuple[list[dict], dict]:
-    num_layers = model.backbone.config.num_layers
-    waveforms = [utterance.waveform for utterance in test]
-    speakers = [utterance.speaker for utterance in test]
-    task = bar.add_task(name, total=len(dev) + len(SNRS_DB) * len(test))
+def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
+    measured = []
+    for set_name in ("all", *TEST_SETS):
+        mine = [i for i, name in enumerate(runs.utterances) if set_name in ("all", name.split("/")[0])]
+        for verdict in comparison.by_condition(policy, exits[mine], runs.select(mine))[1:]:
+            kind, _, level = verdict.condition.partition(" ")
+            layer = verdict.mean_exit_layer
+            measured.append(
+                {
+                    "policy": policy,
+                    "set": set_name,
+                    "noise": "none" if kind == "clean" else kind,
+                    "snr_db": float(level.split()[0]) if level.endswith("dB") else None,
+                    "condition": verdict.condition,
+                    "num_utterances": verdict.num_runs,
+                    "mean_exit_layer": layer.mean,
+                    "low": layer.low,
+                    "high": layer.high,
+                    "unit_agreement": 1 - verdict.losses["disagreement"].mean,
+                    "fixed_unit_agreement": 1 - verdict.fixed["disagreement"],
+                    "random_unit_agreement": 1 - verdict.random["disagreement"],
+                    "clean_unit_agreement": 1 - verdict.losses["clean_disagreement"].mean,
+                    "kl_nats": verdict.losses["kl_nats"].mean,
+                    "histogram": list(verdict.histogram),
+                }
+            )
+    return measured
 
-    def advance(count: int) -> None:
-        bar.advance(task, count)
 
-    dev_scores = analysis.full_scores(model, [u.waveform for u in dev], ["entropy"], progress=advance)
-    policies = {policy: calibration.for_depth(policy, dev_scores, DEPTH) for policy in POLICIES}
-    measured, curves, reference = [], {policy: [] for policy in POLICIES}, None
-    for snr_db in SNRS_DB:
-        run = analysis.fidelity(model, analysis.with_noise(waveforms, bank, snr_db), reference, progress=advance)
-        reference = reference or run.units
-        for policy_name, policy in policies.items():
-            exits = policy.exit_layers(run.scores)
-            for set_name in ("all", *TEST_SETS):
-                chosen = [i for i, u in enumerate(test) if set_name in ("all", u.set)]
-                estimate = analysis.bootstrap(exits[chosen].tolist(), [speakers[i] for i in chosen])
-                if set_name == "all":
-                    curves[policy_name].append(estimate)
-                measured.append(
-                    {
-                        "heads": name,
-                        "policy": policy_name,
-                        "threshold_nats": getattr(policy, "threshold", None),
-                        "min_improvement": getattr(policy, "min_improvement", None),
-                        "set": set_name,
-                        "noise": "none" if snr_db is None else "noise test split",
-                        "snr_db": snr_db,
-                        "num_utterances": len(chosen),
-                        "num_layers": num_layers,
-                        "mean_exit_layer": estimate.mean,
-                        "low": estimate.low,
-                        "high": estimate.high,
-                        "unit_agreement": float(analysis.at_exit(run.agreement, exits)[chosen].mean()),
-                        "clean_unit_agreement": float(analysis.at_exit(run.accuracy, exits)[chosen].mean()),
-                        "clean_unit_agreement_full": float(
-                            sum(float((run.units[i] == reference[i]).float().mean()) for i in chosen) / len(chosen)
-                        ),
-                        "kl_nats": float(analysis.at_exit(run.kl, exits)[chosen].mean()),
-                    }
-                )
-    return measured, curves
+def regimes(runs: Traces) -> list[dict]:
+    """Where depth still buys something: agreement of the first and the best layer, and the depth of hindsight."""
+    found = []
+    for condition in dict.fromkeys(runs.conditions):
+        part = runs.of_condition(condition)
+        same, clean = (1 - part.losses[name].mean(0) for name in ("disagreement", "clean_disagreement"))
+        found.append(
+            {
+                "condition": condition,
+                "first_layer_agreement": float(same[0]),
+                "best_agreement": float(same.max()),
+                "first_layer_clean_agreement": float(clean[0]),
+                "best_clean_agreement": float(clean.max()),
+                "best_clean_layer": int(clean.argmax()) + 1,
+                "clean_agreement_gained_after_layer_6": float(clean.max() - clean[5]),
+            }
+        )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("model")
     parser.add_argument("--quick", action="store_true", help="a few utterances of each set; nothing is written")
-    parser.add_argument("--figure", type=Path, default=HERE / "results" / "noise_curve.png")
     arguments = parser.parse_args()
     limit = 6 if arguments.quick else None
-    dev = utterances(CALIBRATION_SETS, "dev", limit)
-    test = utterances(TEST_SETS, "test", limit)
-    bank = noises("test")
-    measured, curves = [], {}
-    with Progress() as bar:
-        for text in arguments.models:
-            name, _, path = text.partition("=")
-            model = daisy.load(path)
-            more, by_policy = measure(name, model, dev, test, bank, bar)
-            measured += more
-            curves |= {f"{policy}, {name} heads": estimates for policy, estimates in by_policy.items()}
-    for label, estimates in curves.items():
-        print(f"{label:28}", "  ".join(f"{e.mean:5.2f} [{e.low:.2f}, {e.high:.2f}]" for e in estimates))
+    tune, test = calibration_runs(arguments.model, limit), judged_runs(arguments.model, limit)
+    measured, correlations, curves = [], [], {}
+    ratios = [snr for snr in SNRS_DB if snr is not None]
+    for name in POLICIES:
+        exits = calibration.for_depth(name, tune, DEPTH).exit_layers(test.scores)
+        measured += rows_of(name, test, exits)
+        verdicts = comparison.by_condition(name, exits, test)
+        of = {verdict.condition: verdict.mean_exit_layer for verdict in verdicts}
+        for kind in KINDS:
+            rho = study.spearman(verdicts, name, kind, ratios)
+            layers = [of["clean"], *(of[f"{kind} {snr:g} dB"] for snr in ratios)]
+            rise = layers[4].mean - layers[0].mean
+            correlations.append({"policy": name, "noise": kind, "spearman": rho, "rise_clean_to_0_db": rise})
+            print(
+                f"{name:10} {kind:9} rho {rho:+.2f} ", *(f"{e.mean:5.2f} [{e.low:.2f}, {e.high:.2f}]" for e in layers)
+            )
+            if kind == KINDS[0] and name in SHOWN:
+                curves[name] = layers
+    where = regimes(test)
+    for line in where:
+        print(line)
     if not arguments.quick:
         write("noise_curve", measured)
-        report.exit_layers_by_snr(
-            arguments.figure,
+        write("adaptivity", correlations)
+        write("regimes", where)
+        figure = report.exit_layers_by_snr(
             SNRS_DB,
             curves,
-            num_layers=model.backbone.config.num_layers,
-            title=f"{len(test)} test utterances; thresholds for {DEPTH:.0%} depth on clean dev audio",
+            num_layers=test.num_layers,
+            title=f"{len(set(test.utterances))} utterances, recorded noise; set for {DEPTH:.0%} depth on others",
         )
+        report.save(figure, RESULTS / "noise_curve.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from daisy import files
 from daisy.report import snr_name
 
 README = HERE.parent / "README.md"
-PAGES = (README, HERE.parent / "docs" / "pretraining.md")
+PAGES = (README, *sorted((HERE.parent / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -31,18 +31,103 @@ def source(result: dict) -> str:
 
 
 def exits() -> str:
-    """Mean exit layer by SNR."""
+    """Mean exit layer by SNR of recorded noise, of three policies."""
+    return exits_in(["recorded"])
+
+
+def exits_by_noise() -> str:
+    """Mean exit layer by SNR and kind of noise, of three policies."""
+    rows = read("noise_curve")["rows"]
+    return exits_in(list(dict.fromkeys(row["noise"] for row in rows if row["snr_db"] is not None)))
+
+
+def exits_in(kinds: list[str]) -> str:
     result = read("noise_curve")
     rows = [row for row in result["rows"] if row["set"] == "all"]
-    conditions = list(dict.fromkeys(row["snr_db"] for row in rows))
+    snrs = [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
+    rho = {(row["policy"], row["noise"]): row["spearman"] for row in read("adaptivity")["rows"]}
     lines = []
-    for heads, policy in dict.fromkeys((row["heads"], row["policy"]) for row in rows):
-        cells = [
-            next(r for r in rows if (r["heads"], r["policy"], r["snr_db"]) == (heads, policy, snr))
-            for snr in conditions
+    for policy in ("forecast", "plateau", "entropy"):
+        for kind in kinds:
+            mine = {row["snr_db"]: row for row in rows if row["policy"] == policy and row["noise"] in (kind, "none")}
+            cells = [f"{mine[s]['mean_exit_layer']:.1f} ({mine[s]['low']:.1f}-{mine[s]['high']:.1f})" for s in snrs]
+            lines.append([policy, kind, *cells, f"{rho[policy, kind]:.2f}"])
+    return table(["policy", "noise", *map(snr_name, snrs), "Spearman"], lines) + source(result)
+
+
+def sets() -> str:
+    """Mean exit layer by SNR of recorded noise, set by set, of the default policy."""
+    result = read("noise_curve")
+    rows = [row for row in result["rows"] if row["policy"] == "forecast" and row["noise"] in ("none", "recorded")]
+    snrs = [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        mine = {row["snr_db"]: row for row in rows if row["set"] == name}
+        lines.append([name, str(mine[None]["num_utterances"]), *(f"{mine[s]['mean_exit_layer']:.1f}" for s in snrs)])
+    return table(["set", "utterances", *map(snr_name, snrs)], lines) + source(result)
+
+
+def policies() -> str:
+    """Fidelity of each policy at each depth, beside the static cut's."""
+    result = read("policies")
+    targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
+    lines = []
+    for name in dict.fromkeys(row["policy"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["policy"] == name]
+        lines.append([name, *(f"{row['depth']:.0%}: {row['unit_agreement']:.3f} ({row['gain']:+.3f})" for row in mine)])
+    return table(["policy", *(f"set for {target:.0%}" for target in targets)], lines) + source(result)
+
+
+def guarantee() -> str:
+    """Share of splits whose test risk was above the target, and the depth that was bought."""
+    result = read("guarantee")
+    header = [
+        "audio", "policy", "risk of", "target", "method", "violations", "not certified", "from clean, under noise",
+        "depth", "not certified", "nothing certified",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["audio"], row["policy"], row["risk_name"], f"{row['risk']:.1f}", row["method"],
+            f"{row['violations']:.3f}", f"{row['uncertified_violations']:.3f}",
+            f"{row['violations_under_noise']:.3f}" if row["audio"] == "clean" else "",
+            f"{row['depth']:.3f}", f"{row['uncertified_depth']:.3f}", f"{row['none_certified']:.2f}",
         ]
-        lines.append([heads, policy, *(f"{c['mean_exit_layer']:.1f} ({c['low']:.1f}-{c['high']:.1f})" for c in cells)])
-    return table(["heads trained on", "policy", *map(snr_name, conditions)], lines) + source(result)
+        for row in result["rows"]
+    ]  # fmt: skip
+    return table(header, lines) + source(result)
+
+
+def windows() -> str:
+    """The published code's window by batch size."""
+    result = read("windows")
+    lines = [
+        [
+            row["policy"], str(row["batch"]), row["layers"], f"{row['depth']:.1%}", f"{row['unit_agreement']:.3f}",
+            f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})", f"{row['other_than_alone']:.1%}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = [
+        "policy",
+        "batch",
+        "layers looked at",
+        "depth",
+        "agreement",
+        "against the static cut",
+        "exits unlike alone",
+    ]
+    return table(header, lines) + source(result)
+
+
+def decisions() -> str:
+    """Microseconds an utterance to decide."""
+    result = read("decisions")
+    lines = []
+    for name in dict.fromkeys(row["policy"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["policy"] == name]
+        lines.append([name, *(f"{r['decision_us']:.1f} ({r['low_us']:.1f}-{r['high_us']:.1f})" for r in mine)])
+    sizes = list(dict.fromkeys(row["batch"] for row in result["rows"]))
+    return table(["policy", *(f"batch of {size}: us" for size in sizes)], lines) + source(result)
 
 
 def heads() -> str:
@@ -148,6 +233,12 @@ def ablations() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "exits": exits,
+    "exits_by_noise": exits_by_noise,
+    "sets": sets,
+    "policies": policies,
+    "guarantee": guarantee,
+    "windows": windows,
+    "decisions": decisions,
     "heads": heads,
     "parity": parity,
     "pretraining": pretraining,

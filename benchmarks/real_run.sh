@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The real run, start to end: a small HuBERT pre-trained in two iterations, heads trained on it by both of fairseq's
+# The real run, start to end: a small HuBERT pre-trained in three iterations, heads trained on it by both of fairseq's
 # commands, the better kind shipped as daisy-mini, the test sets extracted clean and noisy, and every figure measured.
 # Hours on two cores. A stopped run goes on where it ended. Needs the shared recordings and model (../shared, or
 # DAISY_SHARED).
@@ -27,9 +27,9 @@ cp "$runs"/data/{valid,noise}.tsv "$runs/balanced/"
 [ -f "$runs/hubert_mini.safetensors" ] ||
     "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
 
-WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" \
+WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 UPDATES="400 1700 1400" fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" \
     common.cpu=true
-hubert=$runs/pretrain/iteration2.safetensors
+hubert=$runs/pretrain/iteration3.safetensors
 
 # Heads on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
 clean() {
@@ -55,17 +55,22 @@ wait %1
 wait %2
 
 export OMP_NUM_THREADS=2
-networks=(hubert_mini=runs/hubert_mini.safetensors iteration1=runs/pretrain/iteration1.safetensors
-    iteration2=runs/pretrain/iteration2.safetensors)
+networks=(hubert_mini=runs/hubert_mini.safetensors)
+for number in 1 2 3; do networks+=("iteration$number=runs/pretrain/iteration$number.safetensors"); done
 kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
-"$bin/python" benchmarks/pretraining.py "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 \
-    --units mfcc=runs/balanced,runs/pretrain/units1 iteration2=runs/balanced,runs/pretrain/units2
+"$bin/python" benchmarks/pretraining.py "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 iteration3=iteration3 \
+    --units mfcc=runs/balanced,runs/pretrain/units1 iteration2=runs/balanced,runs/pretrain/units2 \
+    iteration3=runs/balanced,runs/pretrain/units3
 "$bin/python" benchmarks/probes.py "${networks[@]}"
-"$bin/python" benchmarks/units.py "${networks[@]}" --layers 2 4 6 8 10 12
+"$bin/python" benchmarks/units.py "${networks[@]:1:2}" --layers 6 9 12 --centre
+"$bin/python" benchmarks/units.py "${networks[@]:0:3}" --layers 6 9 12 --centre --digits
+"$bin/python" benchmarks/ablations.py runs
 "$bin/python" benchmarks/heads.py "${kinds[@]}"
-"$bin/python" benchmarks/noise_curve.py "${kinds[@]}"
 "$bin/python" benchmarks/ship.py runs/denoising.safetensors
 "$bin/python" benchmarks/parity.py
+"$bin/python" benchmarks/policies.py daisy-mini
+"$bin/python" benchmarks/noise_curve.py daisy-mini
+"$bin/python" benchmarks/guarantee.py daisy-mini
 
 "$bin/python" benchmarks/noisy_sets.py "$runs/test"
 for condition in clean 20dB 10dB 5dB 0dB -5dB; do

@@ -1,8 +1,7 @@
-"""Unlabelled audio to a policy with a target: a mean depth, or a risk with a guarantee."""
+"""Unlabelled audio to a policy with a mean depth; `daisy.guarantee` bounds its risk."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,16 +9,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from daisy import forecast, policies, risk
-from daisy.errors import PolicyError, unknown_name
+from daisy import forecast, policies
+from daisy.errors import PolicyError
 from daisy.policies import Policy
 from daisy.policies.rules import LookAhead
 from daisy.traces import Traces
 
 STEPS = 40
-LEAST_GROUPS = 4
-METHODS = (*risk.P_VALUES, "conformal")
-GRID = 100
 SIGNS = {"entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1, "oracle": -1}
 """Policies with a threshold on one score; 1: they leave at or below it."""
 LEARNT = {
@@ -66,7 +62,7 @@ def family(name: str, traces: Traces, loss: str = "disagreement", **settings: ob
         found = lambda place: policies.Fixed(layer=round(last - place * (last - 1)))  # noqa: E731
     else:
         raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
-    return Family(found, lambda place: found(place).exit_layers(_some_scores(traces)))
+    return Family(found, lambda place: found(place).exit_layers(scores_of(traces)))
 
 
 def for_depth(name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object) -> Policy:
@@ -107,84 +103,6 @@ def depth(exit_layers: Tensor, traces: Traces) -> float:
     return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
 
 
-class Certificate(NamedTuple):
-    """A policy whose risk is bounded, or `Never`, with the runs that certified it."""
-
-    policy: Policy
-    exit_layers: Tensor
-    """(n,) of those runs."""
-    runs: Traces
-
-
-def for_risk(
-    name: str,
-    traces: Traces,
-    alpha: float,
-    delta: float,
-    *,
-    method: str = "betting",
-    loss: str = "disagreement",
-    ceiling: float = 1.0,
-    seed: int = 0,
-    **settings: object,
-) -> Certificate:
-    """The cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
-
-    Half of the groups learn the family, the other half certify it; a group is one example, its loss the mean of its
-    runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
-    itself: no loss.
-
-    Args:
-        name: of `FAMILIES`.
-        traces: full runs on unlabelled audio.
-        alpha: the risk allowed, from (0, 1).
-        delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
-        method: hoeffding-bentkus, betting or conformal (`daisy.risk`).
-        loss: one of the traces' losses.
-        ceiling: what losses are clipped to, and divided by.
-        seed: of the halves.
-        settings: the policy's other settings.
-
-    Raises:
-        PolicyError: on values out of range, an unknown method, or too few groups.
-    """
-    for what, value in (("risk", alpha), ("delta", delta)):
-        if not 0 < value < 1:
-            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
-    if method not in METHODS:
-        raise PolicyError(unknown_name("method", method, METHODS))
-    if len(set(traces.groups)) < LEAST_GROUPS:
-        raise PolicyError(
-            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {len(set(traces.groups))}: "
-            "half of them learn, half certify"
-        )
-    learn, certify = traces.halves(seed)
-    found = family(name, learn, loss, **settings)
-    ladder = [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
-    values = bounded(certify.losses[loss], ceiling)
-    exits = torch.stack([policy.exit_layers(_some_scores(certify)) for policy in ladder], dim=1)  # (n, settings)
-    at_exit = values.gather(1, exits - 1).numpy()
-    order = numpy.random.default_rng(seed).permutation(len(certify))  # betting must not see them sorted
-    examples = []
-    for condition in dict.fromkeys(certify.conditions):
-        rows = [i for i in order if certify.conditions[i] == condition]
-        examples.append(risk.by_group(at_exit[rows], [certify.groups[i] for i in rows]))
-    if method == "conformal":
-        chosen = risk.conformal(examples, alpha)
-    else:
-        p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
-        chosen = risk.learn_then_test(examples, alpha, delta, p_value)
-    policy = policies.Never() if chosen is None else ladder[chosen]
-    return Certificate(policy, policy.exit_layers(_some_scores(certify)), certify)
-
-
-def bounded(losses: Tensor, ceiling: float) -> Tensor:
-    """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
-    values = (losses / ceiling).clamp(0, 1)
-    values[:, -1] = 0
-    return values
-
-
 def window(threshold: float, histogram: Sequence[float], kind: str = "avg", share: float = 0.1) -> policies.Window:
     """DAISY's published choice of layers to look at, from a histogram of exits at this threshold.
 
@@ -214,7 +132,7 @@ def window(threshold: float, histogram: Sequence[float], kind: str = "avg", shar
     return policies.Window(threshold=threshold, first=first, last=last)
 
 
-def _some_scores(traces: Traces) -> dict[str, Tensor]:
+def scores_of(traces: Traces) -> dict[str, Tensor]:
     """Scores to decide from; a policy that reads none needs their shape."""
     return traces.scores or {"none": torch.zeros(len(traces), traces.num_layers)}
 

@@ -77,12 +77,16 @@ class Traces:
         wanted = set(groups)
         return self.select([i for i, each in enumerate(self.groups) if each in wanted])
 
-    def halves(self, seed: int) -> tuple[Traces, Traces]:
-        """Two random halves, no group in both."""
+    def split(self, share: float, seed: int) -> tuple[Traces, Traces]:
+        """A random share of the groups, at least one, and the others."""
         names = sorted(set(self.groups))
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-        first = [names[i] for i in order[: len(names) // 2]]
+        first = [names[i] for i in order[: max(1, round(share * len(names)))]]
         return self.of_groups(first), self.of_groups(set(names) - set(first))
+
+    def halves(self, seed: int) -> tuple[Traces, Traces]:
+        """Two random halves, no group in both."""
+        return self.split(0.5, seed)
 
 
 def join(parts: Sequence[Traces]) -> Traces:

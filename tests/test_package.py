@@ -45,7 +45,7 @@ def test_imports_point_one_way():
         {"extraction", "labels", "study_page"},
         {"report", "noise_curve", "study"},
         {"journal", "policy_file"},
-        {"comparison"},
+        {"comparison", "guarantee"},
         {"analysis", "calibration", "augmentation", "masked"},
         {"forecast", "traces", "conditions"},
         {"encoder", "mixing", "converters"},

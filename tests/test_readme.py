@@ -15,7 +15,6 @@ def test_tables_are_rendered_from_the_results(monkeypatch):
 
     for page in readme.PAGES:
         text = page.read_text(encoding="utf-8")
-        assert readme.BLOCK.search(text), page
         assert readme.render(text) == text, f"{page}: make readme"
     del sys.modules["readme"]
 
@@ -29,4 +28,4 @@ def test_links_lead_somewhere():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_is_documented(policy):
-    assert f"`{policy}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| `{policy}`" in (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")

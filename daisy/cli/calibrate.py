@@ -59,7 +59,7 @@ def command(
     device: Device = "cpu",
 ) -> None:
     """Set a policy on unlabelled audio: for a mean depth, or for a risk with a statistical guarantee."""
-    from daisy import audio, calibration, comparison, conditions, noise_curve, policy_file
+    from daisy import audio, calibration, comparison, conditions, guarantee, noise_curve, policy_file
     from daisy import checkpoint as checkpoints
 
     if (depth is None) == (risk is None):
@@ -83,7 +83,7 @@ def command(
         target |= {"depth": depth, "of": "time" if time else "layers"}
     else:
         limit = ceiling if of == "kl_nats" else 1.0
-        chosen, exits, runs = calibration.for_risk(
+        chosen, exits, runs = guarantee.for_risk(
             policy, table, risk, delta, method=method, loss=of, ceiling=limit, seed=seed
         )
         target |= {"risk": risk, "delta": delta, "method": method, "of": of, "ceiling": limit}
@@ -92,7 +92,7 @@ def command(
     attained = [_attained(verdict, of) for verdict in comparison.by_condition(chosen.name, exits, runs)]
     content: dict[str, object] = {"conditions": attained}
     if risk is not None:
-        content["by_exit_layer"] = _by_exit_layer(calibration.bounded(runs.losses[of], limit), exits)
+        content["by_exit_layer"] = _by_exit_layer(guarantee.bounded(runs.losses[of], limit), exits)
     speakers_known = len(set(speech.groups))
     policy_file.write(
         out,

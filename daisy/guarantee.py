@@ -1,0 +1,135 @@
+"""Unlabelled audio to a policy whose risk is bounded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from daisy import calibration, policies, risk
+from daisy.errors import PolicyError, unknown_name
+from daisy.policies import Policy
+from daisy.traces import Traces
+
+LEAST_GROUPS = 4
+LEARN_SHARE = 1 / 3
+METHODS = (*risk.P_VALUES, "conformal")
+GRID = 100
+
+
+class Certificate(NamedTuple):
+    """A policy whose risk is bounded, or `Never`, with the runs that certified it."""
+
+    policy: Policy
+    exit_layers: Tensor
+    """(n,) of those runs."""
+    runs: Traces
+
+
+def for_risk(
+    name: str,
+    traces: Traces,
+    alpha: float,
+    delta: float,
+    *,
+    method: str = "betting",
+    loss: str = "disagreement",
+    ceiling: float = 1.0,
+    seed: int = 0,
+) -> Certificate:
+    """The cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
+
+    A third of the groups learn the family, the others certify it; a group is one example, its loss the mean of its
+    runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
+    itself: no loss.
+
+    Args:
+        name: of `daisy.calibration.FAMILIES`.
+        traces: full runs on unlabelled audio.
+        alpha: the risk allowed, from (0, 1).
+        delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
+        method: hoeffding-bentkus, betting or conformal (`daisy.risk`).
+        loss: one of the traces' losses.
+        ceiling: what losses are clipped to, and divided by.
+        seed: of who learns and who certifies.
+
+    Raises:
+        PolicyError: on values out of range, an unknown method, or too few groups.
+    """
+    for what, value in (("risk", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
+    if method not in METHODS:
+        raise PolicyError(unknown_name("method", method, METHODS))
+    if len(set(traces.groups)) < LEAST_GROUPS:
+        raise PolicyError(
+            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {len(set(traces.groups))}: "
+            "some learn, the others certify"
+        )
+    learn, judge = traces.split(LEARN_SHARE, seed)
+    rungs = ladder(name, learn, loss)
+    exits = exits_of(rungs, judge)
+    chosen = certify(exits, judge, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
+    if chosen is None:
+        return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
+    return Certificate(rungs[chosen], exits[:, chosen], judge)
+
+
+def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
+    """A family's policies from the safest to the cheapest, learnt from runs that do not certify."""
+    found = calibration.family(name, learn, loss)
+    return [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
+
+
+def exits_of(rungs: Sequence[Policy], runs: Traces) -> Tensor:
+    """(n, S) exit layers of each run under each policy."""
+    return torch.stack([policy.exit_layers(calibration.scores_of(runs)) for policy in rungs], dim=1)
+
+
+def certify(
+    exits: Tensor,
+    runs: Traces,
+    alpha: float,
+    delta: float,
+    *,
+    method: str = "betting",
+    loss: str = "disagreement",
+    ceiling: float = 1.0,
+    seed: int = 0,
+) -> int | None:
+    """The cheapest of S settings, the safest first, whose risk is certified in every condition.
+
+    Args:
+        exits: (n, S) exit layers of the runs.
+        runs: those that certify.
+        alpha: the risk allowed.
+        delta: the probability with which it may be missed.
+        method: of `METHODS`.
+        loss: one of the runs' losses.
+        ceiling: what losses are clipped to, and divided by.
+        seed: of the order in which betting sees the groups.
+
+    Returns:
+        Its index; None where not even the first is certified.
+    """
+    at_exit = bounded(runs.losses[loss], ceiling).gather(1, exits - 1).numpy()
+    order = numpy.random.default_rng(seed).permutation(len(runs))
+    examples = []
+    for condition in dict.fromkeys(runs.conditions):
+        rows = [i for i in order if runs.conditions[i] == condition]
+        examples.append(risk.by_group(at_exit[rows], [runs.groups[i] for i in rows]))
+    if method == "conformal":
+        return risk.conformal(examples, alpha)
+    p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
+    return risk.learn_then_test(examples, alpha, delta, p_value)
+
+
+def bounded(losses: Tensor, ceiling: float) -> Tensor:
+    """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
+    values = (losses / ceiling).clamp(0, 1)
+    values[:, -1] = 0
+    return values
