@@ -36,6 +36,8 @@ class Section:
     """(caption, figure)."""
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
+    folded: bool = False
+    """Whether the table is shown only when asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def write_page(page: Page, path: Path) -> None:
             "text": section.text,
             "header": section.header,
             "rows": section.rows,
+            "folded": section.folded,
             "figures": [{"caption": caption, "source": _inline(figure)} for caption, figure in section.figures],
         }
         for section in page.sections

@@ -23,8 +23,7 @@ def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]
         parts.append(_adaptivity(found, kinds, snrs_db))
     if len(found.layers) > 1:
         parts.append(_conditions(found))
-    parts.append(_layers(found))
-    return parts
+    return [*parts, _layers(found), _numbers(found)]
 
 
 def estimate(value: report.Estimate, digits: int = 1) -> str:
@@ -34,16 +33,42 @@ def estimate(value: report.Estimate, digits: int = 1) -> str:
 
 def _frontier(found: Study) -> Section:
     names = list(dict.fromkeys(verdict.policy for _, verdict in found.frontier))
-    curves = {
-        name: [(v.depth, v.losses[found.loss].mean) for _, v in found.frontier if v.policy == name] for name in names
-    }
-    static = next(iter(found.frontier))[1]
-    compared = [name for name in ("fixed", "oracle", "hindsight") if name in curves]
-    rows = []
-    for target, verdict in found.frontier:
-        if verdict.policy in ("fixed",):
-            continue
-        rows.append(
+    mine = {name: [verdict for _, verdict in found.frontier if verdict.policy == name] for name in names}
+    losses = {name: [(v.depth, v.losses[found.loss].mean) for v in mine[name]] for name in names}
+    gains = {name: [(v.depth, v.gain[found.loss].mean) for v in mine[name]] for name in names if name != "fixed"}
+    compared = [name for name in ("fixed", "oracle", "hindsight") if name in names]
+    share = "executed share of the cost"
+    table = console_rows(found)
+    return Section(
+        title="Which policy wins at which depth?",
+        text=(
+            f"Every policy was tuned to each depth on {found.num_tuned} runs and judged on {found.num_judged} runs of "
+            "other groups, all conditions together. fixed is the static cut, a mixture of two neighbouring layers, at "
+            "the very depth that the policy came to. oracle and hindsight know what no policy can: the former leaves "
+            "at the first layer that is close enough to the full model, the latter is the least loss that any exits "
+            "could have at that depth. The table has how much lower each policy's loss is than the static cut's."
+        ),
+        figures=(
+            (
+                f"{found.loss} at the exit; lower is better",
+                report.lines(losses, across=share, up=found.loss, black=compared),
+            ),
+            (
+                f"how much lower {found.loss} is than a static cut's at the same depth; higher is better",
+                report.lines(gains, across=share, up="lower than fixed by", black=compared),
+            ),
+        ),
+        header=("policy", *(f"set for {target:.0%}" for target in dict.fromkeys(t for t, _ in found.frontier))),
+        rows=tuple(table),
+    )
+
+
+def _numbers(found: Study) -> Section:
+    return Section(
+        title="Every depth in numbers",
+        text="chance draws exits from the policy's own histogram.",
+        header=("policy", "target", "depth", found.loss, "fixed", "chance", "lower than fixed by"),
+        rows=tuple(
             (
                 verdict.policy,
                 f"{target:.0%}",
@@ -53,24 +78,9 @@ def _frontier(found: Study) -> Section:
                 f"{verdict.random[found.loss]:.4f}",
                 estimate(verdict.gain[found.loss], 4),
             )
-        )
-    return Section(
-        title="Which policy wins at which depth?",
-        text=(
-            f"Every policy was tuned to each depth on {found.num_tuned} runs and judged on {found.num_judged} runs of "
-            f"other groups, all conditions together. Lower is better. fixed is the static cut, a mixture of two "
-            "neighbouring layers at the very depth that the policy came to; chance draws exits from the policy's own "
-            "histogram. oracle and hindsight know what no policy can: the former leaves at the first layer that is "
-            "close enough to the full model, the latter is the least loss that any exits could have at that depth."
+            for target, verdict in found.frontier
         ),
-        figures=(
-            (
-                f"{found.loss} at the exit against executed share, {static.num_runs} runs",
-                report.lines(curves, across="executed share of the cost", up=found.loss, black=compared),
-            ),
-        ),
-        header=("policy", "target", "depth", found.loss, "fixed", "chance", "lower than fixed by"),
-        rows=tuple(rows),
+        folded=True,
     )
 
 
@@ -118,6 +128,7 @@ def _conditions(found: Study) -> Section:
             )
             for verdict in found.verdicts
         ),
+        folded=True,
     )
 
 
@@ -135,11 +146,10 @@ def _layers(found: Study) -> Section:
 
 
 def console_rows(found: Study) -> list[tuple[str, ...]]:
-    """The frontier for a terminal: policy, then the loss at each target depth."""
+    """The frontier in short: policy, then at each target depth how much lower its loss is than the static cut's."""
     targets = list(dict.fromkeys(target for target, _ in found.frontier))
     table = []
     for name in dict.fromkeys(verdict.policy for _, verdict in found.frontier):
         by_target: dict[float, Verdict] = {t: v for t, v in found.frontier if v.policy == name}
-        cells = [f"{by_target[t].losses[found.loss].mean:.4f} at {by_target[t].depth:.0%}" for t in targets]
-        table.append((name, *cells))
+        table.append((name, *(f"{by_target[target].gain[found.loss].mean:+.4f}" for target in targets)))
     return table

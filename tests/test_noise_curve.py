@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import subprocess
 
 import numpy
 import pytest
@@ -33,6 +35,7 @@ def place(tmp_path_factory):
     return folder
 
 
+CHROMIUM = shutil.which("chromium")
 NAMES = "entropy,plateau,forecast,fixed"
 SPEAKERS = ("--speakers", "speakers.csv")
 
@@ -194,6 +197,18 @@ def test_the_page_needs_no_network(curves):
     assert page.count("<figure>") >= 7  # frontier, two noises, four losses
     assert "daisy noise-curve speech -c tiny.safetensors" in page
     assert "Does the exit follow the noise?" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to open the page")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_the_page_without_complaint(curves, tmp_path, width):
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+    options = (f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--enable-logging=stderr")
+    picture = tmp_path / "page.png"
+    call = [CHROMIUM, *quiet, *options, f"--screenshot={picture}", (curves / "page.html").as_uri()]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert picture.stat().st_size > 50_000  # figures and text, not a blank page
+    assert "CONSOLE" not in done.stderr, done.stderr
 
 
 def test_unreadable_recordings_are_listed_and_left_out(place):

@@ -112,7 +112,8 @@ def present(
             sections=study_page.sections(found, kinds, snrs_db),
         )
         reports.write_page(page, report)
-    shown = Table(f"{found.loss} at", *(f"{float(d):.0%}" for d in depths.split(",") if d), box=None, pad_edge=False)
+    output.print(f"{found.loss} at the exit: how much lower than a static cut at the same depth")
+    shown = Table("set for", *(f"{target:.0%}" for target in numbers_of(depths)), box=None, pad_edge=False)
     for row in study_page.console_rows(found):
         shown.add_row(*row)
     output.print(shown)
