@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.heads import ExitHeads, HeadsConfig
+from daisy.policies import Deadline, Never, Policy
 from daisy.scores import SCORES, Reading
 
-
-class Cost(NamedTuple):
-    """Cost of an utterance of T frames: constant + linear T + quadratic T^2."""
-
-    constant: float
-    linear: float
-    quadratic: float
-
-    def of(self, num_frames: float) -> float:
-        """Cost of an utterance."""
-        return self.constant + num_frames * (self.linear + num_frames * self.quadratic)
+Cost = tuple[float, float, float]
+"""(c0, c1, c2): an utterance of T frames costs c0 + c1 T + c2 T^2."""
+TIMED_FRAMES = (50, 100, 200, 400, 800)
 
 
-def front_end(config: BackboneConfig) -> Cost:
-    """Convolutions, projection to the layers' width, and positional convolution, in multiply-accumulates.
+def front_end_macs(config: BackboneConfig) -> Cost:
+    """Convolutions, projection to the layers' width, and positional convolution.
 
-    A convolution is counted at T times its outputs a frame; the few more that the recording's ends need are left out.
+    A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
     """
     channels, macs, outputs = 1, 0.0, config.frame_hop
     for width, kernel, stride in config.conv_layers:
@@ -39,18 +32,54 @@ def front_end(config: BackboneConfig) -> Cost:
         channels = width
     macs += channels * config.width
     macs += config.pos_kernel * config.width * config.width / config.pos_groups
-    return Cost(0.0, macs, 0.0)
+    return 0.0, macs, 0.0
 
 
-def layer(config: BackboneConfig) -> Cost:
-    """One transformer layer: four projections, attention over all frames, feed-forward."""
+def layer_macs(config: BackboneConfig, heads: HeadsConfig | None = None, score_stride: int = 1) -> Cost:
+    """One transformer layer (four projections, attention over all frames, feed-forward), and its unit classifier."""
     projections = 4 * config.width**2 + 2 * config.width * config.ffn_width
-    return Cost(0.0, float(projections), 2.0 * config.width)
+    classifier = heads.width * heads.num_units / score_stride if heads else 0.0
+    return 0.0, projections + classifier, 2.0 * config.width
 
 
-def head(config: HeadsConfig, stride: int = 1) -> Cost:
-    """One layer's unit classifier, at every ``stride``-th frame."""
-    return Cost(0.0, config.width * config.num_units / stride, 0.0)
+def macs_deadline(
+    backbone: Backbone, heads: ExitHeads | None, budget: float, then: Policy | None = None, score_stride: int = 1
+) -> Deadline:
+    """A budget of multiply-accumulates for each utterance.
+
+    Args:
+        backbone: what runs.
+        heads: the exit heads, where ``then`` reads any.
+        budget: multiply-accumulates, front end included.
+        then: another rule that may leave earlier.
+        score_stride: of the encoder.
+    """
+    each = layer_macs(backbone.config, heads.config if heads else None, score_stride)
+    return Deadline(budget=budget, front_cost=front_end_macs(backbone.config), layer_cost=each, then=then or Never())
+
+
+def measured_deadline(
+    backbone: Backbone, heads: ExitHeads | None, budget_ms: float, then: Policy | None = None, repeats: int = 5
+) -> Deadline:
+    """A budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
+
+    Args:
+        backbone: what runs.
+        heads: the exit heads, where ``then`` reads any.
+        budget_ms: front end included.
+        then: another rule that may leave earlier.
+        repeats: of each measurement, whose median counts.
+    """
+    then = then or Never()
+    fronts, layers = [], []
+    generator = torch.Generator().manual_seed(0)
+    for num_frames in TIMED_FRAMES:
+        length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
+        waveform = 0.1 * torch.randn(length, generator=generator)
+        runs = [_timed(backbone, heads, [waveform], sorted(then.reads - {"draw"})) for _ in range(repeats)]
+        fronts.append(1000 * statistics.median(run[0] for run in runs))
+        layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
+    return Deadline(budget=budget_ms, front_cost=_polynomial(fronts), layer_cost=_polynomial(layers), then=then)
 
 
 @torch.no_grad()
@@ -62,23 +91,39 @@ def seconds_by_layer(
     The median over ``repeats`` of the sum over the utterances, so that what else the machine did hardly shows.
     """
     names = sorted(set(scores) - {"draw"})
-    runs = [_timed(backbone, heads, waveforms, names) for _ in range(repeats)]
+    runs = [_timed(backbone, heads, waveforms, names)[1:] for _ in range(repeats)]
     return torch.tensor([statistics.median(times) for times in zip(*runs, strict=True)])
 
 
-def _timed(backbone: Backbone, heads: ExitHeads, waveforms: Sequence[Tensor], names: list[str]) -> list[float]:
-    num_layers = backbone.config.num_layers
-    marks = [0.0] * num_layers
+@torch.no_grad()
+def _timed(backbone: Backbone, heads: ExitHeads | None, waveforms: Sequence[Tensor], names: list[str]) -> list[float]:
+    """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
+    marks = [0.0] * (backbone.config.num_layers + 1)
+    wait: Callable[[], None] = torch.cuda.synchronize if backbone.device.type == "cuda" else lambda: None
     for waveform in waveforms:
         start = time.perf_counter()
         features, num_frames = backbone.front_end(waveform[None].to(backbone.device), torch.tensor([len(waveform)]))
         states, before = backbone.embed(features, num_frames), None
-        for layer in range(1, num_layers + 1):
+        wait()
+        marks[0] += time.perf_counter() - start
+        for layer in range(1, len(marks)):
             states, feed_forward = backbone.layer_with_feed_forward(layer, states, num_frames)
-            read = feed_forward if heads.config.reads == "feed_forward" else states
+            read = feed_forward if heads is not None and heads.config.reads == "feed_forward" else states
             reading = Reading(heads, layer, read, num_frames, before)
             for name in names:
-                SCORES[name](reading).cpu()
+                SCORES[name](reading)
             before = reading.units if "change" in names else None
-            marks[layer - 1] += time.perf_counter() - start
+            wait()
+            marks[layer] += time.perf_counter() - start
     return marks
+
+
+def _polynomial(times: list[float]) -> Cost:
+    """Non-negative (c0, c1, c2) nearest to times at `TIMED_FRAMES`, in relative terms."""
+    from scipy.optimize import nnls
+
+    frames = numpy.array(TIMED_FRAMES, dtype=float)
+    powers = numpy.stack([numpy.ones_like(frames), frames, frames**2], axis=1)
+    measured = numpy.array(times)
+    c0, c1, c2 = nnls(powers / measured[:, None], numpy.ones_like(measured))[0].tolist()
+    return c0, c1, c2

@@ -1,0 +1,66 @@
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from daisy import EarlyExitEncoder, cost, policies
+from tests.conftest import KINDS, tiny_model
+
+
+def counted(backbone, heads, num_frames, layers):
+    """Multiply-accumulates that torch counts for an utterance that leaves after ``layers``."""
+    length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
+    policy = policies.Fixed(layer=layers)
+    encoder = EarlyExitEncoder(backbone, heads, policy, scores=["entropy"])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused kernel is not counted
+        encoder([0.1 * torch.randn(length)])
+    return counter.get_total_flops() / 2
+
+
+def value(coefficients, num_frames):
+    return sum(c * num_frames**power for power, c in enumerate(coefficients))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_are_torchs_own(kind):
+    model = tiny_model(KINDS[kind])
+    config = model.backbone.config
+    for num_frames in (50, 400):
+        layer = value(cost.layer_macs(config, model.heads.config), num_frames)
+        two, one = (counted(model.backbone, model.heads, num_frames, layers) for layers in (2, 1))
+        assert two - one == pytest.approx(layer, rel=1e-6)
+        front = value(cost.front_end_macs(config), num_frames)
+        assert one - layer == pytest.approx(front, rel=0.08)  # the ends of a recording of one second
+
+
+def test_a_budget_of_operations_is_kept():
+    model = tiny_model()
+    layer = cost.layer_macs(model.backbone.config, model.heads.config)
+    front = cost.front_end_macs(model.backbone.config)
+    waveforms = [0.1 * torch.randn(400 + 320 * (num_frames - 1)) for num_frames in (20, 100, 300)]
+    budget = value(front, 100) + 2.5 * value(layer, 100)
+    policy = cost.macs_deadline(model.backbone, model.heads, budget)
+    out = EarlyExitEncoder(model.backbone, model.heads, policy)(waveforms)
+    assert out.exit_layer.tolist() == [4, 2, 1]
+    half = cost.macs_deadline(model.backbone, model.heads, budget, policies.Fixed(layer=3))
+    assert EarlyExitEncoder(model.backbone, model.heads, half)(waveforms).exit_layer.tolist() == [3, 2, 1]
+
+
+def test_measured_costs_rise_with_length():
+    model = tiny_model()
+    policy = cost.measured_deadline(model.backbone, model.heads, 1e9, policies.Entropy(threshold=0.0), repeats=3)
+    assert value(policy.layer_cost, 800) > value(policy.layer_cost, 50) > 0
+    assert min(*policy.front_cost, *policy.layer_cost) >= 0
+    waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(64000)]
+    run = lambda rule: EarlyExitEncoder(model.backbone, model.heads, rule)(waveforms).exit_layer.tolist()  # noqa: E731
+    assert run(policy) == [4, 4]
+    assert run(dataclasses.replace(policy, budget=0.0)) == [1, 1]
+
+
+def test_seconds_rise_layer_by_layer():
+    model = tiny_model()
+    seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)], ["entropy", "change"])
+    assert seconds.shape == (4,)
+    assert (seconds[1:] > seconds[:-1]).all()
