@@ -80,46 +80,55 @@ def fitted(states: Tensor, targets: Tensor, num_units: int) -> nn.Module:
     return classifier.requires_grad_(False)
 
 
-def score(model: daisy.Model, classifiers: dict[str, nn.Module], dev: Set, bank) -> list[dict]:
-    """One line for each condition and classifier."""
-    lines = []
-    for condition in CONDITIONS:
-        states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
-        for kind, classifier in classifiers.items():
-            wanted = targets + (masked.SPECIAL_SYMBOLS if kind == "own" else 0)
-            with torch.no_grad():
-                log_probs = classifier(states).log_softmax(-1)
-            lines.append(
-                {
-                    "classifier": kind,
-                    "condition": condition,
-                    "loss_nats": float(nn.functional.nll_loss(log_probs, wanted)),
-                    "accuracy": float((log_probs.argmax(-1) == wanted).float().mean()),
-                    "num_frames": len(targets),
-                }
-            )
-    return lines
+def common(sets: list[Set]) -> Set:
+    """The same recordings with the units of each set side by side: (T, sets), as many as every set has."""
+    waveforms = sets[0][0]
+    columns = []
+    for lines in zip(*(units for _, units in sets), strict=True):
+        length = min(map(len, lines))
+        columns.append(torch.stack([line[:length] for line in lines], dim=1))
+    return waveforms, columns
 
 
-def measure(models: dict[str, daisy.Model], sets: dict[str, tuple[Path, Path]], own: set, quick: bool) -> list[dict]:
+def measure(
+    models: dict[str, daisy.Model], sets: dict[str, tuple[Path, Path]], own: set[tuple[str, str]], quick: bool
+) -> list[dict]:
+    """One line for each units, network, classifier and condition; a network runs once for all units."""
     bank, measured = noises("train"), []
-    for units_name, (manifests, units) in sets.items():
-        train = recordings(manifests / "train.tsv", units / "train.km", 40 if quick else FIT_RECORDINGS)
-        dev = recordings(manifests / "valid.tsv", units / "valid.km", 20 if quick else None)
-        num_units = 1 + max(int(line.max()) for line in train[1] + dev[1])
-        for name, model in models.items():
-            classifiers: dict[str, nn.Module] = {
-                "fitted": fitted(*masked.masked_frames(model, *train, seed=1), num_units)
-            }
-            if (name, units_name) in own:
-                classifiers["own"] = model.final_head
-            lines = score(model, classifiers, dev, bank)
-            measured += [{"model": name, "units": units_name, **line} for line in lines]
-            for kind in classifiers:
-                chosen = [line for line in lines if line["classifier"] == kind]
-                cells = [f"{c['condition']} {c['loss_nats']:.3f}/{c['accuracy']:.3f}" for c in chosen]
-                print(f"{units_name:11} {name:12} {kind:6}", "  ".join(cells), flush=True)
-    return measured
+    train, dev = (
+        common([recordings(m / f"{split}.tsv", u / f"{split}.km", count) for m, u in sets.values()])
+        for split, count in (("train", 40 if quick else FIT_RECORDINGS), ("valid", 20 if quick else None))
+    )
+    num_units = 1 + max(int(lines.max()) for lines in train[1] + dev[1])
+    for name, model in models.items():
+        states, targets = masked.masked_frames(model, *train, seed=1)
+        classifiers: dict[tuple[str, str], nn.Module] = {
+            (units, "fitted"): fitted(states, targets[:, column], num_units) for column, units in enumerate(sets)
+        }
+        classifiers |= {(units, "own"): model.final_head for units in sets if (name, units) in own}
+        for condition in CONDITIONS:
+            states, targets = masked.masked_frames(model, heard(condition, dev[0], bank), dev[1], seed=2)
+            for (units, kind), classifier in classifiers.items():
+                wanted = targets[:, list(sets).index(units)] + (masked.SPECIAL_SYMBOLS if kind == "own" else 0)
+                with torch.no_grad():
+                    log_probs = classifier(states).log_softmax(-1)
+                measured.append(
+                    {
+                        "model": name,
+                        "units": units,
+                        "classifier": kind,
+                        "condition": condition,
+                        "loss_nats": float(nn.functional.nll_loss(log_probs, wanted)),
+                        "accuracy": float((log_probs.argmax(-1) == wanted).float().mean()),
+                        "num_frames": len(targets),
+                    }
+                )
+        for units, kind in classifiers:
+            mine = [row for row in measured if (row["model"], row["units"], row["classifier"]) == (name, units, kind)]
+            cells = [f"{row['condition']} {row['loss_nats']:.3f}/{row['accuracy']:.3f}" for row in mine]
+            print(f"{units:11} {name:12} {kind:6}", "  ".join(cells), flush=True)
+    order = {units: place for place, units in enumerate(sets)}
+    return sorted(measured, key=lambda row: order[row["units"]])
 
 
 def main() -> None:

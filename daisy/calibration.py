@@ -151,10 +151,10 @@ def _of_threshold(name: str, traces: Traces, settings: dict) -> Callable[[float]
     sign = SIGNS[name]
     values = sign * _scores(traces, score, name)[:, :-1].double()
     values = values[values.isfinite()].sort().values
-    least = float(values[0]) - 1e-6 * (1 + abs(float(values[0])))
+    safest = {"tolerance": -1.0, "degree": 2.0}.get(knob, 0.0 if sign > 0 else 2.0)  # lets nobody leave
 
     def at(place: float) -> Policy:
-        value = sign * (least if place <= 0 else _quantile(values, place))
+        value = safest if place <= 0 else sign * _quantile(values, place)
         return policies.make(name, {**settings, knob: max(value, 0.0) if knob == "threshold" else value})
 
     return at
@@ -199,7 +199,7 @@ def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
 
 
 def _price(prices: Tensor, place: float) -> float:
-    return float(prices[0]) - 1e-6 if place <= 0 else _quantile(prices, place)
+    return -1e6 if place <= 0 else _quantile(prices, place)  # at so low a price nobody leaves
 
 
 def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:

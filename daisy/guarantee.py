@@ -13,6 +13,7 @@ from torch import Tensor
 from daisy import calibration, policies, risk
 from daisy.errors import PolicyError, unknown_name
 from daisy.policies import Policy
+from daisy.policies.rules import LookAhead
 from daisy.traces import Traces
 
 LEAST_GROUPS = 4
@@ -86,7 +87,12 @@ def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]
 
 
 def exits_of(rungs: Sequence[Policy], runs: Traces) -> Tensor:
-    """(n, S) exit layers of each run under each policy."""
+    """(n, S) exit layers of each run under each policy of a ladder."""
+    first = rungs[0]
+    if isinstance(first, LookAhead):  # they differ in the price alone: look ahead once
+        prices = torch.tensor([policy.price for policy in rungs if isinstance(policy, LookAhead)])
+        critical = calibration.critical_prices(first, runs.scores)
+        return 1 + (critical[:, :, None] > prices).long().cumprod(1).sum(1)
     return torch.stack([policy.exit_layers(calibration.scores_of(runs)) for policy in rungs], dim=1)
 
 

@@ -57,13 +57,13 @@ def masked_frames(
     Args:
         model: its backbone is run.
         waveforms: (N_b,) each.
-        units: (T_b,) each, 0 to K - 1, a unit a frame; the last few frames may have none.
+        units: (T_b,) each, 0 to K - 1, a unit a frame; the last few frames may have none. (T_b, S) of several kinds.
         mask_prob: share of frames that start a span, times ``mask_length``.
         mask_length: frames of a span.
         seed: of the masks, which are the same for every model.
 
     Returns:
-        (S, D) states of the last layer and (S,) units.
+        (N, D) states of the last layer and (N,) units, or (N, S).
 
     Raises:
         UsageError: where units come at another rate than frames.

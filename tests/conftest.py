@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from daisy import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig, Model
+from daisy.traces import Traces
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -69,3 +70,34 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the shared recordings and model beside the checkout (../shared)")
     return SHARED
+
+
+TRACED_LAYERS = 12
+
+
+@pytest.fixture(scope="session")
+def traces():
+    """Utterances of differing difficulty: the loss falls fast or slowly, from high or low, and scores follow it."""
+    generator = torch.Generator().manual_seed(4)
+    rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    layers = torch.arange(TRACED_LAYERS)
+    level, pace = rand(600, 1), 1 + 5 * rand(600, 1)
+    disagreement = (0.1 + 0.2 * level + 0.6 * torch.exp(-layers / pace)).clamp(0, 1)
+    entropy = 4 * disagreement + 0.1 * rand(600, TRACED_LAYERS)
+    change = torch.cat([torch.full((600, 1), torch.nan), (disagreement[:, :-1] - disagreement[:, 1:])], 1)
+    return Traces(
+        utterances=tuple(map(str, range(600))),
+        groups=tuple(str(index // 10) for index in range(600)),
+        conditions=("clean",) * 600,
+        scores={
+            "entropy": entropy,
+            "regressed": entropy + 0.3 * rand(600, TRACED_LAYERS),
+            "confidence": (1 - disagreement) * (1 - 0.05 * rand(600, TRACED_LAYERS)),
+            "margin": (1 - disagreement) * (1 - 0.1 * rand(600, TRACED_LAYERS)),
+            "change": change,
+            "final_agreement": 1 - disagreement,
+        },
+        losses={"disagreement": disagreement},
+        weights=torch.ones(600),
+        costs=torch.arange(1, TRACED_LAYERS + 1).float(),
+    )

@@ -6,36 +6,7 @@ import torch
 from daisy import PolicyError, calibration, policies
 from daisy.policies.rules import LookAhead
 from daisy.traces import Traces
-
-LAYERS = 12
-
-
-@pytest.fixture(scope="module")
-def traces():
-    """Utterances of differing difficulty: the loss falls fast or slowly, from high or low, and scores follow it."""
-    generator = torch.Generator().manual_seed(4)
-    rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
-    layers = torch.arange(LAYERS)
-    level, pace = rand(600, 1), 1 + 5 * rand(600, 1)
-    disagreement = (0.1 + 0.2 * level + 0.6 * torch.exp(-layers / pace)).clamp(0, 1)
-    entropy = 4 * disagreement + 0.1 * rand(600, LAYERS)
-    change = torch.cat([torch.full((600, 1), torch.nan), (disagreement[:, :-1] - disagreement[:, 1:])], 1)
-    return Traces(
-        utterances=tuple(map(str, range(600))),
-        groups=tuple(str(index // 10) for index in range(600)),
-        conditions=("clean",) * 600,
-        scores={
-            "entropy": entropy,
-            "regressed": entropy + 0.3 * rand(600, LAYERS),
-            "confidence": (1 - disagreement) * (1 - 0.05 * rand(600, LAYERS)),
-            "margin": (1 - disagreement) * (1 - 0.1 * rand(600, LAYERS)),
-            "change": change,
-            "final_agreement": 1 - disagreement,
-        },
-        losses={"disagreement": disagreement},
-        weights=torch.ones(600),
-        costs=torch.arange(1, LAYERS + 1).float(),
-    )
+from tests.conftest import TRACED_LAYERS as LAYERS
 
 
 @pytest.mark.parametrize("name", [name for name in calibration.FAMILIES if name != "fixed"])

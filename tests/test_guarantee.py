@@ -1,0 +1,85 @@
+import dataclasses
+
+import pytest
+import torch
+
+from daisy import PolicyError, calibration, guarantee, policies
+from daisy.traces import join
+
+
+@pytest.mark.parametrize("name", ["entropy", "forecast", "plateau", "confidence", "patience", "agreement"])
+def test_a_ladder_goes_from_everything_to_little(traces, name):
+    learn, judge = traces.split(1 / 3, 0)
+    rungs = guarantee.ladder(name, learn)
+    exits = guarantee.exits_of(rungs, judge)
+    assert (exits[:, 0] == 12).all()
+    means = exits.double().mean(0)
+    assert (means[1:] <= means[:-1] + 1e-9).all()
+    for rung in (0, 30, 77, 100):
+        assert torch.equal(exits[:, rung], rungs[rung].exit_layers(judge.scores))
+
+
+@pytest.mark.parametrize("method", guarantee.METHODS)
+def test_the_certified_policy_is_cheaper_than_never_and_safe(traces, method):
+    found = guarantee.for_risk("forecast", traces, 0.3, 0.1, method=method)
+    assert found.policy.name == "forecast"
+    losses = guarantee.bounded(found.runs.losses["disagreement"], 1.0)
+    risk = float(losses.gather(1, found.exit_layers[:, None] - 1).mean())
+    assert 0.1 < risk <= 0.3
+    assert torch.equal(found.policy.exit_layers(found.runs.scores), found.exit_layers)
+    tighter = guarantee.for_risk("forecast", traces, 0.25, 0.1, method=method)
+    assert tighter.exit_layers.double().mean() > found.exit_layers.double().mean()
+
+
+def test_a_hard_condition_holds_all_back(traces):
+    """The same utterances, and a condition in which every layer but the last is wrong half of the time."""
+    hard = dataclasses.replace(
+        traces,
+        conditions=("noise 0 dB",) * len(traces),
+        losses={"disagreement": (traces.losses["disagreement"] + 0.3).clamp(0, 1)},
+    )
+    easy_alone = guarantee.for_risk("entropy", traces, 0.3, 0.1)
+    both = guarantee.for_risk("entropy", join([traces, hard]), 0.3, 0.1)
+    on_easy = both.exit_layers[: len(both.exit_layers) // 2]
+    assert on_easy.double().mean() > easy_alone.exit_layers.double().mean() + 0.5
+
+
+def test_nothing_certified_means_never(traces):
+    found = guarantee.for_risk("entropy", traces, 0.001, 0.1)
+    assert found.policy == policies.Never()
+    assert (found.exit_layers == 12).all()
+
+
+def test_running_everything_has_no_risk(traces):
+    assert (guarantee.bounded(traces.losses["disagreement"], 1.0)[:, -1] == 0).all()
+    assert (traces.losses["disagreement"][:, -1] > 0).any()  # and the traces are left as they were
+
+
+def test_no_speaker_learns_and_certifies(traces):
+    found = guarantee.for_risk("entropy", traces, 0.3, 0.1, seed=3)
+    learn, judge = traces.split(guarantee.LEARN_SHARE, 3)
+    assert set(found.runs.groups) == set(judge.groups)
+    assert not set(learn.groups) & set(judge.groups)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "delta", "method", "message"),
+    [
+        (0.0, 0.1, "betting", "risk must be between 0 and 1, found 0"),
+        (0.1, 1.5, "betting", "delta must be between 0 and 1, found 1.5"),
+        (0.1, 0.1, "beting", "unknown method 'beting': did you mean betting?"),
+    ],
+)
+def test_refusals(traces, alpha, delta, method, message):
+    with pytest.raises(PolicyError) as error:
+        guarantee.for_risk("entropy", traces, alpha, delta, method=method)
+    assert message in str(error.value)
+
+
+def test_few_speakers_are_too_few(traces):
+    with pytest.raises(PolicyError, match="recordings of at least 4 speakers, found 3"):
+        guarantee.for_risk("entropy", traces.of_groups(["0", "1", "2"]), 0.3, 0.1)
+
+
+def test_families_are_what_is_calibrated():
+    assert set(calibration.FAMILIES) < set(policies.POLICIES)
