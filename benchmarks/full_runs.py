@@ -1,19 +1,23 @@
 """Full runs of the shared recordings under noise, made once for a checkpoint and kept in runs/traces.
 
-Calibration: dev splits of librispeech, commands and keywords, clean and with noise of the train split. Test: the test
+    python benchmarks/full_runs.py daisy-mini [--parts recorded white]      # in several processes, if there are cores
+
+Calibration: dev splits of librispeech, commands and keywords, clean and with noise of the train split. Judged: the test
 splits of all five sets, clean, with noise of the test split, white, pink and babble, in rooms and clipped. Groups are
 speakers, or the clusters of recordings that stand for them.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from common import HERE, noises, utterances
+from common import HERE, guarded, noises, utterances
 from rich.progress import Progress
 
 import daisy
 from daisy import checkpoint, conditions, noise_curve, traces
+from daisy.conditions import Condition
 from daisy.noise_curve import Speech
 from daisy.traces import Traces
 
@@ -22,20 +26,25 @@ TEST_SETS = (*CALIBRATION_SETS, "digits", "mboshi")
 SNRS_DB = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
 KINDS = ("recorded", *conditions.GENERATED)
 CACHE = HERE.parent / "runs" / "traces"
+PARTS: dict[str, list[Condition]] = {
+    "recorded": conditions.grid(("recorded",), SNRS_DB),
+    **{kind: conditions.grid((kind,), SNRS_DB[1:]) for kind in conditions.GENERATED},
+    "rooms": conditions.grid((), (), (0.3, 0.6), (1.0, 10.0)),
+}
 
 
 def calibration_runs(model: Path | str, limit: int | None = None) -> Traces:
     """Dev audio, clean and with recorded noise."""
-    return _runs(model, CALIBRATION_SETS, "dev", "train", conditions.grid(("recorded",), SNRS_DB), limit)
+    return _runs(model, CALIBRATION_SETS, "dev", "train", "recorded", limit)
 
 
 def judged_runs(model: Path | str, limit: int | None = None) -> Traces:
     """Test audio under all conditions."""
-    return _runs(model, TEST_SETS, "test", "test", conditions.grid(KINDS, SNRS_DB, (0.3, 0.6), (1.0, 10.0)), limit)
+    return traces.join([_runs(model, TEST_SETS, "test", "test", part, limit) for part in PARTS])
 
 
-def _runs(model: Path | str, sets, split: str, noise_split: str, heard, limit: int | None) -> Traces:
-    path = CACHE / f"{checkpoint.digest(model)[:12]}-{split}.csv"
+def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limit: int | None) -> Traces:
+    path = CACHE / f"{checkpoint.digest(model)[:12]}-{split}-{part}.csv"
     if path.is_file() and limit is None:
         return traces.read(path)
     spoken = utterances(sets, split, limit)
@@ -45,11 +54,26 @@ def _runs(model: Path | str, sets, split: str, noise_split: str, heard, limit: i
         groups=[utterance.speaker for utterance in spoken],
         failed={},
     )
+    heard = PARTS[part]
     with Progress() as bar:
-        task = bar.add_task(split, total=len(spoken) * len(heard))
-        found = noise_curve.run(
-            daisy.load(model), speech, heard, {"recorded": noises(noise_split)}, progress=lambda n: bar.advance(task, n)
-        )
+        task = bar.add_task(f"{split}, {part}", total=len(spoken) * len({conditions.CLEAN, *heard}))
+        bank = {"recorded": noises(noise_split)}
+        found = noise_curve.run(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
     if limit is None:
         traces.write(found, path)
     return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    arguments = parser.parse_args()
+    calibration_runs(arguments.model)
+    for part in arguments.parts:
+        found = _runs(arguments.model, TEST_SETS, "test", "test", part, None)
+        print(f"{part}: {len(found)} runs")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -81,7 +81,7 @@ def main() -> None:
     measured, correlations, curves = [], [], {}
     ratios = [snr for snr in SNRS_DB if snr is not None]
     for name in POLICIES:
-        exits = calibration.for_depth(name, tune, DEPTH).exit_layers(test.scores)
+        exits = calibration.for_depth(name, tune, DEPTH).policy.exit_layers(test.scores)
         measured += rows_of(name, test, exits)
         verdicts = comparison.by_condition(name, exits, test)
         of = {verdict.condition: verdict.mean_exit_layer for verdict in verdicts}

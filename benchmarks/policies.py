@@ -135,7 +135,7 @@ def row(target: float, verdict: comparison.Verdict) -> dict:
 
 def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
     """The published form against exits of each utterance: one entropy threshold, batches as they come."""
-    threshold = calibration.for_depth("entropy", tune, depth).to_config()["threshold"]
+    threshold = calibration.for_depth("entropy", tune, depth).policy.to_config()["threshold"]
     alone = policies.Entropy(threshold=threshold)
     order = numpy.random.default_rng(0).permutation(len(test))
     histogram = numpy.zeros(test.num_layers)
@@ -167,7 +167,7 @@ def decision_cost(tune: Traces, num_utterances: int = 32) -> list[dict]:
     for name in calibration.FAMILIES:
         if name == "oracle":
             continue
-        policy = calibration.for_depth(name, tune, 0.6)
+        policy = calibration.for_depth(name, tune, 0.6).policy
         for size in (1, num_utterances):
             scores = {score: values[:size] for score, values in tune.scores.items()}
             seconds = []

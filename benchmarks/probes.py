@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import daisy
-from daisy import analysis
+from daisy import intervals
 from daisy.backbone import Backbone
 
 TASKS = {
@@ -86,7 +86,7 @@ def score(kind: str, name: str, arrays, index, column: str, spoken: Sequence[Utt
     for layer in range(arrays["train"].shape[1]):
         right, on_train = probe(arrays["train"][:, layer], wanted["train"], arrays["test"][:, layer], wanted["test"])
         groups = [u.speaker for u in spoken] if kind == "keyword" else [str(i) for i in range(len(spoken))]
-        estimate = analysis.bootstrap(right.tolist(), groups)
+        estimate = intervals.bootstrap(right.tolist(), groups)
         lines.append(
             {
                 "task": kind,

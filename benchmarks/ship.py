@@ -27,7 +27,7 @@ def main() -> None:
     runs = calibration_runs(arguments.model)
     model.policies = {}
     for name in POLICIES:
-        settings = calibration.for_depth(name, runs, DEPTH).to_config()
+        settings = calibration.for_depth(name, runs, DEPTH).policy.to_config()
         model.policies[name] = {key: study.rounded(value) for key, value in settings.items() if key != "name"}
     conditions = ", ".join(dict.fromkeys(runs.conditions))
     model.provenance = {

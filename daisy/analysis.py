@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -19,37 +17,11 @@ from daisy.traces import Traces
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
 
-class Estimate(NamedTuple):
-    """A mean and its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
 def with_noise(
     waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
 ) -> list[Tensor]:
     """Each utterance mixed with an excerpt of its own, the same at every SNR; as they are where ``snr_db`` is None."""
     return conditions.apply(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
-
-
-def bootstrap(values: Sequence[float], groups: Sequence[str], *, draws: int = 2000, seed: int = 0) -> Estimate:
-    """Mean over utterances with a 95 % percentile interval from resampling whole groups (speakers).
-
-    Args:
-        values: one per utterance.
-        groups: the speaker of each.
-        draws: bootstrap samples.
-        seed: of the draws.
-    """
-    _, membership = numpy.unique(numpy.asarray(groups), return_inverse=True)
-    sums = numpy.bincount(membership, weights=numpy.asarray(values, dtype=numpy.float64))
-    counts = numpy.bincount(membership)
-    picks = numpy.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    means = sums[picks].sum(1) / counts[picks].sum(1)
-    low, high = numpy.quantile(means, [0.025, 0.975])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
 @torch.no_grad()
@@ -129,6 +101,7 @@ def trace(
         losses=losses,
         weights=torch.ones(len(waveforms)),
         costs=torch.arange(1, config.num_layers + 1).float(),
+        layers=tuple(range(1, config.num_layers + 1)),
     )
     return table, units
 
@@ -146,8 +119,3 @@ def _losses(reading: Reading, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-
-
-def at_exit(values: Tensor, exit_layers: Tensor) -> Tensor:
-    """(B, L) values to (B,): each utterance's at its exit layer."""
-    return values.gather(1, exit_layers[:, None] - 1)[:, 0]

@@ -133,7 +133,7 @@ def speakers_of(recordings: Sequence[Recording], table: Path | None, root: Path)
     """
     if table is None:
         return [str(recording.path) for recording in recordings]
-    known = {_absolute(root / path): speaker for path, speaker in read_speakers(table).items()}
+    known = {_absolute(root / path): speaker for path, speaker in read_speakers(table).items() if path}
     unknown = [recording.path for recording in recordings if not known.get(_absolute(recording.path))]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

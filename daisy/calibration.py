@@ -16,6 +16,8 @@ from daisy.policies.rules import LookAhead
 from daisy.traces import Traces
 
 STEPS = 40
+NOBODY = 1e6
+"""Beyond any score or price: with such a setting nobody leaves early."""
 SIGNS = {"entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1, "oracle": -1}
 """Policies with a threshold on one score; 1: they leave at or below it."""
 LEARNT = {
@@ -42,7 +44,7 @@ def family(name: str, traces: Traces, loss: str = "disagreement", **settings: ob
     Places are shares: about so many of the utterances and layers would let leave.
 
     Args:
-        name: of `FAMILIES`.
+        name: of `FAMILIES`, or one of the traces' scores, for a threshold on it.
         traces: full runs on unlabelled audio.
         loss: what ``forecast`` foretells and ``agreement`` holds, one of the traces' losses.
         settings: the policy's other settings.
@@ -60,16 +62,26 @@ def family(name: str, traces: Traces, loss: str = "disagreement", **settings: ob
     elif name == "fixed":
         last = traces.num_layers
         found = lambda place: policies.Fixed(layer=round(last - place * (last - 1)))  # noqa: E731
+    elif name in traces.scores:
+        found = _of_column(name, traces, loss)
     else:
         raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
     return Family(found, lambda place: found(place).exit_layers(scores_of(traces)))
 
 
-def for_depth(name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object) -> Policy:
+class Setting(NamedTuple):
+    """A policy that was set, and what it does."""
+
+    policy: Policy
+    exit_layers: Tensor
+    """(B,) of the utterances that it was set on, as if it had not seen them."""
+
+
+def for_depth(name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object) -> Setting:
     """The policy whose mean depth on these utterances is nearest to a target.
 
     Args:
-        name: of `FAMILIES`.
+        name: as in `family`.
         traces: full runs on unlabelled audio.
         target: executed share of the cost of all layers, above 0 and at most 1.
         loss: see `family`.
@@ -78,12 +90,23 @@ def for_depth(name: str, traces: Traces, target: float, loss: str = "disagreemen
     Raises:
         PolicyError: on a target out of range, or as `family`.
     """
-    if not 0 < target <= 1:
-        raise PolicyError(f"depth must be above 0 and at most 1, found {target}")
+    check_depth(target)
     if name == "fixed":
-        return policies.Fixed(layer=1 + int((traces.costs / traces.costs[-1] - target).abs().argmin()))
+        cut = policies.Fixed(layer=1 + int((traces.costs / traces.costs[-1] - target).abs().argmin()))
+        return Setting(cut, torch.full((len(traces),), cut.layer))
     found = family(name, traces, loss, **settings)
-    return found.at(place_of_depth(found, traces, target))
+    place = place_of_depth(found, traces, target)
+    return Setting(found.at(place), found.exit_layers(place))
+
+
+def check_depth(target: float) -> None:
+    """Refuse what is no depth.
+
+    Raises:
+        PolicyError: where it is not above 0 and at most 1.
+    """
+    if not 0 < target <= 1:
+        raise PolicyError(f"depth must be above 0 and at most 1, found {target:g}")
 
 
 def place_of_depth(found: Family, traces: Traces, target: float) -> float:
@@ -151,11 +174,25 @@ def _of_threshold(name: str, traces: Traces, settings: dict) -> Callable[[float]
     sign = SIGNS[name]
     values = sign * _scores(traces, score, name)[:, :-1].double()
     values = values[values.isfinite()].sort().values
-    safest = {"tolerance": -1.0, "degree": 2.0}.get(knob, 0.0 if sign > 0 else 2.0)  # lets nobody leave
+    nobody = 0.0 if name == "entropy" else -sign * NOBODY
 
     def at(place: float) -> Policy:
-        value = safest if place <= 0 else sign * _quantile(values, place)
-        return policies.make(name, {**settings, knob: max(value, 0.0) if knob == "threshold" else value})
+        value = nobody if place <= 0 else sign * _quantile(values, place)
+        return policies.make(name, {**settings, knob: value})
+
+    return at
+
+
+def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Policy]:
+    """A threshold on any score; whether low or high values let leave is learnt from what the loss does."""
+    values, wanted = traces.scores[column][:, :-1].double(), _scores(traces, loss, column)[:, :-1].double()
+    below = bool(((values - values.mean()) * (wanted - wanted.mean())).sum() >= 0)
+    sign = 1 if below else -1
+    ordered = (sign * values).flatten().sort().values
+
+    def at(place: float) -> Policy:
+        value = -sign * NOBODY if place <= 0 else sign * _quantile(ordered, place)
+        return policies.Score(column=column, threshold=value, below=below)
 
     return at
 
@@ -199,7 +236,7 @@ def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
 
 
 def _price(prices: Tensor, place: float) -> float:
-    return -1e6 if place <= 0 else _quantile(prices, place)  # at so low a price nobody leaves
+    return -NOBODY if place <= 0 else _quantile(prices, place)
 
 
 def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:

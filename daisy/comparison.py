@@ -11,15 +11,11 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from daisy import calibration
-from daisy.analysis import Estimate
+from daisy.intervals import DRAWS, Estimate, Floats, Resample
 from daisy.traces import Traces
-
-DRAWS = 2000
-Floats = NDArray[numpy.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
     weights = traces.weights.double().numpy()
     histogram = numpy.bincount(exits, minlength=traces.num_layers + 1)[1:]
-    resample = _Resample(traces.groups, draws)
+    resample = Resample(traces.groups, draws)
     spent = resample.sums(costs[exits - 1])
     count = resample.sums(numpy.ones(len(exits)))
     losses, fixed, gain, random = {}, {}, {}, {}
@@ -66,7 +62,7 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
         policy=name,
         condition=condition,
         num_runs=len(traces),
-        mean_exit_layer=resample.estimate(resample.sums(exits.astype(float)) / count),
+        mean_exit_layer=resample.estimate(resample.sums(numpy.array(traces.layers, dtype=float)[exits - 1]) / count),
         depth=float(spent[0] / count[0]),
         histogram=tuple(histogram.tolist()),
         losses=losses,
@@ -77,9 +73,10 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
 
 
 def by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Verdict]:
-    """A verdict on all runs, and on those of each condition."""
+    """A verdict on all runs, and on those of each condition where there are several."""
     verdicts = [judge(name, exit_layers, traces)]
-    for condition in dict.fromkeys(traces.conditions):
+    conditions = list(dict.fromkeys(traces.conditions))
+    for condition in conditions if len(conditions) > 1 else ():
         rows = torch.tensor([i for i, each in enumerate(traces.conditions) if each == condition])
         verdicts.append(judge(name, exit_layers[rows], traces.select(rows), condition))
     return verdicts
@@ -108,13 +105,13 @@ def frontier(
         family = calibration.family(name, tune, loss)
         for target in depths:
             policy = family.at(calibration.place_of_depth(family, tune, target))
-            found.append((target, judge(name, policy.exit_layers(test.scores), test)))
+            found.append((target, judge(name, policy.exit_layers(calibration.scores_of(test)), test)))
     return found
 
 
 def hindsight(traces: Traces, target: float, loss: str) -> Tensor:
     """(B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
-    values = traces.losses[loss].double()
+    values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
     costs = traces.costs.double() / traces.costs[-1].double()
     low, high = 0.0, float((values.amax() - values.amin()) / (costs[1:] - costs[:-1]).min())
     for _ in range(calibration.STEPS):
@@ -128,44 +125,21 @@ def hindsight(traces: Traces, target: float, loss: str) -> Tensor:
 
 
 def common_families(traces: Traces, loss: str) -> list[str]:
-    """Families that the traces' columns allow."""
+    """Families that the traces' columns allow, and a threshold on each score that no family reads."""
     known = set(traces.scores) | set(traces.losses)
+    special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
     allowed = []
     for name in calibration.FAMILIES:
-        needs = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
         if name in calibration.LEARNT:
             target, features = calibration.LEARNT[name]
             target = loss if target == "disagreement" else target
             fits = target in known and bool(set(features) & set(traces.scores))
         else:
-            fits = needs.get(name, {name}) <= known
+            fits = special.get(name, {name}) <= known
         if fits:
             allowed.append(name)
-    return allowed
-
-
-class _Resample:
-    """Sums over runs: of the runs as they are (row 0), and of groups drawn with replacement (the rows after)."""
-
-    def __init__(self, groups: Sequence[str], draws: int, seed: int = 0):
-        _, self.membership = numpy.unique(numpy.asarray(groups), return_inverse=True)
-        self.num_groups = int(self.membership.max()) + 1
-        picks = numpy.random.default_rng(seed).integers(self.num_groups, size=(draws, self.num_groups))
-        times = numpy.zeros((draws + 1, self.num_groups))
-        times[0] = 1
-        numpy.add.at(times, (numpy.arange(1, draws + 1)[:, None], picks), 1)
-        self.times = times
-
-    def sums(self, values: Floats) -> Floats:
-        """(B, ...) to (1 + draws, ...)."""
-        by_group = numpy.zeros((self.num_groups, *values.shape[1:]))
-        numpy.add.at(by_group, self.membership, values)
-        return self.times @ by_group
-
-    def estimate(self, values: Floats) -> Estimate:
-        """Row 0 with the others' interval."""
-        low, high = numpy.quantile(values[1:], [0.025, 0.975])
-        return Estimate(float(values[0]), float(low), float(high))
+    used = {"change", "final_agreement", "num_frames", "draw", *calibration.FAMILIES}
+    return allowed + [column for column in traces.scores if column not in used]
 
 
 def _at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:

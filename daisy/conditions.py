@@ -16,6 +16,7 @@ from daisy import mixing
 from daisy.errors import UsageError
 
 GENERATED = ("white", "pink", "babble")
+RESERVED = (*GENERATED, "clean", "reverberation", "clipping")
 UNITS = {"reverberation": "s", "clipping": "%"}
 TALKERS = 8
 REVERBERATION_WIDTH = 0.1
@@ -45,11 +46,25 @@ def grid(
     reverberation_sec: Iterable[float] = (),
     clipped_percent: Iterable[float] = (),
 ) -> list[Condition]:
-    """All conditions: each kind of noise at each ratio (None: clean, once), rooms, clipping."""
+    """All conditions: each kind of noise at each ratio (None: clean, once), rooms, clipping.
+
+    Raises:
+        UsageError: on noise without ratios or ratios without noise, levels out of range, or no condition at all.
+    """
+    kinds, ratios = list(kinds), [snr_db for snr_db in dict.fromkeys(snrs_db) if snr_db is not None]
+    if bool(kinds) != bool(ratios):
+        given = f"noise ({', '.join(kinds)})" if kinds else "signal-to-noise ratios"
+        raise UsageError(f"{given} without {'signal-to-noise ratios' if kinds else 'noise'}: give both, or neither")
+    _check("signal-to-noise ratio", ratios, -100, 100, "dB")
+    _check("reverberation time", reverberation_sec := list(dict.fromkeys(reverberation_sec)), 0.15, 3, "s")
+    _check("share of clipped samples", clipped_percent := list(dict.fromkeys(clipped_percent)), 0.01, 99, "%")
     found = [CLEAN] if None in snrs_db else []
-    found += [Condition(kind, snr_db) for kind in kinds for snr_db in snrs_db if snr_db is not None]
+    found += [Condition(kind, snr_db) for kind in kinds for snr_db in ratios]
     found += [Condition("reverberation", seconds) for seconds in reverberation_sec]
-    return found + [Condition("clipping", percent) for percent in clipped_percent]
+    found += [Condition("clipping", percent) for percent in clipped_percent]
+    if not found:
+        raise UsageError("no conditions: give clean, some noise, reverberation or clipping")
+    return found
 
 
 def apply(
@@ -84,6 +99,12 @@ def apply(
         noise = _noise(condition.kind, index, waveforms, recorded, generator)
         mixed.append(mixing.mix(waveform, noise, condition.level))
     return mixed
+
+
+def _check(what: str, levels: Iterable[float], low: float, high: float, unit: str) -> None:
+    for level in levels:
+        if not low <= level <= high:
+            raise UsageError(f"a {what} must be from {low:g} to {high:g} {unit}, found {level:g}")
 
 
 def _noise(

@@ -59,7 +59,12 @@ def macs_deadline(
 
 
 def measured_deadline(
-    backbone: Backbone, heads: ExitHeads | None, budget_ms: float, then: Policy | None = None, repeats: int = 5
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    budget_ms: float,
+    then: Policy | None = None,
+    score_stride: int = 1,
+    repeats: int = 5,
 ) -> Deadline:
     """A budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
 
@@ -68,15 +73,17 @@ def measured_deadline(
         heads: the exit heads, where ``then`` reads any.
         budget_ms: front end included.
         then: another rule that may leave earlier.
+        score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
     """
     then = then or Never()
+    names = sorted(then.reads - {"draw"})
     fronts, layers = [], []
     generator = torch.Generator().manual_seed(0)
     for num_frames in TIMED_FRAMES:
         length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
         waveform = 0.1 * torch.randn(length, generator=generator)
-        runs = [_timed(backbone, heads, [waveform], sorted(then.reads - {"draw"})) for _ in range(repeats)]
+        runs = [_timed(backbone, heads, [waveform], names, score_stride) for _ in range(repeats)]
         fronts.append(1000 * statistics.median(run[0] for run in runs))
         layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
     return Deadline(budget=budget_ms, front_cost=_polynomial(fronts), layer_cost=_polynomial(layers), then=then)
@@ -84,19 +91,26 @@ def measured_deadline(
 
 @torch.no_grad()
 def seconds_by_layer(
-    backbone: Backbone, heads: ExitHeads, waveforms: Sequence[Tensor], scores: Iterable[str], repeats: int = 3
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    waveforms: Sequence[Tensor],
+    scores: Iterable[str],
+    score_stride: int = 1,
+    repeats: int = 3,
 ) -> Tensor:
     """(L,) seconds of running the front end and layers 1 to l with their scores, utterance by utterance.
 
     The median over ``repeats`` of the sum over the utterances, so that what else the machine did hardly shows.
     """
     names = sorted(set(scores) - {"draw"})
-    runs = [_timed(backbone, heads, waveforms, names)[1:] for _ in range(repeats)]
+    runs = [_timed(backbone, heads, waveforms, names, score_stride)[1:] for _ in range(repeats)]
     return torch.tensor([statistics.median(times) for times in zip(*runs, strict=True)])
 
 
 @torch.no_grad()
-def _timed(backbone: Backbone, heads: ExitHeads | None, waveforms: Sequence[Tensor], names: list[str]) -> list[float]:
+def _timed(
+    backbone: Backbone, heads: ExitHeads | None, waveforms: Sequence[Tensor], names: list[str], stride: int
+) -> list[float]:
     """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
     marks = [0.0] * (backbone.config.num_layers + 1)
     wait: Callable[[], None] = torch.cuda.synchronize if backbone.device.type == "cuda" else lambda: None
@@ -109,7 +123,7 @@ def _timed(backbone: Backbone, heads: ExitHeads | None, waveforms: Sequence[Tens
         for layer in range(1, len(marks)):
             states, feed_forward = backbone.layer_with_feed_forward(layer, states, num_frames)
             read = feed_forward if heads is not None and heads.config.reads == "feed_forward" else states
-            reading = Reading(heads, layer, read, num_frames, before)
+            reading = Reading(heads, layer, read, num_frames, before, stride=stride)
             for name in names:
                 SCORES[name](reading)
             before = reading.units if "change" in names else None

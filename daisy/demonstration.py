@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from daisy import analysis, audio, calibration, checkpoint, extraction, files, mixing, report
+from daisy import analysis, audio, calibration, checkpoint, extraction, files, intervals, mixing, report
 from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Policy
 
@@ -44,7 +44,7 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
             recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
     model = checkpoint.load(source)
     clean, _ = analysis.trace(model, list(clips.values()), list(clips), scores=["entropy"])
-    policy = calibration.for_depth("entropy", clean, DEPTH)
+    policy = calibration.for_depth("entropy", clean, DEPTH).policy
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
     result = extraction.extract(
         recordings,
@@ -61,7 +61,7 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     figure = out / "exit_layers.png"
     drawn = report.exit_layers_by_snr(
         SNRS_DB,
-        {policy.name: [analysis.bootstrap(column, list(clips)) for column in columns]},
+        {policy.name: [intervals.bootstrap(column, list(clips)) for column in columns]},
         num_layers=num_layers,
         title=f"{len(clips)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
         points={policy.name: columns},

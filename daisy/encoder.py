@@ -96,7 +96,7 @@ class EarlyExitEncoder(nn.Module):
         Args:
             waveforms: a list of 1-D float waveforms at the backbone's rate, or a padded (B, N) batch.
             num_samples: (B,) lengths of a padded batch; a list needs none.
-            observe: called with each layer's `daisy.scores.Reading`, where scores are computed.
+            observe: called with each layer's `daisy.scores.Reading`.
 
         Raises:
             AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame, or (on the CPU,
@@ -113,7 +113,7 @@ class EarlyExitEncoder(nn.Module):
         for layer in range(1, num_layers + 1):
             states, feed_forward = self.backbone.layer_with_feed_forward(layer, states, run.active_frames)
             run.record(layer, states)
-            if self.score_names:
+            if self.score_names or observe is not None:
                 reading = self._read(run, layer, states, feed_forward)
                 if observe is not None:
                     observe(reading)

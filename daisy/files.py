@@ -37,6 +37,19 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+def check_writable(path: Path) -> None:
+    """Find out before long work whether a file can be written there.
+
+    Raises:
+        OutputError: where it cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(beside, b"")
+    beside.unlink()
+
+
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically."""
     write(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from daisy import calibration, policies, risk
 from daisy.errors import PolicyError, unknown_name
+from daisy.intervals import bootstrap
 from daisy.policies import Policy
 from daisy.policies.rules import LookAhead
 from daisy.traces import Traces
 
 LEAST_GROUPS = 4
 LEARN_SHARE = 1 / 3
+LOSSES = ("disagreement", "kl_nats")
 METHODS = (*risk.P_VALUES, "conformal")
 GRID = 100
 
@@ -54,23 +57,14 @@ def for_risk(
         alpha: the risk allowed, from (0, 1).
         delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
         method: hoeffding-bentkus, betting or conformal (`daisy.risk`).
-        loss: one of the traces' losses.
+        loss: of `LOSSES`.
         ceiling: what losses are clipped to, and divided by.
         seed: of who learns and who certifies.
 
     Raises:
         PolicyError: on values out of range, an unknown method, or too few groups.
     """
-    for what, value in (("risk", alpha), ("delta", delta)):
-        if not 0 < value < 1:
-            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
-    if method not in METHODS:
-        raise PolicyError(unknown_name("method", method, METHODS))
-    if len(set(traces.groups)) < LEAST_GROUPS:
-        raise PolicyError(
-            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {len(set(traces.groups))}: "
-            "some learn, the others certify"
-        )
+    check(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
     learn, judge = traces.split(LEARN_SHARE, seed)
     rungs = ladder(name, learn, loss)
     exits = exits_of(rungs, judge)
@@ -78,6 +72,30 @@ def for_risk(
     if chosen is None:
         return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
     return Certificate(rungs[chosen], exits[:, chosen], judge)
+
+
+def check(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
+    """Refuse what no guarantee can be given for.
+
+    Raises:
+        PolicyError: on values out of range, an unknown method or loss, or too few groups.
+    """
+    for what, value in (("risk", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
+    if method not in METHODS:
+        raise PolicyError(unknown_name("method", method, METHODS))
+    if loss not in LOSSES:
+        raise PolicyError(
+            f"a guarantee is about {' or '.join(LOSSES)}, which running everything has none of: not {loss}"
+        )
+    if not 0 < ceiling < math.inf:
+        raise PolicyError(f"ceiling must be above 0, found {ceiling}")
+    if num_groups < LEAST_GROUPS:
+        raise PolicyError(
+            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {num_groups}: "
+            "some learn, the others certify"
+        )
 
 
 def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
@@ -122,16 +140,46 @@ def certify(
     Returns:
         Its index; None where not even the first is certified.
     """
-    at_exit = bounded(runs.losses[loss], ceiling).gather(1, exits - 1).numpy()
-    order = numpy.random.default_rng(seed).permutation(len(runs))
+    groups = list(dict.fromkeys(runs.groups))
+    order = numpy.random.default_rng(seed).permutation(len(groups))  # betting must not meet large groups first
     examples = []
     for condition in dict.fromkeys(runs.conditions):
-        rows = [i for i in order if runs.conditions[i] == condition]
-        examples.append(risk.by_group(at_exit[rows], [runs.groups[i] for i in rows]))
+        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        by_group = risks(runs.select(rows), exits[rows], loss, ceiling)
+        examples.append(by_group[[place for place in order if place < len(by_group)]])
     if method == "conformal":
         return risk.conformal(examples, alpha)
     p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
     return risk.learn_then_test(examples, alpha, delta, p_value)
+
+
+def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
+    """The certified quantity on the certifying runs: by condition with its interval over groups, and by exit layer.
+
+    Args:
+        runs: those that certified.
+        exits: (n,) their exit layers.
+        loss: of `LOSSES`.
+        ceiling: what losses are clipped to, and divided by.
+    """
+    by_condition = []
+    for condition in dict.fromkeys(runs.conditions):
+        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        of_groups = risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
+        estimate = bootstrap(of_groups, [str(group) for group in range(len(of_groups))])
+        by_condition.append({"condition": condition, "risk": estimate.mean, "low": estimate.low, "high": estimate.high})
+    values = bounded(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
+    by_layer = [
+        {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}
+        for layer in sorted(set(exits.tolist()))
+    ]
+    return {"by_condition": by_condition, "by_exit_layer": by_layer}
+
+
+def risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> risk.Floats:
+    """(groups, S): each group's mean loss, from [0, 1], under each setting."""
+    at_exit = bounded(runs.losses[loss], ceiling).gather(1, exits - 1)
+    return risk.by_group(at_exit.numpy(), runs.groups)
 
 
 def bounded(losses: Tensor, ceiling: float) -> Tensor:

@@ -60,7 +60,7 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
             speech.failed[str(recording.path)] = str(error)
             continue
         speech.waveforms.append(waveform)
-        speech.names.append(recording.name)
+        speech.names.append(str(recording.path))
         speech.groups.append(speaker)
     if not speech.waveforms:
         raise UsageError("no recording could be read: " + next(iter(speech.failed.values()), "none was given"))
@@ -75,7 +75,7 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
         sample_rate: of the backbone.
 
     Raises:
-        UsageError, AudioError: where there is none.
+        UsageError, AudioError: where there is none, or where two kinds have one name.
     """
     kinds, banks = [], {}
     for text in given:
@@ -83,6 +83,8 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
             kinds.append(text)
             continue
         kind = Path(text).stem
+        if kind in (*kinds, *conditions.RESERVED):
+            raise UsageError(f"noise {text}: {kind!r} is the name of another condition; rename the folder")
         banks[kind] = mixing.NoiseBank([audio.read(recording.path, sample_rate) for recording in audio.find([text])])
         kinds.append(kind)
     return kinds, banks

@@ -79,9 +79,11 @@ def read(path: Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
     try:
         if made_for["digest"] != digest:
             raise PolicyError(
-                f"{path}: was calibrated for {made_for['name']} ({made_for['digest'][:12]}), not for {checkpoint} "
+                f"was calibrated for {made_for['name']} ({made_for['digest'][:12]}), not for {checkpoint} "
                 f"({digest[:12]}): thresholds mean nothing for another model; calibrate one for it"
             )
         return policies.from_config(config), int(content.get("score_stride", 1))
-    except (KeyError, TypeError, AttributeError):
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise PolicyError(f"{path}: a damaged policy file; calibrate again") from None

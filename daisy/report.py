@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daisy import files
-from daisy.analysis import Estimate
 from daisy.errors import UsageError
+from daisy.intervals import Estimate
 from daisy.version import __version__
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy
+from torch import Tensor
 
 from daisy import calibration, comparison
 from daisy.comparison import Verdict
@@ -59,18 +60,26 @@ def study(
         loss: one of the traces' losses; the first where empty.
 
     Raises:
-        UsageError: where the tables have no losses, or not that one.
+        UsageError: where the tables have no losses, or not that one; where they have groups in common, or other layers.
         PolicyError: on a policy that the columns do not allow.
     """
     loss = loss or next(iter(test.losses), "")
     if loss not in test.losses or loss not in tune.losses:
         known = ", ".join(test.losses) or "none: name a column loss or errors"
         raise UsageError(f"the traces have no loss {loss!r}; they have {known}")
-    names = list(names) or comparison.common_families(tune, loss)
+    if set(tune.groups) & set(test.groups):
+        shared = sorted(set(tune.groups) & set(test.groups))
+        raise UsageError(f"policies would be judged on groups that they were tuned on: {shared[0]} and so on")
+    if tune.layers != test.layers:
+        raise UsageError(f"the tables have other layers: {tune.layers} and {test.layers}")
+    for target in (depth, *depths):
+        calibration.check_depth(target)
+    both = set(comparison.common_families(test, loss))
+    names = list(names) or [name for name in comparison.common_families(tune, loss) if name in both]
     chosen, verdicts = {}, []
     for name in names:
-        chosen[name] = calibration.for_depth(name, tune, depth, loss)
-        verdicts += comparison.by_condition(name, chosen[name].exit_layers(test.scores), test)
+        chosen[name] = calibration.for_depth(name, tune, depth, loss).policy
+        verdicts += comparison.by_condition(name, chosen[name].exit_layers(calibration.scores_of(test)), test)
     with_bound = [*names, "hindsight"]
     return Study(
         loss=loss,
@@ -81,6 +90,7 @@ def study(
         layers={
             condition: {name: values.mean(0).tolist() for name, values in test.of_condition(condition).losses.items()}
             for condition in dict.fromkeys(test.conditions)
+            for part in [test.of_condition(condition)]
         },
         num_tuned=len(tune),
         num_judged=len(test),
@@ -96,14 +106,19 @@ def spearman(verdicts: Sequence[Verdict], policy: str, kind: str, snrs_db: Seque
         kind: of noise.
         snrs_db: the ratios in the study.
     """
+    from scipy.stats import spearmanr
+
     by_name = {v.condition: v.mean_exit_layer.mean for v in verdicts if v.policy == policy}
     pairs = [(snr, by_name[f"{kind} {snr:g} dB"]) for snr in snrs_db if f"{kind} {snr:g} dB" in by_name]
     if "clean" in by_name:
         pairs.append((numpy.inf, by_name["clean"]))
-    ranks = [numpy.argsort(numpy.argsort(column)) for column in zip(*pairs, strict=True)]
     if len(pairs) < 3 or len({exit_layer for _, exit_layer in pairs}) < 2:
         return float("nan")
-    return float(numpy.corrcoef(ranks)[0, 1])
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def _mean(values: Tensor, weights: Tensor) -> list[float]:
+    return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
 
 
 def rows(found: Study) -> list[dict]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from daisy import report
 from daisy.comparison import Verdict
+from daisy.intervals import Estimate
 from daisy.report import Section
 from daisy.study import Study, spearman
 
@@ -23,10 +24,10 @@ def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]
         parts.append(_adaptivity(found, kinds, snrs_db))
     if len(found.layers) > 1:
         parts.append(_conditions(found))
-    return [*parts, _layers(found), _numbers(found)]
+    return [*parts, _layers(found), numbers(found)]
 
 
-def estimate(value: report.Estimate, digits: int = 1) -> str:
+def estimate(value: Estimate, digits: int = 1) -> str:
     """A mean with its interval."""
     return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
@@ -35,10 +36,9 @@ def _frontier(found: Study) -> Section:
     names = list(dict.fromkeys(verdict.policy for _, verdict in found.frontier))
     mine = {name: [verdict for _, verdict in found.frontier if verdict.policy == name] for name in names}
     losses = {name: [(v.depth, v.losses[found.loss].mean) for v in mine[name]] for name in names}
-    gains = {name: [(v.depth, v.gain[found.loss].mean) for v in mine[name]] for name in names if name != "fixed"}
+    ahead = {name: [(v.depth, v.gain[found.loss].mean) for v in mine[name]] for name in names if name != "fixed"}
     compared = [name for name in ("fixed", "oracle", "hindsight") if name in names]
     share = "executed share of the cost"
-    table = console_rows(found)
     return Section(
         title="Which policy wins at which depth?",
         text=(
@@ -55,15 +55,16 @@ def _frontier(found: Study) -> Section:
             ),
             (
                 f"how much lower {found.loss} is than a static cut's at the same depth; higher is better",
-                report.lines(gains, across=share, up="lower than fixed by", black=compared),
+                report.lines(ahead, across=share, up="lower than fixed by", black=compared),
             ),
         ),
         header=("policy", *(f"set for {target:.0%}" for target in dict.fromkeys(t for t, _ in found.frontier))),
-        rows=tuple(table),
+        rows=gains(found),
     )
 
 
-def _numbers(found: Study) -> Section:
+def numbers(found: Study) -> Section:
+    """The frontier in full."""
     return Section(
         title="Every depth in numbers",
         text="chance draws exits from the policy's own histogram.",
@@ -145,11 +146,11 @@ def _layers(found: Study) -> Section:
     )
 
 
-def console_rows(found: Study) -> list[tuple[str, ...]]:
-    """The frontier in short: policy, then at each target depth how much lower its loss is than the static cut's."""
+def gains(found: Study) -> tuple[tuple[str, ...], ...]:
+    """Policy, then at each target depth how much lower its loss is than the static cut's."""
     targets = list(dict.fromkeys(target for target, _ in found.frontier))
     table = []
     for name in dict.fromkeys(verdict.policy for _, verdict in found.frontier):
         by_target: dict[float, Verdict] = {t: v for t, v in found.frontier if v.policy == name}
         table.append((name, *(f"{by_target[target].gain[found.loss].mean:+.4f}" for target in targets)))
-    return table
+    return tuple(table)

@@ -2,8 +2,9 @@
 
 CSV, one line for each utterance, condition and layer: columns ``utterance`` and ``layer`` (rising whole numbers, the
 same for all); optionally ``group`` (speaker or set; the utterance where missing), ``condition``, ``weight``, ``cost``
-(of running up to this layer). All other columns are scores, or losses where they are named ``loss``, ``errors``,
-``kl_nats`` or end in ``disagreement``; ``errors`` are divided by ``words``, which then is the weight.
+(of running up to this layer; the mean over utterances counts). All other columns are scores, or losses where they are
+named ``loss``, ``errors``, ``kl_nats`` or end in ``disagreement``; ``errors`` are divided by ``words`` where there are
+any, which then are the weight.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Traces:
     weights: Tensor
     """(B,): what a run counts in means of losses."""
     costs: Tensor
-    """(L,): of running up to each layer; the layers' own numbers where nothing else is known."""
+    """(L,) rising: of running up to each layer; the layers' own numbers where nothing else is known."""
+    layers: tuple[int, ...]
+    """(L,) numbers of the layers that may be left."""
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -62,6 +65,7 @@ class Traces:
             losses={name: values[index] for name, values in self.losses.items()},
             weights=self.weights[index],
             costs=self.costs,
+            layers=self.layers,
         )
 
     def with_costs(self, costs: Tensor) -> Traces:
@@ -100,6 +104,7 @@ def join(parts: Sequence[Traces]) -> Traces:
         losses={name: torch.cat([part.losses[name] for part in parts]) for name in first.losses},
         weights=torch.cat([part.weights for part in parts]),
         costs=first.costs,
+        layers=first.layers,
     )
 
 
@@ -117,9 +122,9 @@ def write(traces: Traces, path: Path) -> None:
     costs = [f"{cost:.9g}" for cost in traces.costs.tolist()]
     for row, weight in enumerate(traces.weights.tolist()):
         keys = [traces.utterances[row], traces.groups[row], traces.conditions[row]]
-        for layer, cost in enumerate(costs):
-            numbers = [f"{value:.9g}" for value in values[row][layer]]
-            writer.writerow([*keys, layer + 1, f"{weight:.9g}", cost, *numbers])
+        for place, (layer, cost) in enumerate(zip(traces.layers, costs, strict=True)):
+            numbers = [f"{value:.9g}" for value in values[row][place]]
+            writer.writerow([*keys, layer, f"{weight:.9g}", cost, *numbers])
     files.write(path, text.getvalue().encode())
 
 
@@ -143,26 +148,46 @@ def read(path: Path) -> Traces:
     runs = _runs(path, lines)
     table = {name: _column(path, name, runs) for name in header if name not in ("utterance", "group", "condition")}
     num_layers = int(table["layer"].shape[1])
+    if num_layers < 2:
+        raise UsageError(f"{path}: has one layer for each utterance: there is nothing to leave out")
+    table = {name: values for name, values in table.items() if not values.isnan().all()}
     losses = {name: values for name, values in table.items() if is_loss(name)}
     weights = table.get("words", table.get("weight", torch.ones(len(runs), num_layers)))[:, 0]
-    if "errors" in losses:
+    if "errors" in losses and "words" in table:
         losses["errors"] = losses["errors"] / weights[:, None].clamp(min=1)
     costs = table["cost"].mean(0) if "cost" in table else table["layer"][0]
+    scores = {name: values for name, values in table.items() if name not in KEYS and not is_loss(name)}
+    _check(path, scores, losses, weights, costs)
     first = [run[0] for run in runs]
     return Traces(
         utterances=tuple(line["utterance"] for line in first),
         groups=tuple(line.get("group") or line["utterance"] for line in first),
         conditions=tuple(line.get("condition") or "all" for line in first),
-        scores={name: values for name, values in table.items() if name not in KEYS and not is_loss(name)},
+        scores=scores,
         losses=losses,
         weights=weights,
         costs=costs,
+        layers=tuple(int(layer) for layer in table["layer"][0]),
     )
 
 
 def is_loss(column: str) -> bool:
     """Whether a column is a loss by its name."""
     return column in ("loss", "errors", "kl_nats") or column.endswith("disagreement")
+
+
+def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], weights: Tensor, costs: Tensor) -> None:
+    """Refuse what would make a mean meaningless."""
+    for name, values in losses.items():
+        if not values.isfinite().all():
+            raise UsageError(f"{path}: column {name!r} has empty or infinite cells; a loss needs one for every layer")
+    for name, values in scores.items():
+        if not values[:, 1:].isfinite().all():  # some scores have none at the first layer
+            raise UsageError(f"{path}: column {name!r} has empty or infinite cells after the first layer")
+    if not weights.isfinite().all() or (weights < 0).any() or not weights.sum() > 0:
+        raise UsageError(f"{path}: words (or weight) must be numbers of at least 0, some above")
+    if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
+        raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
 
 
 def _runs(path: Path, lines: list[dict[str, str]]) -> list[list[dict[str, str]]]:

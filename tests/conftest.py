@@ -100,4 +100,5 @@ def traces():
         losses={"disagreement": disagreement},
         weights=torch.ones(600),
         costs=torch.arange(1, TRACED_LAYERS + 1).float(),
+        layers=tuple(range(1, TRACED_LAYERS + 1)),
     )

@@ -45,9 +45,6 @@ def test_losses_against_their_definition(waveforms):
                     torch.testing.assert_close(run.losses[name][index, layer - 1], value, atol=1e-4, rtol=1e-4)
     assert torch.equal(own.losses["clean_disagreement"], own.losses["disagreement"])
     assert torch.equal(own.scores["final_agreement"], 1 - own.losses["disagreement"])
-    exits = torch.tensor([2, 4])
-    loss = run.losses["loss"]
-    assert analysis.at_exit(loss, exits).tolist() == [loss[0, 1], loss[1, 3]]
 
 
 def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):

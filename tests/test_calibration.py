@@ -12,7 +12,7 @@ from tests.conftest import TRACED_LAYERS as LAYERS
 @pytest.mark.parametrize("name", [name for name in calibration.FAMILIES if name != "fixed"])
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
 def test_depth_on_the_given_audio_is_the_target(traces, name, target):
-    policy = calibration.for_depth(name, traces, target)
+    policy = calibration.for_depth(name, traces, target).policy
     assert policy.name == name
     policy.check(LAYERS)
     tolerance = 0.05 if isinstance(policy, LookAhead) else 0.015  # look-ahead is cross-fitted
@@ -32,7 +32,7 @@ def test_families_go_from_all_layers_to_few(traces, name):
 def test_depth_counts_costs(traces):
     dear = dataclasses.replace(traces, costs=torch.arange(1, LAYERS + 1).float() ** 2)
     assert calibration.depth(torch.tensor([6, 12]), dear) == pytest.approx((36 / 144 + 1) / 2)
-    policy = calibration.for_depth("entropy", dear, 0.5)
+    policy = calibration.for_depth("entropy", dear, 0.5).policy
     assert calibration.depth(policy.exit_layers(dear.scores), dear) == pytest.approx(0.5, abs=0.01)
 
 
@@ -51,13 +51,14 @@ def test_looking_ahead_learns_what_there_is_to_gain(traces):
         losses={"disagreement": loss},
         weights=torch.ones(200),
         costs=layers.float(),
+        layers=tuple(range(1, LAYERS + 1)),
     )
-    policy = calibration.for_depth("forecast", table, 8 / 12)
+    policy = calibration.for_depth("forecast", table, 8 / 12).policy
     assert torch.equal(policy.exit_layers(table.scores), torch.where(early, 6, 10))
 
 
 def test_gains_are_foretold_from_what_was_executed_only(traces):
-    policy = calibration.for_depth("forecast", traces, 0.5)
+    policy = calibration.for_depth("forecast", traces, 0.5).policy
     seen = {name: values[:5, :4] for name, values in traces.scores.items()}
     assert policy.gains(seen, 4).shape == (5, 8)
     true = traces.losses["disagreement"][:, 3:4] - traces.losses["disagreement"][:, 4:]
@@ -77,6 +78,7 @@ def test_cross_fitting_does_not_see_what_it_judges():
         losses={"disagreement": loss},
         weights=torch.ones(400),
         costs=torch.arange(1, LAYERS + 1).float(),
+        layers=tuple(range(1, LAYERS + 1)),
     )
     found = calibration.family("forecast", table)
     for place in (0.3, 0.6):
@@ -100,14 +102,14 @@ def test_agreement_holds_its_rate_at_every_layer(traces):
 
 
 def test_other_settings_are_kept(traces):
-    policy = calibration.for_depth("patience", traces, 0.6, patience=3)
+    policy = calibration.for_depth("patience", traces, 0.6, patience=3).policy
     assert policy.patience == 3
     assert policy.exit_layers(traces.scores).min() >= 4
 
 
 def test_fixed_goes_to_the_nearest_layer(traces):
-    assert calibration.for_depth("fixed", traces, 0.6) == policies.Fixed(layer=7)
-    assert calibration.for_depth("fixed", traces, 0.01) == policies.Fixed(layer=1)
+    assert calibration.for_depth("fixed", traces, 0.6).policy == policies.Fixed(layer=7)
+    assert calibration.for_depth("fixed", traces, 0.01).policy == policies.Fixed(layer=1)
 
 
 def test_the_published_windows():

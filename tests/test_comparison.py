@@ -24,6 +24,7 @@ def traces():
         losses={"disagreement": loss},
         weights=torch.ones(400),
         costs=layers.float(),
+        layers=tuple(range(1, LAYERS + 1)),
     )
 
 
@@ -64,6 +65,7 @@ def test_intervals_resample_groups():
         losses={"loss": torch.tensor(level)[:, None].expand(-1, 2).float()},
         weights=torch.ones(500),
         costs=torch.tensor([1.0, 2.0]),
+        layers=(1, 2),
     )
     loss = comparison.judge("x", torch.ones(500, dtype=torch.int64), table).losses["loss"]
     expected = 2 * 1.96 * level.std() / 25**0.5
@@ -114,6 +116,7 @@ def test_spearman_over_conditions():
             losses={"loss": torch.zeros(1, 6)},
             weights=torch.ones(1),
             costs=torch.arange(1, 7).float(),
+            layers=(1, 2, 3, 4, 5, 6),
         )
         return comparison.judge("p", torch.tensor([layer]), table, condition)
 

@@ -19,6 +19,7 @@ def table():
         losses={"disagreement": torch.rand(4, 3, generator=generator)},
         weights=torch.tensor([1.0, 2.5, 1.0, 2.5]),
         costs=torch.tensor([1.0, 2.0, 3.5]),
+        layers=(1, 2, 3),
     )
 
 
@@ -80,6 +81,7 @@ def test_halves_share_no_group():
         losses={},
         weights=torch.ones(100),
         costs=torch.ones(3),
+        layers=(1, 2, 3),
     )
     first, second = table.halves(0)
     assert not set(first.groups) & set(second.groups)

@@ -18,17 +18,18 @@ from daisy.cli.console import (
     progress_bar,
     snrs,
 )
-from daisy.errors import UsageError
+from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from daisy.checkpoint import Model
     from daisy.comparison import Verdict
     from daisy.noise_curve import Speech
     from daisy.traces import Traces
 
 TIMED = 20
+NEED_FULL_MODEL = ("forecast", "agreement")
+ON_SCORES = ("entropy", "regressed", "confidence", "margin", "patience", "plateau", "regressed_plateau")
+CALIBRATED = (*NEED_FULL_MODEL, *ON_SCORES, "fixed")
 
 
 def command(
@@ -59,41 +60,53 @@ def command(
     device: Device = "cpu",
 ) -> None:
     """Set a policy on unlabelled audio: for a mean depth, or for a risk with a statistical guarantee."""
-    from daisy import audio, calibration, comparison, conditions, guarantee, noise_curve, policy_file
+    from daisy import audio, calibration, comparison, conditions, files, guarantee, noise_curve, policy_file
     from daisy import checkpoint as checkpoints
 
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")
+    if time and depth is None:
+        raise UsageError("--time goes with --depth")
+    if policy not in CALIBRATED:
+        raise UsageError(unknown_name("policy to calibrate", policy, CALIBRATED))
     model = checkpoints.load(checkpoint, device=checked_device(device))
+    if model.final_head is None and (risk is not None or policy in NEED_FULL_MODEL):
+        raise UsageError(
+            f"{checkpoint} lacks HuBERT's own prediction head, which {'a risk' if risk else policy} is measured against"
+        )
     rate = model.backbone.config.sample_rate
     kinds, recorded = noise_curve.read_noises(noise or (), rate)
     heard = conditions.grid(kinds, snrs(snr))
-    if not heard:
-        raise UsageError(f"--snr {snr} names noisy conditions, and there is no --noise")
     speech = noise_curve.read_speech(audio.find(inputs), speakers, root, rate)
+    limit = ceiling if of == "kl_nats" else 1.0
+    if depth is not None:
+        calibration.check_depth(depth)
+    elif risk is not None:
+        guarantee.check(risk, delta, method, of, limit, len(set(speech.groups)))
+    files.check_writable(out)
     with progress_bar() as bar:
         task = bar.add_task("full runs", total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
         advance = lambda count: bar.advance(task, count)  # noqa: E731
         table = noise_curve.run(model, speech, heard, recorded, score_stride=score_stride, seed=seed, progress=advance)
     target: dict[str, object] = {"conditions": [condition.name for condition in heard], "seed": seed}
-    if risk is None:
-        table = _timed(model, speech, policy, table) if time else table
-        chosen = calibration.for_depth(policy, table, depth or 0.0)
-        exits, runs = chosen.exit_layers(table.scores), table
+    if depth is not None:
+        table = _timed(model, speech, policy, table, score_stride) if time else table
+        chosen, exits = calibration.for_depth(policy, table, depth)
+        runs = table
         target |= {"depth": depth, "of": "time" if time else "layers"}
     else:
-        limit = ceiling if of == "kl_nats" else 1.0
+        assert risk is not None
         chosen, exits, runs = guarantee.for_risk(
             policy, table, risk, delta, method=method, loss=of, ceiling=limit, seed=seed
         )
-        target |= {"risk": risk, "delta": delta, "method": method, "of": of, "ceiling": limit}
+        target |= {"risk": risk, "method": method, "of": of, "ceiling": limit}
+        target |= {} if method == "conformal" else {"delta": delta}
         if chosen.name == "never":
             output.print(f"no setting of {policy} is certified at a risk of {risk:g}: the file says never")
-    attained = [_attained(verdict, of) for verdict in comparison.by_condition(chosen.name, exits, runs)]
+    attained = [_attained(verdict) for verdict in comparison.by_condition(chosen.name, exits, runs)]
     content: dict[str, object] = {"conditions": attained}
     if risk is not None:
-        content["by_exit_layer"] = _by_exit_layer(guarantee.bounded(runs.losses[of], limit), exits)
-    speakers_known = len(set(speech.groups))
+        content |= {"certified": guarantee.attained(runs, exits, of, limit)}
     policy_file.write(
         out,
         chosen,
@@ -101,40 +114,35 @@ def command(
         digest=checkpoints.digest(checkpoint),
         target=target,
         attained=content,
-        data={"num_recordings": len(speech.names), "num_speakers": speakers_known, "digest": speech.digest()},
+        data={
+            "num_recordings": len(speech.names),
+            "num_speakers": len(set(speech.groups)),
+            "digest": speech.digest(),
+        },
         score_stride=score_stride,
     )
     for line in attained:
-        layer, loss = (
-            f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
-            for key, digits in (("exit_layer", 2), (of, 3))
+        shown = (
+            f"mean exit layer {line['exit_layer']:.2f} ({line['exit_layer_low']:.2f} to {line['exit_layer_high']:.2f})"
         )
-        output.print(f"{line['condition']:>20}: mean exit layer {layer}, {of} {loss}", soft_wrap=True)
+        if of in line:
+            shown += f", {of} {line[of]:.3f} ({line[f'{of}_low']:.3f} to {line[f'{of}_high']:.3f})"
+        output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
     output.print(f"{out}: policy {chosen.name} for {Path(checkpoint).stem}", soft_wrap=True)
     list_failures(speech.failed, len(speech.failed) + len(speech.names))
 
 
-def _timed(model: Model, speech: Speech, policy: str, table: Traces) -> Traces:
+def _timed(model: Model, speech: Speech, policy: str, table: Traces, score_stride: int) -> Traces:
     """Traces whose costs are this machine's seconds."""
     from daisy import calibration, cost
 
-    assert model.heads is not None  # full runs were made with them
     sample = speech.waveforms[:: -(-len(speech.waveforms) // TIMED)]
     reads = calibration.family(policy, table).at(0.5).reads
-    return table.with_costs(cost.seconds_by_layer(model.backbone, model.heads, sample, reads))
+    return table.with_costs(cost.seconds_by_layer(model.backbone, model.heads, sample, reads, score_stride))
 
 
-def _attained(verdict: Verdict, loss: str) -> dict:
+def _attained(verdict: Verdict) -> dict:
     row = {"condition": verdict.condition, "num_runs": verdict.num_runs, "depth": verdict.depth}
-    for name, estimate in (("exit_layer", verdict.mean_exit_layer), (loss, verdict.losses[loss])):
+    for name, estimate in (("exit_layer", verdict.mean_exit_layer), *verdict.losses.items()):
         row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return row
-
-
-def _by_exit_layer(losses: Tensor, exits: Tensor) -> list[dict]:
-    """Risk of the utterances that leave at each layer."""
-    values = losses.gather(1, exits[:, None] - 1)[:, 0]
-    return [
-        {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}
-        for layer in sorted(set(exits.tolist()))
-    ]

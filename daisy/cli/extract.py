@@ -37,8 +37,12 @@ def command(
     out: Out,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     policy: Annotated[
-        str, typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate (.json).")
+        str, typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate.")
     ] = DEFAULT_POLICY,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Budget of an utterance in ms, from times measured at the start.")
+    ] = None,
+    deadline_macs: Annotated[float | None, typer.Option(help="Budget of an utterance in multiply-accumulates.")] = None,
     set: Annotated[list[str] | None, typer.Option(help="A policy's setting, such as threshold=1.2.")] = None,
     layers: Annotated[
         Literal["last", "all"], typer.Option(help="last: the exit layer's states; all: every executed layer's.")
@@ -56,13 +60,19 @@ def command(
     Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. Exit status 1: some
     recordings could not be read; 2: nothing was done.
     """
-    from daisy import audio, extraction
+    from daisy import audio, cost, extraction
     from daisy import checkpoint as checkpoints
     from daisy.encoder import EarlyExitEncoder
 
     recordings = audio.find(inputs)
     model = checkpoints.load(checkpoint, device=checked_device(device))
     chosen, stride = _policy(model, checkpoint, policy, set or [])
+    if deadline_ms is not None and deadline_macs is not None:
+        raise UsageError("--deadline-ms and --deadline-macs exclude each other")
+    if deadline_ms is not None:
+        chosen = cost.measured_deadline(model.backbone, model.heads, deadline_ms, chosen, stride)
+    elif deadline_macs is not None:
+        chosen = cost.macs_deadline(model.backbone, model.heads, deadline_macs, chosen, stride)
     extra = [name for name in scores.split(",") if name]
     encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra, score_stride=stride)
     try:
@@ -92,8 +102,9 @@ def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tu
     """The policy, and the stride of its scores."""
     from daisy import checkpoint as checkpoints
     from daisy import policy_file
+    from daisy.policies import POLICIES
 
-    if not name.endswith(".json"):
+    if name in POLICIES or not Path(name).is_file():
         return model.policy(name, **numbers(settings)), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")

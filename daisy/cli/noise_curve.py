@@ -20,7 +20,6 @@ from daisy.cli.console import (
     snrs,
 )
 from daisy.cli.replay import Depth, Depths, Policies, Report, numbers_of, present
-from daisy.errors import UsageError
 
 if TYPE_CHECKING:
     from daisy.traces import Traces
@@ -33,7 +32,7 @@ def command(
     noise: Annotated[
         list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
     ] = None,
-    snr: Annotated[str, typer.Option(help="Signal-to-noise ratios in dB.")] = "clean,20,10,5,0,-5",
+    snr: Annotated[str, typer.Option(help="Ratios in dB; by default clean,20,10,5,0,-5.")] = "",
     reverberation: Annotated[str, typer.Option(help="Reverberation times in s, of simulated rooms: 0.3,0.6.")] = "",
     clipping: Annotated[str, typer.Option(help="Shares of samples that are clipped, in %: 1,10.")] = "",
     tune: Annotated[
@@ -54,16 +53,17 @@ def command(
     are disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its
     units on the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
     """
-    from daisy import audio, conditions, noise_curve, traces
+    from daisy import audio, calibration, conditions, files, noise_curve, traces
     from daisy import checkpoint as checkpoints
 
     model = checkpoints.load(checkpoint, device=checked_device(device))
     rate = model.backbone.config.sample_rate
     kinds, recorded = noise_curve.read_noises(noise or (), rate)
-    ratios = snrs(snr)
+    ratios = snrs(snr or ("clean,20,10,5,0,-5" if kinds else "clean"))
     heard = conditions.grid(kinds, ratios, numbers_of(reverberation), numbers_of(clipping))
-    if not heard:
-        raise UsageError("no conditions: give clean in --snr, or some --noise, --reverberation or --clipping")
+    for target in (depth, *numbers_of(depths)):
+        calibration.check_depth(target)
+    files.check_writable(out / "study.csv")
     table: dict[str, Traces] = {}
     failed: dict[str, str] = {}
     read = 0

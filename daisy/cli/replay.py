@@ -93,7 +93,7 @@ def present(
 
     if not len(tune) or not len(test):
         raise UsageError("one half has no groups: give recordings of at least two speakers")
-    names = [name for name in policies.split(",") if name]
+    names = [name.strip() for name in policies.split(",") if name.strip()]
     found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths), loss=loss)
     rows = study.rows(found)
     text = io.StringIO()
@@ -112,9 +112,9 @@ def present(
             sections=study_page.sections(found, kinds, snrs_db),
         )
         reports.write_page(page, report)
-    output.print(f"{found.loss} at the exit: how much lower than a static cut at the same depth")
-    shown = Table("set for", *(f"{target:.0%}" for target in numbers_of(depths)), box=None, pad_edge=False)
-    for row in study_page.console_rows(found):
+    numbers = study_page.numbers(found)
+    shown = Table(*numbers.header, box=None, pad_edge=False)
+    for row in numbers.rows:
         shown.add_row(*row)
     output.print(shown)
     output.print(f"{out / 'study.csv'}: {found.num_judged} runs judged, {found.num_tuned} tuned on", soft_wrap=True)

@@ -23,6 +23,7 @@ from daisy.policies.rules import (
     Plateau,
     Regressed,
     RegressedPlateau,
+    Score,
 )
 from daisy.policies.special import Deadline, Oracle, Random, Window
 
@@ -30,7 +31,7 @@ POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
     for policy in (
         Entropy, Regressed, Confidence, Margin, Agreement, Patience, Plateau, RegressedPlateau, Forecast, Deadline,
-        Random, Oracle, Window, Fixed, Never,
+        Random, Oracle, Window, Score, Fixed, Never,
     )
 }  # fmt: skip
 
@@ -47,7 +48,11 @@ def make(name: str, settings: Mapping) -> Policy:
     for given in settings:
         if given not in fields:
             raise PolicyError(f"policy {name}: {unknown_name('setting', given, fields)}")
-    missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in settings]
+    missing = [
+        field.name
+        for field in fields.values()
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in settings
+    ]
     if missing:
         how = (
             "it is learnt from audio: daisy calibrate"
@@ -60,5 +65,7 @@ def make(name: str, settings: Mapping) -> Policy:
 
 def from_config(config: Mapping) -> Policy:
     """Inverse of `Policy.to_config`."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
+        raise PolicyError(f"a policy's configuration has its name and settings, found {config!r}")
     settings = dict(config)
     return make(settings.pop("name"), settings)

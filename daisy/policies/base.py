@@ -84,6 +84,11 @@ class Policy(ABC):
             name: value.to_config() if isinstance(value, Policy) else value for name, value in values.items()
         }
 
+    def _tuple(self, setting: str) -> None:
+        value = getattr(self, setting)
+        self._require(isinstance(value, tuple), f"{setting} must be a list of numbers, found {value!r}")
+        self._numbers(setting)
+
     def _require(self, holds: bool, message: str) -> None:
         if not holds:
             raise PolicyError(f"policy {self.name}: {message}")

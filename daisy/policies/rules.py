@@ -23,8 +23,6 @@ class Threshold(Policy):
 
     def validate(self) -> None:
         self._numbers("threshold")
-        values = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
-        self._require(min(values) >= 0, f"threshold must be at least 0, found {min(values)}")
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
         now, threshold = trajectories[self.scores[0]][:, -1], at(self.threshold, layer)
@@ -37,6 +35,11 @@ class Entropy(Threshold):
 
     name: ClassVar[str] = "entropy"
     scores: ClassVar[tuple[str, ...]] = ("entropy",)
+
+    def validate(self) -> None:
+        super().validate()
+        values = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        self._require(min(values) >= 0, f"threshold must be at least 0 nats, found {min(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,31 @@ class Margin(Threshold):
     name: ClassVar[str] = "margin"
     scores: ClassVar[tuple[str, ...]] = ("margin",)
     leaves_below: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Policy):
+    """Leaves at the first layer where some score is low enough, or high enough: for traces of other models."""
+
+    name: ClassVar[str] = "score"
+    layered: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    column: str
+    """Which score."""
+    threshold: PerLayer
+    below: bool = True
+    """Whether a low score lets leave, or a high one."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.column})
+
+    def validate(self) -> None:
+        self._numbers("threshold")
+
+    def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
+        now, threshold = trajectories[self.column][:, -1], at(self.threshold, layer)
+        return now <= threshold if self.below else now >= threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +157,10 @@ class LookAhead(Policy):
 
     def validate(self) -> None:
         self._numbers("price")
-        self._require(len(self.weights) == len(self.intercepts), "weights and intercepts differ in layers")
         try:
             matrices = [torch.tensor(rows, dtype=torch.float32) for rows in self.weights]
             offsets = [torch.tensor(row, dtype=torch.float32) for row in self.intercepts]
+            self._require(len(matrices) == len(offsets) > 0, "weights and intercepts differ in layers")
         except (TypeError, ValueError):
             raise PolicyError(f"policy {self.name}: weights and intercepts must be numbers") from None
         for layer, (matrix, offset) in enumerate(zip(matrices, offsets, strict=True), 1):

@@ -16,7 +16,8 @@ from daisy.policies.rules import Never
 class Deadline(Policy):
     """Leaves at the deepest layer that still fits a budget for each utterance; earlier where another rule says so.
 
-    The budget may change from call to call: ``dataclasses.replace(policy, budget=...)``.
+    The budget may change from call to call: ``encoder.policy = dataclasses.replace(policy, budget=...)``. `daisy.cost`
+    makes one from counted operations or measured times.
     """
 
     name: ClassVar[str] = "deadline"
@@ -31,8 +32,12 @@ class Deadline(Policy):
     """The other rule."""
 
     def validate(self) -> None:
-        self._numbers("budget", "front_cost", "layer_cost")
+        self._numbers("budget")
+        self._tuple("front_cost")
+        self._tuple("layer_cost")
         self._require(len(self.front_cost) == len(self.layer_cost) == 3, "costs are c0, c1, c2")
+        self._require(isinstance(self.then, Policy), f"then must be a policy, found {self.then!r}")
+        self._require(not isinstance(self.then, Window), "daisy_window lets batches leave, and a deadline utterances")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -65,7 +70,7 @@ class Random(Policy):
     """Relative frequency of each exit layer, 1 to L."""
 
     def validate(self) -> None:
-        self._numbers("histogram")
+        self._tuple("histogram")
         self._require(min(self.histogram) >= 0 < sum(self.histogram), "histogram must be frequencies, some above 0")
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:

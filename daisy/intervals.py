@@ -1,0 +1,61 @@
+"""Means and their intervals from resampling whole groups (speakers), whose recordings are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy
+from numpy.typing import NDArray
+
+DRAWS = 2000
+Floats = NDArray[numpy.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Resample:
+    """Sums over runs: of the runs as they are (row 0), and of groups drawn with replacement (the rows after).
+
+    Args:
+        groups: of each run.
+        draws: bootstrap samples.
+        seed: of the draws.
+    """
+
+    def __init__(self, groups: Sequence[str], draws: int = DRAWS, seed: int = 0):
+        _, self.membership = numpy.unique(numpy.asarray(groups), return_inverse=True)
+        self.num_groups = int(self.membership.max()) + 1
+        picks = numpy.random.default_rng(seed).integers(self.num_groups, size=(draws, self.num_groups))
+        self.times = numpy.zeros((draws + 1, self.num_groups))
+        self.times[0] = 1
+        numpy.add.at(self.times, (numpy.arange(1, draws + 1)[:, None], picks), 1)
+
+    def sums(self, values: Floats) -> Floats:
+        """(B, ...) to (1 + draws, ...)."""
+        by_group = numpy.zeros((self.num_groups, *values.shape[1:]))
+        numpy.add.at(by_group, self.membership, values)
+        return self.times @ by_group
+
+    def estimate(self, values: Floats) -> Estimate:
+        """Row 0 with the interval of the others."""
+        low, high = numpy.quantile(values[1:], [0.025, 0.975])
+        return Estimate(float(values[0]), float(low), float(high))
+
+
+def bootstrap(values: Sequence[float], groups: Sequence[str]) -> Estimate:
+    """Mean over runs with its interval.
+
+    Args:
+        values: one for each run.
+        groups: the speaker of each.
+    """
+    resample = Resample(groups)
+    of = numpy.asarray(values, dtype=numpy.float64)
+    return resample.estimate(resample.sums(of) / resample.sums(numpy.ones(len(of))))
