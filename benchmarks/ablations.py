@@ -230,7 +230,7 @@ def folder_of(name: str, runs: Path) -> Path:
 def conclude(name: str, updates: int, model: daisy.Model, runs: Path) -> None:
     """Judge a variant, once."""
     path = folder_of(name, runs) / "verdict.json"
-    if path.is_file():
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["updates"] == updates:
         return
     verdict = {"variant": name, "updates": updates, **judge(model, runs)}
     files.write_json(path, verdict)

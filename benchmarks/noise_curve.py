@@ -52,20 +52,24 @@ def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
 
 
 def regimes(runs: Traces) -> list[dict]:
-    """Where depth still buys something: agreement of the first and the best layer, and the depth of hindsight."""
+    """Where depth still buys something: what each layer keeps, and where hindsight would leave at 60 % depth overall."""
+    exits = {loss: comparison.hindsight(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     found = []
     for condition in dict.fromkeys(runs.conditions):
-        part = runs.of_condition(condition)
-        same, clean = (1 - part.losses[name].mean(0) for name in ("disagreement", "clean_disagreement"))
+        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        part = runs.select(rows)
+        same, clean = (1 - part.losses[name].mean(0) for name in exits)
         found.append(
             {
                 "condition": condition,
-                "first_layer_agreement": float(same[0]),
-                "best_agreement": float(same.max()),
-                "first_layer_clean_agreement": float(clean[0]),
-                "best_clean_agreement": float(clean.max()),
-                "best_clean_layer": int(clean.argmax()) + 1,
-                "clean_agreement_gained_after_layer_6": float(clean.max() - clean[5]),
+                "unit_agreement_first": float(same[0]),
+                "unit_agreement_last": float(same[-1]),
+                "clean_unit_agreement_first": float(clean[0]),
+                "clean_unit_agreement_best": float(clean.max()),
+                "clean_unit_agreement_best_layer": int(clean.argmax()) + 1,
+                "clean_unit_agreement_after_layer_6": float(clean.max() - clean[5]),
+                "hindsight_exit_layer": float(exits["disagreement"][rows].double().mean()),
+                "hindsight_clean_exit_layer": float(exits["clean_disagreement"][rows].double().mean()),
             }
         )
     return found

@@ -164,10 +164,12 @@ def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
 def decision_cost(tune: Traces, num_utterances: int = 32) -> list[dict]:
     """Microseconds an utterance to decide at all layers, by batch size; heads not included."""
     found = []
-    for name in calibration.FAMILIES:
-        if name == "oracle":
-            continue
-        policy = calibration.for_depth(name, tune, 0.6).policy
+    chosen = {name: calibration.for_depth(name, tune, 0.6).policy for name in calibration.FAMILIES if name != "oracle"}
+    flat = (1.0, 1.0, 0.001)
+    chosen["deadline"] = policies.Deadline(budget=1e3, front_cost=flat, layer_cost=flat)
+    chosen["random"] = policies.Random(histogram=(1.0,) * tune.num_layers)
+    chosen["daisy_window"] = policies.Window(threshold=chosen["entropy"].to_config()["threshold"], first=6, last=8)
+    for name, policy in chosen.items():
         for size in (1, num_utterances):
             scores = {score: values[:size] for score, values in tune.scores.items()}
             seconds = []
@@ -202,7 +204,7 @@ def draw(rows: list[dict], path) -> None:
         across="executed share of the layers",
         up="units that are the full model's",
         title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
-        black=("fixed", "oracle", "hindsight"),
+        black=("fixed", "oracle", "hindsight", "chance, of forecast's histogram"),
     )
     report.save(figure, path)
 

@@ -78,6 +78,45 @@ def policies() -> str:
     return table(["policy", *(f"set for {target:.0%}" for target in targets)], lines) + source(result)
 
 
+def default_policy() -> str:
+    """The default policy at each depth, with intervals, beside what it is compared with."""
+    result = read("policies")
+    of = {(row["policy"], row["target_depth"]): row for row in result["rows"]}
+    header = ["set for", "depth", "agreement", "static cut", "chance", "above the static cut by", "oracle", "hindsight"]
+    lines = []
+    for target in dict.fromkeys(target for _, target in of):
+        row = of["forecast", target]
+        lines.append(
+            [
+                f"{target:.0%}", f"{row['depth']:.1%}", f"{row['unit_agreement']:.3f} ({row['low']:.3f}-{row['high']:.3f})",
+                f"{row['fixed_unit_agreement']:.3f}", f"{row['random_unit_agreement']:.3f}",
+                f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})",
+                *(f"{of[name, target]['unit_agreement']:.3f} at {of[name, target]['depth']:.0%}" for name in ("oracle", "hindsight")),
+            ]
+        )  # fmt: skip
+    return table(header, lines) + source(result)
+
+
+def regimes() -> str:
+    """Where depth still buys something."""
+    result = read("regimes")
+    header = [
+        "condition", "full model's units, layer 1 to 12", "clean audio's units, layer 1 to the best",
+        "gained after layer 6", "hindsight leaves at", "for the clean audio's units",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["condition"], f"{row['unit_agreement_first']:.2f} to {row['unit_agreement_last']:.2f}",
+            f"{row['clean_unit_agreement_first']:.2f} to {row['clean_unit_agreement_best']:.2f} "
+            f"({row['clean_unit_agreement_best_layer']})",
+            f"{row['clean_unit_agreement_after_layer_6']:.2f}", f"{row['hindsight_exit_layer']:.1f}",
+            f"{row['hindsight_clean_exit_layer']:.1f}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return table(header, lines) + source(result)
+
+
 def guarantee() -> str:
     """Share of splits whose test risk was above the target, and the depth that was bought."""
     result = read("guarantee")
@@ -236,6 +275,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "exits_by_noise": exits_by_noise,
     "sets": sets,
     "policies": policies,
+    "default_policy": default_policy,
+    "regimes": regimes,
     "guarantee": guarantee,
     "windows": windows,
     "decisions": decisions,

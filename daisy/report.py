@@ -168,7 +168,7 @@ def lines(
         black: labels of curves that others are compared with, drawn black.
     """
     figure, axes = blank(8.0, 4.6)
-    styles = iter(("--", ":", "-."))
+    styles = iter(("--", ":", "-.", (0, (1, 4))))
     for index, (label, points) in enumerate(curves.items()):
         x, y = [point[0] for point in points], [point[1] for point in points]
         if label in black:

@@ -10,8 +10,10 @@
 #                         Without it the front end learns too, from scratch, and UPDATES has to be given
 #   CONFIG=...            a config of fairseq_plugins/config (hubert_mini_pretraining)
 #   UPDATES="400 1700"    of each iteration, as many as there are; the default suits a small network with a warm start
-#   UNITS=100             clusters: of MFCC for iteration 1, then of a layer of the iteration before
-#   LAYER=12              that layer, each recording's mean taken off; benchmarks/units.py measures what each would give
+#   UNITS="100 100"       clusters of each iteration (the last number holds for all after it): of MFCC for iteration 1,
+#                         then of a layer of the iteration before
+#   LAYER="12 12"         that layer for iterations 2, 3 and so on, each recording's mean taken off; benchmarks/units.py
+#                         measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
 set -euo pipefail
 manifests=$(realpath "${1:?usage: $0 MANIFESTS OUT [overrides]}")
@@ -20,8 +22,8 @@ out=$(realpath "$2")
 shift 2
 here=$(dirname "$(realpath "$0")")
 read -ra updates <<<"${UPDATES:-400 1700}"
-units=${UNITS:-100}
-layer=${LAYER:-12}
+read -ra units <<<"${UNITS:-100}"
+read -ra layers <<<"${LAYER:-12}"
 processes=${PROCESSES:-1}
 warm_start=${WARM_START:+$(realpath "${WARM_START:-}")}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HYDRA_FULL_ERROR=1
@@ -38,11 +40,17 @@ for program in daisy fairseq-hydra-train python; do
 done
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
 [ -n "$warm_start" ] || [ -n "${UPDATES:-}" ] || fail "from scratch: give UPDATES"
+nth() { # INDEX VALUES...: the value, or the last one
+    local index=$(($1 > 1 ? $1 : 1))
+    shift
+    echo "${@:$((index < $# ? index : $#)):1}"
+}
+settings() { # NUMBER: what an iteration is made with
+    echo "$manifests $warm_start ${updates[$1 - 1]} $(nth "$1" "${units[@]}") $(nth "$(($1 - 1))" "${layers[@]}") ${CONFIG:-} ${*:2}"
+}
 for ((number = 1; number <= ${#updates[@]}; number++)); do
-    settings="$manifests $warm_start ${updates[number - 1]} $units $layer ${CONFIG:-} $*"
-    [ ! -f "$out/settings$number" ] || [ "$(cat "$out/settings$number")" = "$settings" ] ||
+    [ ! -f "$out/settings$number" ] || [ "$(cat "$out/settings$number")" = "$(settings "$number" "$@")" ] ||
         fail "$out: iteration $number was run with other settings ($(cat "$out/settings$number")); use another folder"
-    echo "$settings" >"$out/settings$number"
 done
 
 launcher=()
@@ -73,16 +81,21 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
 
 for ((number = 1; number <= ${#updates[@]}; number++)); do
     [ ! -f "$out/iteration$number.safetensors" ] || continue
+    settings "$number" "$@" >"$out/settings$number"
+    clusters=$(nth "$number" "${units[@]}")
     if [ "$number" -eq 1 ]; then
         source=$warm_start
-        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$units"
+        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$clusters"
     else
         source=$out/iteration$((number - 1)).safetensors
-        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$number" --clusters "$units" --centre \
-            --fit-frames 100000 --checkpoint "$source" --layer "$layer"
+        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$number" --clusters "$clusters" --centre \
+            --fit-frames 100000 --checkpoint "$source" --layer "$(nth $((number - 1)) "${layers[@]}")"
     fi
     [ -z "$source" ] || start "$number" "$source"
     train "$number" "${updates[number - 1]}" "${source:+$out/start$number.safetensors}" "${learning[@]}" "$@"
 done
 last=$out/iteration${#updates[@]}.safetensors
-[ "$out/hubert.pt" -nt "$last" ] || python -m fairseq_plugins.export "$last" "$out/hubert.pt" --half
+if [ ! -f "$out/hubert.pt" ] || [ "$(cat "$out/exported" 2>/dev/null)" != "$last" ]; then
+    python -m fairseq_plugins.export "$last" "$out/hubert.pt" --half
+    echo "$last" >"$out/exported"
+fi

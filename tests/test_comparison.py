@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy
 import pytest
 import torch
 
 from daisy import calibration, comparison, study
+from daisy.errors import UsageError
 from daisy.traces import Traces
 
 LAYERS = 6
@@ -46,8 +49,6 @@ def test_a_verdict_against_its_definition(traces):
 
 def test_weights_count(traces):
     weights = torch.where(torch.arange(400) % 2 == 0, 3.0, 1.0)
-    import dataclasses
-
     verdict = comparison.judge("x", torch.full((400,), 3), dataclasses.replace(traces, weights=weights))
     loss = traces.losses["disagreement"][:, 2]
     assert verdict.losses["disagreement"].mean == pytest.approx(float((loss * weights).sum() / weights.sum()))
@@ -126,3 +127,59 @@ def test_spearman_over_conditions():
     assert study.spearman(turned, "p", "rain", [10.0, 0.0]) == pytest.approx(-0.5)
     flat = [verdict("clean", 3), verdict("rain 10 dB", 3), verdict("rain 0 dB", 3)]
     assert numpy.isnan(study.spearman(flat, "p", "rain", [10.0, 0.0]))
+
+
+def test_spearman_gives_ties_their_mean_rank():
+    """Three conditions at one layer: the order in which they are given must not count."""
+
+    def verdicts(levels):
+        table = Traces(
+            utterances=("a",),
+            groups=("a",),
+            conditions=("x",),
+            scores={},
+            losses={"loss": torch.zeros(1, 6)},
+            weights=torch.ones(1),
+            costs=torch.arange(1, 7).float(),
+            layers=(1, 2, 3, 4, 5, 6),
+        )
+        return [comparison.judge("p", torch.tensor([layer]), table, condition) for condition, layer in levels]
+
+    found = verdicts([("clean", 3), ("rain 20 dB", 4), *((f"rain {snr} dB", 6) for snr in (10, 5, 0))])
+    down, up = (study.spearman(found, "p", "rain", snrs) for snrs in ([20.0, 10.0, 5.0, 0.0], [0.0, 5.0, 10.0, 20.0]))
+    assert down == pytest.approx(up) == pytest.approx(-0.8944, abs=1e-4)
+
+
+def test_tables_that_do_not_fit_are_refused(traces):
+    with pytest.raises(UsageError, match="judged on groups that they were tuned on"):
+        study.study(traces, traces)
+    tune, test = traces.halves(0)
+    with pytest.raises(UsageError, match="other layers"):
+        study.study(dataclasses.replace(tune, layers=(2, 4, 6, 8, 10, 12)), test)
+
+
+def test_exits_are_counted_in_the_models_own_layers(traces):
+    sparse = dataclasses.replace(traces, layers=(2, 4, 6, 8, 10, 12))
+    assert comparison.judge("x", torch.full((400,), 3), sparse).mean_exit_layer.mean == 6.0
+
+
+def test_any_score_is_compared(traces):
+    """A column of a name nobody knows, that is high where the loss is low."""
+    strange = dataclasses.replace(traces, scores={"posterior": -5 * traces.losses["disagreement"]})
+    tune, test = strange.halves(0)
+    found = study.study(tune, test, depths=[0.6])
+    assert set(found.policies) == {"posterior", "fixed"}
+    by_name = {verdict.policy: verdict for _, verdict in found.frontier}
+    assert by_name["posterior"].gain["disagreement"].mean > 0.1
+    assert not found.policies["posterior"].below
+
+
+def test_weights_count_in_hindsight(traces):
+    weights = torch.where(torch.arange(400) % 2 == 0, 1.0, 10.0)
+    weighted = dataclasses.replace(traces, weights=weights)
+    exits = comparison.hindsight(weighted, 0.6, "disagreement")
+    best = comparison.judge("hindsight", exits, weighted).losses["disagreement"].mean
+    for others in ((2, 5), (5, 2), (1, 6), (3, 4)):
+        tried = torch.where(torch.arange(400) % 2 == 0, *others)
+        if calibration.depth(tried, weighted) <= 0.6:
+            assert best <= comparison.judge("x", tried, weighted).losses["disagreement"].mean + 1e-6

@@ -68,6 +68,27 @@ def test_names_and_grid():
     assert conditions.apply(found[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["white"], [None]), "noise (white) without signal-to-noise ratios"),
+        (([], [None, 5.0]), "signal-to-noise ratios without noise"),
+        (([], []), "no conditions"),
+        ((["white"], [float("inf")]), "from -100 to 100 dB, found inf"),
+        (([], [None], [0.05]), "reverberation time must be from 0.15 to 3 s, found 0.05"),
+        (([], [None], [], [150.0]), "share of clipped samples must be from 0.01 to 99 %, found 150"),
+    ],
+)
+def test_impossible_grids_are_refused(arguments, message):
+    with pytest.raises(UsageError) as error:
+        conditions.grid(*arguments)
+    assert message in str(error.value)
+
+
+def test_levels_given_twice_count_once():
+    assert len(conditions.grid(["white"], [None, 10.0, 10.0, None])) == 2
+
+
 def test_refusals(speech):
     with pytest.raises(UsageError, match="noise 'rain' is neither recorded nor one of white, pink, babble"):
         conditions.apply(Condition("rain", 5.0), speech, {})

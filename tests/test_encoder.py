@@ -135,3 +135,49 @@ def test_silence_gives_finite_states(model):
     )
     assert all(states.isfinite().all() for states in out.states)
     assert all(values.isfinite().all() for values in out.scores.values())
+
+
+def stateful_policies(model, waveforms):
+    """Policies whose scores need the layer before, or the samples, with exits that differ."""
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["change"])(waveforms).scores[
+        "change"
+    ]
+    yield policies.Patience(tolerance=float(full[:, 1:-1].median()))
+    yield policies.Random(histogram=(1.0,) * model.backbone.config.num_layers)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_scores_that_remember_are_the_same_in_any_batch(model, waveforms, stride):
+    for policy in stateful_policies(model, waveforms):
+        names = ["change", "draw", "num_frames"]
+        encoder = EarlyExitEncoder(model.backbone, model.heads, policy, scores=names, score_stride=stride)
+        together = encoder(waveforms)
+        order = [4, 0, 6, 2, 5, 1, 3]
+        shuffled = encoder([waveforms[i] for i in order])
+        never = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=names, score_stride=stride)
+        assert torch.equal(together.exit_layer, policy.exit_layers(never(waveforms).scores))
+        for index, waveform in enumerate(waveforms):
+            alone = encoder([waveform])
+            place = order.index(index)
+            assert alone.exit_layer[0] == together.exit_layer[index] == shuffled.exit_layer[place]
+            for name in names:
+                for other in (together.scores[name][index], shuffled.scores[name][place]):
+                    torch.testing.assert_close(alone.scores[name][0], other, equal_nan=True)
+
+
+def test_a_stride_reads_every_so_manieth_frame(waveforms):
+    model = tiny_model()
+    waveform = waveforms[5]
+    out = EarlyExitEncoder(
+        model.backbone, model.heads, policies.Never(), scores=["entropy", "regressed"], score_stride=4
+    )
+    found = out([waveform])
+    states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
+    with torch.no_grad():
+        log_probs = model.heads.unit_logits(2, states[2][::4]).log_softmax(-1)
+        regressed = model.heads.predicted_loss(2, states[2][None, ::4], torch.tensor([len(states[2][::4])]))
+    entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+    assert float(found.scores["entropy"][0, 1]) == pytest.approx(float(entropy), rel=1e-5)
+    assert float(found.scores["regressed"][0, 1]) == pytest.approx(float(regressed), rel=1e-5)
+    with pytest.raises(PolicyError, match="score_stride must be at least 1 frame, found 0"):
+        EarlyExitEncoder(model.backbone, model.heads, policies.Never(), score_stride=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from daisy import PolicyError, calibration, guarantee, policies
-from daisy.traces import join
+from daisy.traces import Traces, join
 
 
 @pytest.mark.parametrize("name", ["entropy", "forecast", "plateau", "confidence", "patience", "agreement"])
@@ -83,3 +83,45 @@ def test_few_speakers_are_too_few(traces):
 
 def test_families_are_what_is_calibrated():
     assert set(calibration.FAMILIES) < set(policies.POLICIES)
+
+
+@pytest.mark.parametrize("method", ["betting", "hoeffding-bentkus"])
+def test_speakers_of_unequal_size_do_not_break_it(method):
+    """Half of 60 speakers have twenty recordings and little risk, half one recording and much: the mean is too high.
+
+    Met in order of their recordings, the large ones would come first, and betting on them would win.
+    """
+    violations = 0
+    for trial in range(100):
+        generator = torch.Generator().manual_seed(trial)
+        large = torch.rand(60, generator=generator) < 0.5
+        groups = [str(speaker) for speaker in range(60) for _ in range(20 if large[speaker] else 1)]
+        of = torch.tensor([0.15 if large[int(speaker)] else 0.5 for speaker in groups])
+        runs = Traces(
+            utterances=tuple(map(str, range(len(groups)))),
+            groups=tuple(groups),
+            conditions=("clean",) * len(groups),
+            scores={},
+            losses={"disagreement": of[:, None].expand(-1, 2)},
+            weights=torch.ones(len(groups)),
+            costs=torch.tensor([1.0, 2.0]),
+            layers=(1, 2),
+        )
+        exits = torch.ones(len(groups), 1, dtype=torch.int64)
+        violations += guarantee.certify(exits, runs, 0.3, 0.1, method=method, seed=trial) is not None
+    assert violations <= 10 + 3 * 3
+
+
+def test_what_is_attained_is_what_was_certified(traces):
+    found = guarantee.for_risk("entropy", traces, 0.3, 0.1)
+    shown = guarantee.attained(found.runs, found.exit_layers, "disagreement", 1.0)
+    assert shown["by_condition"][0]["risk"] <= 0.3
+    losses = guarantee.bounded(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[:, 0]
+    total = sum(row["risk"] * row["num_runs"] for row in shown["by_exit_layer"])
+    assert total == pytest.approx(float(losses.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "ceiling"), [("clean_disagreement", 1.0), ("disagreement", 0.0), ("kl_nats", -4.0)])
+def test_losses_that_running_everything_does_not_end_are_refused(traces, loss, ceiling):
+    with pytest.raises(PolicyError, match="a guarantee is about|ceiling must be above 0"):
+        guarantee.for_risk("entropy", traces, 0.3, 0.1, loss=loss, ceiling=ceiling)

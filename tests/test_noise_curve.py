@@ -122,6 +122,7 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
     content = json.loads((place / "r.json").read_text())
     assert content["policy"]["name"] == "entropy"
     assert [line["condition"] for line in content["attained"]["conditions"]] == ["all", "clean", "rain 5 dB"]
+    # two thirds of 24 recordings, in two conditions
     assert (
         sum(row["num_runs"] for row in content["attained"]["certified"]["by_exit_layer"]) == 32
     )  # 16 recordings, two conditions

@@ -61,6 +61,14 @@ def test_anybodys_traces(tmp_path):
         ),
         ("utterance,layer,entropy\na,1,0.5\na,1,0.4\n", "utterance 'a' has the layers [1, 1]"),
         ("utterance,layer,entropy\na,1,low\n", "column 'entropy' holds what is no number"),
+        ("utterance,layer,loss\na,1,0.5\n", "has one layer for each utterance"),
+        ("utterance,layer,loss\na,1,0.5\na,2,\n", "column 'loss' has empty or infinite cells"),
+        (
+            "utterance,layer,entropy\na,1,0.5\na,2,\nb,1,1\nb,2,1\n",
+            "column 'entropy' has empty or infinite",
+        ),
+        ("utterance,layer,errors,words\na,1,1,0\na,2,1,0\n", "must be numbers of at least 0, some above"),
+        ("utterance,layer,loss,cost\na,1,1,2\na,2,1,2\n", "cost must be above 0 and rise from layer to layer"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_line(tmp_path, text, message):

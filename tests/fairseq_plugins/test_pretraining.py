@@ -202,7 +202,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     """pretrain.sh in two iterations, warm-started; run again, it does nothing but export."""
     model = tiny_model(POST_NORM, num_units=9)
     daisy.save(model, tmp_path / "hubert.safetensors")
-    variables = (f"WARM_START={tmp_path / 'hubert.safetensors'}", "UNITS=6", "LAYER=2", f"PATH={BIN}:/usr/bin:/bin")
+    variables = (f"WARM_START={tmp_path / 'hubert.safetensors'}", "UNITS=5 6", "LAYER=2", f"PATH={BIN}:/usr/bin:/bin")
     options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY)
 
     def call(updates: str):
@@ -212,7 +212,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     command(*call("2 2"))
     first = daisy.load(tmp_path / "out" / "iteration1.safetensors")
     second = daisy.load(tmp_path / "out" / "iteration2.safetensors")
-    assert (first.final_head.num_units, second.final_head.num_units) == (10, 10)
+    assert (first.final_head.num_units, second.final_head.num_units) == (9, 10)
     assert not torch.equal(states(first, torch.ones(8000)), states(second, torch.ones(8000)))
     stock = convert(tmp_path / "out" / "hubert.pt", allow_pickle=True)
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
@@ -222,8 +222,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     assert set(units) <= set("012345")
     assert "train_inner" not in command(*call("2 2"))
     assert (tmp_path / "out" / "hubert.pt").stat().st_mtime == exported
-    log = command(*call("2 2 1"))
-    assert "num_updates=1" in log or "num_updates: 1" in log
+    command(*call("2 2 1"))
     third = daisy.load(tmp_path / "out" / "iteration3.safetensors")
     assert torch.allclose(
         states(convert(tmp_path / "out" / "hubert.pt", allow_pickle=True), wave), states(third, wave), atol=0.05
