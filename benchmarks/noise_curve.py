@@ -52,7 +52,7 @@ def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
 
 
 def regimes(runs: Traces) -> list[dict]:
-    """Where depth still buys something: what each layer keeps, and where hindsight would leave at 60 % depth overall."""
+    """Where depth still buys something: what layers keep, and where hindsight would leave at 60 % depth overall."""
     exits = {loss: comparison.hindsight(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     found = []
     for condition in dict.fromkeys(runs.conditions):

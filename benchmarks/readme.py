@@ -85,15 +85,12 @@ def default_policy() -> str:
     header = ["set for", "depth", "agreement", "static cut", "chance", "above the static cut by", "oracle", "hindsight"]
     lines = []
     for target in dict.fromkeys(target for _, target in of):
-        row = of["forecast", target]
-        lines.append(
-            [
-                f"{target:.0%}", f"{row['depth']:.1%}", f"{row['unit_agreement']:.3f} ({row['low']:.3f}-{row['high']:.3f})",
-                f"{row['fixed_unit_agreement']:.3f}", f"{row['random_unit_agreement']:.3f}",
-                f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})",
-                *(f"{of[name, target]['unit_agreement']:.3f} at {of[name, target]['depth']:.0%}" for name in ("oracle", "hindsight")),
-            ]
-        )  # fmt: skip
+        row, known = of["forecast", target], [of[name, target] for name in ("oracle", "hindsight")]
+        agreement = f"{row['unit_agreement']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
+        gain = f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+        others = [f"{row[f'{name}_unit_agreement']:.3f}" for name in ("fixed", "random")]
+        bounds = [f"{each['unit_agreement']:.3f} at {each['depth']:.0%}" for each in known]
+        lines.append([f"{target:.0%}", f"{row['depth']:.1%}", agreement, *others, gain, *bounds])
     return table(header, lines) + source(result)
 
 

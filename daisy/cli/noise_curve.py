@@ -19,7 +19,8 @@ from daisy.cli.console import (
     progress_bar,
     snrs,
 )
-from daisy.cli.replay import Depth, Depths, Policies, Report, numbers_of, present
+from daisy.cli.replay import Depth, Depths, Policies, Report, names_of, numbers_of, present
+from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from daisy.traces import Traces
@@ -63,6 +64,9 @@ def command(
     heard = conditions.grid(kinds, ratios, numbers_of(reverberation), numbers_of(clipping))
     for target in (depth, *numbers_of(depths)):
         calibration.check_depth(target)
+    for name in names_of(policies):
+        if name not in calibration.FAMILIES:
+            raise UsageError(unknown_name("policy to compare", name, calibration.FAMILIES))
     files.check_writable(out / "study.csv")
     table: dict[str, Traces] = {}
     failed: dict[str, str] = {}

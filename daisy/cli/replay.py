@@ -72,6 +72,11 @@ def numbers_of(text: str) -> list[float]:
         raise UsageError(f"a list of numbers was expected, found {text!r}") from None
 
 
+def names_of(text: str) -> list[str]:
+    """Names of a list: "entropy, fixed"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def present(
     tune: Traces,
     test: Traces,
@@ -93,7 +98,7 @@ def present(
 
     if not len(tune) or not len(test):
         raise UsageError("one half has no groups: give recordings of at least two speakers")
-    names = [name.strip() for name in policies.split(",") if name.strip()]
+    names = names_of(policies)
     found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths), loss=loss)
     rows = study.rows(found)
     text = io.StringIO()
