@@ -10,6 +10,7 @@ speakers, or the clusters of recordings that stand for them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from common import HERE, guarded, noises, utterances
@@ -38,9 +39,9 @@ def calibration_runs(model: Path | str, limit: int | None = None) -> Traces:
     return _runs(model, CALIBRATION_SETS, "dev", "train", "recorded", limit)
 
 
-def judged_runs(model: Path | str, limit: int | None = None) -> Traces:
-    """Test audio under all conditions."""
-    return traces.join([_runs(model, TEST_SETS, "test", "test", part, limit) for part in PARTS])
+def judged_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = tuple(PARTS)) -> Traces:
+    """Test audio under all conditions, or those of some of `PARTS`."""
+    return traces.join([_runs(model, TEST_SETS, "test", "test", part, limit) for part in parts])
 
 
 def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limit: int | None) -> Traces:

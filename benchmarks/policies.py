@@ -204,7 +204,7 @@ def draw(rows: list[dict], path) -> None:
         across="executed share of the layers",
         up="units that are the full model's",
         title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
-        black=("fixed", "oracle", "hindsight", "chance, of forecast's histogram"),
+        black=("fixed", "oracle", "hindsight", "chance, of plateau's histogram"),
     )
     report.save(figure, path)
 

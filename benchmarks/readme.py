@@ -12,6 +12,7 @@ from pathlib import Path
 from common import HERE, read
 
 from daisy import files
+from daisy.cli.console import DEFAULT_POLICY
 from daisy.report import snr_name
 
 README = HERE.parent / "README.md"
@@ -47,7 +48,7 @@ def exits_in(kinds: list[str]) -> str:
     snrs = [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
     rho = {(row["policy"], row["noise"]): row["spearman"] for row in read("adaptivity")["rows"]}
     lines = []
-    for policy in ("forecast", "plateau", "entropy"):
+    for policy in ("plateau", "forecast", "entropy"):
         for kind in kinds:
             mine = {row["snr_db"]: row for row in rows if row["policy"] == policy and row["noise"] in (kind, "none")}
             cells = [f"{mine[s]['mean_exit_layer']:.1f} ({mine[s]['low']:.1f}-{mine[s]['high']:.1f})" for s in snrs]
@@ -58,7 +59,7 @@ def exits_in(kinds: list[str]) -> str:
 def sets() -> str:
     """Mean exit layer by SNR of recorded noise, set by set, of the default policy."""
     result = read("noise_curve")
-    rows = [row for row in result["rows"] if row["policy"] == "forecast" and row["noise"] in ("none", "recorded")]
+    rows = [row for row in result["rows"] if row["policy"] == DEFAULT_POLICY and row["noise"] in ("none", "recorded")]
     snrs = [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
     lines = []
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -85,7 +86,7 @@ def default_policy() -> str:
     header = ["set for", "depth", "agreement", "static cut", "chance", "above the static cut by", "oracle", "hindsight"]
     lines = []
     for target in dict.fromkeys(target for _, target in of):
-        row, known = of["forecast", target], [of[name, target] for name in ("oracle", "hindsight")]
+        row, known = of[DEFAULT_POLICY, target], [of[name, target] for name in ("oracle", "hindsight")]
         agreement = f"{row['unit_agreement']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
         gain = f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
         others = [f"{row[f'{name}_unit_agreement']:.3f}" for name in ("fixed", "random")]

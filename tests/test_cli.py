@@ -106,7 +106,7 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("labels", "gone.tsv", "-o", "o"), "gone.tsv: no such manifest"),
         (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
-        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy forecast reads entropy"),
+        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy plateau reads entropy"),
         (("convert", "tiny.safetensors", "o.safetensors"), "is a daisy checkpoint already"),
         ((*EXTRACT, "--device", "foo"), "daisy: --device foo: "),
         (

@@ -44,7 +44,7 @@ def test_calibrate_to_a_depth_and_extract_with_the_file(place):
     done = run("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.6", "-o", "p.json", *SPEAKERS, cwd=place)
     assert done.returncode == 0, done.stderr
     content = json.loads((place / "p.json").read_text())
-    assert content["policy"]["name"] == "forecast"
+    assert content["policy"]["name"] == "plateau"
     assert content["checkpoint"]["digest"] == daisy.checkpoint.digest(place / "tiny.safetensors")
     assert content["data"]["num_recordings"] == 24
     assert content["data"]["num_speakers"] == 8
@@ -111,7 +111,7 @@ def test_a_risk_that_cannot_be_certified_gives_never(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.01", "-o", "n.json", *SPEAKERS)
     done = run(*call, cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "no setting of forecast is certified at a risk of 0.01: the file says never" in done.stdout
+    assert "no setting of plateau is certified at a risk of 0.01: the file says never" in done.stdout
     assert json.loads((place / "n.json").read_text())["policy"] == {"name": "never"}
 
 

@@ -21,7 +21,7 @@ Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy che
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 DEFAULT_CHECKPOINT = "daisy-mini"
-DEFAULT_POLICY = "forecast"
+DEFAULT_POLICY = "plateau"
 
 
 def command_line() -> str:
