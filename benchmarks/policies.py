@@ -133,6 +133,13 @@ def row(target: float, verdict: comparison.Verdict) -> dict:
     }
 
 
+def by_itself(rule: policies.Window, runs: Traces) -> Tensor:
+    """(B,) exits of a window when every utterance is a batch."""
+    layers = range(1, runs.num_layers + 1)
+    inside = tuple(rule.threshold if rule.first <= layer < rule.last else 0.0 for layer in layers)
+    return policies.Entropy(threshold=inside).exit_layers(runs.scores).clamp(max=rule.last)
+
+
 def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
     """The published form against exits of each utterance: one entropy threshold, batches as they come."""
     threshold = calibration.for_depth("entropy", tune, depth).policy.to_config()["threshold"]
@@ -146,16 +153,14 @@ def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
     measured = []
     for kind in ("each utterance", "avg", "min-max", "threshold"):
         rule = alone if kind == "each utterance" else calibration.window(threshold, histogram.tolist(), kind)
+        single = alone.exit_layers(test.scores) if isinstance(rule, policies.Entropy) else by_itself(rule, test)
         for size in BATCHES:
-            exits = torch.zeros(len(test), dtype=torch.int64)
-            for start in range(0, len(test), size):
+            exits = single.clone()
+            for start in range(0, len(test) if size > 1 and rule is not alone else 0, size):
                 batch = order[start : start + size]
                 exits[batch] = rule.exit_layers({name: values[batch] for name, values in test.scores.items()})
             verdict = comparison.judge(f"daisy_window, {kind}" if rule is not alone else "entropy", exits, test)
-            looked = "" if rule is alone else f"{rule.first} to {rule.last}"
-            single = torch.cat(
-                [rule.exit_layers({n: v[i : i + 1] for n, v in test.scores.items()}) for i in range(len(test))]
-            )
+            looked = "" if isinstance(rule, policies.Entropy) else f"{rule.first} to {rule.last}"
             changed = float((exits != single).float().mean())
             measured.append({"batch": size, "layers": looked, "other_than_alone": changed, **row(depth, verdict)})
     return measured
