@@ -112,6 +112,17 @@ def frontier(tune: Traces, test: Traces) -> list[dict]:
     return [row(target, verdict) for target, verdict in verdicts]
 
 
+def on_dev(tune: Traces) -> list[dict]:
+    """What the default was chosen by: the audio that policies are set on, those that learn being cross-fitted."""
+    measured = []
+    for name in calibration.FAMILIES:
+        found = calibration.family(name, tune)
+        for target in DEPTHS:
+            exits = found.exit_layers(calibration.place_of_depth(found, tune, target))
+            measured.append(row(target, comparison.judge(name, exits, tune)))
+    return measured
+
+
 def row(target: float, verdict: comparison.Verdict) -> dict:
     loss, gain = verdict.losses[LOSS], verdict.gain[LOSS]
     return {
@@ -193,19 +204,9 @@ def draw(rows: list[dict], path) -> None:
     curves = {}
     for line in rows:
         curves.setdefault(line["policy"], []).append((line["depth"], line["unit_agreement"]))
-    shown = (
-        "forecast",
-        "plateau",
-        "entropy",
-        "regressed",
-        "agreement",
-        "plateau, naive",
-        "fixed",
-        "oracle",
-        "hindsight",
-    )
+    chance = [(line["depth"], line["random_unit_agreement"]) for line in rows if line["policy"] == "plateau"]
     figure = report.lines(
-        {name: curves[name] for name in shown},
+        {**curves, "chance, of plateau's histogram": chance},
         across="executed share of the layers",
         up="units that are the full model's",
         title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
@@ -240,6 +241,7 @@ def main() -> None:
         print(f"{line['policy']:20} batch {line['batch']:2}  {line['decision_us']:.1f} us an utterance")
     if not arguments.quick:
         write("policies", rows)
+        write("policies_dev", on_dev(tune))
         write("windows", by_batch)
         write("decisions", costs)
         draw(rows, RESULTS / "policies.png")

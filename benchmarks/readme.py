@@ -68,15 +68,20 @@ def sets() -> str:
     return table(["set", "utterances", *map(snr_name, snrs)], lines) + source(result)
 
 
-def policies() -> str:
-    """Fidelity of each policy at each depth, beside the static cut's."""
-    result = read("policies")
-    targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
-    lines = []
-    for name in dict.fromkeys(row["policy"] for row in result["rows"]):
-        mine = [row for row in result["rows"] if row["policy"] == name]
-        lines.append([name, *(f"{row['depth']:.0%}: {row['unit_agreement']:.3f} ({row['gain']:+.3f})" for row in mine)])
-    return table(["policy", *(f"set for {target:.0%}" for target in targets)], lines) + source(result)
+def policies_in(name: str) -> Callable[[], str]:
+    """Fidelity of each policy at each depth, and how much above the static cut's, from results/NAME.json."""
+
+    def policies() -> str:
+        result = read(name)
+        targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
+        lines = []
+        for policy in dict.fromkeys(row["policy"] for row in result["rows"]):
+            mine = [row for row in result["rows"] if row["policy"] == policy]
+            cells = [f"{row['depth']:.0%}: {row['unit_agreement']:.3f} ({row['gain']:+.3f})" for row in mine]
+            lines.append([policy, *cells])
+        return table(["policy", *(f"set for {target:.0%}" for target in targets)], lines) + source(result)
+
+    return policies
 
 
 def default_policy() -> str:
@@ -272,7 +277,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "exits": exits,
     "exits_by_noise": exits_by_noise,
     "sets": sets,
-    "policies": policies,
+    "policies": policies_in("policies"),
+    "policies_dev": policies_in("policies_dev"),
     "default_policy": default_policy,
     "regimes": regimes,
     "guarantee": guarantee,

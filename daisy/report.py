@@ -172,9 +172,9 @@ def lines(
     for index, (label, points) in enumerate(curves.items()):
         x, y = [point[0] for point in points], [point[1] for point in points]
         if label in black:
-            axes.plot(x, y, next(styles, "--"), color="black", label=label)
+            axes.plot(x, y, linestyle=next(styles, "--"), color="black", label=label)
         else:
-            axes.plot(x, y, ".-", color=f"C{index % 10}", alpha=0.9, label=label)
+            axes.plot(x, y, ".-" if index < 10 else "x:", color=f"C{index % 10}", alpha=0.9, label=label)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.set_title(title)
