@@ -121,8 +121,10 @@ def read_speakers(path: Path) -> dict[str, str]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             return {row["path"]: row["speaker"] or "" for row in csv.DictReader(stream)}
-    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
-        raise UsageError(f"{path}: not a CSV file with the columns path and speaker ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, KeyError, csv.Error):
+        raise UsageError(f"{path}: not a CSV file with the columns path and speaker") from None
 
 
 def speakers_of(recordings: Sequence[Recording], table: Path | None, root: Path) -> list[str]:
@@ -137,7 +139,7 @@ def speakers_of(recordings: Sequence[Recording], table: Path | None, root: Path)
     unknown = [recording.path for recording in recordings if not known.get(_absolute(recording.path))]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UsageError(f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root}")
+        raise UsageError(f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root} (--root)")
     return [known[_absolute(recording.path)] for recording in recordings]
 
 

@@ -167,7 +167,9 @@ def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
         rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
         of_groups = risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
         estimate = bootstrap(of_groups, [str(group) for group in range(len(of_groups))])
-        by_condition.append({"condition": condition, "risk": estimate.mean, "low": estimate.low, "high": estimate.high})
+        by_condition.append(
+            {"condition": condition, "risk": estimate.mean, "risk_low": estimate.low, "risk_high": estimate.high}
+        )
     values = bounded(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
     by_layer = [
         {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}

@@ -14,7 +14,7 @@ from daisy import analysis, audio, conditions, mixing, traces
 from daisy.audio import Recording
 from daisy.checkpoint import Model
 from daisy.conditions import Condition
-from daisy.errors import AudioError, UsageError
+from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.traces import Traces
 
 
@@ -85,6 +85,8 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
         kind = Path(text).stem
         if kind in (*kinds, *conditions.RESERVED):
             raise UsageError(f"noise {text}: {kind!r} is the name of another condition; rename the folder")
+        if not any(character in text for character in "/.*") and not Path(text).exists():
+            raise UsageError(unknown_name("noise", text, conditions.GENERATED) + ", or a folder of recordings")
         banks[kind] = mixing.NoiseBank([audio.read(recording.path, sample_rate) for recording in audio.find([text])])
         kinds.append(kind)
     return kinds, banks

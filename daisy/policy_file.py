@@ -46,17 +46,17 @@ def write(
     content = {
         "format_version": FORMAT_VERSION,
         "daisy": __version__,
-        "policy": policy.to_config(),
-        "score_stride": score_stride,
         "checkpoint": {"name": checkpoint, "digest": digest},
         "target": target,
         "attained": attained,
         "data": data,
+        "score_stride": score_stride,
+        "policy": policy.to_config(),
     }
     files.write_json(path, content)
 
 
-def read(path: Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
+def read(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
     """The policy of a file, and the score stride that it was set with.
 
     Args:
@@ -67,6 +67,7 @@ def read(path: Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
     Raises:
         PolicyError: where it is no policy file, of a later version, damaged, or for another model.
     """
+    path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, config, made_for = content["format_version"], content["policy"], content["checkpoint"]

@@ -66,7 +66,7 @@ def study(
     loss = loss or next(iter(test.losses), "")
     if loss not in test.losses or loss not in tune.losses:
         known = ", ".join(test.losses) or "none: name a column loss or errors"
-        raise UsageError(f"the traces have no loss {loss!r}; they have {known}")
+        raise UsageError(f"the traces have no loss{f' {loss!r}' if loss else ''}; they have {known}")
     if set(tune.groups) & set(test.groups):
         shared = sorted(set(tune.groups) & set(test.groups))
         raise UsageError(f"policies would be judged on groups that they were tuned on: {shared[0]} and so on")

@@ -154,3 +154,13 @@ def gains(found: Study) -> tuple[tuple[str, ...], ...]:
         by_target: dict[float, Verdict] = {t: v for t, v in found.frontier if v.policy == name}
         table.append((name, *(f"{by_target[target].gain[found.loss].mean:+.4f}" for target in targets)))
     return tuple(table)
+
+
+def in_short(found: Study) -> list[tuple[str, ...]]:
+    """The frontier for a terminal, header first: no intervals."""
+    table: list[tuple[str, ...]] = [("policy", "set for", "depth", found.loss[:18], "fixed", "chance", "gain")]
+    for target, verdict in found.frontier:
+        losses = (verdict.losses[found.loss].mean, verdict.fixed[found.loss], verdict.random[found.loss])
+        cells = (f"{target:.0%}", f"{verdict.depth:.1%}", *(f"{loss:.4f}" for loss in losses))
+        table.append((verdict.policy, *cells, f"{verdict.gain[found.loss].mean:+.4f}"))
+    return table

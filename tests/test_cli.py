@@ -198,3 +198,38 @@ def test_a_balanced_manifest(place):
     (place / "speakers.csv").write_text("path,speaker\n0.wav,a\n")
     done = run(*arguments, "--speakers", "speakers.csv", "--balance", "1", cwd=place)
     assert "no speaker is given for 2.wav" in done.stderr
+
+
+def test_info_of_the_bundled_model():
+    done = run("info", "daisy-mini")
+    assert done.returncode == 0, done.stderr
+    assert "policy plateau" in done.stdout
+    assert "features=entropy" in done.stdout
+
+
+def test_a_budget_for_each_recording(place):
+    def exits(*options):
+        out = place / f"budget{len(options)}{options[-1] if options else ''}"
+        done = run("extract", place / "in", "-c", place / "tiny.safetensors", "-p", "never", "-o", out, *options)
+        assert done.returncode == 0, done.stderr
+        return [row["exit_layer"] for row in json.loads((out / "index.json").read_text())["recordings"]]
+
+    assert exits() == [4, 4, 4]
+    by_operations = exits("--deadline-macs", "4e6")
+    assert by_operations == sorted(by_operations, reverse=True)  # the recordings get longer
+    assert by_operations[0] > by_operations[-1]
+    assert exits("--deadline-ms", "1e6") == [4, 4, 4]
+    done = run(
+        "extract",
+        place / "in",
+        "-c",
+        place / "tiny.safetensors",
+        "-p",
+        "never",
+        "-o",
+        place / "b",
+        "--deadline-ms",
+        "-1",
+    )
+    assert done.returncode == 2
+    assert "budget must be above 0, found -1" in done.stderr

@@ -99,21 +99,23 @@ def command(
         chosen, exits, runs = guarantee.for_risk(
             policy, table, risk, delta, method=method, loss=of, ceiling=limit, seed=seed
         )
-        target |= {"risk": risk, "method": method, "of": of, "ceiling": limit}
+        target |= {"risk": risk, "method": method, "risk_of": of, "ceiling": limit}
         target |= {} if method == "conformal" else {"delta": delta}
         if chosen.name == "never":
-            output.print(f"no setting of {policy} is certified at a risk of {risk:g}: the file says never")
+            output.print(
+                f"no setting of {policy} is certified at a risk of {risk:g}: the file says never. "
+                f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help",
+                soft_wrap=True,
+            )
     attained = [_attained(verdict) for verdict in comparison.by_condition(chosen.name, exits, runs)]
-    content: dict[str, object] = {"conditions": attained}
-    if risk is not None:
-        content |= {"certified": guarantee.attained(runs, exits, of, limit)}
+    certified = guarantee.attained(runs, exits, of, limit) if risk is not None else {}
     policy_file.write(
         out,
         chosen,
         checkpoint=Path(checkpoint).stem,
         digest=checkpoints.digest(checkpoint),
         target=target,
-        attained=content,
+        attained={"conditions": attained} | ({"certified": certified} if certified else {}),
         data={
             "num_recordings": len(speech.names),
             "num_speakers": len(set(speech.groups)),
@@ -121,13 +123,15 @@ def command(
         },
         score_stride=score_stride,
     )
+    output.print("95 % intervals, from resampling speakers:")
     for line in attained:
-        shown = (
-            f"mean exit layer {line['exit_layer']:.2f} ({line['exit_layer_low']:.2f} to {line['exit_layer_high']:.2f})"
-        )
-        if of in line:
-            shown += f", {of} {line[of]:.3f} ({line[f'{of}_low']:.3f} to {line[f'{of}_high']:.3f})"
+        share = f"{line['depth']:.1%} of the {target.get('of', 'layers')}"
+        shown = f"mean exit layer {_interval(line, 'exit_layer', 2)}, {share}"
+        if risk is None and of in line:
+            shown += f", {of} {_interval(line, of, 3)}"
         output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
+    for line in certified.get("by_condition", ()):
+        output.print(f"{line['condition']:>20}: risk {_interval(line, 'risk', 3)} of {risk} allowed", soft_wrap=True)
     output.print(f"{out}: policy {chosen.name} for {Path(checkpoint).stem}", soft_wrap=True)
     list_failures(speech.failed, len(speech.failed) + len(speech.names))
 
@@ -139,6 +143,10 @@ def _timed(model: Model, speech: Speech, policy: str, table: Traces, score_strid
     sample = speech.waveforms[:: -(-len(speech.waveforms) // TIMED)]
     reads = calibration.family(policy, table).at(0.5).reads
     return table.with_costs(cost.seconds_by_layer(model.backbone, model.heads, sample, reads, score_stride))
+
+
+def _interval(line: dict, key: str, digits: int) -> str:
+    return f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
 
 
 def _attained(verdict: Verdict) -> dict:

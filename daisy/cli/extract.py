@@ -104,6 +104,10 @@ def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tu
     from daisy import policy_file
     from daisy.policies import POLICIES
 
+    if name not in POLICIES and Path(name).suffix and not Path(name).is_file():
+        raise UsageError(f"{name}: no such policy file; daisy calibrate makes one")
+    if name in ("oracle", "score"):
+        raise UsageError(f"policy {name} is for comparisons: daisy noise-curve, daisy replay")
     if name in POLICIES or not Path(name).is_file():
         return model.policy(name, **numbers(settings)), 1
     if settings:

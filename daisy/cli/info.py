@@ -17,6 +17,7 @@ def command(
 ) -> None:
     """Describe a checkpoint: shape, size, heads, default policies, where it comes from."""
     from daisy import checkpoint as checkpoints
+    from daisy import cost
 
     path = checkpoints.find(checkpoint)
     model = checkpoints.load(path)
@@ -44,11 +45,30 @@ def command(
         rows.append(("exit heads", f"{kinds} for {heads.num_units} units, reading the {heads.reads.replace('_', '-')}"))
     else:
         rows.append(("exit heads", "none: policies fixed and never only"))
+    ten_sec = 10 * config.sample_rate / config.frame_hop
+    heads_config = model.heads.config if model.heads else None
+    front, layer = (
+        sum(c * ten_sec**power for power, c in enumerate(coefficients))
+        for coefficients in (
+            cost.front_end_macs(config),
+            cost.layer_macs(config, heads_config),
+        )
+    )
+    rows.append(("multiply-accumulates", f"of 10 s: front end {front:.2e}, each layer with its head {layer:.2e}"))
     rows += [
-        (f"policy {name}", ", ".join(f"{k}={v:g}" for k, v in settings.items()))
+        (f"policy {name}", ", ".join(f"{k}={_short(v)}" for k, v in settings.items()))
         for name, settings in model.policies.items()
     ]
     rows += [(key, value) for key, value in model.provenance.items()]
     for key, value in rows:
         table.add_row(key, str(value))
     output.print(table, soft_wrap=True)
+
+
+def _short(value: object) -> str:
+    """A setting: a number, or how many there are."""
+    if not isinstance(value, list | tuple):
+        return f"{value:g}" if isinstance(value, int | float) else str(value)
+    if all(isinstance(each, str) for each in value):
+        return "+".join(value)
+    return f"({len(value)} layers)"

@@ -14,8 +14,9 @@ from daisy.cli.console import (
     Out,
     checked_device,
     command_line,
-    list_failures,
+    errors,
     output,
+    printable,
     progress_bar,
     snrs,
 )
@@ -74,6 +75,10 @@ def command(
     sources = {"traces": inputs} | ({"tune": tune} if tune else {})
     for name, given in sources.items():
         speech = noise_curve.read_speech(audio.find(given), speakers, root, rate)
+        for reason in speech.failed.values():
+            errors.print(printable(f"failed: {reason}"), soft_wrap=True)
+        if tune is None and len(set(speech.groups)) < 2:
+            raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")
         with progress_bar() as bar:
             task = bar.add_task(name, total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
             advance = lambda count, bar=bar, task=task: bar.advance(task, count)  # noqa: E731
@@ -96,4 +101,6 @@ def command(
         command=command_line(),
     )
     output.print(f"{out / 'traces.csv'}: {len(table['traces'])} full runs", soft_wrap=True)
-    list_failures(failed, len(failed) + read)
+    if failed:
+        errors.print(f"{len(failed)} of {len(failed) + read} recordings failed")
+        raise typer.Exit(1)

@@ -24,7 +24,10 @@ Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML
 
 
 def command(
-    table: Annotated[Path, typer.Argument(metavar="TRACES.csv", help="utterance, layer, scores, losses; see below.")],
+    table: Annotated[
+        Path,
+        typer.Argument(metavar="TRACES.csv", help="docs/policies.md has a sample."),
+    ],
     out: Out,
     tune: Annotated[Path | None, typer.Option(help="What policies are tuned on; else half of the groups.")] = None,
     loss: Annotated[str, typer.Option(help="What policies are compared by; the first loss where not given.")] = "",
@@ -97,7 +100,7 @@ def present(
     from daisy import report as reports
 
     if not len(tune) or not len(test):
-        raise UsageError("one half has no groups: give recordings of at least two speakers")
+        raise UsageError("policies are tuned on half of the groups: give two at least, or other traces to --tune on")
     names = names_of(policies)
     found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths), loss=loss)
     rows = study.rows(found)
@@ -117,9 +120,9 @@ def present(
             sections=study_page.sections(found, kinds, snrs_db),
         )
         reports.write_page(page, report)
-    numbers = study_page.numbers(found)
-    shown = Table(*numbers.header, box=None, pad_edge=False)
-    for row in numbers.rows:
+    numbers = study_page.in_short(found)
+    shown = Table(*numbers[0], box=None, pad_edge=False)
+    for row in numbers[1:]:
         shown.add_row(*row)
     output.print(shown)
     output.print(f"{out / 'study.csv'}: {found.num_judged} runs judged, {found.num_tuned} tuned on", soft_wrap=True)

@@ -57,7 +57,7 @@ def make(name: str, settings: Mapping) -> Policy:
         how = (
             "it is learnt from audio: daisy calibrate"
             if "weights" in missing
-            else f"give it (--set {missing[0]}=VALUE)"
+            else f"give it (--set {missing[0]}=NUMBER)"
         )
         raise PolicyError(f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: {how}")
     return POLICIES[name](**{key: from_config(v) if isinstance(v, Mapping) else v for key, v in settings.items()})

@@ -33,6 +33,7 @@ class Deadline(Policy):
 
     def validate(self) -> None:
         self._numbers("budget")
+        self._require(self.budget > 0, f"budget must be above 0, found {self.budget:g}")
         self._tuple("front_cost")
         self._tuple("layer_cost")
         self._require(len(self.front_cost) == len(self.layer_cost) == 3, "costs are c0, c1, c2")
