@@ -190,7 +190,7 @@ def test_a_balanced_manifest(place):
     assert names == ["0.wav", "0.wav", "0.wav", "2.wav"]  # half a second and one and a half
     for more, message in (
         (("--balance", "1"), "--balance and --speakers go together"),
-        (("--speakers", "gone.csv", "--balance", "1"), "gone.csv: not a CSV file"),
+        (("--speakers", "gone.csv", "--balance", "1"), "gone.csv: No such file"),
     ):
         done = run(*arguments, *more, cwd=place)
         assert done.returncode == 2
