@@ -78,7 +78,7 @@ def one_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]
                         "test_risk": worst,
                         "noisy_test_risk": noisy_risk[chosen] if chosen is not None else 0.0,
                         "depth": depths[chosen] if chosen is not None else 1.0,
-                        "none": chosen is None,
+                        "none": not chosen,
                         "uncertified_depth": depths[plain] if plain is not None else 1.0,
                         "uncertified_risk": max(of[:, plain].mean() for of in test_losses.values())
                         if plain is not None

@@ -69,7 +69,7 @@ def for_risk(
     rungs = ladder(name, learn, loss)
     exits = exits_of(rungs, judge)
     chosen = certify(exits, judge, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
-    if chosen is None:
+    if not chosen:  # none, or the first, which runs everything
         return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
     return Certificate(rungs[chosen], exits[:, chosen], judge)
 

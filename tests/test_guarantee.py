@@ -44,6 +44,14 @@ def test_a_hard_condition_holds_all_back(traces):
     assert on_easy.double().mean() > easy_alone.exit_layers.double().mean() + 0.5
 
 
+def test_a_certificate_for_running_everything_says_never(traces):
+    """40 speakers without any loss are enough to certify 0.06, but nothing cheaper is where leaving is always wrong."""
+    wrong = dataclasses.replace(traces, losses={"disagreement": torch.ones_like(traces.losses["disagreement"])})
+    found = guarantee.for_risk("entropy", wrong, 0.06, 0.1, method="hoeffding-bentkus")
+    assert found.policy == policies.Never()
+    assert guarantee.certify(torch.full((len(wrong), 1), 12), wrong, 0.06, 0.1, method="hoeffding-bentkus") == 0
+
+
 def test_nothing_certified_means_never(traces):
     found = guarantee.for_risk("entropy", traces, 0.001, 0.1)
     assert found.policy == policies.Never()
