@@ -2,7 +2,7 @@ import numpy
 import pytest
 import torch
 
-from daisy import analysis, mixing
+from daisy import analysis, intervals, mixing
 from daisy.errors import UsageError
 
 
@@ -48,9 +48,9 @@ def test_conditions_share_their_noise():
 
 def test_bootstrap_resamples_speakers():
     values = numpy.repeat([1.0, 3.0], 500)
-    by_utterance = analysis.bootstrap(values, [str(i) for i in range(1000)])
-    by_speaker = analysis.bootstrap(values, ["a"] * 500 + ["b"] * 500)
+    by_utterance = intervals.bootstrap(values, [str(i) for i in range(1000)])
+    by_speaker = intervals.bootstrap(values, ["a"] * 500 + ["b"] * 500)
     assert by_utterance.mean == by_speaker.mean == 2.0
     assert 0.1 < by_utterance.high - by_utterance.low < 0.15  # 2 * 1.96 / sqrt(1000)
     assert (by_speaker.low, by_speaker.high) == (1.0, 3.0)
-    assert analysis.bootstrap(values, ["a"] * 1000) == (2.0, 2.0, 2.0)
+    assert intervals.bootstrap(values, ["a"] * 1000) == (2.0, 2.0, 2.0)
