@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from daisy.errors import OutputError
+
+INNERMOST_LIST = re.compile(r"\[\n([-+.\d\s,eE]+)\n\s*\]")
+"""Of numbers, as indented JSON has it."""
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -51,8 +55,9 @@ def check_writable(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON atomically."""
-    write(path, (json.dumps(value, indent=1) + "\n").encode())
+    """Write indented JSON atomically; a list of numbers is one line."""
+    text = INNERMOST_LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", json.dumps(value, indent=1))
+    write(path, (text + "\n").encode())
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict) -> None:
