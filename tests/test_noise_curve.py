@@ -43,6 +43,7 @@ SPEAKERS = ("--speakers", "speakers.csv")
 def test_calibrate_to_a_depth_and_extract_with_the_file(place):
     done = run("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.6", "-o", "p.json", *SPEAKERS, cwd=place)
     assert done.returncode == 0, done.stderr
+    assert "note: plateau was learnt from 8 speakers" in done.stderr
     content = json.loads((place / "p.json").read_text())
     assert content["policy"]["name"] == "plateau"
     assert len((place / "p.json").read_text().splitlines()) < 120  # the weights do not fill pages

@@ -13,6 +13,7 @@ from daisy.cli.console import (
     Checkpoint,
     Device,
     checked_device,
+    errors,
     list_failures,
     output,
     progress_bar,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from daisy.traces import Traces
 
 TIMED = 20
+FEW_SPEAKERS = 10
 NEED_FULL_MODEL = ("forecast", "agreement")
 ON_SCORES = ("entropy", "regressed", "confidence", "margin", "patience", "plateau", "regressed_plateau")
 CALIBRATED = (*NEED_FULL_MODEL, *ON_SCORES, "fixed")
@@ -132,6 +134,10 @@ def command(
         output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
     for line in certified.get("by_condition", ()):
         output.print(f"{line['condition']:>20}: risk {_interval(line, 'risk', 3)} of {risk} allowed", soft_wrap=True)
+    known = len(set(speech.groups))
+    if policy in calibration.LEARNT and known < FEW_SPEAKERS:
+        note = f"note: {policy} was learnt from {known} speakers: on others its depth may be far from this"
+        errors.print(note, soft_wrap=True)
     output.print(f"{out}: policy {chosen.name} for {Path(checkpoint).stem}", soft_wrap=True)
     list_failures(speech.failed, len(speech.failed) + len(speech.names))
 
