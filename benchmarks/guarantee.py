@@ -19,7 +19,7 @@ from common import guarded, write
 from full_runs import calibration_runs, judged_runs
 from rich.progress import Progress
 
-from daisy import guarantee, risk, traces
+from daisy import guarantee, traces
 from daisy.traces import Traces
 
 TARGETS = {"disagreement": (0.2, 0.3, 0.4), "kl_nats": (0.1, 0.2, 0.3)}
@@ -30,8 +30,7 @@ POLICIES = ("forecast", "entropy")
 
 def group_losses(runs: Traces, exits: torch.Tensor, loss: str) -> numpy.ndarray:
     """(groups, S) losses of each speaker under each setting."""
-    at_exit = guarantee.bounded(runs.losses[loss], CEILING[loss]).gather(1, exits - 1).numpy()
-    return risk.by_group(at_exit, runs.groups)
+    return guarantee.risks(runs, exits, loss, CEILING[loss])
 
 
 def uncertified(runs: Traces, exits: torch.Tensor, loss: str, alpha: float) -> int | None:
@@ -39,7 +38,7 @@ def uncertified(runs: Traces, exits: torch.Tensor, loss: str, alpha: float) -> i
     means = [
         group_losses(part, exits[rows], loss).mean(0)
         for condition in dict.fromkeys(runs.conditions)
-        for rows in [torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])]
+        for rows in [runs.rows_of(condition)]
         for part in [runs.select(rows)]
     ]
     fits = numpy.flatnonzero(numpy.stack(means).max(0) <= alpha)
@@ -59,7 +58,7 @@ def one_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]
         test_losses = {
             condition: group_losses(test.select(index), exits["test"][index], loss)
             for condition in dict.fromkeys(test.conditions)
-            for index in [torch.tensor([i for i, each in enumerate(test.conditions) if each == condition])]
+            for index in [test.rows_of(condition)]
         }
         depths = exits["test"].double().mean(0).numpy() / pool.num_layers
         noisy_risk = group_losses(noisy_test, noisy_exits, loss).mean(0)

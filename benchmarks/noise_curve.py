@@ -56,7 +56,7 @@ def regimes(runs: Traces) -> list[dict]:
     exits = {loss: comparison.hindsight(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     found = []
     for condition in dict.fromkeys(runs.conditions):
-        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        rows = runs.rows_of(condition)
         part = runs.select(rows)
         same, clean = (1 - part.losses[name].mean(0) for name in exits)
         found.append(

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy
-import torch
 from torch import Tensor
 
 from daisy import calibration
@@ -77,7 +76,7 @@ def by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Verdict
     verdicts = [judge(name, exit_layers, traces)]
     conditions = list(dict.fromkeys(traces.conditions))
     for condition in conditions if len(conditions) > 1 else ():
-        rows = torch.tensor([i for i, each in enumerate(traces.conditions) if each == condition])
+        rows = traces.rows_of(condition)
         verdicts.append(judge(name, exit_layers[rows], traces.select(rows), condition))
     return verdicts
 

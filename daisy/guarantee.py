@@ -144,7 +144,7 @@ def certify(
     order = numpy.random.default_rng(seed).permutation(len(groups))  # betting must not meet large groups first
     examples = []
     for condition in dict.fromkeys(runs.conditions):
-        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        rows = runs.rows_of(condition)
         by_group = risks(runs.select(rows), exits[rows], loss, ceiling)
         examples.append(by_group[[place for place in order if place < len(by_group)]])
     if method == "conformal":
@@ -164,7 +164,7 @@ def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
     """
     by_condition = []
     for condition in dict.fromkeys(runs.conditions):
-        rows = torch.tensor([i for i, each in enumerate(runs.conditions) if each == condition])
+        rows = runs.rows_of(condition)
         of_groups = risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
         estimate = bootstrap(of_groups, [str(group) for group in range(len(of_groups))])
         by_condition.append(

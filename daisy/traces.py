@@ -74,7 +74,11 @@ class Traces:
 
     def of_condition(self, condition: str) -> Traces:
         """The runs of one condition."""
-        return self.select([i for i, each in enumerate(self.conditions) if each == condition])
+        return self.select(self.rows_of(condition))
+
+    def rows_of(self, condition: str) -> Tensor:
+        """Where the runs of one condition are."""
+        return torch.tensor([i for i, each in enumerate(self.conditions) if each == condition])
 
     def of_groups(self, groups: Iterable[str]) -> Traces:
         """The runs of some groups."""

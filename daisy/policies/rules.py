@@ -169,6 +169,7 @@ class LookAhead(Policy):
             self._require(fits, f"the weights of layer {layer} are {tuple(matrix.shape)}, {tuple(offset.shape)}")
         object.__setattr__(self, "_matrices", matrices)
         object.__setattr__(self, "_offsets", offsets)
+        object.__setattr__(self, "_used", [(matrix != 0).any(0) for matrix in matrices])
 
     def check(self, num_layers: int) -> None:
         layers = len(self.weights) + 1
@@ -178,7 +179,7 @@ class LookAhead(Policy):
         """(B, L - layer): how much lower the loss is foretold to be at each later layer than at ``layer``."""
         matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
         seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
-        return torch.where((matrix != 0).any(0), seen, 0.0) @ matrix.T + offset
+        return torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
         gains = self.gains(trajectories, layer)
