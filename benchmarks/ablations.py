@@ -11,7 +11,7 @@ then is judged by what it did not choose:
   classifiers as exit heads are, fitted on the same 150, a quarter of them clean and the others with training noise;
 - the cross-validated accuracy of a keyword probe on the train split, groups of recordings held out whole.
 
-One run each, but for the recipe's second seed, which shows how far two runs differ by chance.
+One run each, but for further seeds of the recipe and of clean audio, which show how far two runs differ by chance.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ QUIET = ("task.noise_prob=0", "task.talkers_prob=0", "task.reverb_prob=0", "task
 LEARNING = ("model.feature_grad_mult=0.1", "criterion.loss_weights=[10.0]")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),
+    "recipe, second seed": ("common.seed=2",),
+    "recipe, third seed": ("common.seed=3",),
     "clean audio": QUIET,
-    "another seed": ("common.seed=2",),
+    "clean audio, second seed": (*QUIET, "common.seed=2"),
     "units without centring": ("units=raw",),
     "units of layer 6": ("units=6",),
     "every recording once": ("manifests=data",),
@@ -224,7 +226,7 @@ def every_layer(model: daisy.Model, waveforms, units) -> tuple[torch.Tensor, tor
 
 
 def folder_of(name: str, runs: Path) -> Path:
-    return runs / "ablations" / name.replace(" ", "_")
+    return runs / "ablations" / name.replace(",", "").replace(" ", "_")
 
 
 def conclude(name: str, updates: int, model: daisy.Model, runs: Path) -> None:
@@ -244,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--updates", type=int, default=250)
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     conclude(START, 0, read_backbone(str(runs / "pretrain" / "iteration1.safetensors")), runs)
