@@ -101,7 +101,8 @@ class StateCache:
         """With the states as they will be read again, so that the first epoch trains on what later ones do."""
         states = utterance.states.to(self.dtype).float()
         if not states.isfinite().all():
-            raise OutputError(f"states pass the range of {self.dtype}: --cache-dtype bfloat16 or float32")
+            name = str(self.dtype).removeprefix("torch.")
+            raise OutputError(f"states pass the range of {name}: --cache-dtype bfloat16 or float32")
         utterance.states = states
         return utterance
 

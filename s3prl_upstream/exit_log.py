@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class ExitLog:
 
     def __init__(self, folder: Path, encoder: EarlyExitEncoder, settings: dict):
         self.folder = folder
-        self.run = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{os.getpid()}"
+        self.run = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{secrets.token_hex(3)}"
         self.settings = settings
         self.splits: dict[str, Split] = {}
         self.num_layers = encoder.backbone.config.num_layers

@@ -136,16 +136,18 @@ class ExitRunner(Runner):
                 cache.expect(split, len(loader))
             return loader
 
-        model.get_dataloader = get_dataloader
+        vars(model)["get_dataloader"] = get_dataloader  # found before the class's
 
     def _settings(self, expert: UpstreamExpert) -> dict:
+        policy = expert.encoder.policy.to_config()
         return {
             "mode": self.args.mode,
             "task": self.args.downstream,
             "upstream": self.args.upstream,
             "checkpoint": expert.checkpoint,
             "checkpoint_digest": expert.digest,
-            "policy": expert.encoder.policy.to_config(),
+            "policy": {name: value for name, value in policy.items() if not isinstance(value, list | tuple)},
+            "policy_digest": hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16],
             "score_stride": expert.encoder.score_stride,
             "num_layers": expert.num_layers,
             "featurizer": self.args.daisy["featurizer"],
@@ -217,4 +219,4 @@ def keep_file_lists(task: str, config: dict, folder: Path) -> None:
     meta_data = Path(str(datarc.get("meta_data")))
     if meta_data.is_file():
         state.update(meta_data.read_bytes())
-    dataset.CACHE_PATH = str(folder / "file_lists" / state.hexdigest()[:16])
+    vars(dataset)["CACHE_PATH"] = str(folder / "file_lists" / state.hexdigest()[:16])
