@@ -137,7 +137,7 @@ class StateCache:
             num_frames=found["num_frames"],
             exit_layer=found["exit_layer"],
             scores=dict(zip(found["scores"], scores, strict=True)),
-            states=states.to(device).float(),
+            states=states.to(device, torch.float32, copy=True),  # aligned as computed ones are: products round alike
             cached=True,
         )
 

@@ -61,6 +61,9 @@ class ExitRunner(Runner):
             if self.options.cache:
                 raise UsageError("--cache is for a frozen upstream, and -f trains it: leave one of them out")
             self.expert.exits_off()
+        if self.expert is not None and is_leader_process():
+            policy, featurizer = self.expert.encoder.policy.name, self.args.daisy["featurizer"]
+            print(f"[daisy] {self.expert.checkpoint}: policy {policy}, featurizer {featurizer}", flush=True)
         return self.upstream
 
     def _get_featurizer(self) -> ModelEntry:

@@ -49,6 +49,7 @@ def test_what_comes_back_is_what_went_in(make, wavs, tmp_path, dtype, tolerance)
         assert torch.equal(mine, later)  # the first epoch trains on what later ones do
         assert mine.shape == states.shape  # repeats are not stored
         assert (mine - states).abs().max() <= tolerance * states.abs().max() + 1e-5
+    assert all(states.data_ptr() % 64 == 0 for states in second["states"])  # else products may round otherwise
     sizes = sum(path.stat().st_size for path in stored(tmp_path))
     values = sum(states.numel() for states in expected.states)
     assert values * upstream.cache.dtype.itemsize < sizes < values * upstream.cache.dtype.itemsize + 1000 * len(wavs)

@@ -241,6 +241,23 @@ def test_a_command_line_of_s3prls_documentation(launch, checkpoint, fluent, tmp_
     assert (of_training["mode"], of_test["mode"]) == ("train", "evaluate")
 
 
+def test_s3prls_own_runner_takes_the_upstream_and_our_checkpoints(train, tmp_path, monkeypatch, checkpoint, fluent):
+    """After register() alone; the stock featurizer's weights are s3prl's."""
+    from s3prl import run_downstream
+
+    known = f"-u daisy_local -k {checkpoint} -d fluent_commands -c {fluent} --device cpu"
+    monkeypatch.setattr("sys.argv", ["x", "-m", "train", *known.split(), "-p", str(tmp_path / "theirs")])
+    run_downstream.main()
+    assert states(tmp_path / "theirs")["Featurizer"]["weights"].shape == (LAYERS + 1,)
+    train(tmp_path / "ours")
+    evaluation = ["-m", "evaluate", "-t", "dev", "--device", "cpu", "-e", str(tmp_path / "ours" / "states-6.ckpt")]
+    monkeypatch.setattr("sys.argv", ["x", *evaluation])
+    run_downstream.main()
+    ours, theirs = (tmp_path / "ours" / "log.log").read_text().splitlines()[-2:]
+    assert ours.startswith("dev at step 6: ")
+    assert theirs == ours.replace("step 6", "step 0")
+
+
 def test_a_calibrated_policy_is_for_its_checkpoint_only(train, tmp_path, checkpoint):
     from daisy import policies, policy_file
 
