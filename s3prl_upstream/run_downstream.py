@@ -101,7 +101,8 @@ def _parsed(stock: Callable[[], Arguments]) -> Arguments:
     except yaml.YAMLError as error:
         raise UsageError(f"-c: not YAML ({' '.join(str(error).split())})") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise UsageError(f"-e: not a checkpoint of s3prl's runner ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE,,KEY=VALUE ({reason})") from None
     print(said.getvalue(), end="", file=sys.stderr)
     return found
 

@@ -205,6 +205,7 @@ def test_random_crops_are_logged_once_and_told(launch, checkpoint, policy, voxce
         (("-d", "fluent"), "-d fluent: s3prl has no such task"),
         (("-c", "nowhere.yaml"), "nowhere.yaml: No such file or directory; s3prl's wheel brings no configurations"),
         (("-e", "nowhere.ckpt"), "nowhere.ckpt: No such file or directory"),
+        (("-o", "config.runner.total_steps"), "-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE"),
         (("-l", "9"), "-l 9: the upstream has layers 0 to 4"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
