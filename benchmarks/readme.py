@@ -93,7 +93,13 @@ def forecasts() -> str:
         mine = [row for row in result["rows"] if (row["policy"], row["learnt_on"], row["learner"]) == made]
         worst = [max(value for key, value in row.items() if key.startswith("spearman")) for row in mine]
         lines.append(
-            [*made, *(f"{row['gain']:+.3f}, {row['over_chance']:+.3f}, {rho:.2f}" for row, rho in zip(mine, worst))]
+            [
+                *made,
+                *(
+                    f"{row['gain']:+.3f}, {row['over_chance']:+.3f}, {rho:.2f}"
+                    for row, rho in zip(mine, worst, strict=True)
+                ),
+            ]
         )
     header = ["policy", "noise", "learner", *(f"set for {t:.0%}: static cut, chance, Spearman" for t in targets)]
     return table(header, lines) + source(result)
