@@ -47,6 +47,8 @@ setup(
             "librosa>=0.10",
             "editdistance",
             "h5py",
+            "filelock",
+            "PyYAML",
         ],
         "hf": ["transformers>=4.46,<5"],
         "analysis": ["scipy>=1.9", "scikit-learn>=1.3", "matplotlib>=3.7", "jinja2>=3.1"],

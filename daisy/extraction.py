@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder, ExitOutput
 from daisy.errors import AudioError, UsageError
 from daisy.journal import DTYPES, FORMAT_VERSION, Journal, Row, Settings, stamp
+from daisy.scores import for_json
 
 
 @dataclass(kw_only=True)
@@ -198,12 +198,7 @@ def _run_batch(
 
 def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     last = int(result.exit_layer[index])
-    return {name: [_rounded(v) for v in values[index, :last].tolist()] for name, values in result.scores.items()}
-
-
-def _rounded(value: float) -> float | None:
-    """Six digits; None for what is no number, which JSON cannot hold (`change` at layer 1)."""
-    return round(value, 6) if math.isfinite(value) else None
+    return {name: for_json(values[index, :last]) for name, values in result.scores.items()}
 
 
 def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> None:

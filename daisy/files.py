@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     Raises:
         OutputError: where it cannot be written; what stood there before still stands.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as stream:
@@ -49,9 +50,55 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     write(beside, b"")
     beside.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own for each writer, on other hosts too."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+
+
+def append(path: Path, lines: str, *, flush: bool = False) -> None:
+    """Append whole lines at once, so that two writers do not cut each other's.
+
+    Args:
+        path: of the file.
+        lines: each with its end.
+        flush: to the disk, before anything else happens.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, lines.encode())
+            if flush:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file; none where there is none. One that a crash cut off is dropped, here and in the file.
+
+    Raises:
+        OutputError: where it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        write(path, (whole + "\n").encode() if whole else b"")
+    return whole.splitlines()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -90,7 +89,7 @@ class Journal:
         self.rows: dict[str, Row] = {}
         header = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))  # tuples as lists
         try:
-            lines = self._lines()
+            lines = [json.loads(line) for line in files.whole_lines(self.path)]
             self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if not overwrite:
@@ -130,24 +129,5 @@ class Journal:
 
     def add(self, row: Row) -> None:
         """Note a finished row."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(row)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        files.append(self.path, json.dumps(asdict(row)) + "\n", flush=True)
         self.rows[row.path] = row
-
-    def _lines(self) -> list[dict]:
-        """Whole lines; one cut off by a crash is dropped, here and in the file."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise OutputError(f"{self.path}: cannot be read ({error})") from None
-        whole, _, rest = text.rpartition("\n")
-        if rest:
-            files.write(self.path, (whole + "\n").encode() if whole else b"")
-        return [json.loads(line) for line in whole.splitlines()]

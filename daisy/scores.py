@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -146,3 +147,8 @@ def frame_mean(values: Tensor, num_frames: Tensor) -> Tensor:
     valid = frames.valid_mask(num_frames, values.shape[1]).to(values.device)
     total = torch.where(valid, values, values.new_zeros(())).sum(1, dtype=torch.float32)
     return total / num_frames.to(values.device, torch.float32)
+
+
+def for_json(values: Tensor) -> list[float | None]:
+    """(n,) values with six digits; None for what is no number, which JSON cannot hold (`change` at layer 1)."""
+    return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]

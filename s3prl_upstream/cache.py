@@ -2,7 +2,7 @@
 
 ``DIR/KEY/ab/abcd….safetensors``: KEY is a digest of everything that decides the states but the audio (``settings.json``
 beside them says what), the name that of the audio's samples. A file is whole or absent, so that a run may be killed and
-several may write the same folder; who comes second writes the same again.
+several may write the same folder; who comes second writes the same again (on a GPU, the same within rounding).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from daisy import files
 from daisy.errors import OutputError
+from daisy.version import __version__
 from s3prl_upstream.frozen import Batch, Needs, Utterance
 
 FORMAT_VERSION = 1
@@ -38,23 +39,38 @@ class StateCache:
         score_stride: of the encoder.
         needs: what is stored of the states.
         dtype: of the states on disk, one of `DTYPES`.
+        device: kind of device that they are computed on.
 
     Raises:
         OutputError: where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, checkpoint: str, policy: dict, score_stride: int, needs: Needs, dtype: str):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        checkpoint: str,
+        policy: dict,
+        score_stride: int,
+        needs: Needs,
+        dtype: str,
+        device: str,
+    ):
         settings = {
             "format_version": FORMAT_VERSION,
+            "daisy": __version__,
             "checkpoint": checkpoint,
             "policy": policy,
             "score_stride": score_stride,
             **asdict(needs),
             "dtype": dtype,
+            "device": device,
         }
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / key
         self.dtype = DTYPES[dtype]
+        self.may_write: Callable[[], bool] = lambda: True
+        """Asked before each batch: audio that never comes again is not worth its space."""
         self._expected: tuple[str, int] | None = None
         files.write_json(self.folder / "settings.json", settings)
 
@@ -87,8 +103,9 @@ class StateCache:
         found |= {utterance.audio: utterance for utterance in rounded}
         utterances = [utterance for digest in digests if (utterance := found[digest])]
         self._announce(utterances, len(missing))
-        for utterance in rounded:
-            self._write(utterance)
+        if self.may_write():
+            for utterance in rounded:
+                self._write(utterance)
         seconds = time.perf_counter() - start
         return Batch(
             utterances=utterances, computed_sec=computed.computed_sec, cache_sec=seconds - computed.computed_sec
@@ -147,8 +164,9 @@ class StateCache:
         split, num_batches = self._expected
         self._expected = None
         size = sum(utterance.states.numel() for utterance in utterances) * self.dtype.itemsize * num_batches
+        more = size * num_missing / len(utterances)
         free = shutil.disk_usage(self.folder).free
-        short = "; NOT ENOUGH: --cache-dtype, -l, -s or --cache-mean make it smaller" if size > free else ""
+        short = "; NOT ENOUGH: --cache-dtype, -l, -s or --cache-mean make it smaller" if more > free else ""
         found = len(utterances) - num_missing
         print(
             f"[daisy] cache {self.folder}: about {_size(size)} for {split} ({num_batches} batches like the first; "

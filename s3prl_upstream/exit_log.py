@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections import Counter
@@ -12,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
-from torch import Tensor
 
 from daisy import cost, files
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import OutputError
-from daisy.scores import WITHOUT_HEADS
+from daisy.scores import WITHOUT_HEADS, for_json
 from s3prl_upstream.frozen import Batch, Utterance
 
 FORMAT_VERSION = 1
@@ -29,8 +27,10 @@ SUMMARY = "exits_summary.json"
 class Split:
     """Sums over a split. Utterances count once, however often they are run; seconds count each time."""
 
-    audio: dict[str, str] = field(default_factory=dict)
-    """Utterance to the digest of its audio, the first time."""
+    audio: dict[str, set[str]] = field(default_factory=dict)
+    """Name to the digests of the audio that was logged by it; several where a corpus names several alike."""
+    met: Counter[str] = field(default_factory=Counter)
+    """Name to how often it came in this pass."""
     exits: Counter[int] = field(default_factory=Counter)
     macs: float = 0.0
     full_macs: float = 0.0
@@ -44,8 +44,9 @@ class Split:
 class ExitLog:
     """The log of one run of an experiment.
 
-    A line for an utterance of a split is written when it is first run; an epoch more adds none. Runs follow one another
-    in the files, told apart by ``run``.
+    A line for an utterance of a split is written when it is first run; an epoch more adds none. Of an utterance that
+    comes with other audio in a later pass through the data (random crops, augmentation) the first version counts.
+    Runs follow one another in the files, told apart by ``run``.
 
     Args:
         folder: of the experiment.
@@ -64,8 +65,19 @@ class ExitLog:
         self.num_layers = encoder.backbone.config.num_layers
         self.sample_rate = encoder.backbone.config.sample_rate
         self._costs = _costs(encoder)
-        self._noted_crops = False
-        files.check_writable(folder / SUMMARY)
+        self.crops = False
+        """Whether utterances come back with other audio."""
+        files.check_writable(folder / LINES)
+        with self._lock():
+            files.whole_lines(folder / LINES)  # drops what a killed run left unfinished
+        self.write_summary()
+
+    def new_pass(self, split: str) -> None:
+        """Say that a split is gone through from its beginning."""
+        self.splits.setdefault(split, Split()).met.clear()
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / f".{SUMMARY}.lock")
 
     def add(self, split: str, names: Sequence[str], batch: Batch) -> None:
         """Note a batch.
@@ -89,14 +101,18 @@ class ExitLog:
             sums.utterances_cached += utterance.cached
             if not utterance.cached:
                 sums.computed_audio_sec += utterance.num_samples / self.sample_rate
-            if name not in sums.audio:
+            sums.met[name] += 1
+            known = sums.audio.setdefault(name, set())
+            if utterance.audio in known:
+                continue
+            if sums.met[name] > len(known):
                 self._count(sums, utterance)
-                sums.audio[name] = utterance.audio
+                known.add(utterance.audio)
                 lines.append(self._line(split, name, utterance))
-            elif sums.audio[name] != utterance.audio:
+            else:
                 self._note_crops(split, name)
         if lines:
-            self._append("".join(json.dumps(line) + "\n" for line in lines))
+            files.append(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_summary(self) -> None:
         """Put this run's sums into the summary, beside those of other runs.
@@ -105,20 +121,20 @@ class ExitLog:
             OutputError: where it cannot be written.
         """
         path = self.folder / SUMMARY
-        with FileLock(self.folder / f".{SUMMARY}.lock"):
+        with self._lock():
             try:
                 runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+                others = [run for run in runs if run["run"] != self.run]
             except FileNotFoundError:
-                runs = []
+                others = []
             except (OSError, ValueError, KeyError, TypeError):
                 raise OutputError(f"{path}: not a summary of daisy's; move it away") from None
             own = {
                 "run": self.run,
                 **self.settings,
-                "splits": {name: self._totals(split) for name, split in self.splits.items()},
+                "splits": self.totals(),
             }
-            runs = [run for run in runs if run["run"] != self.run]
-            files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*runs, own]})
+            files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, own]})
 
     def report(self) -> str:
         """One line for each split: mean exit layer, share of the operations, seconds."""
@@ -126,8 +142,12 @@ class ExitLog:
             f"[daisy] {name}: mean exit layer {totals['mean_exit_layer']:.2f} of {self.num_layers}, "
             f"{totals['macs_share']:.0%} of the multiply-accumulates, upstream {totals['upstream_sec']:.1f} s, "
             f"{totals['utterances']} utterances"
-            for name, totals in ((name, self._totals(split)) for name, split in self.splits.items())
+            for name, totals in self.totals().items()
         )
+
+    def totals(self) -> dict[str, dict]:
+        """Split to its sums; only those that were run."""
+        return {name: self._totals(split) for name, split in self.splits.items() if split.utterances_run}
 
     def _totals(self, split: Split) -> dict:
         count = sum(split.exits.values())
@@ -166,23 +186,15 @@ class ExitLog:
             "audio": utterance.audio[:16],
             "duration_sec": round(utterance.num_samples / self.sample_rate, 4),
             "exit_layer": last,
-            "scores": {score: _rounded(values[:last]) for score, values in utterance.scores.items()},
+            "scores": {score: for_json(values[:last]) for score, values in utterance.scores.items()},
         }
 
-    def _append(self, text: str) -> None:
-        path = self.folder / LINES
-        try:
-            with open(path, "a", encoding="utf-8") as stream:
-                stream.write(text)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-
     def _note_crops(self, split: str, name: str) -> None:
-        if self._noted_crops:
+        if self.crops:
             return
-        self._noted_crops = True
-        cache = ", and the cache keeps every version of it" if self.settings["cache"] else ""
-        print(f"[daisy] {split}: {name} comes with other audio than before, as random crops do: logged once{cache}")
+        self.crops = True
+        cache = "; such training audio is no longer added to the cache" if self.settings["cache"] else ""
+        print(f"[daisy] {split}: {name} comes back with other audio, as random crops do: logged once{cache}")
 
 
 def _costs(encoder: EarlyExitEncoder) -> tuple[cost.Cost, cost.Cost, cost.Cost]:
@@ -191,8 +203,3 @@ def _costs(encoder: EarlyExitEncoder) -> tuple[cost.Cost, cost.Cost, cost.Cost]:
     classifies = bool(set(encoder.score_names) - WITHOUT_HEADS - {"regressed"})
     with_heads = cost.layer_macs(config, heads.config if heads and classifies else None, encoder.score_stride)
     return cost.front_end_macs(config), with_heads, cost.layer_macs(config)
-
-
-def _rounded(values: Tensor) -> list[float | None]:
-    """Six digits; None for what is no number, which JSON cannot hold (`change` at layer 1)."""
-    return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]

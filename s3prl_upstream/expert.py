@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 import daisy
 from daisy import checkpoint as checkpoints
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import CheckpointError
+from daisy.errors import AudioError, CheckpointError
 from daisy.policies import Never, Window
 from s3prl_upstream import frozen
 from s3prl_upstream.cache import StateCache
@@ -23,8 +25,8 @@ from s3prl_upstream.policy import resolve
 class UpstreamExpert(UpstreamBase):
     """A HuBERT that each utterance leaves at its own layer.
 
-    Frozen (evaluation mode, or no gradients wanted), its policy decides. While it trains (training mode, gradients
-    wanted) all layers run and gradients reach them, but not the convolutions, as with s3prl's HuBERT.
+    Frozen (evaluation mode, no gradients wanted, or no weight that takes any), its policy decides. While it trains all
+    layers run and gradients reach them, but not the convolutions, as with s3prl's HuBERT.
 
     Args:
         ckpt: a daisy checkpoint, or a bundled model's name.
@@ -43,8 +45,10 @@ class UpstreamExpert(UpstreamBase):
             raise CheckpointError(f"{ckpt}: takes audio at {rate} Hz, and s3prl gives it at {SAMPLE_RATE} Hz")
         policy, stride = resolve(model, ckpt, model_config)
         self.encoder = EarlyExitEncoder(model.backbone, model.heads, policy, score_stride=stride)
+        self._runs(self.encoder)
         self.checkpoint = str(ckpt)
         self.digest = checkpoints.digest(ckpt)
+        """Of the weights: the checkpoint's file, until others are loaded over them."""
         self.needs = Needs()
         self.executed_only = False
         """Give the states as they are, utterance by utterance, not padded and repeated for s3prl's featurizer."""
@@ -69,9 +73,27 @@ class UpstreamExpert(UpstreamBase):
     def exits_off(self) -> None:
         """Run all layers from now on: heads and thresholds say nothing of weights that have changed."""
         self.encoder = EarlyExitEncoder(self.encoder.backbone, self.encoder.heads, Never())
+        self._runs(self.encoder)
+
+    def weights_were_loaded(self) -> None:
+        """Say that the weights are no longer the checkpoint's: the digest is theirs from now on."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().data)
+        self.digest = digest.hexdigest()
+
+    def take(self, needs: Needs) -> None:
+        """Give these of the executed states, as they are, utterance by utterance, in ``states``."""
+        self.needs, self.executed_only = needs, True
+        encoder = self.encoder
+        if needs.layer == "exit":
+            stride = encoder.score_stride
+            parts = encoder.backbone, encoder.heads, encoder.policy
+            self._runs(EarlyExitEncoder(*parts, keep="last", score_stride=stride))
 
     def cache_in(self, folder: Path, dtype: str) -> None:
-        """Keep states on disk from now on; `needs` must be settled.
+        """Keep states on disk from now on; what to `take` must be settled.
 
         Args:
             folder: of the cache.
@@ -81,14 +103,29 @@ class UpstreamExpert(UpstreamBase):
             OutputError: where the folder cannot be written.
         """
         policy = self.encoder.policy
+        if isinstance(policy, Window):
+            self._runs(frozen.to_the_end_of(policy, self.encoder))
         self.cache = StateCache(
             folder,
             checkpoint=self.digest,
             policy=policy.to_config(),
             score_stride=self.encoder.score_stride,
-            needs=Needs() if isinstance(policy, Window) else self.needs,
+            needs=self._stored,
             dtype=dtype,
+            device=self.encoder.backbone.device.type,
         )
+
+    def _runs(self, encoder: EarlyExitEncoder) -> None:
+        """What runs: keeps what is needed, and with a cache gives an utterance the same in any batch.
+
+        It shares the weights of `encoder`, whose names are those of checkpoints: so it is no submodule.
+        """
+        object.__setattr__(self, "recorder", encoder)
+
+    @property
+    def _stored(self) -> Needs:
+        """What the cache keeps: of a window's recording everything, because batches will cut it anew."""
+        return Needs() if isinstance(self.encoder.policy, Window) else self.needs
 
     def forward(self, wavs: Sequence[Tensor]) -> dict:
         """Run a batch.
@@ -107,11 +144,13 @@ class UpstreamExpert(UpstreamBase):
             AudioError: on an utterance shorter than a frame, or (on the CPU) with samples that are no numbers.
             OutputError: where the cache cannot be written.
         """
-        if self.training and torch.is_grad_enabled():
-            states = self._with_gradients(wavs)
+        self._check(wavs)
+        learns = self.training and torch.is_grad_enabled()
+        if learns and any(weight.requires_grad for weight in self.encoder.backbone.parameters()):
+            self.last = self._with_gradients(wavs)
         else:
             self.last = self._frozen(wavs)
-            states = [utterance.states for utterance in self.last.utterances]
+        states = [utterance.states for utterance in self.last.utterances]
         batch = self.last.utterances
         found: dict = {
             "exit_layer": torch.tensor([utterance.exit_layer for utterance in batch]),
@@ -124,52 +163,63 @@ class UpstreamExpert(UpstreamBase):
         found |= {f"hidden_state_{layer}": state for layer, state in enumerate(layers)}
         return {**found, "hidden_states": layers, "last_hidden_state": layers[-1]}
 
+    def _check(self, wavs: Sequence[Tensor]) -> None:
+        span = self.encoder.backbone.config.frame_span
+        for index, wav in enumerate(wavs):
+            if len(wav) < span:
+                digest = frozen.audio_digest(wav)[:16]
+                raise AudioError(
+                    f"utterance {index} of a batch of {len(wavs)} has {len(wav)} samples (audio {digest}); "
+                    f"one frame needs {span}"
+                )
+
     def _let_go(self) -> None:
         """The log needs no states, and the next batch needs their memory."""
         for utterance in self.last.utterances:
             utterance.states = torch.empty(0)
 
     def _frozen(self, wavs: Sequence[Tensor]) -> Batch:
+        start = time.perf_counter()
+        digests = [frozen.audio_digest(wav) for wav in wavs]
+        digest_sec = time.perf_counter() - start
         if self.cache is None:
-            digests = [frozen.audio_digest(wav) for wav in wavs]
-            return frozen.encode(self.encoder, wavs, digests, self.needs)
-        policy, cache, digests = self.encoder.policy, self.cache, [frozen.audio_digest(wav) for wav in wavs]
-        encoder = frozen.recorder(self.encoder)
-        needs = Needs() if isinstance(policy, Window) else self.needs
+            return frozen.encode(self.recorder, wavs, digests, self.needs)
+        policy, cache = self.encoder.policy, self.cache
 
         def compute(indices: list[int]) -> Batch:
-            return frozen.encode(encoder, [wavs[i] for i in indices], [digests[i] for i in indices], needs)
+            part = [wavs[i] for i in indices], [digests[i] for i in indices]
+            return frozen.encode(self.recorder, *part, self._stored)
 
         batch = cache.batch(digests, self.encoder.backbone.device, compute)
         if isinstance(policy, Window):
             batch.utterances = frozen.decided(policy, batch.utterances, self.needs)
+        batch.cache_sec += digest_sec
         return batch
 
-    def _with_gradients(self, wavs: Sequence[Tensor]) -> list[Tensor]:
-        """All layers of each utterance, (L + 1, T_b, D)."""
-        backbone = self.encoder.backbone
+    def _with_gradients(self, wavs: Sequence[Tensor]) -> Batch:
+        """All layers of each utterance, or the one that is needed."""
+        start = time.perf_counter()
+        backbone, wanted = self.encoder.backbone, self.needs.layer
         num_samples = torch.tensor([len(wav) for wav in wavs])
         with torch.no_grad():
             features, num_frames = backbone.front_end(nn.utils.rnn.pad_sequence(list(wavs), True), num_samples)
         layers = [backbone.embed(features, num_frames)]
         for layer in range(1, self.num_layers + 1):
             layers.append(backbone.layer(layer, layers[-1], num_frames))
-        everything = torch.stack(layers, 1)
-        states = [self.needs.take(each[:, :n]) for each, n in zip(everything, num_frames.tolist(), strict=True)]
-        self.last = Batch(
-            utterances=[
-                Utterance(
-                    audio=frozen.audio_digest(wav),
-                    num_samples=len(wav),
-                    num_frames=n,
-                    exit_layer=self.num_layers,
-                    scores={},
-                    states=torch.empty(0),
-                )
-                for wav, n in zip(wavs, num_frames.tolist(), strict=True)
-            ]
-        )
-        return states
+        if wanted != "all":
+            layers = [layers[self.num_layers if wanted == "exit" else int(wanted)]]
+        utterances = [
+            Utterance(
+                audio=frozen.audio_digest(wav),
+                num_samples=len(wav),
+                num_frames=n,
+                exit_layer=self.num_layers,
+                scores={},
+                states=states[:, :n],
+            )
+            for wav, n, states in zip(wavs, num_frames.tolist(), torch.stack(layers, 1), strict=True)
+        ]
+        return Batch(utterances=utterances, computed_sec=time.perf_counter() - start)
 
 
 def padded(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
@@ -178,14 +228,11 @@ def padded(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
     Missing layers are the exit layer's. An utterance goes on with its last frame, as ``s3prl.nn`` lets it: its states
     are then the same in any batch, where zeros would show how long the others are.
     """
-    longest = max(each.shape[1] for each in states)
-    rows = torch.stack(
-        [
-            each[:, torch.arange(longest).clamp(max=each.shape[1] - 1)][
-                torch.arange(num_layers + 1).clamp(max=len(each) - 1)
-            ]
-            for each in states
-        ],
-        1,
-    )
+    longest, width = max(each.shape[1] for each in states), states[0].shape[2]
+    rows = states[0].new_empty(num_layers + 1, len(states), longest, width)
+    for b, each in enumerate(states):
+        executed, frames = each.shape[:2]
+        rows[:executed, b, :frames] = each
+        rows[:executed, b, frames:] = each[:, -1:]
+        rows[executed:, b] = rows[executed - 1, b]
     return rows.unbind()

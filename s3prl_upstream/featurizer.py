@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,7 @@ class Featurizer(nn.Module):
         layer = self._layer(feature_selection, layer_selection)
         self.weighs = layer == "all"
         self.normalize = normalize and self.weighs and not mean
-        upstream.needs = Needs(layer=layer, mean=mean, normalize=normalize and self.weighs and mean)
-        upstream.executed_only = True
+        upstream.take(Needs(layer=layer, mean=mean, normalize=normalize and self.weighs and mean))
         self.output_dim = upstream.width
         self.downsample_rate = upstream.get_downsample_rates(feature_selection)
         if self.weighs:
@@ -135,11 +134,19 @@ class DynamicSeparate(OfExits):
 
     name = "dynamic-s"
 
+    def __init__(self, *arguments: Any, **settings: Any):
+        self._told: set[int] = set()
+        super().__init__(*arguments, **settings)
+
     def shape(self) -> tuple[int, ...]:
         return (self.num_layers, self.num_layers + 1)
 
     def row(self, exit_layer: int) -> Tensor:
-        return self.weights[exit_layer - 1, : exit_layer + 1].softmax(0)
+        own = self.weights[exit_layer - 1, : exit_layer + 1]
+        if not self.training and exit_layer not in self._told and self.weights.any() and not own.any():
+            self._told.add(exit_layer)
+            print(f"[daisy] dynamic-s: nothing left at layer {exit_layer} in training: its layers weigh the same")
+        return own.softmax(0)
 
 
 FEATURIZERS: dict[str, type[Featurizer]] = {kind.name: kind for kind in (Stock, Dynamic, DynamicSeparate)}

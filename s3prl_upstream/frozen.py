@@ -69,8 +69,14 @@ def audio_digest(waveform: Tensor) -> str:
     return hashlib.sha256(waveform.detach().cpu().float().contiguous().numpy().data).hexdigest()
 
 
-def encode(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor], digests: Sequence[str], needs: Needs) -> Batch:
-    """Run an encoder with ``keep="all"``.
+def encode(
+    encoder: EarlyExitEncoder,
+    waveforms: Sequence[Tensor],
+    digests: Sequence[str],
+    needs: Needs,
+    alone: bool | None = None,
+) -> Batch:
+    """Run an encoder that keeps at least what is needed.
 
     On a CPU one utterance after the other: nothing is padded, which is faster there, and the result is the same to the
     last bit whatever else is in the batch. On other devices, and for policies that let batches leave, together.
@@ -80,12 +86,14 @@ def encode(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor], digests: Sequ
         waveforms: 1-D each, at the backbone's rate.
         digests: `audio_digest` of each.
         needs: what to keep of the states.
+        alone: one after the other; None: as said above.
 
     Raises:
         AudioError: as the encoder does.
     """
     device = encoder.backbone.device
-    alone = device.type == "cpu" and not isinstance(encoder.policy, Window)
+    if alone is None:
+        alone = device.type == "cpu" and not isinstance(encoder.policy, Window)
     groups = [[waveform] for waveform in waveforms] if alone else [list(waveforms)]
     batch = Batch()
     start = time.perf_counter()
@@ -110,22 +118,14 @@ def encode(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor], digests: Sequ
     return batch
 
 
-def recorder(encoder: EarlyExitEncoder) -> EarlyExitEncoder:
-    """For a cache: an encoder whose result for an utterance does not depend on its batch.
+def to_the_end_of(window: Window, encoder: EarlyExitEncoder) -> EarlyExitEncoder:
+    """For a cache: an encoder that runs to a window's end and notes the scores, whatever else is in the batch.
 
-    That is the encoder itself, but for a policy that lets batches leave: there, one that runs to the window's end and
-    notes the scores, from which `decided` makes each batch's exits.
+    From these `decided` makes each batch's exits.
     """
-    policy = encoder.policy
-    if not isinstance(policy, Window):
-        return encoder
-    last = min(policy.last, encoder.backbone.config.num_layers)
+    last = Fixed(layer=min(window.last, encoder.backbone.config.num_layers))
     return EarlyExitEncoder(
-        encoder.backbone,
-        encoder.heads,
-        Fixed(layer=last),
-        scores=policy.reads,
-        score_stride=encoder.score_stride,
+        encoder.backbone, encoder.heads, last, scores=window.reads, score_stride=encoder.score_stride
     )
 
 

@@ -21,7 +21,8 @@ class Options:
     featurizer: str | None = None
     """None where not given: then the checkpoint's, or stock."""
     cache: Path | None = None
-    cache_dtype: str = "float16"
+    cache_dtype: str | None = None
+    """None where not given: then float16."""
     cache_mean: bool = False
 
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "the layers that were run; dynamic-s: weights of their own for each exit layer",
     )
     group.add_argument("--cache", metavar="DIR", type=Path, help="Keep the upstream's states on disk; made if absent")
-    group.add_argument("--cache-dtype", choices=list(DTYPES), default="float16", help="Of the states in the cache")
+    group.add_argument("--cache-dtype", choices=list(DTYPES), help="Of the states in the cache; float16 if not given")
     group.add_argument(
         "--cache-mean",
         action="store_true",
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """
     values, rest = parser().parse_known_args(list(arguments))
     options = Options(**vars(values))
-    if options.cache_mean and options.cache is None:
-        raise UsageError("--cache-mean is for --cache DIR")
+    for name, given in (("--cache-mean", options.cache_mean), ("--cache-dtype", options.cache_dtype)):
+        if given and options.cache is None:
+            raise UsageError(f"{name} is for --cache DIR")
     return options, rest

@@ -13,9 +13,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
-import yaml
 
 from daisy.errors import DaisyError, UsageError
 from s3prl_upstream import sox
@@ -52,7 +52,6 @@ def run(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(rest):
         print(parser().format_help())
     register()
-    sox.stand_in()
     from s3prl import run_downstream
 
     from s3prl_upstream.runner import ExitRunner
@@ -62,7 +61,8 @@ def run(arguments: Sequence[str]) -> None:
     run_downstream.get_downstream_args = partial(_arguments, stock[0], options)
     run_downstream.Runner = partial(ExitRunner, options=options)
     try:
-        run_downstream.main()
+        with sox.stand_in():
+            run_downstream.main()
     finally:
         sys.argv = argv
         run_downstream.get_downstream_args, run_downstream.Runner = stock
@@ -75,7 +75,7 @@ def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments
         UsageError: on what s3prl would end with a traceback.
     """
     args, config, backup_files = _parsed(stock)
-    saved = getattr(args, "daisy", None) or ({"featurizer": "stock"} if args.past_exp else {})
+    saved = _saved(args)
     if saved and options.featurizer not in (None, saved["featurizer"]):
         raise UsageError(f"--featurizer {options.featurizer}: the checkpoint was trained with {saved['featurizer']}")
     args.daisy = saved or {"featurizer": options.featurizer or "stock"}
@@ -83,7 +83,28 @@ def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments
     return args, config, backup_files
 
 
+def _saved(args: Namespace) -> dict:
+    """Our options of the experiment that is gone on with (-e, -a), or whose weights are taken (-i); else none.
+
+    Raises:
+        UsageError: where ``-i`` cannot be read.
+    """
+    if args.past_exp:
+        return getattr(args, "daisy", None) or {"featurizer": "stock"}
+    if not args.init_ckpt:
+        return {}
+    try:
+        begun = torch.load(args.init_ckpt, map_location="cpu", weights_only=False)["Args"]
+    except OSError as error:
+        raise UsageError(f"-i {args.init_ckpt}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError, ValueError):
+        raise UsageError(f"-i {args.init_ckpt}: no checkpoint of s3prl's runner") from None
+    return {"featurizer": getattr(begun, "daisy", {}).get("featurizer", "stock")}
+
+
 def _parsed(stock: Callable[[], Arguments]) -> Arguments:
+    import yaml
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -93,9 +114,9 @@ def _parsed(stock: Callable[[], Arguments]) -> Arguments:
             raise
         raise UsageError(said.getvalue().rpartition("error: ")[2].strip() or "s3prl refuses the options") from None
     except OSError as error:
-        raise UsageError(
-            f"{error.filename}: {error.strerror}; s3prl's wheel brings no configurations: -c FILE"
-        ) from None
+        is_config = str(error.filename).endswith((".yaml", ".yml"))
+        hint = "; s3prl's wheel brings no configurations: -c FILE" if is_config else ""
+        raise UsageError(f"{error.filename}: {error.strerror}{hint}") from None
     except AssertionError:
         raise UsageError("-e: the folder holds no states-*.ckpt to go on from") from None
     except yaml.YAMLError as error:
@@ -116,6 +137,8 @@ def _check(args: Namespace) -> None:
         raise UsageError(f"-u {args.upstream}: s3prl has no such upstream; daisy's: daisy_local, daisy_url, daisy_mini")
     if not _exists(f"s3prl.downstream.{args.downstream}.expert"):
         raise UsageError(f"-d {args.downstream}: s3prl has no such task")
+    if args.mode == "inference" and not Path(args.evaluate_split).is_file():
+        raise UsageError(f"-t {args.evaluate_split}: -m inference takes a recording, and there is no such file")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("[daisy] no CUDA device here: running on the CPU (--device cpu says so beforehand)", flush=True)
         args.device = "cpu"

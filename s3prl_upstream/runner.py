@@ -22,7 +22,7 @@ from s3prl_upstream.expert import UpstreamExpert
 from s3prl_upstream.featurizer import FEATURIZERS
 from s3prl_upstream.options import Options
 
-NAMES = re.compile("file|utt|rec_id|name")
+NAMES = re.compile("filenames|uttname_list|utterid_list|utter_idx|rec_id")
 """Parameters of s3prl's downstream models that tell which utterance it is."""
 
 
@@ -57,14 +57,37 @@ class ExitRunner(Runner):
         if self.expert is None:
             if self.args.daisy["featurizer"] != "stock" or self.options.cache:
                 raise UsageError(f"--featurizer and --cache are for daisy's upstreams, not for -u {self.args.upstream}")
-        elif self.upstream.trainable:
+            return self.upstream
+        self._keep_to_what_was_trained_on(self.expert)
+        if self.init_ckpt.get("Upstream"):
+            self.expert.weights_were_loaded()
+        if self.upstream.trainable:
             if self.options.cache:
                 raise UsageError("--cache is for a frozen upstream, and -f trains it: leave one of them out")
             self.expert.exits_off()
-        if self.expert is not None and is_leader_process():
+        if is_leader_process():
             policy, featurizer = self.expert.encoder.policy.name, self.args.daisy["featurizer"]
             print(f"[daisy] {self.expert.checkpoint}: policy {policy}, featurizer {featurizer}", flush=True)
         return self.upstream
+
+    def _keep_to_what_was_trained_on(self, expert: UpstreamExpert) -> None:
+        """An experiment goes on with the weights and exits that it began with, unless another is asked for by name.
+
+        Raises:
+            UsageError: where a file has changed under it.
+        """
+        encoder = expert.encoder
+        policy = [encoder.policy.to_config(), encoder.score_stride]
+        own = {"checkpoint": expert.digest, "policy": hashlib.sha256(_canonical(policy)).hexdigest()}
+        asked = self.args.override or ""
+        for name, option in (("checkpoint", "upstream_ckpt"), ("policy", "upstream_model_config")):
+            before = self.args.daisy.get(name)
+            if self.args.past_exp and before not in (None, own[name]) and f"args.{option}" not in asked:
+                raise UsageError(
+                    f"the {name} is no longer the one that {self.args.past_exp} was trained with; "
+                    f"-o args.{option}=... takes another on purpose"
+                )
+        self.args.daisy = {**self.args.daisy, **own}
 
     def _get_featurizer(self) -> ModelEntry:
         if self.expert is None:
@@ -80,7 +103,7 @@ class ExitRunner(Runner):
             mean=options.cache_mean,
         ).to(args.device)
         if options.cache:
-            self.expert.cache_in(options.cache, options.cache_dtype)
+            self.expert.cache_in(options.cache, options.cache_dtype or "float16")
         return self._init_model(model, "Featurizer", True, ["output_dim", "downsample_rate"])
 
     def _get_downstream(self) -> ModelEntry:
@@ -88,12 +111,13 @@ class ExitRunner(Runner):
         torch.manual_seed(self.args.seed)
         try:
             entry = super()._get_downstream()
-        except ImportError as error:
-            raise UsageError(f"-d {self.args.downstream} cannot be loaded: {error}") from None
+        except (ImportError, OSError, KeyError, IndexError) as error:
+            reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error
+            raise UsageError(f"-d {self.args.downstream} cannot be set up with its configuration: {reason}") from None
         if self.expert is not None and is_leader_process():
-            self.log = ExitLog(Path(self.args.expdir), self.expert.encoder, self._settings(self.expert))
-            entry.model.register_forward_pre_hook(self._note, with_kwargs=True)
-            self._watch_splits(entry.model)
+            log = ExitLog(Path(self.args.expdir), self.expert.encoder, self._settings(self.expert))
+            self._watch(entry.model, self.expert, log)
+            self.log = log
         return entry
 
     def train(self) -> None:
@@ -118,28 +142,31 @@ class ExitRunner(Runner):
         self._summarise()
         self._report()
 
-    def _note(self, model: nn.Module, arguments: tuple, keywords: dict) -> None:
-        """Just before the downstream model: the upstream has run, and here the utterances have names."""
-        if self.log and self.expert:
+    def _watch(self, model: nn.Module, expert: UpstreamExpert, log: ExitLog) -> None:
+        """Log every batch, and tell log and cache when a split is gone through."""
+        cache, original, seen = expert.cache, model.get_dataloader, set()
+
+        def note(model: nn.Module, arguments: tuple) -> None:
+            """Just before the downstream model: the upstream has run, and here the utterances have names."""
             split, features, *others = arguments
             names = utterance_names(getattr(model, "module", model), others, len(features))
-            self.log.add(split, names, self.expert.last)
-
-    def _watch_splits(self, model: nn.Module) -> None:
-        """Tell the cache how long a split is, the first time that it is gone through."""
-        cache = self.expert.cache if self.expert else None
-        if cache is None:
-            return
-        original, seen = model.get_dataloader, set()
+            log.add(split, names, expert.last)
 
         def get_dataloader(split: str, *arguments: Any, **keywords: Any) -> Any:
-            loader = original(split, *arguments, **keywords)
-            if split not in seen:
+            try:
+                loader = original(split, *arguments, **keywords)
+            except (AttributeError, OSError) as error:
+                raise UsageError(f"-d {self.args.downstream} has no data for split {split}: {error}") from None
+            log.new_pass(split)
+            if cache and split not in seen:
                 seen.add(split)
                 cache.expect(split, len(loader))
             return loader
 
+        model.register_forward_pre_hook(note)
         vars(model)["get_dataloader"] = get_dataloader  # found before the class's
+        if cache:
+            cache.may_write = lambda: not (log.crops and model.training)
 
     def _settings(self, expert: UpstreamExpert) -> dict:
         policy = expert.encoder.policy.to_config()
@@ -150,22 +177,29 @@ class ExitRunner(Runner):
             "checkpoint": expert.checkpoint,
             "checkpoint_digest": expert.digest,
             "policy": {name: value for name, value in policy.items() if not isinstance(value, list | tuple)},
-            "policy_digest": hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16],
+            "policy_digest": hashlib.sha256(_canonical(policy)).hexdigest()[:16],
             "score_stride": expert.encoder.score_stride,
             "num_layers": expert.num_layers,
             "featurizer": self.args.daisy["featurizer"],
             "trainable": self.upstream.trainable,
             "seed": self.args.seed,
+            "init_ckpt": str(self.args.init_ckpt) if self.args.init_ckpt else None,
+            "override": self.args.override,
+            "data": self.config.get("downstream_expert", {}).get("datarc"),
             "cache": str(expert.cache.folder) if expert.cache else None,
         }
 
     def _summarise(self) -> None:
-        if self.log and self.log.splits:
+        if self.log:
             self.log.write_summary()
 
     def _report(self) -> None:
-        if self.log and self.log.splits:
+        if self.log and self.log.totals():
             print(self.log.report(), flush=True)
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]:
@@ -181,7 +215,7 @@ def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]
     """
     parameters = list(inspect.signature(model.forward).parameters)[2:]
     for name, value in zip(parameters, others, strict=False):
-        if NAMES.search(name) and isinstance(value, list | tuple) and len(value) == batch:
+        if NAMES.fullmatch(name) and isinstance(value, list | tuple) and len(value) == batch:
             return [str(each) for each in value]
     return []
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,21 +14,22 @@ from daisy import audio
 from daisy.errors import AudioError
 
 
-def stand_in() -> bool:
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
     """Replace ``torchaudio.sox_effects.apply_effects_file`` and ``_tensor`` where libsox cannot be loaded.
 
-    To be called before a task's module is imported: it takes the functions by name.
-
-    Returns:
-        Whether they were replaced.
+    To be entered before a task's module is imported: it takes the functions by name, and keeps them.
     """
+    effects = torchaudio.sox_effects
+    stock = effects.apply_effects_file, effects.apply_effects_tensor
     try:
-        torchaudio.sox_effects.apply_effects_tensor(torch.zeros(1, 16), 16000, [["gain", "0"]])
+        effects.apply_effects_tensor(torch.zeros(1, 16), 16000, [["gain", "0"]])
     except (RuntimeError, OSError, ImportError):
-        torchaudio.sox_effects.apply_effects_file = apply_effects_file
-        torchaudio.sox_effects.apply_effects_tensor = apply_effects_tensor
-        return True
-    return False
+        effects.apply_effects_file, effects.apply_effects_tensor = apply_effects_file, apply_effects_tensor
+    try:
+        yield
+    finally:
+        effects.apply_effects_file, effects.apply_effects_tensor = stock
 
 
 def apply_effects_file(

@@ -79,6 +79,16 @@ def test_dynamic_s_learns_only_rows_that_were_used(upstream, wavs):
     assert used.nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
 
 
+def test_dynamic_s_says_where_training_left_nothing(upstream, wavs, capsys):
+    featurizer, _ = features(upstream, wavs, "dynamic-s")
+    exits = upstream.encoder(wavs).exit_layer.tolist()
+    featurizer.weights.data[1] = 0
+    featurizer.eval()(wavs, upstream(wavs))
+    featurizer(wavs, upstream(wavs))
+    assert 2 in exits
+    assert capsys.readouterr().out.count("nothing left at layer 2 in training") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

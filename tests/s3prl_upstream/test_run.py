@@ -1,9 +1,12 @@
 """s3prl's runner from end to end; losses are compared to the last bit through the weights that they lead to."""
 
+import inspect
 import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,12 +84,36 @@ def test_evaluation_takes_the_featurizer_from_the_checkpoint(train, launch, tmp_
         launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "--featurizer", "dynamic")
 
 
-def test_a_run_killed_half_way_goes_on(train, hub, tmp_path):
-    """Killed without warning after its first checkpoint; the cache and the log stay whole."""
+def test_a_run_killed_while_the_cache_fills_goes_on(train, hub, tmp_path, monkeypatch):
+    """Killed without warning; what was written is kept and whole, and the training ends where an unbroken one does."""
+    from s3prl_upstream.cache import StateCache
+
     more = ("--cache", tmp_path / "cache", "--cache-dtype", "float32")
+    train(tmp_path / "unbroken")
+    write = StateCache._write
+    monkeypatch.setattr(StateCache, "_write", lambda self, utterance: (time.sleep(0.1), write(self, utterance)))
+    child = multiprocessing.get_context("fork").Process(target=train, args=(tmp_path / "run", *more))
+    child.start()
+    stored = lambda: list((tmp_path / "cache").rglob("*.safetensors"))  # noqa: E731
+    deadline = time.monotonic() + 60
+    while len(stored()) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(StateCache, "_write", write)
+    before = len(stored())
+    assert 6 <= before < 16
+    train(tmp_path / "run", *more)
+    totals = runs(tmp_path / "run")[-1]["splits"]
+    assert sum(totals[split]["utterances_run"] - totals[split]["utterances_cached"] for split in totals) == 16 - before
+    assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "unbroken"))
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(train, hub, tmp_path):
     folder = tmp_path / "run"
     endless = "config.runner.total_steps=100000,,config.runner.save_step=20"  # so that it is not killed while it saves
-    child = multiprocessing.get_context("fork").Process(target=train, args=(folder, *more, "-o", endless))
+    child = multiprocessing.get_context("fork").Process(target=train, args=(folder, "-o", endless))
     child.start()
     deadline = time.monotonic() + 60
     while not (folder / "states-20.ckpt").is_file() and time.monotonic() < deadline:
@@ -95,13 +122,10 @@ def test_a_run_killed_half_way_goes_on(train, hub, tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 16
-    train(folder, *more, "-a", "-o", "config.runner.total_steps=23,,config.runner.save_step=3")
+    train(folder, "-a", "-o", "config.runner.total_steps=23,,config.runner.save_step=3")
     assert states(folder, "states-21.ckpt")["Step"] == 21
-    *_, resumed = runs(folder)
-    assert resumed["splits"]["train"]["utterances_cached"] == resumed["splits"]["train"]["utterances_run"] == 12
-    assert {row["run"] for row in lines(folder)} >= {resumed["run"]}
-    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert [len(run["splits"]) > 0 for run in runs(folder)] == [True, True]
+    assert {row["run"] for row in lines(folder)} == {run["run"] for run in runs(folder)}
 
 
 def test_fine_tuning_runs_all_layers_and_moves_the_upstream(train, launch, checkpoint, tmp_path):
@@ -179,14 +203,85 @@ def test_speaker_identification_on_cached_means_and_its_file_lists(launch, check
 
 
 def test_random_crops_are_logged_once_and_told(launch, checkpoint, policy, voxceleb, tmp_path, capsys):
+    """And do not fill the cache for ever: four epochs of six utterances, in two batches each."""
     config = voxceleb("crops")
     known = ("-m", "train", "-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "voxceleb1", "-c", config)
-    crop = "config.downstream_expert.datarc.max_timestep=6000"
+    crop = "config.downstream_expert.datarc.max_timestep=6000,,config.runner.total_steps=8"
     launch(*known, "-p", tmp_path / "run", "-o", crop, "--cache", tmp_path / "cache")
     assert len([row for row in lines(tmp_path / "run") if row["split"] == "train"]) == 6
     told = capsys.readouterr().out
-    assert told.count("comes with other audio than before, as random crops do") == 1
-    assert "the cache keeps every version of it" in told
+    assert told.count("comes back with other audio, as random crops do") == 1
+    assert "such training audio is no longer added to the cache" in told
+    of_dev = runs(tmp_path / "run")[0]["splits"]["dev"]["utterances"]
+    first_epoch, until_noticed = 6, 3
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) <= of_dev + first_epoch + until_noticed
+
+
+def test_utterances_of_one_name_are_all_logged(launch, checkpoint, policy, fluent, tmp_path):
+    """s3prl calls an utterance of this task by its file's name, without its folder."""
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        text = (fluent.parent / "data" / f"{split}_data.csv").read_text()
+        for i, line in enumerate(text.splitlines()[1:]):
+            path = line.split(",")[1]
+            same = f"wavs/{i}/{split}.wav"
+            (tmp_path / same).parent.mkdir(exist_ok=True)
+            (tmp_path / same).write_bytes((fluent.parent / path).read_bytes())
+            text = text.replace(path + ",", same + ",")
+        (tmp_path / "data" / f"{split}_data.csv").write_text(text)
+    known = ("-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "fluent_commands", "-c", fluent)
+    data = f"config.downstream_expert.datarc.file_path={tmp_path}"
+    launch("-m", "train", *known, "-p", tmp_path / "run", "-o", data)
+    (run,) = runs(tmp_path / "run")
+    assert run["splits"]["train"]["utterances"] == 12
+    assert len({row["audio"] for row in lines(tmp_path / "run") if row["utterance"] == "train"}) == 12
+    assert run["splits"]["dev"]["utterances"] == 4
+    assert (run["override"], run["data"]["file_path"]) == (data, str(tmp_path))
+
+
+def test_a_cache_is_not_read_for_weights_that_were_trained_since(train, launch, tmp_path):
+    cache = ("--cache", tmp_path / "cache")
+    train(tmp_path / "frozen", *cache)
+    train(tmp_path / "tuned", "-f")
+    with_exits = ("-o", "args.upstream_trainable=False")
+    launch("-m", "evaluate", "-e", tmp_path / "tuned" / "states-6.ckpt", "-t", "dev", *with_exits, *cache)
+    (frozen,), (_, tuned) = runs(tmp_path / "frozen"), runs(tmp_path / "tuned")
+    assert tuned["splits"]["dev"]["utterances_cached"] == 0
+    assert tuned["checkpoint_digest"] != frozen["checkpoint_digest"]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_weights_taken_with_i_bring_their_featurizer(train, checkpoint, policy, tmp_path):
+    train(tmp_path / "first", "--featurizer", "dynamic-s")
+    begun = ("-i", tmp_path / "first" / "states-6.ckpt", "-o", "config.runner.total_steps=9")
+    train(tmp_path / "second", *begun)
+    assert states(tmp_path / "second", "states-9.ckpt")["Featurizer"]["weights"].shape == (LAYERS, LAYERS + 1)
+    assert runs(tmp_path / "second")[0]["featurizer"] == "dynamic-s"
+    with pytest.raises(daisy.DaisyError, match="-i gone.ckpt: No such file"):
+        train(tmp_path / "third", "-i", "gone.ckpt")
+
+
+def test_a_policy_that_changed_under_an_experiment_is_refused(train, launch, tmp_path):
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({"name": "fixed", "layer": 2}))
+    train(tmp_path / "run", "-g", path)
+    path.write_text(json.dumps({"name": "fixed", "layer": 1}))
+    evaluation = ("-m", "evaluate", "-e", tmp_path / "run" / "states-6.ckpt", "-t", "dev")
+    with pytest.raises(daisy.DaisyError, match="the policy is no longer the one that .* was trained with"):
+        launch(*evaluation)
+    launch(*evaluation, "-o", f"args.upstream_model_config={path}")
+    assert [run["splits"].get("dev", {}).get("mean_exit_layer") for run in runs(tmp_path / "run")] == [2, 1]
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(train, tmp_path):
+    train(tmp_path)
+    before = lines(tmp_path)
+    with open(tmp_path / "exits.jsonl", "a") as stream:
+        stream.write('{"run": "2026')
+    train(tmp_path)
+    assert lines(tmp_path)[: len(before)] == before
+    assert len(lines(tmp_path)) == 2 * len(before)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +299,11 @@ def test_random_crops_are_logged_once_and_told(launch, checkpoint, policy, voxce
         ),
         (("-d", "fluent"), "-d fluent: s3prl has no such task"),
         (("-c", "nowhere.yaml"), "nowhere.yaml: No such file or directory; s3prl's wheel brings no configurations"),
-        (("-e", "nowhere.ckpt"), "nowhere.ckpt: No such file or directory"),
+        (("-e", "nowhere.ckpt"), "nowhere.ckpt: No such file or directory\n"),
+        (("-o", "config.downstream_expert.datarc.file_path=/nowhere"), "/nowhere/data/train_data.csv"),
+        (("-m", "inference", "-t", "nowhere.wav"), "-t nowhere.wav: -m inference takes a recording"),
+        (("-m", "evaluate", "-t", "tset"), "-d fluent_commands has no data for split tset"),
+        (("--cache-dtype", "float16"), "--cache-dtype is for --cache DIR"),
         (("-o", "config.runner.total_steps"), "-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE"),
         (("-l", "9"), "-l 9: the upstream has layers 0 to 4"),
     ],
@@ -218,10 +317,42 @@ def test_refusals_are_one_line(launch, checkpoint, fluent, tmp_path, capsys, mon
     with pytest.raises(SystemExit) as end:
         main([*known, "-p", "run", "--device", "cpu", *arguments])
     assert end.value.code == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[Featurizer]")]
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]  # s3prl's own
     assert len(said) == 1
     assert said[0].startswith("daisy-s3prl: ")
-    assert message in said[0]
+    assert message in said[0] + "\n"
+
+
+def test_a_summary_that_is_none_is_refused_before_training(train, tmp_path):
+    (tmp_path / "exits_summary.json").write_text('{"runs": [1]}')
+    with pytest.raises(daisy.DaisyError, match="not a summary of daisy's; move it away"):
+        train(tmp_path)
+    assert not (tmp_path / "exits.jsonl").exists()
+
+
+def test_without_s3prl_it_says_what_to_install():
+    """yaml comes with s3prl."""
+    code = (
+        "import sys; sys.modules.update(s3prl=None, yaml=None); "
+        "from s3prl_upstream.run_downstream import main; main(['-m', 'train'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "pip install 'daisy-speech[s3prl]'" in done.stderr
+
+
+@pytest.mark.parametrize("task", ["asr", "fluent_commands", "voxceleb1", "ctc", "diarization", "sv_voxceleb1"])
+def test_what_the_tasks_call_their_utterances(hub, task):
+    import importlib
+
+    from s3prl_upstream.runner import NAMES
+
+    try:
+        expert = importlib.import_module(f"s3prl.downstream.{task}.expert").DownstreamExpert
+    except (ImportError, OSError) as error:
+        pytest.skip(f"{task} cannot be imported: {error}")
+    told = [name for name in inspect.signature(expert.forward).parameters if NAMES.fullmatch(name)]
+    assert told == [{"diarization": "rec_id", "sv_voxceleb1": "utter_idx"}.get(task, "filenames")]
 
 
 def test_a_command_line_of_s3prls_documentation(launch, checkpoint, fluent, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import torch
 
 import daisy
 from daisy import EarlyExitEncoder, PolicyError, policies, policy_file
-from daisy.errors import CheckpointError, UsageError
+from daisy.errors import AudioError, CheckpointError, UsageError
 from tests.conftest import KINDS, tiny_model
 from tests.s3prl_upstream.conftest import ANY_EXIT, LAYERS, waveform
 
@@ -138,6 +138,27 @@ def test_a_training_upstream_runs_all_layers_and_gradients_stop_at_the_convoluti
         expected = EarlyExitEncoder(backbone, None, policies.Never())(wavs[1:4]).states
     for b, states in enumerate(expected):
         assert torch.allclose(found["hidden_states"][2][b, : states.shape[1]], states[2], atol=1e-5)
+
+
+def test_frozen_weights_exit_in_training_mode_too(hub, checkpoint, wavs):
+    upstream = hub.daisy_local(checkpoint, {"name": "fixed", "layer": 2}).requires_grad_(False)
+    assert upstream.train()(wavs)["exit_layer"].tolist() == [2] * len(wavs)
+
+
+def test_a_batch_together_is_as_its_utterances_alone(upstream, wavs):
+    """As on a GPU, where all run at once."""
+    from s3prl_upstream.frozen import Needs, encode
+
+    digests = list(map(str, range(len(wavs))))
+    together, alone = (encode(upstream.encoder, wavs, digests, Needs(), alone).utterances for alone in (False, True))
+    assert [each.exit_layer for each in together] == [each.exit_layer for each in alone]
+    for mine, other in zip(together, alone, strict=True):
+        assert_same(mine.states, other.states)
+
+
+def test_a_short_utterance_is_named(upstream, wavs):
+    with pytest.raises(AudioError, match="utterance 2 of a batch of 3 has 300 samples .audio [0-9a-f]{16}.; one frame"):
+        upstream([*wavs[:2], wavs[2][:300]])
 
 
 def test_the_published_window_decides_for_the_batch(hub, checkpoint, wavs, tmp_path):
