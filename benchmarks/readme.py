@@ -278,6 +278,21 @@ def units_on(name: str) -> Callable[[], str]:
     return units
 
 
+def s3prl_cache() -> str:
+    """What the cache of the s3prl upstream saves."""
+    result = read("s3prl_cache")
+    lines = [
+        [
+            row["cache"], f"{row['upstream_sec']:.1f}", f"{row['training_sec']:.0f}",
+            f"{row['cache_bytes'] / 2**20:.0f}",
+            f"{row['largest_weight_difference']:.0e}" if row["largest_weight_difference"] else "0",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["cache", "upstream, s", "training, s", "disk, MiB", "largest difference of a trained weight"]
+    return table(header, lines) + source(result)
+
+
 def ablations() -> str:
     """Each variant of the recipe: losses, agreement with clean units at the first and the best layer, keyword probe."""
     result = read("ablations")
@@ -314,6 +329,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "units": units_on("units"),
     "units_digits": units_on("units_digits"),
     "ablations": ablations,
+    "s3prl_cache": s3prl_cache,
 }
 
 

@@ -67,6 +67,7 @@ kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
 "$bin/python" benchmarks/ablations.py runs
 "$bin/python" benchmarks/heads.py "${kinds[@]}"
 "$bin/python" benchmarks/ship.py runs/denoising.safetensors
+"$bin/python" benchmarks/s3prl_cache.py
 "$bin/python" benchmarks/parity.py
 "$bin/python" benchmarks/forecasts.py daisy-mini
 "$bin/python" benchmarks/policies.py daisy-mini
