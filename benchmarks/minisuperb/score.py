@@ -1,8 +1,8 @@
 """MiniSUPERB's score (arXiv:2305.19011): where a model stands between log-mel features and a reference model.
 
 As we read it, from memory: per task the mean over its metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over
-tasks, times 1000. So log-mel features have 0 and the reference 1000, and a metric where less is better needs no sign. The
-paper's reference figures could not be read: ours are those of the same table, the full model for s_best.
+tasks, times 1000. So log-mel features have 0 and the reference 1000, and a metric where less is better needs no sign.
+The paper's reference figures could not be read: ours are those of the same table, the full model for s_best.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import torch
 from s3prl.downstream.speech_commands import dataset, expert
 from torch import Tensor
 
-
 OUTPUTS = 12
 """Fixed in s3prl's code, whatever the number of words."""
 
