@@ -1,8 +1,8 @@
 """The tasks' corpora, built from the shared recordings in the layouts that s3prl's tasks read.
 
 Each builder writes into an empty folder; ``final`` is where that folder will lie when it is whole, for lists of
-absolute paths. Training audio is clean (but for enhancement, whose input is noisy); test audio comes clean and at 20, 10
-and 0 dB of recorded noise that no training audio holds.
+absolute paths. Training audio is clean (but for enhancement, whose input is noisy); test audio comes clean and at 20,
+10 and 0 dB of recorded noise that no training audio holds.
 """
 
 from __future__ import annotations

@@ -180,14 +180,14 @@ def _or_blank(value: float, form: str) -> str:
 
 
 NOTE = (
-    "Means over seeds ± standard deviation; in brackets, how much above the static cut (fixed layers and the full model, "
-    "linear between them) at the same depth in the same condition. Exit layers and multiply-accumulates are means over "
+    "Means over seeds ± standard deviation; in brackets, how much above the static cut (fixed layers and the full "
+    "model, linear between them) at the same depth in the same condition. Exit layers and multiply-accumulates are means over "
     "utterances of the test sets."
 )
 SCORE_NOTE = (
     "Per task the mean over metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over tasks, times 1000: our "
-    "reading, from memory, of MiniSUPERB's score. Reference figures: fbank (0) and the full model, never (1000), of this "
-    "table in the same condition; not the paper's, so the numbers do not compare with it. Enhancement is not counted "
+    "reading, from memory, of MiniSUPERB's score. Reference figures: fbank (0) and the full model, never (1000), of "
+    "this table in the same condition; not the paper's, so the numbers do not compare with it. Enhancement is not counted "
     "where the input has no noise."
 )
 
