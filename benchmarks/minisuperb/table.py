@@ -7,7 +7,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy
@@ -165,10 +165,9 @@ def _value(line) -> str:
     if line is None or pandas.isna(line.value):
         return ""
     spread = "" if pandas.isna(line.deviation) else f" ±{line.deviation:.3f}"
-    static = (
-        "" if line.static_cut is None or pandas.isna(line.static_cut) else f" ({line.value - line.static_cut:+.3f})"
-    )
-    return f"{line.value:.3f}{spread}" + (static if not line.upstream.startswith(("fixed", FULL)) else "")
+    if line.upstream.startswith(("fixed-", FULL)) or pandas.isna(line.static_cut):
+        return f"{line.value:.3f}{spread}"
+    return f"{line.value:.3f}{spread} ({line.value - line.static_cut:+.3f})"
 
 
 def _number(line, field: str, form: str) -> str:
@@ -181,14 +180,14 @@ def _or_blank(value: float, form: str) -> str:
 
 NOTE = (
     "Means over seeds ± standard deviation; in brackets, how much above the static cut (fixed layers and the full "
-    "model, linear between them) at the same depth in the same condition. Exit layers and multiply-accumulates are means over "
-    "utterances of the test sets."
+    "model, linear between them) at the same depth in the same condition. Exit layers and multiply-accumulates are "
+    "means over utterances of the test sets."
 )
 SCORE_NOTE = (
     "Per task the mean over metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over tasks, times 1000: our "
     "reading, from memory, of MiniSUPERB's score. Reference figures: fbank (0) and the full model, never (1000), of "
-    "this table in the same condition; not the paper's, so the numbers do not compare with it. Enhancement is not counted "
-    "where the input has no noise."
+    "this table in the same condition; not the paper's, so the numbers do not compare with it. Enhancement is not "
+    "counted where the input has no noise."
 )
 
 
@@ -202,14 +201,7 @@ def write(found: list[dict], folder: Path) -> list[Path]:
     table = with_static_cut(means(found))
     paths = [folder / f"table.{kind}" for kind in ("csv", "md", "html")]
     files.write(paths[0], pandas.DataFrame(found).to_csv(index=False, lineterminator="\n").encode())
-    sections = [
-        report.Section(title=task, header=header, rows=tuple(cells))
-        for task in dict.fromkeys(table.task)
-        for header, cells in [lines(table, task)]
-    ]
-    header, cells = score_lines(scores(table))
-    if cells:
-        sections.insert(0, report.Section(title="MiniSUPERB score", text=SCORE_NOTE, header=header, rows=tuple(cells)))
+    sections = _sections(table)
     files.write(paths[1], markdown(sections).encode())
     command = shlex.join(["python", *sys.argv])
     page = report.Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
@@ -244,10 +236,15 @@ def markdown(sections: list[report.Section]) -> str:
 
 def summary(found: list[dict]) -> str:
     """What the terminal shows."""
-    table = with_static_cut(means(found))
-    shown: Callable[[str], str] = lambda task: markdown([report.Section(title=task, **_named(lines(table, task)))])  # noqa: E731
-    return "\n".join(shown(task).split("\n\n", 1)[1] for task in dict.fromkeys(table.task))
+    return markdown(_sections(with_static_cut(means(found))))
 
 
-def _named(found: tuple[tuple[str, ...], list[tuple[str, ...]]]) -> dict:
-    return {"header": found[0], "rows": tuple(found[1])}
+def _sections(table: pandas.DataFrame) -> list[report.Section]:
+    sections = []
+    header, cells = score_lines(scores(table))
+    if cells:
+        sections.append(report.Section(title="MiniSUPERB score", text=SCORE_NOTE, header=header, rows=tuple(cells)))
+    for task in dict.fromkeys(table.task):
+        header, cells = lines(table, task)
+        sections.append(report.Section(title=task, header=header, rows=tuple(cells)))
+    return sections
