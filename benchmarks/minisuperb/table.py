@@ -203,7 +203,7 @@ def write(found: list[dict], folder: Path) -> list[Path]:
     files.write(paths[0], pandas.DataFrame(found).to_csv(index=False, lineterminator="\n").encode())
     sections = _sections(table)
     files.write(paths[1], markdown(sections).encode())
-    command = shlex.join(["python", *sys.argv])
+    command = shlex.join(["python", "benchmarks/minisuperb/run.py", *sys.argv[1:]])
     page = report.Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
     report.write_page(page, paths[2])
     return paths
