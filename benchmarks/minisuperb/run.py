@@ -227,7 +227,8 @@ def main() -> None:
             raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
         wanted = arguments.upstreams or list(names(arguments.policy))
         tasks = chosen_tasks(arguments)
-        found = find(wanted, arguments.model, arguments.policy, root / "policies", console.print)
+        limit = QUICK_LIMIT if arguments.quick else None
+        found = find(wanted, arguments.model, arguments.policy, root / "policies", console.print, limit)
         runs = [run for task in tasks for run in runs_of(task, found, arguments, root)]
         failed = finish(runs, arguments)
     rows = table.rows(root / "runs")

@@ -10,16 +10,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 import torch
-from common import noises, utterances
+from full_runs import CALIBRATION_SETS, calibration_runs
 
 import daisy
-from daisy import calibration, checkpoint, comparison, conditions, files, noise_curve, policy_file, traces
+from daisy import calibration, checkpoint, comparison, conditions, files, policy_file
 from daisy.errors import UsageError, unknown_name
-from daisy.noise_curve import Speech
 from daisy.traces import Traces
 
 DEPTHS = (0.8, 0.6, 0.4)
-DEV_SETS = ("librispeech", "commands", "keywords")
 SNRS_DB = (None, 20.0, 10.0, 0.0)
 
 
@@ -43,15 +41,23 @@ def names(policy: str) -> tuple[str, ...]:
     return ("never", *kinds, "daisy_window-60", "hubert", "fbank")
 
 
-def find(wanted: list[str], model: str, policy: str, folder: Path, progress: Callable[[str], None]) -> list[Upstream]:
+def find(
+    wanted: list[str],
+    model: str,
+    policy: str,
+    folder: Path,
+    progress: Callable[[str], None],
+    limit: int | None = None,
+) -> list[Upstream]:
     """The upstreams of these names, their files made in a folder where they are not there yet.
 
     Args:
         wanted: of `names`.
         model: a daisy checkpoint, or a bundled model's name.
         policy: which rule is set to the depths.
-        folder: for policy files, the full runs that they are set on, and the checkpoint in s3prl's form.
+        folder: for policy files and the checkpoint in s3prl's form.
         progress: told what takes time.
+        limit: recordings of each dev set at most, to try things out.
 
     Raises:
         UsageError: on an unknown name.
@@ -61,7 +67,7 @@ def find(wanted: list[str], model: str, policy: str, folder: Path, progress: Cal
         if name not in known:
             raise UsageError(unknown_name("upstream", name, known))
     folder = folder / checkpoint.digest(model)[:12]
-    policies = _Policies(model, policy, folder, progress)
+    policies = _Policies(model, policy, folder, progress, limit)
     found = []
     for name in wanted:
         kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
@@ -81,8 +87,10 @@ def find(wanted: list[str], model: str, policy: str, folder: Path, progress: Cal
 class _Policies:
     """Policy files, set on full runs of dev audio that are made when the first of them is asked for."""
 
-    def __init__(self, model: str, policy: str, folder: Path, progress: Callable[[str], None]):
-        self.model, self.policy, self.folder, self.progress = model, policy, folder, progress
+    def __init__(
+        self, model: str, policy: str, folder: Path, progress: Callable[[str], None], limit: int | None = None
+    ):
+        self.model, self.policy, self.folder, self.progress, self.limit = model, policy, folder, progress, limit
         self._runs: Traces | None = None
 
     def file(self, kind: str, depth: float) -> Path:
@@ -99,22 +107,12 @@ class _Policies:
 
     @property
     def runs(self) -> Traces:
-        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB."""
+        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it."""
         if self._runs is None:
-            path = self.folder / "dev.csv"
-            if not path.is_file():
-                self.progress("full runs of dev audio, to set the policies on")
-                spoken = utterances(DEV_SETS, "dev")
-                speech = Speech(
-                    waveforms=[each.waveform for each in spoken],
-                    names=[f"{each.set}/{index}" for index, each in enumerate(spoken)],
-                    groups=[each.speaker for each in spoken],
-                    failed={},
-                )
-                heard = conditions.grid(("recorded",), SNRS_DB)
-                found = noise_curve.run(daisy.load(self.model), speech, heard, {"recorded": noises("train")})
-                traces.write(found, path)
-            self._runs = traces.read(path)
+            self.progress("full runs of dev audio, to set the policies on")
+            every = calibration_runs(self.model, self.limit)
+            heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
+            self._runs = every.select([row for row, name in enumerate(every.conditions) if name in heard])
         return self._runs
 
     def _set(self, kind: str, depth: float, path: Path) -> None:
@@ -140,7 +138,7 @@ class _Policies:
                         for each in verdicts
                     ]
                 },
-                data={"sets": list(DEV_SETS), "split": "dev", "num_recordings": len(set(self.runs.utterances))},
+                data={"sets": list(CALIBRATION_SETS), "split": "dev", "num_recordings": len(set(self.runs.utterances))},
             )
 
 
