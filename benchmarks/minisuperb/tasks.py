@@ -53,6 +53,27 @@ def _average(name: str, shown: str) -> Metric:
     return Metric(name=shown, pattern=rf"Average {name} of (\d+) utts(?: is|:) " + NUMBER, higher_is_better=True)
 
 
+def slot_accuracy(folder: Path, split: str) -> dict[str, float]:
+    """Share of slots that are right: of a few dozen orders, hardly any has all three.
+
+    Args:
+        folder: where s3prl wrote its table of predictions and of the truth, a line an utterance, its name first.
+        split: s3prl's name.
+
+    Raises:
+        OutputError: where the tables are not there or do not match.
+    """
+    try:
+        said, true = (
+            [line.split(",") for line in (folder / f"{split}_{kind}.csv").read_text(encoding="utf-8").splitlines()]
+            for kind in ("predict", "truth")
+        )
+        right = [a == b for p, t in zip(said, true, strict=True) for a, b in zip(p[1:], t[1:], strict=True)]
+        return {"slot_accuracy": sum(right) / len(right)}
+    except (OSError, ValueError, ZeroDivisionError) as error:
+        raise OutputError(f"{folder}: no predictions of {split} to score ({error})") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task of the table."""
@@ -69,6 +90,8 @@ class Task:
     in_score: bool = False
     """Whether MiniSUPERB's score counts it."""
     published_split: str = "test"
+    also: Callable[[Path, str], dict[str, float]] | None = None
+    """Further metrics, from what s3prl wrote into a test set's folder."""
     needs: str = ""
     """A module that s3prl's wheel may lack."""
 
@@ -135,6 +158,7 @@ TASKS = {
             metrics=_accuracy(),
             where=lambda condition: ("test", {"datarc.file_path": condition}),
             pooled=True,
+            also=slot_accuracy,
         ),
         Task(
             name="pr",

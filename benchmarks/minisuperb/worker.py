@@ -78,10 +78,11 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
     options = ["-m", "evaluate", "-e", str(best), "-t", split, "-o", override, "--device", spec["device"]]
     start = time.perf_counter()
     text = said(out, "evaluate", lambda: run([*options, *cache_options(spec)]))
+    metrics = {metric.name: metric.value(text, split, out / "evaluate.log") for metric in task.metrics}
     found = {
         "condition": name,
         "checkpoint": best.name,
-        "metrics": {metric.name: metric.value(text, split, out / "evaluate.log") for metric in task.metrics},
+        "metrics": metrics | (task.also(out, split) if task.also else {}),
         "evaluate_sec": round(time.perf_counter() - start, 1),
         "exits": exits(out, split),
     }

@@ -33,6 +33,15 @@ def test_a_log_without_a_result_is_refused(script):
         metric.value("dev acc: 0.9\nlatest acc: 0.5\n", "test", Path("evaluate.log"))
 
 
+def test_slots_are_scored_one_by_one(script, tmp_path):
+    slot_accuracy = script("tasks").slot_accuracy
+    (tmp_path / "test_predict.csv").write_text("a,latte,none,none\nb,mocha,large,none\n")
+    with pytest.raises(OutputError, match="no predictions of test to score"):
+        slot_accuracy(tmp_path, "test")
+    (tmp_path / "test_truth.csv").write_text("a,latte,small,none\nb,latte,large,dark roast\n")
+    assert slot_accuracy(tmp_path, "test") == {"slot_accuracy": 0.5}
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_every_task_has_its_configuration(script, published):
     tasks = script("tasks")
