@@ -19,9 +19,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*"]),
+    packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
     package_data={"daisy": ["models/*", "demo/*", "templates/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
-    entry_points={"console_scripts": ["daisy = daisy.cli:main"]},
+    entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},
     install_requires=[
         "torch>=2.4,<2.6",
         "torchaudio>=2.4,<2.6",

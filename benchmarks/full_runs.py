@@ -34,9 +34,9 @@ PARTS: dict[str, list[Condition]] = {
 }
 
 
-def calibration_runs(model: Path | str, limit: int | None = None) -> Traces:
-    """Dev audio, clean and with recorded noise."""
-    return _runs(model, CALIBRATION_SETS, "dev", "train", "recorded", limit)
+def calibration_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = KINDS) -> Traces:
+    """Dev audio, clean and with noise of some of `PARTS`; recorded noise is of the train split."""
+    return traces.join([_runs(model, CALIBRATION_SETS, "dev", "train", part, limit) for part in parts])
 
 
 def judged_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = tuple(PARTS)) -> Traces:

@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few splits; nothing is written")
     arguments = parser.parse_args()
     splits = 5 if arguments.quick else arguments.splits
-    runs = traces.join([calibration_runs(arguments.model), judged_runs(arguments.model, parts=["recorded"])])
+    runs = traces.join(
+        [calibration_runs(arguments.model, parts=["recorded"]), judged_runs(arguments.model, parts=["recorded"])]
+    )
     noisy_names = [c for c in dict.fromkeys(runs.conditions) if c.startswith("recorded")]
     noisy = traces.join([runs.of_condition(name) for name in noisy_names])
     clean = runs.of_condition("clean")

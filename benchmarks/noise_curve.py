@@ -2,7 +2,7 @@
 
     python benchmarks/noise_curve.py daisy-mini
 
-Policies are set for 60 % depth on dev audio, clean and with noise of the train split, and judged on test audio of five
+Policies are set for 60 % depth on dev audio, clean and with all kinds of noise, and judged on test audio of five
 sets (benchmarks/full_runs.py). Intervals resample speakers.
 """
 

@@ -84,6 +84,27 @@ def policies_in(name: str) -> Callable[[], str]:
     return policies
 
 
+def forecasts() -> str:
+    """What the look-ahead policies were learnt with and on: fidelity, and how well the exit follows the noise."""
+    result = read("forecasts")
+    targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
+    lines = []
+    for made in dict.fromkeys((row["policy"], row["learnt_on"], row["learner"]) for row in result["rows"]):
+        mine = [row for row in result["rows"] if (row["policy"], row["learnt_on"], row["learner"]) == made]
+        worst = [max(value for key, value in row.items() if key.startswith("spearman")) for row in mine]
+        lines.append(
+            [
+                *made,
+                *(
+                    f"{row['gain']:+.3f}, {row['over_chance']:+.3f}, {rho:.2f}"
+                    for row, rho in zip(mine, worst, strict=True)
+                ),
+            ]
+        )
+    header = ["policy", "noise", "learner", *(f"set for {t:.0%}: static cut, chance, Spearman" for t in targets)]
+    return table(header, lines) + source(result)
+
+
 def default_policy() -> str:
     """The default policy at each depth, with intervals, beside what it is compared with."""
     result = read("policies")
@@ -281,6 +302,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies": policies_in("policies"),
     "policies_dev": policies_in("policies_dev"),
     "default_policy": default_policy,
+    "forecasts": forecasts,
     "regimes": regimes,
     "guarantee": guarantee,
     "windows": windows,

@@ -68,6 +68,7 @@ kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
 "$bin/python" benchmarks/heads.py "${kinds[@]}"
 "$bin/python" benchmarks/ship.py runs/denoising.safetensors
 "$bin/python" benchmarks/parity.py
+"$bin/python" benchmarks/forecasts.py daisy-mini
 "$bin/python" benchmarks/policies.py daisy-mini
 "$bin/python" benchmarks/noise_curve.py daisy-mini
 "$bin/python" benchmarks/guarantee.py daisy-mini

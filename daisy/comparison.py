@@ -37,6 +37,8 @@ class Verdict:
     """How much lower than the static cut's."""
     random: dict[str, float]
     """Expected losses of exits drawn from this histogram."""
+    by_exit_layer: dict[str, tuple[float | None, ...]]
+    """The same losses of those who left at each layer, 1 to L; None where nobody did."""
 
 
 def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Verdict:
@@ -48,7 +50,7 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
     resample = Resample(traces.groups, draws)
     spent = resample.sums(costs[exits - 1])
     count = resample.sums(numpy.ones(len(exits)))
-    losses, fixed, gain, random = {}, {}, {}, {}
+    losses, fixed, gain, random, by_exit_layer = {}, {}, {}, {}, {}
     for loss, values in traces.losses.items():
         at_layer = values.double().numpy() * weights[:, None]  # (B, L)
         at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / resample.sums(weights)
@@ -57,6 +59,11 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
         losses[loss], gain[loss] = resample.estimate(at_exit), resample.estimate(cut - at_exit)
         fixed[loss] = float(cut[0])
         random[loss] = float(static[0] @ (histogram / histogram.sum()))
+        left = [exits == layer for layer in range(1, traces.num_layers + 1)]
+        by_exit_layer[loss] = tuple(
+            float(at_layer[rows, place].sum() / weights[rows].sum()) if rows.any() else None
+            for place, rows in enumerate(left)
+        )
     return Verdict(
         policy=name,
         condition=condition,
@@ -68,6 +75,7 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
         fixed=fixed,
         gain=gain,
         random=random,
+        by_exit_layer=by_exit_layer,
     )
 
 

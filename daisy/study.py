@@ -145,6 +145,7 @@ def _row(verdict: Verdict, target: float | None) -> dict:
         row |= {f"{loss}_fixed": verdict.fixed[loss], f"{loss}_random": verdict.random[loss]}
         gain = verdict.gain[loss]
         row |= {f"{loss}_gain": gain.mean, f"{loss}_gain_low": gain.low, f"{loss}_gain_high": gain.high}
+        row[f"{loss}_by_exit_layer"] = list(verdict.by_exit_layer[loss])
     return row
 
 

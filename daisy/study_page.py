@@ -24,7 +24,7 @@ def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]
         parts.append(_adaptivity(found, kinds, snrs_db))
     if len(found.layers) > 1:
         parts.append(_conditions(found))
-    return [*parts, _layers(found), numbers(found)]
+    return [*parts, _by_exit_layer(found), _layers(found), numbers(found)]
 
 
 def estimate(value: Estimate, digits: int = 1) -> str:
@@ -128,6 +128,38 @@ def _conditions(found: Study) -> Section:
                 f"{verdict.fixed[found.loss]:.3f}",
             )
             for verdict in found.verdicts
+        ),
+        folded=True,
+    )
+
+
+def _by_exit_layer(found: Study) -> Section:
+    """Whether early exits are worse than late ones: the loss conditional on the exit layer."""
+    overall = [verdict for verdict in found.verdicts if verdict.condition == "all" and verdict.policy != "fixed"]
+    last = len(overall[0].histogram) if overall else 0
+    curves = {
+        verdict.policy: [(layer, loss) for layer, loss in enumerate(by_layer, start=1) if loss is not None]
+        for verdict in overall
+        for by_layer in [verdict.by_exit_layer[found.loss]]
+    }
+    title = f"{found.loss} of those who left at each layer"
+    return Section(
+        title="Are early exits worse than late ones?",
+        text=(
+            f"Policies tuned to {found.depth:.0%} depth, all conditions. A mean over everybody may hide exits that are "
+            "much worse than others. In brackets: how many runs left there."
+        ),
+        figures=((title, report.lines(curves, across="exit", up=found.loss)),) if overall else (),
+        header=("policy", *(str(layer) for layer in range(1, last + 1))),
+        rows=tuple(
+            (
+                verdict.policy,
+                *(
+                    "" if loss is None else f"{loss:.3f} ({count})"
+                    for loss, count in zip(verdict.by_exit_layer[found.loss], verdict.histogram, strict=True)
+                ),
+            )
+            for verdict in overall
         ),
         folded=True,
     )

@@ -42,6 +42,16 @@ def test_a_verdict_against_its_definition(traces):
     static = loss.mean(0)
     assert verdict.fixed["disagreement"] == pytest.approx(float(static[2] + static[3]) / 2)  # half way from 3 to 4
     assert verdict.random["disagreement"] == pytest.approx(float(static[1] + static[4]) / 2)
+    left_at_2, left_at_5 = loss[::2, 1], loss[1::2, 4]
+    by_layer = verdict.by_exit_layer["disagreement"]
+    assert by_layer == (
+        None,
+        pytest.approx(float(left_at_2.mean())),
+        None,
+        None,
+        pytest.approx(float(left_at_5.mean())),
+        None,
+    )
     gain = verdict.gain["disagreement"]
     assert gain.mean == pytest.approx(verdict.fixed["disagreement"] - verdict.losses["disagreement"].mean)
     assert gain.low < gain.mean < gain.high

@@ -149,6 +149,10 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
         (("noise-curve", "speech", "-o", "x", "--snr", "5"), "signal-to-noise ratios without noise"),
         (("noise-curve", "speech", "-o", "x", "--policies", "entropi"), "unknown policy to compare 'entropi'"),
         (("noise-curve", "speech", "-o", "x", "--depths", "30"), "depth must be above 0 and at most 1, found 30"),
+        (
+            ("noise-curve", "speech", "-o", "x", "--depths", "0.3;0.5"),
+            "--depths takes numbers with commas between them",
+        ),
         (("noise-curve", "rain", "-o", "x"), "give two at least"),
         (("replay", "speakers.csv", "-o", "x"), "has no column 'utterance'"),
         (("replay", "gone.csv", "-o", "x"), "cannot be read as CSV"),

@@ -125,15 +125,7 @@ def command(
         },
         score_stride=score_stride,
     )
-    output.print("95 % intervals, from resampling speakers:")
-    for line in attained:
-        share = f"{line['depth']:.1%} of the {target.get('of', 'layers')}"
-        shown = f"mean exit layer {_interval(line, 'exit_layer', 2)}, {share}"
-        if risk is None and of in line:
-            shown += f", {of} {_interval(line, of, 3)}"
-        output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
-    for line in certified.get("by_condition", ()):
-        output.print(f"{line['condition']:>20}: risk {_interval(line, 'risk', 3)} of {risk} allowed", soft_wrap=True)
+    _print(attained, certified, str(target.get("of", "layers")), of)
     known = len(set(speech.groups))
     if policy in calibration.LEARNT and known < FEW_SPEAKERS:
         note = f"note: {policy} was learnt from {known} speakers: on others its depth may be far from this"
@@ -149,6 +141,21 @@ def _timed(model: Model, speech: Speech, policy: str, table: Traces, score_strid
     sample = speech.waveforms[:: -(-len(speech.waveforms) // TIMED)]
     reads = calibration.family(policy, table).at(0.5).reads
     return table.with_costs(cost.seconds_by_layer(model.backbone, model.heads, sample, reads, score_stride))
+
+
+def _print(attained: list[dict], certified: dict, unit: str, of: str) -> None:
+    """What was attained, with intervals; ``certified`` is empty where no risk was asked for."""
+    output.print("95 % intervals, from resampling speakers:")
+    for line in attained:
+        shown = f"mean exit layer {_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
+        if not certified and of in line:
+            shown += f", {of} {_interval(line, of, 3)}"
+        output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
+    for line in certified.get("by_condition", ()):
+        output.print(f"{line['condition']:>20}: risk {_interval(line, 'risk', 3)}", soft_wrap=True)
+    for line in certified.get("by_exit_layer", ()):
+        where = f"exit layer {line['exit_layer']}"
+        output.print(f"{where:>20}: risk {line['risk']:.3f} of {line['num_runs']} recordings", soft_wrap=True)
 
 
 def _interval(line: dict, key: str, digits: int) -> str:

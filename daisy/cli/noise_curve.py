@@ -62,8 +62,10 @@ def command(
     rate = model.backbone.config.sample_rate
     kinds, recorded = noise_curve.read_noises(noise or (), rate)
     ratios = snrs(snr or ("clean,20,10,5,0,-5" if kinds else "clean"))
-    heard = conditions.grid(kinds, ratios, numbers_of(reverberation), numbers_of(clipping))
-    for target in (depth, *numbers_of(depths)):
+    heard = conditions.grid(
+        kinds, ratios, numbers_of(reverberation, "--reverberation"), numbers_of(clipping, "--clipping")
+    )
+    for target in (depth, *numbers_of(depths, "--depths")):
         calibration.check_depth(target)
     for name in names_of(policies):
         if name not in calibration.FAMILIES:

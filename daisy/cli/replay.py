@@ -63,8 +63,8 @@ def command(
     )
 
 
-def numbers_of(text: str) -> list[float]:
-    """Numbers of a list: "0.3,0.6".
+def numbers_of(text: str, option: str) -> list[float]:
+    """Numbers of an option's list: "0.3,0.6".
 
     Raises:
         UsageError: on what is no number.
@@ -72,7 +72,7 @@ def numbers_of(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UsageError(f"a list of numbers was expected, found {text!r}") from None
+        raise UsageError(f"{option} takes numbers with commas between them, found {text!r}") from None
 
 
 def names_of(text: str) -> list[str]:
@@ -102,7 +102,7 @@ def present(
     if not len(tune) or not len(test):
         raise UsageError("policies are tuned on half of the groups: give two at least, or other traces to --tune on")
     names = names_of(policies)
-    found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths), loss=loss)
+    found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths, "--depths"), loss=loss)
     rows = study.rows(found)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))

@@ -1,0 +1,74 @@
+"""The entries of ``s3prl.hub``: s3prl's runner calls them with ckpt, model_config, refresh; s3prl.nn with fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from daisy.errors import CheckpointError, UsageError
+from s3prl_upstream.expert import UpstreamExpert
+
+BUNDLED = "daisy-mini"
+ModelConfig = str | Path | Mapping | None
+"""See `s3prl_upstream.policy.resolve`."""
+
+
+def daisy_local(
+    ckpt: str | Path | None = None, model_config: ModelConfig = None, refresh: bool = False
+) -> UpstreamExpert:
+    """Any daisy checkpoint.
+
+    Args:
+        ckpt: a path, or a bundled model's name (s3prl's ``-k`` and ``path_or_url``).
+        model_config: which policy (s3prl's ``-g``, or ``extra_conf={"model_config": ...}``).
+        refresh: s3prl's; a local file has nothing to fetch again.
+
+    Raises:
+        UsageError: without a checkpoint.
+        CheckpointError: where it is none.
+        PolicyError: on a policy that does not fit it.
+    """
+    if ckpt is None:
+        raise UsageError(f"daisy_local needs a checkpoint: -k PATH, or -k {BUNDLED} for the bundled one")
+    return UpstreamExpert(ckpt, model_config)
+
+
+def daisy_url(ckpt: str | None = None, model_config: ModelConfig = None, refresh: bool = False) -> UpstreamExpert:
+    """A daisy checkpoint behind a URL, kept in s3prl's download folder.
+
+    Args:
+        ckpt: its address.
+        model_config: as of `daisy_local`.
+        refresh: download it again.
+
+    Raises:
+        UsageError: without an address.
+        CheckpointError: where it cannot be downloaded, or is no checkpoint.
+        PolicyError: on a policy that does not fit it.
+    """
+    from s3prl.util.download import _urls_to_filepaths
+
+    if not str(ckpt).startswith(("http://", "https://")):
+        raise UsageError(f"daisy_url needs an address that begins with http, found {ckpt}; files: daisy_local")
+    try:
+        path = _urls_to_filepaths(ckpt, refresh=refresh)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{ckpt}: cannot be downloaded ({error})") from None
+    return UpstreamExpert(path, model_config)
+
+
+def daisy_mini(ckpt: None = None, model_config: ModelConfig = None, refresh: bool = False) -> UpstreamExpert:
+    """The bundled model.
+
+    Args:
+        ckpt: must be None; s3prl's runner always passes one.
+        model_config: as of `daisy_local`.
+        refresh: s3prl's; there is nothing to fetch.
+
+    Raises:
+        UsageError: where a checkpoint is given.
+        PolicyError: on a policy that does not fit it.
+    """
+    if ckpt is not None:
+        raise UsageError(f"daisy_mini is the bundled model and takes no checkpoint ({ckpt}); give it to daisy_local")
+    return UpstreamExpert(BUNDLED, model_config)

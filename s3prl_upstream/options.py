@@ -1,0 +1,63 @@
+"""What daisy-s3prl takes besides s3prl's own options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from daisy.errors import UsageError
+from s3prl_upstream.cache import DTYPES
+
+FEATURIZERS = ("stock", "dynamic", "dynamic-s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See `parser` for what they mean."""
+
+    featurizer: str | None = None
+    """None where not given: then the checkpoint's, or stock."""
+    cache: Path | None = None
+    cache_dtype: str = "float16"
+    cache_mean: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the options that s3prl does not know."""
+    found = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    group = found.add_argument_group("daisy")
+    group.add_argument(
+        "--featurizer",
+        choices=FEATURIZERS,
+        help="stock: s3prl's weighted sum, the exit layer standing for those after it (default); dynamic: softmax over "
+        "the layers that were run; dynamic-s: weights of their own for each exit layer",
+    )
+    group.add_argument("--cache", metavar="DIR", type=Path, help="Keep the upstream's states on disk; made if absent")
+    group.add_argument("--cache-dtype", choices=list(DTYPES), default="float16", help="Of the states in the cache")
+    group.add_argument(
+        "--cache-mean",
+        action="store_true",
+        help="Keep the mean over time only, for tasks whose model is linear up to mean pooling (SID, IC, KS)",
+    )
+    return found
+
+
+def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+    """Our options, and the arguments left for s3prl.
+
+    Raises:
+        UsageError: on a value that an option does not take.
+    """
+    values, rest = parser().parse_known_args(list(arguments))
+    options = Options(**vars(values))
+    if options.cache_mean and options.cache is None:
+        raise UsageError("--cache-mean is for --cache DIR")
+    return options, rest

@@ -1,0 +1,132 @@
+"""daisy-s3prl: s3prl's run_downstream with daisy's upstreams, its own options and ours.
+
+daisy-s3prl -m train -u daisy_local -k CKPT -g POLICY.json -d TASK -c CFG -p EXP --featurizer dynamic --cache DIR
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import pickle
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import yaml
+
+from daisy.errors import DaisyError, UsageError
+from s3prl_upstream import sox
+from s3prl_upstream.options import Options, parse, parser
+from s3prl_upstream.register import register
+
+Arguments = tuple[Namespace, dict, list[str]]
+PROGRAM = "daisy-s3prl"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run s3prl; what daisy refuses is one line on stderr and exit status 2.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+    """
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except DaisyError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped; -e EXP or -a goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """s3prl's ``run_downstream.main`` with our entries, runner and options.
+
+    Raises:
+        DaisyError: on anything that daisy refuses.
+    """
+    options, rest = parse(arguments)
+    if {"-h", "--help"} & set(rest):
+        print(parser().format_help())
+    register()
+    sox.stand_in()
+    from s3prl import run_downstream
+
+    from s3prl_upstream.runner import ExitRunner
+
+    argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
+    sys.argv = [PROGRAM, *rest]
+    run_downstream.get_downstream_args = partial(_arguments, stock[0], options)
+    run_downstream.Runner = partial(ExitRunner, options=options)
+    try:
+        run_downstream.main()
+    finally:
+        sys.argv = argv
+        run_downstream.get_downstream_args, run_downstream.Runner = stock
+
+
+def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:
+    """s3prl's arguments and configuration, checked, with our options that belong to an experiment.
+
+    Raises:
+        UsageError: on what s3prl would end with a traceback.
+    """
+    args, config, backup_files = _parsed(stock)
+    saved = getattr(args, "daisy", None) or ({"featurizer": "stock"} if args.past_exp else {})
+    if saved and options.featurizer not in (None, saved["featurizer"]):
+        raise UsageError(f"--featurizer {options.featurizer}: the checkpoint was trained with {saved['featurizer']}")
+    args.daisy = saved or {"featurizer": options.featurizer or "stock"}
+    _check(args)
+    return args, config, backup_files
+
+
+def _parsed(stock: Callable[[], Arguments]) -> Arguments:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = stock()
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UsageError(said.getvalue().rpartition("error: ")[2].strip() or "s3prl refuses the options") from None
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename}: {error.strerror}; s3prl's wheel brings no configurations: -c FILE"
+        ) from None
+    except AssertionError:
+        raise UsageError("-e: the folder holds no states-*.ckpt to go on from") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"-c: not YAML ({' '.join(str(error).split())})") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE,,KEY=VALUE ({reason})") from None
+    print(said.getvalue(), end="", file=sys.stderr)
+    return found
+
+
+def _check(args: Namespace) -> None:
+    import s3prl.hub
+
+    if args.upstream is None or args.downstream is None:
+        raise UsageError(f"{'-u UPSTREAM' if args.upstream is None else '-d TASK'} is missing")
+    if args.hub == "torch" and not hasattr(s3prl.hub, args.upstream):
+        raise UsageError(f"-u {args.upstream}: s3prl has no such upstream; daisy's: daisy_local, daisy_url, daisy_mini")
+    if not _exists(f"s3prl.downstream.{args.downstream}.expert"):
+        raise UsageError(f"-d {args.downstream}: s3prl has no such task")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("[daisy] no CUDA device here: running on the CPU (--device cpu says so beforehand)", flush=True)
+        args.device = "cpu"
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""s3prl's runner with exits: its loops untouched, our featurizers, the cache and the log around them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from s3prl.downstream.runner import ModelEntry, Runner
+from s3prl.utility.helper import is_leader_process
+from torch import nn
+
+from daisy.errors import UsageError
+from s3prl_upstream.exit_log import ExitLog
+from s3prl_upstream.expert import UpstreamExpert
+from s3prl_upstream.featurizer import FEATURIZERS
+from s3prl_upstream.options import Options
+
+NAMES = re.compile("file|utt|rec_id|name")
+"""Parameters of s3prl's downstream models that tell which utterance it is."""
+
+
+class ExitRunner(Runner):
+    """s3prl's runner; with an upstream that is not daisy's it is just that.
+
+    Downstream weights and the order of the data depend on the seed alone, not on which upstream was built before.
+
+    Args:
+        args: s3prl's, with ``daisy["featurizer"]``.
+        config: s3prl's.
+        options: of this call.
+
+    Raises:
+        UsageError: on options that do not go together.
+        DaisyError: as the upstream does.
+    """
+
+    def __init__(self, args: Any, config: dict, options: Options):
+        self.options = options
+        self.log: ExitLog | None = None
+        super().__init__(args, config)
+
+    @property
+    def expert(self) -> UpstreamExpert | None:
+        """Daisy's upstream, out of any wrapping; None where the upstream is another."""
+        model = getattr(self.upstream.model, "module", self.upstream.model)
+        return model if isinstance(model, UpstreamExpert) else None
+
+    def _get_upstream(self) -> ModelEntry:
+        self.upstream = super()._get_upstream()
+        if self.expert is None:
+            if self.args.daisy["featurizer"] != "stock" or self.options.cache:
+                raise UsageError(f"--featurizer and --cache are for daisy's upstreams, not for -u {self.args.upstream}")
+        elif self.upstream.trainable:
+            if self.options.cache:
+                raise UsageError("--cache is for a frozen upstream, and -f trains it: leave one of them out")
+            self.expert.exits_off()
+        if self.expert is not None and is_leader_process():
+            policy, featurizer = self.expert.encoder.policy.name, self.args.daisy["featurizer"]
+            print(f"[daisy] {self.expert.checkpoint}: policy {policy}, featurizer {featurizer}", flush=True)
+        return self.upstream
+
+    def _get_featurizer(self) -> ModelEntry:
+        if self.expert is None:
+            return super()._get_featurizer()
+        args, options = self.args, self.options
+        if options.cache_mean:
+            check_mean(self.config)
+        model = FEATURIZERS[args.daisy["featurizer"]](
+            self.expert,
+            feature_selection=args.upstream_feature_selection,
+            layer_selection=args.upstream_layer_selection,
+            normalize=args.upstream_feature_normalize,
+            mean=options.cache_mean,
+        ).to(args.device)
+        if options.cache:
+            self.expert.cache_in(options.cache, options.cache_dtype)
+        return self._init_model(model, "Featurizer", True, ["output_dim", "downsample_rate"])
+
+    def _get_downstream(self) -> ModelEntry:
+        keep_file_lists(self.args.downstream, self.config, Path(self.args.expdir))
+        torch.manual_seed(self.args.seed)
+        try:
+            entry = super()._get_downstream()
+        except ImportError as error:
+            raise UsageError(f"-d {self.args.downstream} cannot be loaded: {error}") from None
+        if self.expert is not None and is_leader_process():
+            self.log = ExitLog(Path(self.args.expdir), self.expert.encoder, self._settings(self.expert))
+            entry.model.register_forward_pre_hook(self._note, with_kwargs=True)
+            self._watch_splits(entry.model)
+        return entry
+
+    def train(self) -> None:
+        try:
+            super().train()
+        finally:
+            self._summarise()
+        self._report()
+
+    def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
+        try:
+            return super().evaluate(split, logger, global_step)
+        finally:
+            self._summarise()
+            if split is None:
+                self._report()
+
+    def inference(self) -> None:
+        super().inference()
+        if self.log and self.expert:
+            self.log.add("inference", [Path(self.args.evaluate_split).stem], self.expert.last)
+        self._summarise()
+        self._report()
+
+    def _note(self, model: nn.Module, arguments: tuple, keywords: dict) -> None:
+        """Just before the downstream model: the upstream has run, and here the utterances have names."""
+        if self.log and self.expert:
+            split, features, *others = arguments
+            names = utterance_names(getattr(model, "module", model), others, len(features))
+            self.log.add(split, names, self.expert.last)
+
+    def _watch_splits(self, model: nn.Module) -> None:
+        """Tell the cache how long a split is, the first time that it is gone through."""
+        cache = self.expert.cache if self.expert else None
+        if cache is None:
+            return
+        original, seen = model.get_dataloader, set()
+
+        def get_dataloader(split: str, *arguments: Any, **keywords: Any) -> Any:
+            loader = original(split, *arguments, **keywords)
+            if split not in seen:
+                seen.add(split)
+                cache.expect(split, len(loader))
+            return loader
+
+        vars(model)["get_dataloader"] = get_dataloader  # found before the class's
+
+    def _settings(self, expert: UpstreamExpert) -> dict:
+        policy = expert.encoder.policy.to_config()
+        return {
+            "mode": self.args.mode,
+            "task": self.args.downstream,
+            "upstream": self.args.upstream,
+            "checkpoint": expert.checkpoint,
+            "checkpoint_digest": expert.digest,
+            "policy": {name: value for name, value in policy.items() if not isinstance(value, list | tuple)},
+            "policy_digest": hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16],
+            "score_stride": expert.encoder.score_stride,
+            "num_layers": expert.num_layers,
+            "featurizer": self.args.daisy["featurizer"],
+            "trainable": self.upstream.trainable,
+            "seed": self.args.seed,
+            "cache": str(expert.cache.folder) if expert.cache else None,
+        }
+
+    def _summarise(self) -> None:
+        if self.log and self.log.splits:
+            self.log.write_summary()
+
+    def _report(self) -> None:
+        if self.log and self.log.splits:
+            print(self.log.report(), flush=True)
+
+
+def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]:
+    """What s3prl's dataset calls the utterances of a batch.
+
+    Args:
+        model: the downstream model, whose parameter names say which argument it is.
+        others: what its ``forward`` gets after split and features.
+        batch: number of utterances.
+
+    Returns:
+        ``batch`` names, or none where the task tells none.
+    """
+    parameters = list(inspect.signature(model.forward).parameters)[2:]
+    for name, value in zip(parameters, others, strict=False):
+        if NAMES.search(name) and isinstance(value, list | tuple) and len(value) == batch:
+            return [str(each) for each in value]
+    return []
+
+
+def check_mean(config: dict) -> None:
+    """Refuse ``--cache-mean`` where the mean over time does not commute with what the task's model does first.
+
+    Raises:
+        UsageError: saying what the model does instead.
+    """
+    modelrc = config.get("downstream_expert", {}).get("modelrc", {})
+    kind = modelrc.get("select")
+    settings = modelrc.get(kind) or {}
+    if kind != "UtteranceLevel" or settings.get("pooling", "MeanPooling") != "MeanPooling" or settings.get("pre_net"):
+        raise UsageError("--cache-mean is for a downstream model UtteranceLevel with MeanPooling and without pre_net")
+    if config.get("specaug"):
+        raise UsageError("--cache-mean leaves specaug nothing to mask: leave one of them out")
+
+
+def keep_file_lists(task: str, config: dict, folder: Path) -> None:
+    """Point a task's cache of file lists, which s3prl keeps for all data inside its package, to this experiment's data.
+
+    Raises:
+        UsageError: where the task cannot be loaded.
+    """
+    try:
+        dataset = importlib.import_module(f"s3prl.downstream.{task}.dataset")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.startswith("s3prl.downstream."):
+            return
+        raise UsageError(f"-d {task} needs {error.name}: pip install {error.name}") from None
+    except ImportError as error:
+        raise UsageError(f"-d {task} cannot be loaded: {error}") from None
+    if not hasattr(dataset, "CACHE_PATH"):
+        return
+    datarc = config.get("downstream_expert", {}).get("datarc", {})
+    state = hashlib.sha256(json.dumps(datarc, sort_keys=True, default=str).encode())
+    meta_data = Path(str(datarc.get("meta_data")))
+    if meta_data.is_file():
+        state.update(meta_data.read_bytes())
+    vars(dataset)["CACHE_PATH"] = str(folder / "file_lists" / state.hexdigest()[:16])

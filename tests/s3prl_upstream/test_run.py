@@ -1,0 +1,292 @@
+"""s3prl's runner from end to end; losses are compared to the last bit through the weights that they lead to."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+import daisy
+from daisy import audio
+from tests.s3prl_upstream.conftest import LAYERS, lines, losses, runs, states, waveform, weights, write_config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_cache_changes_no_loss(train, tmp_path):
+    cache = tmp_path / "cache"
+    train(tmp_path / "without", "-o", "config.runner.log_step=1")
+    for name in ("filling", "full"):
+        train(tmp_path / name, "-o", "config.runner.log_step=1", "--cache", cache, "--cache-dtype", "float32")
+        assert torch.equal(weights(tmp_path / name), weights(tmp_path / "without"))
+        assert losses(tmp_path / name) == losses(tmp_path / "without")
+    train(tmp_path / "half", "-o", "config.runner.log_step=1", "--cache", cache)
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "without"), rel=1e-3)
+    assert len(losses(tmp_path / "half")) == 6
+
+    def exits(folder):
+        return {(row["split"], row["utterance"]): (row["exit_layer"], row["scores"]) for row in lines(folder)}
+
+    assert exits(tmp_path / "full") == exits(tmp_path / "without") == exits(tmp_path / "half")
+    (filling,), (full,) = runs(tmp_path / "filling"), runs(tmp_path / "full")
+    assert filling["splits"]["train"]["utterances_cached"] == 12  # the second of two epochs
+    assert full["splits"]["train"]["utterances_cached"] == full["splits"]["train"]["utterances_run"] == 24
+    assert full["splits"]["train"]["computed_sec"] == 0
+    assert full["splits"]["train"]["macs_share"] == filling["splits"]["train"]["macs_share"]
+
+
+def test_the_log_has_each_utterance_once_and_the_summary_adds_it_up(train, tmp_path, checkpoint, policy, hub, fluent):
+    train(tmp_path)
+    found = lines(tmp_path)
+    assert sorted(row["utterance"] for row in found if row["split"] == "train") == sorted(
+        f"train{i}" for i in range(12)
+    )
+    assert sorted(row["utterance"] for row in found if row["split"] == "dev") == [f"valid{i}" for i in range(4)]
+    (run,) = runs(tmp_path)
+    own = [row["exit_layer"] for row in found if row["split"] == "train"]
+    totals = run["splits"]["train"]
+    assert totals["exits"] == [own.count(layer) for layer in range(1, LAYERS + 1)]
+    assert totals["mean_exit_layer"] == pytest.approx(sum(own) / 12)
+    assert totals["depth"] == pytest.approx(sum(own) / 12 / LAYERS)
+    assert 0 < totals["macs_share"] < 1
+    assert totals["utterances_run"] == 24
+    assert totals["upstream_sec"] > 0
+    assert (run["policy"]["name"], run["featurizer"], run["mode"]) == ("random", "stock", "train")
+    encoder = hub.daisy_local(checkpoint, policy).encoder
+    row = next(row for row in found if row["utterance"] == "train5")
+    out = encoder([audio.read(fluent.parent / "wavs" / "train5.wav")])
+    assert row["exit_layer"] == int(out.exit_layer)
+    assert row["scores"]["draw"] == pytest.approx(out.scores["draw"][0, : row["exit_layer"]].tolist(), abs=1e-6)
+
+
+def test_evaluation_takes_the_featurizer_from_the_checkpoint(train, launch, tmp_path):
+    train(tmp_path, "--featurizer", "dynamic-s", "--upstream_feature_normalize")
+    assert states(tmp_path)["Featurizer"]["weights"].shape == (LAYERS, LAYERS + 1)
+    assert states(tmp_path)["Featurizer"]["weights"].abs().sum() > 0
+    before = [line for line in (tmp_path / "log.log").read_text().splitlines() if line.startswith("dev at step 6")]
+    launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "-t", "dev")
+    launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "-t", "test")
+    after = (tmp_path / "log.log").read_text().splitlines()
+    assert before[0].split(": ")[1] == next(line for line in after if "dev at step 0" in line).split(": ")[1]
+    of_training, dev, test = runs(tmp_path)
+    assert dev["splits"]["dev"]["exits"] == of_training["splits"]["dev"]["exits"]
+    assert dev["featurizer"] == test["featurizer"] == "dynamic-s"
+    assert list(test["splits"]) == ["test"]
+    with pytest.raises(daisy.DaisyError, match="--featurizer dynamic: the checkpoint was trained with dynamic-s"):
+        launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "--featurizer", "dynamic")
+
+
+def test_a_run_killed_half_way_goes_on(train, hub, tmp_path):
+    """Killed without warning after its first checkpoint; the cache and the log stay whole."""
+    more = ("--cache", tmp_path / "cache", "--cache-dtype", "float32")
+    folder = tmp_path / "run"
+    endless = "config.runner.total_steps=100000,,config.runner.save_step=20"  # so that it is not killed while it saves
+    child = multiprocessing.get_context("fork").Process(target=train, args=(folder, *more, "-o", endless))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not (folder / "states-20.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 16
+    train(folder, *more, "-a", "-o", "config.runner.total_steps=23,,config.runner.save_step=3")
+    assert states(folder, "states-21.ckpt")["Step"] == 21
+    *_, resumed = runs(folder)
+    assert resumed["splits"]["train"]["utterances_cached"] == resumed["splits"]["train"]["utterances_run"] == 12
+    assert {row["run"] for row in lines(folder)} >= {resumed["run"]}
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_fine_tuning_runs_all_layers_and_moves_the_upstream(train, launch, checkpoint, tmp_path):
+    train(tmp_path, "-f", "-s", "last_hidden_state")
+    tuned, source = states(tmp_path)["Upstream"], daisy.load(checkpoint).backbone.state_dict()
+    moved = {key for key in source if not torch.equal(source[key], tuned[f"encoder.backbone.{key}"])}
+    assert {f"encoder.transformer.layers.{i}.feed_forward.output_dense.weight" for i in range(LAYERS)} <= moved
+    assert not [key for key in moved if key.startswith("feature_extractor")]
+    launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "-t", "dev")
+    launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "-t", "dev", "-o", "args.upstream_trainable=False")
+    tuning, after, with_exits = runs(tmp_path)
+    assert tuning["trainable"]
+    for run, split in ((tuning, "train"), (tuning, "dev"), (after, "dev")):
+        assert run["splits"][split]["mean_exit_layer"] == LAYERS
+    assert with_exits["splits"]["dev"]["mean_exit_layer"] < LAYERS
+    with pytest.raises(daisy.DaisyError, match="--cache is for a frozen upstream"):
+        train(tmp_path / "other", "-f", "--cache", tmp_path / "cache")
+
+
+def test_downstream_training_on_our_upstream_is_that_on_s3prls(train, launch, fluent, tmp_path):
+    """Without exits, step by step, in one launcher: the same downstream weights to begin with, the same losses."""
+    pytest.importorskip("fairseq", reason="s3prl converts with fairseq")
+    from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
+
+    from fairseq_plugins.export import stock_checkpoint
+    from tests.conftest import tiny_model
+
+    torch.save(stock_checkpoint(tiny_model()), tmp_path / "fairseq.pt")
+    load_and_convert_fairseq_ckpt(str(tmp_path / "fairseq.pt"), str(tmp_path / "converted.pt"))
+    # One utterance a batch: s3prl's states depend on the batch, through group norm and padding.
+    log = "config.runner.log_step=1,,config.downstream_expert.datarc.train_batch_size=1"
+    train(tmp_path / "ours", "-g", "never", "-o", log)
+    theirs = ("-u", "hubert_local", "-k", tmp_path / "converted.pt", "-d", "fluent_commands", "-c", fluent)
+    launch("-m", "train", *theirs, "-p", tmp_path / "theirs", "-o", log)
+    assert losses(tmp_path / "ours") == pytest.approx(losses(tmp_path / "theirs"), rel=1e-4)
+    assert len(losses(tmp_path / "ours")) == 6
+    assert not (tmp_path / "theirs" / "exits.jsonl").exists()
+
+
+@pytest.fixture
+def voxceleb(tmp_path):
+    def corpus(name, speakers=3, seconds=0.5):
+        root, listed = tmp_path / name, []
+        for speaker in range(speakers):
+            for split in (1, 1, 2, 3):
+                path = f"id{10001 + speaker}/{name}/{len(listed):05d}.wav"
+                (root / "dev" / "wav" / path).parent.mkdir(parents=True, exist_ok=True)
+                wav = waveform(len(listed) + len(name), int(16000 * seconds) + 100 * len(listed))
+                soundfile.write(root / "dev" / "wav" / path, wav.numpy(), 16000)
+                listed.append(f"{split} {path}")
+        (root / "list.txt").write_text("\n".join(listed) + "\n")
+        sizes = {"max_timestep": 128000, "train_batch_size": 3, "eval_batch_size": 1, "num_workers": 0}
+        return write_config(root, {"file_path": str(root), "meta_data": str(root / "list.txt"), **sizes}, steps=3)
+
+    return corpus
+
+
+def test_speaker_identification_on_cached_means_and_its_file_lists(launch, checkpoint, policy, voxceleb, tmp_path):
+    """Means over time train as the frames do; and a list of files made for one corpus is not read for another."""
+    import s3prl
+
+    known = ("-m", "train", "-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "voxceleb1")
+    first, second = voxceleb("first"), voxceleb("second", seconds=0.7)
+    options = ("--upstream_feature_normalize", "-c", first)
+    launch(*known, *options, "-p", tmp_path / "frames")
+    mean = ("--cache", tmp_path / "cache", "--cache-mean", "--cache-dtype", "float32")
+    launch(*known, *options, "-p", tmp_path / "means", *mean)
+    trained = [weights(tmp_path / name, "states-3.ckpt") for name in ("means", "frames")]
+    assert torch.allclose(*trained, atol=1e-5)
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors")) < 9 * 2000
+    launch(*known, "-c", second, "-p", tmp_path / "frames")
+    last = runs(tmp_path / "frames")[-1]["run"]
+    assert {row["utterance"].split("-")[1] for row in lines(tmp_path / "frames") if row["run"] == last} == {"second"}
+    assert not (Path(s3prl.__file__).parent / "downstream" / "voxceleb1" / ".cache").exists()
+
+
+def test_random_crops_are_logged_once_and_told(launch, checkpoint, policy, voxceleb, tmp_path, capsys):
+    config = voxceleb("crops")
+    known = ("-m", "train", "-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "voxceleb1", "-c", config)
+    crop = "config.downstream_expert.datarc.max_timestep=6000"
+    launch(*known, "-p", tmp_path / "run", "-o", crop, "--cache", tmp_path / "cache")
+    assert len([row for row in lines(tmp_path / "run") if row["split"] == "train"]) == 6
+    told = capsys.readouterr().out
+    assert told.count("comes with other audio than before, as random crops do") == 1
+    assert "the cache keeps every version of it" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-k", "nowhere.safetensors"), "nowhere.safetensors: no such checkpoint; bundled models: daisy-mini"),
+        (("-g", "nowhere.json"), "nowhere.json: no such policy file; daisy calibrate makes one"),
+        (("--featurizer", "dynamics"), "argument --featurizer: invalid choice: 'dynamics' (choose from"),
+        (("--cache-mean",), "--cache-mean is for --cache DIR"),
+        (("--featurize", "dynamic"), "unrecognized arguments: --featurize dynamic"),
+        (("-u", "daisy_locale"), "-u daisy_locale: s3prl has no such upstream; daisy's: daisy_local"),
+        (
+            ("-u", "fbank", "--featurizer", "dynamic"),
+            "--featurizer and --cache are for daisy's upstreams, not for -u fbank",
+        ),
+        (("-d", "fluent"), "-d fluent: s3prl has no such task"),
+        (("-c", "nowhere.yaml"), "nowhere.yaml: No such file or directory; s3prl's wheel brings no configurations"),
+        (("-e", "nowhere.ckpt"), "nowhere.ckpt: No such file or directory"),
+        (("-o", "config.runner.total_steps"), "-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE"),
+        (("-l", "9"), "-l 9: the upstream has layers 0 to 4"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_refusals_are_one_line(launch, checkpoint, fluent, tmp_path, capsys, monkeypatch, arguments, message):
+    from s3prl_upstream.run_downstream import main
+
+    monkeypatch.chdir(tmp_path)
+    known = ["-m", "train", "-u", "daisy_local", "-k", str(checkpoint), "-d", "fluent_commands", "-c", str(fluent)]
+    with pytest.raises(SystemExit) as end:
+        main([*known, "-p", "run", "--device", "cpu", *arguments])
+    assert end.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[Featurizer]")]
+    assert len(said) == 1
+    assert said[0].startswith("daisy-s3prl: ")
+    assert message in said[0]
+
+
+def test_a_command_line_of_s3prls_documentation(launch, checkpoint, fluent, tmp_path, monkeypatch, capsys):
+    """Of its SUPERB page, with -u and -k changed, in a folder with its configuration; no CUDA device is no reason."""
+    from s3prl_upstream import run_downstream
+
+    folder = tmp_path / "downstream" / "fluent_commands"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(fluent.read_text())
+    monkeypatch.chdir(tmp_path)
+    run_downstream.main(f"-n ExpName -m train -u daisy_local -k {checkpoint} -d fluent_commands".split())
+    run_downstream.main(["-m", "evaluate", "-e", "result/downstream/ExpName/dev-best.ckpt"])
+    out = capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert out.count("no CUDA device here: running on the CPU") == 2
+    assert out.count("[daisy] test: mean exit layer 4.00 of 4, 100% of the multiply-accumulates") == 1
+    of_training, of_test = runs(tmp_path / "result" / "downstream" / "ExpName")
+    assert (of_training["mode"], of_test["mode"]) == ("train", "evaluate")
+
+
+def test_s3prls_own_runner_takes_the_upstream_and_our_checkpoints(train, tmp_path, monkeypatch, checkpoint, fluent):
+    """After register() alone; the stock featurizer's weights are s3prl's."""
+    from s3prl import run_downstream
+
+    known = f"-u daisy_local -k {checkpoint} -d fluent_commands -c {fluent} --device cpu"
+    monkeypatch.setattr("sys.argv", ["x", "-m", "train", *known.split(), "-p", str(tmp_path / "theirs")])
+    run_downstream.main()
+    assert states(tmp_path / "theirs")["Featurizer"]["weights"].shape == (LAYERS + 1,)
+    train(tmp_path / "ours")
+    evaluation = ["-m", "evaluate", "-t", "dev", "--device", "cpu", "-e", str(tmp_path / "ours" / "states-6.ckpt")]
+    monkeypatch.setattr("sys.argv", ["x", *evaluation])
+    run_downstream.main()
+    ours, theirs = (tmp_path / "ours" / "log.log").read_text().splitlines()[-2:]
+    assert ours.startswith("dev at step 6: ")
+    assert theirs == ours.replace("step 6", "step 0")
+
+
+def test_a_calibrated_policy_is_for_its_checkpoint_only(train, tmp_path, checkpoint):
+    from daisy import policies, policy_file
+
+    path = tmp_path / "policy.json"
+    made = dict(target={}, attained={}, data={})
+    digest = daisy.checkpoint.digest(checkpoint)
+    policy_file.write(path, policies.Entropy(threshold=1.7), checkpoint="tiny", digest=digest, **made)
+    train(tmp_path / "run", "-g", path)
+    scores = [row["scores"]["entropy"] for row in lines(tmp_path / "run")]
+    assert all(min(row[:-1], default=9) > 1.7 for row in scores)
+    assert (tmp_path / "run" / "exits_summary.json").is_file()
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "checkpoint": {"name": "other", "digest": "0" * 64}}))
+    with pytest.raises(daisy.PolicyError, match="was calibrated for other"):
+        train(tmp_path / "run", "-g", path)
+
+
+def test_where_libsox_is_missing_the_effects_of_speech_commands_are_ours(hub, tmp_path):
+    from s3prl_upstream import sox
+
+    wav = torch.stack([0.3 * torch.sin(torch.arange(8000) * pitch) for pitch in (0.2, 0.5)])
+    soundfile.write(tmp_path / "a.wav", wav.T.numpy(), 8000, subtype="FLOAT")
+    chain = [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
+    found, rate = sox.apply_effects_file(tmp_path / "a.wav", chain)
+    assert (found.shape, rate) == ((1, 16000), 16000)
+    mean = wav.mean(0)
+    assert torch.allclose(found[0, ::2][100:-100], mean[100:-100] * 10 ** (-3 / 20), atol=1e-4)
+    loud, _ = sox.apply_effects_tensor(wav, 8000, [["norm", "-6"]])
+    assert float(loud.abs().max()) == pytest.approx(10 ** (-6 / 20), rel=1e-5)
+    with pytest.raises(daisy.AudioError, match="sox effect reverb 50: needs libsox"):
+        sox.apply_effects_tensor(wav, 8000, [["reverb", "50"]])

@@ -1,0 +1,210 @@
+import json
+import re
+
+import pytest
+import torch
+
+import daisy
+from daisy import EarlyExitEncoder, PolicyError, policies, policy_file
+from daisy.errors import CheckpointError, UsageError
+from tests.conftest import KINDS, tiny_model
+from tests.s3prl_upstream.conftest import ANY_EXIT, LAYERS, waveform
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def upstream(hub, checkpoint):
+    return hub.daisy_local(checkpoint, ANY_EXIT).eval()
+
+
+@pytest.fixture
+def wavs():
+    return [waveform(seed, n) for seed, n in enumerate((400, 6000, 16000, 7000, 6000, 12345))]
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine.shape == other.shape
+        assert (mine - other).abs().max() < 1e-4 * other.std(), f"layer {layer}"
+
+
+def stock(hub, source, folder):
+    """s3prl's own HuBERT on a fairseq checkpoint."""
+    pytest.importorskip("fairseq", reason="s3prl converts with fairseq")
+    from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
+
+    load_and_convert_fairseq_ckpt(str(source), str(folder / "converted.pt"))
+    return folder / "converted.pt"
+
+
+@pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
+def test_without_exits_the_states_are_s3prls_own(hub, kind, tmp_path, wavs):
+    pytest.importorskip("fairseq", reason="s3prl converts with fairseq")
+    from fairseq_plugins.export import stock_checkpoint
+
+    model = tiny_model(KINDS[kind])
+    daisy.save(model, tmp_path / "ours.safetensors")
+    torch.save(stock_checkpoint(model), tmp_path / "fairseq.pt")
+    theirs = hub.hubert_local(str(stock(hub, tmp_path / "fairseq.pt", tmp_path))).eval()
+    ours = hub.daisy_local(tmp_path / "ours.safetensors", "never").eval()
+    with torch.no_grad():
+        for wav in wavs:
+            assert_same(ours([wav])["hidden_states"], theirs([wav])["hidden_states"])
+
+
+def test_the_same_of_a_trained_model_through_s3prl_nn(hub, shared, tmp_path):
+    from s3prl.nn import S3PRLUpstream
+
+    from daisy import audio
+    from daisy.converters import convert
+
+    source = shared / "models" / "hubert_mini.pt"
+    daisy.save(convert(source, allow_pickle=True), tmp_path / "ours.safetensors")
+    never = {"model_config": "never"}
+    ours = S3PRLUpstream("daisy_local", path_or_url=str(tmp_path / "ours.safetensors"), extra_conf=never).eval()
+    theirs = S3PRLUpstream("hubert_local", path_or_url=str(stock(hub, source, tmp_path))).eval()
+    path = sorted((shared / "data" / "librispeech").rglob("*.flac"))[0]
+    wav = audio.read(path)[:50000]
+    with torch.no_grad():
+        (states, lengths), (expected, expected_lengths) = (
+            model(wav[None], torch.tensor([len(wav)])) for model in (ours, theirs)
+        )
+    assert ours.num_layers == 13
+    assert ours.hidden_sizes == theirs.hidden_sizes
+    assert_same(states, expected)
+    assert [each.tolist() for each in lengths] == [each.tolist() for each in expected_lengths]
+
+
+def test_ten_seconds_are_499_frames_and_500_through_s3prl_nn(hub, checkpoint):
+    from s3prl.nn import S3PRLUpstream
+
+    model = S3PRLUpstream("daisy_local", path_or_url=str(checkpoint), extra_conf={"model_config": "never"}).eval()
+    wav = waveform(0, 160000)
+    with torch.no_grad():
+        own = model.upstream([wav])
+        states, lengths = model(wav[None], torch.tensor([160000]))
+    assert [state.shape[1] for state in own["hidden_states"]] == [499] * (LAYERS + 1)
+    assert [state.shape[1] for state in states] == [500] * (LAYERS + 1)
+    assert lengths[0].tolist() == [500]
+    assert torch.equal(states[2][:, 499], states[2][:, 498])  # the last frame again
+    assert torch.equal(states[2][:, :499], own["hidden_states"][2])
+
+
+def test_layer_0_is_the_encoders_input_and_unexecuted_layers_repeat_the_exits(upstream, wavs):
+    with torch.no_grad():
+        found = upstream(wavs)
+    expected = upstream.encoder(wavs)
+    assert len(set(found["exit_layer"].tolist())) > 1
+    assert found["exit_layer"].tolist() == expected.exit_layer.tolist()
+    for b, (states, exit_layer) in enumerate(zip(expected.states, expected.exit_layer.tolist(), strict=True)):
+        for layer in range(LAYERS + 1):
+            state = found["hidden_states"][layer][b, : states.shape[1]]
+            assert torch.allclose(state, states[min(layer, exit_layer)], atol=1e-5), (b, layer)
+        assert torch.equal(found["last_hidden_state"][b], found["hidden_states"][exit_layer][b])
+        assert torch.equal(found[f"hidden_state_{exit_layer}"][b], found["last_hidden_state"][b])
+
+
+def test_an_utterance_is_the_same_alone_and_in_any_batch_in_training_and_evaluation(hub, checkpoint, wavs):
+    from s3prl.nn import S3PRLUpstream
+
+    conf = {"model_config": {"name": "entropy", "threshold": 1.7}}
+    model = S3PRLUpstream("daisy_local", path_or_url=str(checkpoint), extra_conf=conf)
+    lengths = torch.tensor([len(wav) for wav in wavs])
+    with torch.no_grad():
+        together, num_frames = model.eval()(torch.nn.utils.rnn.pad_sequence(wavs, True), lengths)
+        exits = model.upstream(wavs)["exit_layer"].tolist()
+        assert model.train().upstream(wavs)["exit_layer"].tolist() == exits
+        for b in (1, 3, 5):
+            alone, own = model(wavs[b][None], lengths[b : b + 1])
+            assert model.upstream([wavs[b]])["exit_layer"].tolist() == [exits[b]]
+            assert own[0].tolist() == num_frames[0][b : b + 1].tolist()
+            for layer, state in enumerate(alone):
+                assert torch.equal(together[layer][b, : state.shape[1]], state[0])
+    assert len(set(exits)) > 1
+
+
+def test_a_training_upstream_runs_all_layers_and_gradients_stop_at_the_convolutions(upstream, wavs):
+    upstream.train()
+    found = upstream(wavs[1:4])
+    assert found["exit_layer"].tolist() == [LAYERS] * 3
+    found["last_hidden_state"].square().sum().backward()
+    backbone = upstream.encoder.backbone
+    moved = {name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {f"encoder.transformer.layers.{i}.attention.q_proj.weight" for i in range(LAYERS)} <= moved
+    assert not [name for name in moved if name.startswith("feature_extractor")]
+    with torch.no_grad():
+        expected = EarlyExitEncoder(backbone, None, policies.Never())(wavs[1:4]).states
+    for b, states in enumerate(expected):
+        assert torch.allclose(found["hidden_states"][2][b, : states.shape[1]], states[2], atol=1e-5)
+
+
+def test_the_published_window_decides_for_the_batch(hub, checkpoint, wavs, tmp_path):
+    """Through the upstream and through its cache as the encoder does it."""
+    for threshold in (1.5, 1.7, 2.0):
+        window = {"name": "daisy_window", "threshold": threshold, "first": 1, "last": 3}
+        plain, cached = (hub.daisy_local(checkpoint, window).eval() for _ in range(2))
+        cached.cache_in(tmp_path, "float32")
+        for batch in (wavs, wavs[2:], wavs[:1], wavs):
+            expected = plain.encoder(batch)
+            with torch.no_grad():
+                found, again = plain(batch), cached(batch)
+            assert len(set(found["exit_layer"].tolist())) == 1
+            assert found["exit_layer"].tolist() == again["exit_layer"].tolist() == expected.exit_layer.tolist()
+            assert_same(again["hidden_states"], found["hidden_states"])
+            scores = torch.stack([each.scores["entropy"] for each in cached.last.utterances])
+            assert torch.equal(scores.isnan(), expected.scores["entropy"].isnan())
+            assert torch.allclose(scores.nan_to_num(), expected.scores["entropy"].nan_to_num(), atol=1e-5)
+    assert all(each.cached for each in cached.last.utterances)
+
+
+def test_which_policy(hub, checkpoint, tmp_path):
+    def chosen(model_config, source=checkpoint):
+        return hub.daisy_local(source, model_config).encoder
+
+    assert chosen(None).policy == policies.Never()  # no default settings in this checkpoint
+    assert hub.daisy_mini().encoder.policy.name == "plateau"
+    assert chosen({"name": "fixed", "layer": 2}).policy == policies.Fixed(layer=2)
+    assert chosen({"name": "entropy", "threshold": 1.0, "score_stride": 3}).score_stride == 3
+    path = tmp_path / "policy.json"
+    made = dict(target={}, attained={}, data={}, score_stride=2)
+    digest = daisy.checkpoint.digest(checkpoint)
+    policy_file.write(path, policies.Entropy(threshold=1.5), checkpoint="tiny", digest=digest, **made)
+    assert chosen(path).policy == policies.Entropy(threshold=1.5)
+    assert chosen(str(path)).score_stride == 2
+    with pytest.raises(PolicyError, match="was calibrated for tiny .* thresholds mean nothing for another model"):
+        chosen(path, "daisy-mini")
+
+
+@pytest.mark.parametrize(
+    ("model_config", "message"),
+    [
+        ("nowhere.json", "nowhere.json: no such policy file"),
+        ({"name": "fixed"}, "model_config: policy fixed needs layer"),
+        ({"name": "fixed", "layer": 7, "depth": 1}, "unknown setting 'depth'"),
+        ({"name": "oracle", "degree": 1.0}, "for comparisons"),
+        ({"layer": 2}, "unknown policy 'None'"),
+        ({"name": "never", "score_stride": "2"}, "score_stride must be a whole number"),
+    ],
+)
+def test_policies_that_are_refused(hub, checkpoint, model_config, message):
+    with pytest.raises(PolicyError, match=re.escape(message)):
+        hub.daisy_local(checkpoint, model_config)
+
+
+def test_checkpoints_that_are_refused(hub, tmp_path, checkpoint):
+    with pytest.raises(UsageError, match="daisy_local needs a checkpoint"):
+        hub.daisy_local()
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        hub.daisy_local(tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match="takes no checkpoint"):
+        hub.daisy_mini(checkpoint)
+    with pytest.raises(UsageError, match="begins with http"):
+        hub.daisy_url(str(checkpoint))
+    (tmp_path / "text.json").write_text("no JSON")
+    with pytest.raises(PolicyError, match="text.json: not a policy file"):
+        hub.daisy_local(checkpoint, tmp_path / "text.json")
+    (tmp_path / "other.json").write_text(json.dumps({"layers": 3}))
+    with pytest.raises(PolicyError, match="other.json: not a policy file"):
+        hub.daisy_local(checkpoint, tmp_path / "other.json")
