@@ -40,7 +40,7 @@ from daisy.cli.console import DEFAULT_POLICY
 from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 
 PUBLISHED = ("asr", "sid", "se", "ss")
-QUICK_STEPS, QUICK_LIMIT = 4, 8
+QUICK_STEPS, QUICK_LIMIT = 4, 6
 NOT_IDENTITY = ("cache",)
 console = Console()
 
@@ -139,7 +139,8 @@ def corpus_of(task: str, arguments: argparse.Namespace, root: Path) -> Path:
             raise UsageError(f"{folder}: not there; benchmarks/minisuperb/prepare.py --published makes it")
         return folder
     console.print(f"{task}: corpus", style="dim")
-    return corpora.build(task, root / "corpora", limit=QUICK_LIMIT if arguments.quick else None)
+    limit = QUICK_LIMIT if arguments.quick else None
+    return corpora.build(task, root / "corpora", limit=limit, overwrite=arguments.overwrite)
 
 
 def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, root: Path) -> Iterator[Run]:
