@@ -50,6 +50,12 @@ setup(
             "filelock",
             "PyYAML",
         ],
+        "superb": [
+            "asteroid>=0.7",  # s3prl's enhancement and separation import its metrics and losses; brings pesq and pystoi
+            "pesq",  # compiled, so a C compiler and Python's headers are needed
+            "pystoi",
+            "catalyst>=22",  # speech_commands imports one sampler of it, for training on several GPUs
+        ],
         "hf": ["transformers>=4.46,<5"],
         "analysis": ["scipy>=1.9", "scikit-learn>=1.3", "matplotlib>=3.7", "jinja2>=3.1"],
         "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14"],

@@ -1,0 +1,247 @@
+"""A user's own LibriSpeech, Libri-light, VoxCeleb1, VoiceBank-DEMAND and Libri2Mix: what is missing, and their samples.
+
+MiniSUPERB (arXiv:2305.19011) trains on 10 hours of Libri-light, 11 utterances of each VoxCeleb1 speaker, and 1,000
+recordings each of VoiceBank-DEMAND (seed 8830) and Libri2Mix (seed 7); dev and test sets are whole. The draws are made
+as its scripts make them, so that the same corpora give the same samples. Corpora are linked, never copied or changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from daisy import files
+from daisy.errors import OutputError, UsageError
+
+SAMPLED = 1000
+SE_SEED, SS_SEED = 8830, 7
+UTTERANCES_PER_SPEAKER, SID_SEED = 11, 42
+DEV_SPEAKERS = ("p226", "p287")
+"""VoiceBank's training speakers that s3prl keeps for dev."""
+LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a corpus's folder must hold."""
+
+    pattern: str
+    """As of `Path.glob`."""
+    count: int
+    """At least so many."""
+    what: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that a user has to bring."""
+
+    task: str
+    title: str
+    parts: tuple[Part, ...]
+
+
+CORPORA = {
+    "librispeech": Corpus(
+        "asr",
+        "LibriSpeech (openslr.org/12), unpacked",
+        (
+            Part("dev-clean/*/*/*.flac", 2703, "utterances"),
+            Part("dev-clean/*/*/*.trans.txt", 97, "transcripts"),
+            Part("test-clean/*/*/*.flac", 2620, "utterances"),
+            Part("test-clean/*/*/*.trans.txt", 87, "transcripts"),
+        ),
+    ),
+    "librilight": Corpus(
+        "asr",
+        "Libri-light's librispeech_finetuning (10 h), unpacked",
+        (
+            Part("1h/*/*/*/*/*.flac", 200, "utterances of the first hour"),
+            Part("9h/*/*/*/*.flac", 2000, "utterances of the other nine"),
+            Part("**/*.trans.txt", 2, "transcripts"),
+        ),
+    ),
+    "voxceleb": Corpus(
+        "sid",
+        "VoxCeleb1, with dev/wav and test/wav, and veri_test_class.txt (iden_split.txt) in it",
+        (
+            Part("dev/wav/id1*", 1211, "speakers"),
+            Part("test/wav/id1*", 40, "speakers"),
+            Part("*_*t*.txt", 1, "list of (1 train, 2 dev, 3 test, path): veri_test_class.txt or iden_split.txt"),
+        ),
+    ),
+    "voicebank": Corpus(
+        "se",
+        "VoiceBank-DEMAND of 28 speakers (at any rate; s3prl resamples)",
+        (
+            Part("clean_trainset_28spk_wav*/*.wav", 11572, "clean training recordings"),
+            Part("noisy_trainset_28spk_wav*/*.wav", 11572, "noisy training recordings"),
+            Part("clean_testset_wav*/*.wav", 824, "clean test recordings"),
+            Part("noisy_testset_wav*/*.wav", 824, "noisy test recordings"),
+        ),
+    ),
+    "libri2mix": Corpus(
+        "ss",
+        "Libri2Mix, min mode, 16 kHz (wav16k/min)",
+        tuple(
+            Part(f"wav16k/min/{split}/{kind}/*.wav", count, f"files of {kind}")
+            for split, count in (("train-100", 13900), ("dev", 3000), ("test", 3000))
+            for kind in ("mix_clean", "s1", "s2")
+        ),
+    ),
+}
+
+
+def missing(name: str, folder: Path | None) -> list[str]:
+    """What a corpus lacks, a line each: nothing where it is whole.
+
+    Args:
+        name: of `CORPORA`.
+        folder: where the user has it; None where they did not say.
+    """
+    corpus = CORPORA[name]
+    if folder is None:
+        return [f"--{name} not given: {corpus.title}"]
+    if not folder.is_dir():
+        return [f"{folder}: no such folder: {corpus.title}"]
+    lines = []
+    for part in corpus.parts:
+        found = sum(1 for _ in folder.glob(part.pattern))
+        if found < part.count:
+            lines.append(f"{folder / part.pattern}: {found} of {part.count} {part.what}")
+    return lines
+
+
+def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
+    """So many of the names, sorted: the first of the sorted names, shuffled by Python's generator.
+
+    Raises:
+        UsageError: where there are fewer.
+    """
+    ordered = sorted(names)
+    if len(ordered) < count:
+        raise UsageError(f"cannot draw {count} of {len(ordered)} recordings")
+    random.Random(seed).shuffle(ordered)
+    return sorted(ordered[:count])
+
+
+def draw_speakers(lines: Iterable[str], count: int, seed: int) -> list[str]:
+    """Lines of a VoxCeleb1 split list with only so many training utterances a speaker.
+
+    Raises:
+        UsageError: where a speaker has fewer, or a line is none.
+    """
+    import pandas
+
+    rows = [line.split() for line in lines if line.strip()]
+    if any(len(row) != 2 or row[0] not in ("1", "2", "3") for row in rows):
+        raise UsageError("not a list of VoxCeleb1's splits: lines of (1, 2 or 3) and a path")
+    frame = pandas.DataFrame(rows, columns=["split", "path"])
+    train = frame[frame.split == "1"]
+    speakers = train.path.str.split("/").str[0]
+    few = Counter(speakers)
+    if any(number < count for number in few.values()):
+        raise UsageError(f"a speaker has fewer than {count} training utterances")
+    kept = [found.sample(count, random_state=seed) for _, found in train.groupby(speakers)]
+    table = pandas.concat([*kept, frame[frame.split == "2"], frame[frame.split == "3"]])
+    return [f"{row.split} {row.path}" for row in table.itertuples()]
+
+
+def recognition(out: Path, folders: dict[str, Path]) -> None:
+    """ASR: links, length tables and the character dictionary."""
+    _link(folders["librilight"], out / "train")
+    for split in ("dev-clean", "test-clean"):
+        _link(folders["librispeech"] / split, out / split)
+    for split in ("train", "dev-clean", "test-clean"):
+        table = [("file_path", "length", "label")]
+        for path in sorted((out / split).resolve().rglob("*.flac")):
+            inside = Path(split) / path.relative_to((out / split).resolve())
+            table.append((str(inside), str(soundfile.info(path).frames // 160), ""))
+        (out / "lengths").mkdir(exist_ok=True)
+        with open(out / "lengths" / f"{split}.csv", "w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(table)
+    files.write(out / "char.dict", "".join(f"{letter} 1\n" for letter in LETTERS).encode())
+
+
+def speakers(out: Path, folders: dict[str, Path]) -> None:
+    """SID: a link and the sampled list."""
+    root = folders["voxceleb"]
+    _link(root, out / "VoxCeleb1")
+    lists = [root / name for name in ("veri_test_class.txt", "iden_split.txt") if (root / name).is_file()]
+    if not lists:
+        raise UsageError(f"{root}: neither veri_test_class.txt nor iden_split.txt is in it")
+    lines = lists[0].read_text(encoding="utf-8").splitlines()
+    sampled = draw_speakers(lines, UTTERANCES_PER_SPEAKER, SID_SEED)
+    files.write(out / "split.txt", "".join(f"{line}\n" for line in sampled).encode())
+
+
+def enhancement(out: Path, folders: dict[str, Path]) -> None:
+    """SE: lists of the sampled training recordings, and of all of dev and test."""
+    root = folders["voicebank"]
+    stems = {}
+    for kind in ("clean", "noisy"):
+        for split in ("trainset_28spk", "testset"):
+            folder = next(path for path in sorted(root.glob(f"{kind}_{split}_wav*")) if path.is_dir())
+            stems[kind, split] = {path.stem: path for path in folder.glob("*.wav")}
+    pool = set(stems["clean", "trainset_28spk"]) & set(stems["noisy", "trainset_28spk"])
+    dev = {stem for stem in pool if stem.startswith(DEV_SPEAKERS)}
+    test = set(stems["clean", "testset"]) & set(stems["noisy", "testset"])
+    chosen = {"train": draw(pool - dev, SAMPLED, SE_SEED), "dev": sorted(dev), "test": sorted(test)}
+    for split, names in chosen.items():
+        for kind in ("clean", "noisy"):
+            paths = stems[kind, "testset" if split == "test" else "trainset_28spk"]
+            _list(out / split / kind, {name: paths[name] for name in names})
+
+
+def separation(out: Path, folders: dict[str, Path]) -> None:
+    """SS: lists of the sampled training mixtures, and of all of dev and test."""
+    root = folders["libri2mix"] / "wav16k" / "min"
+    for source, split in (("train-100", "train"), ("dev", "dev"), ("test", "test")):
+        paths = {k: {p.stem: p for p in (root / source / k).glob("*.wav")} for k in ("mix_clean", "s1", "s2")}
+        whole = set.intersection(*(set(found) for found in paths.values()))
+        names = draw(whole, SAMPLED, SS_SEED) if split == "train" else sorted(whole)
+        for kind, found in paths.items():
+            _list(out / split / kind, {name: found[name] for name in names})
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _list(folder: Path, paths: dict[str, Path]) -> None:
+    files.write(folder / "wav.scp", "".join(f"{name} {path.resolve()}\n" for name, path in paths.items()).encode())
+
+
+BUILDERS: dict[str, Callable[[Path, dict[str, Path]], None]] = {
+    "asr": recognition,
+    "sid": speakers,
+    "se": enhancement,
+    "ss": separation,
+}
+
+
+def build(task: str, root: Path, folders: dict[str, Path]) -> Path:
+    """A task's lists, whole or absent, from corpora that `missing` found whole.
+
+    Raises:
+        OutputError: where they cannot be written.
+        UsageError: where a sample cannot be drawn.
+    """
+    final, beside = root / task, root / f".{task}.part"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        BUILDERS[task](beside, folders)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+    except OSError as error:
+        raise OutputError(f"{final}: cannot be written ({error.strerror or error})") from None
+    return final

@@ -1,0 +1,248 @@
+"""MiniSUPERB's tasks on early-exit upstreams: one command, one table. Goes on where it stopped.
+
+    python benchmarks/minisuperb/run.py daisy-mini --seeds 0 1 2 --jobs 2
+    python benchmarks/minisuperb/run.py daisy-mini --tasks ks ic --upstreams never plateau-60 fixed-60 fbank
+    python benchmarks/minisuperb/run.py hubert.safetensors --data published     # after prepare.py --published
+    python benchmarks/minisuperb/run.py daisy-mini --quick                      # a few steps of everything
+
+A finished run is not repeated, an interrupted one goes on, a failed one is reported and begun again by the next call.
+The table has every finished run of the folder, so that a long comparison may be made in several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import corpora
+import table
+import yaml
+from tasks import AT_HAND, HERE, TASKS, conditions, configuration
+from upstreams import Upstream, find, names
+
+sys.path.append(str(HERE.parent))
+
+from common import guarded, write
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from daisy import checkpoint, files
+from daisy.cli.console import DEFAULT_POLICY
+from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
+
+PUBLISHED = ("asr", "sid", "se", "ss")
+QUICK_STEPS, QUICK_LIMIT = 4, 6
+NOT_IDENTITY = ("cache",)
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row's work."""
+
+    task: str
+    upstream: Upstream
+    seed: int
+    folder: Path
+    spec: dict
+
+    @property
+    def title(self) -> str:
+        return f"{self.task} {self.upstream.name} seed {self.seed}"
+
+    def prepare(self, overwrite: bool) -> bool:
+        """Write run.json; whether there is anything left to do.
+
+        Raises:
+            OutputError: where the folder holds a run with other settings.
+        """
+        path = self.folder / "run.json"
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            other = sorted(
+                key for key in {**before, **self.spec} if key not in NOT_IDENTITY and before.get(key) != self.spec[key]
+            )
+            if other and not overwrite:
+                raise OutputError(f"{self.folder}: holds a run with another {', '.join(other)}; give --overwrite")
+            if other:
+                shutil.rmtree(self.folder)
+            elif (self.folder / "result.json").is_file():
+                return False
+        files.write_json(path, self.spec)
+        return True
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", nargs="?", default="daisy-mini", help="daisy checkpoint, or a bundled model's name")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--upstreams", nargs="+", metavar="NAME", help=f"of {', '.join(names(DEFAULT_POLICY))}")
+    parser.add_argument("--policy", default=DEFAULT_POLICY, help="which rule is set to 80, 60 and 40 %% depth")
+    parser.add_argument("--featurizer", default="dynamic", choices=("stock", "dynamic", "dynamic-s"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--data", default="small", choices=("small", "published"), help="corpora and configurations")
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "minisuperb")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-cache", action="store_true", help="run the upstream in every epoch")
+    parser.add_argument("--keep-cache", action="store_true", help="else removed after the last seed of an upstream")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few recordings; no results file")
+    parser.add_argument("--overwrite", action="store_true", help="begin runs with other settings anew")
+    parser.add_argument("--table", action="store_true", help="only make the table of what is finished")
+    return parser.parse_args()
+
+
+def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
+    """The tasks that are asked for, each possible.
+
+    Raises:
+        UsageError: where one is not known, has no corpus here, or cannot be run by this s3prl.
+    """
+    published = arguments.data == "published"
+    chosen = arguments.tasks or list(PUBLISHED if published else AT_HAND)
+    for name in chosen:
+        if name not in TASKS:
+            raise UsageError(unknown_name("task", name, TASKS))
+        if not published and name not in AT_HAND:
+            raise UsageError(f"{name}: the shared recordings have no corpus for it; --data published")
+        needs = TASKS[name].needs
+        if needs and not _exists(needs):
+            raise UsageError(f"{name} needs {needs}, which s3prl's wheel leaves out: install s3prl from its repository")
+    return chosen
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def corpus_of(task: str, arguments: argparse.Namespace, root: Path) -> Path:
+    """Where a task's corpus lies; one of the shared recordings is built where it is not there yet.
+
+    Raises:
+        UsageError: where a published corpus was not prepared.
+    """
+    if arguments.data == "published":
+        folder = (arguments.out / "published" / "corpora" / task).resolve()
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: not there; benchmarks/minisuperb/prepare.py --published makes it")
+        return folder
+    console.print(f"{task}: corpus", style="dim")
+    limit = QUICK_LIMIT if arguments.quick else None
+    return corpora.build(task, root / "corpora", limit=limit, overwrite=arguments.overwrite)
+
+
+def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, root: Path) -> Iterator[Run]:
+    """All runs of a task."""
+    published = arguments.data == "published"
+    corpus = corpus_of(task, arguments, root)
+    config = yaml.safe_load(configuration(TASKS[task], corpus, published))
+    if arguments.quick:
+        steps = {"total_steps": QUICK_STEPS, "eval_step": QUICK_STEPS, "save_step": QUICK_STEPS, "log_step": 1}
+        config["runner"] |= steps
+    for upstream in found:
+        featurizer = arguments.featurizer if upstream.exits else "stock"
+        options = ["--upstream_feature_normalize"]
+        options += ["--featurizer", featurizer] if upstream.exits else []
+        cached = upstream.exits and not arguments.no_cache
+        policy = upstream.arguments[upstream.arguments.index("-g") + 1] if "-g" in upstream.arguments else None
+        for seed in arguments.seeds:
+            spec = {
+                "task": task,
+                "data": arguments.data,
+                "corpus": str(corpus),
+                "config": config,
+                "upstream": list(upstream.arguments),
+                "name": upstream.name,
+                "policy": upstream.policy,
+                "target_depth": upstream.target_depth,
+                "policy_file": json.loads(Path(policy).read_text(encoding="utf-8")) if policy else None,
+                "checkpoint": checkpoint.digest(arguments.model) if upstream.name != "fbank" else None,
+                "featurizer": featurizer,
+                "options": options,
+                "seed": seed,
+                "device": arguments.device,
+                "conditions": conditions(published),
+                "cache": str(root / "cache" / task / upstream.name) if cached else None,
+            }
+            folder = root / "runs" / task / upstream.name / featurizer / f"seed{seed}"
+            yield Run(task=task, upstream=upstream, seed=seed, folder=folder, spec=spec)
+
+
+def execute(run: Run) -> str:
+    """Finish a run in a process of its own; what went wrong, or nothing."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    command = [sys.executable, str(HERE / "worker.py"), str(run.folder)]
+    with open(run.folder / "stderr.log", "w", encoding="utf-8") as stream:
+        ended = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+    if ended.returncode == 0:
+        return ""
+    lines = (run.folder / "stderr.log").read_text(encoding="utf-8", errors="replace").split()
+    return f"{run.title}: {' '.join(lines[-30:]) or f'ended with {ended.returncode}'} ({run.folder / 'stderr.log'})"
+
+
+def finish(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
+    """All runs, the seeds of an upstream one after the other: the first fills the cache for the others."""
+    todo = [run for run in runs if run.prepare(arguments.overwrite)]
+    console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in todo:
+        groups.setdefault((run.task, run.upstream.name), []).append(run)
+    failed: list[str] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar, ThreadPoolExecutor(arguments.jobs) as pool:
+        progress = bar.add_task("runs", total=len(todo))
+
+        def group(members: list[Run]) -> None:
+            for run in members:
+                bar.update(progress, description=run.title)
+                if wrong := execute(run):
+                    failed.append(wrong)
+                    bar.console.print(wrong, style="red", soft_wrap=True, markup=False)
+                bar.advance(progress)
+            if members[0].spec["cache"] and not arguments.keep_cache:
+                shutil.rmtree(members[0].spec["cache"], ignore_errors=True)
+
+        for future in [pool.submit(group, members) for members in groups.values()]:
+            future.result()
+    return failed
+
+
+def main() -> None:
+    arguments = parse()
+    root = (arguments.out / ("quick" if arguments.quick else arguments.data)).resolve()
+    failed: list[str] = []
+    if not arguments.table:
+        if importlib.util.find_spec("s3prl") is None:
+            raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
+        wanted = arguments.upstreams or list(names(arguments.policy))
+        tasks = chosen_tasks(arguments)
+        limit = QUICK_LIMIT if arguments.quick else None
+        found = find(wanted, arguments.model, arguments.policy, root / "policies", console.print, limit)
+        runs = [run for task in tasks for run in runs_of(task, found, arguments, root)]
+        failed = finish(runs, arguments)
+    rows = table.rows(root / "runs")
+    if not rows:
+        raise DaisyError(f"{root}: no run is finished")
+    for path in table.write(rows, root):
+        console.print(str(path), soft_wrap=True)
+    if not arguments.quick:
+        write("minisuperb" if arguments.data == "small" else "minisuperb_published", rows)
+    console.print(table.summary(rows), markup=False, soft_wrap=True)
+    if failed:
+        sys.exit(f"{len(failed)} of the runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,57 @@
+"""MiniSUPERB's score (arXiv:2305.19011): where a model stands between log-mel features and a reference model.
+
+As we read it, from memory: per task the mean over its metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over
+tasks, times 1000. So log-mel features have 0 and the reference 1000, and a metric where less is better needs no sign.
+The paper's reference figures could not be read: ours are those of the same table, the full model for s_best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from daisy.errors import UsageError
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Task to metric to value."""
+
+
+def task_score(values: Mapping[str, float], floor: Mapping[str, float], best: Mapping[str, float]) -> float:
+    """A task's share of the way from log-mel features (0) to the reference (1).
+
+    Args:
+        values: metric to the model's value.
+        floor: the same of log-mel features.
+        best: the same of the reference.
+
+    Raises:
+        UsageError: where a metric is missing, or features and reference do not differ in it.
+    """
+    if not values:
+        raise UsageError("a score needs at least one metric")
+    shares = []
+    for metric, value in values.items():
+        if metric not in floor or metric not in best:
+            raise UsageError(f"no reference figure for {metric}")
+        if best[metric] == floor[metric]:
+            raise UsageError(f"{metric}: log-mel features and the reference are both at {floor[metric]:g}")
+        shares.append((value - floor[metric]) / (best[metric] - floor[metric]))
+    return sum(shares) / len(shares)
+
+
+def score(values: Scores, floor: Scores, best: Scores) -> float:
+    """The MiniSUPERB score over the tasks that ``values`` has: 0 for log-mel features, 1000 for the reference.
+
+    Args:
+        values: of the model.
+        floor: of log-mel features.
+        best: of the reference model.
+
+    Raises:
+        UsageError: as `task_score`, or where there is no task.
+    """
+    if not values:
+        raise UsageError("a score needs at least one task")
+    for task in values:
+        if task not in floor or task not in best:
+            raise UsageError(f"no reference figures for task {task}")
+    return 1000 * sum(task_score(values[task], floor[task], best[task]) for task in values) / len(values)

@@ -1,0 +1,204 @@
+"""The tasks: which of s3prl's downstreams runs each, where its test sets lie, and what it prints as its result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sources import CONDITIONS
+
+from daisy.errors import OutputError
+
+HERE = Path(__file__).parent
+NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))"
+DEV_CHECKPOINTS = ("dev-best.ckpt", "dev-clean-best.ckpt", "best-states-dev.ckpt")
+EVALUATED = "config.downstream_expert."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that s3prl prints after going through a split."""
+
+    name: str
+    pattern: str
+    """Regular expression of a whole line, ``{split}`` in it; its last group is the number."""
+    higher_is_better: bool
+    unit: float = 1.0
+    """What s3prl's number is divided by: 100 for percent."""
+
+    def values(self, text: str, split: str) -> list[float]:
+        """All that a log says of a split, in order."""
+        line = re.compile(f"^{self.pattern.format(split=re.escape(split))}$", re.MULTILINE | re.IGNORECASE)
+        return [float(found.group(line.groups)) / self.unit for found in line.finditer(text)]
+
+    def value(self, text: str, split: str, where: Path) -> float:
+        """The last that a log says of a split.
+
+        Raises:
+            OutputError: where it says nothing.
+        """
+        found = self.values(text, split)
+        if not found:
+            raise OutputError(f"{where}: no line with {self.name} of {split}; s3prl stopped before its result")
+        return found[-1]
+
+
+def _accuracy() -> tuple[Metric, ...]:
+    return (Metric(name="accuracy", pattern="{split} acc: " + NUMBER, higher_is_better=True),)
+
+
+def _average(name: str, shown: str) -> Metric:
+    return Metric(name=shown, pattern=rf"Average {name} of (\d+) utts(?: is|:) " + NUMBER, higher_is_better=True)
+
+
+def slot_accuracy(folder: Path, split: str) -> dict[str, float]:
+    """Share of slots that are right: of a few dozen orders, hardly any has all three.
+
+    Args:
+        folder: where s3prl wrote its table of predictions and of the truth, a line an utterance, its name first.
+        split: s3prl's name.
+
+    Raises:
+        OutputError: where the tables are not there or do not match.
+    """
+    try:
+        said, true = (
+            [line.split(",") for line in (folder / f"{split}_{kind}.csv").read_text(encoding="utf-8").splitlines()]
+            for kind in ("predict", "truth")
+        )
+        right = [a == b for p, t in zip(said, true, strict=True) for a, b in zip(p[1:], t[1:], strict=True)]
+        return {"slot_accuracy": sum(right) / len(right)}
+    except (OSError, ValueError, ZeroDivisionError) as error:
+        raise OutputError(f"{folder}: no predictions of {split} to score ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task of the table."""
+
+    name: str
+    downstream: str
+    """s3prl's name, or of a folder in ``downstream/``."""
+    metrics: tuple[Metric, ...]
+    """The first chooses."""
+    where: Callable[[str], tuple[str, Mapping[str, str]]]
+    """Condition to s3prl's split, and to what in the configuration points at other audio: path below the corpus."""
+    pooled: bool = False
+    """Whether the downstream model does nothing before its mean over time that the mean could not come before."""
+    in_score: bool = False
+    """Whether MiniSUPERB's score counts it."""
+    published_split: str = "test"
+    also: Callable[[Path, str], dict[str, float]] | None = None
+    """Further metrics, from what s3prl wrote into a test set's folder."""
+    needs: str = ""
+    """A module that s3prl's wheel may lack."""
+
+    def evaluation(self, condition: str | None, corpus: Path, folder: Path) -> tuple[str, str]:
+        """s3prl's split and override for a test set.
+
+        Args:
+            condition: of `CONDITIONS`, or None for the published corpus's own test set.
+            corpus: where the task's corpus lies.
+            folder: where s3prl shall write.
+        """
+        split, places = (self.published_split, {}) if condition is None else self.where(condition)
+        changes = [f"args.expdir={str(folder)!r}"]
+        changes += [f"{EVALUATED}{key}={str(corpus / place)!r}" for key, place in places.items()]
+        return split, ",,".join(changes)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="asr",
+            downstream="asr",
+            metrics=(
+                Metric(name="wer", pattern="{split} wer: " + NUMBER, higher_is_better=False, unit=100),
+                Metric(name="cer", pattern="{split} uer: " + NUMBER, higher_is_better=False, unit=100),
+            ),
+            where=lambda condition: (f"test-{condition}", {}),
+            in_score=True,
+            published_split="test-clean",
+        ),
+        Task(
+            name="sid",
+            downstream="voxceleb1",
+            metrics=_accuracy(),
+            where=lambda c: ("test", {"datarc.file_path": c, "datarc.meta_data": f"{c}/split.txt"}),
+            pooled=True,
+            in_score=True,
+        ),
+        Task(
+            name="se",
+            downstream="enhancement_stft2",
+            metrics=(_average("pesq", "pesq"), _average("stoi", "stoi")),
+            where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
+            in_score=True,
+        ),
+        Task(
+            name="ss",
+            downstream="separation_stft2",
+            metrics=(_average("si_sdr", "si_sdri_db"),),
+            where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
+            in_score=True,
+        ),
+        Task(
+            name="ks",
+            downstream="keywords",
+            metrics=_accuracy(),
+            where=lambda condition: ("test", {"datarc.speech_commands_test_root": f"test-{condition}"}),
+            pooled=True,
+        ),
+        Task(
+            name="ic",
+            downstream="fluent_commands",
+            metrics=_accuracy(),
+            where=lambda condition: ("test", {"datarc.file_path": condition}),
+            pooled=True,
+            also=slot_accuracy,
+        ),
+        Task(
+            name="pr",
+            downstream="ctc",
+            metrics=(Metric(name="per", pattern="{split} per: " + NUMBER, higher_is_better=False),),
+            where=lambda condition: ("test", {}),
+            needs="s3prl.downstream.ctc.corpus",
+        ),
+    )
+}
+AT_HAND = tuple(name for name in TASKS if name != "pr")
+"""Tasks with a corpus of the shared recordings; none has phonemes."""
+UNSCORED = {("se", "clean")}
+"""Test sets where a task asks for nothing: there is no noise to take away."""
+
+
+def conditions(published: bool) -> list[str | None]:
+    """Test sets of a task: those of the corpora at hand, or a published corpus's own."""
+    return [None] if published else list(CONDITIONS)
+
+
+def configuration(task: Task, corpus: Path, published: bool) -> str:
+    """The task's s3prl configuration as YAML text, with the corpus's paths.
+
+    Raises:
+        OutputError: where there is none.
+    """
+    path = HERE / "config" / ("published" if published else "small") / f"{task.name}.yaml"
+    if not path.is_file():
+        raise OutputError(f"{path}: there is no such configuration")
+    return path.read_text(encoding="utf-8").replace("{corpus}", str(corpus))
+
+
+def best_checkpoint(folder: Path, total_steps: int) -> Path:
+    """What s3prl saved as best on dev; the last where it never did (asr: while every word is wrong).
+
+    Raises:
+        OutputError: where the training did not end.
+    """
+    last = folder / f"states-{total_steps}.ckpt"
+    if not last.is_file():
+        raise OutputError(f"{folder}: the training did not reach step {total_steps}")
+    return next((folder / name for name in DEV_CHECKPOINTS if (folder / name).is_file()), last)

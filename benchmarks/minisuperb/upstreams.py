@@ -1,0 +1,166 @@
+"""The upstreams that are compared: policies set on dev audio, and the full model for stock s3prl."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import torch
+from full_runs import CALIBRATION_SETS, calibration_runs
+
+import daisy
+from daisy import calibration, checkpoint, comparison, conditions, files, policy_file
+from daisy.errors import UsageError, unknown_name
+from daisy.traces import Traces
+
+DEPTHS = (0.8, 0.6, 0.4)
+SNRS_DB = (None, 20.0, 10.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """A row's left half."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """Of the command line, from -u on."""
+    policy: str = ""
+    target_depth: float | None = None
+    exits: bool = True
+    """Whether it is daisy's: with a cache, another featurizer and a log of exits."""
+
+
+def names(policy: str) -> tuple[str, ...]:
+    """All that can be compared, the default policy by its name."""
+    percent = [f"{depth:.0%}"[:-1] for depth in DEPTHS]
+    kinds = [f"{kind}-{p}" for kind in (policy, "fixed", "random") for p in percent]
+    return ("never", *kinds, "daisy_window-60", "hubert", "fbank")
+
+
+def find(
+    wanted: list[str],
+    model: str,
+    policy: str,
+    folder: Path,
+    progress: Callable[[str], None],
+    limit: int | None = None,
+) -> list[Upstream]:
+    """The upstreams of these names, their files made in a folder where they are not there yet.
+
+    Args:
+        wanted: of `names`.
+        model: a daisy checkpoint, or a bundled model's name.
+        policy: which rule is set to the depths.
+        folder: for policy files and the checkpoint in s3prl's form.
+        progress: told what takes time.
+        limit: recordings of each dev set at most, to try things out.
+
+    Raises:
+        UsageError: on an unknown name.
+    """
+    known = names(policy)
+    for name in wanted:
+        if name not in known:
+            raise UsageError(unknown_name("upstream", name, known))
+    folder = folder / checkpoint.digest(model)[:12]
+    policies = _Policies(model, policy, folder, progress, limit)
+    found = []
+    for name in wanted:
+        kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
+        if name == "fbank":
+            found.append(Upstream(name=name, arguments=("-u", "fbank"), exits=False))
+        elif name == "hubert":
+            path = stock_checkpoint(model, folder / "hubert_s3prl.pt")
+            arguments = ("-u", "hubert_local", "-k", str(path))
+            found.append(Upstream(name=name, arguments=arguments, policy="never", target_depth=1.0, exits=False))
+        else:
+            depth = int(percent) / 100 if percent else 1.0
+            arguments = ("-u", "daisy_local", "-k", model, "-g", str(policies.file(kind, depth)))
+            found.append(Upstream(name=name, arguments=arguments, policy=kind, target_depth=depth))
+    return found
+
+
+class _Policies:
+    """Policy files, set on full runs of dev audio that are made when the first of them is asked for."""
+
+    def __init__(
+        self, model: str, policy: str, folder: Path, progress: Callable[[str], None], limit: int | None = None
+    ):
+        self.model, self.policy, self.folder, self.progress, self.limit = model, policy, folder, progress, limit
+        self._runs: Traces | None = None
+
+    def file(self, kind: str, depth: float) -> Path:
+        path = self.folder / f"{kind}-{depth:.0%}.json".replace("%", "")
+        if not path.is_file():
+            if kind == "never":
+                files.write_json(path, {"name": "never"})
+            elif kind == "fixed":
+                layers = daisy.load(self.model).backbone.config.num_layers
+                files.write_json(path, {"name": "fixed", "layer": round(depth * layers)})
+            else:
+                self._set(kind, depth, path)
+        return path
+
+    @property
+    def runs(self) -> Traces:
+        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it."""
+        if self._runs is None:
+            self.progress("full runs of dev audio, to set the policies on")
+            every = calibration_runs(self.model, self.limit)
+            heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
+            self._runs = every.select([row for row, name in enumerate(every.conditions) if name in heard])
+        return self._runs
+
+    def _set(self, kind: str, depth: float, path: Path) -> None:
+        rule = {"random": self.policy, "daisy_window": "entropy"}.get(kind, kind)
+        chosen = calibration.for_depth(rule, self.runs, depth)
+        histogram = torch.bincount(chosen.exit_layers, minlength=self.runs.num_layers + 1)[1:].tolist()
+        if kind == "random":
+            files.write_json(path, {"name": "random", "histogram": histogram})
+        elif kind == "daisy_window":
+            window = calibration.window(chosen.policy.to_config()["threshold"], histogram)
+            files.write_json(path, window.to_config())
+        else:
+            verdicts = comparison.by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
+            policy_file.write(
+                path,
+                chosen.policy,
+                checkpoint=Path(self.model).stem,
+                digest=checkpoint.digest(self.model),
+                target={"depth": depth, "of": "layers", "conditions": list(dict.fromkeys(self.runs.conditions))},
+                attained={
+                    "conditions": [
+                        {"condition": each.condition, "exit_layer": each.mean_exit_layer.mean, "depth": each.depth}
+                        for each in verdicts
+                    ]
+                },
+                data={"sets": list(CALIBRATION_SETS), "split": "dev", "num_recordings": len(set(self.runs.utterances))},
+            )
+
+
+def stock_checkpoint(model: str, path: Path) -> Path:
+    """A daisy checkpoint in the form that stock s3prl's ``hubert_local`` reads.
+
+    Raises:
+        UsageError: where fairseq or s3prl is missing.
+        CheckpointError: where the model has no prediction head.
+    """
+    if path.is_file():
+        return path
+    try:
+        from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
+
+        from fairseq_plugins import export
+    except ModuleNotFoundError as error:
+        raise UsageError(f"upstream hubert needs {error.name}: pip install 'daisy-speech[fairseq,s3prl]'") from None
+    content = export.stock_checkpoint(export.read_backbone(model))
+    fairseq_form = path.with_name("hubert_fairseq.pt")
+    files.write(fairseq_form, lambda stream: torch.save(content, stream))
+    beside = path.with_suffix(".part")
+    load_and_convert_fairseq_ckpt(str(fairseq_form), str(beside))
+    beside.replace(path)
+    return path

@@ -1,0 +1,89 @@
+"""benchmarks/minisuperb as its scripts see it, and a tiny stand-in for the shared recordings."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (ROOT / "benchmarks" / "minisuperb", ROOT / "benchmarks")
+
+
+@pytest.fixture(scope="session")
+def script():
+    """Import a module of benchmarks/minisuperb; its plain name is forgotten again at the end."""
+    before = set(sys.modules)
+    sys.path[:0] = map(str, FOLDERS)
+    yield importlib.import_module
+    for folder in FOLDERS:
+        while str(folder) in sys.path:
+            sys.path.remove(str(folder))
+    for name in set(sys.modules) - before:
+        where = getattr(sys.modules[name], "__file__", None)
+        if where and Path(where).parent in FOLDERS:
+            del sys.modules[name]
+
+
+SENTENCES = ("mbóyi a dí", "bέbi ya ngá", "ndá", "swá bísi")
+ORDERS = (
+    {"coffeeDrink": "latte", "size": "large"},
+    {"coffeeDrink": "mocha", "roast": "dark roast"},
+    {"coffeeDrink": "latte"},
+)
+
+
+def _tables():
+    """Set to (split, speaker, label, seconds, further columns) of each recording."""
+    sets = {"mboshi": [], "librispeech": [], "digits": [], "keywords": [], "commands": [], "noise": []}
+    for split, count in (("train", 4), ("dev", 2), ("test", 3)):
+        for i in range(count):
+            text = SENTENCES[i % 4]
+            sets["mboshi"].append((split, "abiayi", text.capitalize(), 1.0, {"text_clean": text}))
+            slots = ORDERS[i % 3] if split == "train" else {"coffeeDrink": "latte", "size": ("large", "small")[i % 2]}
+            sets["commands"].append((split, "", "orderDrink", 1.0, {"slots": json.dumps(slots)}))
+            sets["keywords"].append((split, "", ("alexa", "smart mirror")[i % 2], 1.0, {}))
+        for speaker in (f"{split}a", f"{split}b"):
+            sets["librispeech"] += [(split, speaker, f"SOME TEXT {i}", 4.5, {}) for i in range(10)]
+        sets["noise"].append((split, "", "rain", 2.5, {}))
+    for take in range(10):
+        split = "test" if take < 5 else "train"
+        sets["digits"] += [(split, speaker, str(take % 3), 0.3, {"take": take}) for speaker in ("jo", "al")]
+    return sets
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """A folder like ../shared/data: seeded noise of different colours, half a minute in all."""
+    root = tmp_path_factory.mktemp("data")
+    draws = numpy.random.default_rng(0)
+    for name, table in _tables().items():
+        lines = []
+        for index, (split, speaker, label, seconds, more) in enumerate(table):
+            stem = f"{label}_{speaker}_{more['take']}" if name == "digits" else f"{name}{index}"
+            path = f"{split}/{stem}.wav"
+            (root / name / split).mkdir(parents=True, exist_ok=True)
+            audio = 0.1 * draws.standard_normal(round(seconds * 16000)).cumsum() % 0.3 - 0.15
+            soundfile.write(root / name / path, audio.astype("float32"), 16000)
+            line = {"path": path, "split": split, "speaker": speaker, "text_or_label": label}
+            lines.append(line | {key: value for key, value in more.items() if key != "take"})
+        with open(root / name / "index.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+    return root
+
+
+@pytest.fixture
+def corpora(script, recordings, monkeypatch):
+    """The builders, on the stand-in."""
+    sources, module = script("sources"), script("corpora")
+    monkeypatch.setattr(script("common"), "DATA", recordings)
+    monkeypatch.setattr(sources, "DATA", recordings)
+    sources.noise_bank.cache_clear()
+    yield module
+    sources.noise_bank.cache_clear()

@@ -1,0 +1,172 @@
+"""Layouts, as s3prl's own readers read them."""
+
+import csv
+import hashlib
+from collections import Counter
+
+import pytest
+import soundfile
+import torch
+
+from daisy.errors import OutputError, UsageError
+
+CONDITIONS = ("clean", "20", "10", "0")
+
+
+def audio(path):
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert rate == 16000
+    assert samples.ndim == 1
+    return torch.from_numpy(samples)
+
+
+def snr(clean, degraded):
+    return 10 * torch.log10(clean.square().mean() / (degraded - clean).square().mean())
+
+
+def lists(folder):
+    return dict(line.split(maxsplit=1) for line in (folder / "wav.scp").read_text().splitlines())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_recognition_is_read_by_s3prl(corpora, tmp_path):
+    dataset = pytest.importorskip("s3prl.downstream.asr.dataset", reason="needs s3prl")
+    folder = corpora.build("asr", tmp_path)
+    dictionary = dataset.Dictionary.load(str(folder / "char.dict"))
+    for split, count in (("train", 4), ("dev", 2), *((f"test-{c}", 3) for c in CONDITIONS)):
+        found = dataset.SequenceDataset(split, 1, dictionary, str(folder), str(folder / "lengths"), **{split: [split]})
+        assert len(found) == count
+        waveforms, labels, names = found[0]
+        assert len(waveforms[0]) == 16000
+        assert len(names) == 1
+        assert dictionary.unk() not in labels[0]
+    said = {dictionary.string(found[index][1][0]).replace(" ", "") for index in range(3)}
+    assert "MBÓYI|A|DÍ|" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_speakers_are_read_by_s3prl(corpora, tmp_path, monkeypatch):
+    dataset = pytest.importorskip("s3prl.downstream.voxceleb1.dataset", reason="needs s3prl")
+    folder = corpora.build("sid", tmp_path / "corpora")
+    for condition in CONDITIONS:
+        monkeypatch.setattr(dataset, "CACHE_PATH", str(tmp_path / condition))
+        root = folder / condition
+        split = {part: [] for part in "123"}
+        for line in (root / "split.txt").read_text().splitlines():
+            split[line[0]].append(line[2:])
+        tests = dataset.SpeakerClassifiDataset("test", root, str(root / "split.txt"))
+        # two speakers of digits, and of librispeech two of each of train and test
+        assert sorted(set(tests.label)) == list(range(6))
+        assert len(tests) == len(split["3"])
+        assert (split["1"] == []) == (condition != "clean")
+    assert len(tests[0][0]) in (4800, 32000)
+
+
+def test_takes_of_a_speaker_are_kept_apart(corpora, tmp_path):
+    root = corpora.build("sid", tmp_path) / "clean"
+    parts = {}
+    for path in root.rglob("*.wav"):
+        parts.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(path.parent.name)
+    assert {part for found in parts.values() for part in found} == {"1", "2", "3"}
+    assert all(len(found) == 1 for found in parts.values())
+
+
+@pytest.mark.parametrize(("task", "source"), [("se", "noisy"), ("ss", "mix_clean")])
+@pytest.mark.filterwarnings("ignore")
+def test_mixtures_are_read_by_s3prl(corpora, tmp_path, task, source):
+    name = {"se": "enhancement_stft2", "ss": "separation_stft2"}[task]
+    dataset = pytest.importorskip(f"s3prl.downstream.{name}.dataset", reason="needs s3prl")
+    folder = corpora.build(task, tmp_path, limit=6)
+    targets = ["clean"] if task == "se" else ["s1", "s2"]
+    for split in ("train", "dev", *(f"test-{c}" for c in CONDITIONS)):
+        found = dataset.SeparationDataset(str(folder / split), src=[source], tgt=targets, n_fft=512, hop_length=160)
+        assert len(found) > 0
+        _, mixture, _, parts, _ = found[0]
+        assert all(part.shape == mixture.shape for part in parts)
+
+
+def test_noise_is_at_its_ratio_and_the_same_at_each(corpora, tmp_path):
+    folder = corpora.build("se", tmp_path, limit=6)
+    noises = {}
+    for condition in CONDITIONS[1:]:
+        clean, noisy = lists(folder / f"test-{condition}" / "clean"), lists(folder / f"test-{condition}" / "noisy")
+        assert list(clean) == list(noisy)
+        for name, path in clean.items():
+            quiet, loud = audio(path), audio(noisy[name])
+            assert float(snr(quiet, loud)) == pytest.approx(float(condition), abs=0.1)
+            noises.setdefault(name, []).append((loud - quiet) / (loud - quiet).norm())
+    for found in noises.values():
+        assert float(found[0] @ found[2]) == pytest.approx(1, abs=1e-2)
+    clean = lists(folder / "test-clean" / "clean")
+    for name, path in lists(folder / "test-clean" / "noisy").items():
+        assert torch.equal(audio(path), audio(clean[name]))
+
+
+def test_mixtures_are_the_sum_of_two_speakers(corpora, tmp_path):
+    folder = corpora.build("ss", tmp_path, limit=6)
+    for split in ("train", "dev", "test-clean"):
+        paths = [lists(folder / split / kind) for kind in ("mix_clean", "s1", "s2")]
+        for name in paths[0]:
+            mixture, first, second = (audio(found[name]) for found in paths)
+            assert float((mixture - first - second).abs().max()) < 1e-3
+            assert abs(float(10 * torch.log10(first.square().mean() / second.square().mean()))) < 2.6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_keywords_are_split_by_speech_commands_rule(corpora, tmp_path):
+    folder = corpora.build("ks", tmp_path)
+    shares = {}
+    for path in (folder / "train").glob("*/*.wav"):
+        if path.parent.name != "_background_noise_":
+            stem = path.name.split("_nohash_")[0]
+            shares[path] = int(hashlib.sha1(stem.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
+    words = Counter(path.parent.name for path, share in shares.items() if share < 10)
+    assert words == {"alexa": 1, "smart mirror": 1, "_unknown_": 10}
+    assert not any(10 <= share < 20 for share in shares.values())
+    background = [audio(path) for path in (folder / "train" / "_background_noise_").glob("*.wav")]
+    assert background
+    assert all(len(noise) == 16000 for noise in background)
+    for condition in CONDITIONS:
+        found = {path.name for path in (folder / f"test-{condition}").iterdir()}
+        assert found == {"alexa", "smart mirror", "_unknown_", "_silence_"}
+
+
+def test_commands_have_a_value_in_each_column(corpora, tmp_path):
+    folder = corpora.build("ic", tmp_path)
+    for condition in CONDITIONS:
+        tables = {}
+        for split in ("train", "valid", "test"):
+            with open(folder / condition / "data" / f"{split}_data.csv", newline="") as stream:
+                tables[split] = list(csv.DictReader(stream))
+        assert [row["object"] for row in tables["train"]] == ["large", "none", "none", "large"]
+        assert {row["action"] for row in tables["train"]} == {"latte", "mocha"}
+        # "small" is never said in training: s3prl has no class for it
+        assert [row["object"] for row in tables["test"]] == ["large", "large"]
+        assert all((folder / condition / row["path"]).is_file() for row in tables["test"])
+
+
+def test_the_same_settings_give_the_same_bytes_and_are_not_built_again(corpora, tmp_path):
+    first, second = (corpora.build("ss", tmp_path / name, limit=4) for name in "ab")
+    for path in first.rglob("*.wav"):
+        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes()
+    written = (first / "corpus.json").stat().st_mtime_ns
+    assert corpora.build("ss", tmp_path / "a", limit=4) == first
+    assert (first / "corpus.json").stat().st_mtime_ns == written
+    with pytest.raises(OutputError, match="other settings; remove it or give --overwrite"):
+        corpora.build("ss", tmp_path / "a", limit=5)
+    corpora.build("ss", tmp_path / "a", limit=5, overwrite=True)
+    with pytest.raises(UsageError, match="no corpus for 'sd'"):
+        corpora.build("sd", tmp_path)
+
+
+def test_a_build_that_is_cut_off_leaves_no_corpus(corpora, tmp_path, monkeypatch):
+    def cut_off(out, final, seed, limit):
+        (out / "half").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(corpora.BUILDERS, "ic", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            corpora.build("ic", tmp_path)
+    assert not (tmp_path / "ic").exists()
+    assert not (corpora.build("ic", tmp_path) / "half").exists()

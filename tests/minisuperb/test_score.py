@@ -1,0 +1,33 @@
+import pytest
+
+from daisy.errors import UsageError
+
+FLOOR = {"asr": {"wer": 0.8}, "se": {"pesq": 2.0, "stoi": 0.8}}
+BEST = {"asr": {"wer": 0.4}, "se": {"pesq": 3.0, "stoi": 0.9}}
+
+
+def test_features_have_nothing_and_the_reference_has_a_thousand(script):
+    score = script("score").score
+    assert score(FLOOR, FLOOR, BEST) == 0
+    assert score(BEST, FLOOR, BEST) == pytest.approx(1000)
+
+
+def test_metrics_are_averaged_before_tasks(script):
+    values = {"asr": {"wer": 0.6}, "se": {"pesq": 3.0, "stoi": 0.8}}  # each task half way
+    assert script("score").score(values, FLOOR, BEST) == pytest.approx(500)
+    assert script("score").score({"asr": {"wer": 1.0}}, FLOOR, BEST) == pytest.approx(-500)
+
+
+@pytest.mark.parametrize(
+    ("values", "floor", "message"),
+    [
+        ({}, FLOOR, "at least one task"),
+        ({"sid": {"accuracy": 1.0}}, FLOOR, "no reference figures for task sid"),
+        ({"asr": {"cer": 1.0}}, FLOOR, "no reference figure for cer"),
+        ({"asr": {}}, FLOOR, "at least one metric"),
+        ({"asr": {"wer": 1.0}}, BEST, "wer: log-mel features and the reference are both at 0.4"),
+    ],
+)
+def test_what_has_no_score(script, values, floor, message):
+    with pytest.raises(UsageError, match=message):
+        script("score").score(values, floor, BEST)
