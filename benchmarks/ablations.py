@@ -38,6 +38,7 @@ from sklearn.preprocessing import StandardScaler
 import daisy
 from daisy import analysis, audio, files, masked
 from daisy.backbone import Backbone
+from daisy.errors import UsageError, unknown_name
 from daisy.report import snr_name
 from fairseq_plugins.model import read_backbone
 
@@ -245,12 +246,14 @@ def conclude(name: str, updates: int, model: daisy.Model, runs: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), metavar="VARIANT", help="none: only the table")
     parser.add_argument("--updates", type=int, default=250)
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     conclude(START, 0, read_backbone(str(runs / "pretrain" / "iteration1.safetensors")), runs)
     for name in arguments.only:
+        if name not in VARIANTS:
+            raise UsageError(unknown_name("variant", name, VARIANTS))
         path = train(name, VARIANTS[name], runs, arguments.updates)
         conclude(name, arguments.updates, read_backbone(str(path)), runs)
     verdicts = [folder_of(name, runs) / "verdict.json" for name in (START, *VARIANTS)]
