@@ -2,7 +2,8 @@
 
     python benchmarks/forecasts.py daisy-mini
 
-Learners: the ridge regression that ships (`daisy.forecast`), with other penalties, and gradient boosted trees. Noise:
+Learners: the ridge regression that ships (`daisy.forecast`), with other penalties, fewer scores, or a target between
+forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees. Noise:
 recorded alone, or white, pink and babble too. A price for each depth is set on the kinds that were learnt from; the
 agreement with the full model is judged on all of them beside a static cut, and whether the exit follows the noise, each
 utterance by models that did not see its speaker.
@@ -26,15 +27,20 @@ from daisy.traces import Traces
 
 DEPTHS = (0.4, 0.6, 0.8)
 PENALTIES = (0.001, forecast.PENALTY, 0.1, 1.0)
+SHARES = (0.25, 0.5, 0.75)
+FEWER = (("entropy", "change"), ("entropy",))
 TREES = {"max_iter": 60, "max_depth": 3, "learning_rate": 0.1, "min_samples_leaf": 20}
 Learner = Callable[[str, Traces, Traces], Tensor]
 """Policy, runs to learn from, runs to foretell: critical prices (B, L - 1)."""
 
 
-def ridge(penalty: float) -> Learner:
+def ridge(penalty: float = forecast.PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0) -> Learner:
     def prices(name: str, learn: Traces, apply: Traces) -> Tensor:
         target, features = calibration.LEARNT[name]
-        found = forecast.fit(learn.scores, wanted(learn, target), features, penalty=penalty)
+        loss, entropy = wanted(learn, target), learn.scores["entropy"]
+        if entropy_share:
+            loss = (1 - entropy_share) * loss + entropy_share * entropy * (loss.std() / entropy.std())
+        found = forecast.fit(learn.scores, loss, scores or features, penalty=penalty)
         rule = policies.make(name, {**found._asdict(), "price": 0.0})
         return calibration.critical_prices(rule, apply.scores)
 
@@ -107,9 +113,12 @@ def main() -> None:
     if not arguments.quick:
         learners["boosted trees"] = boosted
     rows = []
+    between: dict[str, Learner] = {f"ridge, {share:.0%} entropy": ridge(entropy_share=share) for share in SHARES}
+    fewer: dict[str, Learner] = {f"ridge, {' and '.join(scores)}": ridge(scores=scores) for scores in FEWER}
     for name in ("forecast", "plateau"):
         for heard, learnable in (("recorded", recorded), ("all kinds", [True] * len(runs))):
-            for label, learner in learners.items():
+            more = {**between, **fewer} if (name, heard) == ("forecast", "all kinds") else {}
+            for label, learner in {**learners, **more}.items():
                 prices = cross_fitted(learner, name, runs, learnable)
                 for target in DEPTHS:
                     made = {"policy": name, "learner": label, "learnt_on": heard}
