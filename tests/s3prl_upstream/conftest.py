@@ -43,6 +43,11 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def upstream(hub, checkpoint):
+    return hub.daisy_local(checkpoint, ANY_EXIT).eval()
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
     """Exits at every layer, whatever the weights."""

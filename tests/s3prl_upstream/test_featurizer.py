@@ -9,11 +9,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
-def upstream(hub, checkpoint):
-    return hub.daisy_local(checkpoint, ANY_EXIT).eval()
-
-
-@pytest.fixture
 def wavs():
     return [waveform(seed, 5000 + 321 * seed) for seed in range(8)]
 

@@ -8,14 +8,9 @@ import daisy
 from daisy import EarlyExitEncoder, PolicyError, policies, policy_file
 from daisy.errors import AudioError, CheckpointError, UsageError
 from tests.conftest import KINDS, tiny_model
-from tests.s3prl_upstream.conftest import ANY_EXIT, LAYERS, waveform
+from tests.s3prl_upstream.conftest import LAYERS, waveform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def upstream(hub, checkpoint):
-    return hub.daisy_local(checkpoint, ANY_EXIT).eval()
 
 
 @pytest.fixture
