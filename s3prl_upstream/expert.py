@@ -53,6 +53,8 @@ class UpstreamExpert(UpstreamBase):
         self.executed_only = False
         """Give the states as they are, utterance by utterance, not padded and repeated for s3prl's featurizer."""
         self.cache: StateCache | None = None
+        self.records = False
+        """Whether the cache holds runs that go past the exit, which is decided when they are read."""
         self.last = Batch()
         """What the last call did, for the exit log."""
 
@@ -92,23 +94,25 @@ class UpstreamExpert(UpstreamBase):
             parts = encoder.backbone, encoder.heads, encoder.policy
             self._runs(EarlyExitEncoder(*parts, keep="last", score_stride=stride))
 
-    def cache_in(self, folder: Path, dtype: str) -> None:
+    def cache_in(self, folder: Path, dtype: str, full: bool = False) -> None:
         """Keep states on disk from now on; what to `take` must be settled.
 
         Args:
             folder: of the cache.
             dtype: of the states there.
+            full: keep full runs, which all policies share, and not only what this one executes.
 
         Raises:
             OutputError: where the folder cannot be written.
         """
         policy = self.encoder.policy
-        if isinstance(policy, Window):
-            self._runs(frozen.to_the_end_of(policy, self.encoder))
+        self.records = full or isinstance(policy, Window)
+        if self.records:
+            self._runs(frozen.recorder(self.encoder, full))
         self.cache = StateCache(
             folder,
             checkpoint=self.digest,
-            policy=policy.to_config(),
+            policy={"name": "any", "scores": self.recorder.score_names} if full else policy.to_config(),
             score_stride=self.encoder.score_stride,
             needs=self._stored,
             dtype=dtype,
@@ -124,8 +128,8 @@ class UpstreamExpert(UpstreamBase):
 
     @property
     def _stored(self) -> Needs:
-        """What the cache keeps: of a window's recording everything, because batches will cut it anew."""
-        return Needs() if isinstance(self.encoder.policy, Window) else self.needs
+        """What the cache keeps."""
+        return frozen.recorded_needs(self.needs) if self.records else self.needs
 
     def forward(self, wavs: Sequence[Tensor]) -> dict:
         """Run a batch.
@@ -191,7 +195,7 @@ class UpstreamExpert(UpstreamBase):
             return frozen.encode(self.recorder, *part, self._stored)
 
         batch = cache.batch(digests, self.encoder.backbone.device, compute)
-        if isinstance(policy, Window):
+        if self.records:
             batch.utterances = frozen.decided(policy, batch.utterances, self.needs)
         batch.cache_sec += digest_sec
         return batch

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from daisy.encoder import EarlyExitEncoder
-from daisy.policies import Fixed, Window
+from daisy.policies import Fixed, Never, Policy, Window
+from daisy.scores import SCORES, WITHOUT_HEADS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +119,35 @@ def encode(
     return batch
 
 
-def to_the_end_of(window: Window, encoder: EarlyExitEncoder) -> EarlyExitEncoder:
-    """For a cache: an encoder that runs to a window's end and notes the scores, whatever else is in the batch.
+def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
+    """For a cache: an encoder that runs as far as exits can come and notes the scores, whatever else is in the batch.
 
     From these `decided` makes each batch's exits.
+
+    Args:
+        encoder: whose policy decides.
+        full: run all layers and note all scores, for any policy; else only what a `Window` needs.
     """
-    last = Fixed(layer=min(window.last, encoder.backbone.config.num_layers))
-    return EarlyExitEncoder(
-        encoder.backbone, encoder.heads, last, scores=window.reads, score_stride=encoder.score_stride
-    )
+    last: Policy = Never()
+    names = set(encoder.score_names)
+    if full:
+        names = set(SCORES if encoder.heads else WITHOUT_HEADS)
+        if encoder.heads and not encoder.heads.config.regressors:
+            names.remove("regressed")
+    elif isinstance(encoder.policy, Window):
+        last = Fixed(layer=min(encoder.policy.last, encoder.backbone.config.num_layers))
+    return EarlyExitEncoder(encoder.backbone, encoder.heads, last, scores=names, score_stride=encoder.score_stride)
 
 
-def decided(policy: Window, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
-    """The exits of a batch whose utterances were recorded to the window's end, with all their states."""
-    scores = {name: torch.stack([each.scores[name] for each in recorded]) for name in policy.reads}
+def recorded_needs(needs: Needs) -> Needs:
+    """What `recorder`'s utterances keep: all layers, for the exit is not known yet."""
+    return replace(needs, layer="all")
+
+
+def decided(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
+    """The exits of a batch whose utterances a `recorder` made, with `recorded_needs` of them."""
+    needs = Needs(layer=needs.layer)  # the mean was taken before
+    scores = {name: torch.stack([each.scores[name] for each in recorded]) for name in recorded[0].scores}
     exits = policy.exit_layers(scores).tolist()
     nan = torch.nan
     return [
@@ -141,7 +157,9 @@ def decided(policy: Window, recorded: Sequence[Utterance], needs: Needs) -> list
             num_frames=each.num_frames,
             exit_layer=exit_layer,
             scores={
-                name: values.where(torch.arange(len(values)) < exit_layer, nan) for name, values in each.scores.items()
+                name: values.where(torch.arange(len(values)) < exit_layer, nan)
+                for name, values in each.scores.items()
+                if name in policy.reads
             },
             states=needs.take(each.states[: exit_layer + 1]),
             cached=each.cached,

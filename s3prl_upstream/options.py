@@ -24,6 +24,7 @@ class Options:
     cache_dtype: str | None = None
     """None where not given: then float16."""
     cache_mean: bool = False
+    cache_full: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Keep the mean over time only, for tasks whose model is linear up to mean pooling (SID, IC, KS)",
     )
+    group.add_argument(
+        "--cache-full",
+        action="store_true",
+        help="Keep full runs and all scores, from which every policy takes its own: one recording for a comparison",
+    )
     return found
 
 
@@ -59,7 +65,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     """
     values, rest = parser().parse_known_args(list(arguments))
     options = Options(**vars(values))
-    for name, given in (("--cache-mean", options.cache_mean), ("--cache-dtype", options.cache_dtype)):
-        if given and options.cache is None:
-            raise UsageError(f"{name} is for --cache DIR")
+    for name in ("cache_mean", "cache_dtype", "cache_full"):
+        if getattr(options, name) and options.cache is None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --cache DIR")
     return options, rest

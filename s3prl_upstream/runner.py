@@ -103,7 +103,7 @@ class ExitRunner(Runner):
             mean=options.cache_mean,
         ).to(args.device)
         if options.cache:
-            self.expert.cache_in(options.cache, options.cache_dtype or "float16")
+            self.expert.cache_in(options.cache, options.cache_dtype or "float16", options.cache_full)
         return self._init_model(model, "Featurizer", True, ["output_dim", "downsample_rate"])
 
     def _get_downstream(self) -> ModelEntry:

@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import corpora
 import table
+import timing
 import yaml
 from tasks import AT_HAND, HERE, TASKS, conditions, configuration
 from upstreams import Upstream, find, names
@@ -42,6 +44,7 @@ from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 PUBLISHED = ("asr", "sid", "se", "ss")
 QUICK_STEPS, QUICK_LIMIT = 4, 6
 NOT_IDENTITY = ("cache",)
+TIMES = "real_time_factors.json"
 console = Console()
 
 
@@ -94,11 +97,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="run the upstream in every epoch")
-    parser.add_argument("--keep-cache", action="store_true", help="else removed after the last seed of an upstream")
+    parser.add_argument("--keep-cache", action="store_true", help="else removed after the last run of a task")
+    parser.add_argument("--time", action="store_true", help="then time the upstreams on test audio; best on idle cores")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few recordings; no results file")
     parser.add_argument("--overwrite", action="store_true", help="begin runs with other settings anew")
     parser.add_argument("--table", action="store_true", help="only make the table of what is finished")
     return parser.parse_args()
+
+
+def root_of(arguments: argparse.Namespace) -> Path:
+    """Where corpora, policies, caches and runs lie."""
+    return (arguments.out / ("quick" if arguments.quick else arguments.data)).resolve()
+
+
+def cache_of(task: str, arguments: argparse.Namespace) -> Path:
+    """Full runs of a task's audio, which all of daisy's upstreams take their exits from."""
+    return root_of(arguments) / "cache" / task
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
@@ -174,7 +188,7 @@ def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, roo
                 "seed": seed,
                 "device": arguments.device,
                 "conditions": conditions(published),
-                "cache": str(root / "cache" / task / upstream.name) if cached else None,
+                "cache": str(cache_of(task, arguments)) if cached else None,
             }
             folder = root / "runs" / task / upstream.name / featurizer / f"seed{seed}"
             yield Run(task=task, upstream=upstream, seed=seed, folder=folder, spec=spec)
@@ -193,35 +207,33 @@ def execute(run: Run) -> str:
 
 
 def finish(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
-    """All runs, the seeds of an upstream one after the other: the first fills the cache for the others."""
+    """All runs, task by task: a task's runs share a cache, which goes with the last of them."""
     todo = [run for run in runs if run.prepare(arguments.overwrite)]
     console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in todo:
-        groups.setdefault((run.task, run.upstream.name), []).append(run)
+    left = Counter(run.task for run in todo)
     failed: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(arguments.jobs) as pool:
         progress = bar.add_task("runs", total=len(todo))
 
-        def group(members: list[Run]) -> None:
-            for run in members:
-                bar.update(progress, description=run.title)
-                if wrong := execute(run):
-                    failed.append(wrong)
-                    bar.console.print(wrong, style="red", soft_wrap=True, markup=False)
-                bar.advance(progress)
-            if members[0].spec["cache"] and not arguments.keep_cache:
-                shutil.rmtree(members[0].spec["cache"], ignore_errors=True)
+        def one(run: Run) -> None:
+            bar.update(progress, description=run.title)
+            if wrong := execute(run):
+                failed.append(wrong)
+                bar.console.print(wrong, style="red", soft_wrap=True, markup=False)
+            bar.advance(progress)
+            left[run.task] -= 1
+            if not left[run.task] and not arguments.keep_cache:
+                shutil.rmtree(cache_of(run.task, arguments), ignore_errors=True)
 
-        for future in [pool.submit(group, members) for members in groups.values()]:
+        for future in [pool.submit(one, run) for run in todo]:
             future.result()
     return failed
 
 
 def main() -> None:
     arguments = parse()
-    root = (arguments.out / ("quick" if arguments.quick else arguments.data)).resolve()
+    root = root_of(arguments)
     failed: list[str] = []
     if not arguments.table:
         if importlib.util.find_spec("s3prl") is None:
@@ -232,7 +244,10 @@ def main() -> None:
         found = find(wanted, arguments.model, arguments.policy, root / "policies", console.print, limit)
         runs = [run for task in tasks for run in runs_of(task, found, arguments, root)]
         failed = finish(runs, arguments)
-    rows = table.rows(root / "runs")
+        if arguments.time:
+            corpus = {run.task: Path(run.spec["corpus"]) for run in runs}
+            timing.measure(found, corpus, root / TIMES)
+    rows = table.rows(root / "runs", timing.read(root / TIMES))
     if not rows:
         raise DaisyError(f"{root}: no run is finished")
     for path in table.write(rows, root):

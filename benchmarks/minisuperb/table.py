@@ -7,7 +7,7 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy
@@ -23,8 +23,12 @@ KEYS = ("task", "upstream", "featurizer")
 SHOWN = {"test": "test", "clean": "clean", "20": "20 dB", "10": "10 dB", "0": "0 dB"}
 
 
-def rows(folder: Path) -> list[dict]:
+def rows(folder: Path, real_time_factors: Mapping[str, float]) -> list[dict]:
     """One row for each metric, test set and seed of every finished run below a folder.
+
+    Args:
+        folder: of the runs.
+        real_time_factors: of `timing.read`.
 
     Raises:
         OutputError: where a run's files cannot be read.
@@ -35,7 +39,9 @@ def rows(folder: Path) -> list[dict]:
             spec = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
             result = json.loads(path.read_text(encoding="utf-8"))
             for test in result["tests"]:
-                found += [_row(spec, result, test, metric, value) for metric, value in test["metrics"].items()]
+                key = f"{spec['task']} {spec['name']} {test['condition']}"
+                factor = {"upstream_real_time_factor": real_time_factors.get(key)}
+                found += [_row(spec, result, test, *named) | factor for named in test["metrics"].items()]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path}: not a finished run ({error!r}); remove its folder") from None
     return found
@@ -58,7 +64,6 @@ def _row(spec: dict, result: dict, test: dict, metric: str, value: float) -> dic
         "value": value if math.isfinite(value) else None,
         "seed": spec["seed"],
         "num_utterances": exits.get("utterances"),
-        "upstream_real_time_factor": exits.get("real_time_factor"),
         "steps": spec["config"]["runner"]["total_steps"],
         "train_sec": result["train_sec"],
         "evaluate_sec": test["evaluate_sec"],

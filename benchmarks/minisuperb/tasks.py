@@ -85,6 +85,8 @@ class Task:
     """The first chooses."""
     where: Callable[[str], tuple[str, Mapping[str, str]]]
     """Condition to s3prl's split, and to what in the configuration points at other audio: path below the corpus."""
+    test_audio: str = ""
+    """Test recordings below the corpus of the shared recordings, a pattern."""
     pooled: bool = False
     """Whether the downstream model does nothing before its mean over time that the mean could not come before."""
     in_score: bool = False
@@ -114,6 +116,7 @@ TASKS = {
     for task in (
         Task(
             name="asr",
+            test_audio="test-{condition}/**/*.flac",
             downstream="asr",
             metrics=(
                 Metric(name="wer", pattern="{split} wer: " + NUMBER, higher_is_better=False, unit=100),
@@ -125,6 +128,7 @@ TASKS = {
         ),
         Task(
             name="sid",
+            test_audio="{condition}/dev/wav/*/3/*.wav",
             downstream="voxceleb1",
             metrics=_accuracy(),
             where=lambda c: ("test", {"datarc.file_path": c, "datarc.meta_data": f"{c}/split.txt"}),
@@ -133,6 +137,7 @@ TASKS = {
         ),
         Task(
             name="se",
+            test_audio="test-{condition}/wav/noisy/*.wav",
             downstream="enhancement_stft2",
             metrics=(_average("pesq", "pesq"), _average("stoi", "stoi")),
             where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
@@ -140,6 +145,7 @@ TASKS = {
         ),
         Task(
             name="ss",
+            test_audio="test-{condition}/wav/mix_clean/*.wav",
             downstream="separation_stft2",
             metrics=(_average("si_sdr", "si_sdri_db"),),
             where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
@@ -147,6 +153,7 @@ TASKS = {
         ),
         Task(
             name="ks",
+            test_audio="test-{condition}/*/*.wav",
             downstream="keywords",
             metrics=_accuracy(),
             where=lambda condition: ("test", {"datarc.speech_commands_test_root": f"test-{condition}"}),
@@ -154,6 +161,7 @@ TASKS = {
         ),
         Task(
             name="ic",
+            test_audio="{condition}/wavs/test/*.wav",
             downstream="fluent_commands",
             metrics=_accuracy(),
             where=lambda condition: ("test", {"datarc.file_path": condition}),

@@ -109,7 +109,7 @@ def cache_options(spec: dict) -> list[str]:
     """Where the upstream's states are kept; not part of what a run is."""
     if not spec["cache"]:
         return []
-    return ["--cache", spec["cache"], *(["--cache-mean"] if TASKS[spec["task"]].pooled else [])]
+    return ["--cache", spec["cache"], "--cache-full", *(["--cache-mean"] if TASKS[spec["task"]].pooled else [])]
 
 
 def drop_broken(folder: Path) -> None:

@@ -14,7 +14,7 @@ def finished(root, task, upstream, values, depth, seed=0):
     folder.mkdir(parents=True)
     spec = {"task": task, "name": upstream, "policy": "", "target_depth": depth, "featurizer": "dynamic", "seed": seed}
     (folder / "run.json").write_text(json.dumps(spec | {"config": {"runner": {"total_steps": 9}}}))
-    exits = depth and {"depth": depth, "mean_exit_layer": 12 * depth, "macs_share": depth, "real_time_factor": 0.1}
+    exits = depth and {"depth": depth, "mean_exit_layer": 12 * depth, "macs_share": depth}
     tests = [
         {"condition": condition, "metrics": {"accuracy": value}, "exits": exits, "evaluate_sec": 1}
         for condition, value in values.items()
@@ -33,7 +33,7 @@ def root(tmp_path):
 
 
 def test_rows_are_flat(script, root):
-    rows = script("table").rows(root / "runs")
+    rows = script("table").rows(root / "runs", {"sid never clean": 0.1})
     assert len(rows) == 5
     row = next(row for row in rows if row["upstream"] == "plateau-60")
     assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
@@ -42,7 +42,9 @@ def test_rows_are_flat(script, root):
 
 def test_policies_stand_beside_the_static_cut_at_their_own_depth(script, root):
     table = script("table")
-    lines = table.with_static_cut(table.means(table.rows(root / "runs"))).set_index("upstream")
+    lines = table.with_static_cut(table.means(table.rows(root / "runs", {"sid never clean": 0.1}))).set_index(
+        "upstream"
+    )
     assert lines.static_cut["plateau-60"] == pytest.approx(0.55)  # half way between 0.4 and the mean of 0.8 and 0.6
     assert lines.static_cut["never"] == lines.value["never"] == pytest.approx(0.7)
     assert table.static_cut([(0.4, 1.0), (1.0, 2.0)], 0.3) is None
@@ -50,7 +52,7 @@ def test_policies_stand_beside_the_static_cut_at_their_own_depth(script, root):
 
 def test_the_page_and_the_score(script, root):
     table = script("table")
-    rows = table.rows(root / "runs")
+    rows = table.rows(root / "runs", {"sid never clean": 0.1})
     found = {row["upstream"]: row["score"] for row in table.scores(table.with_static_cut(table.means(rows)))}
     assert found["fbank"] == 0
     assert found["never"] == pytest.approx(1000)
@@ -65,7 +67,7 @@ def test_the_page_and_the_score(script, root):
 def test_a_damaged_run_is_named(script, root):
     (root / "runs" / "sid" / "fbank" / "dynamic" / "seed0" / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"fbank.*result.json: not a finished run"):
-        script("table").rows(root / "runs")
+        script("table").rows(root / "runs", {"sid never clean": 0.1})
 
 
 def test_a_finished_run_is_not_repeated_and_another_not_overwritten(script, tmp_path):

@@ -20,11 +20,11 @@ def make(hub, checkpoint, tmp_path):
     """An upstream with a cache, as the featurizers leave it."""
     from s3prl_upstream.frozen import Needs
 
-    def upstream(dtype="float32", policy=ANY_EXIT, folder=tmp_path, **needs):
+    def upstream(dtype="float32", policy=ANY_EXIT, folder=tmp_path, full=False, **needs):
         expert = hub.daisy_local(checkpoint, policy).eval()
         expert.executed_only = True
         expert.needs = Needs(**needs)
-        expert.cache_in(folder, dtype)
+        expert.cache_in(folder, dtype, full)
         return expert
 
     return upstream
@@ -73,6 +73,21 @@ def test_only_what_is_needed_is_stored(make, wavs):
             assert [mine.shape for mine in found] == [other.shape for other in expected]
     folders = {make(**needs).cache.folder for needs in ({}, {"layer": "exit"}, {"layer": 2}, {"mean": True})}
     assert len(folders) == 4
+
+
+@pytest.mark.parametrize("needs", [{}, {"mean": True, "normalize": True}, {"layer": "exit"}, {"layer": 2}])
+def test_one_full_recording_serves_all_policies(make, wavs, tmp_path, needs):
+    policies = ({"name": "never"}, ANY_EXIT, {"name": "fixed", "layer": 2}, {"name": "random", "histogram": [1] * 4})
+    for index, policy in enumerate((*policies, {"name": "daisy_window", "threshold": 1.7, "first": 1, "last": 3})):
+        upstream = make(policy=policy, full=True, folder=tmp_path / "full", **needs)
+        found, own = upstream(wavs), make(policy=policy, folder=tmp_path / "own", **needs)
+        expected = own(wavs)
+        assert all(utterance.cached for utterance in upstream.last.utterances) == (index > 0)
+        assert torch.equal(found["exit_layer"], expected["exit_layer"])
+        assert [u.scores.keys() for u in upstream.last.utterances] == [u.scores.keys() for u in own.last.utterances]
+        for mine, other in zip(found["states"], expected["states"], strict=True):
+            assert torch.allclose(mine, other, atol=1e-5)
+    assert len(stored(tmp_path / "full")) == len(wavs)
 
 
 def test_another_policy_stride_type_or_sample_is_another_entry(make, wavs, tmp_path):
