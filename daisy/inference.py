@@ -1,0 +1,237 @@
+"""The backbone as the exit loop runs it: frames of a batch one after the other, without padding, without gradients.
+
+``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
+utterance ends and run over all ``F`` rows; attention and the positional convolution take the utterances one by one.
+So nothing is computed for padding, and who has left is gone from the next layer's rows. The result is `Backbone`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy import frames
+from daisy.backbone import Backbone
+from daisy.errors import UsageError, unknown_name
+from daisy.heads import ExitHeads
+from daisy.kernels import DTYPES, Conv, FourierConv, Linear, windows
+
+BLOCK_VALUES = 2**20
+"""Of the first convolution's output that are held at a time: about what stays in a core's caches."""
+
+
+class Inference:
+    """A backbone and heads whose weights are laid out for speed: copies, made for the weights as they are now.
+
+    Args:
+        backbone: the layers.
+        heads: the exit heads, where there are any.
+        dtype: "float32"; "bfloat16": weights and states, sums still in float32; "int8": linear maps of the layers, on
+            CPUs only, the rest in float32.
+
+    Raises:
+        UsageError: on another type, or on "int8" elsewhere than on a CPU.
+    """
+
+    def __init__(self, backbone: Backbone, heads: ExitHeads | None = None, dtype: str = "float32"):
+        if dtype not in DTYPES:
+            raise UsageError(unknown_name("dtype", dtype, DTYPES))
+        if dtype == "int8" and backbone.device.type != "cpu":
+            raise UsageError(f"dtype int8 is for CPUs, and the weights are on {backbone.device}")
+        self.backbone, self.config, self.dtype = backbone, backbone.config, DTYPES[dtype]
+        self.front = _FrontEnd(backbone, "bfloat16" if dtype == "bfloat16" else "float32")
+        projection = backbone.encoder.feature_projection
+        transformer = backbone.encoder.transformer
+        self.feature_norm = _Norm(projection.layer_norm, self.dtype)
+        self.projection = _linear(projection.projection, dtype)
+        self.positional = FourierConv(
+            transformer.pos_conv_embed.conv.weight, transformer.pos_conv_embed.conv.bias, self.config.pos_groups
+        )
+        self.norm = _Norm(transformer.layer_norm, self.dtype)
+        self.layers = [_Layer(block, self.config, self.dtype, dtype) for block in transformer.layers]
+        kind = "bfloat16" if dtype == "bfloat16" else "float32"
+        self.units = [_linear(each, kind) for each in heads.units] if heads else []
+
+    def front_end(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Waveforms (N_b,) float32, each of one frame or more, to features (F, C)."""
+        return self.front(waveforms)
+
+    def embed(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Features (F, C) of utterances of these lengths to layer 0 (F, D)."""
+        projected = self.projection(self.feature_norm(features))
+        states = projected + F.gelu(self.positional(projected.split(list(lengths)))).to(self.dtype)
+        return states if self.config.pre_norm else self.norm(states)
+
+    def layer(self, layer: int, states: Tensor, lengths: Sequence[int], apart: bool = False) -> tuple[Tensor, Tensor]:
+        """Layer ``layer - 1`` to layer ``layer`` (1 to L), (F, D).
+
+        Args:
+            layer: which.
+            states: of the layer before.
+            lengths: of the utterances, in frames.
+            apart: whether the feed-forward block's output before residual and norm is wanted too.
+
+        Returns:
+            The states, and with ``apart`` that output, else the states again; both (F, D).
+        """
+        states, feed_forward = self.layers[layer - 1](states, lengths, apart)
+        if self.config.pre_norm and layer == self.config.num_layers:
+            states = self.norm(states)
+        return states, feed_forward if apart else states
+
+    def unit_logits(self, layer: int, read: Tensor) -> Tensor:
+        """What layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
+        return self.units[layer - 1](read)
+
+
+def _linear(module: nn.Linear, dtype: str) -> Linear:
+    return Linear(module.weight, module.bias, dtype)
+
+
+class _Norm:
+    """Layer norm with weights of the states' type."""
+
+    def __init__(self, module: nn.LayerNorm, dtype: torch.dtype):
+        self.weight, self.bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+        self.eps = module.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class _Layer:
+    def __init__(self, block: nn.Module, config, dtype: torch.dtype, kind: str):
+        attention = block.attention
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        self.inputs = Linear(
+            torch.cat([each.weight.detach() for each in projections]),
+            torch.cat([each.bias.detach() for each in projections]),
+            kind,
+        )
+        self.output = _linear(attention.out_proj, kind)
+        self.inner = _linear(block.feed_forward.intermediate_dense, kind)
+        self.outer = _linear(block.feed_forward.output_dense, kind)
+        self.norm, self.final_norm = _Norm(block.layer_norm, dtype), _Norm(block.final_layer_norm, dtype)
+        self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
+
+    def __call__(self, states: Tensor, lengths: Sequence[int], apart: bool) -> tuple[Tensor, Tensor]:
+        mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), lengths, self.num_heads)
+        attended = self.output(mixed, plus=states)
+        if not self.pre_norm:
+            attended = self.norm(attended)
+        inner = self.inner(self.final_norm(attended) if self.pre_norm else attended, gelu=True)
+        if apart:
+            feed_forward = self.outer(inner)
+            states = attended + feed_forward
+        else:
+            states = feed_forward = self.outer(inner, plus=attended)
+        return (states if self.pre_norm else self.final_norm(states)), feed_forward
+
+
+def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
+    """Attention within each utterance.
+
+    Args:
+        projected: (F, 3 D), queries, keys and values of each frame.
+        lengths: of the utterances, in frames; they sum to F.
+        num_heads: H.
+
+    Returns:
+        (F, D).
+    """
+    split = projected.unflatten(1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, H, F, D / H)
+    if projected.device.type == "cpu":
+        return torch.cat([_attend(part)[0] for part in split[:, None].split(list(lengths), dim=3)])
+    return _attend_padded(split, lengths)
+
+
+def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(3, B, H, T, D / H) to (B, T, D)."""
+    return F.scaled_dot_product_attention(*queries_keys_values, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
+    """All utterances in one call, which many small ones keep a GPU waiting for: (3, H, F, D / H) to (F, D)."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return _attend(split.unflatten(2, (-1, longest)).transpose(1, 2)).flatten(0, 1)
+    valid = frames.valid_mask(torch.tensor(lengths), longest).to(split.device)
+    padded = split.new_zeros(3, split.shape[1], len(lengths), longest, split.shape[3])
+    padded[:, :, valid] = split
+    return _attend(padded.transpose(1, 2), valid[:, None, None])[valid]
+
+
+class _FrontEnd:
+    """The convolutions, utterance by utterance; on a CPU in blocks of frames whose values stay in the caches.
+
+    In a network with group norm, that norm over time is put into the first convolution's weights: mean and variance of
+    an output over the utterance follow from the mean and covariance of the samples under the kernel, 10 x 10 numbers.
+    """
+
+    def __init__(self, backbone: Backbone, dtype: str):
+        self.backbone, self.config, self.dtype = backbone, backbone.config, DTYPES[dtype]
+        blocks = backbone.feature_extractor.conv_layers
+        self.norms = [None if each.layer_norm is None else each.layer_norm for each in blocks]
+        first, *others = blocks
+        self.first = first.conv.weight.detach()[:, 0].float(), None if first.conv.bias is None else first.conv.bias
+        strides = [stride for _, _, stride in self.config.conv_layers]
+        self.convs = [
+            Conv(each.conv.weight, each.conv.bias, stride, dtype)
+            for each, stride in zip(others, strides[1:], strict=True)
+        ]
+        per_frame = self.config.frame_hop // strides[0] * self.config.conv_layers[0][0]
+        self.block = max(1, BLOCK_VALUES // per_frame)
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """(N_b,) float32 each to (F, C)."""
+        if self.backbone.device.type != "cpu":
+            with torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != self.backbone.dtype):
+                return torch.cat([self.backbone._convolve(waveform[None])[0] for waveform in waveforms]).to(self.dtype)
+        counts = [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
+        features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
+        for waveform, rows in zip(waveforms, features.split(counts), strict=True):
+            self._utterance(waveform, rows)
+        return features
+
+    def _utterance(self, waveform: Tensor, features: Tensor) -> None:
+        """(N,) to (T, C), block by block into ``features``."""
+        if self.config.normalize:
+            waveform = F.layer_norm(waveform, waveform.shape)
+        conv, norm = self._first(waveform)
+        hop, span = self.config.frame_hop, self.config.frame_span
+        for start in range(0, len(features), self.block):
+            rows = features[start : start + self.block]
+            part = waveform[start * hop : (start + len(rows) - 1) * hop + span]
+            x = self._activated(conv, part[:, None], norm).to(self.dtype)
+            for conv_after, norm_after in zip(self.convs, self.norms[1:], strict=True):
+                x = self._activated(conv_after, x, norm_after)
+            rows.copy_(x)
+
+    def _first(self, waveform: Tensor) -> tuple[Conv, nn.Module | None]:
+        """The first convolution, in float32, and the norm that is left after it."""
+        _, kernel, stride = self.config.conv_layers[0]
+        weight, bias = self.first
+        norm = self.norms[0]
+        if not isinstance(norm, nn.GroupNorm):
+            return Conv(weight[:, None], bias, stride), norm
+        seen = windows(waveform[:, None], kernel, stride).double()
+        mean = seen.mean(0)
+        covariance = seen.T @ seen / len(seen) - mean.outer(mean)
+        wide = weight.double()
+        variance = ((wide @ covariance) * wide).sum(1).clamp(min=0)
+        gain = norm.weight.double() / (variance + norm.eps).sqrt()
+        shift = norm.bias.double() - gain * (wide @ mean)  # a bias of the convolution would be taken off again
+        return Conv((wide * gain[:, None]).float()[:, None], shift.float(), stride), None
+
+    @staticmethod
+    def _activated(conv: Conv, x: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return conv(x, gelu=True)
+        return F.gelu(F.layer_norm(conv(x), norm.normalized_shape, *_of_type(norm, x.dtype), norm.eps))
+
+
+def _of_type(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return norm.weight.to(dtype), norm.bias.to(dtype)

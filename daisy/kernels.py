@@ -1,0 +1,127 @@
+"""Matrix products with weights laid out once, and convolutions that are such products.
+
+On a CPU the products are oneDNN's, with the activation or the residual sum in the same pass; elsewhere torch's own.
+Nothing here takes gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""What can be computed in, and the type of the states."""
+
+
+class Linear:
+    """``x @ weight.T + bias`` for any number of rows.
+
+    Args:
+        weight: (M, D).
+        bias: (M,), or None.
+        dtype: of `DTYPES`. "int8": weights rounded once to 8 bits, one scale each row, inputs at each call, to one scale
+            (torch's dynamic quantisation); on CPUs only.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str = "float32"):
+        self.kind = dtype
+        weight = weight.detach().to(DTYPES[dtype]).contiguous()
+        self.bias = None if bias is None else bias.detach().to(DTYPES[dtype])
+        if weight.device.type != "cpu":
+            self.kind = "torch"
+        elif dtype == "int8":
+            scales = weight.abs().amax(1).clamp(min=1e-12) / 127
+            rounded = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+            self.weight = torch.ops.quantized.linear_prepack(rounded, self.bias)
+            return
+        elif torch.backends.mkldnn.is_available():
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        else:
+            self.kind = "torch"
+        self.weight = weight
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
+        """(N, D) to (N, M), then GELU, or the sum with ``plus`` (N, M)."""
+        if self.kind == "torch":
+            y = F.linear(x, self.weight, self.bias)
+        elif self.kind == "int8":
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=False)
+        elif plus is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
+        else:
+            after = ("gelu", [], "none") if gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *after)
+        if plus is not None:
+            return y.add_(plus)
+        return F.gelu(y) if gelu else y
+
+
+class Conv:
+    """A convolution over time without padding, as a matrix product over windows of frames.
+
+    Args:
+        weight: (M, C, kernel).
+        bias: (M,), or None.
+        stride: between windows.
+        dtype: of `Linear`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, dtype: str = "float32"):
+        self.kernel, self.stride = weight.shape[2], stride
+        self.linear = Linear(weight.transpose(1, 2).flatten(1), bias, dtype)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """(T, C) to ((T - kernel) // stride + 1, M)."""
+        return self.linear(windows(x, self.kernel, self.stride), gelu=gelu)
+
+
+def windows(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """(T, C) to ((T - kernel) // stride + 1, kernel C): what a convolution's outputs see, frame after frame."""
+    length, channels = x.shape
+    count = (length - kernel) // stride + 1
+    return x.contiguous().as_strided((count, kernel * channels), (stride * channels, 1)).contiguous()
+
+
+class FourierConv:
+    """A grouped convolution with a long kernel and stride 1, by Fourier transforms of overlapping blocks.
+
+    Computes in float32. The multiplications are a few percent of the direct form's; the result is the same but for
+    rounding (overlap-save; e.g. Oppenheim and Schafer, Discrete-Time Signal Processing, 8.7.3).
+
+    Args:
+        weight: (D, D / groups, kernel).
+        bias: (D,), or None.
+        groups: of channels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, groups: int):
+        width, each, self.kernel = weight.shape
+        self.groups, self.bias = groups, None if bias is None else bias.detach().float()
+        self.block = 2 ** (2 * self.kernel - 1).bit_length()
+        self.step = self.block - self.kernel + 1
+        """New frames of a block."""
+        spectrum = torch.fft.rfft(weight.detach().float().flip(-1), self.block)  # a convolution, not a correlation
+        self.spectrum = spectrum.view(groups, width // groups, each, -1).permute(3, 0, 2, 1).contiguous()
+
+    def __call__(self, utterances: Sequence[Tensor]) -> Tensor:
+        """Utterances (T_b, D), each with ``kernel // 2`` frames of zeros around it, to (sum of T_b, D)."""
+        before = self.kernel // 2
+        blocks, counts = [], []
+        for frames in utterances:
+            count = -(-len(frames) // self.step)
+            # Output t of the overlap-save block needs inputs t - before to t - before + kernel - 1.
+            padded = F.pad(frames.float().T, (before, count * self.step + self.kernel - 1 - before - len(frames)))
+            blocks.append(padded.unfold(1, self.block, self.step).transpose(0, 1))
+            counts.append(count)
+        spectrum = torch.fft.rfft(torch.cat(blocks), self.block)  # (blocks, D, bins)
+        spectrum = spectrum.unflatten(1, (self.groups, -1)).permute(3, 1, 0, 2) @ self.spectrum
+        found = torch.fft.irfft(spectrum.permute(2, 1, 3, 0), self.block).flatten(1, 2)[..., self.kernel - 1 :]
+        rows = [
+            part.transpose(1, 2).flatten(0, 1)[: len(frames)]
+            for part, frames in zip(found.split(counts), utterances, strict=True)
+        ]
+        result = torch.cat(rows)
+        return result if self.bias is None else result.add_(self.bias)
