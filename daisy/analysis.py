@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from daisy import audio, conditions, mixing
+from daisy import audio, conditions, frames, mixing
 from daisy.checkpoint import Model
 from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Never
@@ -82,14 +82,15 @@ def trace(
         for name, values in out.scores.items():
             found[name][indices] = values
         if losses:
-            full = model.final_head(_padded([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
-            wanted = full.argmax(-1) if reference is None else _padded([reference[i] for i in indices])
-            read, asked = full[:, ::score_stride], wanted.to(full.device)[:, ::score_stride]
+            full = model.final_head(torch.cat([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
+            wanted = full.argmax(-1) if reference is None else torch.cat([reference[i] for i in indices])
+            rows = frames.strided(out.num_frames, score_stride).to(full.device)
+            read, asked = full[rows], wanted.to(full.device)[rows]
             for layer, reading in enumerate(readings):
                 for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):
                     losses[name][indices, layer] = values.cpu()
-            for index, row, length in zip(indices, full.argmax(-1).cpu(), out.num_frames.tolist(), strict=True):
-                units[index] = row[:length]
+            for index, own in zip(indices, full.argmax(-1).cpu().split(out.num_frames.tolist()), strict=True):
+                units[index] = own
         progress(len(indices))
     if losses:
         found["final_agreement"] = 1 - losses["disagreement"]
@@ -107,7 +108,7 @@ def trace(
 
 
 def _losses(reading: Reading, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-    """`LOSSES` at one layer, (B,) each, from the full model's (B, T, K) and the units wanted (B, T)."""
+    """`LOSSES` at one layer, (B,) each, from the full model's (F', K) and the units wanted (F',)."""
     log_probs, guesses = reading.log_probs, reading.units
     return (
         reading.mean((guesses != full.argmax(-1)).float()),
@@ -115,7 +116,3 @@ def _losses(reading: Reading, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...
         reading.mean(-log_probs.gather(-1, wanted[..., None])[..., 0]),
         reading.mean((full.exp() * (full - log_probs)).sum(-1)),
     )
-
-
-def _padded(rows: Sequence[Tensor]) -> Tensor:
-    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.heads import ExitHeads, HeadsConfig
+from daisy.inference import prepared, prepared_heads
 from daisy.policies import Deadline, Never, Policy
 from daisy.scores import SCORES, Reading
 
@@ -113,17 +114,19 @@ def _timed(
 ) -> list[float]:
     """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
     marks = [0.0] * (backbone.config.num_layers + 1)
+    inference, ready = prepared(backbone, "float32"), prepared_heads(heads, "float32")
+    feeds = heads is not None and heads.config.reads == "feed_forward"
     wait: Callable[[], None] = torch.cuda.synchronize if backbone.device.type == "cuda" else lambda: None
     for waveform in waveforms:
         start = time.perf_counter()
-        features, num_frames = backbone.front_end(waveform[None].to(backbone.device), torch.tensor([len(waveform)]))
-        states, before = backbone.embed(features, num_frames), None
+        features = inference.front_end([waveform.to(backbone.device)])
+        lengths, num_frames = [len(features)], torch.tensor([len(features)])
+        states, before = inference.embed(features, lengths), None
         wait()
         marks[0] += time.perf_counter() - start
         for layer in range(1, len(marks)):
-            states, feed_forward = backbone.layer_with_feed_forward(layer, states, num_frames)
-            read = feed_forward if heads is not None and heads.config.reads == "feed_forward" else states
-            reading = Reading(heads, layer, read, num_frames, before, stride=stride)
+            states, read = inference.layer(layer, states, lengths, apart=feeds)
+            reading = Reading(ready, layer, read, num_frames, before, stride=stride)
             for name in names:
                 SCORES[name](reading)
             before = reading.units if "change" in names else None

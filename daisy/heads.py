@@ -77,15 +77,19 @@ class ExitHeads(nn.Module):
         """What layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""
         return self.units[layer - 1](read)
 
-    def predicted_loss(self, layer: int, read: Tensor, num_frames: Tensor) -> Tensor:
+    def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
         """The regressor's estimate of each utterance's masked-unit loss at this layer, (B,) in nats.
+
+        Args:
+            layer: 1 to L.
+            pooled: (B, 2 D) float32, of `mean_and_std`.
 
         Raises:
             CheckpointError: where these heads have no regressors.
         """
         if self.regressors is None:
             raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
-        return self.regressors[layer - 1](mean_and_std(read, num_frames))
+        return self.regressors[layer - 1](pooled)
 
 
 class LossRegressor(nn.Module):
@@ -164,11 +168,17 @@ class FinalHead(nn.Module):
         return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
 
 
-def mean_and_std(states: Tensor, num_frames: Tensor) -> Tensor:
-    """(B, T, D) to (B, 2 D) float32: mean and standard deviation of each utterance's own frames."""
-    states = states.float()
-    valid = frames.valid_mask(num_frames, states.shape[1]).to(states.device)[..., None]
-    count = num_frames.to(states.device, states.dtype)[:, None]
-    mean = (states * valid).sum(1) / count
-    variance = ((states - mean[:, None]).square() * valid).sum(1) / count
-    return torch.cat([mean, variance.sqrt()], dim=-1)
+def mean_and_std(read: Tensor, num_frames: Tensor) -> Tensor:
+    """Mean and standard deviation over each utterance's frames.
+
+    Args:
+        read: (F, D), the frames of B utterances one after the other.
+        num_frames: (B,) how many each has, on the CPU.
+
+    Returns:
+        (B, 2 D) float32.
+    """
+    read = read.float()
+    mean = frames.utterance_mean(read, num_frames)
+    centred = read - mean.repeat_interleave(num_frames.to(read.device), 0)
+    return torch.cat([mean, frames.utterance_mean(centred.square(), num_frames).sqrt()], dim=-1)

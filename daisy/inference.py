@@ -7,14 +7,16 @@ So nothing is computed for padding, and who has left is gone from the next layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy import frames
-from daisy.backbone import Backbone
+from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
 from daisy.kernels import DTYPES, Conv, FourierConv, Linear, windows
@@ -28,7 +30,6 @@ class Inference:
 
     Args:
         backbone: the layers.
-        heads: the exit heads, where there are any.
         dtype: "float32"; "bfloat16": weights and states, sums still in float32; "int8": linear maps of the layers, on
             CPUs only, the rest in float32.
 
@@ -36,13 +37,10 @@ class Inference:
         UsageError: on another type, or on "int8" elsewhere than on a CPU.
     """
 
-    def __init__(self, backbone: Backbone, heads: ExitHeads | None = None, dtype: str = "float32"):
-        if dtype not in DTYPES:
-            raise UsageError(unknown_name("dtype", dtype, DTYPES))
-        if dtype == "int8" and backbone.device.type != "cpu":
-            raise UsageError(f"dtype int8 is for CPUs, and the weights are on {backbone.device}")
-        self.backbone, self.config, self.dtype = backbone, backbone.config, DTYPES[dtype]
-        self.front = _FrontEnd(backbone, "bfloat16" if dtype == "bfloat16" else "float32")
+    def __init__(self, backbone: Backbone, dtype: str = "float32"):
+        check_dtype(dtype, backbone.device)
+        self.config, self.dtype = backbone.config, DTYPES[dtype]
+        self.front = _FrontEnd(backbone, _floating(dtype))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
         self.feature_norm = _Norm(projection.layer_norm, self.dtype)
@@ -52,8 +50,6 @@ class Inference:
         )
         self.norm = _Norm(transformer.layer_norm, self.dtype)
         self.layers = [_Layer(block, self.config, self.dtype, dtype) for block in transformer.layers]
-        kind = "bfloat16" if dtype == "bfloat16" else "float32"
-        self.units = [_linear(each, kind) for each in heads.units] if heads else []
 
     def front_end(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Waveforms (N_b,) float32, each of one frame or more, to features (F, C)."""
@@ -82,9 +78,64 @@ class Inference:
             states = self.norm(states)
         return states, feed_forward if apart else states
 
+
+class PreparedHeads:
+    """Exit heads whose unit classifiers are laid out for speed (`daisy.scores.Heads`)."""
+
+    def __init__(self, heads: ExitHeads, dtype: str = "float32"):
+        self.units = [_linear(each, _floating(dtype)) for each in heads.units]
+        self.config, self.regressors = heads.config, heads.regressors
+
     def unit_logits(self, layer: int, read: Tensor) -> Tensor:
         """What layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
         return self.units[layer - 1](read)
+
+    predicted_loss = ExitHeads.predicted_loss
+
+
+Prepared = TypeVar("Prepared", Inference, PreparedHeads)
+_prepared: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+"""Module to dtype to (state of its weights, copies): several encoders of a backbone share them."""
+
+
+def prepared(backbone: Backbone, dtype: str) -> Inference:
+    """A backbone laid out for speed, made again only when its weights have changed or moved.
+
+    Raises:
+        UsageError: as `Inference` does.
+    """
+    return _made(backbone, dtype, Inference)
+
+
+def prepared_heads(heads: ExitHeads | None, dtype: str) -> PreparedHeads | None:
+    """Likewise of heads, where there are any."""
+    return None if heads is None else _made(heads, dtype, PreparedHeads)
+
+
+def _made(module: nn.Module, dtype: str, kind: Callable[..., Prepared]) -> Prepared:
+    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()]
+    known = _prepared.setdefault(module, {})
+    if dtype not in known or known[dtype][0] != now:
+        known[dtype] = (now, kind(module, dtype))
+    return known[dtype][1]
+
+
+def check_dtype(dtype: str, device: torch.device) -> str:
+    """The dtype, where it can be computed in.
+
+    Raises:
+        UsageError: where there is no such dtype, or not on this device.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(unknown_name("dtype", dtype, DTYPES))
+    if dtype == "int8" and device.type != "cpu":
+        raise UsageError(f"dtype int8 is for CPUs, and the weights are on {device}")
+    return dtype
+
+
+def _floating(dtype: str) -> str:
+    """Of what int8 leaves alone."""
+    return "float32" if dtype == "int8" else dtype
 
 
 def _linear(module: nn.Linear, dtype: str) -> Linear:
@@ -103,7 +154,7 @@ class _Norm:
 
 
 class _Layer:
-    def __init__(self, block: nn.Module, config, dtype: torch.dtype, kind: str):
+    def __init__(self, block: nn.Module, config: BackboneConfig, dtype: torch.dtype, kind: str):
         attention = block.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         self.inputs = Linear(
@@ -150,7 +201,8 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
 
 def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
     """(3, B, H, T, D / H) to (B, T, D)."""
-    return F.scaled_dot_product_attention(*queries_keys_values, attn_mask=mask).transpose(1, 2).flatten(2)
+    queries, keys, values = queries_keys_values
+    return F.scaled_dot_product_attention(queries, keys, values, mask).transpose(1, 2).flatten(2)
 
 
 def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -172,8 +224,9 @@ class _FrontEnd:
     """
 
     def __init__(self, backbone: Backbone, dtype: str):
-        self.backbone, self.config, self.dtype = backbone, backbone.config, DTYPES[dtype]
-        blocks = backbone.feature_extractor.conv_layers
+        self.config, self.dtype = backbone.config, DTYPES[dtype]
+        self.extractor, self.device = backbone.feature_extractor, backbone.device
+        blocks = self.extractor.conv_layers
         self.norms = [None if each.layer_norm is None else each.layer_norm for each in blocks]
         first, *others = blocks
         self.first = first.conv.weight.detach()[:, 0].float(), None if first.conv.bias is None else first.conv.bias
@@ -187,9 +240,12 @@ class _FrontEnd:
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(N_b,) float32 each to (F, C)."""
-        if self.backbone.device.type != "cpu":
-            with torch.autocast(self.backbone.device.type, self.dtype, enabled=self.dtype != self.backbone.dtype):
-                return torch.cat([self.backbone._convolve(waveform[None])[0] for waveform in waveforms]).to(self.dtype)
+        if self.config.normalize:
+            waveforms = [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
+        if self.device.type != "cpu":
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                rows = [self.extractor(waveform[None], None)[0][0] for waveform in waveforms]
+            return torch.cat(rows).to(self.dtype)
         counts = [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
         features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
         for waveform, rows in zip(waveforms, features.split(counts), strict=True):
@@ -198,8 +254,6 @@ class _FrontEnd:
 
     def _utterance(self, waveform: Tensor, features: Tensor) -> None:
         """(N,) to (T, C), block by block into ``features``."""
-        if self.config.normalize:
-            waveform = F.layer_norm(waveform, waveform.shape)
         conv, norm = self._first(waveform)
         hop, span = self.config.frame_hop, self.config.frame_span
         for start in range(0, len(features), self.block):

@@ -22,8 +22,8 @@ class Linear:
     Args:
         weight: (M, D).
         bias: (M,), or None.
-        dtype: of `DTYPES`. "int8": weights rounded once to 8 bits, one scale each row, inputs at each call, to one scale
-            (torch's dynamic quantisation); on CPUs only.
+        dtype: of `DTYPES`. "int8": weights rounded to 8 bits once, with a scale for each row, inputs at each call, with
+            one scale (torch's dynamic quantisation); on CPUs only.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: str = "float32"):
@@ -34,7 +34,9 @@ class Linear:
             self.kind = "torch"
         elif dtype == "int8":
             scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-            rounded = torch.quantize_per_channel(weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8)
+            rounded = torch.quantize_per_channel(
+                weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8
+            )
             self.weight = torch.ops.quantized.linear_prepack(rounded, self.bias)
             return
         elif torch.backends.mkldnn.is_available():
@@ -50,10 +52,11 @@ class Linear:
         elif self.kind == "int8":
             y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=False)
         elif plus is not None:
+            # The overload by name: to find it, torch.ops would print x into an error message that nobody sees.
             return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
         else:
-            after = ("gelu", [], "none") if gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *after)
+            name, variant = ("gelu", "none") if gelu else ("none", "")
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], variant)
         if plus is not None:
             return y.add_(plus)
         return F.gelu(y) if gelu else y

@@ -17,31 +17,44 @@ import math
 import zlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from daisy import frames
 from daisy.errors import CheckpointError, PolicyError, unknown_name
-from daisy.heads import ExitHeads
+from daisy.heads import mean_and_std
+
+
+class Heads(Protocol):
+    """`daisy.heads.ExitHeads`, or the same laid out for speed."""
+
+    def unit_logits(self, layer: int, read: Tensor) -> Tensor:
+        """(..., D) to (..., K)."""
+
+    def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
+        """(B, 2 D) to (B,)."""
 
 
 class Reading:
     """What the heads make of one layer of a batch; each part is computed when first asked for, once.
 
+    The frames of the batch's utterances stand one after the other, F in all, F' of which the heads look at.
+
     Args:
         heads: the exit heads; None where only scores are asked for that need none.
         layer: 1 to L.
-        read: (B, T, D), what layer ``layer`` gives the heads.
-        num_frames: (B,) frames of each utterance.
-        units_before: (B, T') units of the layer before, at every ``stride``-th frame; None at layer 1.
+        read: (F, D), what layer ``layer`` gives the heads.
+        num_frames: (B,) frames of each utterance, int64 on the CPU.
+        units_before: (F',) units of the layer before; None at layer 1.
         draws: (B,) of `draws`.
-        stride: the heads look at every so-manieth frame.
+        stride: the heads look at every so-manieth frame of an utterance.
     """
 
     def __init__(
         self,
-        heads: ExitHeads | None,
+        heads: Heads | None,
         layer: int,
         read: Tensor,
         num_frames: Tensor,
@@ -50,12 +63,12 @@ class Reading:
         stride: int = 1,
     ):
         self._heads, self.layer, self.num_frames, self.draws = heads, layer, num_frames, draws
-        self.read = read[:, ::stride]
+        self.read = read if stride == 1 else read[frames.strided(num_frames, stride).to(read.device)]
         self.num_read = (num_frames + stride - 1) // stride
         self.units_before = units_before
 
     @property
-    def heads(self) -> ExitHeads:
+    def heads(self) -> Heads:
         """The exit heads.
 
         Raises:
@@ -67,22 +80,22 @@ class Reading:
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """(B, T', K)."""
-        return self.heads.unit_logits(self.layer, self.read).log_softmax(-1)
+        """(F', K) float32."""
+        return self.heads.unit_logits(self.layer, self.read).float().log_softmax(-1)
 
     @cached_property
     def units(self) -> Tensor:
-        """(B, T') the likeliest."""
+        """(F',) the likeliest."""
         return self.log_probs.argmax(-1)
 
     def mean(self, values: Tensor) -> Tensor:
-        """(B, T') to (B,): over each utterance's own frames."""
-        return frame_mean(values, self.num_read)
+        """(F',) to (B,): over each utterance's own frames."""
+        return frames.utterance_mean(values, self.num_read)
 
 
 def entropy(reading: Reading) -> Tensor:
     """Mean frame entropy of the unit distribution, (B,) in nats: DAISY's predicted masked-unit loss."""
-    return reading.mean(-(reading.log_probs.exp() * reading.log_probs).sum(-1))
+    return reading.mean(-torch.linalg.vecdot(reading.log_probs.exp(), reading.log_probs))
 
 
 def confidence(reading: Reading) -> Tensor:
@@ -99,13 +112,13 @@ def margin(reading: Reading) -> Tensor:
 def change(reading: Reading) -> Tensor:
     """Share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
     if reading.units_before is None:
-        return torch.full((len(reading.read),), torch.nan, device=reading.read.device)
+        return torch.full((len(reading.num_read),), torch.nan, device=reading.read.device)
     return reading.mean((reading.units != reading.units_before).float())
 
 
 def regressed(reading: Reading) -> Tensor:
     """The loss regressor's estimate of the masked-unit loss, (B,) in nats."""
-    return reading.heads.predicted_loss(reading.layer, reading.read, reading.num_read)
+    return reading.heads.predicted_loss(reading.layer, mean_and_std(reading.read, reading.num_read))
 
 
 def num_frames(reading: Reading) -> Tensor:
@@ -136,17 +149,10 @@ def check(names: Iterable[str]) -> None:
             raise PolicyError(unknown_name("score", name, SCORES))
 
 
-def draws(waveforms: Tensor, num_samples: Tensor) -> Tensor:
-    """(B,) float32 from [0, 1): as good as random, and the same for the same samples in any batch."""
-    content = [waveform[:length].numpy() for waveform, length in zip(waveforms.cpu(), num_samples, strict=True)]
-    return torch.tensor([zlib.crc32(samples.tobytes()) >> 8 for samples in content]).float() / 2**24
-
-
-def frame_mean(values: Tensor, num_frames: Tensor) -> Tensor:
-    """Mean of (B, T) values over each utterance's own frames, (B,) float32."""
-    valid = frames.valid_mask(num_frames, values.shape[1]).to(values.device)
-    total = torch.where(valid, values, values.new_zeros(())).sum(1, dtype=torch.float32)
-    return total / num_frames.to(values.device, torch.float32)
+def draws(waveforms: Iterable[Tensor]) -> Tensor:
+    """(B,) float32 from [0, 1): as good as random, and the same for the same samples (N_b,) in any batch."""
+    content = [waveform.cpu().numpy().tobytes() for waveform in waveforms]
+    return torch.tensor([zlib.crc32(samples) >> 8 for samples in content]).float() / 2**24
 
 
 def for_json(values: Tensor) -> list[float | None]:

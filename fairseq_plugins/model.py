@@ -126,8 +126,9 @@ class DaisyHubert(BaseFairseqModel):
     def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
         """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
         predicted = []
+        own = frames.valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
         for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
-            pooled = mean_and_std(states, num_frames)
+            pooled = mean_and_std(states[own], num_frames)
             if self.training:
                 counted = loss.num_counted > 0
                 regressor.observe(pooled[counted], loss.mean()[counted])

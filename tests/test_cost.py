@@ -9,13 +9,16 @@ from daisy import EarlyExitEncoder, cost, policies
 from tests.conftest import KINDS, tiny_model
 
 
+@torch.no_grad()
 def counted(backbone, heads, num_frames, layers):
     """Multiply-accumulates that torch counts for an utterance that leaves after ``layers``."""
     length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
-    policy = policies.Fixed(layer=layers)
-    encoder = EarlyExitEncoder(backbone, heads, policy, scores=["entropy"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused kernel is not counted
-        encoder([0.1 * torch.randn(length)])
+        features, lengths = backbone.front_end(0.1 * torch.randn(1, length), torch.tensor([length]))
+        states = backbone.embed(features, lengths)
+        for layer in range(1, layers + 1):
+            states = backbone.layer(layer, states, lengths)
+            heads.unit_logits(layer, states)
     return counter.get_total_flops() / 2
 
 

@@ -50,9 +50,10 @@ def test_imports_point_one_way():
         {"forecast", "traces", "conditions"},
         {"encoder", "mixing", "converters"},
         {"checkpoint", "audio", "cost"},
+        {"inference"},
         {"backbone", "scores", "losses", "files"},
         {"heads"},
-        {"policies", "frames", "risk", "intervals", "errors", "version"},
+        {"policies", "kernels", "frames", "risk", "intervals", "errors", "version"},
     ]
     modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
     assert modules - {"__init__", "__main__"} == set().union(*ranks)

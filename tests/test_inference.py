@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from daisy.errors import UsageError
+from daisy.inference import Inference, attend, prepared
+from daisy.inference import _attend_padded as attend_padded
+from daisy.kernels import Conv, FourierConv, Linear
+from tests.conftest import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
+
+
+@torch.no_grad()
+def reference(backbone, waveforms):
+    """All layers by `Backbone`, each (F, D), and the feed-forward outputs."""
+    num_samples = torch.tensor([len(w) for w in waveforms])
+    features, num_frames = backbone.front_end(torch.nn.utils.rnn.pad_sequence(waveforms, True), num_samples)
+    states, fed = [backbone.embed(features, num_frames)], []
+    for layer in range(1, backbone.config.num_layers + 1):
+        state, feed_forward = backbone.layer_with_feed_forward(layer, states[-1], num_frames)
+        states.append(state)
+        fed.append(feed_forward)
+    lengths = num_frames.tolist()
+    rows = [[torch.cat([s[:n] for s, n in zip(each, lengths, strict=True)]) for each in kind] for kind in (states, fed)]
+    return (*rows, lengths)
+
+
+@torch.no_grad()
+def inferred(backbone, waveforms, lengths, dtype="float32", apart=True):
+    inference = Inference(backbone, dtype)
+    states, fed = [inference.embed(inference.front_end(waveforms), lengths)], []
+    for layer in range(1, backbone.config.num_layers + 1):
+        state, feed_forward = inference.layer(layer, states[-1], lengths, apart)
+        states.append(state)
+        fed.append(feed_forward)
+    return states, fed
+
+
+def cosine(one, other):
+    return F.cosine_similarity(one.float(), other.float(), dim=-1)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_it_is_the_backbone(model, waveforms, apart):
+    states, fed, lengths = reference(model.backbone, waveforms)
+    mine, mine_fed = inferred(model.backbone, waveforms, lengths, apart=apart)
+    for layer, (one, other) in enumerate(zip(states, mine, strict=True)):
+        assert (one - other).abs().max() < 1e-5 * one.std(), f"layer {layer}"
+    for one, other in zip(fed if apart else states[1:], mine_fed, strict=True):
+        assert (one - other).abs().max() < 1e-5 * one.std()
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.9995), ("int8", 0.998)])
+def test_fewer_bits_give_nearly_the_same(model, waveforms, dtype, least):
+    states, _, lengths = reference(model.backbone, waveforms)
+    mine, _ = inferred(model.backbone, waveforms, lengths, dtype)
+    expected = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    for one, other in zip(states, mine, strict=True):
+        assert other.dtype == expected
+        assert cosine(one, other).mean() > least
+        assert not torch.equal(one, other.float())
+
+
+def test_blocks_of_the_front_end_do_not_show(model, waveforms, monkeypatch):
+    whole = inferred(model.backbone, waveforms[-2:], [50, 74])[0][0]
+    monkeypatch.setattr("daisy.inference.BLOCK_VALUES", 7 * 64 * model.backbone.config.conv_layers[0][0])
+    in_blocks = inferred(model.backbone, waveforms[-2:], [50, 74])[0][0]
+    torch.testing.assert_close(whole, in_blocks, atol=1e-5, rtol=1e-4)
+
+
+def test_changed_weights_are_laid_out_anew():
+    backbone = tiny_model().backbone
+    first = prepared(backbone, "float32")
+    assert prepared(backbone, "float32") is first
+    assert prepared(backbone, "bfloat16") is not first
+    with torch.no_grad():
+        backbone.encoder.transformer.layers[2].attention.k_proj.weight.mul_(2)
+    assert prepared(backbone, "float32") is not first
+
+
+def test_attention_padded_is_attention_each_by_itself():
+    generator = torch.Generator().manual_seed(0)
+    for lengths in ([5, 1, 9], [4, 4, 4]):
+        projected = torch.randn(sum(lengths), 3 * 12, generator=generator)
+        split = projected.unflatten(1, (3, 2, -1)).permute(1, 2, 0, 3)
+        torch.testing.assert_close(attend(projected, lengths, 2), attend_padded(split, lengths))
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [(128, 4), (15, 2), (16, 1), (2, 8)])
+def test_fourier_convolution_is_the_convolution(kernel, groups):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 8 // groups, kernel, generator=generator) / kernel**0.5
+    bias = torch.randn(8, generator=generator)
+    utterances = [torch.randn(n, 8, generator=generator) for n in (1, 3, 300, 513)]
+    expected = [F.conv1d(u.T, weight, bias, padding=kernel // 2, groups=groups)[:, : len(u)].T for u in utterances]
+    found = FourierConv(weight, bias, groups)(utterances)
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_maps_with_what_follows(bias):
+    generator = torch.Generator().manual_seed(0)
+    x, plus = torch.randn(37, 24, generator=generator), torch.randn(37, 16, generator=generator)
+    weight = torch.randn(16, 24, generator=generator)
+    offset = torch.randn(16, generator=generator) if bias else None
+    expected = F.linear(x, weight, offset)
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)):
+        linear = Linear(weight, offset, dtype)
+        x_of, plus_of = (x.bfloat16(), plus.bfloat16()) if dtype == "bfloat16" else (x, plus)
+        for found, wanted in (
+            (linear(x_of), expected),
+            (linear(x_of, gelu=True), F.gelu(expected)),
+            (linear(x_of, plus=plus_of), expected + plus),
+        ):
+            assert (found.float() - wanted).abs().max() < tolerance * expected.abs().max()
+    assert torch.equal(plus, torch.randn(0).new_tensor(plus.tolist()))  # what is added stays as it was
+
+
+def test_convolutions_of_any_kernel_and_stride():
+    generator = torch.Generator().manual_seed(0)
+    for kernel, stride in ((3, 2), (2, 2), (1, 1), (4, 1)):
+        x, weight = torch.randn(21, 6, generator=generator), torch.randn(5, 6, kernel, generator=generator)
+        expected = F.gelu(F.conv1d(x.T, weight, stride=stride)).T
+        torch.testing.assert_close(Conv(weight, None, stride)(x, gelu=True), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match=r"unknown dtype 'bfloat61': did you mean bfloat16"):
+        Inference(tiny_model().backbone, "bfloat61")
+    with pytest.raises(UsageError, match="int8 is for CPUs, and the weights are on meta"):
+        Inference(tiny_model().backbone.to("meta"), "int8")
