@@ -162,6 +162,42 @@ def read(path: Path, sample_rate: int = 16000) -> Tensor:
     return resample(waveform, rate, sample_rate)
 
 
+class Spans:
+    """A file of which parts are read; of another rate than asked for, it is read and resampled whole.
+
+    Args:
+        path: of the file.
+        sample_rate: wanted.
+
+    Raises:
+        AudioError: as `read` does.
+    """
+
+    def __init__(self, path: Path, sample_rate: int = 16000):
+        self.path, self.info = path, _info(path)
+        self.whole = None if self.info.samplerate == sample_rate else read(path, sample_rate)
+        self.num_samples = self.info.frames if self.whole is None else len(self.whole)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples ``start`` to ``stop``, (stop - start,) float32.
+
+        Raises:
+            AudioError: where they are damaged, missing, or no numbers.
+        """
+        if self.whole is not None:
+            return self.whole[start:stop]
+        try:
+            samples, _ = soundfile.read(os.fsencode(self.path), stop - start, start, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
+            raise AudioError(f"{self.path}: not readable as audio ({_reason(error)})") from None
+        if len(samples) < stop - start:
+            raise AudioError(f"{self.path}: ends {stop - start - len(samples)} samples before its header says")
+        waveform = torch.from_numpy(samples).mean(1)
+        if not waveform.isfinite().all():
+            raise AudioError(f"{self.path}: samples {start} to {stop} hold some that are NaN or infinite")
+        return waveform
+
+
 def num_samples(path: Path, sample_rate: int = 16000) -> int:
     """Length after resampling, by the file's header: for ordering before anything is read.
 
@@ -200,16 +236,18 @@ def wav_bytes(waveform: Tensor, sample_rate: int = 16000) -> bytes:
 
 
 def batches(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length: longest first, each batch at most ``max_total`` after padding.
+    """Indices in batches of similar length: longest first, each batch at most ``max_total`` in all.
 
     A single utterance longer than ``max_total`` is a batch by itself.
     """
     batch: list[int] = []
+    total = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_total:
+        if batch and total + lengths[index] > max_total:
             yield batch
-            batch = []
+            batch, total = [], 0
         batch.append(index)
+        total += lengths[index]
     if batch:
         yield batch
 

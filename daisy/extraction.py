@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy
+import torch
 from torch import Tensor
 
-from daisy import audio, files
+from daisy import audio, files, windows
 from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder, ExitOutput
-from daisy.errors import AudioError, UsageError
+from daisy.errors import AudioError, OutputError, UsageError
 from daisy.journal import DTYPES, FORMAT_VERSION, Journal, Row, Settings, stamp
 from daisy.scores import for_json
 
@@ -40,8 +45,8 @@ class Report:
             "num_recordings": count,
             "num_failed": len(self.failed),
             "audio_sec": round(audio_sec, 3),
-            "mean_exit_layer": sum(row.exit_layer for row in self.rows) / count if count else None,
-            "depth": sum(row.exit_layer / row.num_layers for row in self.rows) / count if count else None,
+            "mean_exit_layer": sum(row.mean_exit_layer for row in self.rows) / count if count else None,
+            "depth": sum(row.mean_exit_layer / row.num_layers for row in self.rows) / count if count else None,
             "seconds": round(seconds, 3),
             "real_time_factor": seconds / audio_sec if audio_sec else None,
         }
@@ -57,6 +62,8 @@ def extract(
     dtype: str = "float32",
     batch_sec: float = 30.0,
     max_sec: float = 600.0,
+    window_sec: float | None = None,
+    context_sec: float = 2.0,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Report:
@@ -71,8 +78,12 @@ def extract(
         checkpoint: digest of the encoder's checkpoint, which a run that goes on must share.
         format: safetensors or npy.
         dtype: float32 or float16, of the states on disk.
-        batch_sec: seconds of audio in a batch, padding included. On CPUs small batches are the fastest.
-        max_sec: recordings longer than this are refused: attention's cost grows with the square of the length.
+        batch_sec: seconds of audio in a batch. On CPUs small batches are the fastest.
+        max_sec: recordings longer than this are refused, unless there are windows: attention's cost grows with the
+            square of the length.
+        window_sec: recordings longer than this run in windows of so many seconds, see `daisy.windows`; their exit
+            layer's states only.
+        context_sec: of each window, computed on either side and dropped.
         overwrite: begin again where the folder holds another run.
         progress: called with the number of recordings just dealt with.
 
@@ -82,6 +93,8 @@ def extract(
     """
     if not batch_sec > 0 or not max_sec > 0:
         raise UsageError(f"batch_sec and max_sec must be above 0 s, found {batch_sec} and {max_sec}")
+    if window_sec is not None and encoder.keep != "last":
+        raise UsageError("windows leave at layers of their own: they go with layers last, not all")
     settings = Settings(
         checkpoint=checkpoint,
         policy=encoder.policy.to_config(),
@@ -90,7 +103,12 @@ def extract(
         score_stride=encoder.score_stride,
         format=format,
         dtype=dtype,
+        window_sec=window_sec,
+        context_sec=context_sec,
+        precision=encoder.dtype,
     )
+    if window_sec is not None:
+        windows.check(window_sec, context_sec, encoder.backbone.config)
     outputs = _outputs(recordings, settings.format)
     journal = Journal(out, settings, overwrite)
     journal.check_outputs(outputs)
@@ -102,15 +120,20 @@ def extract(
         if journal.has(recording):
             continue
         try:
-            lengths.append(_checked_length(recording, rate, max_sec))
+            lengths.append(_checked_length(recording, rate, math.inf if window_sec else max_sec))
             pending.append(recording)
         except AudioError as error:
             failed[str(recording.path)] = _without_path(error, recording)
     num_resumed = len(recordings) - len(pending) - len(failed)
     progress(num_resumed + len(failed))
-    for indices in audio.batches(lengths, int(batch_sec * rate)):
+    most = int(min(batch_sec, window_sec or batch_sec) * rate)  # so that what needs windows is by itself
+    for indices in audio.batches(lengths, most):
         batch = [pending[i] for i in indices]
-        for row in _run_batch(batch, encoder, out, outputs, settings, failed):
+        if window_sec is not None and lengths[indices[0]] > window_sec * rate:
+            rows = _run_in_windows(batch[0], encoder, out, outputs, settings, failed, batch_sec)
+        else:
+            rows = _run_batch(batch, encoder, out, outputs, settings, failed)
+        for row in rows:
             journal.add(row)
         progress(len(batch))
     report = Report(
@@ -196,6 +219,88 @@ def _run_batch(
         yield row
 
 
+def _run_in_windows(
+    recording: Recording,
+    encoder: EarlyExitEncoder,
+    out: Path,
+    outputs: dict[Path, str],
+    settings: Settings,
+    failed: dict[str, str],
+    batch_sec: float,
+) -> Iterator[Row]:
+    """One long recording; its states go to the disk window by window."""
+    assert settings.window_sec is not None
+    config = encoder.backbone.config
+    start, exits, silent, scores = time.perf_counter(), [], True, []
+    path = out / outputs[recording.path]
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def read(first: int, last: int) -> Tensor:
+        nonlocal silent
+        waveform = source.read(first, last)
+        silent = silent and not bool(waveform.any())
+        return waveform
+
+    try:
+        source = audio.Spans(recording.path, config.sample_rate)
+        with tempfile.TemporaryFile(dir=path.parent) as states:
+            for piece in windows.run(
+                encoder,
+                read,
+                source.num_samples,
+                window_sec=settings.window_sec,
+                context_sec=settings.context_sec,
+                batch_sec=batch_sec,
+            ):
+                states.write(piece.states.to("cpu", DTYPES[settings.dtype]).contiguous().numpy().data)
+                exits.append(piece.exit_layer)
+                scores.append(piece.scores)
+            deepest = max(exits)
+            row = Row(
+                path=str(recording.path),
+                output=outputs[recording.path],
+                duration_sec=source.num_samples / config.sample_rate,
+                exit_layer=deepest,
+                num_layers=config.num_layers,
+                seconds=time.perf_counter() - start,
+                scores={name: for_json(_mean_over(scores, name)[:deepest]) for name in scores[0]},
+                window_exits=exits,
+                silent=silent,
+                source=stamp(recording),
+            )
+            _write_streamed(states, (-1, config.width), path, settings, row)
+    except AudioError as error:
+        failed[str(recording.path)] = _without_path(error, recording)
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    yield row
+
+
+def _mean_over(scores: list[dict[str, Tensor]], name: str) -> Tensor:
+    """(L,) of the windows that executed a layer."""
+    return torch.stack([each[name] for each in scores]).nanmean(0)
+
+
+def _write_streamed(states: IO[bytes], shape: tuple[int, int], path: Path, settings: Settings, row: Row) -> None:
+    """A file as `_write_states` makes it, from states that lie on the disk."""
+    kind = numpy.dtype(settings.dtype)
+    size = states.tell()
+    shape = (size // kind.itemsize // shape[1], shape[1])
+    states.seek(0)
+
+    def write(stream: BinaryIO) -> None:
+        if settings.format == "npy":
+            described = {"descr": kind.str, "fortran_order": False, "shape": shape}
+            numpy.lib.format.write_array_header_1_0(stream, described)
+        else:
+            metadata = {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()}
+            stream.write(files.tensor_header("states", settings.dtype, shape, metadata))
+        shutil.copyfileobj(states, stream, 2**22)
+
+    files.write(path, write)
+
+
 def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     last = int(result.exit_layer[index])
     return {name: for_json(values[index, :last]) for name, values in result.scores.items()}
@@ -236,7 +341,7 @@ def _checked_length(recording: Recording, rate: int, max_sec: float) -> int:
         audio.read(recording.path, rate)
         raise
     if length > max_sec * rate:
-        raise AudioError(f"lasts {length / rate:.0f} s, more than {max_sec:.0f} s: split it, or raise --max-sec")
+        raise AudioError(f"lasts {length / rate:.0f} s, more than {max_sec:.0f} s: --window SEC, or raise --max-sec")
     return length
 
 

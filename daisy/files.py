@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -105,6 +106,22 @@ def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically; a list of numbers is one line."""
     text = INNERMOST_LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", json.dumps(value, indent=1))
     write(path, (text + "\n").encode())
+
+
+def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict) -> bytes:
+    """What a .safetensors file with one tensor has before the tensor's bytes.
+
+    Args:
+        name: of the tensor.
+        dtype: "float32" or "float16".
+        shape: of the tensor.
+        metadata: as of `save_tensors`.
+    """
+    bits = {"float32": 32, "float16": 16}[dtype]
+    described = {"dtype": f"F{bits}", "shape": list(shape), "data_offsets": [0, math.prod(shape) * bits // 8]}
+    text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, name: described}).encode()
+    text += b" " * (-len(text) % 8)  # the tensor is aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict) -> None:

@@ -34,6 +34,12 @@ class Settings:
     """Frames between those that scores are made of."""
     format: str
     dtype: str
+    window_sec: float | None = None
+    """Longer recordings run in windows of so many seconds (`daisy.windows`); None: in one run."""
+    context_sec: float = 2.0
+    """Of each window, computed on either side and dropped."""
+    precision: str = "float32"
+    """What the encoder computes in."""
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", tuple(DTYPES))):
@@ -50,11 +56,14 @@ class Row:
     """Relative to the run's folder."""
     duration_sec: float
     exit_layer: int
+    """Of a recording in windows the deepest."""
     num_layers: int
     seconds: float
     """Its share of its batch's time, by length."""
     scores: dict[str, list[float | None]] = field(default_factory=dict)
     """Score to its values at layers 1 to the exit layer."""
+    window_exits: list[int] = field(default_factory=list)
+    """Exit layer of each window, where there are several."""
     silent: bool = False
     """All samples were zero: the exit layer means nothing."""
     source: tuple[int, int] = (0, 0)
@@ -64,6 +73,11 @@ class Row:
     def predicted_loss(self) -> list[float | None]:
         """At layers 1 to the exit layer, nats: the entropy, or else what the regressors say; empty without either."""
         return self.scores.get("entropy") or self.scores.get("regressed") or []
+
+    @property
+    def mean_exit_layer(self) -> float:
+        """Over its windows."""
+        return sum(self.window_exits) / len(self.window_exits) if self.window_exits else float(self.exit_layer)
 
     def public(self) -> dict:
         """For the index: what a reader asks of a recording."""

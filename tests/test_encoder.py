@@ -25,7 +25,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._opname == "_linear_pointwise":
-            x, *others, weight, _, after = args[:5] if func._overloadname == "binary" else args[:4]
+            x, *_others, weight, _, after = args[:5] if func._overloadname == "binary" else args[:4]
             self.seen.append((len(x), after, *weight.shape))
         return func(*args, **(kwargs or {}))
 

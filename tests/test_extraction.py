@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from daisy import EarlyExitEncoder, OutputError, audio, extraction, policies
+from daisy import EarlyExitEncoder, OutputError, audio, extraction, policies, windows
 from daisy.errors import UsageError
 from tests.conftest import tiny_model
 
@@ -136,7 +136,7 @@ def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
     assert report.failed == {
         str(folder / "text.wav"): "not readable as audio (Format not recognised)",
         str(folder / "short.wav"): "too short: 399 samples at 16000 Hz, one frame needs 400 (25 ms)",
-        str(folder / "long.wav"): "lasts 4 s, more than 3 s: split it, or raise --max-sec",
+        str(folder / "long.wav"): "lasts 4 s, more than 3 s: --window SEC, or raise --max-sec",
     }
     assert [row.output for row in report.rows if row.silent] == ["silent.safetensors"]
 
@@ -204,3 +204,45 @@ def test_states_written_are_the_exit_layers_whatever_the_encoder_keeps(folder, w
     extract(folder / "4.wav", tmp_path / "last", only)
     assert states.shape[0] == 4
     assert torch.equal(states[3], load_file(tmp_path / "last" / "4.safetensors")["states"])
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npy"])
+def test_long_recordings_run_in_windows(tmp_path, format):
+    waveform = 0.1 * torch.randn(50000, generator=torch.Generator().manual_seed(0))
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, samples in (("long", waveform), ("short", waveform[:16000])):
+        soundfile.write(folder / f"{name}.wav", samples.numpy(), 16000, subtype="FLOAT")
+    model = tiny_model()
+    used = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last", scores=["entropy"])
+    settings = {"format": format, "dtype": "float16", "window_sec": 1.2, "context_sec": 0.3}
+    long, short = extract(folder, out, used, **settings).rows
+    assert short.window_exits == []
+    assert long.window_exits == [2] * 6  # 155 frames, 30 a window
+    assert (long.exit_layer, long.mean_exit_layer, long.silent) == (2, 2.0, False)
+    assert len(long.scores["entropy"]) == 2
+    pieces = windows.run(used, lambda a, b: waveform[a:b], 50000, window_sec=1.2, context_sec=0.3)
+    expected = torch.cat([piece.states for piece in pieces])
+    path = out / f"long.{format}"
+    found = torch.from_numpy(numpy.load(path)) if format == "npy" else load_file(path)["states"]
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)
+    files = {"index.json", "index.csv", "journal.jsonl", f"long.{format}", f"short.{format}"}
+    assert {path.name for path in out.iterdir()} == files
+    assert extract(folder, out, used, **settings).num_resumed == 2
+    with pytest.raises(OutputError, match="another window_sec"):
+        extract(folder, out, used, **{**settings, "window_sec": 1.5})
+    everything = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2))
+    with pytest.raises(UsageError, match="they go with layers last, not all"):
+        extract(folder, out, everything, **settings)
+
+
+def test_a_damaged_long_recording_is_named_and_leaves_nothing(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    samples = torch.randn(50000).mul(0.1)
+    samples[45000] = torch.nan
+    soundfile.write(folder / "long.wav", samples.numpy(), 16000, subtype="FLOAT")
+    report = extract(folder, out, window_sec=1.2, context_sec=0.3)
+    assert "hold some that are NaN or infinite" in report.failed[str(folder / "long.wav")]
+    assert {path.name for path in out.iterdir()} == {"index.json", "index.csv", "journal.jsonl"}

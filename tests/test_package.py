@@ -44,7 +44,7 @@ def test_imports_point_one_way():
         {"cli", "demonstration"},
         {"extraction", "labels", "study_page"},
         {"report", "noise_curve", "study"},
-        {"journal", "policy_file"},
+        {"journal", "policy_file", "windows"},
         {"comparison", "guarantee"},
         {"analysis", "calibration", "augmentation", "masked"},
         {"forecast", "traces", "conditions"},

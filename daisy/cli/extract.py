@@ -51,7 +51,14 @@ def command(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the states on disk.")] = "float32",
     scores: Annotated[str, typer.Option(help="Scores to record besides the policy's: entropy,regressed.")] = "",
     batch_sec: Annotated[float, typer.Option(help="Seconds of audio in a batch.")] = 30.0,
-    max_sec: Annotated[float, typer.Option(help="Longest recording that is accepted.")] = 600.0,
+    max_sec: Annotated[float, typer.Option(help="Longest recording that is accepted without --window.")] = 600.0,
+    window: Annotated[
+        float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
+    ] = None,
+    context: Annotated[float, typer.Option(help="Seconds of a window's ends that are computed and dropped.")] = 2.0,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option(help="What to compute in; int8 on CPUs only.")
+    ] = "float32",
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")] = False,
 ) -> None:
@@ -74,7 +81,9 @@ def command(
     elif deadline_macs is not None:
         chosen = cost.macs_deadline(model.backbone, model.heads, deadline_macs, chosen, stride)
     extra = [name for name in scores.split(",") if name]
-    encoder = EarlyExitEncoder(model.backbone, model.heads, chosen, keep=layers, scores=extra, score_stride=stride)
+    encoder = EarlyExitEncoder(
+        model.backbone, model.heads, chosen, keep=layers, scores=extra, score_stride=stride, dtype=precision
+    )
     try:
         with progress_bar() as bar:
             task = bar.add_task("extracting", total=len(recordings))
@@ -87,6 +96,8 @@ def command(
                 dtype=dtype,
                 batch_sec=batch_sec,
                 max_sec=max_sec,
+                window_sec=window,
+                context_sec=context,
                 overwrite=overwrite,
                 progress=lambda count: bar.advance(task, count),
             )
@@ -146,7 +157,11 @@ def _table(report: Report) -> Table:
         column.justify = "right"
     for row in report.rows:
         losses = row.predicted_loss
-        exit_layer = f"{row.exit_layer} of {row.num_layers}"
+        exit_layer = (
+            f"{row.mean_exit_layer:g} of {row.num_layers}"
+            if not row.window_exits
+            else (f"{row.mean_exit_layer:.1f} of {row.num_layers} ({len(row.window_exits)} windows)")
+        )
         table.add_row(
             printable(row.output.rpartition(".")[0]),
             f"{row.duration_sec:.2f}",

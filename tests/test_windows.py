@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from daisy import EarlyExitEncoder, policies
+from daisy.errors import UsageError
+from daisy.windows import Window, run, windows
+from tests.conftest import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "length", "context"), [(1, 10, 2), (6, 10, 2), (7, 10, 2), (100, 10, 2), (99, 7, 0)]
+)
+def test_windows_keep_every_frame_once(num_frames, length, context):
+    found = windows(num_frames, length, context)
+    kept = [frame for w in found for frame in range(w.first, w.last)]
+    assert kept == list(range(num_frames))
+    for w in found:
+        assert w.stop - w.start <= length
+        assert w.first - w.start == context or w.start == 0
+        assert w.stop - w.last == context or w.stop == num_frames
+
+
+def test_a_window_by_hand():
+    assert windows(13, 10, 2)[1:] == [Window(4, 6, 12, 13), Window(10, 12, 13, 13)]
+
+
+def test_pieces_are_the_windows_own_runs(model):
+    """Each window's samples give its states; deciding is the window's own."""
+    waveform = torch.randn(40000, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.01, 0.3, 40000)
+    scores = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])([waveform]).scores
+    policy = policies.Entropy(threshold=float(scores["entropy"][0].median()))
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
+    read = lambda start, stop: waveform[start:stop]  # noqa: E731
+    pieces = list(run(encoder, read, len(waveform), window_sec=0.8, context_sec=0.2, batch_sec=2.0))
+    assert sum(len(piece.states) for piece in pieces) == (40000 - 400) // 320 + 1 == 124
+    assert len(pieces) == 7  # of 20 frames each, but for the last
+    second = encoder([waveform[10 * 320 : 49 * 320 + 400]])
+    assert int(second.exit_layer[0]) == pieces[1].exit_layer
+    torch.testing.assert_close(pieces[1].states, second.states[0][0, 10:30], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pieces[1].scores["entropy"], second.scores["entropy"][0], equal_nan=True)
+
+
+def test_a_long_enough_context_changes_little():
+    model = tiny_model()
+    waveform = 0.1 * torch.randn(64000, generator=torch.Generator().manual_seed(2))
+    encoder = EarlyExitEncoder(model.backbone, None, policies.Fixed(layer=2), keep="last")
+    whole = encoder([waveform]).states[0][0]
+    read = lambda start, stop: waveform[start:stop]  # noqa: E731
+
+    def error(context_sec):
+        pieces = run(encoder, read, len(waveform), window_sec=1.6, context_sec=context_sec)
+        return float((torch.cat([piece.states for piece in pieces]) - whole).square().mean())
+
+    assert error(0.6) < error(0.0)
+    with pytest.raises(UsageError, match=r"a window of 1 s with 0.5 s of context on each side keeps nothing"):
+        next(run(encoder, read, len(waveform), window_sec=1.0, context_sec=0.5))
