@@ -130,3 +130,12 @@ def test_refusals():
         Inference(tiny_model().backbone, "bfloat61")
     with pytest.raises(UsageError, match="int8 is for CPUs, and the weights are on meta"):
         Inference(tiny_model().backbone.to("meta"), "int8")
+
+
+def test_bfloat16_attention_in_blocks():
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(700, 3 * 64, generator=generator)
+    expected = attend(projected, [600, 100], 2)
+    found = attend(projected.bfloat16(), [600, 100], 2)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() < 0.01 * expected.norm()

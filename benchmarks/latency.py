@@ -1,0 +1,194 @@
+"""Full depth, our time beside that of other people's HuBERT on the same weights.
+
+    python benchmarks/latency.py --quick                   # within a minute on two cores; no results file
+    python benchmarks/latency.py --json latency.json       # everything; add --sizes, --precisions, ... for a part
+
+Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
+which is checked before anything is timed. ``ratio`` is a system's time over ours, above 1 where we are faster: the
+median over turns in which the systems follow one another, with its quartiles. Ours and the peers that can return the
+states of all layers; fairseq gives the last one's only. "mixed": real recordings of the shared test splits, or 1 to 15 s
+where they are absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import paired
+import peers
+import torch
+from common import DATA, guarded, utterances, write
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+import daisy
+from daisy import files
+from daisy.backbone import Backbone, BackboneConfig
+from daisy.encoder import EarlyExitEncoder
+from daisy.errors import DaisyError
+from daisy.policies import Never
+
+RATE = 16000
+FIXED_SEC = 10.0
+OURS = "daisy"
+LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.99}
+"""Of the last layer's states to ours, below which a peer computes something else."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="mini and a few short turns")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, not to results/latency.json")
+    parser.add_argument("--sizes", nargs="+", default=["mini", "base"], choices=("mini", "base"))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--lengths", nargs="+", default=["fixed", "mixed"], choices=("fixed", "mixed"))
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, min(2, os.cpu_count() or 1)}))
+    parser.add_argument("--systems", nargs="+", default=list(peers.PEERS), choices=list(peers.PEERS))
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    return parser.parse_args()
+
+
+def backbone_of(size: str) -> Backbone:
+    """daisy-mini's, or HuBERT Base with random weights."""
+    if size == "mini":
+        return daisy.load("daisy-mini").backbone
+    torch.manual_seed(0)
+    return Backbone(BackboneConfig.base())
+
+
+def recordings(lengths: str, batch: int) -> list[Tensor]:
+    """A batch of waveforms; a batch of one takes the middle of the lengths."""
+    generator = torch.Generator().manual_seed(0)
+    if lengths == "fixed":
+        return [0.1 * torch.randn(int(FIXED_SEC * RATE), generator=generator) for _ in range(batch)]
+    if DATA.is_dir():
+        found = [each.waveform for each in utterances(("librispeech", "commands", "keywords", "mboshi"), "test", 4)]
+    else:
+        found = [0.1 * torch.randn(RATE * (1 + i % 15), generator=generator) for i in range(16)]
+    found.sort(key=len)
+    return found[:: max(1, len(found) // batch)][:batch] if batch > 1 else [found[len(found) // 2]]
+
+
+def ours(backbone: Backbone, precision: str) -> peers.System:
+    """All layers' states, no scores."""
+    encoder = EarlyExitEncoder(backbone, None, Never(), dtype=precision)
+    return lambda waveforms: [states[-1] for states in encoder(waveforms).states]
+
+
+def casting(system: peers.System, precision: str, device: str) -> peers.System:
+    """A peer in the precision, as its users get there: autocast."""
+
+    def run(waveforms: list[Tensor]) -> list[Tensor]:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            return system(waveforms)
+
+    return run
+
+
+@torch.no_grad()
+def check(systems: dict[str, peers.System], precision: str, waveform: Tensor) -> None:
+    """Refuse to time what computes something else.
+
+    Raises:
+        DaisyError: naming the system.
+    """
+    expected = systems[OURS]([waveform])[0].float()
+    for name, system in systems.items():
+        found = system([waveform])[0].float()[: len(expected)]
+        cosine = float(F.cosine_similarity(found, expected, dim=-1).mean())
+        if not cosine > LEAST_COSINE[precision]:
+            raise DaisyError(f"{name}'s states are not ours: mean cosine {cosine:.5f} in {precision}")
+
+
+def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> list[dict]:
+    """All rows of a size."""
+    backbone = backbone_of(size).to(arguments.device)
+    others = peers.build(arguments.systems, backbone)
+    rows = []
+    for precision in arguments.precisions:
+        systems = {OURS: ours(backbone, precision)}
+        systems |= {name: casting(other, precision, arguments.device) for name, other in others.items()}
+        check(systems, precision, recordings("fixed", 1)[0][: 3 * RATE].to(arguments.device))
+        for batch, lengths, threads in itertools.product(arguments.batches, arguments.lengths, arguments.threads):
+            if batch == 1 and lengths == "mixed":
+                continue
+            advance(f"{size} {precision} batch {batch} {lengths} {threads} thread(s)")
+            waveforms = [each.to(arguments.device) for each in recordings(lengths, batch)]
+            torch.set_num_threads(threads)
+            times = paired.turns(
+                {name: partial(system, waveforms) for name, system in systems.items()}, arguments.repeats
+            )
+            for name, seconds in times.items():
+                ratio, low, high = seconds.over(times[OURS])
+                rows.append(
+                    {
+                        "size": size,
+                        "precision": precision,
+                        "batch": batch,
+                        "lengths": lengths,
+                        "threads": threads,
+                        "device": arguments.device,
+                        "system": name,
+                        "audio_sec": round(sum(map(len, waveforms)) / RATE, 3),
+                        "seconds": round(seconds.median, 5),
+                        "ratio": round(ratio, 3),
+                        "ratio_low": round(low, 3),
+                        "ratio_high": round(high, 3),
+                    }
+                )
+    return rows
+
+
+def show(rows: list[dict], console: Console) -> None:
+    """A line for each setting."""
+    names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
+    table = Table("setting", "ours, s", *(f"{name}: ratio (quartiles)" for name in names), box=None)
+    keys = ("size", "precision", "batch", "lengths", "threads")
+    settings: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row[key] for key in keys), {})[row["system"]] = row
+    for setting, found in settings.items():
+        cells = [
+            f"{r['ratio']:.2f} ({r['ratio_low']:.2f}-{r['ratio_high']:.2f})" if (r := found.get(name)) else ""
+            for name in names
+        ]
+        table.add_row(" ".join(map(str, setting)), f"{found[OURS]['seconds']:.3f}", *cells)
+    console.print(table)
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.quick:
+        arguments.sizes, arguments.batches, arguments.repeats = ["mini"], [1, 4], 3
+        arguments.threads = arguments.threads[-1:]
+    console = Console()
+    settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes)
+    settings *= sum(1 if batch == 1 else len(arguments.lengths) for batch in arguments.batches)
+    rows: list[dict] = []
+    with Progress(console=console) as progress:
+        bar = progress.add_task("preparing", total=settings)
+
+        def advance(what: str) -> None:
+            progress.update(bar, description=what, advance=1)
+
+        for size in arguments.sizes:
+            rows += measure(size, arguments, advance)
+            if not arguments.quick and not arguments.json:
+                write("latency", rows)  # what is measured is kept
+    show(rows, console)
+    if arguments.json:
+        files.write_json(arguments.json, rows)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,53 @@
+"""Timing on machines that are never quiet: systems take turns, and ratios are taken within a turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each turn."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    def over(self, other: Times) -> tuple[float, float, float]:
+        """Median of the turns' ratios of this to another system's time, with the lower and upper quartile."""
+        ratios = [mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)]
+        if len(ratios) < 2:
+            return ratios[0], ratios[0], ratios[0]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return middle, low, high
+
+
+@torch.no_grad()
+def turns(systems: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, Times]:
+    """Run every system once a turn, in an order that moves on by one each turn.
+
+    Args:
+        systems: name to what is timed.
+        repeats: turns that count.
+        warm_up: a first turn that does not.
+    """
+    names = list(systems)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1 if warm_up else 0, repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            systems[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Times(values) for name, values in seconds.items()}

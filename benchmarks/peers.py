@@ -1,0 +1,144 @@
+"""Other people's HuBERT on the same weights, to be timed beside ours: fairseq, s3prl, torchaudio, transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from daisy import checkpoint
+from daisy.backbone import Backbone
+from daisy.converters import huggingface
+from daisy.heads import FinalHead
+
+System = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Waveforms (N_b,) to the last layer's states, at least (T_b, D) each."""
+
+
+def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(B, N) and (B,) lengths."""
+    return nn.utils.rnn.pad_sequence(list(waveforms), True), torch.tensor([len(w) for w in waveforms])
+
+
+def of_torchaudio(backbone: Backbone) -> System:
+    """Torchaudio's model around the modules that ours is made of; all layers' states."""
+    model = torchaudio.models.Wav2Vec2Model(backbone.feature_extractor, backbone.encoder).eval()
+
+    def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
+        batch, lengths = padded(waveforms)
+        return list(model.extract_features(batch, None if len(batch) == 1 else lengths)[0][-1])
+
+    return run
+
+
+def of_transformers(backbone: Backbone) -> System:
+    """Transformers' HubertModel with scaled dot product attention; all layers' states."""
+    from transformers import HubertConfig, HubertModel
+
+    config = backbone.config
+    channels, kernels, strides = zip(*config.conv_layers, strict=True)
+    model = HubertModel(
+        HubertConfig(
+            hidden_size=config.width,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.ffn_width,
+            conv_dim=channels,
+            conv_kernel=kernels,
+            conv_stride=strides,
+            conv_bias=config.conv_bias,
+            feat_extract_norm=config.conv_norm,
+            do_stable_layer_norm=config.pre_norm,
+            num_conv_pos_embeddings=config.pos_kernel,
+            num_conv_pos_embedding_groups=config.pos_groups,
+            attn_implementation="sdpa",
+        )
+    ).eval()
+    nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
+    ours = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
+    rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", huggingface.POSITION + "weight"))
+    model.load_state_dict({name: ours[_ours(name, rules)] for name in model.state_dict()})
+
+    def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
+        batch, lengths = padded(waveforms)
+        mask = None
+        if len(batch) > 1:
+            mask = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+        return list(model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[-1])
+
+    return run
+
+
+def _ours(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
+    return next(match.expand(to or "") for pattern, to in rules if (match := re.fullmatch(pattern, name)))
+
+
+def of_fairseq(backbone: Backbone) -> System:
+    """Fairseq's HubertModel, its last layer's states."""
+    from fairseq import checkpoint_utils
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_stock(backbone, Path(folder)))])
+    model.remove_pretraining_modules()
+    model.eval()
+
+    def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
+        batch, lengths = padded(waveforms)
+        mask = None if len(batch) == 1 else torch.arange(batch.shape[1]) >= lengths[:, None]
+        return list(model.extract_features(batch, padding_mask=mask, mask=False)[0])
+
+    return run
+
+
+def of_s3prl(backbone: Backbone) -> System:
+    """s3prl's upstream ``hubert_local``; all layers' states."""
+    from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
+    from s3prl.upstream.hubert.expert import UpstreamExpert
+
+    with tempfile.TemporaryDirectory() as folder:
+        converted = Path(folder) / "s3prl.pt"
+        load_and_convert_fairseq_ckpt(str(_stock(backbone, Path(folder))), str(converted))
+        model = UpstreamExpert(str(converted)).eval()
+
+    def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
+        return list(model(list(waveforms))["hidden_states"][-1])
+
+    return run
+
+
+def _stock(backbone: Backbone, folder: Path) -> Path:
+    from fairseq_plugins.export import stock_checkpoint
+
+    head = FinalHead(backbone.config.width, 256, 504)
+    path = folder / "fairseq.pt"
+    torch.save(stock_checkpoint(checkpoint.Model(backbone=backbone, final_head=head)), path)
+    return path
+
+
+PEERS: dict[str, Callable[[Backbone], System]] = {
+    "fairseq": of_fairseq,
+    "s3prl": of_s3prl,
+    "torchaudio": of_torchaudio,
+    "transformers": of_transformers,
+}
+
+
+def build(names: Sequence[str], backbone: Backbone) -> dict[str, System]:
+    """The peers that are installed, each ready to run."""
+    found = {}
+    for name in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = PEERS[name](backbone)
+        except ModuleNotFoundError as error:
+            print(f"{name}: left out, {error.name} is not installed")
+    return found
