@@ -6,8 +6,8 @@
 Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
 which is checked before anything is timed. ``ratio`` is a system's time over ours, above 1 where we are faster: the
 median over turns in which the systems follow one another, with its quartiles. Ours and the peers that can return the
-states of all layers; fairseq gives the last one's only. "mixed": real recordings of the shared test splits, or 1 to 15 s
-where they are absent.
+states of all layers; fairseq gives the last one's only. "mixed" is real recordings of the shared test splits, or 1 to
+15 s where they are absent.
 """
 
 from __future__ import annotations

@@ -135,6 +135,7 @@ def test_refusals():
 def test_bfloat16_attention_in_blocks():
     generator = torch.Generator().manual_seed(0)
     projected = torch.randn(700, 3 * 64, generator=generator)
+    projected[:, :64] *= 32**-0.5
     expected = attend(projected, [600, 100], 2)
     found = attend(projected.bfloat16(), [600, 100], 2)
     assert found.dtype == torch.bfloat16

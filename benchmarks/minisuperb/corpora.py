@@ -1,8 +1,8 @@
 """The tasks' corpora, built from the shared recordings in the layouts that s3prl's tasks read.
 
 Each builder writes into an empty folder; ``final`` is where that folder will lie when it is whole, for lists of
-absolute paths. Training audio is clean (but for enhancement, whose input is noisy); test audio comes clean and at 20,
-10 and 0 dB of recorded noise that no training audio holds.
+absolute paths. Training audio is clean (but for enhancement, whose input is noisy), or at the ratios of the test audio;
+test audio comes clean and at 20, 10 and 0 dB of recorded noise that no training audio holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sources import CONDITIONS, RATE, Clip, clips, generator, noise_bank, noise_for, noisy, piece, pieces, save
+from sources import CONDITIONS, RATE, Clip, clips, generator, heard, noise_bank, noise_for, noisy, piece, pieces, save
 from torch import Tensor
 
 from daisy import files
@@ -31,21 +31,24 @@ MIXED_SNRS_DB = (0.0, 5.0, 10.0, 15.0)
 """VoiceBank-DEMAND's for training."""
 SLOTS = {"action": "coffeeDrink", "object": "size", "location": "roast"}
 """s3prl's three columns, which it names in its code, to the orders' slots that fill them best."""
+Builder = Callable[[Path, Path, int, int | None, str], None]
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 
 
-def recognition(set_name: str) -> Callable[[Path, Path, int, int | None], None]:
+def recognition(set_name: str) -> Builder:
     """ASR: LibriSpeech layout, character dictionary and length tables."""
 
-    def build(out: Path, final: Path, seed: int, limit: int | None) -> None:
+    def build(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
         letters: Counter[str] = Counter()
         for split in ("train", "dev", "test"):
             spoken = [clip for clip in clips(set_name, split, limit) if clip.text]
-            heard = {split: None} if split != "test" else {f"test-{name}": snr for name, snr in CONDITIONS.items()}
             if split == "train":
                 letters.update("".join(clip.text.upper().replace(" ", "|") for clip in spoken))
-            for name, snr in heard.items():
-                _librispeech(out, name, [noisy(clip, snr, "test", seed) for clip in spoken])
+            if split != "test":
+                _librispeech(out, split, [heard(clip, training, seed) for clip in spoken])
+                continue
+            for name, snr in CONDITIONS.items():
+                _librispeech(out, f"test-{name}", [noisy(clip, snr, "test", seed) for clip in spoken])
         lines = [f"{letter} {count}\n" for letter, count in letters.most_common()]
         files.write(out / "char.dict", "".join(lines).encode())
 
@@ -66,7 +69,7 @@ def _librispeech(out: Path, split: str, spoken: list[Clip]) -> None:
     _csv(out / "lengths" / f"{split}.csv", table)
 
 
-def speakers(out: Path, final: Path, seed: int, limit: int | None) -> None:
+def speakers(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
     """SID: VoxCeleb1 layout, its list of (1 train, 2 dev, 3 test, path).
 
     Speakers of whom there are ten recordings or more: the six of digits, three of librispeech's train split and six of
@@ -96,23 +99,24 @@ def speakers(out: Path, final: Path, seed: int, limit: int | None) -> None:
                 relative = f"id{10001 + number}/{part}/{index:05d}.wav"
                 for name, snr in CONDITIONS.items():
                     if name == "clean" or part == 3:
-                        save({out / name / "dev" / "wav" / relative: noisy(clip, snr, "test", seed).waveform})
+                        recorded = noisy(clip, snr, "test", seed) if part == 3 else heard(clip, training, seed)
+                        save({out / name / "dev" / "wav" / relative: recorded.waveform})
                         lists[name].append(f"{part} {relative}\n")
     for name, lines in lists.items():
         files.write(out / name / "split.txt", "".join(lines).encode())
 
 
-def enhancement(out: Path, final: Path, seed: int, limit: int | None) -> None:
+def enhancement(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
     """SE: VoiceBank layout, noisy/wav.scp and clean/wav.scp; of each recording a piece, for training two."""
     for split in ("train", "dev", "test"):
         found = clips("librispeech", split, limit)
         spoken = [piece(clip, PIECE_SEC[split], seed) for clip in found]
         if split == "train":
             spoken = [part for clip in found for part in pieces(clip, PIECE_SEC[split])[:2]]
-        heard: dict[str, Sequence[float | None]] = {split: MIXED_SNRS_DB}
+        ratios: dict[str, Sequence[float | None]] = {split: MIXED_SNRS_DB}
         if split == "test":
-            heard = {f"test-{name}": [snr] for name, snr in CONDITIONS.items()}
-        for name, snrs in heard.items():
+            ratios = {f"test-{name}": [snr] for name, snr in CONDITIONS.items()}
+        for name, snrs in ratios.items():
             lists: dict[str, list[tuple[str, Path]]] = {"noisy": [], "clean": []}
             for index, clip in enumerate(spoken):
                 degraded = noisy(clip, snrs[index % len(snrs)], "test" if split == "test" else "train", seed)
@@ -121,7 +125,7 @@ def enhancement(out: Path, final: Path, seed: int, limit: int | None) -> None:
             _wav_lists(out, name, lists)
 
 
-def separation(out: Path, final: Path, seed: int, limit: int | None) -> None:
+def separation(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
     """SS: LibriMix layout, mix_clean, s1 and s2; pieces as long as the shorter talker's ("min").
 
     In the noisy test sets the lists of ``mix_clean`` hold the mixture with noise, LibriMix's mix_both: so the same
@@ -131,12 +135,13 @@ def separation(out: Path, final: Path, seed: int, limit: int | None) -> None:
         found = clips("librispeech", split, limit)
         spoken = [part for clip in found for part in pieces(clip, PIECE_SEC[split])[:4]]
         pairs = _pairs(spoken, count if limit is None else min(count, limit), generator(seed, split, "pairs"))
-        heard = {split: None} if split != "test" else {f"test-{name}": snr for name, snr in CONDITIONS.items()}
-        for name, snr in heard.items():
+        parts = {split: None} if split != "test" else {f"test-{name}": snr for name, snr in CONDITIONS.items()}
+        for name, snr in parts.items():
             lists: dict[str, list[tuple[str, Path]]] = {"mix_clean": [], "s1": [], "s2": []}
             for index, (first, second) in enumerate(pairs):
                 mixture = Clip(f"{index:04d}", first + second)
-                audio = {"mix_clean": noisy(mixture, snr, "test", seed).waveform, "s1": first, "s2": second}
+                mixed = noisy(mixture, snr, "test", seed) if split == "test" else heard(mixture, training, seed)
+                audio = {"mix_clean": mixed.waveform, "s1": first, "s2": second}
                 _mixture(out, final, name, mixture.name, audio, lists)
             _wav_lists(out, name, lists)
 
@@ -168,7 +173,7 @@ def _wav_lists(out: Path, split: str, lists: dict[str, list[tuple[str, Path]]]) 
         files.write(out / split / kind / "wav.scp", "".join(f"{name} {path}\n" for name, path in lines).encode())
 
 
-def keywords(out: Path, final: Path, seed: int, limit: int | None) -> None:
+def keywords(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
     """KS: Speech Commands layout: a folder a word, ``_background_noise_`` beside those of training, and test folders.
 
     Unknown words are pieces of read speech, silence is recorded noise.
@@ -182,7 +187,8 @@ def keywords(out: Path, final: Path, seed: int, limit: int | None) -> None:
                     path = out / f"test-{name}" / clip.label / f"{index:04d}.wav"
                     save({path: noisy(clip, snr, "test", seed).waveform})
             else:
-                save({out / "train" / clip.label / _named_for(split, f"{index:04d}"): clip.waveform})
+                path = out / "train" / clip.label / _named_for(split, f"{index:04d}")
+                save({path: heard(clip, training, seed).waveform})
     # Of one second, which is what s3prl cuts out of longer ones at random: so a feature cache knows them again.
     seconds = [part for noise in noise_bank("train").recordings for part in pieces(Clip("", noise), 1.0)[:2]]
     for index, part in enumerate(part for part in seconds if len(part.waveform) == RATE):
@@ -203,7 +209,7 @@ def _named_for(split: str, name: str) -> str:
     raise AssertionError("one name in ten falls into dev")
 
 
-def commands(out: Path, final: Path, seed: int, limit: int | None) -> None:
+def commands(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
     """IC: Fluent Speech Commands layout; three of the orders' slots in s3prl's three columns, none where not said."""
     header = ("path", "speakerId", "transcription", *SLOTS)
     spoken = {split: clips("commands", split, limit) for split in ("train", "dev", "test")}
@@ -217,7 +223,8 @@ def commands(out: Path, final: Path, seed: int, limit: int | None) -> None:
                     continue  # s3prl has no class for what training never says
                 path = f"wavs/{split}/{clip.name}.wav"
                 if name == "clean" or split == "test":
-                    save({out / name / path: noisy(clip, snr, "test", seed).waveform})
+                    recorded = noisy(clip, snr, "test", seed) if split == "test" else heard(clip, training, seed)
+                    save({out / name / path: recorded.waveform})
                 table.append((path, clip.speaker, "", *values.values()))
             _csv(out / name / "data" / f"{'valid' if split == 'dev' else split}_data.csv", table)
 
@@ -228,7 +235,7 @@ def _csv(path: Path, table: Iterable[Sequence[str]]) -> None:
         csv.writer(stream, lineterminator="\n").writerows(table)
 
 
-BUILDERS: dict[str, Callable[[Path, Path, int, int | None], None]] = {
+BUILDERS: dict[str, Builder] = {
     "asr": recognition("mboshi"),
     "asr_english": recognition("librispeech"),
     "sid": speakers,
@@ -239,7 +246,14 @@ BUILDERS: dict[str, Callable[[Path, Path, int, int | None], None]] = {
 }
 
 
-def build(task: str, root: Path, seed: int = 0, limit: int | None = None, overwrite: bool = False) -> Path:
+def build(
+    task: str,
+    root: Path,
+    seed: int = 0,
+    limit: int | None = None,
+    overwrite: bool = False,
+    training: str = "clean",
+) -> Path:
     """A task's corpus, whole or absent: built beside, then renamed. One that is there with the same settings stays.
 
     Args:
@@ -248,6 +262,8 @@ def build(task: str, root: Path, seed: int = 0, limit: int | None = None, overwr
         seed: of pieces, noise excerpts and pairs.
         limit: recordings a split at most, to try things out.
         overwrite: build again what other settings built.
+        training: "clean", or "noisy": train and dev audio clean and at the test sets' ratios, by chance, with noise of
+            the train split. Enhancement's has noise anyway.
 
     Returns:
         The corpus's folder.
@@ -259,7 +275,16 @@ def build(task: str, root: Path, seed: int = 0, limit: int | None = None, overwr
     if task not in BUILDERS:
         raise UsageError(f"no corpus for {task!r}: there are {', '.join(BUILDERS)}")
     final = (root / task).resolve()
-    settings = {"format_version": 1, "recipe": RECIPE, "task": task, "seed": seed, "limit": limit, "folder": str(final)}
+    settings: dict = {
+        "format_version": 1,
+        "recipe": RECIPE,
+        "task": task,
+        "seed": seed,
+        "limit": limit,
+        "folder": str(final),
+    }
+    if training != "clean":
+        settings["training"] = training
     written = final / "corpus.json"
     if written.is_file() and not overwrite:
         if json.loads(written.read_text(encoding="utf-8")) == settings:
@@ -269,7 +294,7 @@ def build(task: str, root: Path, seed: int = 0, limit: int | None = None, overwr
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        BUILDERS[task](beside, final, seed, limit)
+        BUILDERS[task](beside, final, seed, limit, training)
         files.write_json(beside / "corpus.json", settings)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)

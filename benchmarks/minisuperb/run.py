@@ -92,7 +92,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--policy", default=DEFAULT_POLICY, help="which rule is set to 80, 60 and 40 %% depth")
     parser.add_argument("--featurizer", default="dynamic", choices=("stock", "dynamic", "dynamic-s"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--data", default="small", choices=("small", "published"), help="corpora and configurations")
+    parser.add_argument(
+        "--data",
+        default="small",
+        choices=("small", "noisy", "published"),
+        help="small: the shared recordings, trained on clean audio; noisy: on clean and noisy; published: your corpora",
+    )
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "minisuperb")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
     parser.add_argument("--device", default="cpu")
@@ -112,7 +117,7 @@ def root_of(arguments: argparse.Namespace) -> Path:
 
 def cache_of(task: str, arguments: argparse.Namespace) -> Path:
     """Full runs of a task's audio, which all of daisy's upstreams take their exits from."""
-    return root_of(arguments) / "cache" / task
+    return (arguments.out / ("quick" if arguments.quick else "") / "cache" / task).resolve()
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
@@ -154,7 +159,8 @@ def corpus_of(task: str, arguments: argparse.Namespace, root: Path) -> Path:
         return folder
     console.print(f"{task}: corpus", style="dim")
     limit = QUICK_LIMIT if arguments.quick else None
-    return corpora.build(task, root / "corpora", limit=limit, overwrite=arguments.overwrite)
+    training = "noisy" if arguments.data == "noisy" else "clean"
+    return corpora.build(task, root / "corpora", limit=limit, overwrite=arguments.overwrite, training=training)
 
 
 def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, root: Path) -> Iterator[Run]:
@@ -253,7 +259,7 @@ def main() -> None:
     for path in table.write(rows, root):
         console.print(str(path), soft_wrap=True)
     if not arguments.quick:
-        write("minisuperb" if arguments.data == "small" else "minisuperb_published", rows)
+        write("minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}", rows)
     console.print(table.summary(rows), markup=False, soft_wrap=True)
     if failed:
         sys.exit(f"{len(failed)} of the runs failed; the same command tries them again")

@@ -94,6 +94,17 @@ def noisy(clip: Clip, snr_db: float | None, split: str, seed: int) -> Clip:
     return replace(clip, waveform=mixing.mix(clip.waveform, noise_for(clip, split, seed), snr_db))
 
 
+TRAINING: dict[str, tuple[float | None, ...]] = {"clean": (None,), "noisy": tuple(CONDITIONS.values())}
+"""Kind of training audio to the ratios that its recordings are drawn from, in decibels."""
+
+
+def heard(clip: Clip, training: str, seed: int) -> Clip:
+    """A recording of a train or dev split, with noise of the train split where its draw says so."""
+    ratios = TRAINING[training]
+    drawn = int(torch.randint(len(ratios), (1,), generator=generator(seed, clip.name, "ratio")))
+    return noisy(clip, ratios[drawn], "train", seed)
+
+
 def save(waveforms: dict[Path, Tensor]) -> None:
     """Write 16-bit files; where one would be cut off at full scale, all are scaled down alike."""
     loudest = max(float(waveform.abs().max()) for waveform in waveforms.values())

@@ -73,7 +73,7 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
-    last = task.last_at_hand and spec["data"] == "small"
+    last = task.last_at_hand and spec["data"] != "published"
     best = best_checkpoint(folder / "train", spec["config"]["runner"]["total_steps"], last)
     split, override = task.evaluation(condition, Path(spec["corpus"]), out)
     options = ["-m", "evaluate", "-e", str(best), "-t", split, "-o", override, "--device", spec["device"]]

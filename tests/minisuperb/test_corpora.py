@@ -159,8 +159,24 @@ def test_the_same_settings_give_the_same_bytes_and_are_not_built_again(corpora, 
         corpora.build("sd", tmp_path)
 
 
+@pytest.mark.parametrize("task", ["asr", "sid", "ks", "ic", "ss"])
+def test_training_audio_may_be_noisy(corpora, tmp_path, task):
+    clean, noisy = (corpora.build(task, tmp_path / kind, limit=20, training=kind) for kind in ("clean", "noisy"))
+    names = [path.relative_to(clean) for path in sorted(clean.rglob("*")) if path.suffix in (".wav", ".flac")]
+    assert names == [path.relative_to(noisy) for path in sorted(noisy.rglob("*")) if path.suffix in (".wav", ".flac")]
+    changed = {name for name in names if (clean / name).read_bytes() != (noisy / name).read_bytes()}
+    test = {name for name in names if any(part.startswith(("test", "3")) for part in name.parts[:-1])}
+    assert not changed & test
+    of_words = {
+        name for name in names if "s1" in name.parts or "s2" in name.parts or "_background_noise_" in name.parts
+    }
+    rest = set(names) - test - of_words
+    assert changed <= rest
+    assert len(changed) > len(rest) / 3  # three in four, of few
+
+
 def test_a_build_that_is_cut_off_leaves_no_corpus(corpora, tmp_path, monkeypatch):
-    def cut_off(out, final, seed, limit):
+    def cut_off(out, final, seed, limit, training):
         (out / "half").mkdir()
         raise KeyboardInterrupt
 

@@ -6,7 +6,7 @@ import yaml
 from daisy.errors import OutputError
 
 LOGS = {
-    "asr": ("test-20 loss: 1.5\ntest-20 uer: 31.25\ntest-20 wer: 80.5\n", "test-20", [0.805, 0.3125]),
+    "asr": ("test-20 loss: 1.5\ntest-20 uer: 31.25\ntest-20 wer: 80.5\n", "test-20", [0.3125, 0.805]),
     "sid": ("[Runner] - x\ntest acc: 0.71875\n", "test", [0.71875]),
     "se": (
         "Average si_sdr of 44 utts is -2.0539\nAverage stoi of 44 utts is 0.8271\nAverage pesq of 44 utts is 1.4701\n",
