@@ -1,0 +1,416 @@
+"""Where the time goes, and what exits save: seven measurements of our own encoder.
+
+    python benchmarks/speed.py                       # all of them; results/speed.json
+    python benchmarks/speed.py --only deciding mixed # some; the others' rows stay
+    python benchmarks/speed.py --quick               # a few recordings, no results file
+
+precision   bfloat16 and int8 against float32: time, exit layers, states
+deciding    scores at every layer without ever leaving, against no heads; Base with 504 units
+mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
+stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
+end-to-end  the shared test splits with the default policy, against stock s3prl and our own full depth
+utterances  time and peak memory by number of recordings
+length      time and peak memory by length, in windows
+
+Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
+and end-to-end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import paired
+import peers
+import torch
+from common import RESULTS, guarded, read, utterances, write
+from latency import RATE, backbone_of
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+
+import daisy
+from daisy import audio, cost, windows
+from daisy.backbone import Backbone
+from daisy.cli.console import DEFAULT_POLICY
+from daisy.encoder import EarlyExitEncoder
+from daisy.heads import ExitHeads, HeadsConfig
+from daisy.inference import prepared
+from daisy.policies import Fixed, Never, Random
+
+TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
+console = Console()
+
+
+def spoken(limit: int) -> list[Tensor]:
+    """Test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
+    found = [each.waveform for each in utterances(TEST_SETS, "test", limit)]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+    return [found[index] for index in order]
+
+
+def seconds_of(waveforms: list[Tensor]) -> float:
+    """Of audio."""
+    return sum(map(len, waveforms)) / RATE
+
+
+def row(what: str, **values: object) -> dict:
+    """A row, shown as it is made."""
+    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
+    console.print(what, *(f"{key} {value}" for key, value in rounded.items()), highlight=False, soft_wrap=True)
+    return {"measure": what, **rounded}
+
+
+def ratio_of(times: dict[str, paired.Times], one: str, other: str) -> dict[str, float]:
+    """How much longer one takes than another."""
+    middle, low, high = times[one].over(times[other])
+    return {"seconds": times[one].median, "ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+def heads_for(backbone: Backbone, num_units: int = 504) -> ExitHeads:
+    """Random ones."""
+    config = backbone.config
+    return ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=num_units))
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Mean over layers and frames."""
+    return float(F.cosine_similarity(one, other.float(), dim=-1).mean())
+
+
+def precision(quick: bool) -> list[dict]:
+    """Fewer bits against float32, on real recordings one by one; Base has random weights."""
+    rows = []
+    for size in ("mini", "base"):
+        model = daisy.load("daisy-mini")
+        backbone = backbone_of(size)
+        waveforms = spoken(2 if quick else (100 if size == "mini" else 2))
+        timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
+        full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in DTYPES}
+
+        def all_of(encoder: EarlyExitEncoder, timed: list[Tensor] = timed) -> Callable[[], None]:
+            return lambda: [encoder([waveform]) for waveform in timed] and None
+
+        times = paired.turns({dtype: all_of(encoder) for dtype, encoder in full.items()}, 3 if quick else 7)
+        policy = model.policy(DEFAULT_POLICY)
+        leaving = {dtype: EarlyExitEncoder(model.backbone, model.heads, policy, dtype=dtype) for dtype in DTYPES}
+        for dtype in DTYPES[1:]:
+            cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
+            found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines), "num_utterances": len(waveforms)}
+            if size == "mini":
+                exits = {kind: [int(leaving[kind]([w]).exit_layer) for w in waveforms] for kind in ("float32", dtype)}
+                pairs = list(zip(exits["float32"], exits[dtype], strict=True))
+                found |= {
+                    "policy": policy.name,
+                    "same_exit": sum(a == b for a, b in pairs) / len(pairs),
+                    "within_one_layer": sum(abs(a - b) <= 1 for a, b in pairs) / len(pairs),
+                }
+            middle, low, high = times["float32"].over(times[dtype])
+            speed = {"seconds": times[dtype].median, "faster": middle, "faster_low": low, "faster_high": high}
+            rows.append(row("precision", size=size, precision=dtype, **speed, **found))
+    return rows
+
+
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def deciding(quick: bool) -> list[dict]:
+    """Scores at all layers against none."""
+    backbone = backbone_of("base")
+    heads = heads_for(backbone)
+    waveform = 0.1 * torch.randn(3 * RATE if quick else 10 * RATE)
+    variants = {
+        "none": ((), 1),
+        "entropy": (("entropy",), 1),
+        "entropy, every 2nd frame": (("entropy",), 2),
+        "entropy, every 4th frame": (("entropy",), 4),
+        "regressed": (("regressed",), 1),
+        "entropy, confidence, margin, change": (("entropy", "confidence", "margin", "change"), 1),
+    }
+    systems = {}
+    for name, (scores, stride) in variants.items():
+        encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride)
+        systems[name] = lambda encoder=encoder: encoder([waveform])
+    times = paired.turns(systems, 3 if quick else 15)
+    return [row("deciding", size="base", units=504, scores=name, **ratio_of(times, name, "none")) for name in variants]
+
+
+def mixed(quick: bool) -> list[dict]:
+    """One batch whose utterances leave at layers 3 to 12, against each part at the full batch's speed."""
+    return [_mixed(size, 3 if quick else 9) for size in (("mini",) if quick else ("mini", "base"))]
+
+
+def _mixed(size: str, repeats: int) -> dict:
+    backbone = backbone_of(size)
+    waveforms = spoken(7)[:32]
+    layers = backbone.config.num_layers
+    spread = Random(histogram=tuple(float(layer >= 3) for layer in range(1, layers + 1)))
+    encoder = EarlyExitEncoder(backbone, None, spread)
+    out = encoder(waveforms)
+    share = [
+        float(out.num_frames[out.exit_layer >= layer].sum() / out.num_frames.sum()) for layer in range(1, layers + 1)
+    ]
+    depth = round(sum(share))
+    encoders = {"mixed": encoder}
+    for name, layer in (("one exit", depth), ("first layer", 1), ("full", layers)):
+        encoders[name] = EarlyExitEncoder(backbone, None, Fixed(layer=layer))
+    times = paired.turns({name: partial(each, waveforms) for name, each in encoders.items()}, repeats)
+    ratios = []
+    for seconds, first, full in zip(*(times[name].seconds for name in ("mixed", "first layer", "full")), strict=True):
+        a_layer = (full - first) / (layers - 1)
+        ratios.append(seconds / (first - a_layer + a_layer * sum(share)))
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    against = ratio_of(times, "mixed", "one exit")
+    return row(
+        "mixed",
+        size=size,
+        batch=len(waveforms),
+        audio_sec=seconds_of(waveforms),
+        mean_layers=sum(share),
+        exits=sorted(set(out.exit_layer.tolist())),
+        over_ideal=middle,
+        over_ideal_low=low,
+        over_ideal_high=high,
+        one_exit_layer=depth,
+        over_one_exit=against["ratio"],
+        seconds=against["seconds"],
+    )
+
+
+def stages(quick: bool) -> list[dict]:
+    """Front end and layers, torchaudio's modules and ours; and the machine's matrix product in the same turns."""
+    return [
+        each
+        for size in ("mini", "base")
+        for dtype in ("float32", "bfloat16")
+        for each in _stages(size, dtype, 3 if quick else 10, 3 if quick else 9)
+    ]
+
+
+class _Stages:
+    """What is timed, of one size and precision."""
+
+    def __init__(self, size: str, dtype: str, seconds: int):
+        self.backbone, self.dtype = backbone_of(size), dtype
+        self.waveform = 0.1 * torch.randn(seconds * RATE)
+        self.num_samples = torch.tensor([len(self.waveform)])
+        self.inference = prepared(self.backbone, dtype)
+        self.states, self.num_frames = self.front_end_before()
+        self.counts = self.num_frames.tolist()
+        self.embedded = self.front_end()
+        config, kind = self.backbone.config, self.inference.dtype
+        self.a = torch.randn(self.counts[0], config.width).to(kind)
+        self.b = torch.randn(config.width, config.ffn_width).to(kind)
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    @torch.no_grad()
+    def front_end_before(self) -> tuple[Tensor, Tensor]:
+        with self._cast():
+            features, num_frames = self.backbone.front_end(self.waveform[None], self.num_samples)
+            return self.backbone.embed(features, num_frames), num_frames
+
+    @torch.no_grad()
+    def front_end(self) -> Tensor:
+        return self.inference.embed(self.inference.front_end([self.waveform]), self.counts)
+
+    def layers_before(self) -> None:
+        states = self.states
+        with self._cast():
+            for layer in range(1, self.backbone.config.num_layers + 1):
+                states = self.backbone.layer(layer, states, self.num_frames)
+
+    def layers(self) -> None:
+        states = self.embedded
+        for layer in range(1, self.backbone.config.num_layers + 1):
+            states, _ = self.inference.layer(layer, states, self.counts)
+
+    def product(self) -> None:
+        for _ in range(20):
+            torch.mm(self.a, self.b)
+
+    def macs(self, stage: str) -> float:
+        """Of a stage, by `daisy.cost`; of 20 products."""
+        config, frames = self.backbone.config, self.counts[0]
+        if stage == "product":
+            return 20.0 * frames * config.width * config.ffn_width
+        times, each = (1, cost.front_end_macs) if stage == "front end" else (config.num_layers, cost.layer_macs)
+        return times * sum(c * frames**power for power, c in enumerate(each(config)))
+
+
+def _stages(size: str, dtype: str, seconds: int, repeats: int) -> list[dict]:
+    timed = _Stages(size, dtype, seconds)
+    calls = {
+        "front end before": timed.front_end_before,
+        "layers before": timed.layers_before,
+        "front end": timed.front_end,
+        "layers": timed.layers,
+        "product": timed.product,
+    }
+    times = paired.turns(calls, repeats)
+    rate = {name: timed.macs(name) / times[name].median for name in ("front end", "layers", "product")}
+    rows = []
+    for stage, other in (("front end", "layers"), ("layers", "front end")):
+        shares = [
+            statistics.median(x / (x + y) for x, y in zip(times[one].seconds, times[two].seconds, strict=True))
+            for one, two in ((f"{stage} before", f"{other} before"), (stage, other))
+        ]
+        faster, low, high = times[f"{stage} before"].over(times[stage])
+        rows.append(
+            row(
+                "stages",
+                size=size,
+                precision=dtype,
+                stage=stage,
+                seconds=times[stage].median,
+                faster=faster,
+                faster_low=low,
+                faster_high=high,
+                share_before=shares[0],
+                share=shares[1],
+                macs_per_sec=rate[stage],
+                of_product=rate[stage] / rate["product"],
+            )
+        )
+    return rows
+
+
+def end_to_end(quick: bool) -> list[dict]:
+    """Test recordings one by one and in batches, with the default policy, at full depth, and by stock s3prl."""
+    model = daisy.load("daisy-mini")
+    waveforms = spoken(3 if quick else 40)
+    policy = model.policy(DEFAULT_POLICY)
+    leaving = EarlyExitEncoder(model.backbone, model.heads, policy)
+    full = EarlyExitEncoder(model.backbone, None, Never())
+    stock = peers.build(["s3prl"], model.backbone)
+    rows, agreements, depths = [], [], []
+    assert model.final_head is not None
+    assert model.heads is not None
+    for waveform in waveforms:
+        out, whole = leaving([waveform]), full([waveform])
+        layer = int(out.exit_layer)
+        units = model.heads.unit_logits(layer, out.states[0][-1]).argmax(-1)
+        agreements.append(float((units == model.final_head(whole.states[0][-1]).argmax(-1)).float().mean()))
+        depths.append(layer / model.backbone.config.num_layers)
+    for batch_sec in (0.0, 30.0):
+        groups = [
+            [waveforms[i] for i in indices]
+            for indices in audio.batches([len(w) for w in waveforms], int(batch_sec * RATE) or 1)
+        ]
+
+        def over(system: Callable[[list[Tensor]], object], groups: list[list[Tensor]] = groups) -> Callable[[], None]:
+            return lambda: [system(group) for group in groups] and None
+
+        systems = {DEFAULT_POLICY: over(leaving), "never": over(full)}
+        systems |= {name: over(system) for name, system in stock.items()}
+        times = paired.turns(systems, 2 if quick else 5)
+        for name in systems:
+            middle, low, high = times[name].over(times[DEFAULT_POLICY])
+            rows.append(
+                row(
+                    "end-to-end",
+                    size="mini",
+                    system=name,
+                    batches="one by one" if not batch_sec else f"{batch_sec:g} s",
+                    num_utterances=len(waveforms),
+                    audio_sec=seconds_of(waveforms),
+                    seconds=times[name].median,
+                    ratio=middle,
+                    ratio_low=low,
+                    ratio_high=high,
+                    depth=statistics.mean(depths) if name == DEFAULT_POLICY else 1.0,
+                    unit_agreement=statistics.mean(agreements) if name == DEFAULT_POLICY else None,
+                )
+            )
+    return rows
+
+
+def by_utterances(quick: bool) -> list[dict]:
+    """1 to 1,000 recordings of four seconds in batches of 30 s, each count in a process of its own."""
+    counts = (1, 10, 30) if quick else (1, 3, 10, 30, 100, 300, 1000)
+    return [row("utterances", size="mini", num_utterances=count, **alone("utterances", count)) for count in counts]
+
+
+def by_length(quick: bool) -> list[dict]:
+    """One recording of 1 s to an hour in windows of 30 s, and in one run up to four minutes; processes of their own."""
+    lengths = (1, 10, 60) if quick else (1, 3, 10, 30, 60, 240, 600, 1800, 3600)
+    rows = [row("length", size="mini", mode="windows", audio_sec=n, **alone("windows", n)) for n in lengths]
+    return rows + [
+        row("length", size="mini", mode="one run", audio_sec=n, **alone("whole", n)) for n in lengths if n <= 240
+    ]
+
+
+def alone(what: str, count: int) -> dict[str, float]:
+    """Seconds and peak memory of a process of its own."""
+    command = [sys.executable, __file__, "--child", what, str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@torch.no_grad()
+def child(what: str, count: int) -> None:
+    """Run, and print seconds and peak memory, of which what was there before it began is also said."""
+    model = daisy.load("daisy-mini")
+    encoder = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY), keep="last")
+    generator = torch.Generator().manual_seed(0)
+    encoder([0.1 * torch.randn(RATE, generator=generator)])
+    before, start = peak_bytes(), time.perf_counter()
+    if what == "utterances":
+        for first in range(0, count, 7):
+            batch = [0.1 * torch.randn(4 * RATE, generator=generator) for _ in range(min(7, count - first))]
+            encoder(batch)
+    elif what == "windows":
+        read = lambda first, last: 0.1 * torch.randn(last - first, generator=generator)  # noqa: E731
+        for _ in windows.run(encoder, read, count * RATE, window_sec=30.0):
+            pass
+    else:
+        encoder([0.1 * torch.randn(count * RATE, generator=generator)])
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(), "before_bytes": before}))
+
+
+def peak_bytes() -> int:
+    """Of this process so far; getrusage would also count the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+MEASURES = {
+    "precision": precision,
+    "deciding": deciding,
+    "mixed": mixed,
+    "stages": stages,
+    "end-to-end": end_to_end,
+    "utterances": by_utterances,
+    "length": by_length,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.child:
+        return child(arguments.child[0], int(arguments.child[1]))
+    rows = [] if arguments.quick or not (RESULTS / "speed.json").is_file() else read("speed")["rows"]
+    for name in arguments.only:
+        rows = [each for each in rows if each["measure"] != name] + MEASURES[name](arguments.quick)
+        if not arguments.quick:
+            write("speed", rows)
+    return None
+
+
+if __name__ == "__main__":
+    guarded(main)
