@@ -6,6 +6,7 @@ python benchmarks/readme.py            # also: make readme
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -310,6 +311,39 @@ def ablations() -> str:
     return table(header, lines) + source(result)
 
 
+def minisuperb_in(name: str) -> Callable[[], str]:
+    """Each task's upstreams in each condition: mean over seeds, their standard deviation, and the mean exit layer."""
+
+    def minisuperb() -> str:
+        result = read(name)
+        rows = [row for row in result["rows"] if row["value"] is not None]
+        conditions = list(dict.fromkeys(row["condition"] for row in rows))
+        found: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
+        for row in rows:
+            key = row["task"], row["metric"], row["upstream"]
+            found.setdefault(key, {}).setdefault(row["condition"], []).append(row)
+        lines = []
+        for task, metric in dict.fromkeys(key[:2] for key in found):
+            mine = {upstream: heard for (t, m, upstream), heard in found.items() if (t, m) == (task, metric)}
+            for upstream in sorted(mine, key=lambda u: UPSTREAMS.index(u.split("-")[0])):
+                lines.append([f"{task} {metric}", upstream, *(_seeds(mine[upstream].get(c, [])) for c in conditions)])
+        return table(["task", "upstream", *conditions], lines) + source(result)
+
+    return minisuperb
+
+
+UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "fixed", "random", "daisy_window", "fbank")
+
+
+def _seeds(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    values = [row["value"] for row in rows]
+    spread = f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    layer = rows[0]["mean_exit_layer"]
+    return f"{statistics.mean(values):.3f}{spread}" + (f" ({layer:.1f})" if layer else "")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "exits": exits,
     "exits_by_noise": exits_by_noise,
@@ -330,6 +364,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "units_digits": units_on("units_digits"),
     "ablations": ablations,
     "s3prl_cache": s3prl_cache,
+    "minisuperb": minisuperb_in("minisuperb"),
+    "minisuperb_noisy": minisuperb_in("minisuperb_noisy"),
 }
 
 
