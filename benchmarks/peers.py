@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import re
 import tempfile
@@ -25,7 +26,8 @@ System = Callable[[Sequence[Tensor]], list[Tensor]]
 
 def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(B, N) and (B,) lengths."""
-    return nn.utils.rnn.pad_sequence(list(waveforms), True), torch.tensor([len(w) for w in waveforms])
+    batch = nn.utils.rnn.pad_sequence(list(waveforms), True)
+    return batch, torch.tensor([len(w) for w in waveforms], device=batch.device)
 
 
 def of_torchaudio(backbone: Backbone) -> System:
@@ -66,12 +68,13 @@ def of_transformers(backbone: Backbone) -> System:
     ours = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
     rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", huggingface.POSITION + "weight"))
     model.load_state_dict({name: ours[_ours(name, rules)] for name in model.state_dict()})
+    model.to(backbone.device)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
         mask = None
         if len(batch) > 1:
-            mask = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+            mask = (torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]).long()
         return list(model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[-1])
 
     return run
@@ -88,11 +91,11 @@ def of_fairseq(backbone: Backbone) -> System:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_stock(backbone, Path(folder)))])
     model.remove_pretraining_modules()
-    model.eval()
+    model.eval().to(backbone.device)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
-        mask = None if len(batch) == 1 else torch.arange(batch.shape[1]) >= lengths[:, None]
+        mask = None if len(batch) == 1 else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
         return list(model.extract_features(batch, padding_mask=mask, mask=False)[0])
 
     return run
@@ -106,7 +109,7 @@ def of_s3prl(backbone: Backbone) -> System:
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "s3prl.pt"
         load_and_convert_fairseq_ckpt(str(_stock(backbone, Path(folder))), str(converted))
-        model = UpstreamExpert(str(converted)).eval()
+        model = UpstreamExpert(str(converted)).eval().to(backbone.device)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         return list(model(list(waveforms))["hidden_states"][-1])
@@ -118,6 +121,7 @@ def _stock(backbone: Backbone, folder: Path) -> Path:
     from fairseq_plugins.export import stock_checkpoint
 
     head = FinalHead(backbone.config.width, 256, 504)
+    backbone = copy.deepcopy(backbone).cpu()
     path = folder / "fairseq.pt"
     torch.save(stock_checkpoint(checkpoint.Model(backbone=backbone, final_head=head)), path)
     return path

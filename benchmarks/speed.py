@@ -1,4 +1,4 @@
-"""Where the time goes, and what exits save: seven measurements of our own encoder.
+"""Where the time goes, and what exits save: measurements of our own encoder.
 
     python benchmarks/speed.py                       # all of them; results/speed.json
     python benchmarks/speed.py --only deciding mixed # some; the others' rows stay
@@ -9,8 +9,6 @@ deciding    scores at every layer without ever leaving, against no heads; Base w
 mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
 stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
 end-to-end  the shared test splits with the default policy, against stock s3prl and our own full depth
-utterances  time and peak memory by number of recordings
-length      time and peak memory by length, in windows
 
 Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
 and end-to-end.
@@ -19,14 +17,9 @@ and end-to-end.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import paired
 import peers
@@ -38,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import daisy
-from daisy import audio, cost, windows
+from daisy import audio, cost
 from daisy.backbone import Backbone
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
@@ -334,63 +327,12 @@ def end_to_end(quick: bool) -> list[dict]:
     return rows
 
 
-def by_utterances(quick: bool) -> list[dict]:
-    """1 to 1,000 recordings of four seconds in batches of 30 s, each count in a process of its own."""
-    counts = (1, 10, 30) if quick else (1, 3, 10, 30, 100, 300, 1000)
-    return [row("utterances", size="mini", num_utterances=count, **alone("utterances", count)) for count in counts]
-
-
-def by_length(quick: bool) -> list[dict]:
-    """One recording of 1 s to an hour in windows of 30 s, and in one run up to four minutes; processes of their own."""
-    lengths = (1, 10, 60) if quick else (1, 3, 10, 30, 60, 240, 600, 1800, 3600)
-    rows = [row("length", size="mini", mode="windows", audio_sec=n, **alone("windows", n)) for n in lengths]
-    return rows + [
-        row("length", size="mini", mode="one run", audio_sec=n, **alone("whole", n)) for n in lengths if n <= 240
-    ]
-
-
-def alone(what: str, count: int) -> dict[str, float]:
-    """Seconds and peak memory of a process of its own."""
-    command = [sys.executable, __file__, "--child", what, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@torch.no_grad()
-def child(what: str, count: int) -> None:
-    """Run, and print seconds and peak memory, of which what was there before it began is also said."""
-    model = daisy.load("daisy-mini")
-    encoder = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY), keep="last")
-    generator = torch.Generator().manual_seed(0)
-    encoder([0.1 * torch.randn(RATE, generator=generator)])
-    before, start = peak_bytes(), time.perf_counter()
-    if what == "utterances":
-        for first in range(0, count, 7):
-            batch = [0.1 * torch.randn(4 * RATE, generator=generator) for _ in range(min(7, count - first))]
-            encoder(batch)
-    elif what == "windows":
-        read = lambda first, last: 0.1 * torch.randn(last - first, generator=generator)  # noqa: E731
-        for _ in windows.run(encoder, read, count * RATE, window_sec=30.0):
-            pass
-    else:
-        encoder([0.1 * torch.randn(count * RATE, generator=generator)])
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(), "before_bytes": before}))
-
-
-def peak_bytes() -> int:
-    """Of this process so far; getrusage would also count the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 MEASURES = {
     "precision": precision,
     "deciding": deciding,
     "mixed": mixed,
     "stages": stages,
     "end-to-end": end_to_end,
-    "utterances": by_utterances,
-    "length": by_length,
 }
 
 
@@ -399,17 +341,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.child:
-        return child(arguments.child[0], int(arguments.child[1]))
     rows = [] if arguments.quick or not (RESULTS / "speed.json").is_file() else read("speed")["rows"]
     for name in arguments.only:
         rows = [each for each in rows if each["measure"] != name] + MEASURES[name](arguments.quick)
         if not arguments.quick:
             write("speed", rows)
-    return None
 
 
 if __name__ == "__main__":

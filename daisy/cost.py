@@ -66,6 +66,7 @@ def measured_deadline(
     then: Policy | None = None,
     score_stride: int = 1,
     repeats: int = 5,
+    dtype: str = "float32",
 ) -> Deadline:
     """A budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
 
@@ -76,6 +77,7 @@ def measured_deadline(
         then: another rule that may leave earlier.
         score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
+        dtype: of the encoder.
     """
     then = then or Never()
     names = sorted(then.reads - {"draw"})
@@ -84,7 +86,7 @@ def measured_deadline(
     for num_frames in TIMED_FRAMES:
         length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
         waveform = 0.1 * torch.randn(length, generator=generator)
-        runs = [_timed(backbone, heads, [waveform], names, score_stride) for _ in range(repeats)]
+        runs = [_timed(backbone, heads, [waveform], names, score_stride, dtype) for _ in range(repeats)]
         fronts.append(1000 * statistics.median(run[0] for run in runs))
         layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
     return Deadline(budget=budget_ms, front_cost=_polynomial(fronts), layer_cost=_polynomial(layers), then=then)
@@ -110,11 +112,16 @@ def seconds_by_layer(
 
 @torch.no_grad()
 def _timed(
-    backbone: Backbone, heads: ExitHeads | None, waveforms: Sequence[Tensor], names: list[str], stride: int
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    waveforms: Sequence[Tensor],
+    names: list[str],
+    stride: int,
+    dtype: str = "float32",
 ) -> list[float]:
     """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
     marks = [0.0] * (backbone.config.num_layers + 1)
-    inference, ready = prepared(backbone, "float32"), prepared_heads(heads, "float32")
+    inference, ready = prepared(backbone, dtype), prepared_heads(heads, dtype)
     feeds = heads is not None and heads.config.reads == "feed_forward"
     wait: Callable[[], None] = torch.cuda.synchronize if backbone.device.type == "cuda" else lambda: None
     for waveform in waveforms:

@@ -115,6 +115,10 @@ class EarlyExitEncoder(nn.Module):
                 where looking is cheap) samples that are no numbers.
         """
         utterances = self._checked(waveforms, num_samples)
+        with torch.autocast(self.backbone.device.type, enabled=False):  # dtype says what to compute in
+            return self._run(utterances, observe)
+
+    def _run(self, utterances: list[Tensor], observe: Callable[[score_functions.Reading], None] | None) -> ExitOutput:
         inference, heads = self.inference
         num_samples = torch.tensor([len(waveform) for waveform in utterances])
         num_frames = frames.num_frames(num_samples, self.backbone.config.conv_layers)

@@ -104,7 +104,7 @@ def extract(
         format=format,
         dtype=dtype,
         window_sec=window_sec,
-        context_sec=context_sec,
+        context_sec=context_sec if window_sec is not None else Settings.context_sec,
         precision=encoder.dtype,
     )
     if window_sec is not None:
@@ -113,6 +113,7 @@ def extract(
     journal = Journal(out, settings, overwrite)
     journal.check_outputs(outputs)
     rate = encoder.backbone.config.sample_rate
+    hint = "--window SEC, or raise --max-sec" if encoder.keep == "last" else "split it, or raise --max-sec"
     failed: dict[str, str] = {}
     pending: list[Recording] = []
     lengths: list[int] = []
@@ -120,7 +121,7 @@ def extract(
         if journal.has(recording):
             continue
         try:
-            lengths.append(_checked_length(recording, rate, math.inf if window_sec else max_sec))
+            lengths.append(_checked_length(recording, rate, math.inf if window_sec else max_sec, hint))
             pending.append(recording)
         except AudioError as error:
             failed[str(recording.path)] = _without_path(error, recording)
@@ -233,7 +234,6 @@ def _run_in_windows(
     config = encoder.backbone.config
     start, exits, silent, scores = time.perf_counter(), [], True, []
     path = out / outputs[recording.path]
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(first: int, last: int) -> Tensor:
         nonlocal silent
@@ -242,6 +242,7 @@ def _run_in_windows(
         return waveform
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         source = audio.Spans(recording.path, config.sample_rate)
         with tempfile.TemporaryFile(dir=path.parent) as states:
             for piece in windows.run(
@@ -268,7 +269,7 @@ def _run_in_windows(
                 silent=silent,
                 source=stamp(recording),
             )
-            _write_streamed(states, (-1, config.width), path, settings, row)
+            _write_streamed(states, config.width, path, settings, row)
     except AudioError as error:
         failed[str(recording.path)] = _without_path(error, recording)
         return
@@ -282,11 +283,10 @@ def _mean_over(scores: list[dict[str, Tensor]], name: str) -> Tensor:
     return torch.stack([each[name] for each in scores]).nanmean(0)
 
 
-def _write_streamed(states: IO[bytes], shape: tuple[int, int], path: Path, settings: Settings, row: Row) -> None:
+def _write_streamed(states: IO[bytes], width: int, path: Path, settings: Settings, row: Row) -> None:
     """A file as `_write_states` makes it, from states that lie on the disk."""
     kind = numpy.dtype(settings.dtype)
-    size = states.tell()
-    shape = (size // kind.itemsize // shape[1], shape[1])
+    shape = (states.tell() // kind.itemsize // width, width)
     states.seek(0)
 
     def write(stream: BinaryIO) -> None:
@@ -294,8 +294,7 @@ def _write_streamed(states: IO[bytes], shape: tuple[int, int], path: Path, setti
             described = {"descr": kind.str, "fortran_order": False, "shape": shape}
             numpy.lib.format.write_array_header_1_0(stream, described)
         else:
-            metadata = {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()}
-            stream.write(files.tensor_header("states", settings.dtype, shape, metadata))
+            stream.write(files.tensor_header("states", settings.dtype, shape, _metadata(settings, row)))
         shutil.copyfileobj(states, stream, 2**22)
 
     files.write(path, write)
@@ -311,7 +310,11 @@ def _write_states(states: Tensor, path: Path, settings: Settings, row: Row) -> N
     if settings.format == "npy":
         files.write(path, lambda stream: numpy.save(stream, states.numpy()))
         return
-    files.save_tensors({"states": states}, path, {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()})
+    files.save_tensors({"states": states}, path, _metadata(settings, row))
+
+
+def _metadata(settings: Settings, row: Row) -> dict:
+    return {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()}
 
 
 def _outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
@@ -333,7 +336,7 @@ def _outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
     return {path: output for output, path in taken.items()}
 
 
-def _checked_length(recording: Recording, rate: int, max_sec: float) -> int:
+def _checked_length(recording: Recording, rate: int, max_sec: float, hint: str) -> int:
     """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
     try:
         length = audio.num_samples(recording.path, rate)
@@ -341,7 +344,7 @@ def _checked_length(recording: Recording, rate: int, max_sec: float) -> int:
         audio.read(recording.path, rate)
         raise
     if length > max_sec * rate:
-        raise AudioError(f"lasts {length / rate:.0f} s, more than {max_sec:.0f} s: --window SEC, or raise --max-sec")
+        raise AudioError(f"lasts {length / rate:.0f} s, more than {max_sec:.0f} s: {hint}")
     return length
 
 

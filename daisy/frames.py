@@ -48,10 +48,10 @@ def utterance_mean(values: Tensor, num_frames: Tensor) -> Tensor:
     Returns:
         (B, ...).
     """
-    total = values.new_zeros(len(num_frames), *values.shape[1:], dtype=torch.float32)
+    total = values.new_zeros(len(num_frames), *values.shape[1:], dtype=torch.float64)  # sums of minutes of frames
     owner = torch.repeat_interleave(num_frames).to(values.device)
-    total.index_add_(0, owner, values.float())
-    return total / num_frames.to(values.device).view(-1, *[1] * (values.ndim - 1))
+    total.index_add_(0, owner, values.double())
+    return (total / num_frames.to(values.device).view(-1, *[1] * (values.ndim - 1))).float()
 
 
 def strided(num_frames: Tensor, stride: int) -> Tensor:

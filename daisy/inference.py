@@ -19,7 +19,7 @@ from daisy import frames
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
-from daisy.kernels import DTYPES, Conv, FourierConv, Linear, windows
+from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel
 
 BLOCKED_FROM, QUERY_BLOCK = 128, 256
 """Frames from which bfloat16 attention goes in blocks, and how many queries a block has."""
@@ -33,7 +33,7 @@ class Inference:
     Args:
         backbone: the layers.
         dtype: "float32"; "bfloat16": weights and states, sums still in float32; "int8": linear maps of the layers, on
-            CPUs only, the rest in float32.
+            CPUs only, the rest in float32; an utterance's inputs share a scale, so utterances run one by one.
 
     Raises:
         UsageError: on another type, or on "int8" elsewhere than on a CPU.
@@ -46,12 +46,12 @@ class Inference:
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
         self.feature_norm = _Norm(projection.layer_norm, self.dtype)
-        self.projection = _linear(projection.projection, dtype)
+        self.projection = _linear(projection.projection, _floating(dtype))
         self.positional = FourierConv(
             transformer.pos_conv_embed.conv.weight, transformer.pos_conv_embed.conv.bias, self.config.pos_groups
         )
         self.norm = _Norm(transformer.layer_norm, self.dtype)
-        self.layers = [_Layer(block, self.config, self.dtype, dtype) for block in transformer.layers]
+        self.layers = [_Layer(block, self.config, dtype) for block in transformer.layers]
 
     def front_end(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Waveforms (N_b,) float32, each of one frame or more, to features (F, C)."""
@@ -103,6 +103,9 @@ _prepared: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 def prepared(backbone: Backbone, dtype: str) -> Inference:
     """A backbone laid out for speed, made again only when its weights have changed or moved.
 
+    What changes weights behind autograd's back (``weight.data.mul_(2)``, or in place where they were made under
+    ``torch.inference_mode``) is not noticed: `forget` it.
+
     Raises:
         UsageError: as `Inference` does.
     """
@@ -112,6 +115,11 @@ def prepared(backbone: Backbone, dtype: str) -> Inference:
 def prepared_heads(heads: ExitHeads | None, dtype: str) -> PreparedHeads | None:
     """Likewise of heads, where there are any."""
     return None if heads is None else _made(heads, dtype, PreparedHeads)
+
+
+def forget(module: nn.Module) -> None:
+    """Lay a backbone or heads out anew at the next use."""
+    _prepared.pop(module, None)
 
 
 def _made(module: nn.Module, dtype: str, kind: Callable[..., Prepared]) -> Prepared:
@@ -156,7 +164,7 @@ class _Norm:
 
 
 class _Layer:
-    def __init__(self, block: nn.Module, config: BackboneConfig, dtype: torch.dtype, kind: str):
+    def __init__(self, block: nn.Module, config: BackboneConfig, dtype: str):
         attention = block.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with the keys are weights
@@ -164,15 +172,19 @@ class _Layer:
         self.inputs = Linear(
             torch.cat([factor * each.weight.detach() for factor, each in zip(factors, projections, strict=True)]),
             torch.cat([factor * each.bias.detach() for factor, each in zip(factors, projections, strict=True)]),
-            kind,
+            dtype,
         )
-        self.output = _linear(attention.out_proj, kind)
-        self.inner = _linear(block.feed_forward.intermediate_dense, kind)
-        self.outer = _linear(block.feed_forward.output_dense, kind)
-        self.norm, self.final_norm = _Norm(block.layer_norm, dtype), _Norm(block.final_layer_norm, dtype)
+        self.output = _linear(attention.out_proj, dtype)
+        self.inner = _linear(block.feed_forward.intermediate_dense, dtype)
+        self.outer = _linear(block.feed_forward.output_dense, dtype)
+        self.norm, self.final_norm = (_Norm(each, DTYPES[dtype]) for each in (block.layer_norm, block.final_layer_norm))
         self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
+        self.one_by_one = dtype == "int8"
 
     def __call__(self, states: Tensor, lengths: Sequence[int], apart: bool) -> tuple[Tensor, Tensor]:
+        if self.one_by_one and len(lengths) > 1:
+            parts = [self(own, [len(own)], apart) for own in states.split(list(lengths))]
+            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
         mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), lengths, self.num_heads)
         attended = self.output(mixed, plus=states)
         if not self.pre_norm:
@@ -246,7 +258,7 @@ class _FrontEnd:
         self.config, self.dtype = backbone.config, DTYPES[dtype]
         self.extractor, self.device = backbone.feature_extractor, backbone.device
         blocks = self.extractor.conv_layers
-        self.norms = [None if each.layer_norm is None else each.layer_norm for each in blocks]
+        self.norms = [each.layer_norm for each in blocks]
         first, *others = blocks
         self.first = first.conv.weight.detach()[:, 0].float(), None if first.conv.bias is None else first.conv.bias
         strides = [stride for _, _, stride in self.config.conv_layers]
@@ -262,8 +274,9 @@ class _FrontEnd:
         if self.config.normalize:
             waveforms = [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
         if self.device.type != "cpu":
+            kind = next(self.extractor.parameters()).dtype
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                rows = [self.extractor(waveform[None], None)[0][0] for waveform in waveforms]
+                rows = [self.extractor(waveform[None].to(kind), None)[0][0] for waveform in waveforms]
             return torch.cat(rows).to(self.dtype)
         counts = [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
         features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
@@ -290,7 +303,7 @@ class _FrontEnd:
         norm = self.norms[0]
         if not isinstance(norm, nn.GroupNorm):
             return Conv(weight[:, None], bias, stride), norm
-        seen = windows(waveform[:, None], kernel, stride).double()
+        seen = under_kernel(waveform[:, None], kernel, stride).double()
         mean = seen.mean(0)
         covariance = seen.T @ seen / len(seen) - mean.outer(mean)
         wide = weight.double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -95,6 +95,10 @@ def stamp(recording: Recording) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+DEFAULTS = {each.name: each.default for each in fields(Settings) if each.default is not MISSING}
+"""What runs had before they could be asked for anything else."""
+
+
 class Journal:
     """The rows finished so far, one JSON line each behind a line of settings; flushed to the disk row by row."""
 
@@ -111,8 +115,8 @@ class Journal:
             lines = []
         if overwrite:
             self._forget()
-        elif lines and lines[0] != header:
-            different = sorted(key for key in header if lines[0].get(key) != header[key])
+        different = sorted(key for key in header if {**DEFAULTS, **lines[0]}.get(key) != header[key]) if lines else []
+        if different and not overwrite:
             raise OutputError(
                 f"{out}: holds a run with another {', '.join(different)}; use another --out, or --overwrite"
             )

@@ -39,7 +39,7 @@ class Linear:
             )
             self.weight = torch.ops.quantized.linear_prepack(rounded, self.bias)
             return
-        elif torch.backends.mkldnn.is_available():
+        elif torch.backends.mkldnn.is_available() and (dtype == "float32" or _multiplies_bfloat16()):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         else:
             self.kind = "torch"
@@ -50,7 +50,8 @@ class Linear:
         if self.kind == "torch":
             y = F.linear(x, self.weight, self.bias)
         elif self.kind == "int8":
-            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=False)
+            # Without VNNI, sums of products of 8 and 8 bits would overflow.
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=not torch.cpu._is_vnni_supported())
         elif plus is not None:
             # The overload by name: to find it, torch.ops would print x into an error message that nobody sees.
             return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
@@ -60,6 +61,11 @@ class Linear:
         if plus is not None:
             return y.add_(plus)
         return F.gelu(y) if gelu else y
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether oneDNN does on this CPU; torch's own products do everywhere."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Conv:
@@ -78,10 +84,10 @@ class Conv:
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """(T, C) to ((T - kernel) // stride + 1, M)."""
-        return self.linear(windows(x, self.kernel, self.stride), gelu=gelu)
+        return self.linear(under_kernel(x, self.kernel, self.stride), gelu=gelu)
 
 
-def windows(x: Tensor, kernel: int, stride: int) -> Tensor:
+def under_kernel(x: Tensor, kernel: int, stride: int) -> Tensor:
     """(T, C) to ((T - kernel) // stride + 1, kernel C): what a convolution's outputs see, frame after frame."""
     length, channels = x.shape
     count = (length - kernel) // stride + 1

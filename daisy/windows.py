@@ -7,6 +7,7 @@ near a window's ends, its context, are computed and dropped, so that those that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tupl
     Raises:
         UsageError: where the context leaves nothing to keep.
     """
+    if not (math.isfinite(window_sec) and math.isfinite(context_sec)):
+        raise UsageError(f"window and context must be seconds, found {window_sec:g} and {context_sec:g}")
     per_second = config.sample_rate / config.frame_hop
     length, context = round(window_sec * per_second), round(context_sec * per_second)
     if length - 2 * context < 1 or context < 0:
@@ -52,7 +55,7 @@ def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tupl
     return length, context
 
 
-def windows(num_frames: int, length: int, context: int) -> list[Window]:
+def cut(num_frames: int, length: int, context: int) -> list[Window]:
     """Windows of at most ``length`` frames whose kept parts follow one another.
 
     Args:
@@ -60,9 +63,17 @@ def windows(num_frames: int, length: int, context: int) -> list[Window]:
         length: of a window, context included.
         context: frames computed on either side and dropped, less than half of them; none at the recording's own ends.
     """
+    if num_frames <= length:
+        return [Window(0, 0, num_frames, num_frames)]
     step = length - 2 * context
+    latest = num_frames - length  # the last window is no shorter than the others
     return [
-        Window(max(0, first - context), first, min(first + step, num_frames), min(first + step + context, num_frames))
+        Window(
+            max(0, min(first - context, latest)),
+            first,
+            min(first + step, num_frames),
+            min(first + step + context, num_frames),
+        )
         for first in range(0, num_frames, step)
     ]
 
@@ -94,7 +105,7 @@ def run(
         AudioError: as ``read`` and the encoder do.
     """
     config = encoder.backbone.config
-    found = windows(frames.num_frames(num_samples, config.conv_layers), *check(window_sec, context_sec, config))
+    found = cut(frames.num_frames(num_samples, config.conv_layers), *check(window_sec, context_sec, config))
     at_once = max(1, int(batch_sec / window_sec))
     for index in range(0, len(found), at_once):
         batch = found[index : index + at_once]

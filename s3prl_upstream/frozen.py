@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from daisy.encoder import EarlyExitEncoder
+from daisy.errors import CheckpointError
 from daisy.policies import Fixed, Never, Policy, Window
 from daisy.scores import SCORES, WITHOUT_HEADS
 
@@ -79,8 +80,8 @@ def encode(
 ) -> Batch:
     """Run an encoder that keeps at least what is needed.
 
-    On a CPU one utterance after the other: nothing is padded, which is faster there, and the result is the same to the
-    last bit whatever else is in the batch. On other devices, and for policies that let batches leave, together.
+    On a CPU one utterance after the other: the result is the same to the last bit whatever else is in the batch. On
+    other devices, and for policies that let batches leave, together.
 
     Args:
         encoder: backbone, heads and policy.
@@ -127,6 +128,9 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
     Args:
         encoder: whose policy decides.
         full: run all layers and note all scores, for any policy; else only what a `Window` needs.
+
+    Raises:
+        CheckpointError: where the policy reads what the heads do not give.
     """
     last: Policy = Never()
     names = set(encoder.score_names)
@@ -134,6 +138,9 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
         names = set(SCORES if encoder.heads else WITHOUT_HEADS)
         if encoder.heads and not encoder.heads.config.regressors:
             names.remove("regressed")
+        if lacking := encoder.policy.reads - names:
+            reads = ", ".join(sorted(lacking))
+            raise CheckpointError(f"policy {encoder.policy.name} reads {reads}, which these heads do not give")
     elif isinstance(encoder.policy, Window):
         last = Fixed(layer=min(encoder.policy.last, encoder.backbone.config.num_layers))
     return EarlyExitEncoder(encoder.backbone, encoder.heads, last, scores=names, score_stride=encoder.score_stride)

@@ -187,6 +187,7 @@ class ExitRunner(Runner):
             "override": self.args.override,
             "data": self.config.get("downstream_expert", {}).get("datarc"),
             "cache": str(expert.cache.folder) if expert.cache else None,
+            "recorded_to_the_end": expert.records,
         }
 
     def _summarise(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from daisy import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig, Model
 from daisy.traces import Traces
@@ -102,3 +103,20 @@ def traces():
         costs=torch.arange(1, TRACED_LAYERS + 1).float(),
         layers=tuple(range(1, TRACED_LAYERS + 1)),
     )
+
+
+class Products(TorchDispatchMode):
+    """Notes each matrix product with packed weights: rows, what is done to the result, and the weights' shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._opname == "_linear_pointwise":
+            x, *_others, weight, _, after = args[:5] if func._overloadname == "binary" else args[:4]
+            self.seen.append((len(x), after, *weight.shape))
+        return func(*args, **(kwargs or {}))
+
+    def rows(self, *shape, after="none"):
+        return [rows for rows, *what in self.seen if what == [after, *shape]]

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from daisy import EarlyExitEncoder, cost, policies
-from tests.conftest import KINDS, tiny_model
+from tests.conftest import KINDS, Products, tiny_model
 
 
 @torch.no_grad()
@@ -36,6 +36,22 @@ def test_counts_are_torchs_own(kind):
         assert two - one == pytest.approx(layer, rel=1e-6)
         front = value(cost.front_end_macs(config), num_frames)
         assert one - layer == pytest.approx(front, rel=0.08)  # the ends of a recording of one second
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exit_loop_does_what_is_counted(kind):
+    model = tiny_model(KINDS[kind])
+    config = model.backbone.config
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])
+    with Products() as products:
+        out = encoder([0.1 * torch.randn(24000), 0.1 * torch.randn(9000)])
+    done = sum(rows * width * inputs for rows, _, width, inputs in products.seen)
+    num_frames = out.num_frames.tolist()
+    _, per_frame, _ = cost.layer_macs(config, model.heads.config)  # attention's products are no linear maps
+    _, front, _ = cost.front_end_macs(config)
+    positional = config.pos_kernel * config.width**2 / config.pos_groups
+    expected = sum(num_frames) * (config.num_layers * per_frame + front - positional)
+    assert done == pytest.approx(expected, rel=0.05)  # the ends of recordings
 
 
 def test_a_budget_of_operations_is_kept():

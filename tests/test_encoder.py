@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, policies
 from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
-from tests.conftest import tiny_model
+from tests.conftest import Products, tiny_model
 
 
 def spread_policy(model, waveforms):
@@ -14,23 +13,6 @@ def spread_policy(model, waveforms):
     policy = policies.Entropy(threshold=float(lowest[3:5].mean()))  # between two: rounding decides nothing
     assert len(set(policy.exit_layers(scores).tolist())) > 1
     return policy
-
-
-class Products(TorchDispatchMode):
-    """Notes each matrix product with packed weights: rows, what is done to the result, and the weights' shape."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._opname == "_linear_pointwise":
-            x, *_others, weight, _, after = args[:5] if func._overloadname == "binary" else args[:4]
-            self.seen.append((len(x), after, *weight.shape))
-        return func(*args, **(kwargs or {}))
-
-    def rows(self, *shape, after="none"):
-        return [rows for rows, *what in self.seen if what == [after, *shape]]
 
 
 @torch.no_grad()

@@ -246,3 +246,21 @@ def test_a_damaged_long_recording_is_named_and_leaves_nothing(tmp_path):
     report = extract(folder, out, window_sec=1.2, context_sec=0.3)
     assert "hold some that are NaN or infinite" in report.failed[str(folder / "long.wav")]
     assert {path.name for path in out.iterdir()} == {"index.json", "index.csv", "journal.jsonl"}
+
+
+def test_a_folder_of_before_there_were_windows_goes_on(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out)
+    header, *rows = (out / "journal.jsonl").read_text().splitlines()
+    old = {k: v for k, v in json.loads(header).items() if k not in ("window_sec", "context_sec", "precision")}
+    old_rows = [{k: v for k, v in json.loads(row).items() if k != "window_exits"} for row in rows]
+    (out / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (old, *old_rows)))
+    assert extract(folder, out, context_sec=5.0).num_resumed == len(rows) == 7
+
+
+def test_a_file_where_a_folder_must_be_is_one_line(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sub").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        extract(folder, out, window_sec=0.3, context_sec=0.1)

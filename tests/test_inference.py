@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
-from daisy.inference import Inference, attend, prepared
+from daisy.inference import Inference, attend, forget, prepared
 from daisy.inference import _attend_padded as attend_padded
 from daisy.kernels import Conv, FourierConv, Linear
 from tests.conftest import tiny_model
@@ -102,6 +103,7 @@ def test_fourier_convolution_is_the_convolution(kernel, groups):
 def test_linear_maps_with_what_follows(bias):
     generator = torch.Generator().manual_seed(0)
     x, plus = torch.randn(37, 24, generator=generator), torch.randn(37, 16, generator=generator)
+    before = plus.clone()
     weight = torch.randn(16, 24, generator=generator)
     offset = torch.randn(16, generator=generator) if bias else None
     expected = F.linear(x, weight, offset)
@@ -114,7 +116,7 @@ def test_linear_maps_with_what_follows(bias):
             (linear(x_of, plus=plus_of), expected + plus),
         ):
             assert (found.float() - wanted).abs().max() < tolerance * expected.abs().max()
-    assert torch.equal(plus, torch.randn(0).new_tensor(plus.tolist()))  # what is added stays as it was
+    assert torch.equal(plus, before)  # what is added stays as it was
 
 
 def test_convolutions_of_any_kernel_and_stride():
@@ -123,6 +125,33 @@ def test_convolutions_of_any_kernel_and_stride():
         x, weight = torch.randn(21, 6, generator=generator), torch.randn(5, 6, kernel, generator=generator)
         expected = F.gelu(F.conv1d(x.T, weight, stride=stride)).T
         torch.testing.assert_close(Conv(weight, None, stride)(x, gelu=True), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_int8_does_not_see_the_batch():
+    backbone = tiny_model().backbone
+    generator = torch.Generator().manual_seed(0)
+    waveforms = [scale * torch.randn(8000, generator=generator) for scale in (0.5, 0.01)]
+    encoder = EarlyExitEncoder(backbone, None, policies.Never(), dtype="int8")
+    together = encoder(waveforms).states
+    for waveform, states in zip(waveforms, together, strict=True):
+        torch.testing.assert_close(encoder([waveform]).states[0], states, atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_around_the_encoder_changes_nothing(waveforms):
+    encoder = EarlyExitEncoder(tiny_model().backbone, None, policies.Never())
+    expected = encoder(waveforms[:3]).states
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder(waveforms[:3]).states
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_weights_changed_behind_autograd_are_forgotten_on_demand(waveforms):
+    backbone = tiny_model().backbone
+    encoder = EarlyExitEncoder(backbone, None, policies.Never())
+    before = encoder(waveforms[:1]).states[0]
+    backbone.encoder.transformer.layers[0].final_layer_norm.weight.data.mul_(2)
+    forget(backbone)
+    assert not torch.equal(encoder(waveforms[:1]).states[0], before)
 
 
 def test_refusals():

@@ -3,7 +3,7 @@ import torch
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
-from daisy.windows import Window, run, windows
+from daisy.windows import Window, cut, run
 from tests.conftest import tiny_model
 
 
@@ -11,17 +11,19 @@ from tests.conftest import tiny_model
     ("num_frames", "length", "context"), [(1, 10, 2), (6, 10, 2), (7, 10, 2), (100, 10, 2), (99, 7, 0)]
 )
 def test_windows_keep_every_frame_once(num_frames, length, context):
-    found = windows(num_frames, length, context)
+    found = cut(num_frames, length, context)
     kept = [frame for w in found for frame in range(w.first, w.last)]
     assert kept == list(range(num_frames))
     for w in found:
+        assert w.stop - w.start == length or w.start == 0
         assert w.stop - w.start <= length
-        assert w.first - w.start == context or w.start == 0
+        assert w.first - w.start >= context or w.start == 0
         assert w.stop - w.last == context or w.stop == num_frames
 
 
 def test_a_window_by_hand():
-    assert windows(13, 10, 2)[1:] == [Window(4, 6, 12, 13), Window(10, 12, 13, 13)]
+    assert cut(13, 10, 2) == [Window(0, 0, 6, 8), Window(3, 6, 12, 13), Window(3, 12, 13, 13)]
+    assert cut(10, 10, 2) == [Window(0, 0, 10, 10)]
 
 
 def test_pieces_are_the_windows_own_runs(model):
@@ -54,3 +56,5 @@ def test_a_long_enough_context_changes_little():
     assert error(0.6) < error(0.0)
     with pytest.raises(UsageError, match=r"a window of 1 s with 0.5 s of context on each side keeps nothing"):
         next(run(encoder, read, len(waveform), window_sec=1.0, context_sec=0.5))
+    with pytest.raises(UsageError, match=r"must be seconds, found nan and 0.5"):
+        next(run(encoder, read, len(waveform), window_sec=float("nan"), context_sec=0.5))

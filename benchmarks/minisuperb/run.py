@@ -112,12 +112,12 @@ def parse() -> argparse.Namespace:
 
 def root_of(arguments: argparse.Namespace) -> Path:
     """Where corpora, policies, caches and runs lie."""
-    return (arguments.out / ("quick" if arguments.quick else arguments.data)).resolve()
+    return (arguments.out / (f"quick-{arguments.data}" if arguments.quick else arguments.data)).resolve()
 
 
 def cache_of(task: str, arguments: argparse.Namespace) -> Path:
     """Full runs of a task's audio, which all of daisy's upstreams take their exits from."""
-    return (arguments.out / ("quick" if arguments.quick else "") / "cache" / task).resolve()
+    return ((root_of(arguments) if arguments.quick else arguments.out) / "cache" / task).resolve()
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
@@ -127,6 +127,8 @@ def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
         UsageError: where one is not known, has no corpus here, or cannot be run by this s3prl.
     """
     published = arguments.data == "published"
+    if published and arguments.time:
+        raise UsageError("--time is for the shared recordings")
     chosen = arguments.tasks or list(PUBLISHED if published else AT_HAND)
     for name in chosen:
         if name not in TASKS:

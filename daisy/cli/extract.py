@@ -77,7 +77,7 @@ def command(
     if deadline_ms is not None and deadline_macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
     if deadline_ms is not None:
-        chosen = cost.measured_deadline(model.backbone, model.heads, deadline_ms, chosen, stride)
+        chosen = cost.measured_deadline(model.backbone, model.heads, deadline_ms, chosen, stride, dtype=precision)
     elif deadline_macs is not None:
         chosen = cost.macs_deadline(model.backbone, model.heads, deadline_macs, chosen, stride)
     extra = [name for name in scores.split(",") if name]

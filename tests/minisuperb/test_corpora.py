@@ -175,6 +175,15 @@ def test_training_audio_may_be_noisy(corpora, tmp_path, task):
     assert len(changed) > len(rest) / 3  # three in four, of few
 
 
+@pytest.mark.parametrize("task", ["asr", "sid", "se", "ks", "ic", "ss"])
+def test_the_audio_that_upstreams_are_timed_on_is_the_test_sets(script, corpora, tmp_path, task):
+    folder = corpora.build(task, tmp_path, limit=20)
+    clean, noisy = (script("timing").recordings(task, folder, condition) for condition in ("clean", "0"))
+    assert 1 <= len(clean) == len(noisy) <= 8
+    assert [len(one) for one in clean] == [len(other) for other in noisy]
+    assert not all(torch.equal(one, other) for one, other in zip(clean, noisy, strict=True))
+
+
 def test_a_build_that_is_cut_off_leaves_no_corpus(corpora, tmp_path, monkeypatch):
     def cut_off(out, final, seed, limit, training):
         (out / "half").mkdir()

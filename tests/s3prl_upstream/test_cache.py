@@ -4,7 +4,9 @@ import multiprocessing
 import pytest
 import torch
 
+import daisy
 from daisy import OutputError
+from tests.conftest import tiny_model
 from tests.s3prl_upstream.conftest import ANY_EXIT, waveform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,6 +90,14 @@ def test_one_full_recording_serves_all_policies(make, wavs, tmp_path, needs):
         for mine, other in zip(found["states"], expected["states"], strict=True):
             assert torch.allclose(mine, other, atol=1e-5)
     assert len(stored(tmp_path / "full")) == len(wavs)
+
+
+def test_a_full_recording_refuses_what_its_heads_do_not_give(hub, tmp_path):
+    path = tmp_path / "without.safetensors"
+    daisy.save(tiny_model(regressors=False), path)
+    policy = {"name": "regressed", "threshold": 1.0}
+    with pytest.raises(daisy.CheckpointError, match="reads regressed, which these heads do not give"):
+        hub.daisy_local(path, policy).cache_in(tmp_path, "float32", full=True)
 
 
 def test_another_policy_stride_type_or_sample_is_another_entry(make, wavs, tmp_path):
