@@ -134,6 +134,7 @@ def test_two_processes_fill_one_cache(make, wavs, tmp_path):
     barrier, results = context.Barrier(2), context.Queue()
 
     def fill(order):
+        torch.set_num_threads(1)  # the parent's threads are not there
         upstream = make(folder=tmp_path / "both")
         barrier.wait()
         found = {i: upstream([wavs[i]])["states"][0].numpy() for i in order}
