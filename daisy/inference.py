@@ -23,8 +23,8 @@ from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel
 
 BLOCKED_FROM, QUERY_BLOCK = 128, 256
 """Frames from which bfloat16 attention goes in blocks, and how many queries a block has."""
-BLOCK_VALUES = 2**22
-"""Of the first convolution's output that are held at a time: 128 frames of HuBERT Base."""
+BLOCK_VALUES = 2**21
+"""Of the first convolution's output that are held at a time: 64 frames of HuBERT Base; more pays for new pages."""
 
 
 class Inference:
