@@ -11,7 +11,7 @@ from daisy import audio, conditions, frames, mixing
 from daisy.checkpoint import Model
 from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Never
-from daisy.scores import SCORES, Reading
+from daisy.scores import SCORES, Reading, available
 from daisy.traces import Traces
 
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
@@ -66,8 +66,7 @@ def trace(
         CheckpointError: where the model has no exit heads.
     """
     if scores is None:
-        without = set() if model.heads is None or model.heads.regressors is not None else {"regressed"}
-        scores = set(SCORES) - without
+        scores = available(model.heads) if model.heads else SCORES  # without heads the encoder says what is missing
     encoder = EarlyExitEncoder(
         model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
     )

@@ -224,10 +224,7 @@ class _Run:
         return self.scores[name][self.active, :layer]
 
     def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
-        """Take out who leaves, (active,) bool; returns the states of those who stay.
-
-        Copying their frames costs a thousandth of running a layer on those who leave: it always pays.
-        """
+        """Take out who leaves, (active,) bool; returns the states of those who stay."""
         if not leave.any():
             return states
         self.exit_layer[self.active[leave]] = layer

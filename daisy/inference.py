@@ -28,7 +28,7 @@ BLOCK_VALUES = 2**21
 
 
 class Inference:
-    """A backbone and heads whose weights are laid out for speed: copies, made for the weights as they are now.
+    """A backbone whose weights are laid out for speed: copies, made for the weights as they are now.
 
     Args:
         backbone: the layers.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from daisy import frames
 from daisy.errors import CheckpointError, PolicyError, unknown_name
-from daisy.heads import mean_and_std
+from daisy.heads import ExitHeads, mean_and_std
 
 
 class Heads(Protocol):
@@ -136,6 +136,13 @@ SCORES: dict[str, Callable[[Reading], Tensor]] = {
     score.__name__: score for score in (entropy, confidence, margin, change, regressed, num_frames, draw)
 }
 WITHOUT_HEADS = frozenset({"num_frames", "draw"})
+
+
+def available(heads: ExitHeads | None) -> set[str]:
+    """All scores that these heads give, or that need none."""
+    if heads is None:
+        return set(WITHOUT_HEADS)
+    return set(SCORES) - (set() if heads.config.regressors else {"regressed"})
 
 
 def check(names: Iterable[str]) -> None:

@@ -152,7 +152,7 @@ class ExitLog:
     def _totals(self, split: Split) -> dict:
         count = sum(split.exits.values())
         mean = sum(layer * n for layer, n in split.exits.items()) / count
-        computed, exits = split.computed_audio_sec, not self.settings.get("recorded_to_the_end")
+        computed, leaves = split.computed_audio_sec, not self.settings.get("recorded_to_the_end")
         return {
             "utterances": count,
             "mean_exit_layer": mean,
@@ -166,7 +166,7 @@ class ExitLog:
             "computed_sec": round(split.computed_sec, 3),
             "cache_sec": round(split.cache_sec, 3),
             "upstream_sec": round(split.computed_sec + split.cache_sec, 3),
-            "real_time_factor": split.computed_sec / computed if computed and split.computed_sec and exits else None,
+            "real_time_factor": split.computed_sec / computed if computed and split.computed_sec and leaves else None,
         }
 
     def _count(self, sums: Split, utterance: Utterance) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import CheckpointError
 from daisy.policies import Fixed, Never, Policy, Window
-from daisy.scores import SCORES, WITHOUT_HEADS
+from daisy.scores import available
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +135,7 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
     last: Policy = Never()
     names = set(encoder.score_names)
     if full:
-        names = set(SCORES if encoder.heads else WITHOUT_HEADS)
-        if encoder.heads and not encoder.heads.config.regressors:
-            names.remove("regressed")
+        names = available(encoder.heads)
         if lacking := encoder.policy.reads - names:
             reads = ", ".join(sorted(lacking))
             raise CheckpointError(f"policy {encoder.policy.name} reads {reads}, which these heads do not give")

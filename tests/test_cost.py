@@ -42,14 +42,19 @@ def test_counts_are_torchs_own(kind):
 def test_the_exit_loop_does_what_is_counted(kind):
     model = tiny_model(KINDS[kind])
     config = model.backbone.config
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])
-    with Products() as products:
-        out = encoder([0.1 * torch.randn(24000), 0.1 * torch.randn(9000)])
-    done = sum(rows * width * inputs for rows, _, width, inputs in products.seen)
-    num_frames = out.num_frames.tolist()
+    waveforms = [0.1 * torch.randn(24000), 0.1 * torch.randn(9000)]
+
+    def counted_until(layer):
+        encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=layer), scores=["entropy"])
+        with Products() as products:
+            out = encoder(waveforms)
+        return sum(rows * width * inputs for rows, _, width, inputs in products.seen), out.num_frames.tolist()
+
+    done, num_frames = counted_until(config.num_layers)
     _, per_frame, _ = cost.layer_macs(config, model.heads.config)  # attention's products are no linear maps
     _, front, _ = cost.front_end_macs(config)
     positional = config.pos_kernel * config.width**2 / config.pos_groups
+    assert counted_until(2)[0] - counted_until(1)[0] == pytest.approx(sum(num_frames) * per_frame, rel=1e-6)
     expected = sum(num_frames) * (config.num_layers * per_frame + front - positional)
     assert done == pytest.approx(expected, rel=0.05)  # the ends of recordings
 
