@@ -21,6 +21,7 @@ from pathlib import Path
 
 import paired
 import peers
+import speed_figures
 import torch
 from common import DATA, guarded, utterances, write
 from rich.console import Console
@@ -188,6 +189,8 @@ def main() -> None:
     show(rows, console)
     if arguments.json:
         files.write_json(arguments.json, rows)
+    elif not arguments.quick:
+        speed_figures.latency(rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import speed_figures
 import torch
 from common import guarded, write
 from latency import RATE
@@ -88,6 +89,7 @@ def main() -> None:
     rows = by_utterances(arguments.quick) + by_length(arguments.quick)
     if not arguments.quick:
         write("memory", rows)
+        speed_figures.memory(rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import speed_tables
 from common import HERE, read
+from rendering import source, table
 
 from daisy import files
 from daisy.cli.console import DEFAULT_POLICY
@@ -19,17 +21,6 @@ from daisy.report import snr_name
 README = HERE.parent / "README.md"
 PAGES = (README, *sorted((HERE.parent / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def source(result: dict) -> str:
-    machine = result["machine"]
-    return f"\n`{result['command']}`, {result['date']}, {machine['processor']}, {machine['threads']} thread(s).\n"
 
 
 def exits() -> str:
@@ -368,6 +359,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "s3prl_cache": s3prl_cache,
     "minisuperb": minisuperb_in("minisuperb"),
     "minisuperb_noisy": minisuperb_in("minisuperb_noisy"),
+    **speed_tables.TABLES,
 }
 
 

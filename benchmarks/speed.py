@@ -82,8 +82,8 @@ def cosine(one: Tensor, other: Tensor) -> float:
 def precision(quick: bool) -> list[dict]:
     """Fewer bits against float32, on real recordings one by one; Base has random weights."""
     rows = []
+    model = daisy.load("daisy-mini")
     for size in ("mini", "base"):
-        model = daisy.load("daisy-mini")
         backbone = backbone_of(size)
         waveforms = spoken(2 if quick else (100 if size == "mini" else 2))
         timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
@@ -93,19 +93,11 @@ def precision(quick: bool) -> list[dict]:
             return lambda: [encoder([waveform]) for waveform in timed] and None
 
         times = paired.turns({dtype: all_of(encoder) for dtype, encoder in full.items()}, 3 if quick else 7)
-        policy = model.policy(DEFAULT_POLICY)
-        leaving = {dtype: EarlyExitEncoder(model.backbone, model.heads, policy, dtype=dtype) for dtype in DTYPES}
         for dtype in DTYPES[1:]:
             cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
             found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines), "num_utterances": len(waveforms)}
             if size == "mini":
-                exits = {kind: [int(leaving[kind]([w]).exit_layer) for w in waveforms] for kind in ("float32", dtype)}
-                pairs = list(zip(exits["float32"], exits[dtype], strict=True))
-                found |= {
-                    "policy": policy.name,
-                    "same_exit": sum(a == b for a, b in pairs) / len(pairs),
-                    "within_one_layer": sum(abs(a - b) <= 1 for a, b in pairs) / len(pairs),
-                }
+                found |= decisions_apart(model, dtype, waveforms)
             middle, low, high = times["float32"].over(times[dtype])
             speed = {"seconds": times[dtype].median, "faster": middle, "faster_low": low, "faster_high": high}
             rows.append(row("precision", size=size, precision=dtype, **speed, **found))
@@ -113,6 +105,31 @@ def precision(quick: bool) -> list[dict]:
 
 
 DTYPES = ("float32", "bfloat16", "int8")
+DRIFTING = ("entropy", "regressed")
+"""Scores whose change is measured, in nats."""
+
+
+def decisions_apart(model: daisy.Model, dtype: str, waveforms: list[Tensor]) -> dict[str, object]:
+    """What fewer bits change in the default policy's exits, and in the scores of layers that both ran."""
+    policy = model.policy(DEFAULT_POLICY)
+    pairs = []
+    encoders = [
+        EarlyExitEncoder(model.backbone, model.heads, policy, dtype=kind, scores=DRIFTING, keep="last")
+        for kind in ("float32", dtype)
+    ]
+    for waveform in waveforms:
+        pairs.append([encoder([waveform]) for encoder in encoders])
+    apart = [abs(int(one.exit_layer) - int(other.exit_layer)) for one, other in pairs]
+    drift = {
+        f"{name}_drift": max(float((a.scores[name] - b.scores[name]).abs().nan_to_num(0.0).max()) for a, b in pairs)
+        for name in DRIFTING
+    }
+    return {
+        "policy": policy.name,
+        "same_exit": statistics.mean(each == 0 for each in apart),
+        "within_one_layer": statistics.mean(each <= 1 for each in apart),
+        **drift,
+    }
 
 
 def deciding(quick: bool) -> list[dict]:

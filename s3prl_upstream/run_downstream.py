@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import soundfile
 import torch
 
 from daisy.errors import DaisyError, UsageError
@@ -24,6 +25,7 @@ from s3prl_upstream.register import register
 
 Arguments = tuple[Namespace, dict, list[str]]
 PROGRAM = "daisy-s3prl"
+GOES_ON = "-e EXP or -a goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,9 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DaisyError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(2)
+    except (OSError, soundfile.LibsndfileError) as error:
+        print(f"{PROGRAM}: {_reason(error)}; {GOES_ON}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; -e EXP or -a goes on from the last checkpoint", file=sys.stderr)
+        print(f"{PROGRAM}: stopped; {GOES_ON}", file=sys.stderr)
         sys.exit(130)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error that a task's data loader met; a worker process hands on its whole traceback."""
+    handed_on = isinstance(error, soundfile.LibsndfileError) and isinstance(error.code, str)
+    message = error.code if handed_on else str(error)  # soundfile cannot print what a worker made of its error
+    line = message.strip().splitlines()[-1]
+    return (line.partition("Error: ")[2] or line).rstrip(".")
 
 
 def run(arguments: Sequence[str]) -> None:

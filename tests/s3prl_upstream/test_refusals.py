@@ -1,6 +1,7 @@
 """What daisy-s3prl refuses, in one line, before anything is trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -96,3 +97,23 @@ def test_a_calibrated_policy_is_for_its_checkpoint_only(train, tmp_path, checkpo
     path.write_text(json.dumps({**content, "checkpoint": {"name": "other", "digest": "0" * 64}}))
     with pytest.raises(daisy.PolicyError, match="was calibrated for other"):
         train(tmp_path / "run", "-g", path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_recording_that_cannot_be_read_is_named_whoever_reads_it(fluent, checkpoint, tmp_path, capsys, workers):
+    from s3prl_upstream.run_downstream import main
+
+    corpus = tmp_path / "corpus"
+    shutil.copytree(fluent.parent, corpus)
+    (corpus / "wavs" / "train3.wav").write_text("no sound")
+    settings = (
+        f"config.downstream_expert.datarc.file_path={corpus},,config.downstream_expert.datarc.num_workers={workers}"
+    )
+    known = ["-m", "train", "-u", "daisy_local", "-k", str(checkpoint), "-d", "fluent_commands", "-c", str(fluent)]
+    with pytest.raises(SystemExit) as end:
+        main([*known, "-p", str(tmp_path / "run"), "--device", "cpu", "-o", settings])
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    reason = f"daisy-s3prl: Error opening '{corpus}/wavs/train3.wav': Format not recognised; -e EXP or -a goes on"
+    assert reason in said
+    assert "Traceback" not in said

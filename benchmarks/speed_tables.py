@@ -1,0 +1,155 @@
+"""Tables of docs/speed.md, from results/latency.json, speed.json and memory.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from common import read
+from rendering import source, table
+
+
+def ratio(row: dict, name: str = "ratio") -> str:
+    """Median and quartiles."""
+    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f}-{row[f'{name}_high']:.2f})"
+
+
+def latency() -> str:
+    """Each setting: our seconds, and every peer's time over ours."""
+    result = read("latency")
+    keys = ("size", "precision", "batch", "lengths", "threads")
+    settings: dict[tuple, dict[str, dict]] = {}
+    for row in result["rows"]:
+        settings.setdefault(tuple(row[key] for key in keys), {})[row["system"]] = row
+    ours, *names = dict.fromkeys(row["system"] for row in result["rows"])
+    lines = []
+    for setting, found in settings.items():
+        audio_sec = found[ours]["audio_sec"]
+        cells = [ratio(found[name]) if name in found else "" for name in names]
+        lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{found[ours]['seconds']:.3f}", *cells])
+    return table([*keys, "audio, s", "ours, s", *names], lines) + source(result)
+
+
+def measured(measure: str) -> tuple[dict, list[dict]]:
+    """results/speed.json, and its rows of one measure."""
+    result = read("speed")
+    return result, [row for row in result["rows"] if row["measure"] == measure]
+
+
+def precision() -> str:
+    """Time, states and exits of fewer bits against float32."""
+    result, rows = measured("precision")
+    lines = []
+    for row in rows:
+        exits = f"{row['same_exit']:.1%}, {row['within_one_layer']:.1%}" if "same_exit" in row else ""
+        drift = ", ".join(f"{row[f'{name}_drift']:.1e}" for name in ("entropy", "regressed") if f"{name}_drift" in row)
+        states = f"{row['cosine']:.5f}, {row['least_cosine']:.5f}"
+        lines.append(
+            [row["size"], row["precision"], ratio(row, "faster"), states, exits, drift, str(row["num_utterances"])]
+        )
+    header = [
+        "size",
+        "precision",
+        "times as fast as float32",
+        "cosine: mean, least",
+        "same exit, within a layer",
+        "largest change of entropy, of regressed loss: nats",
+        "recordings",
+    ]
+    return table(header, lines) + source(result)
+
+
+def deciding() -> str:
+    """Time with scores at every layer over time without heads."""
+    result, rows = measured("deciding")
+    lines = [[row["scores"], f"{row['seconds']:.3f}", ratio(row)] for row in rows]
+    return table(["scores", "seconds", "time over none's"], lines) + source(result)
+
+
+def mixed() -> str:
+    """Exits spread over a batch against the ideal, and against one exit for all."""
+    result, rows = measured("mixed")
+    lines = [
+        [
+            row["size"], str(row["batch"]), f"{row['audio_sec']:.0f}", f"{row['mean_layers']:.2f}",
+            f"{row['seconds']:.2f}", ratio(row, "over_ideal"), f"{row['over_one_exit']:.2f} at {row['one_exit_layer']}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = ["size", "recordings", "audio, s", "layers", "seconds", "over the ideal", "over one exit for all"]
+    return table(header, lines) + source(result)
+
+
+def stages() -> str:
+    """Front end and layers, before and after."""
+    result, rows = measured("stages")
+    lines = [
+        [
+            row["size"], row["precision"], row["stage"], f"{row['seconds']:.3f}", ratio(row, "faster"),
+            f"{row['share_before']:.2f}", f"{row['share']:.2f}",
+            f"{row['macs_per_sec'] / 1e9:.0f}", f"{row['of_product']:.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    header = [
+        "size", "precision", "stage", "seconds", "times as fast as torchaudio's modules",
+        "share of the whole with those", "with ours", "10⁹ MACs a second", "of the matrix product's rate",
+    ]  # fmt: skip
+    return table(header, lines) + source(result)
+
+
+def end_to_end() -> str:
+    """The test recordings from waveforms to states."""
+    result, rows = measured("end-to-end")
+    lines = [
+        [
+            row["batches"], row["system"], f"{row['seconds']:.1f}", ratio(row), f"{row['depth']:.0%}",
+            f"{row['unit_agreement']:.3f}" if row["unit_agreement"] is not None else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    sizes = {(row["num_utterances"], row["audio_sec"]) for row in rows}
+    said = " and ".join(f"{count} recordings, {seconds:.0f} s" for count, seconds in sorted(sizes))
+    header = ["batches", "system", "seconds", "over the policy's time", "layers run", "units of the full model"]
+    return table(header, lines) + f"\n{said}." + source(result)
+
+
+def growth(measure: str, key: str, title: str) -> Callable[[], str]:
+    """Seconds and memory by a size, with the slope of each from the row before on logarithmic scales."""
+
+    def made() -> str:
+        result = read("memory")
+        rows = [row for row in result["rows"] if row["measure"] == measure]
+        lines = []
+        for mode in dict.fromkeys(row.get("mode", "") for row in rows):
+            before = None
+            for row in (row for row in rows if row.get("mode", "") == mode):
+                slope = ""
+                if before:
+                    slope = f"{math.log(row['seconds'] / before['seconds']) / math.log(row[key] / before[key]):.2f}"
+                own = (row["peak_bytes"] - row["before_bytes"]) / 2**20
+                cells = [
+                    str(row[key]),
+                    f"{row['seconds']:.2f}",
+                    slope,
+                    f"{row['peak_bytes'] / 2**20:.0f}",
+                    f"{own:.0f}",
+                ]
+                lines.append([mode, *cells] if mode else cells)
+                before = row
+        header = [title, "seconds", "slope of time", "peak, MiB", "of it above the loaded model, MiB"]
+        return table([*(["how"] if "mode" in rows[0] else []), *header], lines) + source(result)
+
+    return made
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "latency": latency,
+    "precision": precision,
+    "deciding": deciding,
+    "mixed": mixed,
+    "stages": stages,
+    "end_to_end": end_to_end,
+    "memory_utterances": growth("utterances", "num_utterances", "recordings"),
+    "memory_length": growth("length", "audio_sec", "audio, s"),
+}
