@@ -318,7 +318,7 @@ def minisuperb_in(name: str) -> Callable[[], str]:
         lines = []
         for task, metric in dict.fromkeys(key[:2] for key in found):
             mine = {upstream: heard for (t, m, upstream), heard in found.items() if (t, m) == (task, metric)}
-            for upstream in sorted(mine, key=lambda u: UPSTREAMS.index(re.split("[-,]", u)[0])):
+            for upstream in sorted(mine, key=lambda u: UPSTREAMS.index(re.split("[-,@]", u)[0])):
                 lines.append([f"{task} {metric}", upstream, *(_seeds(mine[upstream].get(c, [])) for c in conditions)])
         return table(["task", "upstream", *conditions], lines) + source(result)
 

@@ -88,7 +88,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", nargs="?", default="daisy-mini", help="daisy checkpoint, or a bundled model's name")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--upstreams", nargs="+", metavar="NAME", help=f"of {', '.join(names(DEFAULT_POLICY))}")
+    parser.add_argument(
+        "--upstreams",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(names(DEFAULT_POLICY))}; A@B: tested with A's exits, trained with B's",
+    )
     parser.add_argument("--policy", default=DEFAULT_POLICY, help="which rule is set to 80, 60 and 40 %% depth")
     parser.add_argument("--featurizer", default="dynamic", choices=("stock", "dynamic", "dynamic-s"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
@@ -186,6 +191,7 @@ def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, roo
                 "corpus": str(corpus),
                 "config": config,
                 "upstream": list(upstream.arguments),
+                "training_upstream": list(upstream.training) or None,
                 "name": upstream.name,
                 "policy": upstream.policy,
                 "target_depth": upstream.target_depth,

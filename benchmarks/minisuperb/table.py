@@ -100,9 +100,13 @@ def static_cut(points: Iterable[tuple[float, float]], depth: float) -> float | N
     return float(numpy.interp(depth, [x for x, _ in ordered], [y for _, y in ordered]))
 
 
+def _is_static(upstream: str) -> bool:
+    return "@" not in upstream and upstream.startswith(("fixed-", FULL))
+
+
 def with_static_cut(table: pandas.DataFrame) -> pandas.DataFrame:
     """Beside each line, the static cut at the same depth in the same condition."""
-    static = table[table.upstream.str.startswith("fixed-") | (table.upstream == FULL)]
+    static = table[table.upstream.map(_is_static)]
     keys = ["task", "featurizer", "condition", "metric"]
     points = {key: list(zip(part.depth, part.value, strict=True)) for key, part in static.groupby(keys)}
     values = []
@@ -170,7 +174,7 @@ def _value(line) -> str:
     if line is None or pandas.isna(line.value):
         return ""
     spread = "" if pandas.isna(line.deviation) else f" ±{line.deviation:.3f}"
-    if line.upstream.startswith(("fixed-", FULL)) or pandas.isna(line.static_cut):
+    if _is_static(line.upstream) or pandas.isna(line.static_cut):
         return f"{line.value:.3f}{spread}"
     return f"{line.value:.3f}{spread} ({line.value - line.static_cut:+.3f})"
 

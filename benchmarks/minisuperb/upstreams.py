@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Upstream:
     target_depth: float | None = None
     exits: bool = True
     """Whether it is daisy's: with a cache, another featurizer and a log of exits."""
+    training: tuple[str, ...] = ()
+    """Arguments while the task is trained, where they are others."""
 
 
 def names(policy: str) -> tuple[str, ...]:
@@ -52,7 +55,7 @@ def find(
     """The upstreams of these names, their files made in a folder where they are not there yet.
 
     Args:
-        wanted: of `names`.
+        wanted: of `names`; A@B is A on the test sets of a task that was trained on B.
         model: a daisy checkpoint, or a bundled model's name.
         policy: which rule is set to the depths.
         folder: for policy files and the checkpoint in s3prl's form.
@@ -60,16 +63,22 @@ def find(
         limit: recordings of each dev set at most, to try things out.
 
     Raises:
-        UsageError: on an unknown name.
+        UsageError: on an unknown name, or two that do not go together.
     """
     known = names(policy)
-    for name in wanted:
-        if name not in known:
-            raise UsageError(unknown_name("upstream", name, known))
+    for half in "@".join(wanted).split("@"):
+        if half not in known:
+            raise UsageError(unknown_name("upstream", half, known))
     folder = folder / checkpoint.digest(model)[:12]
     policies = _Policies(model, policy, folder, progress, limit)
     found = []
     for name in wanted:
+        if "@" in name:
+            tested, trained = find(name.split("@"), model, policy, folder.parent, progress, limit)
+            if not tested.exits or not trained.exits:
+                raise UsageError(f"{name}: only daisy's upstreams can stand for one another")
+            found.append(dataclasses.replace(tested, name=name, training=trained.arguments))
+            continue
         kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
         if name == "fbank":
             found.append(Upstream(name=name, arguments=("-u", "fbank"), exits=False))

@@ -48,7 +48,8 @@ def train(spec: dict, folder: Path, run: S3prl) -> dict:
     drop_broken(out)
     files.write(config, yaml.safe_dump(spec["config"], sort_keys=False).encode())
     options = ["-m", "train", "-d", TASKS[spec["task"]].downstream, "-c", str(config), "-p", str(out), "-a"]
-    options += [*spec["upstream"], "--seed", str(spec["seed"]), "--device", spec["device"], *spec["options"]]
+    options += spec.get("training_upstream") or spec["upstream"]
+    options += ["--seed", str(spec["seed"]), "--device", spec["device"], *spec["options"]]
     runner = spec["config"]["runner"]
     start, used = time.perf_counter(), time.process_time()
     log = folder / "train.log"
@@ -76,6 +77,8 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
     last = task.last_at_hand and spec["data"] != "published"
     best = best_checkpoint(folder / "train", spec["config"]["runner"]["total_steps"], last)
     split, override = task.evaluation(condition, Path(spec["corpus"]), out)
+    if spec.get("training_upstream"):
+        override += f",,args.upstream_model_config={spec['upstream'][spec['upstream'].index('-g') + 1]!r}"
     options = ["-m", "evaluate", "-e", str(best), "-t", split, "-o", override, "--device", spec["device"]]
     start = time.perf_counter()
     text = said(out, "evaluate", lambda: run([*options, *cache_options(spec)]))

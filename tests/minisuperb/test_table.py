@@ -1,12 +1,13 @@
 """Runs that are there or not, and the table of those that are."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from daisy.errors import OutputError, UsageError
 
-pytest.importorskip("pandas", reason="the table is pandas'")
+pandas = pytest.importorskip("pandas", reason="the table is pandas'")
 
 
 def finished(root, task, upstream, values, depth, seed=0):
@@ -90,3 +91,24 @@ def test_a_finished_run_is_not_repeated_and_another_not_overwritten(script, tmp_
 def test_unknown_names_are_refused(script, tmp_path):
     with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
         script("upstreams").find(["nevr"], "daisy-mini", "plateau", tmp_path, print)
+    with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
+        script("upstreams").find(["fixed-60@nevr"], "daisy-mini", "plateau", tmp_path, print)
+    with pytest.raises(UsageError, match="never@fbank: only daisy's upstreams can stand for one another"):
+        script("upstreams").find(["never@fbank"], "daisy-mini", "plateau", tmp_path, print)
+
+
+def test_exits_of_one_upstream_on_a_task_that_was_trained_on_another(script, tmp_path):
+    (found,) = script("upstreams").find(["fixed-60@never"], "daisy-mini", "plateau", tmp_path, print)
+    assert found.name == "fixed-60@never"
+    assert (found.policy, found.target_depth) == ("fixed", 0.6)
+    assert (Path(found.arguments[-1]).name, Path(found.training[-1]).name) == ("fixed-60.json", "never-100.json")
+
+
+def test_a_static_cut_on_a_task_that_knew_other_exits_is_not_what_others_are_held_against(script):
+    rows = [
+        {"upstream": name, "depth": depth, "value": value}
+        for name, depth, value in (("fixed-60", 0.5, 1.0), ("fixed-60@never", 0.75, 9.0), ("never", 1.0, 3.0))
+    ]
+    keys = {"task": "ks", "featurizer": "dynamic", "condition": "clean", "metric": "accuracy"}
+    found = script("table").with_static_cut(pandas.DataFrame([keys | row for row in rows]))
+    assert list(found.static_cut) == [1.0, 2.0, 3.0]

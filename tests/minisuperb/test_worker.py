@@ -94,3 +94,21 @@ def test_an_end_without_a_result_is_an_error(script, folder):
     with pytest.raises(OutputError, match="no line with accuracy of test"):
         script("worker").work(folder, lambda: silent)
     assert not (folder / "result.json").exists()
+
+
+def test_trained_on_one_upstream_and_tested_on_another(script, folder):
+    spec = json.loads((folder / "run.json").read_text())
+    change = {
+        "upstream": ["-u", "daisy_local", "-g", "a.json"],
+        "training_upstream": ["-u", "daisy_local", "-g", "b.json"],
+    }
+    (folder / "run.json").write_text(json.dumps(spec | change))
+    fake, given = FakeS3prl(), []
+
+    def noting(arguments):
+        given.append(dict(pairwise(arguments)))
+        fake(arguments)
+
+    script("worker").work(folder, lambda: noting)
+    assert [call.get("-g") for call in given] == ["b.json", None, None]
+    assert all(call["-o"].endswith(",,args.upstream_model_config='a.json'") for call in given[1:])
