@@ -318,7 +318,7 @@ def minisuperb_in(name: str) -> Callable[[], str]:
         lines = []
         for task, metric in dict.fromkeys(key[:2] for key in found):
             mine = {upstream: heard for (t, m, upstream), heard in found.items() if (t, m) == (task, metric)}
-            for upstream in sorted(mine, key=lambda u: UPSTREAMS.index(re.split("[-,@]", u)[0])):
+            for upstream in sorted(mine, key=_place):
                 lines.append([f"{task} {metric}", upstream, *(_seeds(mine[upstream].get(c, [])) for c in conditions)])
         return table(["task", "upstream", *conditions], lines) + source(result)
 
@@ -326,6 +326,10 @@ def minisuperb_in(name: str) -> Callable[[], str]:
 
 
 UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "forecast", "fixed", "random", "daisy_window", "fbank")
+
+
+def _place(upstream: str) -> int:
+    return next(place for place, name in enumerate(UPSTREAMS) if upstream.startswith(name))
 
 
 def _seeds(rows: list[dict]) -> str:

@@ -165,7 +165,7 @@ class StateCache:
         self._expected = None
         size = sum(utterance.states.numel() for utterance in utterances) * self.dtype.itemsize * num_batches
         more = size * num_missing / len(utterances)
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(next(each for each in (self.folder, *self.folder.parents) if each.exists())).free
         short = "; NOT ENOUGH: --cache-dtype, -l, -s or --cache-mean make it smaller" if more > free else ""
         found = len(utterances) - num_missing
         print(

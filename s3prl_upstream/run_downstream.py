@@ -39,20 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DaisyError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, soundfile.LibsndfileError) as error:
-        print(f"{PROGRAM}: {_reason(error)}; {GOES_ON}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; {GOES_ON}", file=sys.stderr)
         sys.exit(130)
-
-
-def _reason(error: Exception) -> str:
-    """One line of an error that a task's data loader met; a worker process hands on its whole traceback."""
-    handed_on = isinstance(error, soundfile.LibsndfileError) and isinstance(error.code, str)
-    message = error.code if handed_on else str(error)  # soundfile cannot print what a worker made of its error
-    line = message.strip().splitlines()[-1]
-    return (line.partition("Error: ")[2] or line).rstrip(".")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -76,9 +65,19 @@ def run(arguments: Sequence[str]) -> None:
     try:
         with sox.stand_in():
             run_downstream.main()
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise DaisyError(f"{_reason(error)}; {GOES_ON}") from None
     finally:
         sys.argv = argv
         run_downstream.get_downstream_args, run_downstream.Runner = stock
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error that a task's data loader met; a worker process hands on its whole traceback."""
+    handed_on = getattr(error, "code", None)  # soundfile cannot print what a worker made of its error
+    message = handed_on if isinstance(handed_on, str) else str(error)
+    line = (message.strip().splitlines() or [type(error).__name__])[-1]
+    return (line.partition("Error: ")[2] if message.startswith("Caught ") else line).rstrip(".")
 
 
 def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:

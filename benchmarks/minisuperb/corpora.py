@@ -286,10 +286,11 @@ def build(
     if training != "clean":
         settings["training"] = training
     written = final / "corpus.json"
-    if written.is_file() and not overwrite:
+    if written.is_file():
         if json.loads(written.read_text(encoding="utf-8")) == settings:
             return final
-        raise OutputError(f"{final}: built or lying elsewhere with other settings; remove it or give --overwrite")
+        if not overwrite:
+            raise OutputError(f"{final}: built or lying elsewhere with other settings; remove it or give --overwrite")
     beside = final.with_name(f".{task}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)

@@ -18,10 +18,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import corpora
@@ -45,6 +46,8 @@ PUBLISHED = ("asr", "sid", "se", "ss")
 QUICK_STEPS, QUICK_LIMIT = 4, 6
 NOT_IDENTITY = ("cache",)
 TIMES = "real_time_factors.json"
+MODEL, OUT = "daisy-mini", HERE.parents[1] / "runs" / "minisuperb"
+"""Of which the checked-in results are."""
 console = Console()
 
 
@@ -72,7 +75,9 @@ class Run:
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
             other = sorted(
-                key for key in {**before, **self.spec} if key not in NOT_IDENTITY and before.get(key) != self.spec[key]
+                key
+                for key in {**before, **self.spec}
+                if key not in NOT_IDENTITY and before.get(key) != self.spec.get(key)
             )
             if other and not overwrite:
                 raise OutputError(f"{self.folder}: holds a run with another {', '.join(other)}; give --overwrite")
@@ -86,7 +91,7 @@ class Run:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", nargs="?", default="daisy-mini", help="daisy checkpoint, or a bundled model's name")
+    parser.add_argument("model", nargs="?", default=MODEL, help="daisy checkpoint, or a bundled model's name")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(TASKS)}")
     parser.add_argument(
         "--upstreams",
@@ -103,16 +108,29 @@ def parse() -> argparse.Namespace:
         choices=("small", "noisy", "published"),
         help="small: the shared recordings, trained on clean audio; noisy: on clean and noisy; published: your corpora",
     )
-    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "minisuperb")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core")
+    parser.add_argument(
+        "--calibrate-on",
+        nargs="+",
+        default=(),
+        metavar="AUDIO",
+        help="files, folders or globs to set the policies on, clean and with babble; else the shared dev sets",
+    )
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--jobs", type=_count, default=1, help="runs at a time, each on one core")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="run the upstream in every epoch")
-    parser.add_argument("--keep-cache", action="store_true", help="else removed after the last run of a task")
+    parser.add_argument("--drop-cache", action="store_true", help="remove the tasks' caches when all runs are finished")
     parser.add_argument("--time", action="store_true", help="then time the upstreams on test audio; best on idle cores")
     parser.add_argument("--quick", action="store_true", help="a few steps on a few recordings; no results file")
     parser.add_argument("--overwrite", action="store_true", help="begin runs with other settings anew")
     parser.add_argument("--table", action="store_true", help="only make the table of what is finished")
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def root_of(arguments: argparse.Namespace) -> Path:
@@ -134,7 +152,7 @@ def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
     published = arguments.data == "published"
     if published and arguments.time:
         raise UsageError("--time is for the shared recordings")
-    chosen = arguments.tasks or list(PUBLISHED if published else AT_HAND)
+    chosen = list(dict.fromkeys(arguments.tasks or (PUBLISHED if published else AT_HAND)))
     for name in chosen:
         if name not in TASKS:
             raise UsageError(unknown_name("task", name, TASKS))
@@ -183,8 +201,7 @@ def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, roo
         options = ["--upstream_feature_normalize"]
         options += ["--featurizer", featurizer] if upstream.exits else []
         cached = upstream.exits and not arguments.no_cache
-        policy = upstream.arguments[upstream.arguments.index("-g") + 1] if "-g" in upstream.arguments else None
-        for seed in arguments.seeds:
+        for seed in dict.fromkeys(arguments.seeds):
             spec = {
                 "task": task,
                 "data": arguments.data,
@@ -195,7 +212,9 @@ def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, roo
                 "name": upstream.name,
                 "policy": upstream.policy,
                 "target_depth": upstream.target_depth,
-                "policy_file": json.loads(Path(policy).read_text(encoding="utf-8")) if policy else None,
+                "policy_file": _policy_of(upstream.arguments),
+                "training_policy_file": _policy_of(upstream.training),
+                "scored": "best on dev" if published else "last step",
                 "checkpoint": checkpoint.digest(arguments.model) if upstream.name != "fbank" else None,
                 "featurizer": featurizer,
                 "options": options,
@@ -206,6 +225,13 @@ def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, roo
             }
             folder = root / "runs" / task / upstream.name / featurizer / f"seed{seed}"
             yield Run(task=task, upstream=upstream, seed=seed, folder=folder, spec=spec)
+
+
+def _policy_of(arguments: Sequence[str]) -> dict | None:
+    """What stands in the policy file of a command line."""
+    if "-g" not in arguments:
+        return None
+    return json.loads(Path(arguments[arguments.index("-g") + 1]).read_text(encoding="utf-8"))
 
 
 def execute(run: Run) -> str:
@@ -221,28 +247,44 @@ def execute(run: Run) -> str:
 
 
 def finish(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
-    """All runs, task by task: a task's runs share a cache, which goes with the last of them."""
+    """All runs, task by task, and what went wrong with some. Ctrl-C ends those at work and begins no other."""
     todo = [run for run in runs if run.prepare(arguments.overwrite)]
     console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
-    left = Counter(run.task for run in todo)
     failed: list[str] = []
+    stopped = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(arguments.jobs) as pool:
         progress = bar.add_task("runs", total=len(todo))
 
         def one(run: Run) -> None:
+            if stopped.is_set():
+                return
             bar.update(progress, description=run.title)
-            if wrong := execute(run):
+            wrong = execute(run)
+            if wrong and not stopped.is_set():
                 failed.append(wrong)
                 bar.console.print(wrong, style="red", soft_wrap=True, markup=False)
             bar.advance(progress)
-            left[run.task] -= 1
-            if not left[run.task] and not arguments.keep_cache:
-                shutil.rmtree(cache_of(run.task, arguments), ignore_errors=True)
 
-        for future in [pool.submit(one, run) for run in todo]:
-            future.result()
+        futures = [pool.submit(one, run) for run in todo]
+        try:
+            for future in futures:
+                future.result()
+        except KeyboardInterrupt:
+            stopped.set()  # the workers have had Ctrl-C too
+            raise
+    if arguments.drop_cache and not failed:
+        for task in dict.fromkeys(run.task for run in runs):
+            shutil.rmtree(cache_of(task, arguments), ignore_errors=True)
     return failed
+
+
+def _belongs(arguments: argparse.Namespace, digest: str, spec: dict) -> bool:
+    """Whether a finished run is of this model (log-mel features of any) and of today's configuration."""
+    if spec["checkpoint"] not in (None, digest):
+        return False
+    today = yaml.safe_load(configuration(TASKS[spec["task"]], Path(spec["corpus"]), arguments.data == "published"))
+    return arguments.quick or spec["config"] == today
 
 
 def main() -> None:
@@ -252,21 +294,23 @@ def main() -> None:
     if not arguments.table:
         if importlib.util.find_spec("s3prl") is None:
             raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
-        wanted = arguments.upstreams or list(names(arguments.policy))
+        wanted = list(dict.fromkeys(arguments.upstreams or names(arguments.policy)))
         tasks = chosen_tasks(arguments)
         limit = QUICK_LIMIT if arguments.quick else None
-        found = find(wanted, arguments.model, arguments.policy, root / "policies", console.print, limit)
+        policies, audio = root / "policies", arguments.calibrate_on
+        found = find(wanted, arguments.model, arguments.policy, policies, console.print, limit, audio)
         runs = [run for task in tasks for run in runs_of(task, found, arguments, root)]
         failed = finish(runs, arguments)
         if arguments.time:
             corpus = {run.task: Path(run.spec["corpus"]) for run in runs}
-            timing.measure(found, corpus, root / TIMES)
-    rows = table.rows(root / "runs", timing.read(root / TIMES))
+            timing.measure(found, corpus, arguments.device, root / TIMES)
+    digest = checkpoint.digest(arguments.model)
+    rows = table.rows(root / "runs", timing.read(root / TIMES), partial(_belongs, arguments, digest))
     if not rows:
-        raise DaisyError(f"{root}: no run is finished")
+        raise DaisyError(f"{root}: no run of {arguments.model} is finished")
     for path in table.write(rows, root):
         console.print(str(path), soft_wrap=True)
-    if not arguments.quick:
+    if not arguments.quick and (arguments.model, arguments.out.resolve()) == (MODEL, OUT.resolve()):
         write("minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}", rows)
     console.print(table.summary(rows), markup=False, soft_wrap=True)
     if failed:
@@ -274,4 +318,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    try:
+        guarded(main)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")

@@ -2,7 +2,8 @@
 
 As we read it, from memory: per task the mean over its metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over
 tasks, times 1000. So log-mel features have 0 and the reference 1000, and a metric where less is better needs no sign.
-The paper's reference figures could not be read: ours are those of the same table, the full model for s_best.
+The paper's reference figures could not be read: ours are those of the same table, the full model for s_best. Where the
+reference is hardly better than log-mel features, the way between them says nothing, and the metric is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from daisy.errors import UsageError
 
 Scores = Mapping[str, Mapping[str, float]]
 """Task to metric to value."""
+LEAST_LEAD = 0.02
+"""Of the reference over log-mel features, relative to what these have, for a metric to count."""
+
+
+def leads(floor: float, best: float, higher_is_better: bool) -> bool:
+    """Whether the reference is far enough ahead of log-mel features."""
+    lead = best - floor if higher_is_better else floor - best
+    return lead >= LEAST_LEAD * abs(floor) and lead > 0
 
 
 def task_score(values: Mapping[str, float], floor: Mapping[str, float], best: Mapping[str, float]) -> float:

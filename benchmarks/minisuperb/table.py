@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy
@@ -16,19 +15,22 @@ import score
 from tasks import TASKS, UNSCORED
 
 from daisy import files, report
-from daisy.errors import OutputError, UsageError
+from daisy.errors import OutputError
 
 FLOOR, FULL = "fbank", "never"
 KEYS = ("task", "upstream", "featurizer")
 SHOWN = {"test": "test", "clean": "clean", "20": "20 dB", "10": "10 dB", "0": "0 dB"}
 
 
-def rows(folder: Path, real_time_factors: Mapping[str, float]) -> list[dict]:
-    """One row for each metric, test set and seed of every finished run below a folder.
+def rows(
+    folder: Path, real_time_factors: Mapping[str, float], belongs: Callable[[dict], bool] = lambda spec: True
+) -> list[dict]:
+    """One row for each metric, test set and seed of every finished run below a folder that belongs into the table.
 
     Args:
         folder: of the runs.
         real_time_factors: of `timing.read`.
+        belongs: asked with a run's run.json.
 
     Raises:
         OutputError: where a run's files cannot be read.
@@ -37,6 +39,8 @@ def rows(folder: Path, real_time_factors: Mapping[str, float]) -> list[dict]:
     for path in sorted(folder.glob("*/*/*/*/result.json")):
         try:
             spec = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+            if not belongs(spec):
+                continue
             result = json.loads(path.read_text(encoding="utf-8"))
             for test in result["tests"]:
                 key = f"{spec['task']} {spec['name']} {test['condition']}"
@@ -65,6 +69,8 @@ def _row(spec: dict, result: dict, test: dict, metric: str, value: float) -> dic
         "seed": spec["seed"],
         "num_utterances": exits.get("utterances"),
         "steps": spec["config"]["runner"]["total_steps"],
+        "scored": test["checkpoint"],
+        "model": spec["checkpoint"] and spec["checkpoint"][:12],
         "train_sec": result["train_sec"],
         "evaluate_sec": test["evaluate_sec"],
     }
@@ -117,32 +123,49 @@ def with_static_cut(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def scores(table: pandas.DataFrame) -> list[dict]:
-    """MiniSUPERB's score of each upstream and condition, over the tasks that all of its figures are there for.
+    """MiniSUPERB's score of each upstream and condition, where it has all tasks that the full model has.
 
-    Reference figures: fbank (0) and the full model (1000) of the same table, task and condition.
+    Reference figures: fbank (0) and the full model (1000) of the same table, task and condition. A metric in which the
+    full model is not clearly ahead of fbank is left out (`score.leads`).
     """
     found = []
-    counted = [name for name, task in TASKS.items() if task.in_score]
-    for condition, part in table[table.task.isin(counted)].groupby("condition", sort=False):
+    for condition, part in table.groupby("condition", sort=False):
         known: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
         for line in part.itertuples():
-            if (line.task, _plain(condition)) not in UNSCORED and not pandas.isna(line.value):
+            if _counts(line.task, line.metric, _plain(condition)) and not pandas.isna(line.value):
                 of_task = known.setdefault((line.upstream, line.featurizer), {}).setdefault(line.task, {})
                 of_task[line.metric] = line.value
         floor = next((value for (name, _), value in known.items() if name == FLOOR), {})
         for (upstream, featurizer), values in known.items():
             best = known.get((FULL, featurizer)) or next((v for (n, _), v in known.items() if n == FULL), {})
-            shared = {task: values[task] for task in values if task in floor and task in best}
-            try:
-                value = score.score(shared, floor, best)
-            except UsageError:  # no reference figures yet
+            shared = _comparable(values, floor, best)
+            if not shared or shared.keys() != _comparable(best, floor, best).keys():
                 continue
+            said = ", ".join(f"{task} {' and '.join(metrics)}" for task, metrics in shared.items())
+            value = score.score(shared, floor, best)
             found.append(
-                {
-                    "upstream": upstream, "featurizer": featurizer, "condition": condition, "score": value,
-                    "tasks": " ".join(shared),
-                }
-            )  # fmt: skip
+                {"upstream": upstream, "featurizer": featurizer, "condition": condition, "score": value, "of": said}
+            )
+    return found
+
+
+def _counts(task: str, name: str, condition: str) -> bool:
+    metric = next((each for each in TASKS[task].metrics if each.name == name), None)
+    if metric is None or not TASKS[task].in_score or (task, condition) in UNSCORED:
+        return False
+    return metric.published if condition == "test" else metric.at_hand
+
+
+def _comparable(values: score.Scores, floor: score.Scores, best: score.Scores) -> dict[str, dict[str, float]]:
+    """Metrics that have reference figures apart from each other; tasks that have any."""
+    found = {}
+    for task in values:
+        for metric in TASKS[task].metrics:
+            name = metric.name
+            if all(name in of.get(task, {}) for of in (values, floor, best)) and score.leads(
+                floor[task][name], best[task][name], metric.higher_is_better
+            ):
+                found.setdefault(task, {})[name] = values[task][name]
     return found
 
 
@@ -195,8 +218,8 @@ NOTE = (
 SCORE_NOTE = (
     "Per task the mean over metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over tasks, times 1000: our "
     "reading, from memory, of MiniSUPERB's score. Reference figures: fbank (0) and the full model, never (1000), of "
-    "this table in the same condition; not the paper's, so the numbers do not compare with it. Enhancement is not "
-    "counted where the input has no noise."
+    "this table in the same condition; not the paper's, so the numbers do not compare with it. Left out is a metric in "
+    "which the full model is less than 2 % better than fbank, and enhancement where the input has no noise. Counted: "
 )
 
 
@@ -227,9 +250,8 @@ def score_lines(found: list[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...
             row["condition"]: row for row in found if (row["upstream"], row["featurizer"]) == (upstream, featurizer)
         }
         values = [f"{mine[c]['score']:.0f}" if c in mine else "" for c in shown]
-        counted = statistics.mode(row["tasks"] for row in mine.values())
-        cells.append((upstream, featurizer, counted, *values))
-    return ("upstream", "featurizer", "tasks", *shown), cells
+        cells.append((upstream, featurizer, *values))
+    return ("upstream", "featurizer", *shown), cells
 
 
 def markdown(sections: list[report.Section]) -> str:
@@ -250,9 +272,13 @@ def summary(found: list[dict]) -> str:
 
 def _sections(table: pandas.DataFrame) -> list[report.Section]:
     sections = []
-    header, cells = score_lines(scores(table))
+    known = scores(table)
+    header, cells = score_lines(known)
     if cells:
-        sections.append(report.Section(title="MiniSUPERB score", text=SCORE_NOTE, header=header, rows=tuple(cells)))
+        counted = {row["condition"]: row["of"] for row in known if row["upstream"] == FULL}
+        said = "; ".join(f"{condition}: {of}" for condition, of in counted.items())
+        text = SCORE_NOTE + said + "."
+        sections.append(report.Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(cells)))
     for task in dict.fromkeys(table.task):
         header, cells = lines(table, task)
         sections.append(report.Section(title=task, header=header, rows=tuple(cells)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from tasks import TASKS
-from torch import Tensor
+from torch import Tensor, nn
 from upstreams import Upstream
 
 from daisy import audio, files
+from daisy.errors import OutputError
 
 RATE = 16000
 RECORDINGS, REPEATS = 8, 3
@@ -23,13 +26,12 @@ HEARD = ("clean", "0")
 def recordings(task: str, corpus: Path, condition: str) -> list[Tensor]:
     """Test recordings of a task, evenly from its list."""
     paths = sorted(corpus.glob(TASKS[task].test_audio.format(condition=condition)))
-    step = max(1, len(paths) // RECORDINGS)
-    return [audio.read(path, RATE) for path in paths[::step][:RECORDINGS]]
+    chosen = dict.fromkeys(torch.linspace(0, len(paths) - 1, RECORDINGS).round().int().tolist())
+    return [audio.read(paths[index], RATE) for index in chosen]
 
 
-@torch.no_grad()
-def factors(found: list[Upstream], waveforms: list[Tensor]) -> dict[str, list[float]]:
-    """Upstream name to real-time factors, one a repeat; the upstreams take turns recording by recording."""
+def load(found: list[Upstream], device: str) -> dict[str, nn.Module]:
+    """Upstream name to s3prl's model of it."""
     import s3prl.hub
 
     from s3prl_upstream import register
@@ -39,29 +41,49 @@ def factors(found: list[Upstream], waveforms: list[Tensor]) -> dict[str, list[fl
     for upstream in found:
         given = dict(zip(upstream.arguments[::2], upstream.arguments[1::2], strict=True))
         entry = getattr(s3prl.hub, given["-u"])
-        models[upstream.name] = entry(ckpt=given.get("-k"), model_config=given.get("-g")).eval()
+        models[upstream.name] = entry(ckpt=given.get("-k"), model_config=given.get("-g")).eval().to(device)
+    return models
+
+
+@torch.no_grad()
+def factors(models: Mapping[str, nn.Module], waveforms: list[Tensor], device: str) -> dict[str, list[float]]:
+    """Upstream name to real-time factors, one a repeat; the upstreams take turns recording by recording."""
     seconds = {name: [0.0] * (REPEATS + 1) for name in models}
     for repeat in range(REPEATS + 1):  # the first warms up
         for waveform in waveforms:
+            there = waveform.to(device)
             for name, model in models.items():
                 start = time.perf_counter()
-                model([waveform])
+                model([there])
+                if there.is_cuda:
+                    torch.cuda.synchronize()
                 seconds[name][repeat] += time.perf_counter() - start
     total = sum(len(waveform) for waveform in waveforms) / RATE
     return {name: [value / total for value in values[1:]] for name, values in seconds.items()}
 
 
-def measure(found: list[Upstream], corpora: dict[str, Path], path: Path) -> None:
-    """Time these upstreams on the tasks' test audio, and put the medians into a file, beside those that are there."""
-    known = read(path)
+def measure(found: list[Upstream], corpora: dict[str, Path], device: str, path: Path) -> None:
+    """Time these upstreams on the tasks' test audio, on one thread, and write the medians in place of older ones."""
+    torch.set_num_threads(1)
+    models = load(found, device)
+    known = {}
     for task, corpus in corpora.items():
         for condition in HEARD:
-            timed = factors(found, recordings(task, corpus, condition))
-            for name, values in timed.items():
-                known[f"{task} {name} {condition}"] = statistics.median(values)
-    files.write_json(path, known)
+            timed = factors(models, recordings(task, corpus, condition), device)
+            known |= {f"{task} {name} {condition}": statistics.median(values) for name, values in timed.items()}
+    when = datetime.date.today().isoformat()
+    files.write_json(path, {"date": when, "device": device, "threads": 1, "real_time_factors": known})
 
 
 def read(path: Path) -> dict[str, float]:
-    """What was measured: "task upstream condition" to the real-time factor."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What was measured: "task upstream condition" to the real-time factor.
+
+    Raises:
+        OutputError: where the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["real_time_factors"]
+    except (ValueError, KeyError, TypeError):
+        raise OutputError(f"{path}: no measured times; remove it") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import torch
 from full_runs import CALIBRATION_SETS, calibration_runs
 
 import daisy
-from daisy import calibration, checkpoint, comparison, conditions, files, policy_file
+from daisy import audio, calibration, checkpoint, comparison, conditions, files, noise_curve, policy_file
+from daisy.cli.console import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
 from daisy.traces import Traces
 
@@ -40,7 +41,8 @@ class Upstream:
 def names(policy: str) -> tuple[str, ...]:
     """All that can be compared, the default policy by its name."""
     percent = [f"{depth:.0%}"[:-1] for depth in DEPTHS]
-    kinds = [f"{kind}-{p}" for kind in (policy, "fixed", "random") for p in percent]
+    chance = "random" if policy == DEFAULT_POLICY else f"random_{policy}"  # each policy's own histogram
+    kinds = [f"{kind}-{p}" for kind in (policy, "fixed", chance) for p in percent]
     return ("never", *kinds, "daisy_window-60", "hubert", "fbank")
 
 
@@ -51,6 +53,7 @@ def find(
     folder: Path,
     progress: Callable[[str], None],
     limit: int | None = None,
+    recordings: Sequence[str] = (),
 ) -> list[Upstream]:
     """The upstreams of these names, their files made in a folder where they are not there yet.
 
@@ -61,6 +64,7 @@ def find(
         folder: for policy files and the checkpoint in s3prl's form.
         progress: told what takes time.
         limit: recordings of each dev set at most, to try things out.
+        recordings: files, folders or globs to set the policies on; none: the shared dev sets.
 
     Raises:
         UsageError: on an unknown name, or two that do not go together.
@@ -70,13 +74,14 @@ def find(
         if half not in known:
             raise UsageError(unknown_name("upstream", half, known))
     folder = folder / checkpoint.digest(model)[:12]
-    policies = _Policies(model, policy, folder, progress, limit)
+    policies = _Policies(model, policy, folder, progress, limit, recordings)
     found = []
     for name in wanted:
         if "@" in name:
-            tested, trained = find(name.split("@"), model, policy, folder.parent, progress, limit)
-            if not tested.exits or not trained.exits:
-                raise UsageError(f"{name}: only daisy's upstreams can stand for one another")
+            halves = find(name.split("@"), model, policy, folder.parent, progress, limit, recordings)
+            if len(halves) != 2 or not all(half.exits for half in halves):
+                raise UsageError(f"{name}: A@B takes two of daisy's upstreams")
+            tested, trained = halves
             found.append(dataclasses.replace(tested, name=name, training=trained.arguments))
             continue
         kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
@@ -97,9 +102,16 @@ class _Policies:
     """Policy files, set on full runs of dev audio that are made when the first of them is asked for."""
 
     def __init__(
-        self, model: str, policy: str, folder: Path, progress: Callable[[str], None], limit: int | None = None
+        self,
+        model: str,
+        policy: str,
+        folder: Path,
+        progress: Callable[[str], None],
+        limit: int | None,
+        recordings: Sequence[str],
     ):
-        self.model, self.policy, self.folder, self.progress, self.limit = model, policy, folder, progress, limit
+        self.model, self.policy, self.folder, self.progress = model, policy, folder, progress
+        self.limit, self.recordings = limit, recordings
         self._runs: Traces | None = None
 
     def file(self, kind: str, depth: float) -> Path:
@@ -116,19 +128,32 @@ class _Policies:
 
     @property
     def runs(self) -> Traces:
-        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it."""
+        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it.
+
+        Recordings of one's own instead are heard clean and with babble of themselves at these ratios.
+        """
         if self._runs is None:
-            self.progress("full runs of dev audio, to set the policies on")
-            every = calibration_runs(self.model, self.limit)
-            heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
-            self._runs = every.select([row for row, name in enumerate(every.conditions) if name in heard])
+            self.progress("full runs of audio to set the policies on")
+            self._runs = self._own() if self.recordings else self._shared()
         return self._runs
 
+    def _shared(self) -> Traces:
+        every = calibration_runs(self.model, self.limit)
+        heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
+        return every.select([row for row, name in enumerate(every.conditions) if name in heard])
+
+    def _own(self) -> Traces:
+        model = daisy.load(self.model)
+        found = audio.find(list(self.recordings))[: self.limit]
+        speech = noise_curve.read_speech(found, None, Path(), model.backbone.config.sample_rate)
+        return noise_curve.run(model, speech, conditions.grid(("babble",), SNRS_DB), {})
+
     def _set(self, kind: str, depth: float, path: Path) -> None:
-        rule = {"random": self.policy, "daisy_window": "entropy"}.get(kind, kind)
+        by_chance = kind.startswith("random")
+        rule = self.policy if by_chance else "entropy" if kind == "daisy_window" else kind
         chosen = calibration.for_depth(rule, self.runs, depth)
         histogram = torch.bincount(chosen.exit_layers, minlength=self.runs.num_layers + 1)[1:].tolist()
-        if kind == "random":
+        if by_chance:
             files.write_json(path, {"name": "random", "histogram": histogram})
         elif kind == "daisy_window":
             window = calibration.window(chosen.policy.to_config()["threshold"], histogram)
@@ -147,7 +172,10 @@ class _Policies:
                         for each in verdicts
                     ]
                 },
-                data={"sets": list(CALIBRATION_SETS), "split": "dev", "num_recordings": len(set(self.runs.utterances))},
+                data={
+                    "recordings": list(self.recordings) or [f"dev split of {name}" for name in CALIBRATION_SETS],
+                    "num_recordings": len(set(self.runs.utterances)),
+                },
             )
 
 

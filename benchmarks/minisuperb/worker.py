@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
-from tasks import HERE, TASKS, best_checkpoint
+from filelock import FileLock, Timeout
+from tasks import HERE, TASKS, scored_checkpoint
 
 from daisy import files
 from daisy.errors import DaisyError, OutputError
@@ -43,27 +45,32 @@ def said(folder: Path, name: str, call: Callable[[], None]) -> str:
 
 
 def train(spec: dict, folder: Path, run: S3prl) -> dict:
-    """Train to the last step; a training that is whole is left alone."""
-    out, config = folder / "train", folder / "config.yaml"
+    """Train to the last step; a training that is whole is left alone. Seconds are of one sitting, or unknown."""
+    out, config, done = folder / "train", folder / "config.yaml", folder / "train.json"
+    if done.is_file():
+        return json.loads(done.read_text(encoding="utf-8"))
     drop_broken(out)
     files.write(config, yaml.safe_dump(spec["config"], sort_keys=False).encode())
     options = ["-m", "train", "-d", TASKS[spec["task"]].downstream, "-c", str(config), "-p", str(out), "-a"]
     options += spec.get("training_upstream") or spec["upstream"]
     options += ["--seed", str(spec["seed"]), "--device", spec["device"], *spec["options"]]
     runner = spec["config"]["runner"]
+    resumed = any(out.glob("states-*.ckpt"))
     start, used = time.perf_counter(), time.process_time()
-    log = folder / "train.log"
-    if (out / f"states-{runner['total_steps']}.ckpt").is_file():
-        text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    if (out / f"states-{runner['total_steps']}.ckpt").is_file():  # killed between its end and the file that says so
+        text = (folder / "train.log").read_text(encoding="utf-8")
     else:
         text = said(folder, "train", lambda: run([*options, *cache_options(spec)]))
     metric = TASKS[spec["task"]].metrics[0]
-    return {
-        "train_sec": round(time.perf_counter() - start, 1),
-        "train_cpu_sec": round(time.process_time() - used, 1),
+    found = {
+        "resumed": resumed,
+        "train_sec": None if resumed else round(time.perf_counter() - start, 1),
+        "train_cpu_sec": None if resumed else round(time.process_time() - used, 1),
         "dev": metric.values(text, runner["eval_dataloaders"][0]),
         "dev_every_steps": runner["eval_step"],
     }
+    files.write_json(done, found)
+    return found
 
 
 def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dict:
@@ -74,18 +81,18 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
-    last = task.last_at_hand and spec["data"] != "published"
-    best = best_checkpoint(folder / "train", spec["config"]["runner"]["total_steps"], last)
+    total_steps = spec["config"]["runner"]["total_steps"]
+    scored = scored_checkpoint(folder / "train", total_steps, spec["data"] == "published")
     split, override = task.evaluation(condition, Path(spec["corpus"]), out)
     if spec.get("training_upstream"):
         override += f",,args.upstream_model_config={spec['upstream'][spec['upstream'].index('-g') + 1]!r}"
-    options = ["-m", "evaluate", "-e", str(best), "-t", split, "-o", override, "--device", spec["device"]]
+    options = ["-m", "evaluate", "-e", str(scored), "-t", split, "-o", override, "--device", spec["device"]]
     start = time.perf_counter()
     text = said(out, "evaluate", lambda: run([*options, *cache_options(spec)]))
     metrics = {metric.name: metric.value(text, split, out / "evaluate.log") for metric in task.metrics}
     found = {
         "condition": name,
-        "checkpoint": best.name,
+        "checkpoint": scored.name,
         "metrics": metrics | (task.also(out, split) if task.also else {}),
         "evaluate_sec": round(time.perf_counter() - start, 1),
         "exits": exits(out, split),
@@ -123,7 +130,7 @@ def drop_broken(folder: Path) -> None:
     for path in sorted(folder.glob("*.ckpt")):
         try:
             torch.load(path, map_location="cpu", weights_only=False)
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
             path.unlink()
 
 
@@ -131,14 +138,19 @@ def work(folder: Path, start: Callable[[], S3prl] = s3prl) -> dict:
     """Finish the run that a folder's run.json describes.
 
     Raises:
-        DaisyError: where s3prl refuses or ends without a result.
+        DaisyError: where s3prl refuses or ends without a result, or another process is at this run.
     """
-    spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    run = start()
-    result = train(spec, folder, run)
-    result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
-    files.write_json(folder / "result.json", result)
-    return result
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            run = start()
+            result = train(spec, folder, run)
+            result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
+            files.write_json(folder / "result.json", result)
+            return result
+    except Timeout:
+        raise OutputError(f"{folder}: another process is at this run") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Layouts, as s3prl's own readers read them."""
 
 import csv
+import dataclasses
 import hashlib
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from daisy import mixing
 from daisy.errors import OutputError, UsageError
 
 CONDITIONS = ("clean", "20", "10", "0")
@@ -62,13 +64,53 @@ def test_speakers_are_read_by_s3prl(corpora, tmp_path, monkeypatch):
     assert len(tests[0][0]) in (4800, 32000)
 
 
-def test_takes_of_a_speaker_are_kept_apart(corpora, tmp_path):
+def test_recordings_of_a_speaker_are_kept_apart(corpora, tmp_path, monkeypatch):
+    """Pieces of one recording share its level here, and no two recordings do."""
+    levels = {}
+
+    def levelled(set_name, split, limit=None):
+        found = CLIPS(set_name, split, limit)
+        return [
+            dataclasses.replace(
+                clip, waveform=torch.full_like(clip.waveform, 0.001 * (1 + levels.setdefault(clip.name, len(levels))))
+            )
+            for clip in found
+        ]
+
+    CLIPS = corpora.clips
+    monkeypatch.setattr(corpora, "clips", levelled)
     root = corpora.build("sid", tmp_path) / "clean"
     parts = {}
     for path in root.rglob("*.wav"):
-        parts.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), set()).add(path.parent.name)
+        level = round(1000 * float(audio(path)[0]))
+        parts.setdefault(level, set()).add(path.parent.name)
     assert {part for found in parts.values() for part in found} == {"1", "2", "3"}
     assert all(len(found) == 1 for found in parts.values())
+    pieces = sum(1 for _ in root.rglob("*.wav"))
+    assert pieces > len(parts)  # recordings that are cut are among them
+
+
+@pytest.mark.parametrize("task", ["asr", "sid", "se", "ks", "ic", "ss"])
+def test_noise_of_the_test_split_is_in_test_audio_only(script, corpora, tmp_path, monkeypatch, task):
+    """The stand-in's noises are tones here, one for each split."""
+    tones = {"train": 1000, "test": 3000}
+
+    def bank(split):
+        wave = torch.sin(2 * torch.pi * tones[split] * torch.arange(5 * 16000) / 16000)
+        return mixing.NoiseBank([0.3 * wave])
+
+    with monkeypatch.context() as patch:
+        for module in ("sources", "corpora"):
+            patch.setattr(script(module), "noise_bank", bank)
+        folder = corpora.build(task, tmp_path, limit=20, training="noisy")
+    found = {"train": set(), "test": set()}
+    for path in (each for each in folder.rglob("*") if each.suffix in (".wav", ".flac")):
+        spectrum = torch.fft.rfft(audio(path)).abs()
+        at = {name: spectrum[round(tone * len(audio(path)) / 16000)] for name, tone in tones.items()}
+        is_test = any(part.startswith("test") or part == "3" for part in path.relative_to(folder).parts[:-1])
+        beyond = [name for name, height in at.items() if height > 50 * spectrum.median()]
+        found["test" if is_test else "train"].update(beyond)
+    assert found == {"train": {"train"}, "test": {"test"}}
 
 
 @pytest.mark.parametrize(("task", "source"), [("se", "noisy"), ("ss", "mix_clean")])
@@ -154,7 +196,10 @@ def test_the_same_settings_give_the_same_bytes_and_are_not_built_again(corpora, 
     assert (first / "corpus.json").stat().st_mtime_ns == written
     with pytest.raises(OutputError, match="other settings; remove it or give --overwrite"):
         corpora.build("ss", tmp_path / "a", limit=5)
+    assert corpora.build("ss", tmp_path / "a", limit=4, overwrite=True) == first
+    assert (first / "corpus.json").stat().st_mtime_ns == written
     corpora.build("ss", tmp_path / "a", limit=5, overwrite=True)
+    assert (first / "corpus.json").stat().st_mtime_ns != written
     with pytest.raises(UsageError, match="no corpus for 'sd'"):
         corpora.build("sd", tmp_path)
 

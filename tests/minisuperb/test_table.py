@@ -1,9 +1,15 @@
 """Runs that are there or not, and the table of those that are."""
 
+import argparse
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
 
 from daisy.errors import OutputError, UsageError
 
@@ -14,10 +20,17 @@ def finished(root, task, upstream, values, depth, seed=0):
     folder = root / "runs" / task / upstream / "dynamic" / f"seed{seed}"
     folder.mkdir(parents=True)
     spec = {"task": task, "name": upstream, "policy": "", "target_depth": depth, "featurizer": "dynamic", "seed": seed}
-    (folder / "run.json").write_text(json.dumps(spec | {"config": {"runner": {"total_steps": 9}}}))
+    more = {"config": {"runner": {"total_steps": 9}}, "checkpoint": None if upstream == "fbank" else "0123456789abcdef"}
+    (folder / "run.json").write_text(json.dumps(spec | more))
     exits = depth and {"depth": depth, "mean_exit_layer": 12 * depth, "macs_share": depth}
     tests = [
-        {"condition": condition, "metrics": {"accuracy": value}, "exits": exits, "evaluate_sec": 1}
+        {
+            "condition": condition,
+            "metrics": {"accuracy": value},
+            "exits": exits,
+            "evaluate_sec": 1,
+            "checkpoint": "states-9.ckpt",
+        }
         for condition, value in values.items()
     ]
     (folder / "result.json").write_text(json.dumps({"train_sec": 5, "tests": tests}))
@@ -39,6 +52,9 @@ def test_rows_are_flat(script, root):
     row = next(row for row in rows if row["upstream"] == "plateau-60")
     assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
     assert (row["depth"], row["mean_exit_layer"], row["seed"], row["steps"]) == (0.7, pytest.approx(8.4), 0, 9)
+    assert (row["scored"], row["model"]) == ("states-9.ckpt", "0123456789ab")
+    of_fbank = script("table").rows(root / "runs", {}, lambda spec: spec["checkpoint"] is None)
+    assert [row["upstream"] for row in of_fbank] == ["fbank"]
 
 
 def test_policies_stand_beside_the_static_cut_at_their_own_depth(script, root):
@@ -63,6 +79,26 @@ def test_the_page_and_the_score(script, root):
     assert "| plateau-60 | dynamic | 1 | 0.650 (+0.100) | 8.4 | 70% |" in paths[".md"]
     assert "do not compare with it" in paths[".html"]
     assert paths[".csv"].count("\n") == 6
+
+
+def test_a_metric_in_which_the_full_model_is_hardly_ahead_has_no_part_in_the_score(script):
+    table = script("table")
+    values = {
+        ("se", "pesq"): {"fbank": 1.329, "never": 1.331, "plateau-60": 1.4},
+        ("se", "stoi"): {"fbank": 0.767, "never": 0.759, "plateau-60": 0.8},
+        ("asr", "wer"): {"fbank": 1.0, "never": 1.0, "plateau-60": 0.9},
+        ("asr", "cer"): {"fbank": 0.9, "never": 0.5, "plateau-60": 0.6},
+        ("sid", "accuracy"): {"fbank": 0.1, "never": 0.9, "plateau-60": 0.8, "random-60": 0.9},
+    }
+    rows = [
+        {"task": task, "metric": metric, "upstream": upstream, "featurizer": "dynamic", "condition": "0 dB", "value": v}
+        for (task, metric), found in values.items()
+        for upstream, v in found.items()
+    ]
+    found = {row["upstream"]: row for row in table.scores(pandas.DataFrame(rows))}
+    assert found["plateau-60"]["score"] == pytest.approx(1000 * (0.3 / 0.4 + 0.7 / 0.8) / 2)
+    assert found["never"]["of"] == "asr cer, sid accuracy"
+    assert "random-60" not in found  # it has no figure of a task that counts
 
 
 def test_a_damaged_run_is_named(script, root):
@@ -93,8 +129,10 @@ def test_unknown_names_are_refused(script, tmp_path):
         script("upstreams").find(["nevr"], "daisy-mini", "plateau", tmp_path, print)
     with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
         script("upstreams").find(["fixed-60@nevr"], "daisy-mini", "plateau", tmp_path, print)
-    with pytest.raises(UsageError, match="never@fbank: only daisy's upstreams can stand for one another"):
+    with pytest.raises(UsageError, match="never@fbank: A@B takes two of daisy's upstreams"):
         script("upstreams").find(["never@fbank"], "daisy-mini", "plateau", tmp_path, print)
+    with pytest.raises(UsageError, match="A@B takes two"):
+        script("upstreams").find(["never@never@never"], "daisy-mini", "plateau", tmp_path, print)
 
 
 def test_exits_of_one_upstream_on_a_task_that_was_trained_on_another(script, tmp_path):
@@ -112,3 +150,69 @@ def test_a_static_cut_on_a_task_that_knew_other_exits_is_not_what_others_are_hel
     keys = {"task": "ks", "featurizer": "dynamic", "condition": "clean", "metric": "accuracy"}
     found = script("table").with_static_cut(pandas.DataFrame([keys | row for row in rows]))
     assert list(found.static_cut) == [1.0, 2.0, 3.0]
+
+
+def test_random_exits_are_drawn_from_the_policy_that_they_are_held_against(script):
+    names = script("upstreams").names
+    assert {"plateau-60", "random-60"} < set(names("plateau"))
+    assert {"forecast-60", "random_forecast-60"} < set(names("forecast"))
+    assert "random-60" not in names("forecast")
+
+
+def test_policies_are_set_on_recordings_of_ones_own(script, tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    for index in range(3):
+        samples = 0.1 * torch.randn(16000, generator=draws)
+        soundfile.write(tmp_path / f"{index}.wav", samples.numpy(), 16000)
+    upstreams = script("upstreams")
+    wanted = ["entropy-60", "random_entropy-60"]
+    found = upstreams.find(wanted, "daisy-mini", "entropy", tmp_path / "policies", print, recordings=[str(tmp_path)])
+    first, second = (json.loads(Path(each.arguments[-1]).read_text()) for each in found)
+    assert first["data"] == {"recordings": [str(tmp_path)], "num_recordings": 3}
+    assert [each["condition"] for each in first["attained"]["conditions"]] == [
+        "all", "clean", "babble 20 dB", "babble 10 dB", "babble 0 dB",
+    ]  # fmt: skip
+    assert (second["name"], sum(second["histogram"])) == ("random", 12)
+
+
+def test_ctrl_c_begins_no_other_run(script, tmp_path, monkeypatch):
+    run, begun = script("run"), []
+
+    def interrupted(each):
+        begun.append(each.seed)
+        if each.seed == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        return ""
+
+    monkeypatch.setattr(run, "execute", interrupted)
+    upstream = script("upstreams").Upstream(name="fbank", arguments=("-u", "fbank"))
+    runs = [
+        run.Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed})
+        for seed in range(5)
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(runs, argparse.Namespace(overwrite=False, jobs=1, drop_cache=False))
+    assert begun == [0, 1]
+
+
+def test_times_are_read_or_refused(script, tmp_path):
+    read, path = script("timing").read, tmp_path / "times.json"
+    assert read(path) == {}
+    path.write_text("{")
+    with pytest.raises(OutputError, match=r"times.json: no measured times; remove it"):
+        read(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_upstreams_are_timed_in_one_sitting(script, corpora, tmp_path):
+    pytest.importorskip("s3prl", reason="needs s3prl")
+    folder = corpora.build("ic", tmp_path, limit=3)
+    found = script("upstreams").find(["never", "fixed-40"], "daisy-mini", "plateau", tmp_path, print)
+    (tmp_path / "times.json").write_text('{"real_time_factors": {"ic older clean": 1.0}}')
+    threads = torch.get_num_threads()
+    script("timing").measure(found, {"ic": folder}, "cpu", tmp_path / "times.json")
+    torch.set_num_threads(threads)
+    times = script("timing").read(tmp_path / "times.json")
+    assert set(times) == {f"ic {name} {condition}" for name in ("never", "fixed-40") for condition in ("clean", "0")}
+    assert 0 < times["ic fixed-40 clean"] < times["ic never clean"]

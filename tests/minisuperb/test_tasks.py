@@ -66,11 +66,12 @@ def test_test_sets_are_pointed_at(script):
 
 
 def test_the_best_checkpoint_or_the_last(script, tmp_path):
-    best = script("tasks").best_checkpoint
+    scored = script("tasks").scored_checkpoint
     with pytest.raises(OutputError, match="did not reach step 20"):
-        best(tmp_path, 20)
+        scored(tmp_path, 20, True)
     for name in ("states-20.ckpt", "dev-clean-best.ckpt"):
         (tmp_path / name).touch()
-    assert best(tmp_path, 20).name == "dev-clean-best.ckpt"
+    assert scored(tmp_path, 20, True).name == "dev-clean-best.ckpt"
+    assert scored(tmp_path, 20, False).name == "states-20.ckpt"
     (tmp_path / "dev-clean-best.ckpt").unlink()
-    assert best(tmp_path, 20).name == "states-20.ckpt"
+    assert scored(tmp_path, 20, True).name == "states-20.ckpt"

@@ -39,6 +39,7 @@ class FakeS3prl:
 def folder(tmp_path):
     spec = {
         "task": "ks",
+        "data": "small",
         "corpus": str(tmp_path / "corpus"),
         "config": {"runner": {"total_steps": 4, "eval_step": 2, "eval_dataloaders": ["dev"]}},
         "upstream": ["-u", "fbank"],
@@ -57,7 +58,8 @@ def test_trains_once_and_scores_every_test_set(script, folder):
     fake = FakeS3prl()
     result = script("worker").work(folder, lambda: fake)
     assert fake.calls == [("train", None), ("evaluate", "test"), ("evaluate", "test")]
-    assert result["dev"] == [0.25, 0.5]
+    assert (result["dev"], result["resumed"]) == ([0.25, 0.5], False)
+    assert result["train_sec"] < 60
     assert [test["metrics"] for test in result["tests"]] == [{"accuracy": 0.9}, {"accuracy": 0.5}]
     assert result["tests"][1]["exits"]["mean_exit_layer"] == 7.2
     assert json.loads((folder / "result.json").read_text()) == result
@@ -112,3 +114,21 @@ def test_trained_on_one_upstream_and_tested_on_another(script, folder):
     script("worker").work(folder, lambda: noting)
     assert [call.get("-g") for call in given] == ["b.json", None, None]
     assert all(call["-o"].endswith(",,args.upstream_model_config='a.json'") for call in given[1:])
+
+
+def test_seconds_of_a_training_that_was_gone_on_with_are_unknown(script, folder):
+    (folder / "train").mkdir()
+    torch.save({"Step": 2}, folder / "train" / "states-2.ckpt")
+    result = script("worker").work(folder, FakeS3prl)
+    assert (result["resumed"], result["train_sec"]) == (True, None)
+
+
+def test_two_processes_are_not_at_one_run(script, folder):
+    worker = script("worker")
+
+    def meanwhile():
+        with pytest.raises(OutputError, match="another process is at this run"):
+            worker.work(folder, FakeS3prl)
+        return FakeS3prl()
+
+    assert worker.work(folder, meanwhile)["dev"] == [0.25, 0.5]

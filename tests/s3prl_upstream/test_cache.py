@@ -79,8 +79,17 @@ def test_only_what_is_needed_is_stored(make, wavs):
 
 @pytest.mark.parametrize("needs", [{}, {"mean": True, "normalize": True}, {"layer": "exit"}, {"layer": 2}])
 def test_one_full_recording_serves_all_policies(make, wavs, tmp_path, needs):
-    policies = ({"name": "never"}, ANY_EXIT, {"name": "fixed", "layer": 2}, {"name": "random", "histogram": [1] * 4})
-    for index, policy in enumerate((*policies, {"name": "daisy_window", "threshold": 1.7, "first": 1, "last": 3})):
+    policies = (
+        {"name": "never"},
+        ANY_EXIT,
+        {"name": "fixed", "layer": 2},
+        {"name": "entropy", "threshold": [1.93, 1.58, 2.09, 3.0]},
+        {"name": "regressed", "threshold": [2.91, 2.66, 2.68, 3.0]},
+        {"name": "confidence", "threshold": [0.32, 0.54, 0.26, 0.0]},
+        {"name": "daisy_window", "threshold": 1.7, "first": 1, "last": 3},
+    )
+    exits = {}
+    for index, policy in enumerate(policies):
         upstream = make(policy=policy, full=True, folder=tmp_path / "full", **needs)
         found, own = upstream(wavs), make(policy=policy, folder=tmp_path / "own", **needs)
         expected = own(wavs)
@@ -89,7 +98,9 @@ def test_one_full_recording_serves_all_policies(make, wavs, tmp_path, needs):
         assert [u.scores.keys() for u in upstream.last.utterances] == [u.scores.keys() for u in own.last.utterances]
         for mine, other in zip(found["states"], expected["states"], strict=True):
             assert torch.allclose(mine, other, atol=1e-5)
+        exits[policy["name"]] = set(found["exit_layer"].tolist())
     assert len(stored(tmp_path / "full")) == len(wavs)
+    assert all(exits[name] == {1, 2, 3, 4} for name in ("entropy", "regressed", "confidence"))
 
 
 def test_a_full_recording_refuses_what_its_heads_do_not_give(hub, tmp_path):

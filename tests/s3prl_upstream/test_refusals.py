@@ -112,7 +112,7 @@ def test_a_recording_that_cannot_be_read_is_named_whoever_reads_it(fluent, check
     known = ["-m", "train", "-u", "daisy_local", "-k", str(checkpoint), "-d", "fluent_commands", "-c", str(fluent)]
     with pytest.raises(SystemExit) as end:
         main([*known, "-p", str(tmp_path / "run"), "--device", "cpu", "-o", settings])
-    assert end.value.code == 1
+    assert end.value.code == 2
     said = capsys.readouterr().err
     reason = f"daisy-s3prl: Error opening '{corpus}/wavs/train3.wav': Format not recognised; -e EXP or -a goes on"
     assert reason in said

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,21 @@ def test_a_cache_changes_no_loss(train, tmp_path):
     assert full["splits"]["train"]["utterances_cached"] == full["splits"]["train"]["utterances_run"] == 24
     assert full["splits"]["train"]["computed_sec"] == 0
     assert full["splits"]["train"]["macs_share"] == filling["splits"]["train"]["macs_share"]
+
+
+def test_policies_that_share_a_full_recording_train_as_on_their_own(train, tmp_path):
+    both = ("-o", "config.runner.log_step=1", "--featurizer", "dynamic", "--cache-dtype", "float32")
+    for name, threshold in (("deep", [1.9, 1.5, 2.0, 0.0]), ("shallow", [1.93, 1.58, 2.09, 3.0])):
+        policy = tmp_path / f"{name}.json"
+        policy.write_text(json.dumps({"name": "entropy", "threshold": threshold}))
+        train(tmp_path / f"{name}-own", *both, "-g", policy, "--cache", tmp_path / "own")
+        train(tmp_path / name, *both, "-g", policy, "--cache", tmp_path / "full", "--cache-full")
+        assert losses(tmp_path / name) == losses(tmp_path / f"{name}-own")
+        (totals,) = (run["splits"]["train"] for run in runs(tmp_path / name))
+        (own,) = (run["splits"]["train"] for run in runs(tmp_path / f"{name}-own"))
+        assert totals["exits"] == own["exits"]
+        assert totals["utterances_cached"] == (12 if name == "deep" else 24)
+    assert losses(tmp_path / "deep") != losses(tmp_path / "shallow")
 
 
 def test_the_log_has_each_utterance_once_and_the_summary_adds_it_up(train, tmp_path, checkpoint, policy, hub, fluent):
