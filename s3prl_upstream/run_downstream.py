@@ -5,6 +5,7 @@ daisy-s3prl -m train -u daisy_local -k CKPT -g POLICY.json -d TASK -c CFG -p EXP
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import importlib.util
 import io
@@ -59,6 +60,7 @@ def run(arguments: Sequence[str]) -> None:
     from s3prl_upstream.runner import ExitRunner
 
     argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
+    plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls what it wraps twice
     sys.argv = [PROGRAM, *rest]
     run_downstream.get_downstream_args = partial(_arguments, stock[0], options)
     run_downstream.Runner = partial(ExitRunner, options=options)
@@ -69,6 +71,7 @@ def run(arguments: Sequence[str]) -> None:
         raise DaisyError(f"{_reason(error)}; {GOES_ON}") from None
     finally:
         sys.argv = argv
+        builtins.isinstance = plain_isinstance
         run_downstream.get_downstream_args, run_downstream.Runner = stock
 
 

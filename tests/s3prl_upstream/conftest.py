@@ -1,6 +1,5 @@
 """Tiny corpora in the layouts that s3prl's tasks read, a tiny upstream, and s3prl's own runner."""
 
-import builtins
 import json
 
 import numpy
@@ -95,11 +94,10 @@ def write_config(root, datarc, steps=6, accumulate=1):
 
 
 @pytest.fixture
-def launch(hub, monkeypatch):
-    """daisy-s3prl in this process; s3prl changes isinstance for all of it."""
+def launch(hub):
+    """daisy-s3prl in this process."""
     from s3prl_upstream import run_downstream
 
-    monkeypatch.setattr(builtins, "isinstance", builtins.isinstance)
     sharing = torch.multiprocessing.get_sharing_strategy()
     yield lambda *arguments: run_downstream.run([*map(str, arguments), "--device", "cpu"])
     torch.multiprocessing.set_sharing_strategy(sharing)

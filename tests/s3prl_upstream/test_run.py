@@ -1,6 +1,7 @@
 """s3prl's runner from end to end; losses are compared to the last bit through the weights that they lead to."""
 
 import ast
+import builtins
 import importlib.util
 import json
 import multiprocessing
@@ -79,6 +80,13 @@ def test_the_log_has_each_utterance_once_and_the_summary_adds_it_up(train, tmp_p
     out = encoder([audio.read(fluent.parent / "wavs" / "train5.wav")])
     assert row["exit_layer"] == int(out.exit_layer)
     assert row["scores"]["draw"] == pytest.approx(out.scores["draw"][0, : row["exit_layer"]].tolist(), abs=1e-6)
+
+
+def test_a_run_does_not_slow_down_the_next(train, tmp_path):
+    """s3prl wraps isinstance at each start; wrappers around wrappers double its time."""
+    before = builtins.isinstance
+    train(tmp_path / "run")
+    assert builtins.isinstance is before
 
 
 def test_evaluation_takes_the_featurizer_from_the_checkpoint(train, launch, tmp_path):
