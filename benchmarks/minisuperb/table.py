@@ -188,7 +188,7 @@ def lines(table: pandas.DataFrame, task: str) -> tuple[tuple[str, ...], list[tup
         values = [_value(at.get((m, c))) for m in found_metrics for c in found_conditions]
         layers = [_number(at.get((found_metrics[0], c)), "mean_exit_layer", "{:.1f}") for c in found_conditions]
         share, factor = mine.macs_share.mean(), mine.upstream_real_time_factor.mean()
-        ending = [_or_blank(share, "{:.0%}"), _or_blank(factor, "{:.3f}"), f"{mine.train_sec.mean():.0f}"]
+        ending = [_or_blank(share, "{:.0%}"), _or_blank(factor, "{:.3f}"), _or_blank(mine.train_sec.mean(), "{:.0f}")]
         cells.append((upstream, featurizer, str(mine.seeds.max()), *values, *layers, *ending))
     return tuple(header), cells
 
