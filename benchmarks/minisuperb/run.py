@@ -120,10 +120,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="run the upstream in every epoch")
     parser.add_argument("--drop-cache", action="store_true", help="remove the tasks' caches when all runs are finished")
-    parser.add_argument("--time", action="store_true", help="then time the upstreams on test audio; best on idle cores")
+    parser.add_argument(
+        "--time", action="store_true", help="time the upstreams on test audio at the end; best on idle cores"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps on a few recordings; no results file")
     parser.add_argument("--overwrite", action="store_true", help="begin runs with other settings anew")
-    parser.add_argument("--table", action="store_true", help="only make the table of what is finished")
+    parser.add_argument("--table", action="store_true", help="run nothing: only make the table of what is finished")
     return parser.parse_args()
 
 
@@ -188,10 +190,9 @@ def corpus_of(task: str, arguments: argparse.Namespace, root: Path) -> Path:
     return corpora.build(task, root / "corpora", limit=limit, overwrite=arguments.overwrite, training=training)
 
 
-def runs_of(task: str, found: list[Upstream], arguments: argparse.Namespace, root: Path) -> Iterator[Run]:
+def runs_of(task: str, corpus: Path, found: list[Upstream], arguments: argparse.Namespace, root: Path) -> Iterator[Run]:
     """All runs of a task."""
     published = arguments.data == "published"
-    corpus = corpus_of(task, arguments, root)
     config = yaml.safe_load(configuration(TASKS[task], corpus, published))
     if arguments.quick:
         steps = {"total_steps": QUICK_STEPS, "eval_step": QUICK_STEPS, "save_step": QUICK_STEPS, "log_step": 1}
@@ -291,7 +292,7 @@ def main() -> None:
     arguments = parse()
     root = root_of(arguments)
     failed: list[str] = []
-    if not arguments.table:
+    if arguments.time or not arguments.table:
         if importlib.util.find_spec("s3prl") is None:
             raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
         wanted = list(dict.fromkeys(arguments.upstreams or names(arguments.policy)))
@@ -299,11 +300,12 @@ def main() -> None:
         limit = QUICK_LIMIT if arguments.quick else None
         policies, audio = root / "policies", arguments.calibrate_on
         found = find(wanted, arguments.model, arguments.policy, policies, console.print, limit, audio)
-        runs = [run for task in tasks for run in runs_of(task, found, arguments, root)]
-        failed = finish(runs, arguments)
+        corpora_of = {task: corpus_of(task, arguments, root) for task in tasks}
+        if not arguments.table:
+            runs = [run for task, corpus in corpora_of.items() for run in runs_of(task, corpus, found, arguments, root)]
+            failed = finish(runs, arguments)
         if arguments.time:
-            corpus = {run.task: Path(run.spec["corpus"]) for run in runs}
-            timing.measure(found, corpus, arguments.device, root / TIMES)
+            timing.measure(found, corpora_of, arguments.device, root / TIMES)
     digest = checkpoint.digest(arguments.model)
     rows = table.rows(root / "runs", timing.read(root / TIMES), partial(_belongs, arguments, digest))
     if not rows:
