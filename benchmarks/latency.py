@@ -111,6 +111,13 @@ def check(systems: dict[str, peers.System], precision: str, waveform: Tensor) ->
             raise DaisyError(f"{name}'s states are not ours: mean cosine {cosine:.5f} in {precision}")
 
 
+def batches(arguments: argparse.Namespace) -> list[tuple[int, str]]:
+    """Sizes and lengths; a single recording has one length."""
+    return [
+        (batch, lengths) for batch in arguments.batches for lengths in (["fixed"] if batch == 1 else arguments.lengths)
+    ]
+
+
 def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> list[dict]:
     """All rows of a size."""
     backbone = backbone_of(size).to(arguments.device)
@@ -120,9 +127,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
         systems = {OURS: ours(backbone, precision)}
         systems |= {name: casting(other, precision, arguments.device) for name, other in others.items()}
         check(systems, precision, recordings("fixed", 1)[0][: 3 * RATE].to(arguments.device))
-        for batch, lengths, threads in itertools.product(arguments.batches, arguments.lengths, arguments.threads):
-            if batch == 1 and lengths == "mixed":
-                continue
+        for (batch, lengths), threads in itertools.product(batches(arguments), arguments.threads):
             advance(f"{size} {precision} batch {batch} {lengths} {threads} thread(s)")
             waveforms = [each.to(arguments.device) for each in recordings(lengths, batch)]
             torch.set_num_threads(threads)
@@ -170,11 +175,10 @@ def show(rows: list[dict], console: Console) -> None:
 def main() -> None:
     arguments = parse()
     if arguments.quick:
-        arguments.sizes, arguments.batches, arguments.repeats = ["mini"], [1, 4], 3
+        arguments.sizes, arguments.batches, arguments.lengths, arguments.repeats = ["mini"], [1, 2], ["mixed"], 2
         arguments.threads = arguments.threads[-1:]
     console = Console()
-    settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes)
-    settings *= sum(1 if batch == 1 else len(arguments.lengths) for batch in arguments.batches)
+    settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(batches(arguments))
     rows: list[dict] = []
     with Progress(console=console) as progress:
         bar = progress.add_task("preparing", total=settings)
