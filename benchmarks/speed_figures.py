@@ -59,5 +59,5 @@ def memory(rows: Sequence[dict]) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[1]:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     figure.savefig(RESULTS / "memory.png")
