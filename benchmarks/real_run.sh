@@ -80,4 +80,23 @@ for condition in clean 20dB 10dB 5dB 0dB -5dB; do
     "$bin/daisy" extract "$runs/test/$condition" --out "$runs/features/$condition" | tail -n 1
 done
 "$bin/python" benchmarks/extraction.py runs/features
+
+export OMP_NUM_THREADS=1
+minisuperb() { "$bin/python" benchmarks/minisuperb/run.py daisy-mini --jobs 2 "$@"; }
+depths=(never {plateau,fixed,random}-{80,60,40} daisy_window-60 fbank)
+minisuperb --tasks ks sid ic --upstreams "${depths[@]}" --seeds 0 1 2
+minisuperb --tasks asr se ss --upstreams "${depths[@]}"
+minisuperb --tasks ks sid ic se ss --upstreams hubert
+minisuperb --tasks ks sid --upstreams plateau-60@random-60 --seeds 0 1 2
+minisuperb --tasks ks sid --upstreams never {plateau,fixed,random}-60 fixed-80 plateau-60@random-60 --seeds 0 1 2 --data noisy
+for data in small noisy; do
+    minisuperb --tasks ks --upstreams never {plateau,fixed,random}-60 --featurizer stock --seeds 0 1 2 --data $data
+    minisuperb --tasks ks --upstreams {plateau,random}-60 --featurizer dynamic-s --seeds 0 1 2 --data $data
+    minisuperb --tasks ks --policy forecast --upstreams forecast-60 --seeds 0 1 2 --data $data
+done
+minisuperb --table --time --upstreams never {plateau,fixed,random}-60 hubert fbank
+
+"$bin/python" benchmarks/latency.py
+"$bin/python" benchmarks/speed.py
+"$bin/python" benchmarks/memory.py
 "$bin/python" benchmarks/readme.py

@@ -21,8 +21,8 @@ from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
 from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel
 
-BLOCKED_FROM, QUERY_BLOCK = 128, 256
-"""Frames from which bfloat16 attention goes in blocks, and how many queries a block has."""
+QUERY_BLOCK = 256
+"""Queries of a block of bfloat16 attention: their weights stay in the caches."""
 BLOCK_VALUES = 2**21
 """Of the first convolution's output that are held at a time: 64 frames of HuBERT Base; more pays for new pages."""
 
@@ -210,41 +210,47 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
         (F, D).
     """
     split = projected.unflatten(1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, H, F, D / H)
-    if projected.device.type == "cpu":
-        return torch.cat([_attend(part)[0] for part in split[:, None].split(list(lengths), dim=3)])
-    return _attend_padded(split, lengths)
+    if projected.device.type != "cpu":
+        return _attend_padded(split, lengths)
+    # The copy costs a hundredth of bfloat16's products over strided rows, and takes a tenth off them.
+    in_blocks = projected.dtype == torch.bfloat16
+    split = split.contiguous() if in_blocks else split
+    mixed = projected.new_empty(len(projected), num_heads, split.shape[3])
+    for rows, own in zip(mixed.split(list(lengths)), split.split(list(lengths), dim=2), strict=True):
+        if in_blocks:
+            _attend_in_blocks(own, rows)
+        else:
+            rows.copy_(_attend(own[:, None])[0])
+    return mixed.flatten(1)
 
 
 def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(3, B, H, T, D / H) to (B, T, D)."""
+    """(3, B, H, T, D / H) to (B, T, H, D / H)."""
     queries, keys, values = queries_keys_values
-    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and queries.shape[-2] >= BLOCKED_FROM:
-        mixed = _attend_in_blocks(queries, keys, values)
-    else:
-        mixed = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
-    return mixed.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0).transpose(1, 2)
 
 
-def _attend_in_blocks(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Plain products for a block of queries at a time.
+def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
+    """(3, H, T, D / H) into ``rows`` (T, H, D / H), by plain products for a block of queries at a time.
 
-    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes two thirds of its time from
-    three seconds on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
+    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes two thirds of its time or less
+    at any length. Weights are rounded to bfloat16 before the softmax, which doubles the error.
     """
+    queries, keys, values = own
     turned = keys.transpose(-1, -2)
-    blocks = [(block @ turned).softmax(-1) @ values for block in queries.split(QUERY_BLOCK, dim=-2)]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-2)
+    for some, block in zip(rows.split(QUERY_BLOCK), queries.split(QUERY_BLOCK, dim=-2), strict=True):
+        some.copy_(((block @ turned).softmax(-1) @ values).transpose(0, 1))
 
 
 def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
     """All utterances in one call, which many small ones keep a GPU waiting for: (3, H, F, D / H) to (F, D)."""
     longest = max(lengths)
     if min(lengths) == longest:
-        return _attend(split.unflatten(2, (-1, longest)).transpose(1, 2)).flatten(0, 1)
+        return _attend(split.unflatten(2, (-1, longest)).transpose(1, 2)).flatten(0, 1).flatten(1)
     valid = frames.valid_mask(torch.tensor(lengths), longest).to(split.device)
     padded = split.new_zeros(3, split.shape[1], len(lengths), longest, split.shape[3])
     padded[:, :, valid] = split
-    return _attend(padded.transpose(1, 2), valid[:, None, None])[valid]
+    return _attend(padded.transpose(1, 2), valid[:, None, None])[valid].flatten(1)
 
 
 class _FrontEnd:
