@@ -115,7 +115,7 @@ class ExitLog:
             files.append(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_summary(self) -> None:
-        """Put this run's sums into the summary, beside those of other runs.
+        """Put this run's sums, where there are any, into the summary beside those of other runs.
 
         Raises:
             OutputError: where it cannot be written.
@@ -129,12 +129,9 @@ class ExitLog:
                 others = []
             except (OSError, ValueError, KeyError, TypeError):
                 raise OutputError(f"{path}: not a summary of daisy's; move it away") from None
-            own = {
-                "run": self.run,
-                **self.settings,
-                "splits": self.totals(),
-            }
-            files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, own]})
+            totals = self.totals()
+            own = [{"run": self.run, **self.settings, "splits": totals}] if totals else []
+            files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *own]})
 
     def report(self) -> str:
         """One line for each split: mean exit layer, share of the operations, seconds."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from daisy import checkpoint as checkpoints
 from daisy import policy_file
 from daisy.checkpoint import Model
-from daisy.errors import PolicyError
+from daisy.errors import PolicyError, unknown_name
 from daisy.policies import POLICIES, Policy
 
 DEFAULT = "plateau"
@@ -38,11 +38,15 @@ def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | 
     if not Path(given).is_file():
         if str(given) in POLICIES:
             return _plain(model, {"name": str(given)}, str(given))
-        raise PolicyError(f"{given}: no such policy file; daisy calibrate makes one")
+        if Path(given).suffix or Path(given).name != str(given):
+            raise PolicyError(f"{given}: no such policy file; daisy calibrate makes one")
+        raise PolicyError(f"no such policy file, and {unknown_name('policy', str(given), POLICIES)}")
     try:
         content = json.loads(Path(given).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PolicyError(f"{given}: not a policy file ({error}); daisy calibrate makes one") from None
+        raise PolicyError(
+            f"{given}: not a policy file ({error}): daisy calibrate makes one, or give JSON or a policy's name"
+        ) from None
     if isinstance(content, dict) and "name" in content:
         return _plain(model, content, str(given))
     return policy_file.read(given, checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))

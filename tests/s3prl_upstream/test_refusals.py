@@ -45,7 +45,8 @@ def test_a_policy_that_changed_under_an_experiment_is_refused(train, launch, tmp
         (("-m", "inference", "-t", "nowhere.wav"), "-t nowhere.wav: -m inference takes a recording"),
         (("-m", "evaluate", "-t", "tset"), "-d fluent_commands has no data for split tset"),
         (("--cache-dtype", "float16"), "--cache-dtype is for --cache DIR"),
-        (("-o", "config.runner.total_steps"), "-e or -o: no checkpoint of s3prl's runner, or no KEY=VALUE"),
+        (("-o", "config.runner.total_steps"), "-o config.runner.total_steps: not KEY=VALUE"),
+        (("-g", "plateua"), "no such policy file, and unknown policy 'plateua': did you mean plateau?"),
         (("-l", "9"), "-l 9: the upstream has layers 0 to 4"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -62,6 +63,51 @@ def test_refusals_are_one_line(launch, checkpoint, fluent, tmp_path, capsys, mon
     assert len(said) == 1
     assert said[0].startswith("daisy-s3prl: ")
     assert message in said[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", "evaluate"), "-u UPSTREAM is missing (or -e CKPT, which knows it)"),
+        (("-m", "train", "-u", "daisy_mini", "-p", "x"), "-d TASK is missing"),
+        (
+            ("-m", "train", "-u", "daisy_mini", "-d", "ic"),
+            "-p FOLDER (or -n NAME, for result/downstream/NAME) is missing",
+        ),
+    ],
+)
+def test_what_s3prl_needs_is_asked_for(launch, arguments, message):
+    with pytest.raises(daisy.DaisyError) as refused:
+        launch(*arguments)
+    assert str(refused.value).startswith(message)
+
+
+def test_an_experiment_is_not_written_over_nor_gone_on_with_as_another(train, launch, policy, tmp_path):
+    train(tmp_path)
+    before = (tmp_path / "states-6.ckpt").read_bytes()
+    with pytest.raises(daisy.DaisyError, match="holds an experiment: -a goes on with it"):
+        train(tmp_path)
+    for options in (("-m", "evaluate", "-e", tmp_path / "states-6.ckpt"), ("-m", "train", "-p", tmp_path, "-a")):
+        with pytest.raises(
+            daisy.DaisyError, match=f"-g never: .* was trained with {policy}, .* -o args.upstream_model"
+        ):
+            launch(*options, "-g", "never")
+    assert (tmp_path / "states-6.ckpt").read_bytes() == before
+    with pytest.raises(daisy.DaisyError, match="best.ckpt: No such file or directory; .* holds .*states-6.ckpt"):
+        launch("-m", "evaluate", "-e", tmp_path / "best.ckpt")
+    launch("-m", "evaluate", "-e", tmp_path / "states-6.ckpt", "-t", "dev", "-o", "args.upstream_model_config=never")
+    assert runs(tmp_path)[-1]["splits"]["dev"]["mean_exit_layer"] == 4
+
+
+def test_labels_that_training_never_had_are_one_line(train, launch, fluent, tmp_path):
+    train(tmp_path / "run")
+    corpus = tmp_path / "corpus"
+    shutil.copytree(fluent.parent, corpus)
+    table = corpus / "data" / "test_data.csv"
+    table.write_text(table.read_text().replace("lamp0", "window"))
+    other = ("-o", f"config.downstream_expert.datarc.file_path={corpus}")
+    with pytest.raises(daisy.DaisyError, match="the task's dataset does not fit its checkpoint .*: KeyError 'window'"):
+        launch("-m", "evaluate", "-e", tmp_path / "run" / "states-6.ckpt", *other)
 
 
 def test_a_summary_that_is_none_is_refused_before_training(train, tmp_path):
@@ -96,7 +142,7 @@ def test_a_calibrated_policy_is_for_its_checkpoint_only(train, tmp_path, checkpo
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "checkpoint": {"name": "other", "digest": "0" * 64}}))
     with pytest.raises(daisy.PolicyError, match="was calibrated for other"):
-        train(tmp_path / "run", "-g", path)
+        train(tmp_path / "other", "-g", path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

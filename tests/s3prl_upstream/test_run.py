@@ -21,6 +21,12 @@ from tests.s3prl_upstream.conftest import LAYERS, lines, losses, runs, states, w
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def begin_anew(folder):
+    """Take the checkpoints away, which s3prl would write over and daisy-s3prl does not."""
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+
+
 def test_a_cache_changes_no_loss(train, tmp_path):
     cache = tmp_path / "cache"
     train(tmp_path / "without", "-o", "config.runner.log_step=1")
@@ -218,6 +224,7 @@ def test_speaker_identification_on_cached_means_and_its_file_lists(launch, check
     trained = [weights(tmp_path / name, "states-3.ckpt") for name in ("means", "frames")]
     assert torch.allclose(*trained, atol=1e-5)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors")) < 9 * 2000
+    begin_anew(tmp_path / "frames")
     launch(*known, "-c", second, "-p", tmp_path / "frames")
     last = runs(tmp_path / "frames")[-1]["run"]
     assert {row["utterance"].split("-")[1] for row in lines(tmp_path / "frames") if row["run"] == last} == {"second"}
@@ -289,6 +296,7 @@ def test_a_line_that_a_kill_cut_off_is_dropped(train, tmp_path):
     before = lines(tmp_path)
     with open(tmp_path / "exits.jsonl", "a") as stream:
         stream.write('{"run": "2026')
+    begin_anew(tmp_path)
     train(tmp_path)
     assert lines(tmp_path)[: len(before)] == before
     assert len(lines(tmp_path)) == 2 * len(before)
