@@ -30,7 +30,7 @@ import table
 import timing
 import yaml
 from tasks import AT_HAND, HERE, TASKS, conditions, configuration
-from upstreams import Upstream, find, names
+from upstreams import Upstream, check_names, find, names
 
 sys.path.append(str(HERE.parent))
 
@@ -39,10 +39,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from daisy import checkpoint, files
-from daisy.cli.console import DEFAULT_POLICY
+from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 
 PUBLISHED = ("asr", "sid", "se", "ss")
+LINK_IT = "link your corpus there, in the layout that s3prl's task reads"
 QUICK_STEPS, QUICK_LIMIT = 4, 6
 NOT_IDENTITY = ("cache",)
 TIMES = "real_time_factors.json"
@@ -97,7 +98,8 @@ def parse() -> argparse.Namespace:
         "--upstreams",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(names(DEFAULT_POLICY))}; A@B: tested with A's exits, trained with B's",
+        help=f"such as {', '.join(names(DEFAULT_POLICY))}, or with other percentages;\n"
+        "A@B: tested with A's exits, trained with B's",
     )
     parser.add_argument("--policy", default=DEFAULT_POLICY, help="which rule is set to 80, 60 and 40 %% depth")
     parser.add_argument("--featurizer", default="dynamic", choices=("stock", "dynamic", "dynamic-s"))
@@ -130,8 +132,8 @@ def parse() -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
     return int(text)
 
 
@@ -182,7 +184,8 @@ def corpus_of(task: str, arguments: argparse.Namespace, root: Path) -> Path:
     if arguments.data == "published":
         folder = (arguments.out / "published" / "corpora" / task).resolve()
         if not folder.is_dir():
-            raise UsageError(f"{folder}: not there; benchmarks/minisuperb/prepare.py --published makes it")
+            how = "benchmarks/minisuperb/prepare.py --published makes it" if task in PUBLISHED else LINK_IT
+            raise UsageError(f"{folder}: not there; {how}")
         return folder
     console.print(f"{task}: corpus", style="dim")
     limit = QUICK_LIMIT if arguments.quick else None
@@ -250,7 +253,7 @@ def execute(run: Run) -> str:
 def finish(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
     """All runs, task by task, and what went wrong with some. Ctrl-C ends those at work and begins no other."""
     todo = [run for run in runs if run.prepare(arguments.overwrite)]
-    console.print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished before")
+    console.print(f"{len(todo)} runs to do, {len(runs) - len(todo)} finished before")
     failed: list[str] = []
     stopped = threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -297,10 +300,12 @@ def main() -> None:
             raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
         wanted = list(dict.fromkeys(arguments.upstreams or names(arguments.policy)))
         tasks = chosen_tasks(arguments)
+        check_names(wanted, arguments.policy)
+        checked_device(arguments.device)
+        corpora_of = {task: corpus_of(task, arguments, root) for task in tasks}
         limit = QUICK_LIMIT if arguments.quick else None
         policies, audio = root / "policies", arguments.calibrate_on
         found = find(wanted, arguments.model, arguments.policy, policies, console.print, limit, audio)
-        corpora_of = {task: corpus_of(task, arguments, root) for task in tasks}
         if not arguments.table:
             runs = [run for task, corpus in corpora_of.items() for run in runs_of(task, corpus, found, arguments, root)]
             failed = finish(runs, arguments)

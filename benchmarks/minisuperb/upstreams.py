@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import daisy
 from daisy import audio, calibration, checkpoint, comparison, conditions, files, noise_curve, policy_file
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
+from daisy.policies import POLICIES
 from daisy.traces import Traces
 
 DEPTHS = (0.8, 0.6, 0.4)
@@ -39,11 +43,33 @@ class Upstream:
 
 
 def names(policy: str) -> tuple[str, ...]:
-    """All that can be compared, the default policy by its name."""
+    """What is compared where nothing else is asked for; any whole percentage may stand for 80, 60 and 40."""
     percent = [f"{depth:.0%}"[:-1] for depth in DEPTHS]
-    chance = "random" if policy == DEFAULT_POLICY else f"random_{policy}"  # each policy's own histogram
-    kinds = [f"{kind}-{p}" for kind in (policy, "fixed", chance) for p in percent]
+    kinds = [f"{kind}-{p}" for kind in (policy, "fixed", _chance(policy)) for p in percent]
     return ("never", *kinds, "daisy_window-60", "hubert", "fbank")
+
+
+def _chance(policy: str) -> str:
+    """Random exits by a policy's histogram."""
+    return "random" if policy == DEFAULT_POLICY else f"random_{policy}"
+
+
+def check_names(wanted: Sequence[str], policy: str) -> None:
+    """Refuse names that are none.
+
+    Raises:
+        UsageError: on an unknown policy or name, or two that do not go together.
+    """
+    if policy not in POLICIES:
+        raise UsageError(unknown_name("policy", policy, POLICIES))
+    at_depths = "|".join(map(re.escape, (policy, "fixed", _chance(policy), "daisy_window")))
+    for name in wanted:
+        halves = name.split("@")
+        if len(halves) > 2 or (len(halves) == 2 and {"hubert", "fbank"} & {*halves}):
+            raise UsageError(f"{name}: A@B takes two of daisy's upstreams")
+        for half in halves:
+            if half not in ("never", "hubert", "fbank") and not re.fullmatch(rf"({at_depths})-[1-9]\d?", half):
+                raise UsageError(unknown_name("upstream", half, names(policy)))
 
 
 def find(
@@ -58,7 +84,7 @@ def find(
     """The upstreams of these names, their files made in a folder where they are not there yet.
 
     Args:
-        wanted: of `names`; A@B is A on the test sets of a task that was trained on B.
+        wanted: such as `names`; A@B is A on the test sets of a task that was trained on B.
         model: a daisy checkpoint, or a bundled model's name.
         policy: which rule is set to the depths.
         folder: for policy files and the checkpoint in s3prl's form.
@@ -67,35 +93,28 @@ def find(
         recordings: files, folders or globs to set the policies on; none: the shared dev sets.
 
     Raises:
-        UsageError: on an unknown name, or two that do not go together.
+        UsageError: as `check_names` does, or where there are no such recordings.
     """
-    known = names(policy)
-    for half in "@".join(wanted).split("@"):
-        if half not in known:
-            raise UsageError(unknown_name("upstream", half, known))
+    check_names(wanted, policy)
     folder = folder / checkpoint.digest(model)[:12]
     policies = _Policies(model, policy, folder, progress, limit, recordings)
-    found = []
-    for name in wanted:
+
+    def one(name: str) -> Upstream:
         if "@" in name:
-            halves = find(name.split("@"), model, policy, folder.parent, progress, limit, recordings)
-            if len(halves) != 2 or not all(half.exits for half in halves):
-                raise UsageError(f"{name}: A@B takes two of daisy's upstreams")
-            tested, trained = halves
-            found.append(dataclasses.replace(tested, name=name, training=trained.arguments))
-            continue
-        kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
+            tested, trained = map(one, name.split("@"))
+            return dataclasses.replace(tested, name=name, training=trained.arguments)
         if name == "fbank":
-            found.append(Upstream(name=name, arguments=("-u", "fbank"), exits=False))
-        elif name == "hubert":
+            return Upstream(name=name, arguments=("-u", "fbank"), exits=False)
+        if name == "hubert":
             path = stock_checkpoint(model, folder / "hubert_s3prl.pt")
             arguments = ("-u", "hubert_local", "-k", str(path))
-            found.append(Upstream(name=name, arguments=arguments, policy="never", target_depth=1.0, exits=False))
-        else:
-            depth = int(percent) / 100 if percent else 1.0
-            arguments = ("-u", "daisy_local", "-k", model, "-g", str(policies.file(kind, depth)))
-            found.append(Upstream(name=name, arguments=arguments, policy=kind, target_depth=depth))
-    return found
+            return Upstream(name=name, arguments=arguments, policy="never", target_depth=1.0, exits=False)
+        kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
+        depth = int(percent) / 100 if percent else 1.0
+        arguments = ("-u", "daisy_local", "-k", model, "-g", str(policies.file(kind, depth)))
+        return Upstream(name=name, arguments=arguments, policy=kind, target_depth=depth)
+
+    return [one(name) for name in wanted]
 
 
 class _Policies:
@@ -112,16 +131,20 @@ class _Policies:
     ):
         self.model, self.policy, self.folder, self.progress = model, policy, folder, progress
         self.limit, self.recordings = limit, recordings
+        self.own = audio.find(list(recordings)) if recordings else []
         self._runs: Traces | None = None
 
     def file(self, kind: str, depth: float) -> Path:
-        path = self.folder / f"{kind}-{depth:.0%}.json".replace("%", "")
+        folder = self.folder
+        if self.own and kind not in ("never", "fixed"):
+            folder = folder / f"on-{_stamp(self.own)}"
+        path = folder / f"{kind}-{depth:.0%}.json".replace("%", "")
         if not path.is_file():
             if kind == "never":
                 files.write_json(path, {"name": "never"})
             elif kind == "fixed":
                 layers = daisy.load(self.model).backbone.config.num_layers
-                files.write_json(path, {"name": "fixed", "layer": round(depth * layers)})
+                files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
             else:
                 self._set(kind, depth, path)
         return path
@@ -133,19 +156,19 @@ class _Policies:
         Recordings of one's own instead are heard clean and with babble of themselves at these ratios.
         """
         if self._runs is None:
-            self.progress("full runs of audio to set the policies on")
-            self._runs = self._own() if self.recordings else self._shared()
+            of_whose = "your audio" if self.own else "the shared dev audio (--calibrate-on takes your own)"
+            self.progress(f"setting policies: full runs of {of_whose}")
+            self._runs = self._of_own() if self.own else self._shared()
         return self._runs
 
     def _shared(self) -> Traces:
-        every = calibration_runs(self.model, self.limit)
+        every = calibration_runs(self.model, self.limit, parts=("recorded",))
         heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
         return every.select([row for row, name in enumerate(every.conditions) if name in heard])
 
-    def _own(self) -> Traces:
+    def _of_own(self) -> Traces:
         model = daisy.load(self.model)
-        found = audio.find(list(self.recordings))[: self.limit]
-        speech = noise_curve.read_speech(found, None, Path(), model.backbone.config.sample_rate)
+        speech = noise_curve.read_speech(self.own[: self.limit], None, Path(), model.backbone.config.sample_rate)
         return noise_curve.run(model, speech, conditions.grid(("babble",), SNRS_DB), {})
 
     def _set(self, kind: str, depth: float, path: Path) -> None:
@@ -177,6 +200,12 @@ class _Policies:
                     "num_recordings": len(set(self.runs.utterances)),
                 },
             )
+
+
+def _stamp(recordings: Sequence[audio.Recording]) -> str:
+    """Of which recordings these are, and of which state: policies that were set on others are others."""
+    states = [(str(each.path.resolve()), (found := each.path.stat()).st_size, found.st_mtime_ns) for each in recordings]
+    return hashlib.sha256(json.dumps(sorted(states)).encode()).hexdigest()[:12]
 
 
 def stock_checkpoint(model: str, path: Path) -> Path:

@@ -135,6 +135,17 @@ def test_unknown_names_are_refused(script, tmp_path):
         script("upstreams").find(["never@never@never"], "daisy-mini", "plateau", tmp_path, print)
 
 
+def test_any_depth_may_be_asked_for(script, tmp_path):
+    found = script("upstreams").find(["fixed-25", "fixed-3"], "daisy-mini", "plateau", tmp_path, print)
+    assert [json.loads(Path(each.arguments[-1]).read_text())["layer"] for each in found] == [3, 1]
+    assert [each.target_depth for each in found] == [0.25, 0.03]
+    for name in ("fixed-0", "fixed-100", "forecast-60", "never-60"):
+        with pytest.raises(UsageError, match=f"unknown upstream '{name}'"):
+            script("upstreams").check_names([name], "plateau")
+    with pytest.raises(UsageError, match="unknown policy 'plateua': did you mean plateau"):
+        script("upstreams").check_names(["never"], "plateua")
+
+
 def test_exits_of_one_upstream_on_a_task_that_was_trained_on_another(script, tmp_path):
     (found,) = script("upstreams").find(["fixed-60@never"], "daisy-mini", "plateau", tmp_path, print)
     assert found.name == "fixed-60@never"
@@ -173,6 +184,13 @@ def test_policies_are_set_on_recordings_of_ones_own(script, tmp_path):
         "all", "clean", "babble 20 dB", "babble 10 dB", "babble 0 dB",
     ]  # fmt: skip
     assert (second["name"], sum(second["histogram"])) == ("random", 12)
+    soundfile.write(tmp_path / "0.wav", samples.numpy()[:8000], 16000)
+    (other,) = upstreams.find(
+        wanted[:1], "daisy-mini", "entropy", tmp_path / "policies", print, recordings=[str(tmp_path)]
+    )
+    assert other.arguments[-1] != found[0].arguments[-1]
+    with pytest.raises(UsageError, match="nowhere"):
+        upstreams.find(wanted, "daisy-mini", "entropy", tmp_path / "policies", print, recordings=["nowhere"])
 
 
 def test_ctrl_c_begins_no_other_run(script, tmp_path, monkeypatch):
