@@ -21,8 +21,8 @@ from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
 from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel
 
-QUERY_BLOCK = 256
-"""Queries of a block of bfloat16 attention: their weights stay in the caches."""
+BLOCKED_FROM, QUERY_BLOCK = 64, 256
+"""Frames from which bfloat16 attention goes in blocks, and queries of a block, whose weights stay in the caches."""
 BLOCK_VALUES = 2**21
 """Of the first convolution's output that are held at a time: 64 frames of HuBERT Base; more pays for new pages."""
 
@@ -217,10 +217,10 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
     split = split.contiguous() if in_blocks else split
     mixed = projected.new_empty(len(projected), num_heads, split.shape[3])
     for rows, own in zip(mixed.split(list(lengths)), split.split(list(lengths), dim=2), strict=True):
-        if in_blocks:
+        if in_blocks and len(rows) >= BLOCKED_FROM:
             _attend_in_blocks(own, rows)
         else:
-            rows.copy_(_attend(own[:, None])[0])
+            rows.copy_(_attend(own[:, None].float())[0])
     return mixed.flatten(1)
 
 
@@ -233,8 +233,8 @@ def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
 def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
     """(3, H, T, D / H) into ``rows`` (T, H, D / H), by plain products for a block of queries at a time.
 
-    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes two thirds of its time or less
-    at any length. Weights are rounded to bfloat16 before the softmax, which doubles the error.
+    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes two thirds of its time from
+    a hundred frames on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
     """
     queries, keys, values = own
     turned = keys.transpose(-1, -2)
