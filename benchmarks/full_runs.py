@@ -45,9 +45,8 @@ def judged_runs(model: Path | str, limit: int | None = None, parts: Iterable[str
 
 
 def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limit: int | None) -> Traces:
-    first = f"-first{limit}" if limit else ""
-    path = CACHE / f"{checkpoint.digest(model)[:12]}-{split}-{part}{first}.csv"
-    if path.is_file():
+    path = CACHE / f"{checkpoint.digest(model)[:12]}-{split}-{part}.csv"
+    if path.is_file() and limit is None:
         return traces.read(path)
     spoken = utterances(sets, split, limit)
     speech = Speech(
@@ -61,7 +60,8 @@ def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limi
         task = bar.add_task(f"{split}, {part}", total=len(spoken) * len({conditions.CLEAN, *heard}))
         bank = {"recorded": noises(noise_split)}
         found = noise_curve.run(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
-    traces.write(found, path)
+    if limit is None:
+        traces.write(found, path)
     return found
 
 

@@ -30,18 +30,24 @@ def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return batch, torch.tensor([len(w) for w in waveforms], device=batch.device)
 
 
-def of_torchaudio(backbone: Backbone) -> System:
+def alike(waveforms: Sequence[Tensor]) -> bool:
+    """Whether no mask is needed."""
+    return len(set(map(len, waveforms))) == 1
+
+
+def of_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
     """Torchaudio's model around the modules that ours is made of; all layers' states."""
+    backbone = copy.deepcopy(backbone).to(dtype)
     model = torchaudio.models.Wav2Vec2Model(backbone.feature_extractor, backbone.encoder).eval()
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
-        return list(model.extract_features(batch, None if len(batch) == 1 else lengths)[0][-1])
+        return list(model.extract_features(batch.to(dtype), None if alike(waveforms) else lengths)[0][-1])
 
     return run
 
 
-def of_transformers(backbone: Backbone) -> System:
+def of_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
     """Transformers' HubertModel with scaled dot product attention; all layers' states."""
     from transformers import HubertConfig, HubertModel
 
@@ -68,14 +74,14 @@ def of_transformers(backbone: Backbone) -> System:
     ours = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
     rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", huggingface.POSITION + "weight"))
     model.load_state_dict({name: ours[_ours(name, rules)] for name in model.state_dict()})
-    model.to(backbone.device)
+    model.to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
         mask = None
-        if len(batch) > 1:
+        if not alike(waveforms):
             mask = (torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]).long()
-        return list(model(batch, attention_mask=mask, output_hidden_states=True).hidden_states[-1])
+        return list(model(batch.to(dtype), attention_mask=mask, output_hidden_states=True).hidden_states[-1])
 
     return run
 
@@ -84,24 +90,24 @@ def _ours(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
     return next(match.expand(to or "") for pattern, to in rules if (match := re.fullmatch(pattern, name)))
 
 
-def of_fairseq(backbone: Backbone) -> System:
+def of_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
     """Fairseq's HubertModel, its last layer's states."""
     from fairseq import checkpoint_utils
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_stock(backbone, Path(folder)))])
     model.remove_pretraining_modules()
-    model.eval().to(backbone.device)
+    model.eval().to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
-        mask = None if len(batch) == 1 else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
-        return list(model.extract_features(batch, padding_mask=mask, mask=False)[0])
+        mask = None if alike(waveforms) else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
+        return list(model.extract_features(batch.to(dtype), padding_mask=mask, mask=False)[0])
 
     return run
 
 
-def of_s3prl(backbone: Backbone) -> System:
+def of_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
     """s3prl's upstream ``hubert_local``; all layers' states."""
     from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
     from s3prl.upstream.hubert.expert import UpstreamExpert
@@ -109,10 +115,10 @@ def of_s3prl(backbone: Backbone) -> System:
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "s3prl.pt"
         load_and_convert_fairseq_ckpt(str(_stock(backbone, Path(folder))), str(converted))
-        model = UpstreamExpert(str(converted)).eval().to(backbone.device)
+        model = UpstreamExpert(str(converted)).eval().to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
-        return list(model(list(waveforms))["hidden_states"][-1])
+        return list(model([waveform.to(dtype) for waveform in waveforms])["hidden_states"][-1])
 
     return run
 
@@ -127,7 +133,7 @@ def _stock(backbone: Backbone, folder: Path) -> Path:
     return path
 
 
-PEERS: dict[str, Callable[[Backbone], System]] = {
+PEERS: dict[str, Callable[[Backbone, torch.dtype], System]] = {
     "fairseq": of_fairseq,
     "s3prl": of_s3prl,
     "torchaudio": of_torchaudio,
@@ -135,14 +141,14 @@ PEERS: dict[str, Callable[[Backbone], System]] = {
 }
 
 
-def build(names: Sequence[str], backbone: Backbone) -> dict[str, System]:
-    """The peers that are installed, each ready to run."""
+def build(names: Sequence[str], backbone: Backbone, dtype: torch.dtype = torch.float32) -> dict[str, System]:
+    """The peers that are installed, each ready to run, with weights of a type."""
     found = {}
     for name in names:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = PEERS[name](backbone)
+                found[name] = PEERS[name](backbone, dtype)
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed")
     return found

@@ -95,7 +95,8 @@ def precision(quick: bool) -> list[dict]:
         times = paired.turns({dtype: all_of(encoder) for dtype, encoder in full.items()}, 3 if quick else 7)
         for dtype in DTYPES[1:]:
             cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
-            found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines), "num_utterances": len(waveforms)}
+            found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines)}
+            found |= {"num_utterances": len(waveforms), "num_timed": len(timed)}
             if size == "mini":
                 found |= decisions_apart(model, dtype, waveforms)
             middle, low, high = times["float32"].over(times[dtype])
@@ -356,14 +357,14 @@ MEASURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="with others than 1 nothing is written")
     parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = [] if arguments.quick or not (RESULTS / "speed.json").is_file() else read("speed")["rows"]
     for name in arguments.only:
         rows = [each for each in rows if each["measure"] != name] + MEASURES[name](arguments.quick)
-        if not arguments.quick:
+        if not arguments.quick and arguments.threads == 1:
             write("speed", rows)
 
 

@@ -45,7 +45,15 @@ def precision() -> str:
         drift = ", ".join(f"{row[f'{name}_drift']:.1e}" for name in ("entropy", "regressed") if f"{name}_drift" in row)
         states = f"{row['cosine']:.5f}, {row['least_cosine']:.5f}"
         lines.append(
-            [row["size"], row["precision"], ratio(row, "faster"), states, exits, drift, str(row["num_utterances"])]
+            [
+                row["size"],
+                row["precision"],
+                ratio(row, "faster"),
+                states,
+                exits,
+                drift,
+                f"{row['num_timed']}, {row['num_utterances']}",
+            ]
         )
     header = [
         "size",
@@ -54,7 +62,7 @@ def precision() -> str:
         "cosine: mean, least",
         "same exit, within a layer",
         "largest change of entropy, of regressed loss: nats",
-        "recordings",
+        "recordings timed, compared",
     ]
     return table(header, lines) + source(result)
 

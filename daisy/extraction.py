@@ -163,7 +163,8 @@ def write_index(report: Report, out: Path) -> None:
     losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", *losses])
+    columns = ["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
+    writer.writerow([*columns, *losses])
     for row in report.rows:
         cells = [f"{value:.4f}" for value in row.predicted_loss] + [""] * (num_layers - len(row.predicted_loss))
         writer.writerow(
@@ -174,6 +175,7 @@ def write_index(report: Report, out: Path) -> None:
                 row.exit_layer,
                 row.num_layers,
                 f"{row.seconds:.4f}",
+                " ".join(map(str, row.window_exits)),
                 *cells,
             ]
         )

@@ -233,8 +233,8 @@ def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
 def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
     """(3, H, T, D / H) into ``rows`` (T, H, D / H), by plain products for a block of queries at a time.
 
-    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes two thirds of its time from
-    a hundred frames on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
+    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes three quarters of its time
+    or less from a hundred frames on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
     """
     queries, keys, values = own
     turned = keys.transpose(-1, -2)

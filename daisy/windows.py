@@ -50,7 +50,10 @@ def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tupl
         raise UsageError(f"window and context must be seconds, found {window_sec:g} and {context_sec:g}")
     per_second = config.sample_rate / config.frame_hop
     length, context = round(window_sec * per_second), round(context_sec * per_second)
-    if length - 2 * context < 1 or context < 0:
+    if length < 1 or context < 0:
+        found = f"found {window_sec:g} s and {context_sec:g} s"
+        raise UsageError(f"a window must have a frame ({1 / per_second:g} s), and its context none or more, {found}")
+    if length - 2 * context < 1:
         raise UsageError(f"a window of {window_sec:g} s with {context_sec:g} s of context on each side keeps nothing")
     return length, context
 

@@ -5,14 +5,13 @@ daisy-s3prl -m train -u daisy_local -k CKPT -g POLICY.json -d TASK -c CFG -p EXP
 
 from __future__ import annotations
 
-import argparse
 import builtins
-import contextlib
 import importlib.util
-import io
 import pickle
+import re
 import sys
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,22 +21,15 @@ import soundfile
 import torch
 
 from daisy.errors import DaisyError, UsageError
-from s3prl_upstream import sox
+from s3prl_upstream import command_line, sox
+from s3prl_upstream.command_line import Arguments
 from s3prl_upstream.options import Options, parse, parser
 from s3prl_upstream.register import register
 
-Arguments = tuple[Namespace, dict, list[str]]
 PROGRAM = "daisy-s3prl"
-GOES_ON = "-e EXP or -a goes on from the last checkpoint"
-OF_EXPERIMENT = {
-    "upstream": "-u",
-    "upstream_ckpt": "-k",
-    "upstream_model_config": "-g",
-    "downstream": "-d",
-    "upstream_feature_selection": "-s",
-    "upstream_layer_selection": "-l",
-}
-"""s3prl's options that -e and -a take from the checkpoint, whatever the command line says."""
+GOES_ON = "-e EXP or -a goes on from the last checkpoint, where there is one"
+S3PRLS_OWN = ("torchaudio._backend.set_audio_backend", "`torch.cuda.amp.autocast", "You are using `torch.load` with")
+"""Beginnings of warnings at every start that nobody can do anything about."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; None for those of the process.
     """
     try:
-        run(sys.argv[1:] if arguments is None else arguments)
+        with warnings.catch_warnings():
+            for message in S3PRLS_OWN:
+                warnings.filterwarnings("ignore", message=message)
+            run(sys.argv[1:] if arguments is None else arguments)
     except DaisyError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -81,10 +76,9 @@ def run(arguments: Sequence[str]) -> None:
     except (OSError, soundfile.LibsndfileError) as error:
         raise DaisyError(f"{_reason(error)}; {GOES_ON}") from None
     except LookupError as error:
-        if not _met_in_data(error):
+        if not (reason := _of_the_data(error)):
             raise
-        reason = _reason(error) if str(error).startswith("Caught ") else f"{type(error).__name__} {error}"
-        raise DaisyError(f"the task's dataset does not fit its checkpoint or configuration: {reason}") from None
+        raise DaisyError(f"the task's data does not fit its checkpoint or configuration: {reason}") from None
     finally:
         sys.argv = argv
         builtins.isinstance = plain_isinstance
@@ -99,11 +93,16 @@ def _reason(error: Exception) -> str:
     return (line.partition("Error: ")[2] if message.startswith("Caught ") else line).rstrip(".")
 
 
-def _met_in_data(error: Exception) -> bool:
-    """Whether a task's dataset raised it, here or in a worker process."""
-    if str(error).startswith("Caught "):
-        return True
-    return any(Path(frame.filename).name == "dataset.py" for frame in traceback.extract_tb(error.__traceback__))
+def _of_the_data(error: Exception) -> str:
+    """What a task's dataset looked up in vain, here or in a worker process, and where; else nothing."""
+    handed_on = re.findall(r'File "(.*/downstream/.*/dataset\.py)", line (\d+)', str(error))
+    own = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places = handed_on or [each for each in own if re.search(r"/downstream/.*/dataset\.py$", each[0])]
+    if not places:
+        return ""
+    path, line = places[-1]
+    kind = f"{type(error).__name__} " if not handed_on else ""
+    return f"{kind}{_reason(error)} ({path}:{line})"
 
 
 def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:
@@ -112,11 +111,8 @@ def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments
     Raises:
         UsageError: on what s3prl would end with a traceback.
     """
-    given = _given(sys.argv[1:])
-    args, config, backup_files = _parsed(stock, given)
+    args, config, backup_files = command_line.read(stock)
     saved = _saved(args)
-    if args.past_exp:
-        _refuse_others(given, args)
     if saved and options.featurizer not in (None, saved["featurizer"]):
         raise UsageError(f"--featurizer {options.featurizer}: the checkpoint was trained with {saved['featurizer']}")
     args.daisy = saved or {"featurizer": options.featurizer or "stock"}
@@ -141,90 +137,6 @@ def _saved(args: Namespace) -> dict:
     except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, AttributeError, ValueError):
         raise UsageError(f"-i {args.init_ckpt}: no checkpoint of s3prl's runner") from None
     return {"featurizer": getattr(begun, "daisy", {}).get("featurizer", "stock")}
-
-
-def _given(arguments: Sequence[str]) -> Namespace:
-    """What the command line itself says of the options that decide what is begun or gone on with.
-
-    Raises:
-        UsageError: where they leave out what s3prl needs, or would write over an experiment.
-    """
-    found = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    found.add_argument("-m", "--mode")
-    found.add_argument("-e", "--past_exp")
-    found.add_argument("-i", "--init_ckpt")
-    found.add_argument("-a", "--auto_resume", action="store_true")
-    found.add_argument("-o", "--override")
-    found.add_argument("-p", "--expdir")
-    found.add_argument("-n", "--expname")
-    for name, short in OF_EXPERIMENT.items():
-        found.add_argument(short, f"--{name}", type=int if name == "upstream_layer_selection" else str)
-    given, _ = found.parse_known_args(list(arguments))
-    folder = Path(given.expdir or f"result/downstream/{given.expname}")
-    begun = any(folder.glob("states-*.ckpt"))
-    if given.mode is None or {"-h", "--help"} & set(arguments) or given.past_exp or (given.auto_resume and begun):
-        return given
-    for name, kind in (("upstream", "UPSTREAM"), ("downstream", "TASK")):
-        if getattr(given, name) is None:
-            instead = "" if given.mode == "train" else " (or -e CKPT, which knows it)"
-            raise UsageError(f"{OF_EXPERIMENT[name]} {kind} is missing{instead}")
-    if given.mode == "train" and not given.expdir and not given.expname:
-        raise UsageError("-p FOLDER (or -n NAME, for result/downstream/NAME) is missing: where the experiment goes")
-    if given.mode == "train" and begun:
-        raise UsageError(f"{folder} holds an experiment: -a goes on with it; to begin anew, move it away")
-    return given
-
-
-def _refuse_others(given: Namespace, saved: Namespace) -> None:
-    """An experiment is gone on with as it was begun, where s3prl drops what the command line says.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    for name, short in OF_EXPERIMENT.items():
-        value, before = getattr(given, name), getattr(saved, name)
-        if value not in (None, before) and f"args.{name}" not in (given.override or ""):
-            raise UsageError(
-                f"{short} {value}: {saved.init_ckpt} was trained with {before}, which -e and -a keep; "
-                f"-o args.{name}={value} takes another on purpose"
-            )
-
-
-def _parsed(stock: Callable[[], Arguments], given: Namespace) -> Arguments:
-    import yaml
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            found = stock()
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UsageError(said.getvalue().rpartition("error: ")[2].strip() or "s3prl refuses the options") from None
-    except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}{_hint(Path(str(error.filename)))}") from None
-    except AssertionError:
-        raise UsageError("-e: the folder holds no states-*.ckpt to go on from") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"-c: not YAML ({' '.join(str(error).split())})") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-        causes = []
-        if given.past_exp or given.auto_resume:
-            causes.append(f"-e {given.past_exp or given.expdir}: no checkpoint of s3prl's runner")
-        if given.override:
-            causes.append(f"-o {given.override}: not KEY=VALUE,,KEY=VALUE")
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{', or '.join(causes) or 's3prl refuses the options'} ({reason})") from None
-    print(said.getvalue(), end="", file=sys.stderr)
-    return found
-
-
-def _hint(missing: Path) -> str:
-    """What to do about a file that is not there."""
-    if missing.suffix in (".yaml", ".yml"):
-        return "; s3prl's wheel brings no configurations: -c FILE"
-    beside = sorted(path.name for path in missing.parent.glob("*.ckpt"))
-    return f"; its folder holds {', '.join(beside)}" if missing.suffix == ".ckpt" and beside else ""
 
 
 def _check(args: Namespace) -> None:

@@ -229,6 +229,8 @@ def test_long_recordings_run_in_windows(tmp_path, format):
     torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)
     files = {"index.json", "index.csv", "journal.jsonl", f"long.{format}", f"short.{format}"}
     assert {path.name for path in out.iterdir()} == files
+    table = list(csv.DictReader((out / "index.csv").read_text().splitlines()))
+    assert [row["window_exits"] for row in table] == ["2 2 2 2 2 2", ""]
     assert extract(folder, out, used, **settings).num_resumed == 2
     with pytest.raises(OutputError, match="another window_sec"):
         extract(folder, out, used, **{**settings, "window_sec": 1.5})

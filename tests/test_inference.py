@@ -161,11 +161,12 @@ def test_refusals():
         Inference(tiny_model().backbone.to("meta"), "int8")
 
 
-def test_bfloat16_attention_in_blocks():
+@pytest.mark.parametrize("lengths", [[600, 100], [20], [63, 64, 1]])
+def test_bfloat16_attention_by_blocks_and_of_short_recordings(lengths):
     generator = torch.Generator().manual_seed(0)
-    projected = torch.randn(700, 3 * 64, generator=generator)
+    projected = torch.randn(sum(lengths), 3 * 64, generator=generator)
     projected[:, :64] *= 32**-0.5
-    expected = attend(projected, [600, 100], 2)
-    found = attend(projected.bfloat16(), [600, 100], 2)
+    expected = attend(projected, lengths, 2)
+    found = attend(projected.bfloat16(), lengths, 2)
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()

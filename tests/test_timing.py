@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import DaisyError
-from tests.conftest import KINDS, tiny_model
+from tests.conftest import KINDS, POST_NORM, tiny_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -55,8 +56,18 @@ def test_peers_compute_what_we_compute(script, waveforms, kind):
             torch.testing.assert_close(system([waveform])[0], expected, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_what_computes_something_else_is_not_timed(script):
+def test_what_computes_something_else_is_not_timed(script, monkeypatch):
     latency = script("latency")
-    systems = {"daisy": lambda w: [torch.ones(5, 3)], "other": lambda w: [torch.tensor([[1.0, 1.0, 0.0]] * 5)]}
-    with pytest.raises(DaisyError, match="other's states are not ours: mean cosine 0.816"):
-        latency.check(systems, "float32", torch.zeros(800))
+    other = lambda waveforms: [torch.ones(5, POST_NORM.width)]  # noqa: E731
+    monkeypatch.setattr(latency.peers, "build", lambda names, backbone, dtype=None: {"other": other})
+    with pytest.raises(DaisyError, match="the states of other are not ours in float32"):
+        latency.forms_of(["other"], tiny_model().backbone, "float32", 0.1 * torch.randn(1840))
+
+
+def test_a_peer_runs_in_bfloat16_as_is_faster_for_it(script, waveforms):
+    latency = script("latency")
+    systems = latency.forms_of(["torchaudio"], tiny_model().backbone, "bfloat16", waveforms[4])
+    assert list(systems["daisy"]) == ["bfloat16"]
+    assert set(systems["torchaudio"]) == {"autocast", "weights"}
+    slow = lambda waveforms: time.sleep(0.05)  # noqa: E731
+    assert latency.fastest({"autocast": slow, "weights": len}, []) == "weights"

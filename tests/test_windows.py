@@ -58,3 +58,6 @@ def test_a_long_enough_context_changes_little():
         next(run(encoder, read, len(waveform), window_sec=1.0, context_sec=0.5))
     with pytest.raises(UsageError, match=r"must be seconds, found nan and 0.5"):
         next(run(encoder, read, len(waveform), window_sec=float("nan"), context_sec=0.5))
+    for window_sec, context_sec in ((0.0, 2.0), (1.0, -0.1)):
+        with pytest.raises(UsageError, match="a window must have a frame"):
+            next(run(encoder, read, len(waveform), window_sec=window_sec, context_sec=context_sec))

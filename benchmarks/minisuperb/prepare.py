@@ -4,7 +4,8 @@ r"""Corpora of MiniSUPERB's tasks: small ones of the shared recordings, or the p
     python benchmarks/minisuperb/prepare.py --published --librispeech DIR --librilight DIR --voxceleb DIR \
         --voicebank DIR --libri2mix DIR
 
-With --published it says what each folder lacks, and draws MiniSUPERB's samples of those that are whole.
+With --published it says what each folder lacks, and draws MiniSUPERB's samples of those that are whole. KS, IC and PR
+of SUPERB read their corpora as they are: link those to runs/minisuperb/published/corpora/TASK.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def main() -> None:
     for task in arguments.tasks or published.BUILDERS:
         needed = [name for name, corpus in published.CORPORA.items() if corpus.task == task]
         lines = [line for name in needed for line in lacking[name]]
-        if lines or not needed:
+        if not needed:
+            lines = [f"link your corpus to {arguments.out / 'published' / 'corpora' / task}, as s3prl's task reads it"]
+        if lines:
             incomplete = True
             print(f"{task}: not prepared", *lines, sep="\n  ")
         else:

@@ -51,7 +51,7 @@ class Corpus:
 CORPORA = {
     "librispeech": Corpus(
         "asr",
-        "LibriSpeech (openslr.org/12), unpacked",
+        "LibriSpeech (openslr.org/12): the folder that holds dev-clean and test-clean",
         (
             Part("dev-clean/*/*/*.flac", 2703, "utterances"),
             Part("dev-clean/*/*/*.trans.txt", 97, "transcripts"),
@@ -61,7 +61,7 @@ CORPORA = {
     ),
     "librilight": Corpus(
         "asr",
-        "Libri-light's librispeech_finetuning (10 h), unpacked",
+        "Libri-light's librispeech_finetuning (10 h): the folder that holds 1h and 9h",
         (
             Part("1h/*/*/*/*/*.flac", 200, "utterances of the first hour"),
             Part("9h/*/*/*/*.flac", 2000, "utterances of the other nine"),
@@ -79,7 +79,7 @@ CORPORA = {
     ),
     "voicebank": Corpus(
         "se",
-        "VoiceBank-DEMAND of 28 speakers (at any rate; s3prl resamples)",
+        "VoiceBank-DEMAND of 28 speakers: the folder that holds clean_trainset_28spk_wav (at any sampling rate)",
         (
             Part("clean_trainset_28spk_wav*/*.wav", 11572, "clean training recordings"),
             Part("noisy_trainset_28spk_wav*/*.wav", 11572, "noisy training recordings"),
@@ -89,7 +89,7 @@ CORPORA = {
     ),
     "libri2mix": Corpus(
         "ss",
-        "Libri2Mix, min mode, 16 kHz (wav16k/min)",
+        "Libri2Mix, min mode, 16 kHz: the folder that holds wav16k/min",
         tuple(
             Part(f"wav16k/min/{split}/{kind}/*.wav", count, f"files of {kind}")
             for split, count in (("train-100", 13900), ("dev", 3000), ("test", 3000))
@@ -110,7 +110,7 @@ def missing(name: str, folder: Path | None) -> list[str]:
     if folder is None:
         return [f"--{name} not given: {corpus.title}"]
     if not folder.is_dir():
-        return [f"{folder}: no such folder: {corpus.title}"]
+        return [f"{folder}: no such folder; wanted is {corpus.title}"]
     lines = []
     for part in corpus.parts:
         found = sum(1 for _ in folder.glob(part.pattern))

@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from daisy import checkpoint, files
+from daisy.audio import find as find_audio
 from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 
@@ -302,6 +303,8 @@ def main() -> None:
         tasks = chosen_tasks(arguments)
         check_names(wanted, arguments.policy)
         checked_device(arguments.device)
+        if arguments.calibrate_on:
+            find_audio(arguments.calibrate_on)
         corpora_of = {task: corpus_of(task, arguments, root) for task in tasks}
         limit = QUICK_LIMIT if arguments.quick else None
         policies, audio = root / "policies", arguments.calibrate_on

@@ -20,7 +20,6 @@ import daisy
 from daisy import audio, calibration, checkpoint, comparison, conditions, files, noise_curve, policy_file
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
-from daisy.policies import POLICIES
 from daisy.traces import Traces
 
 DEPTHS = (0.8, 0.6, 0.4)
@@ -60,8 +59,8 @@ def check_names(wanted: Sequence[str], policy: str) -> None:
     Raises:
         UsageError: on an unknown policy or name, or two that do not go together.
     """
-    if policy not in POLICIES:
-        raise UsageError(unknown_name("policy", policy, POLICIES))
+    if policy not in calibration.FAMILIES or policy == "fixed":
+        raise UsageError(unknown_name("policy", policy, set(calibration.FAMILIES) - {"fixed"}))
     at_depths = "|".join(map(re.escape, (policy, "fixed", _chance(policy), "daisy_window")))
     for name in wanted:
         halves = name.split("@")
@@ -203,8 +202,15 @@ class _Policies:
 
 
 def _stamp(recordings: Sequence[audio.Recording]) -> str:
-    """Of which recordings these are, and of which state: policies that were set on others are others."""
-    states = [(str(each.path.resolve()), (found := each.path.stat()).st_size, found.st_mtime_ns) for each in recordings]
+    """Of which recordings these are: policies that were set on others are others.
+
+    Raises:
+        UsageError: where one is gone.
+    """
+    try:
+        states = [(str(each.path.resolve()), each.path.stat().st_size) for each in recordings]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
     return hashlib.sha256(json.dumps(sorted(states)).encode()).hexdigest()[:12]
 
 

@@ -23,7 +23,7 @@ from daisy.cli.console import (
     progress_bar,
 )
 from daisy.errors import UsageError
-from daisy.extraction import Report
+from daisy.extraction import Report, Settings
 
 if TYPE_CHECKING:
     from daisy.checkpoint import Model
@@ -55,7 +55,9 @@ def command(
     window: Annotated[
         float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
     ] = None,
-    context: Annotated[float, typer.Option(help="Seconds of a window's ends that are computed and dropped.")] = 2.0,
+    context: Annotated[
+        float | None, typer.Option(help="Seconds of a window's ends that are computed and dropped; 2 if not given.")
+    ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"], typer.Option(help="What to compute in; int8 on CPUs only.")
     ] = "float32",
@@ -71,6 +73,8 @@ def command(
     from daisy import checkpoint as checkpoints
     from daisy.encoder import EarlyExitEncoder
 
+    if context is not None and window is None:
+        raise UsageError("--context is of windows: give --window SEC too")
     recordings = audio.find(inputs)
     model = checkpoints.load(checkpoint, device=checked_device(device))
     chosen, stride = _policy(model, checkpoint, policy, set or [])
@@ -97,7 +101,7 @@ def command(
                 batch_sec=batch_sec,
                 max_sec=max_sec,
                 window_sec=window,
-                context_sec=context,
+                context_sec=Settings.context_sec if context is None else context,
                 overwrite=overwrite,
                 progress=lambda count: bar.advance(task, count),
             )
@@ -132,8 +136,9 @@ def _print(report: Report) -> None:
     totals = report.totals()
     if report.rows:
         num_layers = report.rows[0].num_layers
-        histogram = Counter(row.exit_layer for row in report.rows)
-        output.print("exits  " + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
+        histogram = Counter(layer for row in report.rows for layer in row.window_exits or [row.exit_layer])
+        label = "exits, each window's  " if any(row.window_exits for row in report.rows) else "exits  "
+        output.print(label + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
         output.print(
             f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
             f"{totals['mean_exit_layer']:.2f} of {num_layers} ({totals['depth']:.0%} of the layers), "

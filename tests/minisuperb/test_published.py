@@ -14,12 +14,9 @@ def touch(root, *paths):
 
 def test_says_exactly_what_is_missing(script, tmp_path):
     missing = script("published").missing
-    assert missing("voicebank", None) == [
-        "--voicebank not given: VoiceBank-DEMAND of 28 speakers (at any rate; s3prl resamples)"
-    ]
-    assert missing("voicebank", tmp_path / "x") == [
-        f"{tmp_path / 'x'}: no such folder: VoiceBank-DEMAND of 28 speakers (at any rate; s3prl resamples)"
-    ]
+    wanted = "VoiceBank-DEMAND of 28 speakers: the folder that holds clean_trainset_28spk_wav (at any sampling rate)"
+    assert missing("voicebank", None) == [f"--voicebank not given: {wanted}"]
+    assert missing("voicebank", tmp_path / "x") == [f"{tmp_path / 'x'}: no such folder; wanted is {wanted}"]
     touch(tmp_path, "clean_testset_wav/a.wav", *(f"noisy_testset_wav/{index}.wav" for index in range(824)))
     assert missing("voicebank", tmp_path) == [
         f"{tmp_path}/clean_trainset_28spk_wav*/*.wav: 0 of 11572 clean training recordings",

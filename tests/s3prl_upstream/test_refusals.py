@@ -47,6 +47,9 @@ def test_a_policy_that_changed_under_an_experiment_is_refused(train, launch, tmp
         (("--cache-dtype", "float16"), "--cache-dtype is for --cache DIR"),
         (("-o", "config.runner.total_steps"), "-o config.runner.total_steps: not KEY=VALUE"),
         (("-g", "plateua"), "no such policy file, and unknown policy 'plateua': did you mean plateau?"),
+        (("-l", "x"), "argument -l/--upstream_layer_selection: invalid int value: 'x'"),
+        (("-o", "args.x.y=1"), "-o args.x.y=1: not KEY=VALUE,,KEY=VALUE of args.KEY and config.KEY (AssertionError"),
+        (("-o", "config.runner.total_steps.x=1"), "-o config.runner.total_steps.x=1: not KEY=VALUE"),
         (("-l", "9"), "-l 9: the upstream has layers 0 to 4"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -88,10 +91,14 @@ def test_an_experiment_is_not_written_over_nor_gone_on_with_as_another(train, la
     with pytest.raises(daisy.DaisyError, match="holds an experiment: -a goes on with it"):
         train(tmp_path)
     for options in (("-m", "evaluate", "-e", tmp_path / "states-6.ckpt"), ("-m", "train", "-p", tmp_path, "-a")):
-        with pytest.raises(
-            daisy.DaisyError, match=f"-g never: .* was trained with {policy}, .* -o args.upstream_model"
-        ):
+        with pytest.raises(daisy.DaisyError, match=f"-g never: .* was begun with {policy}, .* -o args.upstream"):
             launch(*options, "-g", "never")
+    with pytest.raises(daisy.DaisyError, match=r"--upstream_feature_normalize True: .* was begun with False"):
+        launch("-m", "train", "-p", tmp_path, "-a", "--upstream_feature_normalize")
+    with pytest.raises(daisy.DaisyError, match="-u fbank: .* was begun with daisy_local"):  # args.upstream is not named
+        launch("-m", "train", "-p", tmp_path, "-a", "-u", "fbank", "-o", "args.upstream_model_config=never")
+    with pytest.raises(daisy.DaisyError, match="holds an experiment"):
+        train(tmp_path / "new", "-o", f"args.expdir={tmp_path}")
     assert (tmp_path / "states-6.ckpt").read_bytes() == before
     with pytest.raises(daisy.DaisyError, match="best.ckpt: No such file or directory; .* holds .*states-6.ckpt"):
         launch("-m", "evaluate", "-e", tmp_path / "best.ckpt")
@@ -106,7 +113,9 @@ def test_labels_that_training_never_had_are_one_line(train, launch, fluent, tmp_
     table = corpus / "data" / "test_data.csv"
     table.write_text(table.read_text().replace("lamp0", "window"))
     other = ("-o", f"config.downstream_expert.datarc.file_path={corpus}")
-    with pytest.raises(daisy.DaisyError, match="the task's dataset does not fit its checkpoint .*: KeyError 'window'"):
+    with pytest.raises(
+        daisy.DaisyError, match="the task's data does not fit its checkpoint .*: KeyError 'window' .*dataset.py:"
+    ):
         launch("-m", "evaluate", "-e", tmp_path / "run" / "states-6.ckpt", *other)
 
 
