@@ -1,8 +1,8 @@
 """Full depth, our time beside that of other people's HuBERT on the same weights.
 
     python benchmarks/latency.py --quick                   # within a minute on two cores; no results file
-    python benchmarks/latency.py                           # everything, into results/latency.json
-    python benchmarks/latency.py --sizes mini --json latency.json      # a part
+    python benchmarks/latency.py                           # everything, an hour and a half; results/latency.json
+    python benchmarks/latency.py --sizes mini --batches 16 # a part; the other settings' rows stay
 
 Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
 which is checked before anything is timed. ``ratio`` is a system's time over ours, above 1 where we are faster: the
@@ -19,7 +19,7 @@ import argparse
 import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import paired
 import peers
 import speed_figures
 import torch
-from common import DATA, guarded, utterances, write
+from common import DATA, RESULTS, guarded, read, utterances, write
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -42,25 +42,27 @@ from daisy.errors import DaisyError
 from daisy.policies import Never
 
 RATE = 16000
+KEYS = ("size", "precision", "batch", "lengths", "threads", "device", "system")
+"""Of a row."""
 FIXED_SEC = 10.0
 OURS = "daisy"
 LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.99}
 """Of the last layer's states to ours, below which a peer computes something else."""
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="mini, and two turns of few settings")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, and no results file")
     parser.add_argument("--sizes", nargs="+", default=["mini", "base"], choices=("mini", "base"))
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--lengths", nargs="+", default=["fixed", "mixed"], choices=("fixed", "mixed"))
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, min(2, os.cpu_count() or 1)}))
     parser.add_argument("--systems", nargs="+", default=list(peers.PEERS), choices=list(peers.PEERS))
-    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; three where they take minutes")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    return parser.parse_args(arguments)
+    return parser.parse_args()
 
 
 def backbone_of(size: str) -> Backbone:
@@ -159,10 +161,9 @@ def batches(arguments: argparse.Namespace) -> list[tuple[int, str]]:
     ]
 
 
-def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> list[dict]:
-    """All rows of a size."""
+def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[list[dict]]:
+    """The rows of one setting after the other."""
     backbone = backbone_of(size).to(arguments.device)
-    rows = []
     for precision in arguments.precisions:
         three_sec = recordings("fixed", 1)[0][: 3 * RATE].to(arguments.device)
         systems = forms_of(arguments.systems, backbone, precision, three_sec)
@@ -174,6 +175,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
             times = paired.turns(
                 {name: partial(systems[name][form], waveforms) for name, form in chosen.items()}, arguments.repeats
             )
+            rows = []
             for name, seconds in times.items():
                 ratio, low, high = seconds.over(times[OURS])
                 rows.append(
@@ -193,7 +195,15 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
                         "ratio_high": round(high, 3),
                     }
                 )
-    return rows
+            yield rows
+
+
+def keep(rows: list[dict]) -> None:
+    """Put rows into results/latency.json, in place of those of the same settings."""
+    before = read("latency")["rows"] if (RESULTS / "latency.json").is_file() else []
+    merged = {tuple(row[key] for key in KEYS): row for row in [*before, *rows]}
+    write("latency", list(merged.values()))
+    speed_figures.latency(list(merged.values()))
 
 
 def show(rows: list[dict], console: Console) -> None:
@@ -216,7 +226,6 @@ def show(rows: list[dict], console: Console) -> None:
 
 def main() -> None:
     arguments = parse()
-    whole = arguments == parse([])
     if arguments.quick:
         arguments.sizes, arguments.batches, arguments.lengths, arguments.repeats = ["mini"], [1, 2], ["mixed"], 2
         arguments.threads = arguments.threads[-1:]
@@ -231,13 +240,13 @@ def main() -> None:
             progress.update(bar, description=what, advance=1)
 
         for size in arguments.sizes:
-            rows += measure(size, arguments, advance)
-            if arguments.json:
-                files.write_json(arguments.json, rows)  # what is measured is kept
+            for measured in measure(size, arguments, advance):
+                rows += measured
+                if arguments.json:
+                    files.write_json(arguments.json, rows)
+                elif not arguments.quick:
+                    keep(measured)
     show(rows, console)
-    if whole:
-        write("latency", rows)
-        speed_figures.latency(rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def source(result: dict) -> str:
-    """How and on what a result was measured."""
+def source(result: dict, threads: bool = True) -> str:
+    """How and on what a result was measured; without the number of threads where rows have their own."""
     machine = result["machine"]
-    return f"\n`{result['command']}`, {result['date']}, {machine['processor']}, {machine['threads']} thread(s).\n"
+    used = f", {machine['threads']} thread(s)" if threads else ""
+    return f"\n`{result['command']}`, {result['date']}, {machine['processor']}{used}.\n"

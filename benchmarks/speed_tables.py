@@ -25,9 +25,14 @@ def latency() -> str:
     lines = []
     for setting, found in settings.items():
         audio_sec = found[ours]["audio_sec"]
-        cells = [ratio(found[name]) if name in found else "" for name in names]
+        cells = [_against(found[name]) if name in found else "" for name in names]
         lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{found[ours]['seconds']:.3f}", *cells])
-    return table([*keys, "audio, s", "ours, s", *names], lines) + source(result)
+    return table([*keys, "audio, s", "ours, s", *names], lines) + source(result, threads=False)
+
+
+def _against(row: dict) -> str:
+    """A peer's ratio, and which of two forms it ran in."""
+    return ratio(row) + (f", {row['form']}" if row["form"] != row["precision"] else "")
 
 
 def measured(measure: str) -> tuple[dict, list[dict]]:

@@ -39,6 +39,8 @@ def test_systems_take_turns_and_nobody_is_always_first(script):
     found = script("paired").turns(systems, 3)
     assert [len(times.seconds) for times in found.values()] == [3, 3, 3]
     assert "".join(called[3:]) == "abcbcacab"  # after the warm-up
+    short = script("paired").turns(systems, 9, budget_sec=0.0)
+    assert [len(times.seconds) for times in short.values()] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
