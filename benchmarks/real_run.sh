@@ -86,7 +86,7 @@ minisuperb() { "$bin/python" benchmarks/minisuperb/run.py daisy-mini --jobs 2 "$
 depths=(never {plateau,fixed,random}-{80,60,40} daisy_window-60 fbank)
 minisuperb --tasks ks sid ic --upstreams "${depths[@]}" --seeds 0 1 2
 minisuperb --tasks asr se ss --upstreams "${depths[@]}"
-minisuperb --tasks ks sid ic se ss --upstreams hubert
+minisuperb --tasks ks sid se ss --upstreams hubert
 minisuperb --tasks ks sid --upstreams plateau-60@random-60 --seeds 0 1 2
 minisuperb --tasks ks sid --upstreams never {plateau,fixed,random}-60 fixed-80 plateau-60@random-60 --seeds 0 1 2 --data noisy
 for data in small noisy; do
