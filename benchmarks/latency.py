@@ -19,6 +19,7 @@ import argparse
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ RATE = 16000
 KEYS = ("size", "precision", "batch", "lengths", "threads", "device", "system")
 """Of a row."""
 FIXED_SEC = 10.0
+WIDTH = 140
+"""Columns of the table, where the output is no terminal."""
 OURS = "daisy"
 LEAST_COSINE = {"float32": 0.99999, "bfloat16": 0.99}
 """Of the last layer's states to ours, below which a peer computes something else."""
@@ -209,7 +212,7 @@ def keep(rows: list[dict]) -> None:
 def show(rows: list[dict], console: Console) -> None:
     """A line for each setting."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
-    keys = ("size", "precision", "batch", "lengths", "threads")
+    keys = KEYS[:5]
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
     settings: dict[tuple, dict[str, dict]] = {}
     for row in rows:
@@ -229,7 +232,7 @@ def main() -> None:
     if arguments.quick:
         arguments.sizes, arguments.batches, arguments.lengths, arguments.repeats = ["mini"], [1, 2], ["mixed"], 2
         arguments.threads = arguments.threads[-1:]
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
     settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(batches(arguments))
     rows: list[dict] = []
