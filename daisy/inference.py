@@ -3,6 +3,8 @@
 ``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
 utterance ends and run over all ``F`` rows; attention and the positional convolution take the utterances one by one.
 So nothing is computed for padding, and who has left is gone from the next layer's rows. The result is `Backbone`'s.
+On CPUs products run over a few rows more than there are frames, so that recordings of many lengths share their shapes
+(`daisy.kernels.rounded`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from daisy import frames
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
-from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel
+from daisy.kernels import DTYPES, Conv, FourierConv, Linear, rounded, under_kernel, with_room
 
 BLOCKED_FROM, QUERY_BLOCK = 64, 256
 """Frames from which bfloat16 attention goes in blocks, and queries of a block, whose weights stay in the caches."""
@@ -59,7 +61,8 @@ class Inference:
 
     def embed(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
         """Features (F, C) of utterances of these lengths to layer 0 (F, D)."""
-        projected = self.projection(self.feature_norm(features))
+        normed = self.feature_norm(features)
+        projected = self.projection(with_room(normed, self.projection.rows(len(normed))))[: len(normed)]
         states = projected + F.gelu(self.positional(projected.split(list(lengths)))).to(self.dtype)
         return states if self.config.pre_norm else self.norm(states)
 
@@ -75,7 +78,9 @@ class Inference:
         Returns:
             The states, and with ``apart`` that output, else the states again; both (F, D).
         """
-        states, feed_forward = self.layers[layer - 1](states, lengths, apart)
+        count, block = len(states), self.layers[layer - 1]
+        found = block(with_room(states, block.inputs.rows(count)), lengths, apart)
+        states, feed_forward = (each[:count] for each in found)
         if self.config.pre_norm and layer == self.config.num_layers:
             states = self.norm(states)
         return states, feed_forward if apart else states
@@ -90,7 +95,8 @@ class PreparedHeads:
 
     def unit_logits(self, layer: int, read: Tensor) -> Tensor:
         """What layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
-        return self.units[layer - 1](read)
+        units = self.units[layer - 1]
+        return units(with_room(read, units.rows(len(read))))[: len(read)]
 
     predicted_loss = ExitHeads.predicted_loss
 
@@ -202,21 +208,21 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
     """Attention within each utterance.
 
     Args:
-        projected: (F, 3 D), queries, already scaled, keys and values of each frame.
+        projected: (F, 3 D), queries, already scaled, keys and values of each frame; further rows mean nothing.
         lengths: of the utterances, in frames; they sum to F.
         num_heads: H.
 
     Returns:
-        (F, D).
+        (F, D), and further rows likewise.
     """
     split = projected.unflatten(1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, H, F, D / H)
     if projected.device.type != "cpu":
         return _attend_padded(split, lengths)
-    # The copy costs a hundredth of bfloat16's products over strided rows, and takes a tenth off them.
     in_blocks = projected.dtype == torch.bfloat16
-    split = split.contiguous() if in_blocks else split
     mixed = projected.new_empty(len(projected), num_heads, split.shape[3])
-    for rows, own in zip(mixed.split(list(lengths)), split.split(list(lengths), dim=2), strict=True):
+    count = sum(lengths)
+    owned = split[:, :, :count].split(list(lengths), dim=2)
+    for rows, own in zip(mixed[:count].split(list(lengths)), owned, strict=True):
         if in_blocks and len(rows) >= BLOCKED_FROM:
             _attend_in_blocks(own, rows)
         else:
@@ -236,10 +242,16 @@ def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
     torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes three quarters of its time
     or less from a hundred frames on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
     """
-    queries, keys, values = own
+    count = len(rows)
+    # The copy costs a hundredth of the products over strided rows, and takes a tenth off them.
+    padded = own.new_zeros(*own.shape[:2], rounded(count), own.shape[3])
+    padded[:, :, :count] = own
+    queries, keys, values = padded
     turned = keys.transpose(-1, -2)
-    for some, block in zip(rows.split(QUERY_BLOCK), queries.split(QUERY_BLOCK, dim=-2), strict=True):
-        some.copy_(((block @ turned).softmax(-1) @ values).transpose(0, 1))
+    for some, block in zip(rows.split(QUERY_BLOCK), queries.split(QUERY_BLOCK, dim=-2), strict=False):
+        weights = block @ turned
+        weights[..., count:] = -torch.inf
+        some.copy_((weights.softmax(-1) @ values).transpose(0, 1)[: len(some)])
 
 
 def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -296,11 +308,13 @@ class _FrontEnd:
         hop, span = self.config.frame_hop, self.config.frame_span
         for start in range(0, len(features), self.block):
             rows = features[start : start + self.block]
-            part = waveform[start * hop : (start + len(rows) - 1) * hop + span]
+            count = min(self.block, rounded(len(rows)))
+            part = waveform[start * hop : (start + count - 1) * hop + span]
+            part = F.pad(part, (0, (count - 1) * hop + span - len(part)))
             x = self._activated(conv, part[:, None], norm).to(self.dtype)
             for conv_after, norm_after in zip(self.convs, self.norms[1:], strict=True):
                 x = self._activated(conv_after, x, norm_after)
-            rows.copy_(x)
+            rows.copy_(x[: len(rows)])
 
     def _first(self, waveform: Tensor) -> tuple[Conv, nn.Module | None]:
         """The first convolution, in float32, and the norm that is left after it."""

@@ -6,7 +6,7 @@ from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
 from daisy.inference import Inference, attend, forget, prepared
 from daisy.inference import _attend_padded as attend_padded
-from daisy.kernels import Conv, FourierConv, Linear
+from daisy.kernels import Conv, FourierConv, Linear, rounded, with_room
 from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
@@ -86,6 +86,28 @@ def test_attention_padded_is_attention_each_by_itself():
         projected = torch.randn(sum(lengths), 3 * 12, generator=generator)
         split = projected.unflatten(1, (3, 2, -1)).permute(1, 2, 0, 3)
         torch.testing.assert_close(attend(projected, lengths, 2), attend_padded(split, lengths))
+
+
+@pytest.mark.parametrize("lengths", [[100], [70, 300, 63], [257]])
+def test_attention_in_blocks_is_attention(lengths):
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(sum(lengths), 3 * 12, generator=generator)
+    projected[:, 24:] += 5  # values: weight that goes to a frame that is none shows
+    projected = projected.bfloat16()
+    room = with_room(projected, len(projected) + 5) * torch.nan  # rows that mean nothing
+    room[: len(projected)] = projected
+    found = attend(room, lengths, 2)[: len(projected)]
+    assert (found.float() - attend(projected.float(), lengths, 2)).abs().max() < 0.06
+
+
+def test_recordings_of_many_lengths_share_the_shapes_of_products():
+    sizes = [rounded(count) for count in range(1, 2000)]
+    assert all(count <= size < 1.13 * count for count, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) < 100
+    x = torch.arange(10.0).view(5, 2)
+    assert torch.equal(with_room(x[:3], 5), x)
+    assert torch.equal(with_room(x, 6), F.pad(x, (0, 0, 0, 1)))
+    assert torch.equal(with_room(x[::2], 5)[3:], torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(128, 4), (15, 2), (16, 1), (2, 8)])
