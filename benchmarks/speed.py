@@ -8,6 +8,7 @@ precision   bfloat16 and int8 against float32: time, exit layers, states
 deciding    scores at every layer without ever leaving, against no heads; Base with 504 units
 mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
 stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
+shapes      recordings of 200 lengths, with rows added so that they share the products' shapes, and without
 end-to-end  the shared test splits with the default policy, against stock s3prl and our own full depth
 
 Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
@@ -20,6 +21,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import paired
 import peers
@@ -295,6 +297,27 @@ def _stages(size: str, dtype: str, seconds: int, repeats: int) -> list[dict]:
     return rows
 
 
+def shapes(quick: bool) -> list[dict]:
+    """One recording of each of many numbers of frames, one by one."""
+    backbone, rows = backbone_of("mini"), []
+    counts = torch.arange(100, 110 if quick else 300)[torch.randperm(10 if quick else 200)].tolist()
+    waveforms = [0.1 * torch.randn(backbone.config.frame_span + (n - 1) * backbone.config.frame_hop) for n in counts]
+    for dtype in DTYPES[:2]:
+        encoder = EarlyExitEncoder(backbone, None, Never(), dtype=dtype)
+
+        def shared(encoder: EarlyExitEncoder = encoder) -> None:
+            for waveform in waveforms:
+                encoder([waveform])
+
+        def own(shared: Callable[[], None] = shared) -> None:
+            with mock.patch("daisy.kernels.rounded", int), mock.patch("daisy.inference.rounded", int):
+                shared()
+
+        times = paired.turns({"shared": shared, "own": own}, 3)
+        rows.append(row("shapes", precision=dtype, lengths=len(counts), **ratio_of(times, "own", "shared")))
+    return rows
+
+
 def end_to_end(quick: bool) -> list[dict]:
     """Test recordings one by one and in batches, with the default policy, at full depth, and by stock s3prl."""
     model = daisy.load("daisy-mini")
@@ -350,6 +373,7 @@ MEASURES = {
     "deciding": deciding,
     "mixed": mixed,
     "stages": stages,
+    "shapes": shapes,
     "end-to-end": end_to_end,
 }
 

@@ -111,6 +111,13 @@ def stages() -> str:
     return table(header, lines) + source(result)
 
 
+def shapes() -> str:
+    """Recordings of many lengths, products of their own shapes over shared ones."""
+    result, rows = measured("shapes")
+    lines = [[row["precision"], str(row["lengths"]), ratio(row)] for row in rows]
+    return table(["precision", "lengths", "time with own shapes over shared ones"], lines) + source(result)
+
+
 def end_to_end() -> str:
     """The test recordings from waveforms to states."""
     result, rows = measured("end-to-end")
@@ -162,6 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "deciding": deciding,
     "mixed": mixed,
     "stages": stages,
+    "shapes": shapes,
     "end_to_end": end_to_end,
     "memory_utterances": growth("utterances", "num_utterances", "recordings"),
     "memory_length": growth("length", "audio_sec", "audio, s"),
