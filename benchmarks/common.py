@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -64,8 +64,15 @@ def noises(split: str) -> mixing.NoiseBank:
     return mixing.NoiseBank([audio.read(DATA / "noise" / row["path"]) for row in rows("noise", split)])
 
 
-def write(name: str, measured: list[dict], results: Path = RESULTS) -> None:
-    """results/NAME.json, in the form that the README's tables are made from."""
+def write(name: str, measured: list[dict], results: Path = RESULTS, arguments: Sequence[str] | None = None) -> None:
+    """results/NAME.json, in the form that the README's tables are made from.
+
+    Args:
+        name: of the file.
+        measured: rows.
+        results: where.
+        arguments: that make all rows, where this call made a part; else those of the call.
+    """
     packages = ("torch", "torchaudio", "numpy", "soundfile", "fairseq", "s3prl", "daisy-speech")
     command = Path(sys.argv[0]).resolve()
     inside = command.relative_to(HERE.parent) if command.is_relative_to(HERE.parent) else command.name
@@ -73,7 +80,7 @@ def write(name: str, measured: list[dict], results: Path = RESULTS) -> None:
         results / f"{name}.json",
         {
             "name": name,
-            "command": shlex.join(["python", str(inside), *sys.argv[1:]]),
+            "command": shlex.join(["python", str(inside), *(sys.argv[1:] if arguments is None else arguments)]),
             "date": datetime.date.today().isoformat(),
             "machine": {
                 "processor": _processor(),

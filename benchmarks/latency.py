@@ -205,14 +205,14 @@ def keep(rows: list[dict]) -> None:
     """Put rows into results/latency.json, in place of those of the same settings."""
     before = read("latency")["rows"] if (RESULTS / "latency.json").is_file() else []
     merged = {tuple(row[key] for key in KEYS): row for row in [*before, *rows]}
-    write("latency", list(merged.values()))
+    write("latency", list(merged.values()), arguments=())
     speed_figures.latency(list(merged.values()))
 
 
 def show(rows: list[dict], console: Console) -> None:
     """A line for each setting."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
-    keys = KEYS[:5]
+    keys = ("size", "precision", "batch", "lengths", "threads")
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
     settings: dict[tuple, dict[str, dict]] = {}
     for row in rows:

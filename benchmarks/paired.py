@@ -11,6 +11,8 @@ import torch
 
 ENOUGH = 3
 """Turns for quartiles."""
+LONG_SEC = 60.0
+"""A turn of which a first call's own cost, some tenths of a second, is a hundredth or less: it needs no warm-up."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,28 @@ def turns(
     Args:
         systems: name to what is timed.
         repeats: turns that count.
-        warm_up: a first turn that does not.
+        warm_up: a first turn that does not, unless it took `LONG_SEC`.
         budget_sec: after which three turns are enough.
     """
     begun = time.perf_counter()
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-1 if warm_up else 0, repeats):
-        if turn >= ENOUGH and time.perf_counter() - begun > budget_sec:
-            break
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            systems[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+    done = 0
+    while done < repeats and not (done >= ENOUGH and time.perf_counter() - begun > budget_sec):
+        first = done % len(names)
+        turn = {name: _seconds(systems[name]) for name in names[first:] + names[:first]}
+        if warm_up and sum(turn.values()) < LONG_SEC:
+            warm_up = False
+            continue
+        for name, value in turn.items():
+            seconds[name].append(value)
+        warm_up, done = False, done + 1
     return {name: Times(values) for name, values in seconds.items()}
+
+
+def _seconds(system: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    system()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

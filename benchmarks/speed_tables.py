@@ -8,6 +8,8 @@ from collections.abc import Callable
 from common import read
 from rendering import source, table
 
+from daisy.errors import DaisyError
+
 
 def ratio(row: dict, name: str = "ratio") -> str:
     """Median and quartiles."""
@@ -36,9 +38,16 @@ def _against(row: dict) -> str:
 
 
 def measured(measure: str) -> tuple[dict, list[dict]]:
-    """results/speed.json, and its rows of one measure."""
+    """results/speed.json, and its rows of one measure.
+
+    Raises:
+        DaisyError: where it has none.
+    """
     result = read("speed")
-    return result, [row for row in result["rows"] if row["measure"] == measure]
+    rows = [row for row in result["rows"] if row["measure"] == measure]
+    if not rows:
+        raise DaisyError(f"results/speed.json has no rows of {measure}: python benchmarks/speed.py --only {measure}")
+    return result, rows
 
 
 def precision() -> str:

@@ -2,9 +2,8 @@
 
 ``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
 utterance ends and run over all ``F`` rows; attention and the positional convolution take the utterances one by one.
-So nothing is computed for padding, and who has left is gone from the next layer's rows. The result is `Backbone`'s.
-On CPUs products run over a few rows more than there are frames, so that recordings of many lengths share their shapes
-(`daisy.kernels.rounded`).
+So nothing is computed to make lengths equal, and who has left is gone from the next layer's rows. On CPUs a few rows
+are added to a whole batch, so that products share their shapes (`daisy.kernels.rounded`). The result is `Backbone`'s.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy import frames
+from daisy import frames, kernels
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
 from daisy.heads import ExitHeads
-from daisy.kernels import DTYPES, Conv, FourierConv, Linear, rounded, under_kernel, with_room
+from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel, with_room
 
 BLOCKED_FROM, QUERY_BLOCK = 64, 256
 """Frames from which bfloat16 attention goes in blocks, and queries of a block, whose weights stay in the caches."""
@@ -208,12 +207,13 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
     """Attention within each utterance.
 
     Args:
-        projected: (F, 3 D), queries, already scaled, keys and values of each frame; further rows mean nothing.
+        projected: (F, 3 D), queries, already scaled, keys and values of each frame; on CPUs further rows may follow,
+            which mean nothing, in the result too.
         lengths: of the utterances, in frames; they sum to F.
         num_heads: H.
 
     Returns:
-        (F, D), and further rows likewise.
+        (F, D).
     """
     split = projected.unflatten(1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, H, F, D / H)
     if projected.device.type != "cpu":
@@ -221,6 +221,7 @@ def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
     in_blocks = projected.dtype == torch.bfloat16
     mixed = projected.new_empty(len(projected), num_heads, split.shape[3])
     count = sum(lengths)
+    mixed[count:] = 0
     owned = split[:, :, :count].split(list(lengths), dim=2)
     for rows, own in zip(mixed[:count].split(list(lengths)), owned, strict=True):
         if in_blocks and len(rows) >= BLOCKED_FROM:
@@ -244,10 +245,11 @@ def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
     """
     count = len(rows)
     # The copy costs a hundredth of the products over strided rows, and takes a tenth off them.
-    padded = own.new_zeros(*own.shape[:2], rounded(count), own.shape[3])
+    padded = own.new_zeros(*own.shape[:2], kernels.rounded(count), own.shape[3])
     padded[:, :, :count] = own
     queries, keys, values = padded
     turned = keys.transpose(-1, -2)
+    # Queries that mean nothing may fill a block of their own.
     for some, block in zip(rows.split(QUERY_BLOCK), queries.split(QUERY_BLOCK, dim=-2), strict=False):
         weights = block @ turned
         weights[..., count:] = -torch.inf
@@ -308,7 +310,8 @@ class _FrontEnd:
         hop, span = self.config.frame_hop, self.config.frame_span
         for start in range(0, len(features), self.block):
             rows = features[start : start + self.block]
-            count = min(self.block, rounded(len(rows)))
+            # Further frames, over zeros past the end, are dropped below.
+            count = min(self.block, kernels.rounded(len(rows)))
             part = waveform[start * hop : (start + count - 1) * hop + span]
             part = F.pad(part, (0, (count - 1) * hop + span - len(part)))
             x = self._activated(conv, part[:, None], norm).to(self.dtype)

@@ -34,10 +34,10 @@ class Linear:
             self.kind = "torch"
         elif dtype == "int8":
             scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-            rounded = torch.quantize_per_channel(
+            quantised = torch.quantize_per_channel(
                 weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8
             )
-            self.weight = torch.ops.quantized.linear_prepack(rounded, self.bias)
+            self.weight = torch.ops.quantized.linear_prepack(quantised, self.bias)
             return
         elif torch.backends.mkldnn.is_available() and (dtype == "float32" or _multiplies_bfloat16()):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -46,7 +46,8 @@ class Linear:
         self.weight = weight
 
     def rows(self, count: int) -> int:
-        """Of how many rows x had better be, for ``count`` that are wanted (`with_room`)."""
+        """How many rows x should have where ``count`` are wanted, for `with_room`."""
+        # In int8 all rows share a scale, which others would change; torch's own products compile nothing.
         return count if self.kind in ("torch", "int8") else rounded(count)
 
     def __call__(self, x: Tensor, *, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
@@ -76,14 +77,17 @@ def rounded(count: int) -> int:
     """Up to the next of eight sizes an octave, sixteen from 256 on: 100 to 104, 1000 to 1024.
 
     oneDNN compiles code for each shape it meets and keeps that of a thousand. Recordings of many lengths meet more,
-    and then compiling takes a quarter of the time of float32 and a third of bfloat16's on a network like daisy-mini.
+    and then it compiles again and again (docs/speed.md has what that costs).
     """
     step = (1 << max(0, count.bit_length() - 4)) // (2 if count >= 256 else 1)
     return -(-count // step) * step
 
 
 def with_room(x: Tensor, rows: int) -> Tensor:
-    """(N, D) to (``rows``, D), with rows that mean nothing after x: of x's own memory if it goes on, or zeros."""
+    """(N, D) to (``rows``, D), with rows that mean nothing after x: what follows in its memory, or zeros.
+
+    To be read only: the rows may be another's.
+    """
     if rows == len(x):
         return x
     end = x.storage_offset() + rows * x.shape[1]

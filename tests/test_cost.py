@@ -42,7 +42,7 @@ def test_counts_are_torchs_own(kind):
 def test_the_exit_loop_does_what_is_counted(kind):
     model = tiny_model(KINDS[kind])
     config = model.backbone.config
-    # 64 frames, 32 and 96: products over other numbers of them run over a few rows more
+    # numbers of frames, also in sum, to which `daisy.kernels.rounded` adds none
     waveforms = [0.1 * torch.randn(config.frame_span + (count - 1) * config.frame_hop) for count in (64, 32)]
 
     def counted_until(layer):

@@ -75,7 +75,6 @@ def test_skipped_layers_do_not_run(model, waveforms):
     entered = products.rows(config.ffn_width, config.width, after="gelu")
     inside = [int(out.num_frames[out.exit_layer > layer].sum()) for layer in range(int(out.exit_layer.max()))]
     assert entered == [rounded(count) for count in inside]
-    assert sum(inside) == int((out.exit_layer * out.num_frames).sum())
     assert sum(entered) < int(out.num_frames.sum()) * config.num_layers
 
 
