@@ -202,11 +202,16 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
 
 
 def keep(rows: list[dict]) -> None:
-    """Put rows into results/latency.json, in place of those of the same settings."""
+    """Put rows into results/latency.json, in place of those of the same settings; parts may come in any order."""
     before = read("latency")["rows"] if (RESULTS / "latency.json").is_file() else []
     merged = {tuple(row[key] for key in KEYS): row for row in [*before, *rows]}
-    write("latency", list(merged.values()), arguments=())
-    speed_figures.latency(list(merged.values()))
+    ordered = sorted(merged.values(), key=_place)
+    write("latency", ordered, arguments=())
+    speed_figures.latency(ordered)
+
+
+def _place(row: dict) -> tuple:
+    return row["size"] != "mini", row["precision"] != "float32", *(row[key] for key in KEYS[2:6])
 
 
 def show(rows: list[dict], console: Console) -> None:

@@ -32,6 +32,24 @@ def latency() -> str:
     return table([*keys, "audio, s", "ours, s", *names], lines) + source(result, threads=False)
 
 
+def latency_range() -> str:
+    """Every peer's time over ours: least and greatest median of the sizes, precisions and numbers of threads."""
+    result = read("latency")
+    names = list(dict.fromkeys(row["system"] for row in result["rows"]))[1:]
+    lines = []
+    for batch, lengths in dict.fromkeys((row["batch"], row["lengths"]) for row in result["rows"]):
+        cells = []
+        for name in names:
+            ratios = [
+                row["ratio"]
+                for row in result["rows"]
+                if (row["batch"], row["lengths"], row["system"]) == (batch, lengths, name)
+            ]
+            cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
+        lines.append([f"{batch} of {'10 s' if lengths == 'fixed' else 'mixed lengths'}", *cells])
+    return table(["recordings in a batch", *names], lines) + source(result, threads=False)
+
+
 def _against(row: dict) -> str:
     """A peer's ratio, and which of two forms it ran in."""
     return ratio(row) + (f", {row['form']}" if row["form"] != row["precision"] else "")
@@ -174,6 +192,7 @@ def growth(measure: str, key: str, title: str) -> Callable[[], str]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "latency": latency,
+    "latency_range": latency_range,
     "precision": precision,
     "deciding": deciding,
     "mixed": mixed,
