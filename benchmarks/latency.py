@@ -9,7 +9,7 @@ which is checked before anything is timed. ``ratio`` is a system's time over our
 median over turns in which the systems follow one another, with its quartiles. Ours and the peers that can return the
 states of all layers; fairseq gives the last one's only. In bfloat16 a peer runs as its users have it, under autocast or
 with weights in bfloat16, whichever is the faster in that setting and computes the same (``form``). Shapes were met
-before: no system's first call is timed. "mixed" is real recordings of the shared test splits, or 1 to
+before: no system's first call is timed, but where a turn takes a minute. "mixed" is real recordings of the shared test splits, or 1 to
 15 s where they are absent.
 """
 
@@ -150,7 +150,7 @@ def _same(forms: Forms, waveform: Tensor, expected: Tensor, precision: str) -> F
 
 
 def fastest(forms: Forms, waveforms: list[Tensor]) -> str:
-    """Of two runs each; the first is the warm-up."""
+    """Of a run each, after a warm-up as in `paired.turns`."""
     if len(forms) == 1:
         return next(iter(forms))
     times = paired.turns({form: partial(system, waveforms) for form, system in forms.items()}, 1)
