@@ -9,8 +9,8 @@ which is checked before anything is timed. ``ratio`` is a system's time over our
 median over turns in which the systems follow one another, with its quartiles. Ours and the peers that can return the
 states of all layers; fairseq gives the last one's only. In bfloat16 a peer runs as its users have it, under autocast or
 with weights in bfloat16, whichever is the faster in that setting and computes the same (``form``). Shapes were met
-before: no system's first call is timed, but where a turn takes a minute. "mixed" is real recordings of the shared test splits, or 1 to
-15 s where they are absent.
+before: no system's first call is timed, but where a turn takes a minute. "mixed" is real recordings of the shared test
+splits, or 1 to 15 s where they are absent.
 """
 
 from __future__ import annotations
