@@ -23,8 +23,8 @@ setup(
     package_data={"daisy": ["models/*", "demo/*", "templates/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
     entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},
     install_requires=[
-        "torch>=2.4,<2.6",
-        "torchaudio>=2.4,<2.6",
+        "torch>=2.5,<2.6",
+        "torchaudio>=2.5,<2.6",
         "numpy>=1.23,<2",
         "soundfile>=0.13",  # its wheels bring a libsndfile that reads Ogg Opus and MP3
         "safetensors>=0.4",

@@ -73,7 +73,6 @@ def write(name: str, measured: list[dict], results: Path = RESULTS, arguments: S
         results: where.
         arguments: that make all rows, where this call made a part; else those of the call.
     """
-    packages = ("torch", "torchaudio", "numpy", "soundfile", "fairseq", "s3prl", "daisy-speech")
     command = Path(sys.argv[0]).resolve()
     inside = command.relative_to(HERE.parent) if command.is_relative_to(HERE.parent) else command.name
     files.write_json(
@@ -82,13 +81,8 @@ def write(name: str, measured: list[dict], results: Path = RESULTS, arguments: S
             "name": name,
             "command": shlex.join(["python", str(inside), *(sys.argv[1:] if arguments is None else arguments)]),
             "date": datetime.date.today().isoformat(),
-            "machine": {
-                "processor": _processor(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
-            "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
+            "machine": _machine(),
+            "versions": _versions(),
             "rows": measured,
         },
     )
@@ -106,6 +100,37 @@ def guarded(main: Callable[[], None]) -> None:
 def read(name: str) -> dict:
     """A result that was written."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def kept(name: str) -> list[dict]:
+    """Rows of results/NAME.json beside which others are to stand; none where there is no such file.
+
+    Raises:
+        DaisyError: where they are of another machine or other versions, so that one file cannot say how it was made.
+    """
+    if not (RESULTS / f"{name}.json").is_file():
+        return []
+    result = read(name)
+    before, now = ({**made, "threads": None} for made in (result["machine"], _machine()))
+    if (before, result["versions"]) != (now, _versions()):
+        raise DaisyError(
+            f"results/{name}.json was measured on another machine or with other versions: remove it, and measure all"
+        )
+    return result["rows"]
+
+
+def _machine() -> dict[str, object]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchaudio", "numpy", "soundfile", "fairseq", "s3prl", "daisy-speech")
+    return {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))}
 
 
 def _version(package: str) -> str | None:

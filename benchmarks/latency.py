@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --quick                   # within a minute on two cores; no results file
     python benchmarks/latency.py                           # everything, an hour and a half; results/latency.json
+                                                           # (with --device cuda, latency_cuda.json)
     python benchmarks/latency.py --sizes mini --batches 16 # a part; the other settings' rows stay
 
 Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
@@ -28,7 +29,8 @@ import paired
 import peers
 import speed_figures
 import torch
-from common import DATA, RESULTS, guarded, read, utterances, write
+from common import DATA, guarded, kept, utterances, write
+from rendering import SETTING, by_setting, ratio
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -43,8 +45,6 @@ from daisy.errors import DaisyError
 from daisy.policies import Never
 
 RATE = 16000
-KEYS = ("size", "precision", "batch", "lengths", "threads", "device", "system")
-"""Of a row."""
 FIXED_SEC = 10.0
 WIDTH = 140
 """Columns of the table, where the output is no terminal."""
@@ -180,7 +180,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
             )
             rows = []
             for name, seconds in times.items():
-                ratio, low, high = seconds.over(times[OURS])
+                middle, low, high = seconds.over(times[OURS])
                 rows.append(
                     {
                         "size": size,
@@ -193,7 +193,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
                         "form": chosen[name],
                         "audio_sec": round(sum(map(len, waveforms)) / RATE, 3),
                         "seconds": round(seconds.median, 5),
-                        "ratio": round(ratio, 3),
+                        "ratio": round(middle, 3),
                         "ratio_low": round(low, 3),
                         "ratio_high": round(high, 3),
                     }
@@ -201,33 +201,26 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
             yield rows
 
 
-def keep(rows: list[dict]) -> None:
-    """Put rows into results/latency.json, in place of those of the same settings; parts may come in any order."""
-    before = read("latency")["rows"] if (RESULTS / "latency.json").is_file() else []
-    merged = {tuple(row[key] for key in KEYS): row for row in [*before, *rows]}
-    ordered = sorted(merged.values(), key=_place)
-    write("latency", ordered, arguments=())
-    speed_figures.latency(ordered)
+def keep(rows: list[dict], name: str) -> None:
+    """Put rows into results/NAME.json, in place of those of the same settings; parts may come in any order."""
+    measured = {tuple(row[key] for key in SETTING) for row in rows}
+    others = [row for row in kept(name) if tuple(row[key] for key in SETTING) not in measured]
+    ordered = sorted([*others, *rows], key=_place)
+    write(name, ordered, arguments=())
+    speed_figures.latency(ordered, name)
 
 
 def _place(row: dict) -> tuple:
-    return row["size"] != "mini", row["precision"] != "float32", *(row[key] for key in KEYS[2:6])
+    return row["size"] != "mini", row["precision"] != "float32", *(row[key] for key in SETTING[2:])
 
 
 def show(rows: list[dict], console: Console) -> None:
     """A line for each setting."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
-    keys = ("size", "precision", "batch", "lengths", "threads")
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
-    settings: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
-        settings.setdefault(tuple(row[key] for key in keys), {})[row["system"]] = row
-    table = Table(*keys, "ours, s", *names, box=None, title=title)
-    for setting, found in settings.items():
-        cells = [
-            f"{r['ratio']:.2f} ({r['ratio_low']:.2f}-{r['ratio_high']:.2f})" if (r := found.get(name)) else ""
-            for name in names
-        ]
+    table = Table(*SETTING, "ours, s", *names, box=None, title=title)
+    for setting, found in by_setting(rows).items():
+        cells = [ratio(found[name]) if name in found else "" for name in names]
         table.add_row(*map(str, setting), f"{found[OURS]['seconds']:.3f}", *cells)
     console.print(table)
 
@@ -253,7 +246,7 @@ def main() -> None:
                 if arguments.json:
                     files.write_json(arguments.json, rows)
                 elif not arguments.quick:
-                    keep(measured)
+                    keep(measured, "latency" if arguments.device == "cpu" else f"latency_{arguments.device}")
     show(rows, console)
 
 

@@ -36,21 +36,20 @@ class Times:
 
 
 @torch.no_grad()
-def turns(
-    systems: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True, budget_sec: float = 240.0
-) -> dict[str, Times]:
+def turns(systems: Mapping[str, Callable[[], object]], repeats: int, budget_sec: float = 240.0) -> dict[str, Times]:
     """Run every system once a turn, in an order that moves on by one each turn.
+
+    A first turn does not count, unless it took `LONG_SEC`.
 
     Args:
         systems: name to what is timed.
         repeats: turns that count.
-        warm_up: a first turn that does not, unless it took `LONG_SEC`.
         budget_sec: after which three turns are enough.
     """
     begun = time.perf_counter()
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    done = 0
+    done, warm_up = 0, True
     while done < repeats and not (done >= ENOUGH and time.perf_counter() - begun > budget_sec):
         first = done % len(names)
         turn = {name: _seconds(systems[name]) for name in names[first:] + names[:first]}

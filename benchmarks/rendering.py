@@ -15,3 +15,20 @@ def source(result: dict, threads: bool = True) -> str:
     machine = result["machine"]
     used = f", {machine['threads']} thread(s)" if threads else ""
     return f"\n`{result['command']}`, {result['date']}, {machine['processor']}{used}.\n"
+
+
+SETTING = ("size", "precision", "batch", "lengths", "threads")
+"""Of a row of latency.json, which is a system's."""
+
+
+def by_setting(rows: Iterable[dict]) -> dict[tuple, dict[str, dict]]:
+    """Rows of latency.json by setting, and there by system."""
+    found: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in SETTING), {})[row["system"]] = row
+    return found
+
+
+def ratio(row: dict, name: str = "ratio") -> str:
+    """Median and quartiles."""
+    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f}-{row[f'{name}_high']:.2f})"

@@ -9,7 +9,7 @@ deciding    scores at every layer without ever leaving, against no heads; Base w
 mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
 stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
 shapes      recordings of 200 lengths, with rows added so that they share the products' shapes, and without
-end-to-end  the shared test splits with the default policy, against stock s3prl and our own full depth
+end-to-end  test recordings, clean and in noise, with the default policy, against stock s3prl and our own full depth
 
 Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
 and end-to-end.
@@ -26,21 +26,22 @@ from unittest import mock
 import paired
 import peers
 import torch
-from common import RESULTS, guarded, read, utterances, write
+from common import SNRS_DB, guarded, kept, noises, utterances, write
 from latency import RATE, backbone_of
 from rich.console import Console
+from stage_calls import Stages
 from torch import Tensor
 from torch.nn import functional as F
 
 import daisy
-from daisy import audio, cost
+from daisy import analysis, audio
 from daisy.backbone import Backbone
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
 from daisy.heads import ExitHeads, HeadsConfig
-from daisy.inference import prepared
 from daisy.policies import Fixed, Never, Random
 
+UNITS = 504
 TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
 console = Console()
 
@@ -70,10 +71,10 @@ def ratio_of(times: dict[str, paired.Times], one: str, other: str) -> dict[str, 
     return {"seconds": times[one].median, "ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
-def heads_for(backbone: Backbone, num_units: int = 504) -> ExitHeads:
-    """Random ones."""
+def heads_for(backbone: Backbone) -> ExitHeads:
+    """Random ones, of `UNITS`."""
     config = backbone.config
-    return ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=num_units))
+    return ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=UNITS))
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -152,8 +153,10 @@ def deciding(quick: bool) -> list[dict]:
     for name, (scores, stride) in variants.items():
         encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride)
         systems[name] = lambda encoder=encoder: encoder([waveform])
-    times = paired.turns(systems, 3 if quick else 15)
-    return [row("deciding", size="base", units=504, scores=name, **ratio_of(times, name, "none")) for name in variants]
+    times = paired.turns(systems, 3 if quick else 45, budget_sec=900.0)
+    return [
+        row("deciding", size="base", units=UNITS, scores=name, **ratio_of(times, name, "none")) for name in variants
+    ]
 
 
 def mixed(quick: bool) -> list[dict]:
@@ -208,60 +211,8 @@ def stages(quick: bool) -> list[dict]:
     ]
 
 
-class _Stages:
-    """What is timed, of one size and precision."""
-
-    def __init__(self, size: str, dtype: str, seconds: int):
-        self.backbone, self.dtype = backbone_of(size), dtype
-        self.waveform = 0.1 * torch.randn(seconds * RATE)
-        self.num_samples = torch.tensor([len(self.waveform)])
-        self.inference = prepared(self.backbone, dtype)
-        self.states, self.num_frames = self.front_end_before()
-        self.counts = self.num_frames.tolist()
-        self.embedded = self.front_end()
-        config, kind = self.backbone.config, self.inference.dtype
-        self.a = torch.randn(self.counts[0], config.width).to(kind)
-        self.b = torch.randn(config.width, config.ffn_width).to(kind)
-
-    def _cast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16")
-
-    @torch.no_grad()
-    def front_end_before(self) -> tuple[Tensor, Tensor]:
-        with self._cast():
-            features, num_frames = self.backbone.front_end(self.waveform[None], self.num_samples)
-            return self.backbone.embed(features, num_frames), num_frames
-
-    @torch.no_grad()
-    def front_end(self) -> Tensor:
-        return self.inference.embed(self.inference.front_end([self.waveform]), self.counts)
-
-    def layers_before(self) -> None:
-        states = self.states
-        with self._cast():
-            for layer in range(1, self.backbone.config.num_layers + 1):
-                states = self.backbone.layer(layer, states, self.num_frames)
-
-    def layers(self) -> None:
-        states = self.embedded
-        for layer in range(1, self.backbone.config.num_layers + 1):
-            states, _ = self.inference.layer(layer, states, self.counts)
-
-    def product(self) -> None:
-        for _ in range(20):
-            torch.mm(self.a, self.b)
-
-    def macs(self, stage: str) -> float:
-        """Of a stage, by `daisy.cost`; of 20 products."""
-        config, frames = self.backbone.config, self.counts[0]
-        if stage == "product":
-            return 20.0 * frames * config.width * config.ffn_width
-        times, each = (1, cost.front_end_macs) if stage == "front end" else (config.num_layers, cost.layer_macs)
-        return times * sum(c * frames**power for power, c in enumerate(each(config)))
-
-
 def _stages(size: str, dtype: str, seconds: int, repeats: int) -> list[dict]:
-    timed = _Stages(size, dtype, seconds)
+    timed = Stages(size, dtype, seconds)
     calls = {
         "front end before": timed.front_end_before,
         "layers before": timed.layers_before,
@@ -321,22 +272,22 @@ def shapes(quick: bool) -> list[dict]:
 
 
 def end_to_end(quick: bool) -> list[dict]:
-    """Test recordings one by one and in batches, with the default policy, at full depth, and by stock s3prl."""
+    """Test recordings from waveforms to states, clean, and each clean or in noise."""
+    clean = spoken(3 if quick else 40)
+    bank = noises("test")
+    heard = [analysis.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
+    turned = [heard[i % len(heard)][i] for i in range(len(clean))]
+    return [*_end_to_end("clean", clean, quick), *_end_to_end("clean and noisy", turned, quick)]
+
+
+def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
+    """One by one and in batches, with the default policy, at full depth, and by stock s3prl."""
     model = daisy.load("daisy-mini")
-    waveforms = spoken(3 if quick else 40)
-    policy = model.policy(DEFAULT_POLICY)
-    leaving = EarlyExitEncoder(model.backbone, model.heads, policy)
+    leaving = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
     full = EarlyExitEncoder(model.backbone, None, Never())
     stock = peers.build(["s3prl"], model.backbone)
-    rows, agreements, depths = [], [], []
-    assert model.final_head is not None
-    assert model.heads is not None
-    for waveform in waveforms:
-        out, whole = leaving([waveform]), full([waveform])
-        layer = int(out.exit_layer)
-        units = model.heads.unit_logits(layer, out.states[0][-1]).argmax(-1)
-        agreements.append(float((units == model.final_head(whole.states[0][-1]).argmax(-1)).float().mean()))
-        depths.append(layer / model.backbone.config.num_layers)
+    depth, agreement = fidelity(model, leaving, full, waveforms)
+    rows = []
     for batch_sec in (0.0, 30.0):
         groups = [
             [waveforms[i] for i in indices]
@@ -350,24 +301,37 @@ def end_to_end(quick: bool) -> list[dict]:
         systems |= {name: over(system) for name, system in stock.items()}
         times = paired.turns(systems, 2 if quick else 5)
         for name in systems:
-            middle, low, high = times[name].over(times[DEFAULT_POLICY])
             rows.append(
                 row(
                     "end-to-end",
                     size="mini",
+                    recordings=kind,
                     system=name,
                     batches="one by one" if not batch_sec else f"{batch_sec:g} s",
                     num_utterances=len(waveforms),
                     audio_sec=seconds_of(waveforms),
-                    seconds=times[name].median,
-                    ratio=middle,
-                    ratio_low=low,
-                    ratio_high=high,
-                    depth=statistics.mean(depths) if name == DEFAULT_POLICY else 1.0,
-                    unit_agreement=statistics.mean(agreements) if name == DEFAULT_POLICY else None,
+                    **ratio_of(times, name, DEFAULT_POLICY),
+                    depth=depth if name == DEFAULT_POLICY else 1.0,
+                    unit_agreement=agreement if name == DEFAULT_POLICY else None,
                 )
             )
     return rows
+
+
+def fidelity(
+    model: daisy.Model, leaving: EarlyExitEncoder, full: EarlyExitEncoder, waveforms: list[Tensor]
+) -> tuple[float, float]:
+    """Mean share of the layers that run, and of frames whose unit at the exit is the whole network's."""
+    assert model.final_head is not None
+    assert model.heads is not None
+    depths, agreements = [], []
+    for waveform in waveforms:
+        out, whole = leaving([waveform]), full([waveform])
+        layer = int(out.exit_layer)
+        units = model.heads.unit_logits(layer, out.states[0][-1]).argmax(-1)
+        agreements.append(float((units == model.final_head(whole.states[0][-1]).argmax(-1)).float().mean()))
+        depths.append(layer / model.backbone.config.num_layers)
+    return statistics.mean(depths), statistics.mean(agreements)
 
 
 MEASURES = {
@@ -387,10 +351,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = [] if arguments.quick or not (RESULTS / "speed.json").is_file() else read("speed")["rows"]
+    writes = not arguments.quick and arguments.threads == 1
+    rows = kept("speed") if writes else []
     for name in arguments.only:
         rows = [each for each in rows if each["measure"] != name] + MEASURES[name](arguments.quick)
-        if not arguments.quick and arguments.threads == 1:
+        if writes:
             write("speed", rows, arguments=())
 
 

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 
 from common import RESULTS
 from matplotlib.figure import Figure
+from rendering import by_setting
 
 
-def latency(rows: Sequence[dict]) -> None:
-    """Each peer's time over ours in every setting, with quartiles: results/latency.png."""
-    keys = ("size", "precision", "batch", "lengths", "threads")
-    settings = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+def latency(rows: Sequence[dict], file: str) -> None:
+    """Each peer's time over ours in every setting, with quartiles: results/FILE.png."""
+    settings = by_setting(rows)
+    order = list(settings)
     _ours, *names = dict.fromkeys(row["system"] for row in rows)
     figure = Figure(figsize=(8.0, 0.36 * len(settings) + 1.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(names):
-        mine = {tuple(row[key] for key in keys): row for row in rows if row["system"] == name}
-        places = [settings.index(setting) + 0.16 * (number - (len(names) - 1) / 2) for setting in mine]
+        mine = {setting: found[name] for setting, found in settings.items() if name in found}
+        places = [order.index(setting) + 0.16 * (number - (len(names) - 1) / 2) for setting in mine]
         middle = [row["ratio"] for row in mine.values()]
         low = [row["ratio"] - row["ratio_low"] for row in mine.values()]
         high = [row["ratio_high"] - row["ratio"] for row in mine.values()]
@@ -29,7 +30,7 @@ def latency(rows: Sequence[dict]) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside upper center", ncols=len(names))
-    figure.savefig(RESULTS / "latency.png")
+    figure.savefig(RESULTS / f"{file}.png")
 
 
 def _said(setting: tuple) -> str:

@@ -6,30 +6,21 @@ import math
 from collections.abc import Callable
 
 from common import read
-from rendering import source, table
+from rendering import SETTING, by_setting, ratio, source, table
 
 from daisy.errors import DaisyError
-
-
-def ratio(row: dict, name: str = "ratio") -> str:
-    """Median and quartiles."""
-    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f}-{row[f'{name}_high']:.2f})"
 
 
 def latency() -> str:
     """Each setting: our seconds, and every peer's time over ours."""
     result = read("latency")
-    keys = ("size", "precision", "batch", "lengths", "threads")
-    settings: dict[tuple, dict[str, dict]] = {}
-    for row in result["rows"]:
-        settings.setdefault(tuple(row[key] for key in keys), {})[row["system"]] = row
     ours, *names = dict.fromkeys(row["system"] for row in result["rows"])
     lines = []
-    for setting, found in settings.items():
+    for setting, found in by_setting(result["rows"]).items():
         audio_sec = found[ours]["audio_sec"]
         cells = [_against(found[name]) if name in found else "" for name in names]
         lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{found[ours]['seconds']:.3f}", *cells])
-    return table([*keys, "audio, s", "ours, s", *names], lines) + source(result, threads=False)
+    return table([*SETTING, "audio, s", "ours, s", *names], lines) + source(result, threads=False)
 
 
 def latency_range() -> str:
@@ -150,14 +141,15 @@ def end_to_end() -> str:
     result, rows = measured("end-to-end")
     lines = [
         [
-            row["batches"], row["system"], f"{row['seconds']:.1f}", ratio(row), f"{row['depth']:.0%}",
-            f"{row['unit_agreement']:.3f}" if row["unit_agreement"] is not None else "",
+            row["recordings"], row["batches"], row["system"], f"{row['seconds']:.1f}", ratio(row),
+            f"{row['depth']:.0%}", f"{row['unit_agreement']:.3f}" if row["unit_agreement"] is not None else "",
         ]
         for row in rows
     ]  # fmt: skip
     sizes = {(row["num_utterances"], row["audio_sec"]) for row in rows}
     said = " and ".join(f"{count} recordings, {seconds:.0f} s" for count, seconds in sorted(sizes))
-    header = ["batches", "system", "seconds", "over the policy's time", "layers run", "units of the full model"]
+    times = ["seconds", "over the policy's time", "layers run"]
+    header = ["recordings", "batches", "system", *times, "units of the full model"]
     return table(header, lines) + f"\n{said}." + source(result)
 
 

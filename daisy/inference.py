@@ -173,10 +173,10 @@ class _Layer:
         attention = block.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with the keys are weights
-        factors = (scale, 1.0, 1.0)
+        parts = list(zip((scale, 1.0, 1.0), projections, strict=True))
         self.inputs = Linear(
-            torch.cat([factor * each.weight.detach() for factor, each in zip(factors, projections, strict=True)]),
-            torch.cat([factor * each.bias.detach() for factor, each in zip(factors, projections, strict=True)]),
+            torch.cat([factor * each.weight.detach().float() for factor, each in parts]),
+            torch.cat([factor * each.bias.detach().float() for factor, each in parts]),
             dtype,
         )
         self.output = _linear(attention.out_proj, dtype)

@@ -38,6 +38,8 @@ class Linear:
                 weight, scales.double(), torch.zeros(len(weight)).long(), 0, torch.qint8
             )
             self.weight = torch.ops.quantized.linear_prepack(quantised, self.bias)
+            # Without VNNI, sums of products of 8 and 8 bits would overflow.
+            self.reduce_range = not torch.cpu._is_vnni_supported()
             return
         elif torch.backends.mkldnn.is_available() and (dtype == "float32" or _multiplies_bfloat16()):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -55,8 +57,7 @@ class Linear:
         if self.kind == "torch":
             y = F.linear(x, self.weight, self.bias)
         elif self.kind == "int8":
-            # Without VNNI, sums of products of 8 and 8 bits would overflow.
-            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=not torch.cpu._is_vnni_supported())
+            y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=self.reduce_range)
         elif plus is not None:
             # The overload by name: to find it, torch.ops would print x into an error message that nobody sees.
             return torch.ops.mkldnn._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")

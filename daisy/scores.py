@@ -31,7 +31,7 @@ class Heads(Protocol):
     """`daisy.heads.ExitHeads`, or the same laid out for speed."""
 
     def unit_logits(self, layer: int, read: Tensor) -> Tensor:
-        """(..., D) to (..., K)."""
+        """(F, D) to (F, K)."""
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
         """(B, 2 D) to (B,)."""

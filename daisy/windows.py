@@ -1,4 +1,4 @@
-"""Long recordings in overlapping windows, so that memory and time grow with the length and not with its square.
+"""Long recordings in overlapping windows: time grows with the length and not with its square, memory not at all.
 
 What changes against one run: attention and the positional convolution see at most the window; statistics over time
 (group norm, the waveform's normalisation) are the window's own; and each window leaves at its own layer. The frames
@@ -69,16 +69,9 @@ def cut(num_frames: int, length: int, context: int) -> list[Window]:
     if num_frames <= length:
         return [Window(0, 0, num_frames, num_frames)]
     step = length - 2 * context
-    latest = num_frames - length  # the last window is no shorter than the others
-    return [
-        Window(
-            max(0, min(first - context, latest)),
-            first,
-            min(first + step, num_frames),
-            min(first + step + context, num_frames),
-        )
-        for first in range(0, num_frames, step)
-    ]
+    *firsts, last = range(0, num_frames - context, step)
+    found = [Window(max(0, first - context), first, first + step, first + step + context) for first in firsts]
+    return [*found, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
 
 
 def run(

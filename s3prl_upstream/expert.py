@@ -15,6 +15,7 @@ import daisy
 from daisy import checkpoint as checkpoints
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, CheckpointError
+from daisy.inference import forget
 from daisy.policies import Never, Window
 from s3prl_upstream import frozen
 from s3prl_upstream.cache import StateCache
@@ -204,6 +205,7 @@ class UpstreamExpert(UpstreamBase):
         """All layers of each utterance, or the one that is needed."""
         start = time.perf_counter()
         backbone, wanted = self.encoder.backbone, self.needs.layer
+        forget(backbone)  # s3prl's optimizers change weights behind autograd's back (``p.data.addcdiv_``)
         num_samples = torch.tensor([len(wav) for wav in wavs])
         with torch.no_grad():
             features, num_frames = backbone.front_end(nn.utils.rnn.pad_sequence(list(wavs), True), num_samples)

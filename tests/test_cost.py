@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -77,15 +78,16 @@ def test_measured_costs_rise_with_length():
     model = tiny_model()
     policy = cost.measured_deadline(model.backbone, model.heads, 1e9, policies.Entropy(threshold=0.0), repeats=3)
     assert value(policy.layer_cost, 800) > value(policy.layer_cost, 50) > 0
-    assert min(*policy.front_cost, *policy.layer_cost) >= 0
     waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(64000)]
     run = lambda rule: EarlyExitEncoder(model.backbone, model.heads, rule)(waveforms).exit_layer.tolist()  # noqa: E731
     assert run(policy) == [4, 4]
     assert run(dataclasses.replace(policy, budget=1e-9)) == [1, 1]
 
 
-def test_seconds_rise_layer_by_layer():
-    model = tiny_model()
-    seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)], ["entropy", "change"])
+def test_seconds_are_of_all_layers_so_far_and_their_scores(monkeypatch):
+    model, slow = tiny_model(), 0.05
+    monkeypatch.setitem(cost.SCORES, "entropy", lambda reading: time.sleep(slow))
+    seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
     assert seconds.shape == (4,)
-    assert (seconds[1:] > seconds[:-1]).all()
+    assert (seconds.diff() > 2 * slow).all()
+    assert 2 * slow < seconds[0] < 4 * slow

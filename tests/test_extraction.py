@@ -126,6 +126,19 @@ def test_another_runs_folder_is_refused_unless_overwritten(folder, tmp_path):
     assert load_file(out / "0.safetensors")["states"].dtype == torch.float16
 
 
+def test_a_run_goes_on_in_its_own_precision(folder, tmp_path):
+    model = tiny_model()
+    used = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last", dtype="bfloat16")
+    extract(folder, tmp_path / "out", used)
+    written = load_file(tmp_path / "out" / "0.safetensors")["states"]
+    assert written.dtype == torch.float32
+    assert torch.equal(written, written.bfloat16().float())
+    assert extract(folder, tmp_path / "out", used).num_resumed == 7
+    exact = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last")
+    with pytest.raises(OutputError, match="holds a run with another precision"):
+        extract(folder, tmp_path / "out", exact)
+
+
 def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
     (folder / "text.wav").write_text("no audio")
     soundfile.write(folder / "short.wav", numpy.ones(399, "float32"), 16000)
@@ -218,7 +231,7 @@ def test_long_recordings_run_in_windows(tmp_path, format):
     settings = {"format": format, "dtype": "float16", "window_sec": 1.2, "context_sec": 0.3}
     long, short = extract(folder, out, used, **settings).rows
     assert short.window_exits == []
-    assert long.window_exits == [2] * 6  # 155 frames, 30 a window
+    assert long.window_exits == [2] * 5  # 155 frames, 30 a window, the last 35
     assert (long.exit_layer, long.mean_exit_layer, long.silent) == (2, 2.0, False)
     assert len(long.scores["entropy"]) == 2
     pieces = windows.run(used, lambda a, b: waveform[a:b], 50000, window_sec=1.2, context_sec=0.3)
@@ -230,7 +243,7 @@ def test_long_recordings_run_in_windows(tmp_path, format):
     files = {"index.json", "index.csv", "journal.jsonl", f"long.{format}", f"short.{format}"}
     assert {path.name for path in out.iterdir()} == files
     table = list(csv.DictReader((out / "index.csv").read_text().splitlines()))
-    assert [row["window_exits"] for row in table] == ["2 2 2 2 2 2", ""]
+    assert [row["window_exits"] for row in table] == ["2 2 2 2 2", ""]
     assert extract(folder, out, used, **settings).num_resumed == 2
     with pytest.raises(OutputError, match="another window_sec"):
         extract(folder, out, used, **{**settings, "window_sec": 1.5})

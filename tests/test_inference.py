@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
-from daisy.inference import Inference, attend, forget, prepared
+from daisy.inference import Inference, attend, forget, prepared, prepared_heads
 from daisy.inference import _attend_padded as attend_padded
 from daisy.kernels import Conv, FourierConv, Linear, rounded, with_room
 from tests.conftest import tiny_model
@@ -42,9 +44,11 @@ def cosine(one, other):
     return F.cosine_similarity(one.float(), other.float(), dim=-1)
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_it_is_the_backbone(model, waveforms, apart):
+@pytest.mark.parametrize(("apart", "count", "added"), [(True, 7, 0), (False, 7, 0), (True, 6, 2)])
+def test_it_is_the_backbone(model, waveforms, apart, count, added):
+    waveforms = waveforms[:count]
     states, fed, lengths = reference(model.backbone, waveforms)
+    assert rounded(sum(lengths)) == sum(lengths) + added
     mine, mine_fed = inferred(model.backbone, waveforms, lengths, apart=apart)
     for layer, (one, other) in enumerate(zip(states, mine, strict=True)):
         assert (one - other).abs().max() < 1e-5 * one.std(), f"layer {layer}"
@@ -78,6 +82,36 @@ def test_changed_weights_are_laid_out_anew():
     with torch.no_grad():
         backbone.encoder.transformer.layers[2].attention.k_proj.weight.mul_(2)
     assert prepared(backbone, "float32") is not first
+    heads = tiny_model().heads
+    laid_out = prepared_heads(heads, "float32")
+    assert prepared_heads(heads, "float32") is laid_out
+    with torch.no_grad():
+        heads.units[1].weight.mul_(2)
+    assert prepared_heads(heads, "float32") is not laid_out
+
+
+def test_half_weights_are_rounded_once(waveforms):
+    """Queries are scaled by 0.354, no power of two, in float32."""
+    backbone = tiny_model().backbone.bfloat16()
+    expected = Inference(copy.deepcopy(backbone).float())
+    found = Inference(backbone)
+    for mine, exact in zip(found.layers, expected.layers, strict=True):
+        x = torch.randn(5, backbone.config.width)
+        assert torch.equal(mine.inputs(x), exact.inputs(x))
+
+
+def test_bfloat16_leaves_at_the_same_layers(waveforms):
+    model, policy, scores = tiny_model(), policies.Entropy(threshold=1.9), ("entropy", "regressed")
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=scores)(waveforms)
+    assert ((full.scores["entropy"] - 1.9).abs() > 0.01).all()
+    one, other = (
+        EarlyExitEncoder(model.backbone, model.heads, policy, scores=scores, dtype=dtype)(waveforms)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert len(set(one.exit_layer.tolist())) > 1
+    assert one.exit_layer.tolist() == other.exit_layer.tolist()
+    for name in ("entropy", "regressed"):
+        torch.testing.assert_close(one.scores[name], other.scores[name], atol=0.05, rtol=0, equal_nan=True)
 
 
 def test_attention_padded_is_attention_each_by_itself():
@@ -112,8 +146,11 @@ def test_fourier_convolution_is_the_convolution(kernel, groups):
     torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_maps_with_what_follows(bias):
+def test_linear_maps_with_what_follows(bias, onednn, monkeypatch):
+    if not onednn:  # as on a CPU that it does not know, or that multiplies no bfloat16
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     generator = torch.Generator().manual_seed(0)
     x, plus = torch.randn(37, 24, generator=generator), torch.randn(37, 16, generator=generator)
     before = plus.clone()
@@ -161,10 +198,12 @@ def test_autocast_around_the_encoder_changes_nothing(waveforms):
 def test_weights_changed_behind_autograd_are_forgotten_on_demand(waveforms):
     backbone = tiny_model().backbone
     encoder = EarlyExitEncoder(backbone, None, policies.Never())
-    before = encoder(waveforms[:1]).states[0]
-    backbone.encoder.transformer.layers[0].final_layer_norm.weight.data.mul_(2)
+    before = encoder(waveforms[4:5]).states[0]
+    backbone.encoder.transformer.layers[0].attention.v_proj.weight.data.mul_(2)
+    assert torch.equal(encoder(waveforms[4:5]).states[0], before)
     forget(backbone)
-    assert not torch.equal(encoder(waveforms[:1]).states[0], before)
+    states, *_ = reference(backbone, waveforms[4:5])
+    torch.testing.assert_close(encoder(waveforms[4:5]).states[0], torch.stack(states), atol=1e-5, rtol=1e-4)
 
 
 def test_refusals():

@@ -33,12 +33,16 @@ def test_ratios_are_taken_turn_by_turn(script):
     assert times([3.0]).over(times([2.0])) == (1.5, 1.5, 1.5)
 
 
-def test_systems_take_turns_and_nobody_is_always_first(script):
+def test_systems_take_turns_and_nobody_is_always_first(script, monkeypatch):
     called = []
     systems = {name: lambda name=name: called.append(name) for name in "abc"}
     found = script("paired").turns(systems, 3)
     assert [len(times.seconds) for times in found.values()] == [3, 3, 3]
     assert "".join(called[3:]) == "abcbcacab"  # after the warm-up
+    called.clear()
+    monkeypatch.setattr(script("paired"), "LONG_SEC", 0.0)
+    script("paired").turns(systems, 3)
+    assert "".join(called) == "abcbcacab"  # none where a turn takes long
     short = script("paired").turns(systems, 9, budget_sec=0.0)
     assert [len(times.seconds) for times in short.values()] == [3, 3, 3]
 

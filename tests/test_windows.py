@@ -8,12 +8,14 @@ from tests.conftest import tiny_model
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "length", "context"), [(1, 10, 2), (6, 10, 2), (7, 10, 2), (100, 10, 2), (99, 7, 0)]
+    ("num_frames", "length", "context"),
+    [(1, 10, 2), (6, 10, 2), (7, 10, 2), (11, 10, 2), (14, 10, 2), (15, 10, 2), (100, 10, 2), (99, 7, 0), (50, 9, 4)],
 )
 def test_windows_keep_every_frame_once(num_frames, length, context):
     found = cut(num_frames, length, context)
     kept = [frame for w in found for frame in range(w.first, w.last)]
     assert kept == list(range(num_frames))
+    assert len({(w.start, w.stop) for w in found}) == len(found)  # none is computed twice
     for w in found:
         assert w.stop - w.start == length or w.start == 0
         assert w.stop - w.start <= length
@@ -22,7 +24,8 @@ def test_windows_keep_every_frame_once(num_frames, length, context):
 
 
 def test_a_window_by_hand():
-    assert cut(13, 10, 2) == [Window(0, 0, 6, 8), Window(3, 6, 12, 13), Window(3, 12, 13, 13)]
+    assert cut(13, 10, 2) == [Window(0, 0, 6, 8), Window(3, 6, 13, 13)]
+    assert cut(17, 10, 2) == [Window(0, 0, 6, 8), Window(4, 6, 12, 14), Window(7, 12, 17, 17)]
     assert cut(10, 10, 2) == [Window(0, 0, 10, 10)]
 
 
@@ -35,7 +38,7 @@ def test_pieces_are_the_windows_own_runs(model):
     read = lambda start, stop: waveform[start:stop]  # noqa: E731
     pieces = list(run(encoder, read, len(waveform), window_sec=0.8, context_sec=0.2, batch_sec=2.0))
     assert sum(len(piece.states) for piece in pieces) == (40000 - 400) // 320 + 1 == 124
-    assert len(pieces) == 7  # of 20 frames each, but for the last
+    assert len(pieces) == 6  # of 20 frames each, but for the last
     second = encoder([waveform[10 * 320 : 49 * 320 + 400]])
     assert int(second.exit_layer[0]) == pieces[1].exit_layer
     torch.testing.assert_close(pieces[1].states, second.states[0][0, 10:30], atol=1e-5, rtol=1e-4)

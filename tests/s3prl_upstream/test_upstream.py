@@ -135,6 +135,25 @@ def test_a_training_upstream_runs_all_layers_and_gradients_stop_at_the_convoluti
         assert torch.allclose(found["hidden_states"][2][b, : states.shape[1]], states[2], atol=1e-5)
 
 
+def test_after_a_step_behind_autograds_back_evaluation_has_the_new_weights(upstream, wavs):
+    """As s3prl's AdamW and Lamb make them."""
+    with torch.no_grad():
+        before = upstream.eval()(wavs[1:3])["last_hidden_state"]
+    upstream.train()(wavs[1:3])["last_hidden_state"].square().sum().backward()
+    for weight in upstream.encoder.backbone.parameters():
+        if weight.grad is not None:
+            weight.data.add_(weight.grad.sign(), alpha=-0.01)
+    training = upstream(wavs[1:3])["hidden_states"]
+    with torch.no_grad():
+        found = upstream.eval()(wavs[1:3])
+    exits = found["exit_layer"].tolist()
+    for b, (exit_layer, wav) in enumerate(zip(exits, wavs[1:3], strict=True)):
+        count = (len(wav) - 400) // 320 + 1
+        expected = training[exit_layer][b, :count]
+        assert (found["last_hidden_state"][b, :count] - expected).abs().max() < 1e-4 * expected.std()
+    assert not torch.allclose(found["last_hidden_state"], before, atol=1e-2)
+
+
 def test_frozen_weights_exit_in_training_mode_too(hub, checkpoint, wavs):
     upstream = hub.daisy_local(checkpoint, {"name": "fixed", "layer": 2}).requires_grad_(False)
     assert upstream.train()(wavs)["exit_layer"].tolist() == [2] * len(wavs)
