@@ -161,25 +161,21 @@ def growth(measure: str, key: str, title: str) -> Callable[[], str]:
         rows = [row for row in result["rows"] if row["measure"] == measure]
         lines = []
         for mode in dict.fromkeys(row.get("mode", "") for row in rows):
-            before = None
-            for row in (row for row in rows if row.get("mode", "") == mode):
-                slope = ""
-                if before:
-                    slope = f"{math.log(row['seconds'] / before['seconds']) / math.log(row[key] / before[key]):.2f}"
-                own = (row["peak_bytes"] - row["before_bytes"]) / 2**20
-                cells = [
-                    str(row[key]),
-                    f"{row['seconds']:.2f}",
-                    slope,
-                    f"{row['peak_bytes'] / 2**20:.0f}",
-                    f"{own:.0f}",
-                ]
+            mine = [row for row in rows if row.get("mode", "") == mode]
+            for before, row in zip([None, *mine], mine, strict=False):
+                time, memory = (_slope(before, row, key, what) if before else "" for what in ("seconds", "peak_bytes"))
+                peak, own = (count / 2**20 for count in (row["peak_bytes"], row["peak_bytes"] - row["before_bytes"]))
+                cells = [str(row[key]), f"{row['seconds']:.2f}", time, f"{peak:.0f}", memory, f"{own:.0f}"]
                 lines.append([mode, *cells] if mode else cells)
-                before = row
-        header = [title, "seconds", "slope of time", "peak, MiB", "of it above the loaded model, MiB"]
+        header = [title, "seconds", "slope", "peak, MiB", "slope", "of it above the loaded model, MiB"]
         return table([*(["how"] if "mode" in rows[0] else []), *header], lines) + source(result)
 
     return made
+
+
+def _slope(before: dict, row: dict, key: str, what: str) -> str:
+    slope = math.log(row[what] / before[what]) / math.log(row[key] / before[key])
+    return f"{round(slope, 2) + 0.0:.2f}"  # no -0.00
 
 
 TABLES: dict[str, Callable[[], str]] = {
