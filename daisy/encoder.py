@@ -215,9 +215,13 @@ class _Run:
                 self.kept[utterance] = [own]
 
     def score(self, layer: int, values: dict[str, Tensor]) -> None:
-        """Note layer ``layer``'s scores, each (active,)."""
-        for name, value in values.items():
-            self.scores[name][self.active, layer - 1] = value.float().cpu()
+        """Note layer ``layer``'s scores, each (active,); a GPU is waited for once."""
+        if not values:
+            return
+        device = next((value.device for value in values.values() if value.device.type != "cpu"), None)
+        together = torch.stack([value.float().to(device, non_blocking=True) for value in values.values()])
+        for name, value in zip(values, together.cpu(), strict=True):
+            self.scores[name][self.active, layer - 1] = value
 
     def trajectory(self, name: str, layer: int) -> Tensor:
         """(active, layer) scores of layers 1 to ``layer``."""

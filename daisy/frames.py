@@ -49,9 +49,14 @@ def utterance_mean(values: Tensor, num_frames: Tensor) -> Tensor:
         (B, ...).
     """
     total = values.new_zeros(len(num_frames), *values.shape[1:], dtype=torch.float64)  # sums of minutes of frames
-    owner = torch.repeat_interleave(num_frames).to(values.device)
-    total.index_add_(0, owner, values.double())
-    return (total / num_frames.to(values.device).view(-1, *[1] * (values.ndim - 1))).float()
+    total.index_add_(0, owners(num_frames, values.device), values.double())
+    counts = num_frames.to(values.device, non_blocking=True)
+    return (total / counts.view(-1, *[1] * (values.ndim - 1))).float()
+
+
+def owners(num_frames: Tensor, device: torch.device) -> Tensor:
+    """Which utterance each of the frames is of, that stand one after the other: (B,) counts on the CPU to (F,)."""
+    return torch.repeat_interleave(num_frames).to(device, non_blocking=True)  # a GPU's host does not wait
 
 
 def strided(num_frames: Tensor, stride: int) -> Tensor:

@@ -180,5 +180,5 @@ def mean_and_std(read: Tensor, num_frames: Tensor) -> Tensor:
     """
     read = read.float()
     mean = frames.utterance_mean(read, num_frames)
-    centred = read - mean.repeat_interleave(num_frames.to(read.device), 0)
+    centred = read - mean[frames.owners(num_frames, read.device)]
     return torch.cat([mean, frames.utterance_mean(centred.square(), num_frames).sqrt()], dim=-1)

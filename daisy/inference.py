@@ -261,10 +261,11 @@ def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
     longest = max(lengths)
     if min(lengths) == longest:
         return _attend(split.unflatten(2, (-1, longest)).transpose(1, 2)).flatten(0, 1).flatten(1)
-    valid = frames.valid_mask(torch.tensor(lengths), longest).to(split.device)
-    padded = split.new_zeros(3, split.shape[1], len(lengths), longest, split.shape[3])
-    padded[:, :, valid] = split
-    return _attend(padded.transpose(1, 2), valid[:, None, None])[valid].flatten(1)
+    valid = frames.valid_mask(torch.tensor(lengths), longest)
+    places = valid.flatten().nonzero().squeeze(1).to(split.device, non_blocking=True)  # found on the GPU, it would wait
+    padded = split.new_zeros(3, split.shape[1], valid.numel(), split.shape[3]).index_copy_(2, places, split)
+    mask = valid.to(split.device, non_blocking=True)[:, None, None]
+    return _attend(padded.unflatten(2, valid.shape).transpose(1, 2), mask).flatten(0, 1)[places].flatten(1)
 
 
 class _FrontEnd:

@@ -63,7 +63,7 @@ class Reading:
         stride: int = 1,
     ):
         self._heads, self.layer, self.num_frames, self.draws = heads, layer, num_frames, draws
-        self.read = read if stride == 1 else read[frames.strided(num_frames, stride).to(read.device)]
+        self.read = read if stride == 1 else read[frames.strided(num_frames, stride).to(read.device, non_blocking=True)]
         self.num_read = (num_frames + stride - 1) // stride
         self.units_before = units_before
 
