@@ -102,6 +102,14 @@ def read(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def kept(name: str) -> list[dict]:
     """Rows of results/NAME.json beside which others are to stand; none where there is no such file.
 
@@ -114,7 +122,8 @@ def kept(name: str) -> list[dict]:
     before, now = ({**made, "threads": None} for made in (result["machine"], _machine()))
     if (before, result["versions"]) != (now, _versions()):
         raise DaisyError(
-            f"results/{name}.json was measured on another machine or with other versions: remove it, and measure all"
+            f"results/{name}.json was measured on another machine or with other versions: --quick writes nothing; "
+            "to measure all anew remove the file"
         )
     return result["rows"]
 

@@ -29,7 +29,7 @@ import paired
 import peers
 import speed_figures
 import torch
-from common import DATA, guarded, kept, utterances, write
+from common import DATA, guarded, kept, positive, utterances, write
 from rendering import SETTING, by_setting, ratio
 from rich.console import Console
 from rich.progress import Progress
@@ -40,6 +40,7 @@ from torch.nn import functional as F
 import daisy
 from daisy import files
 from daisy.backbone import Backbone, BackboneConfig
+from daisy.cli.console import checked_device
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
 from daisy.policies import Never
@@ -61,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--lengths", nargs="+", default=["fixed", "mixed"], choices=("fixed", "mixed"))
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, min(2, os.cpu_count() or 1)}))
+    parser.add_argument("--threads", nargs="+", type=positive, default=sorted({1, min(2, os.cpu_count() or 1)}))
     parser.add_argument("--systems", nargs="+", default=list(peers.PEERS), choices=list(peers.PEERS))
     parser.add_argument("--repeats", type=int, default=5, help="turns; three where they take minutes")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -230,6 +231,11 @@ def main() -> None:
     if arguments.quick:
         arguments.sizes, arguments.batches, arguments.lengths, arguments.repeats = ["mini"], [1, 2], ["mixed"], 2
         arguments.threads = arguments.threads[-1:]
+    name = "latency" if arguments.device == "cpu" else f"latency_{arguments.device}"
+    writes = not (arguments.json or arguments.quick)
+    if writes:
+        kept(name)  # refuses before anything is measured
+    checked_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
     settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(batches(arguments))
@@ -245,8 +251,8 @@ def main() -> None:
                 rows += measured
                 if arguments.json:
                     files.write_json(arguments.json, rows)
-                elif not arguments.quick:
-                    keep(measured, "latency" if arguments.device == "cpu" else f"latency_{arguments.device}")
+                elif writes:
+                    keep(measured, name)
     show(rows, console)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import speed_figures
 import torch
-from common import guarded, write
+from common import guarded, kept, write
 from latency import RATE
 from speed import row
 
@@ -86,6 +86,8 @@ def main() -> None:
     if arguments.child:
         child(arguments.child[0], int(arguments.child[1]))
         return
+    if not arguments.quick:
+        kept("memory")  # another machine's results are not written over
     rows = by_utterances(arguments.quick) + by_length(arguments.quick)
     if not arguments.quick:
         write("memory", rows)

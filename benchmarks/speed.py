@@ -12,12 +12,13 @@ shapes      recordings of 200 lengths, with rows added so that they share the pr
 end-to-end  test recordings, clean and in noise, with the default policy, against stock s3prl and our own full depth
 
 Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
-and end-to-end.
+and end-to-end; without them: --only deciding stages shapes.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ from unittest import mock
 import paired
 import peers
 import torch
-from common import SNRS_DB, guarded, kept, noises, utterances, write
+from common import SNRS_DB, guarded, kept, noises, positive, utterances, write
 from latency import RATE, backbone_of
 from rich.console import Console
 from stage_calls import Stages
@@ -347,10 +348,11 @@ MEASURES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
-    parser.add_argument("--threads", type=int, default=1, help="with others than 1 nothing is written")
+    parser.add_argument("--threads", type=positive, default=1, help="with others than 1 nothing is written")
     parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    logging.disable(logging.INFO)  # s3prl prints its whole configuration
     writes = not arguments.quick and arguments.threads == 1
     rows = kept("speed") if writes else []
     for name in arguments.only:

@@ -93,6 +93,8 @@ def extract(
     """
     if not batch_sec > 0 or not max_sec > 0:
         raise UsageError(f"batch_sec and max_sec must be above 0 s, found {batch_sec} and {max_sec}")
+    if math.isinf(batch_sec):
+        raise UsageError("batch_sec must be a number of seconds, found inf")
     if window_sec is not None and encoder.keep != "last":
         raise UsageError("windows leave at layers of their own: they go with layers last, not all")
     settings = Settings(
@@ -113,7 +115,11 @@ def extract(
     journal = Journal(out, settings, overwrite)
     journal.check_outputs(outputs)
     rate = encoder.backbone.config.sample_rate
-    hint = "--window SEC, or raise --max-sec" if encoder.keep == "last" else "split it, or raise --max-sec"
+    hint = (
+        "--window SEC with another --out, or raise --max-sec"
+        if encoder.keep == "last"
+        else "split it, or raise --max-sec"
+    )
     failed: dict[str, str] = {}
     pending: list[Recording] = []
     lengths: list[int] = []

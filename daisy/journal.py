@@ -113,6 +113,8 @@ class Journal:
             if not overwrite:
                 raise OutputError(f"{self.path}: damaged ({error}); use another --out, or --overwrite") from None
             lines = []
+        if not self.rows:
+            lines = []  # nothing was finished: a run with other settings may begin here
         if overwrite:
             self._forget()
         different = sorted(key for key in header if {**DEFAULTS, **lines[0]}.get(key) != header[key]) if lines else []

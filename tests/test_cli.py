@@ -113,6 +113,8 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
             (*EXTRACT, "-p", "entropy", "--batch-sec", "nan"),
             "must be above 0 s, found nan",
         ),
+        ((*EXTRACT, "-p", "entropy", "--batch-sec", "inf"), "must be a number of seconds, found inf"),
+        ((*EXTRACT, "--device", "meta"), "daisy: --device meta: cpu, cuda, cuda:1"),
         ((*EXTRACT, "-p", "fixed", "--set", "layer=9"), "at most 4"),
     ],
 )
@@ -129,6 +131,11 @@ def test_nothing_done_is_exit_status_2(place, tmp_path):
     done = run("extract", tmp_path, "-c", place / "tiny.safetensors", "-p", "entropy", "-o", tmp_path / "out")
     assert done.returncode == 2
     assert "1 of 1 recordings failed" in done.stderr
+
+
+def test_colons_in_names_are_no_pictures(place, tmp_path):
+    done = run("info", tmp_path / "a:x:b")
+    assert "a:x:b" in "".join(done.stderr.split())
 
 
 def test_brackets_in_names_are_printed_as_they_are(place, tmp_path):

@@ -126,6 +126,13 @@ def test_another_runs_folder_is_refused_unless_overwritten(folder, tmp_path):
     assert load_file(out / "0.safetensors")["states"].dtype == torch.float16
 
 
+def test_a_folder_in_which_nothing_was_finished_is_nobodys(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "long.wav", numpy.ones(16000 * 4, "float32"), 16000)
+    assert "lasts 4 s" in str(extract(tmp_path / "in", tmp_path / "out", max_sec=3.0).failed)
+    assert len(extract(tmp_path / "in", tmp_path / "out", window_sec=1.2, context_sec=0.3).rows) == 1
+
+
 def test_a_run_goes_on_in_its_own_precision(folder, tmp_path):
     model = tiny_model()
     used = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last", dtype="bfloat16")
@@ -149,7 +156,7 @@ def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
     assert report.failed == {
         str(folder / "text.wav"): "not readable as audio (Format not recognised)",
         str(folder / "short.wav"): "too short: 399 samples at 16000 Hz, one frame needs 400 (25 ms)",
-        str(folder / "long.wav"): "lasts 4 s, more than 3 s: --window SEC, or raise --max-sec",
+        str(folder / "long.wav"): "lasts 4 s, more than 3 s: --window SEC with another --out, or raise --max-sec",
     }
     assert [row.output for row in report.rows if row.silent] == ["silent.safetensors"]
 

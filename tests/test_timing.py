@@ -77,3 +77,14 @@ def test_a_peer_runs_in_bfloat16_as_is_faster_for_it(script, waveforms):
     assert set(systems["torchaudio"]) == {"autocast", "weights"}
     slow = lambda waveforms: time.sleep(0.05)  # noqa: E731
     assert latency.fastest({"autocast": slow, "weights": len}, []) == "weights"
+
+
+def test_results_of_another_machine_are_not_mixed_with_ours(script, monkeypatch, tmp_path):
+    common = script("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert common.kept("speed") == []
+    common.write("speed", [{"measure": "deciding"}], results=tmp_path, arguments=())
+    assert common.kept("speed") == [{"measure": "deciding"}]
+    monkeypatch.setattr(common, "_processor", lambda: "another")
+    with pytest.raises(DaisyError, match=r"speed\.json was measured on another machine or with other versions"):
+        common.kept("speed")

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from daisy.errors import UsageError
 
-output = Console(markup=False, highlight=False)
-errors = Console(stderr=True, markup=False, highlight=False)
+output = Console(markup=False, highlight=False, emoji=False)
+errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
@@ -54,6 +54,8 @@ def checked_device(name: str) -> str:
     """
     import torch
 
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: cpu, cuda, cuda:1 … are what there is")
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
