@@ -62,11 +62,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--lengths", nargs="+", default=["fixed", "mixed"], choices=("fixed", "mixed"))
-    parser.add_argument("--threads", nargs="+", type=positive, default=sorted({1, min(2, os.cpu_count() or 1)}))
+    parser.add_argument("--threads", nargs="+", type=positive, help="1 and 2; 1 where a GPU computes")
     parser.add_argument("--systems", nargs="+", default=list(peers.PEERS), choices=list(peers.PEERS))
-    parser.add_argument("--repeats", type=int, default=5, help="turns; three where they take minutes")
+    parser.add_argument("--repeats", type=positive, help="turns: 5, three where they take minutes; 101 on a GPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    arguments.threads = arguments.threads or sorted({1, min(2, os.cpu_count() or 1) if on_cpu else 1})
+    arguments.repeats = arguments.repeats or (5 if on_cpu else 101)
+    return arguments
 
 
 def backbone_of(size: str) -> Backbone:

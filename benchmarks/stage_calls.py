@@ -8,6 +8,7 @@ from torch import Tensor
 
 from daisy import cost
 from daisy.inference import prepared
+from daisy.layout import Layout
 
 
 class Stages:
@@ -19,10 +20,10 @@ class Stages:
         self.num_samples = torch.tensor([len(self.waveform)])
         self.inference = prepared(self.backbone, dtype)
         self.states, self.num_frames = self.front_end_before()
-        self.counts = self.num_frames.tolist()
+        self.layout = Layout(self.num_frames)
         self.embedded = self.front_end()
         config, kind = self.backbone.config, self.inference.dtype
-        self.a = torch.randn(self.counts[0], config.width).to(kind)
+        self.a = torch.randn(self.layout.total, config.width).to(kind)
         self.b = torch.randn(config.width, config.ffn_width).to(kind)
 
     def _cast(self) -> torch.autocast:
@@ -36,7 +37,7 @@ class Stages:
 
     @torch.no_grad()
     def front_end(self) -> Tensor:
-        return self.inference.embed(self.inference.front_end([self.waveform]), self.counts)
+        return self.inference.embed(self.inference.front_end([self.waveform]), self.layout)
 
     def layers_before(self) -> None:
         states = self.states
@@ -47,7 +48,7 @@ class Stages:
     def layers(self) -> None:
         states = self.embedded
         for layer in range(1, self.backbone.config.num_layers + 1):
-            states, _ = self.inference.layer(layer, states, self.counts)
+            states, _ = self.inference.layer(layer, states, self.layout)
 
     def product(self) -> None:
         for _ in range(20):
@@ -55,7 +56,7 @@ class Stages:
 
     def macs(self, stage: str) -> float:
         """Of a stage, by `daisy.cost`; of 20 products."""
-        config, frames = self.backbone.config, self.counts[0]
+        config, frames = self.backbone.config, self.layout.total
         if stage == "product":
             return 20.0 * frames * config.width * config.ffn_width
         times, each = (1, cost.front_end_macs) if stage == "front end" else (config.num_layers, cost.layer_macs)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from daisy import audio, conditions, frames, mixing
+from daisy import audio, conditions, mixing
 from daisy.checkpoint import Model
 from daisy.encoder import EarlyExitEncoder
+from daisy.layout import Layout
 from daisy.policies import Never
 from daisy.scores import SCORES, Reading, available
 from daisy.traces import Traces
@@ -83,7 +84,7 @@ def trace(
         if losses:
             full = model.final_head(torch.cat([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
             wanted = full.argmax(-1) if reference is None else torch.cat([reference[i] for i in indices])
-            rows = frames.strided(out.num_frames, score_stride).to(full.device)
+            rows = Layout(out.num_frames, full.device).strided_rows(score_stride)
             read, asked = full[rows], wanted.to(full.device)[rows]
             for layer, reading in enumerate(readings):
                 for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):

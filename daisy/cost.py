@@ -17,8 +17,9 @@ from torch import Tensor
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.heads import ExitHeads, HeadsConfig
 from daisy.inference import prepared, prepared_heads
+from daisy.layout import Layout
 from daisy.policies import Deadline, Never, Policy
-from daisy.scores import SCORES, Reading
+from daisy.steps import Steps
 
 Cost = tuple[float, float, float]
 """(c0, c1, c2): an utterance of T frames costs c0 + c1 T + c2 T^2."""
@@ -125,22 +126,19 @@ def _timed(
 ) -> list[float]:
     """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
     marks = [0.0] * (backbone.config.num_layers + 1)
-    inference, ready = prepared(backbone, dtype), prepared_heads(heads, dtype)
-    feeds = heads is not None and heads.config.reads == "feed_forward"
+    inference = prepared(backbone, dtype)
+    steps = Steps(inference, prepared_heads(heads, dtype), names, stride)
     wait: Callable[[], None] = torch.cuda.synchronize if backbone.device.type == "cuda" else lambda: None
     for waveform in waveforms:
         start = time.perf_counter()
         features = inference.front_end([waveform.to(backbone.device)])
-        lengths, num_frames = [len(features)], torch.tensor([len(features)])
-        states, before = inference.embed(features, lengths), None
+        layout = Layout(torch.tensor([len(features)]), backbone.device)
+        states, before = inference.embed(features, layout), None
         wait()
         marks[0] += time.perf_counter() - start
         for layer in range(1, len(marks)):
-            states, read = inference.layer(layer, states, lengths, apart=feeds)
-            reading = Reading(ready, layer, read, num_frames, before, stride=stride)
-            for name in names:
-                SCORES[name](reading)
-            before = reading.units if "change" in names else None
+            step = steps.eager(layer, states, layout, before)
+            states, before = step.states, step.units
             wait()
             marks[layer] += time.perf_counter() - start
     return marks

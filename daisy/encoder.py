@@ -12,9 +12,12 @@ from daisy import frames
 from daisy import scores as score_functions
 from daisy.backbone import Backbone
 from daisy.errors import AudioError, CheckpointError, PolicyError
+from daisy.graphs import Graphs
 from daisy.heads import ExitHeads, missing_heads
 from daisy.inference import Inference, PreparedHeads, check_dtype, prepared, prepared_heads
+from daisy.layout import Layout
 from daisy.policies import Policy
+from daisy.steps import Step, Steps
 
 KEEP = ("all", "last")
 
@@ -90,6 +93,7 @@ class EarlyExitEncoder(nn.Module):
         self.keep = keep
         self.score_stride = score_stride
         self.dtype = check_dtype(dtype, backbone.device)
+        self._known: Steps | None = None
 
     @property
     def inference(self) -> tuple[Inference, PreparedHeads | None]:
@@ -119,36 +123,45 @@ class EarlyExitEncoder(nn.Module):
             return self._run(utterances, observe)
 
     def _run(self, utterances: list[Tensor], observe: Callable[[score_functions.Reading], None] | None) -> ExitOutput:
-        inference, heads = self.inference
+        steps, config = self._steps(), self.backbone.config
         num_samples = torch.tensor([len(waveform) for waveform in utterances])
-        num_frames = frames.num_frames(num_samples, self.backbone.config.conv_layers)
-        states = inference.embed(inference.front_end(utterances), num_frames.tolist())
-        num_layers = self.backbone.config.num_layers
-        run = _Run(num_frames, num_layers, self.score_names, keep_all=self.keep == "all", stride=self.score_stride)
+        num_frames = frames.num_frames(num_samples, config.conv_layers)
+        run = _Run(Layout(num_frames, self.backbone.device), config.num_layers, self.score_names)
+        run.keep_all, run.stride = self.keep == "all", self.score_stride
         if "draw" in self.score_names:
             run.draws = score_functions.draws(utterances)
+        states = steps.inference.embed(steps.inference.front_end(utterances), run.layout)
         run.record(0, states)
-        feeds = self.heads is not None and self.heads.config.reads == "feed_forward"
-        for layer in range(1, num_layers + 1):
-            states, feed_forward = inference.layer(layer, states, run.lengths, apart=feeds)
-            run.record(layer, states)
-            if self.score_names or observe is not None:
-                reading = self._read(run, heads, layer, feed_forward)
+        with steps.held(for_graphs=observe is None) as step:
+            for layer in range(1, config.num_layers + 1):
+                done = step(layer, states, run.layout, run.units_before)
+                run.record(layer, done.states)
+                run.score(layer, steps.names, done)
                 if observe is not None:
-                    observe(reading)
-            if layer == num_layers:
-                leave = torch.tensor(True)
-            else:
-                leave = self.policy.decide({name: run.trajectory(name, layer) for name in self.policy.reads}, layer)
-            states = run.leave(layer, leave.cpu().expand(len(run.active)), states)
-            if not len(run.active):
-                break
-        return ExitOutput(
-            exit_layer=run.exit_layer,
-            num_frames=num_frames,
-            states=run.states(),
-            scores={name: values.cpu() for name, values in run.scores.items()},
-        )
+                    assert done.reading is not None
+                    observe(done.reading)
+                states = run.leave(layer, self._leave(layer, run), done.states)
+                if not len(run.active):
+                    break
+        return ExitOutput(exit_layer=run.exit_layer, num_frames=num_frames, states=run.states(), scores=run.scores)
+
+    def _leave(self, layer: int, run: _Run) -> Tensor:
+        """(active,) bool on the CPU."""
+        if layer == self.backbone.config.num_layers:
+            return torch.ones(len(run.active), dtype=torch.bool)
+        leave = self.policy.decide({name: run.trajectory(name, layer) for name in self.policy.reads}, layer)
+        return leave.cpu().expand(len(run.active))
+
+    def _steps(self) -> Steps:
+        """Layers and scores, with the weights as they are now."""
+        inference, heads = self.inference
+        if self._known is None or self._known.inference is not inference or self._known.heads is not heads:
+            kind = Graphs if inference.device.type == "cuda" and self.score_stride == 1 else Steps
+            self._known = kind(inference, heads, self.score_names, self.score_stride)
+        return self._known
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_known": None}  # CUDA graphs cannot be copied
 
     def _checked(self, waveforms: Sequence[Tensor] | Tensor, num_samples: Tensor | None) -> list[Tensor]:
         """Waveforms (N_b,) float32 on the backbone's device."""
@@ -180,26 +193,15 @@ class EarlyExitEncoder(nn.Module):
                 raise AudioError(f"utterance {index} holds samples that are NaN or infinite")
         return [waveform.to(self.backbone.device, torch.float32) for waveform in waveforms]
 
-    def _read(self, run: _Run, heads: PreparedHeads | None, layer: int, read: Tensor) -> score_functions.Reading:
-        reading = score_functions.Reading(
-            heads, layer, read, run.active_frames, run.units_before, run.draws, self.score_stride
-        )
-        run.score(layer, {name: score_functions.SCORES[name](reading) for name in self.score_names})
-        if "change" in self.score_names:
-            run.units_before = reading.units
-        return reading
-
 
 class _Run:
     """The books of one batch: who is still in it, what was computed for whom."""
 
-    def __init__(self, num_frames: Tensor, num_layers: int, score_names: Sequence[str], *, keep_all: bool, stride: int):
-        batch = len(num_frames)
-        self.stride = stride
-        self.keep_all = keep_all
+    def __init__(self, layout: Layout, num_layers: int, score_names: Sequence[str]):
+        batch = len(layout)
+        self.keep_all, self.stride = True, 1
         self.active = torch.arange(batch)
-        self.active_frames = num_frames
-        self.lengths = num_frames.tolist()
+        self.layout = layout
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)
         self.scores = {name: torch.full((batch, num_layers), torch.nan) for name in score_names}
         self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
@@ -208,20 +210,20 @@ class _Run:
 
     def record(self, layer: int, states: Tensor) -> None:
         """Keep views of layer ``layer``'s states, (F, D) of those who are active."""
-        for utterance, own in zip(self.active.tolist(), states.split(self.lengths), strict=True):
+        for utterance, own in zip(self.active.tolist(), states.split(self.layout.lengths), strict=True):
             if self.keep_all:
                 self.kept[utterance].append(own)
             else:
                 self.kept[utterance] = [own]
 
-    def score(self, layer: int, values: dict[str, Tensor]) -> None:
-        """Note layer ``layer``'s scores, each (active,); a GPU is waited for once."""
-        if not values:
-            return
-        device = next((value.device for value in values.values() if value.device.type != "cpu"), None)
-        together = torch.stack([value.float().to(device, non_blocking=True) for value in values.values()])
-        for name, value in zip(values, together.cpu(), strict=True):
-            self.scores[name][self.active, layer - 1] = value
+    def score(self, layer: int, names: Sequence[str], step: Step) -> None:
+        """Note layer ``layer``'s scores, those of heads by their names; a GPU is waited for once."""
+        self.units_before = step.units
+        values = {} if step.scores is None else dict(zip(names, step.scores.cpu(), strict=True))
+        reading = score_functions.Reading(None, layer, step.states, self.layout, draws=self.draws)
+        for name, noted in self.scores.items():
+            value = values[name] if name in values else score_functions.SCORES[name](reading)
+            noted[self.active, layer - 1] = value
 
     def trajectory(self, name: str, layer: int) -> Tensor:
         """(active, layer) scores of layers 1 to ``layer``."""
@@ -233,22 +235,14 @@ class _Run:
             return states
         self.exit_layer[self.active[leave]] = layer
         stay = ~leave
-        num_read = (self.active_frames + self.stride - 1) // self.stride
         if self.draws is not None:
             self.draws = self.draws[stay]
         if self.units_before is not None:
-            self.units_before = _rows_of(self.units_before, num_read.tolist(), stay)
-        states = _rows_of(states, self.lengths, stay)
-        self.active, self.active_frames = self.active[stay], self.active_frames[stay]
-        self.lengths = self.active_frames.tolist()
+            self.units_before = self.layout.strided(self.stride).rows_of(self.units_before, stay)
+        states = self.layout.rows_of(states, stay)
+        self.active, self.layout = self.active[stay], self.layout.of(stay)
         return states
 
     def states(self) -> list[Tensor]:
         """Per utterance its kept layers, (layers, T_b, D), without padding."""
         return [torch.stack(kept) for kept in self.kept]
-
-
-def _rows_of(rows: Tensor, counts: Sequence[int], stay: Tensor) -> Tensor:
-    """Of utterances one after the other, with so many rows each, the rows of those who stay."""
-    kept = [own for own, stays in zip(rows.split(counts), stay.tolist(), strict=True) if stays]
-    return torch.cat(kept) if kept else rows[:0]

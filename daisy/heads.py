@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy import frames
 from daisy.errors import CheckpointError
+from daisy.layout import Layout
 
 READS = ("states", "feed_forward")
 
@@ -168,17 +168,17 @@ class FinalHead(nn.Module):
         return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
 
 
-def mean_and_std(read: Tensor, num_frames: Tensor) -> Tensor:
+def mean_and_std(read: Tensor, layout: Layout) -> Tensor:
     """Mean and standard deviation over each utterance's frames.
 
     Args:
         read: (F, D), the frames of B utterances one after the other.
-        num_frames: (B,) how many each has, on the CPU.
+        layout: of the utterances.
 
     Returns:
         (B, 2 D) float32.
     """
     read = read.float()
-    mean = frames.utterance_mean(read, num_frames)
-    centred = read - mean[frames.owners(num_frames, read.device)]
-    return torch.cat([mean, frames.utterance_mean(centred.square(), num_frames).sqrt()], dim=-1)
+    mean = layout.mean(read)
+    centred = read - mean[layout.owners]
+    return torch.cat([mean, layout.mean(centred.square()).sqrt()], dim=-1)

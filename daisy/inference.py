@@ -8,7 +8,7 @@ are added to a whole batch, so that products share their shapes (`daisy.kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy import frames, kernels
+from daisy.attention import attend
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
+from daisy.front_end import front_end
 from daisy.heads import ExitHeads
-from daisy.kernels import DTYPES, Conv, FourierConv, Linear, under_kernel, with_room
-
-BLOCKED_FROM, QUERY_BLOCK = 64, 256
-"""Frames from which bfloat16 attention goes in blocks, and queries of a block, whose weights stay in the caches."""
-BLOCK_VALUES = 2**21
-"""Of the first convolution's output that are held at a time: 64 frames of HuBERT Base; more pays for new pages."""
+from daisy.kernels import DTYPES, FourierConv, Linear, with_room
+from daisy.layout import Layout
 
 
 class Inference:
@@ -42,8 +39,8 @@ class Inference:
 
     def __init__(self, backbone: Backbone, dtype: str = "float32"):
         check_dtype(dtype, backbone.device)
-        self.config, self.dtype = backbone.config, DTYPES[dtype]
-        self.front = _FrontEnd(backbone, _floating(dtype))
+        self.config, self.dtype, self.device = backbone.config, DTYPES[dtype], backbone.device
+        self.front_end = front_end(backbone, _floating(dtype))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
         self.feature_norm = _Norm(projection.layer_norm, self.dtype)
@@ -54,31 +51,27 @@ class Inference:
         self.norm = _Norm(transformer.layer_norm, self.dtype)
         self.layers = [_Layer(block, self.config, dtype) for block in transformer.layers]
 
-    def front_end(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Waveforms (N_b,) float32, each of one frame or more, to features (F, C)."""
-        return self.front(waveforms)
-
-    def embed(self, features: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Features (F, C) of utterances of these lengths to layer 0 (F, D)."""
+    def embed(self, features: Tensor, layout: Layout) -> Tensor:
+        """What ``front_end`` makes of a list of waveforms (N_b,), features (F, C), to layer 0 (F, D)."""
         normed = self.feature_norm(features)
         projected = self.projection(with_room(normed, self.projection.rows(len(normed))))[: len(normed)]
-        states = projected + F.gelu(self.positional(projected.split(list(lengths)))).to(self.dtype)
+        states = projected + F.gelu(self.positional(projected, layout)).to(self.dtype)
         return states if self.config.pre_norm else self.norm(states)
 
-    def layer(self, layer: int, states: Tensor, lengths: Sequence[int], apart: bool = False) -> tuple[Tensor, Tensor]:
+    def layer(self, layer: int, states: Tensor, layout: Layout, apart: bool = False) -> tuple[Tensor, Tensor]:
         """Layer ``layer - 1`` to layer ``layer`` (1 to L), (F, D).
 
         Args:
             layer: which.
             states: of the layer before.
-            lengths: of the utterances, in frames.
+            layout: of the utterances.
             apart: whether the feed-forward block's output before residual and norm is wanted too.
 
         Returns:
             The states, and with ``apart`` that output, else the states again; both (F, D).
         """
         count, block = len(states), self.layers[layer - 1]
-        found = block(with_room(states, block.inputs.rows(count)), lengths, apart)
+        found = block(with_room(states, block.inputs.rows(count)), layout, apart)
         states, feed_forward = (each[:count] for each in found)
         if self.config.pre_norm and layer == self.config.num_layers:
             states = self.norm(states)
@@ -186,11 +179,11 @@ class _Layer:
         self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
         self.one_by_one = dtype == "int8"
 
-    def __call__(self, states: Tensor, lengths: Sequence[int], apart: bool) -> tuple[Tensor, Tensor]:
-        if self.one_by_one and len(lengths) > 1:
-            parts = [self(own, [len(own)], apart) for own in states.split(list(lengths))]
+    def __call__(self, states: Tensor, layout: Layout, apart: bool) -> tuple[Tensor, Tensor]:
+        if self.one_by_one and len(layout) > 1:
+            parts = [self(own, Layout(torch.tensor([len(own)])), apart) for own in states.split(layout.lengths)]
             return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
-        mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), lengths, self.num_heads)
+        mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), layout, self.num_heads)
         attended = self.output(mixed, plus=states)
         if not self.pre_norm:
             attended = self.norm(attended)
@@ -201,147 +194,3 @@ class _Layer:
         else:
             states = feed_forward = self.outer(inner, plus=attended)
         return (states if self.pre_norm else self.final_norm(states)), feed_forward
-
-
-def attend(projected: Tensor, lengths: Sequence[int], num_heads: int) -> Tensor:
-    """Attention within each utterance.
-
-    Args:
-        projected: (F, 3 D), queries, already scaled, keys and values of each frame; on CPUs further rows may follow,
-            which mean nothing, in the result too.
-        lengths: of the utterances, in frames; they sum to F.
-        num_heads: H.
-
-    Returns:
-        (F, D).
-    """
-    split = projected.unflatten(1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, H, F, D / H)
-    if projected.device.type != "cpu":
-        return _attend_padded(split, lengths)
-    in_blocks = projected.dtype == torch.bfloat16
-    mixed = projected.new_empty(len(projected), num_heads, split.shape[3])
-    count = sum(lengths)
-    mixed[count:] = 0
-    owned = split[:, :, :count].split(list(lengths), dim=2)
-    for rows, own in zip(mixed[:count].split(list(lengths)), owned, strict=True):
-        if in_blocks and len(rows) >= BLOCKED_FROM:
-            _attend_in_blocks(own, rows)
-        else:
-            rows.copy_(_attend(own[:, None].float())[0])
-    return mixed.flatten(1)
-
-
-def _attend(queries_keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(3, B, H, T, D / H) to (B, T, H, D / H)."""
-    queries, keys, values = queries_keys_values
-    return F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0).transpose(1, 2)
-
-
-def _attend_in_blocks(own: Tensor, rows: Tensor) -> None:
-    """(3, H, T, D / H) into ``rows`` (T, H, D / H), by plain products for a block of queries at a time.
-
-    torch's fused kernel multiplies bfloat16 on CPUs no faster than float32; this takes three quarters of its time
-    or less from a hundred frames on. Weights are rounded to bfloat16 before the softmax, which doubles the error.
-    """
-    count = len(rows)
-    # The copy costs a hundredth of the products over strided rows, and takes a tenth off them.
-    padded = own.new_zeros(*own.shape[:2], kernels.rounded(count), own.shape[3])
-    padded[:, :, :count] = own
-    queries, keys, values = padded
-    turned = keys.transpose(-1, -2)
-    # Queries that mean nothing may fill a block of their own.
-    for some, block in zip(rows.split(QUERY_BLOCK), queries.split(QUERY_BLOCK, dim=-2), strict=False):
-        weights = block @ turned
-        weights[..., count:] = -torch.inf
-        some.copy_((weights.softmax(-1) @ values).transpose(0, 1)[: len(some)])
-
-
-def _attend_padded(split: Tensor, lengths: Sequence[int]) -> Tensor:
-    """All utterances in one call, which many small ones keep a GPU waiting for: (3, H, F, D / H) to (F, D)."""
-    longest = max(lengths)
-    if min(lengths) == longest:
-        return _attend(split.unflatten(2, (-1, longest)).transpose(1, 2)).flatten(0, 1).flatten(1)
-    valid = frames.valid_mask(torch.tensor(lengths), longest)
-    places = valid.flatten().nonzero().squeeze(1).to(split.device, non_blocking=True)  # found on the GPU, it would wait
-    padded = split.new_zeros(3, split.shape[1], valid.numel(), split.shape[3]).index_copy_(2, places, split)
-    mask = valid.to(split.device, non_blocking=True)[:, None, None]
-    return _attend(padded.unflatten(2, valid.shape).transpose(1, 2), mask).flatten(0, 1)[places].flatten(1)
-
-
-class _FrontEnd:
-    """The convolutions, utterance by utterance; on a CPU in blocks of frames whose values stay in the caches.
-
-    In a network with group norm, that norm over time is put into the first convolution's weights: mean and variance of
-    an output over the utterance follow from the mean and covariance of the samples under the kernel, 10 x 10 numbers.
-    """
-
-    def __init__(self, backbone: Backbone, dtype: str):
-        self.config, self.dtype = backbone.config, DTYPES[dtype]
-        self.extractor, self.device = backbone.feature_extractor, backbone.device
-        blocks = self.extractor.conv_layers
-        self.norms = [each.layer_norm for each in blocks]
-        first, *others = blocks
-        self.first = first.conv.weight.detach()[:, 0].float(), None if first.conv.bias is None else first.conv.bias
-        strides = [stride for _, _, stride in self.config.conv_layers]
-        self.convs = [
-            Conv(each.conv.weight, each.conv.bias, stride, dtype)
-            for each, stride in zip(others, strides[1:], strict=True)
-        ]
-        per_frame = self.config.frame_hop // strides[0] * self.config.conv_layers[0][0]
-        self.block = max(1, BLOCK_VALUES // per_frame)
-
-    def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """(N_b,) float32 each to (F, C)."""
-        if self.config.normalize:
-            waveforms = [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
-        if self.device.type != "cpu":
-            kind = next(self.extractor.parameters()).dtype
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                rows = [self.extractor(waveform[None].to(kind), None)[0][0] for waveform in waveforms]
-            return torch.cat(rows).to(self.dtype)
-        counts = [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
-        features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
-        for waveform, rows in zip(waveforms, features.split(counts), strict=True):
-            self._utterance(waveform, rows)
-        return features
-
-    def _utterance(self, waveform: Tensor, features: Tensor) -> None:
-        """(N,) to (T, C), block by block into ``features``."""
-        conv, norm = self._first(waveform)
-        hop, span = self.config.frame_hop, self.config.frame_span
-        for start in range(0, len(features), self.block):
-            rows = features[start : start + self.block]
-            # Further frames, over zeros past the end, are dropped below.
-            count = min(self.block, kernels.rounded(len(rows)))
-            part = waveform[start * hop : (start + count - 1) * hop + span]
-            part = F.pad(part, (0, (count - 1) * hop + span - len(part)))
-            x = self._activated(conv, part[:, None], norm).to(self.dtype)
-            for conv_after, norm_after in zip(self.convs, self.norms[1:], strict=True):
-                x = self._activated(conv_after, x, norm_after)
-            rows.copy_(x[: len(rows)])
-
-    def _first(self, waveform: Tensor) -> tuple[Conv, nn.Module | None]:
-        """The first convolution, in float32, and the norm that is left after it."""
-        _, kernel, stride = self.config.conv_layers[0]
-        weight, bias = self.first
-        norm = self.norms[0]
-        if not isinstance(norm, nn.GroupNorm):
-            return Conv(weight[:, None], bias, stride), norm
-        seen = under_kernel(waveform[:, None], kernel, stride).double()
-        mean = seen.mean(0)
-        covariance = seen.T @ seen / len(seen) - mean.outer(mean)
-        wide = weight.double()
-        variance = ((wide @ covariance) * wide).sum(1).clamp(min=0)
-        gain = norm.weight.double() / (variance + norm.eps).sqrt()
-        shift = norm.bias.double() - gain * (wide @ mean)  # a bias of the convolution would be taken off again
-        return Conv((wide * gain[:, None]).float()[:, None], shift.float(), stride), None
-
-    @staticmethod
-    def _activated(conv: Conv, x: Tensor, norm: nn.Module | None) -> Tensor:
-        if norm is None:
-            return conv(x, gelu=True)
-        return F.gelu(F.layer_norm(conv(x), norm.normalized_shape, *_of_type(norm, x.dtype), norm.eps))
-
-
-def _of_type(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return norm.weight.to(dtype), norm.bias.to(dtype)

@@ -6,11 +6,11 @@ Nothing here takes gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from daisy.layout import Layout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """What can be computed in, and the type of the states."""
@@ -144,22 +144,28 @@ class FourierConv:
         spectrum = torch.fft.rfft(weight.detach().float().flip(-1), self.block)  # a convolution, not a correlation
         self.spectrum = spectrum.view(groups, width // groups, each, -1).permute(3, 0, 2, 1).contiguous()
 
-    def __call__(self, utterances: Sequence[Tensor]) -> Tensor:
-        """Utterances (T_b, D), each with ``kernel // 2`` frames of zeros around it, to (sum of T_b, D)."""
-        before = self.kernel // 2
-        blocks, counts = [], []
-        for frames in utterances:
-            count = -(-len(frames) // self.step)
-            # Output t of the overlap-save block needs inputs t - before to t - before + kernel - 1.
-            padded = F.pad(frames.float().T, (before, count * self.step + self.kernel - 1 - before - len(frames)))
-            blocks.append(padded.unfold(1, self.block, self.step).transpose(0, 1))
-            counts.append(count)
-        spectrum = torch.fft.rfft(torch.cat(blocks), self.block)  # (blocks, D, bins)
+    def __call__(self, frames: Tensor, layout: Layout) -> Tensor:
+        """(F, D) to (F, D): each utterance with ``kernel // 2`` frames of zeros around it."""
+        before = self.kernel // 2  # also the zeros between two utterances, which see no more of each other
+        apart = before * torch.arange(len(layout))
+        total = layout.total + before * (len(layout) - 1)
+        count = -(-total // self.step)
+        # Output t of the overlap-save block needs inputs t - before to t - before + kernel - 1.
+        padded = F.pad(
+            self._spread(frames.float(), layout, apart, total).T,
+            (before, count * self.step + self.kernel - 1 - before - total),
+        )
+        spectrum = torch.fft.rfft(padded.unfold(1, self.block, self.step).transpose(0, 1), self.block)  # (count, D, _)
         spectrum = spectrum.unflatten(1, (self.groups, -1)).permute(3, 1, 0, 2) @ self.spectrum
         found = torch.fft.irfft(spectrum.permute(2, 1, 3, 0), self.block).flatten(1, 2)[..., self.kernel - 1 :]
-        rows = [
-            part.transpose(1, 2).flatten(0, 1)[: len(frames)]
-            for part, frames in zip(found.split(counts), utterances, strict=True)
-        ]
-        result = torch.cat(rows)
-        return result if self.bias is None else result.add_(self.bias)
+        rows = found.transpose(1, 2).flatten(0, 1)
+        rows = rows[: layout.total] if len(layout) == 1 else rows[layout.shifted_rows(apart)]
+        return rows if self.bias is None else rows.add_(self.bias)
+
+    @staticmethod
+    def _spread(frames: Tensor, layout: Layout, shifts: Tensor, total: int) -> Tensor:
+        """(F, D) to (``total``, D), each utterance's rows moved on by its shift, over zeros."""
+        if len(layout) == 1:
+            return frames
+        spread = frames.new_zeros(total, frames.shape[1])
+        return spread.index_copy_(0, layout.shifted_rows(shifts), frames)

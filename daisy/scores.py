@@ -22,9 +22,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from daisy import frames
 from daisy.errors import CheckpointError, PolicyError, unknown_name
 from daisy.heads import ExitHeads, mean_and_std
+from daisy.layout import Layout
 
 
 class Heads(Protocol):
@@ -46,7 +46,7 @@ class Reading:
         heads: the exit heads; None where only scores are asked for that need none.
         layer: 1 to L.
         read: (F, D), what layer ``layer`` gives the heads.
-        num_frames: (B,) frames of each utterance, int64 on the CPU.
+        layout: of the utterances.
         units_before: (F',) units of the layer before; None at layer 1.
         draws: (B,) of `draws`.
         stride: the heads look at every so-manieth frame of an utterance.
@@ -57,14 +57,14 @@ class Reading:
         heads: Heads | None,
         layer: int,
         read: Tensor,
-        num_frames: Tensor,
+        layout: Layout,
         units_before: Tensor | None = None,
         draws: Tensor | None = None,
         stride: int = 1,
     ):
-        self._heads, self.layer, self.num_frames, self.draws = heads, layer, num_frames, draws
-        self.read = read if stride == 1 else read[frames.strided(num_frames, stride).to(read.device, non_blocking=True)]
-        self.num_read = (num_frames + stride - 1) // stride
+        self._heads, self.layer, self.layout, self.draws = heads, layer, layout, draws
+        self.read = read if stride == 1 else read[layout.strided_rows(stride)]
+        self.read_layout = layout.strided(stride)
         self.units_before = units_before
 
     @property
@@ -90,7 +90,7 @@ class Reading:
 
     def mean(self, values: Tensor) -> Tensor:
         """(F',) to (B,): over each utterance's own frames."""
-        return frames.utterance_mean(values, self.num_read)
+        return self.read_layout.mean(values)
 
 
 def entropy(reading: Reading) -> Tensor:
@@ -112,18 +112,18 @@ def margin(reading: Reading) -> Tensor:
 def change(reading: Reading) -> Tensor:
     """Share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
     if reading.units_before is None:
-        return torch.full((len(reading.num_read),), torch.nan, device=reading.read.device)
+        return torch.full((len(reading.layout),), torch.nan, device=reading.read.device)
     return reading.mean((reading.units != reading.units_before).float())
 
 
 def regressed(reading: Reading) -> Tensor:
     """The loss regressor's estimate of the masked-unit loss, (B,) in nats."""
-    return reading.heads.predicted_loss(reading.layer, mean_and_std(reading.read, reading.num_read))
+    return reading.heads.predicted_loss(reading.layer, mean_and_std(reading.read, reading.read_layout))
 
 
 def num_frames(reading: Reading) -> Tensor:
     """Frames of each utterance, (B,)."""
-    return reading.num_frames.float()
+    return reading.layout.num_frames.float()
 
 
 def draw(reading: Reading) -> Tensor:

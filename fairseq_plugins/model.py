@@ -13,6 +13,7 @@ from daisy.converters import convert
 from daisy.converters.plugin import STATE_KEY
 from daisy.errors import CheckpointError, UsageError
 from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
+from daisy.layout import Layout
 from daisy.losses import UnitLoss, unit_loss
 from fairseq_plugins.compatibility import mask_indices
 
@@ -125,10 +126,10 @@ class DaisyHubert(BaseFairseqModel):
 
     def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
         """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
-        predicted = []
+        predicted, layout = [], Layout(num_frames, layers[0].device)
         own = frames.valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
         for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
-            pooled = mean_and_std(states[own], num_frames)
+            pooled = mean_and_std(states[own], layout)
             if self.training:
                 counted = loss.num_counted > 0
                 regressor.observe(pooled[counted], loss.mean()[counted])

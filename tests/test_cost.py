@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from daisy import EarlyExitEncoder, cost, policies
+from daisy import EarlyExitEncoder, cost, policies, scores
 from tests.conftest import KINDS, Products, tiny_model
 
 
@@ -86,7 +86,7 @@ def test_measured_costs_rise_with_length():
 
 def test_seconds_are_of_all_layers_so_far_and_their_scores(monkeypatch):
     model, slow = tiny_model(), 0.05
-    monkeypatch.setitem(cost.SCORES, "entropy", lambda reading: time.sleep(slow))
+    monkeypatch.setitem(scores.SCORES, "entropy", lambda reading: time.sleep(slow))
     seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
     assert seconds.shape == (4,)
     assert (seconds.diff() > 2 * slow).all()

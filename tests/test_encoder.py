@@ -4,6 +4,7 @@ import torch
 from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, policies
 from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.kernels import rounded
+from daisy.layout import Layout
 from tests.conftest import Products, tiny_model
 
 
@@ -188,7 +189,7 @@ def test_a_stride_reads_every_so_manieth_frame(waveforms):
     with torch.no_grad():
         read = states[2][::4]
         log_probs = model.heads.unit_logits(2, read).log_softmax(-1)
-        regressed = model.heads.predicted_loss(2, mean_and_std(read, torch.tensor([len(read)])))
+        regressed = model.heads.predicted_loss(2, mean_and_std(read, Layout(torch.tensor([len(read)]))))
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
     assert float(found.scores["entropy"][0, 1]) == pytest.approx(float(entropy), rel=1e-5)
     assert float(found.scores["regressed"][0, 1]) == pytest.approx(float(regressed), rel=1e-5)

@@ -5,10 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from daisy import EarlyExitEncoder, policies
+from daisy.attention import _padded as attend_padded
+from daisy.attention import attend
 from daisy.errors import UsageError
-from daisy.inference import Inference, attend, forget, prepared, prepared_heads
-from daisy.inference import _attend_padded as attend_padded
+from daisy.front_end import InBlocks, InOneSequence
+from daisy.inference import Inference, forget, prepared, prepared_heads
 from daisy.kernels import Conv, FourierConv, Linear, rounded, with_room
+from daisy.layout import Layout
 from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
@@ -31,10 +34,10 @@ def reference(backbone, waveforms):
 
 @torch.no_grad()
 def inferred(backbone, waveforms, lengths, dtype="float32", apart=True):
-    inference = Inference(backbone, dtype)
-    states, fed = [inference.embed(inference.front_end(waveforms), lengths)], []
+    inference, layout = Inference(backbone, dtype), Layout(torch.tensor(lengths))
+    states, fed = [inference.embed(inference.front_end(waveforms), layout)], []
     for layer in range(1, backbone.config.num_layers + 1):
-        state, feed_forward = inference.layer(layer, states[-1], lengths, apart)
+        state, feed_forward = inference.layer(layer, states[-1], layout, apart)
         states.append(state)
         fed.append(feed_forward)
     return states, fed
@@ -69,9 +72,22 @@ def test_fewer_bits_give_nearly_the_same(model, waveforms, dtype, least):
 
 def test_blocks_of_the_front_end_do_not_show(model, waveforms, monkeypatch):
     whole = inferred(model.backbone, waveforms[-2:], [50, 74])[0][0]
-    monkeypatch.setattr("daisy.inference.BLOCK_VALUES", 33 * 64 * model.backbone.config.conv_layers[0][0])
+    monkeypatch.setattr("daisy.front_end.BLOCK_VALUES", 33 * 64 * model.backbone.config.conv_layers[0][0])
     in_blocks = inferred(model.backbone, waveforms[-2:], [50, 74])[0][0]
     torch.testing.assert_close(whole, in_blocks, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_the_front_end_of_other_devices_is_that_of_cpus(config, waveforms, dtype, error):
+    """Recordings with an offset of the mean too, whose moments cancel."""
+    backbone = tiny_model(config).backbone
+    waveforms = [waveform + 0.3 for waveform in waveforms]
+    for some in (waveforms, waveforms[4:5], waveforms[:1] * 3):
+        expected = InBlocks(backbone, "float32")(some)
+        found = InOneSequence(backbone, dtype)(some)
+        assert found.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        assert (found.float() - expected).norm() < error * expected.norm()
 
 
 def test_changed_weights_are_laid_out_anew():
@@ -118,8 +134,9 @@ def test_attention_padded_is_attention_each_by_itself():
     generator = torch.Generator().manual_seed(0)
     for lengths in ([5, 1, 9], [4, 4, 4]):
         projected = torch.randn(sum(lengths), 3 * 12, generator=generator)
-        split = projected.unflatten(1, (3, 2, -1)).permute(1, 2, 0, 3)
-        torch.testing.assert_close(attend(projected, lengths, 2), attend_padded(split, lengths))
+        layout = Layout(torch.tensor(lengths))
+        padded = attend_padded(projected.unflatten(1, (3, 2, -1)), layout)
+        torch.testing.assert_close(attend(projected, layout, 2), padded)
 
 
 def test_recordings_of_many_lengths_share_the_shapes_of_products():
@@ -142,8 +159,10 @@ def test_fourier_convolution_is_the_convolution(kernel, groups):
     bias = torch.randn(8, generator=generator)
     utterances = [torch.randn(n, 8, generator=generator) for n in (1, 3, 300, 513)]
     expected = [F.conv1d(u.T, weight, bias, padding=kernel // 2, groups=groups)[:, : len(u)].T for u in utterances]
-    found = FourierConv(weight, bias, groups)(utterances)
-    torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-4)
+    for some in (slice(None), slice(2, 3)):
+        layout = Layout(torch.tensor([len(u) for u in utterances[some]]))
+        found = FourierConv(weight, bias, groups)(torch.cat(utterances[some]), layout)
+        torch.testing.assert_close(found, torch.cat(expected[some]), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -216,12 +235,13 @@ def test_refusals():
 @pytest.mark.parametrize("block", [256, 4])
 @pytest.mark.parametrize("lengths", [[600, 100], [20], [63, 64, 1]])
 def test_bfloat16_attention_by_blocks_and_of_short_recordings(lengths, monkeypatch, block):
-    monkeypatch.setattr("daisy.inference.QUERY_BLOCK", block)
+    monkeypatch.setattr("daisy.attention.QUERY_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     projected = torch.randn(sum(lengths), 3 * 64, generator=generator)
     projected[:, :64] *= 32**-0.5
-    expected = attend(projected, lengths, 2)
+    layout = Layout(torch.tensor(lengths))
+    expected = attend(projected, layout, 2)
     rows_that_mean_nothing = torch.full((5, 3 * 64), torch.nan)
-    found = attend(torch.cat([projected, rows_that_mean_nothing]).bfloat16(), lengths, 2)[: sum(lengths)]
+    found = attend(torch.cat([projected, rows_that_mean_nothing]).bfloat16(), layout, 2)[: sum(lengths)]
     assert found.dtype == torch.bfloat16
     assert (found.float() - expected).norm() < 0.01 * expected.norm()

@@ -1,0 +1,250 @@
+"""The convolutions before the transformer, as matrix products over windows of frames.
+
+In a network with group norm, that norm over time is put into the first convolution's weights: mean and variance of
+an output over the utterance follow from the mean and covariance of the samples under the kernel, 10 x 10 numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy import frames, kernels
+from daisy.backbone import Backbone
+from daisy.kernels import DTYPES, Conv, under_kernel
+from daisy.layout import Layout
+
+BLOCK_VALUES = 2**21
+"""Of the first convolution's output that are held at a time on a CPU: 64 frames of HuBERT Base; more pays for pages."""
+
+
+def front_end(backbone: Backbone, dtype: str) -> FrontEnd:
+    """The one for the backbone's device, with the weights as they are now."""
+    return (InBlocks if backbone.device.type == "cpu" else InOneSequence)(backbone, dtype)
+
+
+class FrontEnd:
+    """What both ways share.
+
+    Args:
+        backbone: whose convolutions.
+        dtype: of `daisy.kernels.DTYPES`, that of all convolutions but the first.
+    """
+
+    def __init__(self, backbone: Backbone, dtype: str):
+        self.config, self.dtype, self.device = backbone.config, DTYPES[dtype], backbone.device
+        first, *others = backbone.feature_extractor.conv_layers
+        self.norms = [each.layer_norm for each in (first, *others)]
+        bias = first.conv.bias
+        self.weight = first.conv.weight.detach()[:, 0].float()  # (C, kernel)
+        self.bias = None if bias is None else bias.detach().float()
+        (_, self.kernel, self.stride), *self.shapes = self.config.conv_layers
+        self.others = [each.conv for each in others]
+        self.per_slot = self.config.frame_hop // self.stride
+        """Windows of the first convolution in a hop."""
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """(N_b,) float32 each, of a frame or more, to features (F, C)."""
+        if self.config.normalize:
+            waveforms = [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
+        return self._run(waveforms)
+
+    def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def _counts(self, waveforms: Sequence[Tensor]) -> list[int]:
+        return [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
+
+    def _folded(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution with the group norm over time in it.
+
+        Args:
+            moments: (..., kernel + 1, kernel + 1) float64, sums of products of the samples under the kernel and 1.
+
+        Returns:
+            Weights (..., C, kernel) and biases (..., C), float32.
+        """
+        norm, wide = self.norms[0], self.weight.double()
+        moments = moments / moments[..., -1:, -1:]
+        mean = moments[..., :-1, -1:]
+        covariance = moments[..., :-1, :-1] - mean @ mean.transpose(-1, -2)
+        variance = ((wide @ covariance) * wide).sum(-1).clamp(min=0)
+        gain = norm.weight.double() / (variance + norm.eps).sqrt()
+        shift = norm.bias.double() - gain * (wide @ mean)[..., 0]  # a bias of the convolution would be taken off again
+        return (wide * gain[..., None]).float(), shift.float()
+
+    def _after(self, index: int, x: Tensor) -> Tensor:
+        """What follows convolution ``index``, where it is not in the product already."""
+        norm = self.norms[index]
+        if isinstance(norm, nn.LayerNorm):
+            x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        return F.gelu(x)
+
+
+class InBlocks(FrontEnd):
+    """On CPUs: utterance by utterance, in blocks of frames whose values stay in the caches."""
+
+    def __init__(self, backbone: Backbone, dtype: str):
+        super().__init__(backbone, dtype)
+        self.convs = [
+            Conv(conv.weight, conv.bias, stride, dtype)
+            for conv, (_, _, stride) in zip(self.others, self.shapes, strict=True)
+        ]
+        self.block = max(1, BLOCK_VALUES // (self.per_slot * len(self.weight)))
+
+    def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
+        counts = self._counts(waveforms)
+        features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
+        for waveform, rows in zip(waveforms, features.split(counts), strict=True):
+            self._utterance(waveform, rows)
+        return features
+
+    def _utterance(self, waveform: Tensor, features: Tensor) -> None:
+        """(N,) to (T, C), block by block into ``features``."""
+        first, is_normed = self._first(waveform)
+        hop, span = self.config.frame_hop, self.config.frame_span
+        for start in range(0, len(features), self.block):
+            rows = features[start : start + self.block]
+            # Further frames, over zeros past the end, are dropped below.
+            count = min(self.block, kernels.rounded(len(rows)))
+            part = waveform[start * hop : (start + count - 1) * hop + span]
+            part = F.pad(part, (0, (count - 1) * hop + span - len(part)))
+            x = self._activated(0, first, part[:, None], is_normed).to(self.dtype)
+            for index, conv in enumerate(self.convs, start=1):
+                x = self._activated(index, conv, x, self.norms[index] is None)
+            rows.copy_(x[: len(rows)])
+
+    def _first(self, waveform: Tensor) -> tuple[Conv, bool]:
+        """The first convolution, in float32, and whether no norm is left after it."""
+        weight, bias, folds = self.weight, self.bias, isinstance(self.norms[0], nn.GroupNorm)
+        if folds:
+            seen = F.pad(under_kernel(waveform[:, None], self.kernel, self.stride), (0, 1), value=1.0).double()
+            weight, bias = self._folded(seen.T @ seen)
+        return Conv(weight[:, None], bias, self.stride), folds or self.norms[0] is None
+
+    def _activated(self, index: int, conv: Conv, x: Tensor, is_normed: bool) -> Tensor:
+        return conv(x, gelu=True) if is_normed else self._after(index, conv(x))
+
+
+class InOneSequence(FrontEnd):
+    """On other devices: all utterances at once, as one sequence in which each begins at a multiple of the hop.
+
+    A frame sees samples of its own only, so that nothing is padded but up to two hops an utterance, whose frames are
+    dropped. A convolution is a product for every ``stride`` taps, over rows that are views of its input.
+    """
+
+    def __init__(self, backbone: Backbone, dtype: str):
+        super().__init__(backbone, dtype)
+        self.taps = [
+            [
+                conv.weight.detach()[:, :, first : first + stride].transpose(1, 2).flatten(1).to(self.dtype)
+                for first in range(0, kernel, stride)
+            ]
+            for conv, (_, kernel, stride) in zip(self.others, self.shapes, strict=True)
+        ]
+        self.biases = [None if conv.bias is None else conv.bias.detach().to(self.dtype) for conv in self.others]
+
+    def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
+        hop, counts = self.config.frame_hop, self._counts(waveforms)
+        slots = Layout(torch.tensor([-(-len(waveform) // hop) for waveform in waveforms]), self.device)
+        silence = waveforms[0].new_zeros(hop + self.kernel)
+        pieces = [
+            piece
+            for waveform, count in zip(waveforms, slots.lengths, strict=True)
+            for piece in (waveform, silence[: count * hop - len(waveform)])
+        ]
+        signal = torch.cat([*pieces, silence[: self.kernel]])
+        x = self._first(signal, slots, [len(waveform) for waveform in waveforms])
+        with _as_convolutions():
+            for index, (taps, bias, (_, _, stride)) in enumerate(
+                zip(self.taps, self.biases, self.shapes, strict=True), start=1
+            ):
+                x = self._after(index, _convolved(x, taps, bias, stride))
+        if len(counts) == 1:
+            return x[: counts[0]]
+        own = Layout(torch.tensor(counts), self.device)
+        dropped = slots.num_frames - own.num_frames
+        return x[own.shifted_rows(dropped.cumsum(0) - dropped)]
+
+    def _first(self, signal: Tensor, slots: Layout, num_samples: list[int]) -> Tensor:
+        """Samples to the first convolution's activated output, (windows, C)."""
+        total = slots.total * self.per_slot
+        windows = under_kernel(signal[:, None], self.kernel, self.stride)[:total]  # (windows, kernel)
+        if not isinstance(self.norms[0], nn.GroupNorm):
+            bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+            return self._after(0, _precise(windows, self.dtype) @ _precise_weight(self.weight, bias, self.dtype).T)
+        weights, biases = self._folded(self._moments(windows, slots, num_samples))
+        seen, wide = _precise(windows, self.dtype), _precise_weight(weights, biases, self.dtype)
+        x = seen.new_empty(total, len(self.weight))
+        ends = [count * self.per_slot for count in slots.lengths]
+        for rows, own, weight in zip(x.split(ends), seen.split(ends), wide.unbind(), strict=True):
+            torch.mm(own, weight.T, out=rows)
+        return F.gelu(x)
+
+    def _moments(self, windows: Tensor, slots: Layout, num_samples: list[int]) -> Tensor:
+        """(B, kernel + 1, kernel + 1) of `_folded`, over each utterance's own windows."""
+        counts = (torch.tensor(num_samples) - self.kernel) // self.stride + 1
+        starts = (slots.num_frames.cumsum(0) - slots.num_frames) * self.per_slot
+        ends = (starts + counts).to(self.device, non_blocking=True)[slots.owners]  # (slots,)
+        own = torch.arange(len(windows), device=self.device).view(-1, self.per_slot) < ends[:, None]
+        seen = F.pad(windows, (0, 1), value=1.0).double().view(slots.total, self.per_slot, -1) * own[..., None]
+        found = seen.new_zeros(len(slots), seen.shape[2], seen.shape[2])
+        return found.index_add_(0, slots.owners, seen.transpose(1, 2) @ seen)
+
+
+def _convolved(x: Tensor, taps: Sequence[Tensor], bias: Tensor | None, stride: int) -> Tensor:
+    """(T, C) to (T / stride, M), of which those that see past the end mean nothing.
+
+    Args:
+        x: a whole number of strides.
+        taps: (M, stride C) weights of every ``stride`` taps, the last perhaps of fewer.
+        bias: (M,), or None.
+        stride: of the convolution.
+    """
+    rows, (weight, *others) = x.view(len(x) // stride, -1), taps
+    first = rows[:, : weight.shape[1]]
+    y = first @ weight.T if bias is None else torch.addmm(bias, first, weight.T)
+    for step, weight in enumerate(others, start=1):
+        y[: len(y) - step].addmm_(rows[step:, : weight.shape[1]], weight.T)
+    return y
+
+
+def _precise(windows: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, kernel) to (n, K), for products with `_precise_weight` whose result has the type but not its error.
+
+    In bfloat16 the samples stand there as they are rounded, and what rounding took off; so do the weights. A column of
+    ones is for the bias, and K a multiple of 8, which products on GPUs want.
+    """
+    count = len(windows)
+    if dtype == torch.float32:
+        parts = [windows, windows.new_ones(count, 1)]
+    else:
+        rounded = windows.to(dtype)
+        parts = [rounded, (windows - rounded).to(dtype), rounded, rounded.new_ones(count, 2)]
+    return torch.cat([*parts, parts[0].new_zeros(count, -sum(part.shape[1] for part in parts) % 8)], 1)
+
+
+def _precise_weight(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights (..., C, kernel) and biases (..., C) to (..., C, K)."""
+    bias = bias[..., None]
+    if dtype == torch.float32:
+        parts = [weight, bias]
+    else:
+        parts = [weight.to(dtype), weight.to(dtype), (weight - weight.to(dtype)).to(dtype)]
+        parts += [bias.to(dtype), (bias - bias.to(dtype)).to(dtype)]
+    return torch.cat([*parts, parts[0].new_zeros(*bias.shape[:-1], -sum(part.shape[-1] for part in parts) % 8)], -1)
+
+
+@contextlib.contextmanager
+def _as_convolutions() -> Iterator[None]:
+    """Products here stand for convolutions, for which torch has a setting of its own (TF32 unless told otherwise)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

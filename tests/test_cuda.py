@@ -1,0 +1,138 @@
+"""On a CUDA device, where there is one: the CPU's numbers, graphs, and what the host waits for."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+
+from daisy import EarlyExitEncoder, graphs, policies
+from tests.conftest import tiny_model
+from tests.test_device import SCORES
+from tests.test_encoder import spread_policy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def pair(config, policy=None, **settings):
+    """The same encoder on the CPU and on the device."""
+    models = tiny_model(config), tiny_model(config)
+    models[1].backbone.cuda(), models[1].heads.cuda()
+    return [EarlyExitEncoder(m.backbone, m.heads, policy or policies.Never(), **settings) for m in models]
+
+
+def replays(monkeypatch):
+    """Layers that are replayed."""
+    seen = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (seen.append(graph), replay(graph)))
+    return seen
+
+
+def check(found, expected, atol=1e-4):
+    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
+    for one, other in zip(found.states, expected.states, strict=True):
+        torch.testing.assert_close(one.cpu(), other, atol=atol, rtol=1e-3)
+    for name, values in expected.scores.items():
+        torch.testing.assert_close(found.scores[name], values, atol=atol, rtol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("chosen", [slice(None), slice(4, 5), slice(0, 1), slice(1, 6)])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_numbers_of_the_cpu(config, waveforms, chosen, stride, monkeypatch):
+    cpu, cuda = pair(config, scores=SCORES, score_stride=stride)
+    seen, expected = replays(monkeypatch), cpu(waveforms[chosen])
+    for _ in range(4):  # plain, captured and replayed, replayed
+        found = cuda([waveform.cuda() for waveform in waveforms[chosen]])
+        assert found.states[0].device.type == "cuda"
+        check(found, expected)
+    assert len(seen) == (3 * config.num_layers if stride == 1 else 0)
+
+
+def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch):
+    policy = spread_policy(tiny_model(config), waveforms)
+    cpu, cuda = pair(config, policy, scores=SCORES)
+    seen = replays(monkeypatch)
+    for batch in (waveforms, waveforms[::-1], waveforms[2:5], waveforms, waveforms[:1], waveforms, waveforms[2:5]):
+        check(cuda(batch), cpu(batch))
+    assert seen
+
+
+def test_large_batches_go_without_graphs_until_they_are_small(config, waveforms, monkeypatch):
+    policy = spread_policy(tiny_model(config), waveforms)
+    cpu, cuda = pair(config, policy, scores=("change",))
+    monkeypatch.setattr(graphs, "ROWS", sum(400 + len(w) for w in waveforms) // 640)
+    seen = replays(monkeypatch)
+    for _ in range(3):
+        check(cuda(waveforms), cpu(waveforms))
+    assert 0 < len(seen) < 2 * config.num_layers
+
+
+def test_bfloat16(config, waveforms, monkeypatch):
+    cpu, cuda = pair(config, dtype="bfloat16", scores=("entropy",))
+    expected = pair(config, scores=("entropy",))[0](waveforms)
+    for _ in range(3):
+        found = cuda(waveforms)
+        torch.testing.assert_close(found.scores["entropy"], expected.scores["entropy"], atol=0.05, rtol=0)
+        for one, other in zip(found.states, expected.states, strict=True):
+            assert one.dtype == torch.bfloat16
+            assert torch.cosine_similarity(one.cpu().float(), other, dim=-1).mean() > 0.999
+    assert cpu(waveforms).states[0].dtype == torch.bfloat16
+
+
+def test_the_host_waits_once_a_layer(config, waveforms):
+    _, cuda = pair(config, scores=SCORES)
+    batch = [waveform.cuda() for waveform in waveforms]
+    cuda(batch), cuda(batch)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cuda(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [each for each in caught if "synchroniz" in str(each.message)]
+    assert len(waits) == config.num_layers, [str(each.message) for each in waits]
+
+
+def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
+    cpu, cuda = pair(config, scores=("entropy", "regressed"))
+    expected = cpu(waveforms[3:6])
+    broken = waveforms[4].clone()
+    broken[8000] = torch.nan
+    for _ in range(3):
+        found = cuda([waveforms[3].cuda(), broken.cuda(), waveforms[5].cuda()])
+        assert found.states[1].isnan().any()
+        for utterance in (0, 2):
+            torch.testing.assert_close(found.states[utterance].cpu(), expected.states[utterance], atol=1e-4, rtol=1e-3)
+            for name, values in expected.scores.items():
+                torch.testing.assert_close(found.scores[name][utterance], values[utterance], atol=1e-4, rtol=1e-3)
+
+
+def test_other_streams_and_threads(config, waveforms):
+    cpu, cuda = pair(config, scores=("entropy",))
+    expected = cpu(waveforms)
+    for _ in range(3):
+        check(cuda(waveforms), expected)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        check(cuda(waveforms), expected)
+    failures = []
+
+    def work():
+        try:
+            for _ in range(5):
+                check(cuda(waveforms), expected)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
