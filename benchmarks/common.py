@@ -134,11 +134,21 @@ def _machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
-    }
+    } | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "torchaudio", "numpy", "soundfile", "fairseq", "s3prl", "daisy-speech")
+    packages = (
+        "torch",
+        "torchaudio",
+        "numpy",
+        "soundfile",
+        "fairseq",
+        "fairseq-fixed",
+        "s3prl",
+        "transformers",
+        "daisy-speech",
+    )
     return {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))}
 
 

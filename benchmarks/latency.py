@@ -211,7 +211,7 @@ def keep(rows: list[dict], name: str) -> None:
     measured = {tuple(row[key] for key in SETTING) for row in rows}
     others = [row for row in kept(name) if tuple(row[key] for key in SETTING) not in measured]
     ordered = sorted([*others, *rows], key=_place)
-    write(name, ordered, arguments=())
+    write(name, ordered, arguments=() if name == "latency" else ("--device", name.removeprefix("latency_")))
     speed_figures.latency(ordered, name)
 
 

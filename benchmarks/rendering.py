@@ -14,7 +14,8 @@ def source(result: dict, threads: bool = True) -> str:
     """How and on what a result was measured; without the number of threads where rows have their own."""
     machine = result["machine"]
     used = f", {machine['threads']} thread(s)" if threads else ""
-    return f"\n`{result['command']}`, {result['date']}, {machine['processor']}{used}.\n"
+    on = machine["gpu"] if "--device cuda" in result["command"] else f"{machine['processor']}{used}"
+    return f"\n`{result['command']}`, {result['date']}, {on}.\n"
 
 
 SETTING = ("size", "precision", "batch", "lengths", "threads")

@@ -3,6 +3,7 @@
     python benchmarks/speed.py                       # all of them; results/speed.json
     python benchmarks/speed.py --only deciding mixed # some; the others' rows stay
     python benchmarks/speed.py --quick               # a few recordings, no results file
+    python benchmarks/speed.py --device cuda         # all but stages and shapes; results/speed_cuda.json
 
 precision   bfloat16 and int8 against float32: time, exit layers, states
 deciding    scores at every layer without ever leaving, against no heads; Base with 504 units
@@ -37,8 +38,9 @@ from torch.nn import functional as F
 import daisy
 from daisy import analysis, audio
 from daisy.backbone import Backbone
-from daisy.cli.console import DEFAULT_POLICY
+from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.encoder import EarlyExitEncoder
+from daisy.errors import DaisyError
 from daisy.heads import ExitHeads, HeadsConfig
 from daisy.policies import Fixed, Never, Random
 
@@ -47,9 +49,9 @@ TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
 console = Console()
 
 
-def spoken(limit: int) -> list[Tensor]:
+def spoken(limit: int, device: str = "cpu") -> list[Tensor]:
     """Test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
-    found = [each.waveform for each in utterances(TEST_SETS, "test", limit)]
+    found = [each.waveform.to(device) for each in utterances(TEST_SETS, "test", limit)]
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     return [found[index] for index in order]
 
@@ -78,26 +80,34 @@ def heads_for(backbone: Backbone) -> ExitHeads:
     return ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=UNITS))
 
 
+def turns(repeats: int, device: str) -> int:
+    """More where a turn takes milliseconds, and graphs are made in the first."""
+    return repeats if device == "cpu" else 5 * repeats
+
+
 def cosine(one: Tensor, other: Tensor) -> float:
     """Mean over layers and frames."""
     return float(F.cosine_similarity(one, other.float(), dim=-1).mean())
 
 
-def precision(quick: bool) -> list[dict]:
+def precision(quick: bool, device: str) -> list[dict]:
     """Fewer bits against float32, on real recordings one by one; Base has random weights."""
     rows = []
-    model = daisy.load("daisy-mini")
+    model = daisy.load("daisy-mini", device=device)
     for size in ("mini", "base"):
-        backbone = backbone_of(size)
-        waveforms = spoken(2 if quick else (100 if size == "mini" else 2))
+        backbone = backbone_of(size).to(device)
+        waveforms = spoken(2 if quick or size == "base" else 100 if device == "cpu" else 20, device)
         timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
-        full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in DTYPES}
+        dtypes = DTYPES if device == "cpu" else DTYPES[:2]
+        full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in dtypes}
 
         def all_of(encoder: EarlyExitEncoder, timed: list[Tensor] = timed) -> Callable[[], None]:
             return lambda: [encoder([waveform]) for waveform in timed] and None
 
-        times = paired.turns({dtype: all_of(encoder) for dtype, encoder in full.items()}, 3 if quick else 7)
-        for dtype in DTYPES[1:]:
+        times = paired.turns(
+            {dtype: all_of(encoder) for dtype, encoder in full.items()}, turns(3 if quick else 7, device)
+        )
+        for dtype in dtypes[1:]:
             cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
             found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines)}
             found |= {"num_utterances": len(waveforms), "num_timed": len(timed)}
@@ -137,11 +147,11 @@ def decisions_apart(model: daisy.Model, dtype: str, waveforms: list[Tensor]) -> 
     }
 
 
-def deciding(quick: bool) -> list[dict]:
+def deciding(quick: bool, device: str) -> list[dict]:
     """Scores at all layers against none."""
-    backbone = backbone_of("base")
-    heads = heads_for(backbone)
-    waveform = 0.1 * torch.randn(3 * RATE if quick else 10 * RATE)
+    backbone = backbone_of("base").to(device)
+    heads = heads_for(backbone).to(device)
+    waveform = 0.1 * torch.randn(3 * RATE if quick else 10 * RATE, device=device)
     variants = {
         "none": ((), 1),
         "entropy": (("entropy",), 1),
@@ -154,20 +164,20 @@ def deciding(quick: bool) -> list[dict]:
     for name, (scores, stride) in variants.items():
         encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride)
         systems[name] = lambda encoder=encoder: encoder([waveform])
-    times = paired.turns(systems, 3 if quick else 45, budget_sec=900.0)
+    times = paired.turns(systems, turns(3 if quick else 45, device), budget_sec=900.0)
     return [
         row("deciding", size="base", units=UNITS, scores=name, **ratio_of(times, name, "none")) for name in variants
     ]
 
 
-def mixed(quick: bool) -> list[dict]:
+def mixed(quick: bool, device: str) -> list[dict]:
     """One batch whose utterances leave at layers 3 to 12, against each part at the full batch's speed."""
-    return [_mixed(size, 3 if quick else 9) for size in (("mini",) if quick else ("mini", "base"))]
+    return [_mixed(size, 3 if quick else 9, device) for size in (("mini",) if quick else ("mini", "base"))]
 
 
-def _mixed(size: str, repeats: int) -> dict:
-    backbone = backbone_of(size)
-    waveforms = spoken(7)[:32]
+def _mixed(size: str, repeats: int, device: str) -> dict:
+    backbone = backbone_of(size).to(device)
+    waveforms = spoken(7, device)[:32]
     layers = backbone.config.num_layers
     spread = Random(histogram=tuple(float(layer >= 3) for layer in range(1, layers + 1)))
     encoder = EarlyExitEncoder(backbone, None, spread)
@@ -179,7 +189,7 @@ def _mixed(size: str, repeats: int) -> dict:
     encoders = {"mixed": encoder}
     for name, layer in (("one exit", depth), ("first layer", 1), ("full", layers)):
         encoders[name] = EarlyExitEncoder(backbone, None, Fixed(layer=layer))
-    times = paired.turns({name: partial(each, waveforms) for name, each in encoders.items()}, repeats)
+    times = paired.turns({name: partial(each, waveforms) for name, each in encoders.items()}, turns(repeats, device))
     ratios = []
     for seconds, first, full in zip(*(times[name].seconds for name in ("mixed", "first layer", "full")), strict=True):
         a_layer = (full - first) / (layers - 1)
@@ -202,7 +212,7 @@ def _mixed(size: str, repeats: int) -> dict:
     )
 
 
-def stages(quick: bool) -> list[dict]:
+def stages(quick: bool, device: str) -> list[dict]:
     """Front end and layers, torchaudio's modules and ours; and the machine's matrix product in the same turns."""
     return [
         each
@@ -249,7 +259,7 @@ def _stages(size: str, dtype: str, seconds: int, repeats: int) -> list[dict]:
     return rows
 
 
-def shapes(quick: bool) -> list[dict]:
+def shapes(quick: bool, device: str) -> list[dict]:
     """One recording of each of many numbers of frames, one by one; a turn of one evicts the other's compiled code."""
     backbone, rows = backbone_of("mini"), []
     generator = torch.Generator().manual_seed(0)
@@ -272,18 +282,19 @@ def shapes(quick: bool) -> list[dict]:
     return rows
 
 
-def end_to_end(quick: bool) -> list[dict]:
+def end_to_end(quick: bool, device: str) -> list[dict]:
     """Test recordings from waveforms to states, clean, and each clean or in noise."""
     clean = spoken(3 if quick else 40)
     bank = noises("test")
     heard = [analysis.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
     turned = [heard[i % len(heard)][i] for i in range(len(clean))]
-    return [*_end_to_end("clean", clean, quick), *_end_to_end("clean and noisy", turned, quick)]
+    sets = {"clean": clean, "clean and noisy": turned}
+    return [row for kind, found in sets.items() for row in _end_to_end(kind, [w.to(device) for w in found], quick)]
 
 
 def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
     """One by one and in batches, with the default policy, at full depth, and by stock s3prl."""
-    model = daisy.load("daisy-mini")
+    model = daisy.load("daisy-mini", device=str(waveforms[0].device))
     leaving = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
     full = EarlyExitEncoder(model.backbone, None, Never())
     stock = peers.build(["s3prl"], model.backbone)
@@ -345,20 +356,29 @@ MEASURES = {
 }
 
 
+ON_CPUS = ("stages", "shapes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--only", nargs="+", choices=list(MEASURES))
     parser.add_argument("--threads", type=positive, default=1, help="with others than 1 nothing is written")
     parser.add_argument("--quick", action="store_true", help="a few recordings and turns; nothing is written")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
+    device = checked_device(arguments.device)
+    able = list(MEASURES) if device == "cpu" else [name for name in MEASURES if name not in ON_CPUS]
+    if wrong := set(arguments.only or ()) - set(able):
+        raise DaisyError(f"{', '.join(sorted(wrong))}: on CPUs only")
+    name = "speed" if device == "cpu" else f"speed_{device}"
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.INFO)  # s3prl prints its whole configuration
     writes = not arguments.quick and arguments.threads == 1
-    rows = kept("speed") if writes else []
-    for name in arguments.only:
-        rows = [each for each in rows if each["measure"] != name] + MEASURES[name](arguments.quick)
+    rows = kept(name) if writes else []
+    for measure in arguments.only or able:
+        rows = [each for each in rows if each["measure"] != measure] + MEASURES[measure](arguments.quick, device)
         if writes:
-            write("speed", rows, arguments=())
+            write(name, rows, arguments=() if device == "cpu" else ("--device", device))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _timed(
         wait()
         marks[0] += time.perf_counter() - start
         for layer in range(1, len(marks)):
-            step = steps.eager(layer, states, layout, before)
+            step = steps.layer(layer, states, layout, before)
             states, before = step.states, step.units
             wait()
             marks[layer] += time.perf_counter() - start

@@ -123,24 +123,24 @@ class EarlyExitEncoder(nn.Module):
             return self._run(utterances, observe)
 
     def _run(self, utterances: list[Tensor], observe: Callable[[score_functions.Reading], None] | None) -> ExitOutput:
-        steps, config = self._steps(), self.backbone.config
+        config = self.backbone.config
         num_samples = torch.tensor([len(waveform) for waveform in utterances])
         num_frames = frames.num_frames(num_samples, config.conv_layers)
         run = _Run(Layout(num_frames, self.backbone.device), config.num_layers, self.score_names)
         run.keep_all, run.stride = self.keep == "all", self.score_stride
         if "draw" in self.score_names:
             run.draws = score_functions.draws(utterances)
-        states = steps.inference.embed(steps.inference.front_end(utterances), run.layout)
-        run.record(0, states)
-        with steps.held(for_graphs=observe is None) as step:
+        with self._steps().held(with_readings=observe is not None) as steps:
+            states = steps.begin(utterances, run.layout)
+            run.record(0, states)
             for layer in range(1, config.num_layers + 1):
-                done = step(layer, states, run.layout, run.units_before)
-                run.record(layer, done.states)
-                run.score(layer, steps.names, done)
+                step = steps.layer(layer, states, run.layout, run.units_before)
+                run.record(layer, step.states)
+                run.score(layer, steps.names, step)
                 if observe is not None:
-                    assert done.reading is not None
-                    observe(done.reading)
-                states = run.leave(layer, self._leave(layer, run), done.states)
+                    assert step.reading is not None
+                    observe(step.reading)
+                states = run.leave(layer, self._leave(layer, run), step.states)
                 if not len(run.active):
                     break
         return ExitOutput(exit_layer=run.exit_layer, num_frames=num_frames, states=run.states(), scores=run.scores)
@@ -156,8 +156,10 @@ class EarlyExitEncoder(nn.Module):
         """Layers and scores, with the weights as they are now."""
         inference, heads = self.inference
         if self._known is None or self._known.inference is not inference or self._known.heads is not heads:
-            kind = Graphs if inference.device.type == "cuda" and self.score_stride == 1 else Steps
-            self._known = kind(inference, heads, self.score_names, self.score_stride)
+            if inference.device.type == "cuda" and self.score_stride == 1:
+                self._known = Graphs(inference, heads, self.score_names)
+            else:
+                self._known = Steps(inference, heads, self.score_names, self.score_stride)
         return self._known
 
     def __getstate__(self) -> dict[str, object]:

@@ -18,6 +18,8 @@ from daisy.backbone import Backbone
 from daisy.kernels import DTYPES, Conv, under_kernel
 from daisy.layout import Layout
 
+SLOT = 4
+"""Hops; in the sequence of `InOneSequence` utterances begin at multiples of it."""
 BLOCK_VALUES = 2**21
 """Of the first convolution's output that are held at a time on a CPU: 64 frames of HuBERT Base; more pays for pages."""
 
@@ -44,14 +46,18 @@ class FrontEnd:
         self.bias = None if bias is None else bias.detach().float()
         (_, self.kernel, self.stride), *self.shapes = self.config.conv_layers
         self.others = [each.conv for each in others]
-        self.per_slot = self.config.frame_hop // self.stride
+        self.per_frame = self.config.frame_hop // self.stride
         """Windows of the first convolution in a hop."""
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(N_b,) float32 each, of a frame or more, to features (F, C)."""
-        if self.config.normalize:
-            waveforms = [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
-        return self._run(waveforms)
+        return self._run(self.levelled(waveforms))
+
+    def levelled(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Each with zero mean and unit variance, where the backbone was trained so."""
+        if not self.config.normalize:
+            return waveforms
+        return [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -69,7 +75,7 @@ class FrontEnd:
             Weights (..., C, kernel) and biases (..., C), float32.
         """
         norm, wide = self.norms[0], self.weight.double()
-        moments = moments / moments[..., -1:, -1:]
+        moments = moments / moments[..., -1:, -1:].clamp(min=1)
         mean = moments[..., :-1, -1:]
         covariance = moments[..., :-1, :-1] - mean @ mean.transpose(-1, -2)
         variance = ((wide @ covariance) * wide).sum(-1).clamp(min=0)
@@ -82,7 +88,7 @@ class FrontEnd:
         norm = self.norms[index]
         if isinstance(norm, nn.LayerNorm):
             x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        return F.gelu(x)
+        return torch.ops.aten.gelu_(x)  # x is nobody else's
 
 
 class InBlocks(FrontEnd):
@@ -94,7 +100,7 @@ class InBlocks(FrontEnd):
             Conv(conv.weight, conv.bias, stride, dtype)
             for conv, (_, _, stride) in zip(self.others, self.shapes, strict=True)
         ]
-        self.block = max(1, BLOCK_VALUES // (self.per_slot * len(self.weight)))
+        self.block = max(1, BLOCK_VALUES // (self.per_frame * len(self.weight)))
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
         counts = self._counts(waveforms)
@@ -131,10 +137,10 @@ class InBlocks(FrontEnd):
 
 
 class InOneSequence(FrontEnd):
-    """On other devices: all utterances at once, as one sequence in which each begins at a multiple of the hop.
+    """On other devices: all utterances at once, as one sequence of slots.
 
-    A frame sees samples of its own only, so that nothing is padded but up to two hops an utterance, whose frames are
-    dropped. A convolution is a product for every ``stride`` taps, over rows that are views of its input.
+    A frame sees samples of its own utterance only, so that nothing is padded but a few hops an utterance, whose frames
+    are dropped. A convolution is a product for every ``stride`` taps, over rows that are views of its input.
     """
 
     def __init__(self, backbone: Backbone, dtype: str):
@@ -149,51 +155,78 @@ class InOneSequence(FrontEnd):
         self.biases = [None if conv.bias is None else conv.bias.detach().to(self.dtype) for conv in self.others]
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
-        hop, counts = self.config.frame_hop, self._counts(waveforms)
-        slots = Layout(torch.tensor([-(-len(waveform) // hop) for waveform in waveforms]), self.device)
-        silence = waveforms[0].new_zeros(hop + self.kernel)
-        pieces = [
-            piece
-            for waveform, count in zip(waveforms, slots.lengths, strict=True)
-            for piece in (waveform, silence[: count * hop - len(waveform)])
-        ]
-        signal = torch.cat([*pieces, silence[: self.kernel]])
-        x = self._first(signal, slots, [len(waveform) for waveform in waveforms])
+        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
+        slots = self.slots(num_samples)
+        own = Layout(torch.tensor(self._counts(waveforms)), self.device)
+        signal = torch.cat(self.pieces(waveforms, slots))
+        first = self.first(signal, num_samples.to(self.device, non_blocking=True), slots)
+        return self.convolve(signal, first, slots, own)
+
+    def slots(self, num_samples: Tensor) -> Layout:
+        """How many slots each utterance takes, (B,) samples on the CPU."""
+        samples = SLOT * self.config.frame_hop
+        return Layout((num_samples + samples - 1) // samples, self.device)
+
+    def pieces(self, waveforms: Sequence[Tensor], slots: Layout) -> list[Tensor]:
+        """What makes the sequence: waveforms (N_b,), each to the end of its slots, and a kernel of zeros."""
+        samples = SLOT * self.config.frame_hop
+        silence = waveforms[0].new_zeros(samples + self.kernel)
+        pairs = zip(waveforms, slots.lengths, strict=True)
+        pieces = [piece for own, count in pairs for piece in (own, silence[: count * samples - len(own)])]
+        return [*pieces, silence[: self.kernel]]
+
+    def first(self, signal: Tensor, num_samples: Tensor, slots: Layout) -> Tensor:
+        """The first convolution's weights, with each utterance's group norm over time in them.
+
+        Here and in `convolve` nothing looks at a number on the device, or waits for one.
+
+        Args:
+            signal: samples of all slots and a kernel more, float32.
+            num_samples: (B,) on the device.
+            slots: of the utterances.
+
+        Returns:
+            (B, C, K) of `_precise_weight`; (1, C, K) where no norm is over time.
+        """
+        if not isinstance(self.norms[0], nn.GroupNorm):
+            bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+            return _precise_weight(self.weight, bias, self.dtype)[None]
+        windows = self._windows(signal, slots)
+        counts = (num_samples - self.kernel) // self.stride + 1
+        ends = (slots.offsets[:-1] * SLOT * self.per_frame + counts)[slots.owners]  # (slots,)
+        own = torch.arange(len(windows), device=self.device).view(slots.total, -1) < ends[:, None]
+        seen = F.pad(windows, (0, 1), value=1.0).double().unflatten(0, own.shape)
+        seen = torch.where(own[..., None], seen, 0.0)  # a product with 0 would let pass what is no number
+        moments = seen.new_zeros(len(slots), seen.shape[2], seen.shape[2])
+        moments.index_add_(0, slots.owners, seen.transpose(1, 2) @ seen)
+        return _precise_weight(*self._folded(moments), self.dtype)
+
+    def convolve(self, signal: Tensor, first: Tensor, slots: Layout, own: Layout) -> Tensor:
+        """The sequence to features (F, C).
+
+        Args:
+            signal: as in `first`.
+            first: its result.
+            slots: of the utterances.
+            own: their frames.
+        """
+        seen = _precise(self._windows(signal, slots), self.dtype)  # (windows, K)
+        if len(first) == 1:
+            x = seen @ first[0].T
+        else:
+            x = (seen.unflatten(0, (slots.total, -1)) @ first.transpose(1, 2)[slots.owners]).flatten(0, 1)
+        x = self._after(0, x)
         with _as_convolutions():
             for index, (taps, bias, (_, _, stride)) in enumerate(
                 zip(self.taps, self.biases, self.shapes, strict=True), start=1
             ):
                 x = self._after(index, _convolved(x, taps, bias, stride))
-        if len(counts) == 1:
-            return x[: counts[0]]
-        own = Layout(torch.tensor(counts), self.device)
-        dropped = slots.num_frames - own.num_frames
-        return x[own.shifted_rows(dropped.cumsum(0) - dropped)]
+        return x[own.placed(slots.offsets[:-1] * SLOT).clamp(max=len(x) - 1)]
 
-    def _first(self, signal: Tensor, slots: Layout, num_samples: list[int]) -> Tensor:
-        """Samples to the first convolution's activated output, (windows, C)."""
-        total = slots.total * self.per_slot
-        windows = under_kernel(signal[:, None], self.kernel, self.stride)[:total]  # (windows, kernel)
-        if not isinstance(self.norms[0], nn.GroupNorm):
-            bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-            return self._after(0, _precise(windows, self.dtype) @ _precise_weight(self.weight, bias, self.dtype).T)
-        weights, biases = self._folded(self._moments(windows, slots, num_samples))
-        seen, wide = _precise(windows, self.dtype), _precise_weight(weights, biases, self.dtype)
-        x = seen.new_empty(total, len(self.weight))
-        ends = [count * self.per_slot for count in slots.lengths]
-        for rows, own, weight in zip(x.split(ends), seen.split(ends), wide.unbind(), strict=True):
-            torch.mm(own, weight.T, out=rows)
-        return F.gelu(x)
-
-    def _moments(self, windows: Tensor, slots: Layout, num_samples: list[int]) -> Tensor:
-        """(B, kernel + 1, kernel + 1) of `_folded`, over each utterance's own windows."""
-        counts = (torch.tensor(num_samples) - self.kernel) // self.stride + 1
-        starts = (slots.num_frames.cumsum(0) - slots.num_frames) * self.per_slot
-        ends = (starts + counts).to(self.device, non_blocking=True)[slots.owners]  # (slots,)
-        own = torch.arange(len(windows), device=self.device).view(-1, self.per_slot) < ends[:, None]
-        seen = F.pad(windows, (0, 1), value=1.0).double().view(slots.total, self.per_slot, -1) * own[..., None]
-        found = seen.new_zeros(len(slots), seen.shape[2], seen.shape[2])
-        return found.index_add_(0, slots.owners, seen.transpose(1, 2) @ seen)
+    def _windows(self, signal: Tensor, slots: Layout) -> Tensor:
+        """What the first convolution sees, (windows, kernel)."""
+        windows = under_kernel(signal[:, None], self.kernel, self.stride)
+        return windows[: slots.total * SLOT * self.per_frame]
 
 
 def _convolved(x: Tensor, taps: Sequence[Tensor], bias: Tensor | None, stride: int) -> Tensor:

@@ -1,147 +1,272 @@
-"""Small batches on CUDA devices: a layer and its scores as one launch.
+"""CUDA devices: the front end as one launch, and each layer with its scores, where launches are what takes the time.
 
-A layer is some forty kernels, which a GPU finishes faster than its host can ask for them unless the batch is large. A
-CUDA graph asks once. It has fixed shapes and addresses, so a batch goes through buffers that all graphs share, with
+A layer is some dozens of kernels, which a GPU finishes faster than its host can ask for them unless the batch is large.
+A CUDA graph asks once. It has fixed shapes and addresses, so a batch goes through buffers that all graphs share, with
 rows added up to one of the shared sizes (`daisy.kernels.rounded`); these rows are an utterance of their own, which
-nothing else sees.
+nothing else sees. Whether the host is what holds a size up is measured.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from daisy.front_end import SLOT, InOneSequence
 from daisy.inference import Inference, PreparedHeads
 from daisy.kernels import rounded
-from daisy.layout import Layout
-from daisy.steps import Run, Step, Steps
+from daisy.layout import Layout, fixed
+from daisy.steps import Step, Steps
 
-ROWS = 2048
-"""Frames of a batch up to which a graph pays."""
 UTTERANCES = 32
+LAYER_VALUES = 2**23
+"""Of a layer's states, up to which they have buffers."""
+MEMORY = 256
+"""What part of the device's memory the first convolution's output may take in a graph; it stays allocated."""
 KEPT = 1024
 """Graphs, one for each layer and size, some 100 kB each."""
+PAYS = 1.2
+"""A graph pays where the device took less than so many times the host's time: it waited for the host."""
+
+
+Result = TypeVar("Result")
 
 
 class Graphs(Steps):
-    """Layers that are captured when a size is met for the second time, and replayed from then on.
+    """Steps that are replayed where that pays: timed when a size is met again, captured when it is once more.
 
     One batch at a time, on the stream of the first; who comes meanwhile goes without graphs.
     """
 
-    def __init__(self, inference: Inference, heads: PreparedHeads | None, names: Iterable[str], stride: int = 1):
-        super().__init__(inference, heads, names, stride)
+    def __init__(self, inference: Inference, heads: PreparedHeads | None, names: Iterable[str]):
+        super().__init__(inference, heads, names)
+        self.plain = Steps(inference, heads, names)
         self._lock = threading.Lock()
         self._buffers: _Buffers | None = None
-        self._met: set[tuple[int, int, int]] = set()
-        self._captured: dict[tuple[int, int, int], tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
+        self._known: dict[tuple[object, ...], _Replay] = {}
 
     @contextmanager
-    def held(self, for_graphs: bool) -> Iterator[Run]:
+    def held(self, with_readings: bool) -> Iterator[Steps]:
         """As `Steps.held`."""
-        if not (for_graphs and self._lock.acquire(blocking=False)):
-            yield self.eager
+        if with_readings or not self._lock.acquire(blocking=False):
+            yield self.plain
             return
         try:
             if self._buffers is None:
                 self._buffers = _Buffers(self.inference)
-            yield self._replayed if self._buffers.stream == torch.cuda.current_stream() else self.eager
-            self._buffers.empty()
+            yield self if self._buffers.stream == torch.cuda.current_stream() else self.plain
+            self._buffers.release()
         finally:
             self._lock.release()
 
-    def _replayed(self, layer: int, states: Tensor, layout: Layout, units_before: Tensor | None) -> Step:
-        """As `eager`, without the reading; scores are to be read before the next call."""
+    def begin(self, waveforms: Sequence[Tensor], layout: Layout) -> Tensor:
+        """As `Steps.begin`."""
+        buffers, front, inference = self._buffers, self.inference.front_end, self.inference
+        assert buffers is not None
+        assert isinstance(front, InOneSequence)
+        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
+        slots = front.slots(num_samples)
+        places, rows = rounded(slots.total), rounded(layout.total)
+        if not (buffers.fits(SLOT * places, layout) and buffers.fits(rows, layout)):
+            return self.plain.begin(waveforms, layout)
+        values = places * SLOT * front.per_frame * len(front.weight)
+        whole = None
+        if values * inference.dtype.itemsize <= buffers.memory / MEMORY:
+            whole = self._replay(("front end", places, *_size(layout, rows)))
+        if whole is not None and whole.pays is None:
+            return whole.timed(lambda: self.plain.begin(waveforms, layout))
+        pieces = front.pieces(front.levelled(waveforms), slots)
+        length = sum(map(len, pieces))
+        torch.cat(pieces, out=buffers.signal[:length])
+        signal = buffers.signal[: places * SLOT * inference.config.frame_hop + front.kernel]
+        in_slots = buffers.slots.put(slots, places)
+        samples = buffers.num_samples[: len(in_slots)]
+        samples[: len(num_samples)].copy_(num_samples, non_blocking=True)
+
+        def first() -> Tensor:
+            return front.first(signal, samples, in_slots)
+
+        if whole is None or not whole.pays:
+            # The convolutions keep the device busy; what comes before them are small kernels.
+            replay = self._replay(("first", *_size(slots, places)))
+            weights = first() if replay is None else replay(first)
+            weights = weights[: max(1, len(layout))] if len(weights) > 1 else weights
+            return inference.embed(front.convolve(buffers.signal[:length], weights, slots, layout), layout)
+        own = buffers.load(layout, rows)
+
+        def run() -> None:
+            features = front.convolve(signal, first(), in_slots, own)
+            buffers.states[:rows].copy_(inference.embed(features, own))
+
+        whole(run)
+        return buffers.copy()
+
+    def layer(self, layer: int, states: Tensor, layout: Layout, units_before: Tensor | None) -> Step:
+        """As `Steps.layer`, without the reading."""
         buffers = self._buffers
         assert buffers is not None
-        if layout.total > ROWS or len(layout) > UTTERANCES:
-            return self.eager(layer, states, layout, units_before)
-        fixed = buffers.load(states, layout, units_before)
-        key = layer, fixed.total, len(fixed)
-        if key not in self._captured and key in self._met and len(self._captured) < KEPT:
-            self._captured[key] = self._capture(layer, fixed)
-        if key in self._captured:
-            graph, scores = self._captured[key]
-            graph.replay()
-        else:
-            self._met.add(key)
-            scores = self._compute(layer, fixed)
-        states, units = buffers.copies(layout, "change" in self.names)
-        return Step(states=states, scores=None if scores is None else scores[:, : len(layout)], units=units)
+        rows = rounded(layout.total)
+        replay = self._replay((layer, *_size(layout, rows))) if buffers.fits(rows, layout) else None
+        if replay is None:
+            return self.plain.layer(layer, states, layout, units_before)
+        if not replay.pays:  # or not known yet
+            return replay.timed(lambda: self.plain.layer(layer, states, layout, units_before))
+        own = buffers.load(layout, rows)
+        buffers.fill(states, units_before)
 
-    def _compute(self, layer: int, fixed: Layout) -> Tensor | None:
-        """From the buffers to the buffers."""
-        assert self._buffers is not None
-        states, units = self._buffers.states[: fixed.total], self._buffers.units[: fixed.total]
-        step = self.eager(layer, states, fixed, units if layer > 1 else None)
-        states.copy_(step.states)
-        if step.units is not None:
-            units.copy_(step.units)
-        return step.scores
+        def run() -> Tensor | None:
+            states, units = buffers.states[:rows], buffers.units[:rows]
+            step = self.plain.layer(layer, states, own, units if layer > 1 else None)
+            states.copy_(step.states)
+            if step.units is not None:
+                units.copy_(step.units)
+            return step.scores
 
-    def _capture(self, layer: int, fixed: Layout) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
-        assert self._buffers is not None
+        scores = replay(run)
+        return Step(
+            states=buffers.copy(),
+            scores=None if scores is None else scores[:, : len(layout)],
+            units=buffers.units[: layout.total].clone() if "change" in self.names else None,
+        )
+
+    def _replay(self, key: tuple[object, ...]) -> _Replay | None:
+        if key not in self._known and len(self._known) < KEPT:
+            assert self._buffers is not None
+            self._known[key] = _Replay(self._buffers)
+        return self._known.get(key)
+
+
+def _size(layout: Layout, rows: int) -> tuple[int, int, int]:
+    """What graphs are made for: rows, utterances, and frames of the longest.
+
+    A power of two of utterances, and one that has the rows which are left over; of frames likewise.
+    """
+    longest = max(layout.longest, rows - layout.total)
+    return rows, (1 << (len(layout) - 1).bit_length()) + 1, 1 << (longest - 1).bit_length()
+
+
+class _Replay:
+    """A function from buffers to buffers, for one size."""
+
+    def __init__(self, buffers: _Buffers):
+        self._buffers = buffers
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Any = None
+        self._pays: bool | None = None
+        self._calls = 0
+        self._host_ms = 0.0
+        self._marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether to go by way of buffers; None until two calls went without."""
+        if self._pays is None and self._marks is not None:
+            start, end = self._marks
+            end.synchronize()
+            self._pays, self._marks = start.elapsed_time(end) < PAYS * self._host_ms, None
+        return self._pays
+
+    def timed(self, run: Callable[[], Result]) -> Result:
+        """Call it without buffers; the second time counts, as the first meets what is not loaded yet."""
+        self._calls += 1
+        if self._calls != 2:
+            return run()
+        marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun = time.perf_counter()
+        marks[0].record()
+        result = run()
+        marks[1].record()
+        self._host_ms, self._marks = 1000 * (time.perf_counter() - begun), marks
+        return result
+
+    def __call__(self, run: Callable[[], Result]) -> Result:
+        """Replay it; the first time, run it and then capture it. What it gives is overwritten by the next call."""
+        if self._graph is not None:
+            self._graph.replay()
+            return self._result
+        result = run()
         graph, stream = torch.cuda.CUDAGraph(), self._buffers.capturing
         stream.wait_stream(self._buffers.stream)
         with torch.cuda.stream(stream):
             # torch.cuda.graph would collect garbage and empty the allocator's cache each time, a tenth of a second.
             graph.capture_begin(pool=self._buffers.pool, capture_error_mode="thread_local")
             try:
-                scores = self._compute(layer, fixed)
+                self._result = run()
             finally:
                 graph.capture_end()
         self._buffers.stream.wait_stream(stream)
-        return graph, scores
+        self._graph = graph
+        return result
 
 
 class _Buffers:
     """Where graphs read and write."""
 
     def __init__(self, inference: Inference):
-        device = inference.device
+        width, device = inference.config.width, inference.device
+        self.most = LAYER_VALUES // width
+        self.memory = torch.cuda.get_device_properties(device).total_memory
         self.stream, self.capturing = torch.cuda.current_stream(), torch.cuda.Stream()
         self.pool = torch.cuda.graph_pool_handle()
-        rows = rounded(ROWS)
-        self.states = torch.zeros(rows, inference.config.width, dtype=inference.dtype, device=device)
-        self.units = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.owners = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.counts = torch.zeros(UTTERANCES + 1, dtype=torch.int64, device=device)
-        self.offsets = torch.zeros(UTTERANCES + 2, dtype=torch.int32, device=device)
-        self.empty()
+        self.signal = torch.zeros((self.most + 1) * inference.config.frame_hop, device=device)
+        self.num_samples = torch.zeros(UTTERANCES + 1, dtype=torch.int64, device=device)
+        self.slots, self.frames = _Places(self.most, device), _Places(self.most, device)
+        self.states = torch.zeros(self.most, width, dtype=inference.dtype, device=device)
+        self.units = torch.zeros(self.most, dtype=torch.int64, device=device)
+        self.release()
 
-    def empty(self) -> None:
+    def release(self) -> None:
         """Forget the batch."""
-        self.layout: Layout | None = None
-        self.fixed: Layout | None = None
-        self.held: Tensor | None = None
+        self._layout: Layout | None = None
+        self._fixed: Layout | None = None
+        self._held: Tensor | None = None
 
-    def load(self, states: Tensor, layout: Layout, units_before: Tensor | None) -> Layout:
-        """Put a batch into the buffers, unless it is there; returns the layout that graphs see."""
-        if self.fixed is None or self.layout is not layout:
-            self.layout, self.fixed = layout, self._fix(layout)
-        if self.held is not states:
+    def fits(self, rows: int, layout: Layout) -> bool:
+        """Whether there is room."""
+        return rows <= self.most and len(layout) <= UTTERANCES
+
+    def load(self, layout: Layout, rows: int) -> Layout:
+        """Take up a batch, unless it is there; returns what graphs see of it."""
+        if self._fixed is None or layout is not self._layout:
+            self._layout, self._fixed = layout, self.frames.put(layout, rows)
+        return self._fixed
+
+    def fill(self, states: Tensor, units: Tensor | None) -> None:
+        """Take states (F, D) and units (F,), unless they are there."""
+        if states is not self._held:
             self.states[: len(states)].copy_(states)
-            if units_before is not None:
-                self.units[: len(states)].copy_(units_before)
-        return self.fixed
+            if units is not None:
+                self.units[: len(units)].copy_(units)
 
-    def _fix(self, layout: Layout) -> Layout:
-        """Empty utterances up to a power of two, and one of the rows that are left over."""
-        rows, size = rounded(layout.total), 1 << (len(layout) - 1).bit_length()
-        added = torch.zeros(size + 1 - len(layout), dtype=torch.int64)
+    def copy(self) -> Tensor:
+        """Of the states, (F, D)."""
+        assert self._layout is not None
+        self._held = self.states[: self._layout.total].clone()
+        return self._held
+
+
+class _Places:
+    """A layout whose tensors stay where they are."""
+
+    def __init__(self, rows: int, device: torch.device):
+        self._numbers = torch.zeros(rows + 2 * UTTERANCES + 3, dtype=torch.int64, device=device)
+        self._offsets = torch.zeros(UTTERANCES + 2, dtype=torch.int32, device=device)
+        self._there: list[int] = []
+
+    def put(self, layout: Layout, rows: int) -> Layout:
+        """Its utterances, empty ones up to a `_size`, and one of the rows that are left over."""
+        _, size, longest = _size(layout, rows)
+        added = torch.zeros(size - len(layout), dtype=torch.int64)
         added[-1] = rows - layout.total
-        fixed = Layout(torch.cat([layout.num_frames, added]), self.states.device)
-        for name, buffer in (("owners", self.owners), ("counts", self.counts), ("offsets", self.offsets)):
-            values = getattr(fixed, name)
-            setattr(fixed, name, buffer[: len(values)].copy_(values))
-        fixed.longest = rows  # in a graph it stays what it was
-        return fixed
-
-    def copies(self, layout: Layout, with_units: bool) -> tuple[Tensor, Tensor | None]:
-        """Of the states, and of the units, that a layer left."""
-        self.held = self.states[: layout.total].clone()
-        return self.held, self.units[: layout.total].clone() if with_units else None
+        host = Layout(torch.cat([layout.num_frames, added]))
+        if host.lengths != self._there:
+            self._there = host.lengths
+            numbers = torch.cat([host.owners, host.counts, host.offsets])
+            self._numbers[: len(numbers)].copy_(numbers, non_blocking=True)
+            self._offsets[: size + 1].copy_(self._numbers[rows + size : rows + 2 * size + 1])
+        return fixed(self._numbers[:rows], self._numbers[rows : rows + size], self._offsets[: size + 1], longest)

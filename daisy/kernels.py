@@ -66,7 +66,7 @@ class Linear:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, name, [], variant)
         if plus is not None:
             return y.add_(plus)
-        return F.gelu(y) if gelu else y
+        return torch.ops.aten.gelu_(y) if gelu else y
 
 
 def _multiplies_bfloat16() -> bool:
@@ -146,26 +146,31 @@ class FourierConv:
 
     def __call__(self, frames: Tensor, layout: Layout) -> Tensor:
         """(F, D) to (F, D): each utterance with ``kernel // 2`` frames of zeros around it."""
-        before = self.kernel // 2  # also the zeros between two utterances, which see no more of each other
-        apart = before * torch.arange(len(layout))
-        total = layout.total + before * (len(layout) - 1)
-        count = -(-total // self.step)
-        # Output t of the overlap-save block needs inputs t - before to t - before + kernel - 1.
-        padded = F.pad(
-            self._spread(frames.float(), layout, apart, total).T,
-            (before, count * self.step + self.kernel - 1 - before - total),
-        )
-        spectrum = torch.fft.rfft(padded.unfold(1, self.block, self.step).transpose(0, 1), self.block)  # (count, D, _)
-        spectrum = spectrum.unflatten(1, (self.groups, -1)).permute(3, 1, 0, 2) @ self.spectrum
+        cut = self._one_by_one if frames.device.type == "cpu" else self._together
+        blocks, rows = cut(frames.float(), layout)
+        spectrum = torch.fft.rfft(blocks, self.block).unflatten(1, (self.groups, -1))  # (blocks, G, D / G, bins)
+        spectrum = spectrum.permute(3, 1, 0, 2) @ self.spectrum
         found = torch.fft.irfft(spectrum.permute(2, 1, 3, 0), self.block).flatten(1, 2)[..., self.kernel - 1 :]
-        rows = found.transpose(1, 2).flatten(0, 1)
-        rows = rows[: layout.total] if len(layout) == 1 else rows[layout.shifted_rows(apart)]
-        return rows if self.bias is None else rows.add_(self.bias)
+        result = found.transpose(1, 2).flatten(0, 1)[rows]
+        return result if self.bias is None else result.add_(self.bias)
 
-    @staticmethod
-    def _spread(frames: Tensor, layout: Layout, shifts: Tensor, total: int) -> Tensor:
-        """(F, D) to (``total``, D), each utterance's rows moved on by its shift, over zeros."""
-        if len(layout) == 1:
-            return frames
-        spread = frames.new_zeros(total, frames.shape[1])
-        return spread.index_copy_(0, layout.shifted_rows(shifts), frames)
+    def _one_by_one(self, frames: Tensor, layout: Layout) -> tuple[Tensor, slice | Tensor]:
+        """(F, D) to blocks of single utterances (blocks, D, block), and the rows of their outputs that are frames'."""
+        before, blocks = self.kernel // 2, []
+        counts = (layout.num_frames + self.step - 1) // self.step
+        for own, count in zip(frames.split(layout.lengths), counts.tolist(), strict=True):
+            # Output t of the overlap-save block needs inputs t - before to t - before + kernel - 1.
+            padded = F.pad(own.T, (before, count * self.step + self.kernel - 1 - before - len(own)))
+            blocks.append(padded.unfold(1, self.block, self.step).transpose(0, 1))
+        if len(blocks) == 1:
+            return blocks[0], slice(layout.total)
+        return torch.cat(blocks), layout.placed((counts.cumsum(0) - counts) * self.step)
+
+    def _together(self, frames: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Likewise, in one go and without a look at the lengths: with a block more an utterance, which is dropped."""
+        counts = (layout.counts + self.step - 1) // self.step + 1
+        rows = layout.placed((counts.cumsum(0) - counts) * self.step)
+        blocks = layout.total // self.step + 2 * len(layout)  # at least the sum of the counts
+        spread = frames.new_zeros((blocks - 1) * self.step + self.block, frames.shape[1])
+        spread.index_copy_(0, rows + self.kernel // 2, frames)
+        return spread.unfold(0, self.block, self.step), rows

@@ -71,10 +71,9 @@ class Layout:
         rows = torch.repeat_interleave(starts, counts) + stride * within
         return rows.to(self.device, non_blocking=True)
 
-    def shifted_rows(self, shifts: Tensor) -> Tensor:
-        """(F,) int64 on the device: each frame's row, plus its utterance's shift, (B,) on the CPU."""
-        rows = torch.arange(self.total, device=self.device)
-        return rows + shifts.to(self.device, non_blocking=True)[self.owners]
+    def placed(self, starts: Tensor) -> Tensor:
+        """(F,) int64 on the device: rows of frames whose utterances begin at these rows, (B,) on the device."""
+        return torch.arange(self.total, device=self.device) + (starts - self.offsets[:-1])[self.owners]
 
     def of(self, stay: Tensor) -> Layout:
         """Of some of the utterances, (B,) bool on the CPU."""
@@ -84,3 +83,18 @@ class Layout:
         """(F, ...) to the rows of some of the utterances, (B,) bool on the CPU."""
         kept = [own for own, stays in zip(rows.split(self.lengths), stay.tolist(), strict=True) if stays]
         return torch.cat(kept) if kept else rows[:0]
+
+
+def fixed(owners: Tensor, counts: Tensor, offsets: Tensor, longest: int) -> Layout:
+    """One whose tensors stay where they are while what is in them changes, for a CUDA graph.
+
+    Args:
+        owners: (F,) of `Layout`.
+        counts: (B,) likewise.
+        offsets: (B + 1,) likewise.
+        longest: at least the frames of any.
+    """
+    layout = Layout(torch.zeros(len(counts), dtype=torch.int64), counts.device)
+    layout.owners, layout.counts, layout.offsets = owners, counts, offsets
+    layout.total, layout.longest = len(owners), longest
+    return layout

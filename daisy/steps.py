@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,15 +28,11 @@ class Step:
     """What the scores were made from, where that is still there."""
 
 
-Run = Callable[[int, Tensor, Layout, Tensor | None], Step]
-"""A layer, the states before it, whose they are, and the units before it."""
-
-
 class Steps:
-    """The layers of a backbone with the scores that heads give.
+    """A backbone from waveforms to layer 0, and from layer to layer with the scores that heads give.
 
     Args:
-        inference: the layers.
+        inference: the backbone.
         heads: the exit heads, where a score reads any.
         names: of scores; those that need no head are left out.
         stride: of the frames that the heads look at.
@@ -48,12 +44,16 @@ class Steps:
         self.apart = heads is not None and heads.config.reads == "feed_forward"
 
     @contextmanager
-    def held(self, for_graphs: bool) -> Iterator[Run]:
-        """What to call for the layers of one batch; ``for_graphs``: nobody asks for the readings."""
-        yield self.eager
+    def held(self, with_readings: bool) -> Iterator[Steps]:
+        """What to run one batch with; ``with_readings``: `Step.reading` is asked for."""
+        yield self
 
-    def eager(self, layer: int, states: Tensor, layout: Layout, units_before: Tensor | None) -> Step:
-        """Layer ``layer - 1`` (F, D) to layer ``layer``."""
+    def begin(self, waveforms: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Waveforms (N_b,) float32 to layer 0, (F, D)."""
+        return self.inference.embed(self.inference.front_end(waveforms), layout)
+
+    def layer(self, layer: int, states: Tensor, layout: Layout, units_before: Tensor | None) -> Step:
+        """Layer ``layer - 1`` (F, D) to layer ``layer``; scores are to be read before the next call."""
         states, read = self.inference.layer(layer, states, layout, self.apart)
         reading = Reading(self.heads, layer, read, layout, units_before, stride=self.stride)
         scores = [SCORES[name](reading).float() for name in self.names]

@@ -1,5 +1,6 @@
 """On a CUDA device, where there is one: the CPU's numbers, graphs, and what the host waits for."""
 
+import math
 import threading
 import warnings
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from daisy import EarlyExitEncoder, graphs, policies
+from daisy.kernels import rounded
 from tests.conftest import tiny_model
 from tests.test_device import SCORES
 from tests.test_encoder import spread_policy
@@ -15,8 +17,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
+def settings(monkeypatch):
+    """Full precision, and graphs whether they pay or not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(graphs, "PAYS", math.inf)
 
 
 def pair(config, policy=None, **settings):
@@ -47,18 +51,18 @@ def check(found, expected, atol=1e-4):
 def test_the_numbers_of_the_cpu(config, waveforms, chosen, stride, monkeypatch):
     cpu, cuda = pair(config, scores=SCORES, score_stride=stride)
     seen, expected = replays(monkeypatch), cpu(waveforms[chosen])
-    for _ in range(4):  # plain, captured and replayed, replayed
+    for _ in range(5):  # plain, timed, captured, replayed, replayed
         found = cuda([waveform.cuda() for waveform in waveforms[chosen]])
         assert found.states[0].device.type == "cuda"
         check(found, expected)
-    assert len(seen) == (3 * config.num_layers if stride == 1 else 0)
+    assert len(seen) == (2 * (1 + config.num_layers) if stride == 1 else 0)
 
 
 def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch):
     policy = spread_policy(tiny_model(config), waveforms)
     cpu, cuda = pair(config, policy, scores=SCORES)
     seen = replays(monkeypatch)
-    for batch in (waveforms, waveforms[::-1], waveforms[2:5], waveforms, waveforms[:1], waveforms, waveforms[2:5]):
+    for batch in 4 * (waveforms, waveforms[::-1], waveforms[2:5], waveforms[:1], waveforms[3:]):
         check(cuda(batch), cpu(batch))
     assert seen
 
@@ -66,17 +70,30 @@ def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch):
 def test_large_batches_go_without_graphs_until_they_are_small(config, waveforms, monkeypatch):
     policy = spread_policy(tiny_model(config), waveforms)
     cpu, cuda = pair(config, policy, scores=("change",))
-    monkeypatch.setattr(graphs, "ROWS", sum(400 + len(w) for w in waveforms) // 640)
+    expected = cpu(waveforms)
+    rows = [int(expected.num_frames[expected.exit_layer >= layer].sum()) for layer in range(1, config.num_layers + 1)]
+    monkeypatch.setattr(graphs, "LAYER_VALUES", rounded(rows[-1]) * config.width)  # too few for the front end
     seen = replays(monkeypatch)
-    for _ in range(3):
+    for _ in range(5):
+        check(cuda(waveforms), expected)
+    small = [r for r in rows if rounded(r) <= rounded(rows[-1])]
+    assert len(small) < len(rows)
+    assert len(seen) == 2 * len(small)
+
+
+def test_a_graph_that_does_not_pay_is_not_made(config, waveforms, monkeypatch):
+    cpu, cuda = pair(config)
+    monkeypatch.setattr(graphs, "PAYS", 0.0)
+    seen = replays(monkeypatch)
+    for _ in range(5):
         check(cuda(waveforms), cpu(waveforms))
-    assert 0 < len(seen) < 2 * config.num_layers
+    assert len(seen) == 2  # of the small kernels before the convolutions
 
 
 def test_bfloat16(config, waveforms, monkeypatch):
     cpu, cuda = pair(config, dtype="bfloat16", scores=("entropy",))
     expected = pair(config, scores=("entropy",))[0](waveforms)
-    for _ in range(3):
+    for _ in range(5):
         found = cuda(waveforms)
         torch.testing.assert_close(found.scores["entropy"], expected.scores["entropy"], atol=0.05, rtol=0)
         for one, other in zip(found.states, expected.states, strict=True):
@@ -88,7 +105,8 @@ def test_bfloat16(config, waveforms, monkeypatch):
 def test_the_host_waits_once_a_layer(config, waveforms):
     _, cuda = pair(config, scores=SCORES)
     batch = [waveform.cuda() for waveform in waveforms]
-    cuda(batch), cuda(batch)
+    for _ in range(4):
+        cuda(batch)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -104,8 +122,8 @@ def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
     cpu, cuda = pair(config, scores=("entropy", "regressed"))
     expected = cpu(waveforms[3:6])
     broken = waveforms[4].clone()
-    broken[8000] = torch.nan
-    for _ in range(3):
+    broken[[0, 8000, -1]] = torch.nan
+    for _ in range(5):
         found = cuda([waveforms[3].cuda(), broken.cuda(), waveforms[5].cuda()])
         assert found.states[1].isnan().any()
         for utterance in (0, 2):
@@ -117,7 +135,7 @@ def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
 def test_other_streams_and_threads(config, waveforms):
     cpu, cuda = pair(config, scores=("entropy",))
     expected = cpu(waveforms)
-    for _ in range(3):
+    for _ in range(4):
         check(cuda(waveforms), expected)
     with torch.cuda.stream(torch.cuda.Stream()):
         check(cuda(waveforms), expected)
