@@ -21,8 +21,10 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 from unittest import mock
 
 import paired
@@ -42,7 +44,7 @@ from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
 from daisy.heads import ExitHeads, HeadsConfig
-from daisy.policies import Fixed, Never, Random
+from daisy.policies import Fixed, Never, Policy
 
 UNITS = 504
 TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
@@ -170,6 +172,17 @@ def deciding(quick: bool, device: str) -> list[dict]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread(Policy):
+    """Leave at one of the layers 3 to 12, which the number of frames names: it costs nothing to know."""
+
+    name: ClassVar[str] = "spread"
+    scores: ClassVar[tuple[str, ...]] = ("num_frames",)
+
+    def decide(self, trajectories: Mapping[str, Tensor], layer: int) -> Tensor:
+        return 3 + trajectories["num_frames"][:, -1].long() * 7 % 10 <= layer
+
+
 def mixed(quick: bool, device: str) -> list[dict]:
     """One batch whose utterances leave at layers 3 to 12, against each part at the full batch's speed."""
     return [_mixed(size, 3 if quick else 9, device) for size in (("mini",) if quick else ("mini", "base"))]
@@ -179,8 +192,7 @@ def _mixed(size: str, repeats: int, device: str) -> dict:
     backbone = backbone_of(size).to(device)
     waveforms = spoken(7, device)[:32]
     layers = backbone.config.num_layers
-    spread = Random(histogram=tuple(float(layer >= 3) for layer in range(1, layers + 1)))
-    encoder = EarlyExitEncoder(backbone, None, spread)
+    encoder = EarlyExitEncoder(backbone, None, Spread())
     out = encoder(waveforms)
     share = [
         float(out.num_frames[out.exit_layer >= layer].sum() / out.num_frames.sum()) for layer in range(1, layers + 1)

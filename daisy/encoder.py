@@ -156,10 +156,8 @@ class EarlyExitEncoder(nn.Module):
         """Layers and scores, with the weights as they are now."""
         inference, heads = self.inference
         if self._known is None or self._known.inference is not inference or self._known.heads is not heads:
-            if inference.device.type == "cuda" and self.score_stride == 1:
-                self._known = Graphs(inference, heads, self.score_names)
-            else:
-                self._known = Steps(inference, heads, self.score_names, self.score_stride)
+            kind = Graphs if inference.device.type == "cuda" else Steps
+            self._known = kind(inference, heads, self.score_names, self.score_stride)
         return self._known
 
     def __getstate__(self) -> dict[str, object]:

@@ -152,6 +152,7 @@ class InOneSequence(FrontEnd):
             ]
             for conv, (_, kernel, stride) in zip(self.others, self.shapes, strict=True)
         ]
+        self.silence = torch.zeros(SLOT * self.config.frame_hop + self.kernel, device=self.device)
         self.biases = [None if conv.bias is None else conv.bias.detach().to(self.dtype) for conv in self.others]
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
@@ -169,8 +170,7 @@ class InOneSequence(FrontEnd):
 
     def pieces(self, waveforms: Sequence[Tensor], slots: Layout) -> list[Tensor]:
         """What makes the sequence: waveforms (N_b,), each to the end of its slots, and a kernel of zeros."""
-        samples = SLOT * self.config.frame_hop
-        silence = waveforms[0].new_zeros(samples + self.kernel)
+        samples, silence = SLOT * self.config.frame_hop, self.silence
         pairs = zip(waveforms, slots.lengths, strict=True)
         pieces = [piece for own, count in pairs for piece in (own, silence[: count * samples - len(own)])]
         return [*pieces, silence[: self.kernel]]

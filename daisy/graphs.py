@@ -20,7 +20,7 @@ from torch import Tensor
 from daisy.front_end import SLOT, InOneSequence
 from daisy.inference import Inference, PreparedHeads
 from daisy.kernels import rounded
-from daisy.layout import Layout, fixed
+from daisy.layout import Fixed, Layout
 from daisy.steps import Step, Steps
 
 UTTERANCES = 32
@@ -30,7 +30,7 @@ MEMORY = 256
 """What part of the device's memory the first convolution's output may take in a graph; it stays allocated."""
 KEPT = 1024
 """Graphs, one for each layer and size, some 100 kB each."""
-PAYS = 1.2
+PAYS = 2.0
 """A graph pays where the device took less than so many times the host's time: it waited for the host."""
 
 
@@ -43,9 +43,9 @@ class Graphs(Steps):
     One batch at a time, on the stream of the first; who comes meanwhile goes without graphs.
     """
 
-    def __init__(self, inference: Inference, heads: PreparedHeads | None, names: Iterable[str]):
-        super().__init__(inference, heads, names)
-        self.plain = Steps(inference, heads, names)
+    def __init__(self, inference: Inference, heads: PreparedHeads | None, names: Iterable[str], stride: int = 1):
+        super().__init__(inference, heads, names, stride)
+        self.plain = Steps(inference, heads, names, stride)
         self._lock = threading.Lock()
         self._buffers: _Buffers | None = None
         self._known: dict[tuple[object, ...], _Replay] = {}
@@ -58,7 +58,7 @@ class Graphs(Steps):
             return
         try:
             if self._buffers is None:
-                self._buffers = _Buffers(self.inference)
+                self._buffers = _Buffers(self.inference, self.stride)
             yield self if self._buffers.stream == torch.cuda.current_stream() else self.plain
             self._buffers.release()
         finally:
@@ -85,8 +85,7 @@ class Graphs(Steps):
         torch.cat(pieces, out=buffers.signal[:length])
         signal = buffers.signal[: places * SLOT * inference.config.frame_hop + front.kernel]
         in_slots = buffers.slots.put(slots, places)
-        samples = buffers.num_samples[: len(in_slots)]
-        samples[: len(num_samples)].copy_(num_samples, non_blocking=True)
+        samples = buffers.samples(num_samples)[: len(in_slots)]
 
         def first() -> Tensor:
             return front.first(signal, samples, in_slots)
@@ -120,7 +119,7 @@ class Graphs(Steps):
         buffers.fill(states, units_before)
 
         def run() -> Tensor | None:
-            states, units = buffers.states[:rows], buffers.units[:rows]
+            states, units = buffers.states[:rows], buffers.units[: own.strided(self.stride).total]
             step = self.plain.layer(layer, states, own, units if layer > 1 else None)
             states.copy_(step.states)
             if step.units is not None:
@@ -131,7 +130,7 @@ class Graphs(Steps):
         return Step(
             states=buffers.copy(),
             scores=None if scores is None else scores[:, : len(layout)],
-            units=buffers.units[: layout.total].clone() if "change" in self.names else None,
+            units=buffers.units[: layout.strided(self.stride).total].clone() if "change" in self.names else None,
         )
 
     def _replay(self, key: tuple[object, ...]) -> _Replay | None:
@@ -207,15 +206,15 @@ class _Replay:
 class _Buffers:
     """Where graphs read and write."""
 
-    def __init__(self, inference: Inference):
+    def __init__(self, inference: Inference, stride: int):
         width, device = inference.config.width, inference.device
         self.most = LAYER_VALUES // width
         self.memory = torch.cuda.get_device_properties(device).total_memory
         self.stream, self.capturing = torch.cuda.current_stream(), torch.cuda.Stream()
         self.pool = torch.cuda.graph_pool_handle()
         self.signal = torch.zeros((self.most + 1) * inference.config.frame_hop, device=device)
-        self.num_samples = torch.zeros(UTTERANCES + 1, dtype=torch.int64, device=device)
-        self.slots, self.frames = _Places(self.most, device), _Places(self.most, device)
+        self.num_samples, self._samples = torch.zeros(UTTERANCES + 1, dtype=torch.int64, device=device), [0]
+        self.slots, self.frames = _Places(self.most, device), _Places(self.most, device, stride)
         self.states = torch.zeros(self.most, width, dtype=inference.dtype, device=device)
         self.units = torch.zeros(self.most, dtype=torch.int64, device=device)
         self.release()
@@ -229,6 +228,13 @@ class _Buffers:
     def fits(self, rows: int, layout: Layout) -> bool:
         """Whether there is room."""
         return rows <= self.most and len(layout) <= UTTERANCES
+
+    def samples(self, num_samples: Tensor) -> Tensor:
+        """These (B,), and room for more, whose numbers mean nothing."""
+        if num_samples.tolist() != self._samples:
+            self._samples = num_samples.tolist()
+            self.num_samples[: len(num_samples)].copy_(num_samples, non_blocking=True)
+        return self.num_samples
 
     def load(self, layout: Layout, rows: int) -> Layout:
         """Take up a batch, unless it is there; returns what graphs see of it."""
@@ -251,10 +257,17 @@ class _Buffers:
 
 
 class _Places:
-    """A layout whose tensors stay where they are."""
+    """A layout whose tensors stay where they are.
 
-    def __init__(self, rows: int, device: torch.device):
-        self._numbers = torch.zeros(rows + 2 * UTTERANCES + 3, dtype=torch.int64, device=device)
+    Args:
+        most: rows at most.
+        device: of the tensors.
+        stride: of the frames that heads look at.
+    """
+
+    def __init__(self, most: int, device: torch.device, stride: int = 1):
+        self.stride = stride
+        self._numbers = torch.zeros(3 * (most + 2 * UTTERANCES + 3), dtype=torch.int64, device=device)
         self._offsets = torch.zeros(UTTERANCES + 2, dtype=torch.int32, device=device)
         self._there: list[int] = []
 
@@ -264,9 +277,28 @@ class _Places:
         added = torch.zeros(size - len(layout), dtype=torch.int64)
         added[-1] = rows - layout.total
         host = Layout(torch.cat([layout.num_frames, added]))
-        if host.lengths != self._there:
-            self._there = host.lengths
-            numbers = torch.cat([host.owners, host.counts, host.offsets])
-            self._numbers[: len(numbers)].copy_(numbers, non_blocking=True)
-            self._offsets[: size + 1].copy_(self._numbers[rows + size : rows + 2 * size + 1])
-        return fixed(self._numbers[:rows], self._numbers[rows : rows + size], self._offsets[: size + 1], longest)
+        changed, self._there = host.lengths != self._there, host.lengths
+        numbers = [host.owners, host.counts, host.offsets] if changed else []
+        lengths = [rows, size, size + 1]
+        if self.stride > 1:
+            # Their number is not fixed; the last utterance takes those that are left over here too.
+            count = rows // self.stride + size
+            lengths += [count, size, count]
+            if changed:
+                read = host.strided(self.stride)
+                over = count - read.total
+                found = host.strided_rows(self.stride), torch.full((over,), rows - 1)
+                read.num_frames[-1] += over
+                read = Layout(read.num_frames)
+                numbers += [read.owners, read.counts, torch.cat(found)]
+        if changed:
+            together = torch.cat(numbers)
+            self._numbers[: len(together)].copy_(together, non_blocking=True)
+        owners, counts, offsets, *others = self._numbers[: sum(lengths)].split(lengths)
+        if changed:
+            self._offsets[: size + 1].copy_(offsets)
+        offsets = self._offsets[: size + 1]
+        if not others:
+            return Fixed(owners, counts, offsets, longest)
+        read_owners, read_counts, read_rows = others
+        return Fixed(owners, counts, offsets, longest, (Fixed(read_owners, read_counts, offsets, longest), read_rows))

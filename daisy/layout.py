@@ -85,7 +85,7 @@ class Layout:
         return torch.cat(kept) if kept else rows[:0]
 
 
-def fixed(owners: Tensor, counts: Tensor, offsets: Tensor, longest: int) -> Layout:
+class Fixed(Layout):
     """One whose tensors stay where they are while what is in them changes, for a CUDA graph.
 
     Args:
@@ -93,8 +93,26 @@ def fixed(owners: Tensor, counts: Tensor, offsets: Tensor, longest: int) -> Layo
         counts: (B,) likewise.
         offsets: (B + 1,) likewise.
         longest: at least the frames of any.
+        read: the strided layout and its rows, where heads do not look at every frame.
     """
-    layout = Layout(torch.zeros(len(counts), dtype=torch.int64), counts.device)
-    layout.owners, layout.counts, layout.offsets = owners, counts, offsets
-    layout.total, layout.longest = len(owners), longest
-    return layout
+
+    def __init__(
+        self,
+        owners: Tensor,
+        counts: Tensor,
+        offsets: Tensor,
+        longest: int,
+        read: tuple[Layout, Tensor] | None = None,
+    ):
+        super().__init__(torch.zeros(len(counts), dtype=torch.int64), counts.device)
+        self.owners, self.counts, self.offsets = owners, counts, offsets
+        self.total, self.longest, self._read = len(owners), longest, read
+
+    def strided(self, stride: int) -> Layout:
+        """As `Layout.strided`, of the one stride it was made for."""
+        return self if self._read is None else self._read[0]
+
+    def strided_rows(self, stride: int) -> Tensor:
+        """As `Layout.strided_rows`, likewise."""
+        assert self._read is not None
+        return self._read[1]

@@ -55,12 +55,13 @@ def test_the_numbers_of_the_cpu(config, waveforms, chosen, stride, monkeypatch):
         found = cuda([waveform.cuda() for waveform in waveforms[chosen]])
         assert found.states[0].device.type == "cuda"
         check(found, expected)
-    assert len(seen) == (2 * (1 + config.num_layers) if stride == 1 else 0)
+    assert len(seen) == 2 * (1 + config.num_layers)
 
 
-def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch, stride):
     policy = spread_policy(tiny_model(config), waveforms)
-    cpu, cuda = pair(config, policy, scores=SCORES)
+    cpu, cuda = pair(config, policy, scores=SCORES, score_stride=stride)
     seen = replays(monkeypatch)
     for batch in 4 * (waveforms, waveforms[::-1], waveforms[2:5], waveforms[:1], waveforms[3:]):
         check(cuda(batch), cpu(batch))

@@ -1,6 +1,7 @@
 """A GPU's path without a GPU: tensors of the CPU that say they are elsewhere, and an eye on who makes the host wait."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from daisy import EarlyExitEncoder, policies
+from daisy import EarlyExitEncoder, graphs, policies
 from tests.conftest import tiny_model
 from tests.test_encoder import spread_policy
 
@@ -76,6 +77,58 @@ def elsewhere(module):
         for name, buffer in part.named_buffers(recurse=False):
             part._buffers[name] = Elsewhere(buffer)
     return module
+
+
+class Now:
+    """A replay that only runs."""
+
+    pays = True
+
+    def __init__(self, buffers):
+        pass
+
+    def __call__(self, run):
+        return run()
+
+
+def attend_by_owner(split, layout):
+    """As CUDA's kernel for many lengths, which looks at no length on the host."""
+    queries, keys, values = split.permute(1, 2, 0, 3)
+    same = layout.owners[:, None] == layout.owners
+    weights = (queries @ keys.transpose(1, 2)).masked_fill(~same, -torch.inf).softmax(-1)
+    return (weights @ values).transpose(0, 1).flatten(1)
+
+
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """`daisy.graphs` but for the graphs."""
+    monkeypatch.setattr("daisy.attention._padded", attend_by_owner)
+    monkeypatch.setattr(graphs, "_Replay", Now)
+    for name in ("current_stream", "Stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
+
+
+@pytest.mark.parametrize(("stride", "whole"), [(1, True), (3, False)])
+def test_batches_go_through_buffers(model, config, waveforms, monkeypatch, no_graphs, stride, whole):
+    """Rows and utterances that are added, and what another batch has left there, do not show."""
+    monkeypatch.setattr(graphs, "MEMORY", 256 if whole else 2**60)  # the front end is too large, but for its first part
+    policy = spread_policy(model, waveforms)
+    expected = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
+    monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
+    there = tiny_model(config)
+    with torch.no_grad(), Watch():
+        backbone, heads = elsewhere(there.backbone), elsewhere(there.heads)
+        encoder = EarlyExitEncoder(backbone, heads, policy, scores=SCORES, score_stride=stride)
+        encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names, stride)
+        for batch in (waveforms, waveforms[6:], waveforms[1:4], waveforms[3:]):
+            want, out = expected(batch), encoder([Elsewhere(waveform) for waveform in batch])
+            assert encoder._known._known
+            assert out.exit_layer.tolist() == want.exit_layer.tolist()
+            for one, other in zip(out.states, want.states, strict=True):
+                torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
+            for one, other in zip(out.scores.values(), want.scores.values(), strict=True):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
