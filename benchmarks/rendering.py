@@ -30,6 +30,7 @@ def by_setting(rows: Iterable[dict]) -> dict[tuple, dict[str, dict]]:
     return found
 
 
-def ratio(row: dict, name: str = "ratio") -> str:
+def ratio(row: dict, name: str = "ratio", digits: int = 2) -> str:
     """Median and quartiles."""
-    return f"{row[name]:.2f} ({row[f'{name}_low']:.2f}-{row[f'{name}_high']:.2f})"
+    middle, low, high = (f"{row[key]:.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{middle} ({low}-{high})"

@@ -1,9 +1,10 @@
-"""Tables of docs/speed.md, from results/latency.json, speed.json and memory.json."""
+"""Tables of docs/speed.md, from results/latency.json, speed.json, memory.json, and what a GPU gave."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from common import read
 from rendering import SETTING, by_setting, ratio, source, table
@@ -11,21 +12,21 @@ from rendering import SETTING, by_setting, ratio, source, table
 from daisy.errors import DaisyError
 
 
-def latency() -> str:
-    """Each setting: our seconds, and every peer's time over ours."""
-    result = read("latency")
+def latency(name: str = "latency") -> str:
+    """Each setting: our milliseconds, and every peer's time over ours."""
+    result = read(name)
     ours, *names = dict.fromkeys(row["system"] for row in result["rows"])
     lines = []
     for setting, found in by_setting(result["rows"]).items():
         audio_sec = found[ours]["audio_sec"]
         cells = [_against(found[name]) if name in found else "" for name in names]
-        lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{found[ours]['seconds']:.3f}", *cells])
-    return table([*SETTING, "audio, s", "ours, s", *names], lines) + source(result, threads=False)
+        lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{1000 * found[ours]['seconds']:.3g}", *cells])
+    return table([*SETTING, "audio, s", "ours, ms", *names], lines) + source(result, threads=False)
 
 
-def latency_range() -> str:
+def latency_range(name: str = "latency") -> str:
     """Every peer's time over ours: least and greatest median of the sizes, precisions and numbers of threads."""
-    result = read("latency")
+    result = read(name)
     names = list(dict.fromkeys(row["system"] for row in result["rows"]))[1:]
     lines = []
     for batch, lengths in dict.fromkeys((row["batch"], row["lengths"]) for row in result["rows"]):
@@ -46,22 +47,22 @@ def _against(row: dict) -> str:
     return ratio(row) + (f", {row['form']}" if row["form"] != row["precision"] else "")
 
 
-def measured(measure: str) -> tuple[dict, list[dict]]:
-    """results/speed.json, and its rows of one measure.
+def measured(measure: str, name: str) -> tuple[dict, list[dict]]:
+    """results/NAME.json, and its rows of one measure.
 
     Raises:
         DaisyError: where it has none.
     """
-    result = read("speed")
+    result = read(name)
     rows = [row for row in result["rows"] if row["measure"] == measure]
     if not rows:
-        raise DaisyError(f"results/speed.json has no rows of {measure}: python benchmarks/speed.py --only {measure}")
+        raise DaisyError(f"results/{name}.json has no rows of {measure}: python benchmarks/speed.py --only {measure}")
     return result, rows
 
 
-def precision() -> str:
+def precision(name: str = "speed") -> str:
     """Time, states and exits of fewer bits against float32."""
-    result, rows = measured("precision")
+    result, rows = measured("precision", name)
     lines = []
     for row in rows:
         exits = f"{row['same_exit']:.1%}, {row['within_one_layer']:.1%}" if "same_exit" in row else ""
@@ -90,20 +91,20 @@ def precision() -> str:
     return table(header, lines) + source(result)
 
 
-def deciding() -> str:
+def deciding(name: str = "speed") -> str:
     """Time with scores at every layer over time without heads."""
-    result, rows = measured("deciding")
-    lines = [[row["scores"], f"{row['seconds']:.3f}", ratio(row)] for row in rows]
-    return table(["scores", "seconds", "time over none's"], lines) + source(result)
+    result, rows = measured("deciding", name)
+    lines = [[row["scores"], f"{1000 * row['seconds']:.3g}", ratio(row, digits=3)] for row in rows]
+    return table(["scores", "ms", "time over none's"], lines) + source(result)
 
 
-def mixed() -> str:
+def mixed(name: str = "speed") -> str:
     """Exits spread over a batch against the ideal, and against one exit for all."""
-    result, rows = measured("mixed")
+    result, rows = measured("mixed", name)
     lines = [
         [
             row["size"], str(row["batch"]), f"{row['audio_sec']:.0f}", f"{row['mean_layers']:.2f}",
-            f"{row['seconds']:.2f}", ratio(row, "over_ideal"), f"{row['over_one_exit']:.2f} at {row['one_exit_layer']}",
+            f"{row['seconds']:.3g}", ratio(row, "over_ideal"), f"{row['over_one_exit']:.2f} at {row['one_exit_layer']}",
         ]
         for row in rows
     ]  # fmt: skip
@@ -111,9 +112,9 @@ def mixed() -> str:
     return table(header, lines) + source(result)
 
 
-def stages() -> str:
+def stages(name: str = "speed") -> str:
     """Front end and layers, before and after."""
-    result, rows = measured("stages")
+    result, rows = measured("stages", name)
     lines = [
         [
             row["size"], row["precision"], row["stage"], f"{row['seconds']:.3f}", ratio(row, "faster"),
@@ -129,16 +130,16 @@ def stages() -> str:
     return table(header, lines) + source(result)
 
 
-def shapes() -> str:
+def shapes(name: str = "speed") -> str:
     """Recordings of many lengths, products of their own shapes over shared ones."""
-    result, rows = measured("shapes")
+    result, rows = measured("shapes", name)
     lines = [[row["precision"], str(row["lengths"]), ratio(row)] for row in rows]
     return table(["precision", "lengths", "time with own shapes over shared ones"], lines) + source(result)
 
 
-def end_to_end() -> str:
+def end_to_end(name: str = "speed") -> str:
     """The test recordings from waveforms to states."""
-    result, rows = measured("end-to-end")
+    result, rows = measured("end-to-end", name)
     lines = [
         [
             row["recordings"], row["batches"], row["system"], f"{row['seconds']:.1f}", ratio(row),
@@ -187,6 +188,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": stages,
     "shapes": shapes,
     "end_to_end": end_to_end,
+    **{f"{made.__name__}_cuda": partial(made, "latency_cuda") for made in (latency, latency_range)},
+    **{f"{made.__name__}_cuda": partial(made, "speed_cuda") for made in (precision, deciding, mixed)},
     "memory_utterances": growth("utterances", "num_utterances", "recordings"),
     "memory_length": growth("length", "audio_sec", "audio, s"),
 }

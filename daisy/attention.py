@@ -31,9 +31,16 @@ def attend(projected: Tensor, layout: Layout, num_heads: int) -> Tensor:
     split = projected.unflatten(1, (3, num_heads, -1))  # (F, 3, H, D / H)
     if projected.device.type == "cpu":
         return _one_by_one(split, layout)
-    if projected.device.type == "cuda" and split.shape[3] % 8 == 0:
+    if has_one_kernel(split.device, split.dtype, split.shape[3]):
         return _of_any_length(split, layout)
     return _padded(split, layout)
+
+
+def has_one_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether a device has one for many lengths, which looks at none on the host."""
+    if device.type != "cuda" or head_width % 8:
+        return False
+    return dtype == torch.float32 or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _one_by_one(split: Tensor, layout: Layout) -> Tensor:

@@ -57,9 +57,10 @@ class Graphs(Steps):
             yield self.plain
             return
         try:
-            if self._buffers is None:
-                self._buffers = _Buffers(self.inference, self.stride)
-            yield self if self._buffers.stream == torch.cuda.current_stream() else self.plain
+            with torch.cuda.device(self.inference.device):
+                if self._buffers is None:
+                    self._buffers = _Buffers(self.inference, self.stride)
+                yield self if self._buffers.stream == torch.cuda.current_stream() else self.plain
             self._buffers.release()
         finally:
             self._lock.release()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy.attention import attend
+from daisy.attention import attend, has_one_kernel
 from daisy.backbone import Backbone, BackboneConfig
 from daisy.errors import UsageError, unknown_name
 from daisy.front_end import front_end
@@ -50,6 +50,11 @@ class Inference:
         )
         self.norm = _Norm(transformer.layer_norm, self.dtype)
         self.layers = [_Layer(block, self.config, dtype) for block in transformer.layers]
+
+    @property
+    def looks_at_no_length(self) -> bool:
+        """Whether the host needs none of an utterance to run a layer, which then can be captured."""
+        return has_one_kernel(self.device, self.dtype, self.config.width // self.config.num_heads)
 
     def embed(self, features: Tensor, layout: Layout) -> Tensor:
         """What ``front_end`` makes of a list of waveforms (N_b,), features (F, C), to layer 0 (F, D)."""

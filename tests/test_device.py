@@ -106,6 +106,7 @@ def no_graphs(monkeypatch):
     monkeypatch.setattr(graphs, "_Replay", Now)
     for name in ("current_stream", "Stream", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
 
 
