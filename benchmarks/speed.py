@@ -162,14 +162,17 @@ def deciding(quick: bool, device: str) -> list[dict]:
         "regressed": (("regressed",), 1),
         "entropy, confidence, margin, change": (("entropy", "confidence", "margin", "change"), 1),
     }
-    systems = {}
-    for name, (scores, stride) in variants.items():
-        encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride)
-        systems[name] = lambda encoder=encoder: encoder([waveform])
-    times = paired.turns(systems, turns(3 if quick else 45, device), budget_sec=900.0)
-    return [
-        row("deciding", size="base", units=UNITS, scores=name, **ratio_of(times, name, "none")) for name in variants
-    ]
+    rows = []
+    for dtype in DTYPES[:2]:
+        systems = {}
+        for name, (scores, stride) in variants.items():
+            encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride, dtype=dtype)
+            systems[name] = lambda encoder=encoder: encoder([waveform])
+        times = paired.turns(systems, turns(3 if quick else 45, device), budget_sec=900.0)
+        for name in variants:
+            found = ratio_of(times, name, "none")
+            rows.append(row("deciding", size="base", precision=dtype, units=UNITS, scores=name, **found))
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

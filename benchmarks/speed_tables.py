@@ -94,8 +94,11 @@ def precision(name: str = "speed") -> str:
 def deciding(name: str = "speed") -> str:
     """Time with scores at every layer over time without heads."""
     result, rows = measured("deciding", name)
-    lines = [[row["scores"], f"{1000 * row['seconds']:.3g}", ratio(row, digits=3)] for row in rows]
-    return table(["scores", "ms", "time over none's"], lines) + source(result)
+    cells = {(row["precision"], row["scores"]): [f"{1000 * row['seconds']:.3g}", ratio(row, digits=3)] for row in rows}
+    precisions, kinds = ([*dict.fromkeys(of)] for of in zip(*cells, strict=True))
+    lines = [[kind, *(cell for precision in precisions for cell in cells[precision, kind])] for kind in kinds]
+    times = [title for precision in precisions for title in (f"{precision}, ms", "time over none's")]
+    return table(["scores", *times], lines) + source(result)
 
 
 def mixed(name: str = "speed") -> str:
@@ -188,6 +191,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": stages,
     "shapes": shapes,
     "end_to_end": end_to_end,
+    "latency_range_epyc": partial(latency_range, "latency_epyc"),
+    "precision_epyc": partial(precision, "speed_epyc"),
     **{f"{made.__name__}_cuda": partial(made, "latency_cuda") for made in (latency, latency_range)},
     **{f"{made.__name__}_cuda": partial(made, "speed_cuda") for made in (precision, deciding, mixed)},
     "memory_utterances": growth("utterances", "num_utterances", "recordings"),
