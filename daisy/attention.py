@@ -38,9 +38,9 @@ def attend(projected: Tensor, layout: Layout, num_heads: int) -> Tensor:
 
 def has_one_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether a device has one for many lengths, which looks at none on the host."""
-    if device.type != "cuda" or head_width % 8:
+    if device.type != "cuda" or torch.version.hip is not None or head_width % 8:
         return False
-    return dtype == torch.float32 or torch.cuda.get_device_capability(device) >= (8, 0)
+    return dtype == torch.float32 or (head_width <= 256 and torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def _one_by_one(split: Tensor, layout: Layout) -> Tensor:

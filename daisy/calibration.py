@@ -110,15 +110,29 @@ def check_depth(target: float) -> None:
 
 
 def place_of_depth(found: Family, traces: Traces, target: float) -> float:
-    """The place whose mean depth is nearest to a target."""
-    low, high = 0.0, 1.0
+    """The place whose mean depth is nearest to a target: halfway between those at which somebody's exit changes.
+
+    At the edge, a score would equal its threshold, and the last bits of other machines or batches would decide.
+    """
+
+    def reached(place: float) -> float:
+        return depth(found.exit_layers(place), traces)
+
+    low, high = _edge(lambda place: reached(place) > target + 1e-9, 0.0, 1.0)
+    place, away = min(((low, 0.0), (high, 1.0)), key=lambda side: abs(reached(side[0]) - target))
+    same, _ = _edge(lambda other: reached(other) == reached(place), place, away)
+    return (place + same) / 2
+
+
+def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tuple[float, float]:
+    """Where something ceases to hold on the way out: the last place where it holds, and the first where it does not."""
     for _ in range(STEPS):
-        middle = (low + high) / 2
-        if depth(found.exit_layers(middle), traces) > target + 1e-9:
-            low = middle
+        middle = (inside + outside) / 2
+        if holds(middle):
+            inside = middle
         else:
-            high = middle
-    return min((low, high), key=lambda place: abs(depth(found.exit_layers(place), traces) - target))
+            outside = middle
+    return inside, outside
 
 
 def depth(exit_layers: Tensor, traces: Traces) -> float:
@@ -243,15 +257,18 @@ def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:
     entropy, losses = _scores(traces, "entropy", "agreement"), _scores(traces, loss, "agreement")
     order = entropy[:, :-1].argsort(0)
     sorted_entropy = entropy[:, :-1].gather(0, order)
+    beyond = 2 * sorted_entropy[-1:] - sorted_entropy[-2:][:1]  # as far again, where everybody may leave
+    bounds = torch.cat([sorted_entropy, beyond])
     counts = torch.arange(1, len(entropy) + 1, dtype=torch.float64)[:, None]
     accepted_loss = losses[:, :-1].gather(0, order).double().cumsum(0) / counts  # of those up to each entropy
     rates = accepted_loss.flatten().sort().values
 
     def at(place: float) -> Policy:
         allowed = -1.0 if place <= 0 else _quantile(rates, place)
-        last = (accepted_loss <= allowed).long() * torch.arange(1, len(entropy) + 1)[:, None]
-        rows = last.amax(0)  # 0: nobody may leave there
-        thresholds = torch.where(rows > 0, sorted_entropy.gather(0, (rows - 1).clamp(min=0)[None])[0], 0.0)
+        accepted = (accepted_loss <= allowed).long() * torch.arange(1, len(entropy) + 1)[:, None]
+        rows = accepted.amax(0)  # 0: nobody may leave there
+        last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
+        thresholds = torch.where(rows > 0, (last + first) / 2, 0.0)  # halfway to who may not: as in `place_of_depth`
         return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
     return at

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from daisy import frames
+from daisy import frames, graphs
 from daisy import scores as score_functions
 from daisy.backbone import Backbone
 from daisy.errors import AudioError, CheckpointError, PolicyError
-from daisy.graphs import Graphs
 from daisy.heads import ExitHeads, missing_heads
 from daisy.inference import Inference, PreparedHeads, check_dtype, prepared, prepared_heads
 from daisy.layout import Layout
@@ -39,7 +38,8 @@ class ExitOutput:
 class EarlyExitEncoder(nn.Module):
     """Runs each utterance until its policy says that it may leave; who left is no longer computed.
 
-    An utterance's exit and states do not depend on the others in the batch.
+    An utterance's exit and states do not depend on the others in the batch, but for rounding: products of other sizes
+    may sum in another order, on CUDA devices also from one call to the next.
 
     Args:
         backbone: the layers.
@@ -126,8 +126,8 @@ class EarlyExitEncoder(nn.Module):
         config = self.backbone.config
         num_samples = torch.tensor([len(waveform) for waveform in utterances])
         num_frames = frames.num_frames(num_samples, config.conv_layers)
-        run = _Run(Layout(num_frames, self.backbone.device), config.num_layers, self.score_names)
-        run.keep_all, run.stride = self.keep == "all", self.score_stride
+        layout = Layout(num_frames, self.backbone.device)
+        run = _Run(layout, config.num_layers, self.score_names, keep_all=self.keep == "all", stride=self.score_stride)
         if "draw" in self.score_names:
             run.draws = score_functions.draws(utterances)
         with self._steps().held(with_readings=observe is not None) as steps:
@@ -156,8 +156,7 @@ class EarlyExitEncoder(nn.Module):
         """Layers and scores, with the weights as they are now."""
         inference, heads = self.inference
         if self._known is None or self._known.inference is not inference or self._known.heads is not heads:
-            kind = Graphs if inference.looks_at_no_length else Steps
-            self._known = kind(inference, heads, self.score_names, self.score_stride)
+            self._known = graphs.steps(inference, heads, self.score_names, self.score_stride)
         return self._known
 
     def __getstate__(self) -> dict[str, object]:
@@ -197,9 +196,9 @@ class EarlyExitEncoder(nn.Module):
 class _Run:
     """The books of one batch: who is still in it, what was computed for whom."""
 
-    def __init__(self, layout: Layout, num_layers: int, score_names: Sequence[str]):
+    def __init__(self, layout: Layout, num_layers: int, score_names: Sequence[str], *, keep_all: bool, stride: int):
         batch = len(layout)
-        self.keep_all, self.stride = True, 1
+        self.keep_all, self.stride = keep_all, stride
         self.active = torch.arange(batch)
         self.layout = layout
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)

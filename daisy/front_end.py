@@ -7,6 +7,7 @@ an output over the utterance follow from the mean and covariance of the samples 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,6 +21,8 @@ from daisy.layout import Layout
 
 SLOT = 4
 """Hops; in the sequence of `InOneSequence` utterances begin at multiples of it."""
+TOGETHER = 2**29
+"""Values of the first convolution's output up to which utterances go together: five minutes of HuBERT Base."""
 BLOCK_VALUES = 2**21
 """Of the first convolution's output that are held at a time on a CPU: 64 frames of HuBERT Base; more pays for pages."""
 
@@ -62,9 +65,6 @@ class FrontEnd:
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
 
-    def _counts(self, waveforms: Sequence[Tensor]) -> list[int]:
-        return [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
-
     def _folded(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """The first convolution with the group norm over time in it.
 
@@ -103,7 +103,7 @@ class InBlocks(FrontEnd):
         self.block = max(1, BLOCK_VALUES // (self.per_frame * len(self.weight)))
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
-        counts = self._counts(waveforms)
+        counts = [frames.num_frames(len(waveform), self.config.conv_layers) for waveform in waveforms]
         features = torch.empty(sum(counts), self.config.conv_layers[-1][0], dtype=self.dtype)
         for waveform, rows in zip(waveforms, features.split(counts), strict=True):
             self._utterance(waveform, rows)
@@ -157,8 +157,19 @@ class InOneSequence(FrontEnd):
 
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
+        groups = (num_samples.cumsum(0) - num_samples) // (TOGETHER // len(self.weight) * self.stride)
+        sizes = torch.unique_consecutive(groups, return_counts=True)[1].tolist()
+        counts = num_samples.split(sizes)
+        starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+        parts = [
+            self._together(waveforms[start : start + len(own)], own)
+            for start, own in zip(starts[:-1], counts, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _together(self, waveforms: Sequence[Tensor], num_samples: Tensor) -> Tensor:
         slots = self.slots(num_samples)
-        own = Layout(torch.tensor(self._counts(waveforms)), self.device)
+        own = Layout(frames.num_frames(num_samples, self.config.conv_layers), self.device)
         signal = torch.cat(self.pieces(waveforms, slots))
         first = self.first(signal, num_samples.to(self.device, non_blocking=True), slots)
         return self.convolve(signal, first, slots, own)
@@ -216,7 +227,7 @@ class InOneSequence(FrontEnd):
         else:
             x = (seen.unflatten(0, (slots.total, -1)) @ first.transpose(1, 2)[slots.owners]).flatten(0, 1)
         x = self._after(0, x)
-        with _as_convolutions():
+        with _as_convolutions(self.dtype):
             for index, (taps, bias, (_, _, stride)) in enumerate(
                 zip(self.taps, self.biases, self.shapes, strict=True), start=1
             ):
@@ -272,12 +283,22 @@ def _precise_weight(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([*parts, parts[0].new_zeros(*bias.shape[:-1], -sum(part.shape[-1] for part in parts) % 8)], -1)
 
 
+_SETTING = threading.Lock()
+
+
 @contextlib.contextmanager
-def _as_convolutions() -> Iterator[None]:
-    """Products here stand for convolutions, for which torch has a setting of its own (TF32 unless told otherwise)."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    try:
+def _as_convolutions(dtype: torch.dtype) -> Iterator[None]:
+    """Float32 products here stand for convolutions, which torch lets use TF32 unless told otherwise, unlike products.
+
+    The setting is the process's: products of other threads see it meanwhile.
+    """
+    if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32:
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        return
+    with _SETTING:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)

@@ -24,12 +24,13 @@ from daisy.layout import Fixed, Layout
 from daisy.steps import Step, Steps
 
 UTTERANCES = 32
+"""Of a batch that there are buffers for."""
 LAYER_VALUES = 2**23
 """Of a layer's states, up to which they have buffers."""
 MEMORY = 256
 """What part of the device's memory the first convolution's output may take in a graph; it stays allocated."""
 KEPT = 1024
-"""Graphs, one for each layer and size, some 100 kB each."""
+"""Graphs, one for each layer and size, some 100 kB each, and a megabyte with a first convolution's weights."""
 PAYS = 2.0
 """A graph pays where the device took less than so many times the host's time: it waited for the host."""
 
@@ -37,10 +38,15 @@ PAYS = 2.0
 Result = TypeVar("Result")
 
 
+def steps(inference: Inference, heads: PreparedHeads | None, names: Iterable[str], stride: int = 1) -> Steps:
+    """The fastest there are for the device: as `daisy.steps.Steps`."""
+    return (Graphs if inference.looks_at_no_length else Steps)(inference, heads, names, stride)
+
+
 class Graphs(Steps):
     """Steps that are replayed where that pays: timed when a size is met again, captured when it is once more.
 
-    One batch at a time, on the stream of the first; who comes meanwhile goes without graphs.
+    One batch at a time; who comes meanwhile, from another thread, goes without graphs.
     """
 
     def __init__(self, inference: Inference, heads: PreparedHeads | None, names: Iterable[str], stride: int = 1):
@@ -59,10 +65,13 @@ class Graphs(Steps):
         try:
             with torch.cuda.device(self.inference.device):
                 if self._buffers is None:
-                    self._buffers = _Buffers(self.inference, self.stride)
-                yield self if self._buffers.stream == torch.cuda.current_stream() else self.plain
-            self._buffers.release()
+                    with torch.inference_mode(False):  # tensors made in it could not be written to outside
+                        self._buffers = _Buffers(self.inference, self.stride)
+                self._buffers.follow(torch.cuda.current_stream())
+                yield self
         finally:
+            if self._buffers is not None:
+                self._buffers.release()
             self._lock.release()
 
     def begin(self, waveforms: Sequence[Tensor], layout: Layout) -> Tensor:
@@ -93,8 +102,7 @@ class Graphs(Steps):
 
         if whole is None or not whole.pays:
             # The convolutions keep the device busy; what comes before them are small kernels.
-            replay = self._replay(("first", *_size(slots, places)))
-            weights = first() if replay is None else replay(first)
+            weights = self._replay(("first", *_size(slots, places)[:2]))(first)
             weights = weights[: max(1, len(layout))] if len(weights) > 1 else weights
             return inference.embed(front.convolve(buffers.signal[:length], weights, slots, layout), layout)
         own = buffers.load(layout, rows)
@@ -111,9 +119,9 @@ class Graphs(Steps):
         buffers = self._buffers
         assert buffers is not None
         rows = rounded(layout.total)
-        replay = self._replay((layer, *_size(layout, rows))) if buffers.fits(rows, layout) else None
-        if replay is None:
+        if not buffers.fits(rows, layout):
             return self.plain.layer(layer, states, layout, units_before)
+        replay = self._replay((layer, *_size(layout, rows)))
         if not replay.pays:  # or not known yet
             return replay.timed(lambda: self.plain.layer(layer, states, layout, units_before))
         own = buffers.load(layout, rows)
@@ -134,11 +142,14 @@ class Graphs(Steps):
             units=buffers.units[: layout.strided(self.stride).total].clone() if "change" in self.names else None,
         )
 
-    def _replay(self, key: tuple[object, ...]) -> _Replay | None:
-        if key not in self._known and len(self._known) < KEPT:
+    def _replay(self, what: tuple[object, ...]) -> _Replay:
+        """Of a function and a size, under torch's settings as they are, which a graph keeps."""
+        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        key = (*what, products, convolutions, torch.are_deterministic_algorithms_enabled())
+        if key not in self._known:
             assert self._buffers is not None
             self._known[key] = _Replay(self._buffers)
-        return self._known.get(key)
+        return self._known[key]
 
 
 def _size(layout: Layout, rows: int) -> tuple[int, int, int]:
@@ -174,7 +185,7 @@ class _Replay:
     def timed(self, run: Callable[[], Result]) -> Result:
         """Call it without buffers; the second time counts, as the first meets what is not loaded yet."""
         self._calls += 1
-        if self._calls != 2:
+        if self._calls < 2 or self._pays is not None:
             return run()
         marks = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begun = time.perf_counter()
@@ -190,18 +201,27 @@ class _Replay:
             self._graph.replay()
             return self._result
         result = run()
+        if self._buffers.num_graphs < KEPT and self._pays is not False:
+            self._capture(run)
+        return result
+
+    def _capture(self, run: Callable[[], object]) -> None:
         graph, stream = torch.cuda.CUDAGraph(), self._buffers.capturing
         stream.wait_stream(self._buffers.stream)
-        with torch.cuda.stream(stream):
-            # torch.cuda.graph would collect garbage and empty the allocator's cache each time, a tenth of a second.
-            graph.capture_begin(pool=self._buffers.pool, capture_error_mode="thread_local")
-            try:
-                self._result = run()
-            finally:
-                graph.capture_end()
+        try:
+            with torch.cuda.stream(stream):
+                # torch.cuda.graph would collect garbage and empty the allocator's cache, a tenth of a second each time.
+                graph.capture_begin(pool=self._buffers.pool, capture_error_mode="thread_local")
+                try:
+                    self._result = run()
+                finally:
+                    graph.capture_end()
+        except torch.cuda.OutOfMemoryError:
+            self._pays = False  # there is memory for it without, in torch's cache
+            return
         self._buffers.stream.wait_stream(stream)
         self._graph = graph
-        return result
+        self._buffers.num_graphs += 1
 
 
 class _Buffers:
@@ -212,13 +232,19 @@ class _Buffers:
         self.most = LAYER_VALUES // width
         self.memory = torch.cuda.get_device_properties(device).total_memory
         self.stream, self.capturing = torch.cuda.current_stream(), torch.cuda.Stream()
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool, self.num_graphs = torch.cuda.graph_pool_handle(), 0
         self.signal = torch.zeros((self.most + 1) * inference.config.frame_hop, device=device)
         self.num_samples, self._samples = torch.zeros(UTTERANCES + 1, dtype=torch.int64, device=device), [0]
         self.slots, self.frames = _Places(self.most, device), _Places(self.most, device, stride)
         self.states = torch.zeros(self.most, width, dtype=inference.dtype, device=device)
         self.units = torch.zeros(self.most, dtype=torch.int64, device=device)
         self.release()
+
+    def follow(self, stream: torch.cuda.Stream) -> None:
+        """Go on, on another stream perhaps, after what was asked for on the one before."""
+        if stream != self.stream:
+            stream.wait_stream(self.stream)
+            self.stream = stream
 
     def release(self) -> None:
         """Forget the batch."""
@@ -233,8 +259,8 @@ class _Buffers:
     def samples(self, num_samples: Tensor) -> Tensor:
         """These (B,), and room for more, whose numbers mean nothing."""
         if num_samples.tolist() != self._samples:
-            self._samples = num_samples.tolist()
             self.num_samples[: len(num_samples)].copy_(num_samples, non_blocking=True)
+            self._samples = num_samples.tolist()
         return self.num_samples
 
     def load(self, layout: Layout, rows: int) -> Layout:
@@ -278,7 +304,7 @@ class _Places:
         added = torch.zeros(size - len(layout), dtype=torch.int64)
         added[-1] = rows - layout.total
         host = Layout(torch.cat([layout.num_frames, added]))
-        changed, self._there = host.lengths != self._there, host.lengths
+        changed = host.lengths != self._there
         numbers = [host.owners, host.counts, host.offsets] if changed else []
         lengths = [rows, size, size + 1]
         if self.stride > 1:
@@ -298,6 +324,7 @@ class _Places:
         owners, counts, offsets, *others = self._numbers[: sum(lengths)].split(lengths)
         if changed:
             self._offsets[: size + 1].copy_(offsets)
+            self._there = host.lengths
         offsets = self._offsets[: size + 1]
         if not others:
             return Fixed(owners, counts, offsets, longest)

@@ -104,9 +104,12 @@ class Fixed(Layout):
         longest: int,
         read: tuple[Layout, Tensor] | None = None,
     ):
-        super().__init__(torch.zeros(len(counts), dtype=torch.int64), counts.device)
+        super().__init__(torch.empty(0, dtype=torch.int64), counts.device)  # the host has no numbers
         self.owners, self.counts, self.offsets = owners, counts, offsets
         self.total, self.longest, self._read = len(owners), longest, read
+
+    def __len__(self) -> int:
+        return len(self.counts)
 
     def strided(self, stride: int) -> Layout:
         """As `Layout.strided`, of the one stride it was made for."""

@@ -63,9 +63,8 @@ class Reading:
         stride: int = 1,
     ):
         self._heads, self.layer, self.layout, self.draws = heads, layer, layout, draws
-        self.read = read if stride == 1 else read[layout.strided_rows(stride)]
-        self.read_layout = layout.strided(stride)
         self.units_before = units_before
+        self._read, self._stride = read, stride
 
     @property
     def heads(self) -> Heads:
@@ -77,6 +76,16 @@ class Reading:
         if self._heads is None:
             raise CheckpointError("these scores are of exit heads, and there are none")
         return self._heads
+
+    @cached_property
+    def read(self) -> Tensor:
+        """(F', D), what the heads look at."""
+        return self._read if self._stride == 1 else self._read[self.layout.strided_rows(self._stride)]
+
+    @cached_property
+    def read_layout(self) -> Layout:
+        """Of those frames."""
+        return self.layout.strided(self._stride)
 
     @cached_property
     def log_probs(self) -> Tensor:

@@ -1,5 +1,6 @@
 """On a CUDA device, where there is one: the CPU's numbers, graphs, and what the host waits for."""
 
+import dataclasses
 import math
 import threading
 import warnings
@@ -93,13 +94,14 @@ def test_a_graph_that_does_not_pay_is_not_made(config, waveforms, monkeypatch):
 
 def test_bfloat16(config, waveforms, monkeypatch):
     cpu, cuda = pair(config, dtype="bfloat16", scores=("entropy",))
-    expected = pair(config, scores=("entropy",))[0](waveforms)
+    seen, expected = replays(monkeypatch), pair(config, scores=("entropy",))[0](waveforms)
     for _ in range(5):
         found = cuda(waveforms)
         torch.testing.assert_close(found.scores["entropy"], expected.scores["entropy"], atol=0.05, rtol=0)
         for one, other in zip(found.states, expected.states, strict=True):
             assert one.dtype == torch.bfloat16
             assert torch.cosine_similarity(one.cpu().float(), other, dim=-1).mean() > 0.999
+    assert len(seen) == 2 * (1 + config.num_layers)
     assert cpu(waveforms).states[0].dtype == torch.bfloat16
 
 
@@ -133,9 +135,10 @@ def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
                 torch.testing.assert_close(found.scores[name][utterance], values[utterance], atol=1e-4, rtol=1e-3)
 
 
-def test_other_streams_and_threads(config, waveforms):
+def test_other_streams_and_threads(config, waveforms, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
     cpu, cuda = pair(config, scores=("entropy",))
-    expected = cpu(waveforms)
+    seen, expected = replays(monkeypatch), cpu(waveforms)
     for _ in range(4):
         check(cuda(waveforms), expected)
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -155,3 +158,52 @@ def test_other_streams_and_threads(config, waveforms):
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+    assert len(seen) > 2 * (1 + config.num_layers)
+
+
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_heads_that_read_the_feed_forward_output(config, waveforms, monkeypatch, keep):
+    cpu, cuda = pair(config, scores=("entropy", "change"), keep=keep)
+    for encoder in (cpu, cuda):
+        encoder.heads.config = dataclasses.replace(encoder.heads.config, reads="feed_forward")
+    seen, expected = replays(monkeypatch), cpu(waveforms)
+    for _ in range(5):
+        check(cuda(waveforms), expected)
+    assert seen
+
+
+def test_a_start_in_inference_mode(config, waveforms):
+    cpu, cuda = pair(config, scores=("entropy",))
+    with torch.inference_mode():
+        for _ in range(4):
+            cuda(waveforms)
+    check(cuda(waveforms[2:]), cpu(waveforms[2:]))
+    check(cuda(waveforms), cpu(waveforms))
+
+
+def test_more_utterances_than_there_are_buffers_for(config, waveforms):
+    cpu, cuda = pair(config, scores=("entropy",))
+    many = (waveforms * 6)[: graphs.UTTERANCES + 4]
+    for _ in range(4):
+        check(cuda(many), cpu(many))
+
+
+def test_torchs_settings_stay_as_they_were(config, waveforms, monkeypatch):
+    """Convolutions in TF32, products not: neither the front end nor a graph of the layers takes the other's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    cpu, cuda = pair(config)
+    for _ in range(4):
+        check(cuda(waveforms), cpu(waveforms), atol=0.1)
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_changed_weights(config, waveforms):
+    cpu, cuda = pair(config, scores=("entropy",))
+    for _ in range(4):
+        cuda(waveforms)
+    with torch.no_grad():
+        for encoder in (cpu, cuda):
+            encoder.backbone.encoder.transformer.layers[1].attention.k_proj.weight.mul_(2)
+    for _ in range(4):
+        check(cuda(waveforms), cpu(waveforms))

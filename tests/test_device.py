@@ -1,6 +1,7 @@
 """A GPU's path without a GPU: tensors of the CPU that say they are elsewhere, and an eye on who makes the host wait."""
 
 import contextlib
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -80,14 +81,18 @@ def elsewhere(module):
 
 
 class Now:
-    """A replay that only runs."""
+    """A replay that only runs, every second one without buffers where ``alternate`` says so."""
 
-    pays = True
+    alternate, made = False, 0
 
     def __init__(self, buffers):
-        pass
+        Now.made += 1
+        self.pays = not self.alternate or Now.made % 2 == 0
 
     def __call__(self, run):
+        return run()
+
+    def timed(self, run):
         return run()
 
 
@@ -97,6 +102,10 @@ def attend_by_owner(split, layout):
     same = layout.owners[:, None] == layout.owners
     weights = (queries @ keys.transpose(1, 2)).masked_fill(~same, -torch.inf).softmax(-1)
     return (weights @ values).transpose(0, 1).flatten(1)
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -110,9 +119,13 @@ def no_graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
 
 
-@pytest.mark.parametrize(("stride", "whole"), [(1, True), (3, False)])
-def test_batches_go_through_buffers(model, config, waveforms, monkeypatch, no_graphs, stride, whole):
+@pytest.mark.parametrize(
+    ("stride", "whole", "alternate", "reads"), [(1, True, False, "feed_forward"), (3, False, True, "states")]
+)
+def test_batches_go_through_buffers(model, config, waveforms, monkeypatch, no_graphs, stride, whole, alternate, reads):
     """Rows and utterances that are added, and what another batch has left there, do not show."""
+    monkeypatch.setattr(Now, "alternate", alternate)
+    model.heads.config = dataclasses.replace(model.heads.config, reads=reads)
     monkeypatch.setattr(graphs, "MEMORY", 256 if whole else 2**60)  # the front end is too large, but for its first part
     policy = spread_policy(model, waveforms)
     expected = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
@@ -120,10 +133,16 @@ def test_batches_go_through_buffers(model, config, waveforms, monkeypatch, no_gr
     there = tiny_model(config)
     with torch.no_grad(), Watch():
         backbone, heads = elsewhere(there.backbone), elsewhere(there.heads)
+        heads.config = model.heads.config
         encoder = EarlyExitEncoder(backbone, heads, policy, scores=SCORES, score_stride=stride)
         encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names, stride)
         for batch in (waveforms, waveforms[6:], waveforms[1:4], waveforms[3:]):
-            want, out = expected(batch), encoder([Elsewhere(waveform) for waveform in batch])
+            moved = [Elsewhere(waveform) for waveform in batch]
+            with monkeypatch.context() as patch:  # a batch that is broken off
+                patch.setattr(type(policy), "decide", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    encoder(moved)
+            want, out = expected(batch), encoder(moved)
             assert encoder._known._known
             assert out.exit_layer.tolist() == want.exit_layer.tolist()
             for one, other in zip(out.states, want.states, strict=True):

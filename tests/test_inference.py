@@ -90,6 +90,29 @@ def test_the_front_end_of_other_devices_is_that_of_cpus(config, waveforms, dtype
         assert (found.float() - expected).norm() < error * expected.norm()
 
 
+@torch.no_grad()
+def test_long_batches_go_through_the_front_end_in_parts(model, waveforms, monkeypatch):
+    whole = InOneSequence(model.backbone, "float32")(waveforms)
+    channels, _, stride = model.backbone.config.conv_layers[0]
+    monkeypatch.setattr("daisy.front_end.TOGETHER", 8000 * channels // stride)
+    sizes, together = [], InOneSequence._together
+    monkeypatch.setattr(InOneSequence, "_together", lambda *args: sizes.append(len(args[1])) or together(*args))
+    torch.testing.assert_close(InOneSequence(model.backbone, "float32")(waveforms), whole, atol=1e-5, rtol=1e-4)
+    assert sizes == [5, 1, 1]
+
+
+@torch.no_grad()
+def test_the_front_end_leaves_torchs_settings_as_they_were(waveforms):
+    backbone = tiny_model().backbone
+    for setting in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(setting)
+        try:
+            InOneSequence(backbone, "float32")(waveforms[-1:])
+            assert torch.get_float32_matmul_precision() == setting
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+
 def test_changed_weights_are_laid_out_anew():
     backbone = tiny_model().backbone
     first = prepared(backbone, "float32")
