@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import daisy
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import DaisyError
 from tests.conftest import KINDS, POST_NORM, tiny_model
@@ -72,7 +73,8 @@ def test_what_computes_something_else_is_not_timed(script, monkeypatch):
 
 def test_a_peer_runs_in_bfloat16_as_is_faster_for_it(script, waveforms):
     latency = script("latency")
-    systems = latency.forms_of(["torchaudio"], tiny_model().backbone, "bfloat16", waveforms[4])
+    # daisy-mini: oneDNN's bfloat16 convolutions of few channels give other numbers from one process to the next.
+    systems = latency.forms_of(["torchaudio"], daisy.load("daisy-mini").backbone, "bfloat16", waveforms[4])
     assert list(systems["daisy"]) == ["bfloat16"]
     assert set(systems["torchaudio"]) == {"autocast", "weights"}
     slow = lambda waveforms: time.sleep(0.05)  # noqa: E731
