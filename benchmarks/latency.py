@@ -1,7 +1,7 @@
 """Full depth, our time beside that of other people's HuBERT on the same weights.
 
     python benchmarks/latency.py --quick                   # within a minute on two cores; no results file
-    python benchmarks/latency.py                           # everything, two hours and more; results/latency.json
+    python benchmarks/latency.py                           # everything, an hour or two; results/latency.json
                                                            # (with --device cuda, latency_cuda.json)
     python benchmarks/latency.py --sizes mini --batches 16 # a part; the other settings' rows stay
 
