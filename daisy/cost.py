@@ -87,12 +87,13 @@ def measured_deadline(
     """
     then = then or Never()
     names = sorted(then.reads - {"draw"})
+    steps = graphs.steps(prepared(backbone, dtype), prepared_heads(heads, dtype), names, score_stride)
     fronts, layers = [], []
     generator = torch.Generator().manual_seed(0)
     for num_frames in TIMED_FRAMES:
         length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
         waveform = 0.1 * torch.randn(length, generator=generator)
-        runs = [_timed(backbone, heads, [waveform], names, score_stride, dtype) for _ in range(repeats)]
+        runs = [_timed(steps, [waveform]) for _ in range(repeats)]
         fronts.append(1000 * statistics.median(run[0] for run in runs))
         layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
     return Deadline(budget=budget_ms, front_cost=_polynomial(fronts), layer_cost=_polynomial(layers), then=then)
@@ -112,26 +113,19 @@ def seconds_by_layer(
     The median over ``repeats`` of the sum over the utterances, so that what else the machine did hardly shows.
     """
     names = sorted(set(scores) - {"draw"})
-    runs = [_timed(backbone, heads, waveforms, names, score_stride)[1:] for _ in range(repeats)]
+    steps = graphs.steps(prepared(backbone, "float32"), prepared_heads(heads, "float32"), names, score_stride)
+    runs = [_timed(steps, waveforms)[1:] for _ in range(repeats)]
     return torch.tensor([statistics.median(times) for times in zip(*runs, strict=True)])
 
 
 @torch.no_grad()
-def _timed(
-    backbone: Backbone,
-    heads: ExitHeads | None,
-    waveforms: Sequence[Tensor],
-    names: list[str],
-    stride: int,
-    dtype: str = "float32",
-) -> list[float]:
+def _timed(steps: Steps, waveforms: Sequence[Tensor]) -> list[float]:
     """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
-    inference = prepared(backbone, dtype)
-    steps = graphs.steps(inference, prepared_heads(heads, dtype), names, stride)
-    marks = [0.0] * (backbone.config.num_layers + 1)
+    device = steps.inference.device
+    marks = [0.0] * (steps.inference.config.num_layers + 1)
     for waveform in waveforms:
-        waveform = waveform.to(backbone.device)
-        for _ in range(3 if backbone.device.type == "cuda" else 0):
+        waveform = waveform.to(device)
+        for _ in range(3 if device.type == "cuda" else 0):
             _marks(steps, waveform)  # until what is captured is captured
         marks = [sum(pair) for pair in zip(marks, _marks(steps, waveform), strict=True)]
     return marks

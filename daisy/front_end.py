@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -32,7 +33,7 @@ def front_end(backbone: Backbone, dtype: str) -> FrontEnd:
     return (InBlocks if backbone.device.type == "cpu" else InOneSequence)(backbone, dtype)
 
 
-class FrontEnd:
+class FrontEnd(ABC):
     """What both ways share.
 
     Args:
@@ -62,8 +63,9 @@ class FrontEnd:
             return waveforms
         return [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
 
+    @abstractmethod
     def _run(self, waveforms: Sequence[Tensor]) -> Tensor:
-        raise NotImplementedError
+        """As `__call__`, of waveforms as they are."""
 
     def _folded(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """The first convolution with the group norm over time in it.

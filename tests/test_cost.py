@@ -85,9 +85,9 @@ def test_measured_costs_rise_with_length():
 
 
 def test_seconds_are_of_all_layers_so_far_and_their_scores(monkeypatch):
-    model, slow = tiny_model(), 0.1
+    model, slow = tiny_model(), 0.25
     monkeypatch.setitem(scores.SCORES, "entropy", lambda reading: time.sleep(slow) or torch.zeros(1))
     seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
     assert seconds.shape == (4,)
     assert (seconds.diff() > 2 * slow).all()
-    assert 2 * slow < seconds[0] < 6 * slow  # of one layer, not of three
+    assert 2 * slow < seconds[0] < 4 * slow
