@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -214,9 +214,14 @@ class _Replay:
                 graph.capture_begin(pool=self._buffers.pool, capture_error_mode="thread_local")
                 try:
                     self._result = run()
-                finally:
-                    graph.capture_end()
-        except torch.cuda.OutOfMemoryError:
+                except BaseException:
+                    with suppress(RuntimeError):  # a capture that failed cannot end well
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        except RuntimeError as error:  # an OutOfMemoryError of the allocator's, or CUDA's own
+            if "out of memory" not in str(error):
+                raise
             self._pays = False  # there is memory for it without, in torch's cache
             return
         self._buffers.stream.wait_stream(stream)

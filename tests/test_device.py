@@ -1,7 +1,10 @@
-"""A GPU's path without a GPU: tensors of the CPU that say they are elsewhere, and an eye on who makes the host wait."""
+"""A GPU's path without a GPU: tensors of the CPU that say they are elsewhere, an eye on who makes the host wait, and
+graphs that do again what was done while they were captured.
+"""
 
 import contextlib
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -37,7 +40,7 @@ class Elsewhere(torch.Tensor):
 
 
 class Watch(TorchDispatchMode):
-    """Refuses what mixes devices, and notes what a GPU's host would wait for."""
+    """Refuses what mixes devices, notes what a GPU's host would wait for, and what a `Graph` is to do again."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +67,12 @@ class Watch(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         wrappers = {id(x.held): x for x in there}
         held = tree_map_only(Elsewhere, lambda x: x.held, (args, kwargs))
-        found = func(*held[0], **held[1])
+        if Graph.capturing is not None and (there or arrives):
+            assert not here, f"{func} would take again what the host had at the time"
+            assert not leaves, f"{func} would wait in a capture"
+            found = Graph.capturing.note(func, *held)
+        else:
+            found = func(*held[0], **held[1])
         if leaves or not (there or arrives):
             return found
         return tree_map_only(torch.Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else Elsewhere(x), found)
@@ -80,20 +88,55 @@ def elsewhere(module):
     return module
 
 
-class Now:
-    """A replay that only runs, every second one without buffers where ``alternate`` says so."""
+class Graph:
+    """In place of a CUDA graph: the operators that it was captured over run at a replay, into the same tensors.
 
-    alternate, made = False, 0
+    They run while it is captured too, for the shapes; what they write over gets its values back.
+    """
 
-    def __init__(self, buffers):
-        Now.made += 1
-        self.pays = not self.alternate or Now.made % 2 == 0
+    capturing = None
+    replayed = 0
 
-    def __call__(self, run):
-        return run()
+    def capture_begin(self, pool, capture_error_mode):
+        assert Graph.capturing is None
+        self.noted, self.before, Graph.capturing = [], [], self
 
-    def timed(self, run):
-        return run()
+    def note(self, func, args, kwargs):
+        if func._schema.is_mutable:
+            self.before += [(x, x.clone()) for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        found = func(*args, **kwargs)
+        self.noted.append((func, args, kwargs, found))
+        return found
+
+    def capture_end(self):
+        Graph.capturing = None
+        for tensor, before in self.before[::-1]:
+            tensor.copy_(before)
+
+    def replay(self):
+        Graph.replayed += 1
+        for func, args, kwargs, found in self.noted:
+            again = func(*args, **kwargs)
+            for then, now in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
+                if isinstance(then, torch.Tensor) and then is not now:
+                    then.copy_(now)
+
+
+class Event:
+    """The device takes next to nothing, which the host holds up, or, every second time, what nobody waits for."""
+
+    times = itertools.repeat(0.0)
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        assert Graph.capturing is None
+
+    synchronize = record
+
+    def elapsed_time(self, end):
+        return next(Event.times)
 
 
 def attend_by_owner(split, layout):
@@ -109,46 +152,82 @@ def interrupt(*args):
 
 
 @pytest.fixture
-def no_graphs(monkeypatch):
-    """`daisy.graphs` but for the graphs."""
+def cuda(monkeypatch):
+    """What `daisy.graphs` takes from torch.cuda."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr("daisy.attention._padded", attend_by_owner)
-    monkeypatch.setattr(graphs, "_Replay", Now)
-    for name in ("current_stream", "Stream", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda which: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
+    monkeypatch.setattr(Graph, "replayed", 0)
 
 
 @pytest.mark.parametrize(
     ("stride", "whole", "alternate", "reads"), [(1, True, False, "feed_forward"), (3, False, True, "states")]
 )
-def test_batches_go_through_buffers(model, config, waveforms, monkeypatch, no_graphs, stride, whole, alternate, reads):
+def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, stride, whole, alternate, reads):
     """Rows and utterances that are added, and what another batch has left there, do not show."""
-    monkeypatch.setattr(Now, "alternate", alternate)
+    monkeypatch.setattr(Event, "times", itertools.cycle([0.0, 1e9] if alternate else [0.0]))
     model.heads.config = dataclasses.replace(model.heads.config, reads=reads)
     monkeypatch.setattr(graphs, "MEMORY", 256 if whole else 2**60)  # the front end is too large, but for its first part
     policy = spread_policy(model, waveforms)
     expected = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
+    batches = [waveforms, waveforms[6:], waveforms[1:4], waveforms[::-1], waveforms[3:]]
+    wanted = [expected(batch) for batch in batches]
     monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
     there = tiny_model(config)
-    with torch.no_grad(), Watch():
+    with torch.no_grad(), Watch() as watch:
         backbone, heads = elsewhere(there.backbone), elsewhere(there.heads)
         heads.config = model.heads.config
         encoder = EarlyExitEncoder(backbone, heads, policy, scores=SCORES, score_stride=stride)
         encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names, stride)
-        for batch in (waveforms, waveforms[6:], waveforms[1:4], waveforms[3:]):
+        for round, (batch, want) in itertools.product(range(4), zip(batches, wanted, strict=True)):
             moved = [Elsewhere(waveform) for waveform in batch]
-            with monkeypatch.context() as patch:  # a batch that is broken off
-                patch.setattr(type(policy), "decide", interrupt)
-                with pytest.raises(KeyboardInterrupt):
-                    encoder(moved)
-            want, out = expected(batch), encoder(moved)
-            assert encoder._known._known
+            if round % 2:
+                with monkeypatch.context() as patch:  # a batch that is broken off
+                    patch.setattr(type(policy), "decide", interrupt)
+                    with pytest.raises(KeyboardInterrupt):
+                        encoder(moved)
+            watch.waits.clear()
+            out = encoder(moved)
+            assert len(watch.waits) == int(want.exit_layer.max())
             assert out.exit_layer.tolist() == want.exit_layer.tolist()
             for one, other in zip(out.states, want.states, strict=True):
                 torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
             for one, other in zip(out.scores.values(), want.scores.values(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
+    assert Graph.replayed > 40
+
+
+@pytest.mark.parametrize("when", ["capture_begin", "note", "capture_end"])
+def test_no_memory_for_a_graph(model, config, waveforms, monkeypatch, cuda, when):
+    """It goes on without, and does not try again."""
+    expected = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=SCORES)(waveforms)
+    tried, real = [], getattr(Graph, when)
+
+    def fail(self, *args, **kwargs):
+        tried.append(self)
+        if when == "capture_end":
+            real(self)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Graph, when, fail)
+    monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
+    there = tiny_model(config)
+    with torch.no_grad(), Watch():
+        encoder = EarlyExitEncoder(elsewhere(there.backbone), elsewhere(there.heads), policies.Never(), scores=SCORES)
+        encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names)
+        for _ in range(5):
+            out = encoder([Elsewhere(waveform) for waveform in waveforms])
+            for one, other in zip(out.states, expected.states, strict=True):
+                torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
+    assert len(tried) == 2 + config.num_layers  # the front end, as a whole and its first part, and each layer
+    assert Graph.replayed == 0
 
 
 @pytest.mark.parametrize("stride", [1, 3])
