@@ -3,7 +3,7 @@
 ``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
 utterance ends and run over all ``F`` rows; attention and convolutions keep to each utterance's own. So nothing is
 computed to make lengths equal, and who has left is gone from the next layer's rows. On CPUs a few rows are added to a
-whole batch, so that products share their shapes (`daisy.kernels.rounded`). The result is `Backbone`'s.
+whole batch, so that oneDNN's products share their shapes (`daisy.kernels.rounded`). The result is `Backbone`'s.
 """
 
 from __future__ import annotations

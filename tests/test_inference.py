@@ -17,6 +17,14 @@ from tests.conftest import tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
 
 
+def use_mkl(monkeypatch):
+    """For all float32 products."""
+    if not torch.backends.mkl.is_available():
+        pytest.skip("this build of torch has no MKL")
+    monkeypatch.setattr("daisy.kernels.MKL_FROM", 1)
+    monkeypatch.setattr("daisy.kernels._mkl_leads", lambda: True)
+
+
 @torch.no_grad()
 def reference(backbone, waveforms):
     """All layers by `Backbone`, each (F, D), and the feed-forward outputs."""
@@ -47,8 +55,11 @@ def cosine(one, other):
     return F.cosine_similarity(one.float(), other.float(), dim=-1)
 
 
+@pytest.mark.parametrize("mkl", [False, True])
 @pytest.mark.parametrize(("apart", "count", "added"), [(True, 7, 0), (False, 7, 0), (True, 6, 2)])
-def test_it_is_the_backbone(model, waveforms, apart, count, added):
+def test_it_is_the_backbone(model, waveforms, apart, count, added, mkl, monkeypatch):
+    if mkl:
+        use_mkl(monkeypatch)
     waveforms = waveforms[:count]
     states, fed, lengths = reference(model.backbone, waveforms)
     assert rounded(sum(lengths)) == sum(lengths) + added
@@ -188,19 +199,23 @@ def test_fourier_convolution_is_the_convolution(kernel, groups):
         torch.testing.assert_close(found, torch.cat(expected[some]), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("rows", [1, 37, 600])
+@pytest.mark.parametrize("products", ["onednn", "mkl", "torch"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_maps_with_what_follows(bias, onednn, monkeypatch):
-    if not onednn:  # as on a CPU that it does not know, or that multiplies no bfloat16
+def test_linear_maps_with_what_follows(bias, products, rows, monkeypatch):
+    if products == "mkl":
+        use_mkl(monkeypatch)
+    elif products == "torch":  # as on a CPU that oneDNN does not know, or that multiplies no bfloat16
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     generator = torch.Generator().manual_seed(0)
-    x, plus = torch.randn(37, 24, generator=generator), torch.randn(37, 16, generator=generator)
+    x, plus = torch.randn(rows, 24, generator=generator), torch.randn(rows, 16, generator=generator)
     before = plus.clone()
     weight = torch.randn(16, 24, generator=generator)
     offset = torch.randn(16, generator=generator) if bias else None
     expected = F.linear(x, weight, offset)
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)):
         linear = Linear(weight, offset, dtype)
+        assert dtype != "float32" or linear.kind == ("float32" if products == "onednn" else products)
         x_of, plus_of = (x.bfloat16(), plus.bfloat16()) if dtype == "bfloat16" else (x, plus)
         for found, wanted in (
             (linear(x_of), expected),
