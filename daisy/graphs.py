@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -213,19 +213,16 @@ class _Replay:
                 # torch.cuda.graph would collect garbage and empty the allocator's cache, a tenth of a second each time.
                 graph.capture_begin(pool=self._buffers.pool, capture_error_mode="thread_local")
                 try:
-                    self._result = run()
-                except BaseException:
-                    with suppress(RuntimeError):  # a capture that failed cannot end well
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-        except RuntimeError as error:  # an OutOfMemoryError of the allocator's, or CUDA's own
+                    result = run()
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:  # of torch's allocator, or CUDA's own when it makes the graph
             if "out of memory" not in str(error):
                 raise
             self._pays = False  # there is memory for it without, in torch's cache
             return
         self._buffers.stream.wait_stream(stream)
-        self._graph = graph
+        self._graph, self._result = graph, result
         self._buffers.num_graphs += 1
 
 

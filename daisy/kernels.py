@@ -1,7 +1,7 @@
 """Matrix products with weights laid out once, and convolutions that are such products.
 
-On a CPU the products are oneDNN's, with the activation or the residual sum in the same pass, or MKL's, where those are
-faster by more than the passes; elsewhere torch's own. Nothing here takes gradients.
+On a CPU the products are oneDNN's, with the activation or the residual sum in the same pass, or MKL's, where these save
+more than a pass for activation or sum costs; elsewhere torch's own. Nothing here takes gradients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MKL_FROM = 384
 """Inputs and outputs from which MKL's float32 products, with the passes that follow, take less time than oneDNN's: 5 to
 20 % less at 384 and 768; at 256 it goes both ways (a Xeon with AMX, 150 and 499 rows, one thread)."""
 PACKED_FOR = 512
-"""Rows that MKL is told to lay weights out for; the layout serves any number."""
+"""Rows that MKL is told to lay weights out for; the layout serves any number, by test."""
 
 
 class Linear:
@@ -58,7 +58,7 @@ class Linear:
             return
         elif dtype == "float32" and min(weight.shape) >= MKL_FROM and _mkl_leads():
             self.kind = "mkl"
-            self.shape = weight.new_empty(1).expand(weight.shape)  # all that is read of the weights as they were
+            self.unread = weight.new_full((1,), torch.nan).expand(weight.shape)  # in place of the weights as they were
             weight = torch.ops.mkl._mkl_reorder_linear_weight(weight, PACKED_FOR)
         elif torch.backends.mkldnn.is_available() and (dtype == "float32" or _multiplies_bfloat16()):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -79,7 +79,7 @@ class Linear:
                 return y.add_(self.bias)
             y = F.linear(x, self.weight, self.bias)
         elif self.kind == "mkl":
-            y = torch.ops.mkl._mkl_linear(x, self.weight, self.shape, self.bias, len(x))
+            y = torch.ops.mkl._mkl_linear(x, self.weight, self.unread, self.bias, len(x))
         elif self.kind == "int8":
             y = torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=self.reduce_range)
         elif plus is not None:
@@ -100,8 +100,10 @@ def _multiplies_bfloat16() -> bool:
 
 @cache
 def _mkl_leads() -> bool:
-    """Whether MKL is here and has its fast code for this CPU, as for Intel's own."""
-    if not (torch.backends.mkl.is_available() and torch.cpu._is_avx512_supported()):
+    """Whether torch's packed MKL products are here, and MKL's fast code for this CPU, as for Intel's own."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    if not torch.cpu._is_avx512_supported():
         return False
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()

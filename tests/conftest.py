@@ -106,7 +106,7 @@ def traces():
 
 
 class Products(TorchDispatchMode):
-    """Notes each matrix product with packed weights: rows, what is done to the result, and the weights' shape."""
+    """Notes each of oneDNN's matrix products: rows, what is done to the result, and the weights' shape."""
 
     def __init__(self):
         super().__init__()

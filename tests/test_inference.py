@@ -10,7 +10,7 @@ from daisy.attention import attend
 from daisy.errors import UsageError
 from daisy.front_end import InBlocks, InOneSequence
 from daisy.inference import Inference, forget, prepared, prepared_heads
-from daisy.kernels import Conv, FourierConv, Linear, rounded, with_room
+from daisy.kernels import Conv, FourierConv, Linear, _mkl_leads, rounded, with_room
 from daisy.layout import Layout
 from tests.conftest import tiny_model
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
 
 def use_mkl(monkeypatch):
     """For all float32 products."""
-    if not torch.backends.mkl.is_available():
-        pytest.skip("this build of torch has no MKL")
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        pytest.skip("this build of torch has no packed MKL products")
     monkeypatch.setattr("daisy.kernels.MKL_FROM", 1)
     monkeypatch.setattr("daisy.kernels._mkl_leads", lambda: True)
 
@@ -215,7 +215,9 @@ def test_linear_maps_with_what_follows(bias, products, rows, monkeypatch):
     expected = F.linear(x, weight, offset)
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)):
         linear = Linear(weight, offset, dtype)
-        assert dtype != "float32" or linear.kind == ("float32" if products == "onednn" else products)
+        if dtype == "float32":
+            assert linear.kind == ("float32" if products == "onednn" else products)
+            assert linear.rows(37) == (40 if products == "onednn" else 37)
         x_of, plus_of = (x.bfloat16(), plus.bfloat16()) if dtype == "bfloat16" else (x, plus)
         for found, wanted in (
             (linear(x_of), expected),
@@ -224,6 +226,38 @@ def test_linear_maps_with_what_follows(bias, products, rows, monkeypatch):
         ):
             assert (found.float() - wanted).abs().max() < tolerance * expected.abs().max()
     assert torch.equal(plus, before)  # what is added stays as it was
+
+
+def test_mkl_lays_weights_out_for_any_number_of_rows(monkeypatch):
+    use_mkl(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    for wide, narrow in ((768, 512), (384, 1536)):
+        weight, bias = torch.randn(wide, narrow, generator=generator), torch.randn(wide, generator=generator)
+        linear = Linear(weight, bias)
+        for rows in (1, 2, 511, 513, 1500):
+            x = torch.randn(rows, narrow, generator=generator)
+            expected = F.linear(x.double(), weight.double(), bias.double())
+            assert (linear(x) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("processor", "leads"), [("vendor_id : GenuineIntel", True), ("vendor_id : AuthenticAMD", False), (None, True)]
+)
+def test_mkl_is_for_intels_processors(processor, leads, monkeypatch):
+    for where in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(where, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+
+    def read_text(path):
+        if processor is None:
+            raise FileNotFoundError(path)
+        return processor
+
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    monkeypatch.setattr("platform.processor", lambda: "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel")
+    assert _mkl_leads.__wrapped__() == leads
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    assert not _mkl_leads.__wrapped__()
 
 
 def test_convolutions_of_any_kernel_and_stride():
