@@ -7,13 +7,14 @@
 
 precision   bfloat16 and int8 against float32: time, exit layers, states
 deciding    scores at every layer without ever leaving, against no heads; Base with 504 units
+stride      heads that look at every 2nd or 4th frame against all: time, exit layers, units
 mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
 stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
 shapes      recordings of 200 lengths, with rows added so that they share the products' shapes, and without
 end-to-end  test recordings, clean and in noise, with the default policy, against stock s3prl and our own full depth
 
-Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision, mixed
-and end-to-end; without them: --only deciding stages shapes.
+Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision,
+stride, mixed and end-to-end; without them: --only deciding stages shapes.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def precision(quick: bool, device: str) -> list[dict]:
             found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines)}
             found |= {"num_utterances": len(waveforms), "num_timed": len(timed)}
             if size == "mini":
-                found |= decisions_apart(model, dtype, waveforms)
+                found |= decisions_apart(leaving(model), leaving(model, dtype=dtype), waveforms)
             middle, low, high = times["float32"].over(times[dtype])
             speed = {"seconds": times[dtype].median, "faster": middle, "faster_low": low, "faster_high": high}
             rows.append(row("precision", size=size, precision=dtype, **speed, **found))
@@ -126,23 +127,25 @@ DRIFTING = ("entropy", "regressed")
 """Scores whose change is measured, in nats."""
 
 
-def decisions_apart(model: daisy.Model, dtype: str, waveforms: list[Tensor]) -> dict[str, object]:
-    """What fewer bits change in the default policy's exits, and in the scores of layers that both ran."""
+def leaving(model: daisy.Model, dtype: str = "float32", every: int = 1) -> EarlyExitEncoder:
+    """The default policy, with the scores whose change is measured."""
     policy = model.policy(DEFAULT_POLICY)
-    pairs = []
-    encoders = [
-        EarlyExitEncoder(model.backbone, model.heads, policy, dtype=kind, scores=DRIFTING, keep="last")
-        for kind in ("float32", dtype)
-    ]
-    for waveform in waveforms:
-        pairs.append([encoder([waveform]) for encoder in encoders])
+    kinds = {"dtype": dtype, "score_stride": every, "keep": "last"}
+    return EarlyExitEncoder(model.backbone, model.heads, policy, scores=DRIFTING, **kinds)
+
+
+def decisions_apart(
+    exact: EarlyExitEncoder, approximate: EarlyExitEncoder, waveforms: list[Tensor]
+) -> dict[str, object]:
+    """What an approximation changes in a policy's exits, and in the scores of layers that both ran."""
+    pairs = [(exact([waveform]), approximate([waveform])) for waveform in waveforms]
     apart = [abs(int(one.exit_layer) - int(other.exit_layer)) for one, other in pairs]
     drift = {
         f"{name}_drift": max(float((a.scores[name] - b.scores[name]).abs().nan_to_num(0.0).max()) for a, b in pairs)
         for name in DRIFTING
     }
     return {
-        "policy": policy.name,
+        "policy": exact.policy.name,
         "same_exit": statistics.mean(each == 0 for each in apart),
         "within_one_layer": statistics.mean(each <= 1 for each in apart),
         **drift,
@@ -172,6 +175,31 @@ def deciding(quick: bool, device: str) -> list[dict]:
         for name in variants:
             found = ratio_of(times, name, "none")
             rows.append(row("deciding", size="base", precision=dtype, units=UNITS, scores=name, **found))
+    return rows
+
+
+def stride(quick: bool, device: str) -> list[dict]:
+    """The default policy on scores of every so-manieth frame, real recordings one by one."""
+    model = daisy.load("daisy-mini", device=device)
+    waveforms = spoken(2 if quick else 100 if device == "cpu" else 20, device)
+    timed = waveforms[: 4 if quick else 24]
+    policy = model.policy(DEFAULT_POLICY)
+
+    def all_of(every: int) -> Callable[[], None]:
+        encoder = EarlyExitEncoder(model.backbone, model.heads, policy, score_stride=every)
+        return lambda: [encoder([waveform]) for waveform in timed] and None
+
+    strides = (1, 2, 4)
+    times = paired.turns({str(every): all_of(every) for every in strides}, turns(3 if quick else 15, device))
+    full = EarlyExitEncoder(model.backbone, None, Never())
+    rows = []
+    for every in strides:
+        depth, agreement = fidelity(model, leaving(model, every=every), full, waveforms)
+        found = ratio_of(times, str(every), "1") | {"depth": depth, "unit_agreement": agreement}
+        if every > 1:
+            found |= decisions_apart(leaving(model), leaving(model, every=every), waveforms)
+        counts = {"num_utterances": len(waveforms), "num_timed": len(timed)}
+        rows.append(row("stride", size="mini", every=every, **counts, **found))
     return rows
 
 
@@ -364,6 +392,7 @@ def fidelity(
 MEASURES = {
     "precision": precision,
     "deciding": deciding,
+    "stride": stride,
     "mixed": mixed,
     "stages": stages,
     "shapes": shapes,

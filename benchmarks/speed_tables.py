@@ -101,6 +101,30 @@ def deciding(name: str = "speed") -> str:
     return table(["scores", *times], lines) + source(result)
 
 
+def stride(name: str = "speed") -> str:
+    """Time, depth, units and exits by how many frames the heads look at."""
+    result, rows = measured("stride", name)
+    lines = []
+    for row in rows:
+        exits, drift = "", ""
+        if "same_exit" in row:
+            exits = f"{row['same_exit']:.1%}, {row['within_one_layer']:.1%}"
+            drift = f"{row['entropy_drift']:.2f}, {row['regressed_drift']:.2f}"
+        every = "every frame" if row["every"] == 1 else f"one of {row['every']}"
+        shares = [f"{row['depth']:.1%}", f"{row['unit_agreement']:.3f}"]
+        lines.append([every, ratio(row), *shares, exits, drift])
+    header = [
+        "the heads look at",
+        "time over that with every frame",
+        "layers run",
+        "units of the full model",
+        "same exit, within a layer",
+        "largest change of entropy, of regressed loss: nats",
+    ]
+    counts = f"\n{rows[0]['num_utterances']} recordings, {rows[0]['num_timed']} of them timed."
+    return table(header, lines) + counts + source(result)
+
+
 def mixed(name: str = "speed") -> str:
     """Exits spread over a batch against the ideal, and against one exit for all."""
     result, rows = measured("mixed", name)
@@ -187,6 +211,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "latency_range": latency_range,
     "precision": precision,
     "deciding": deciding,
+    "stride": stride,
     "mixed": mixed,
     "stages": stages,
     "shapes": shapes,

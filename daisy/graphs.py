@@ -317,8 +317,9 @@ class _Places:
                 read = host.strided(self.stride)
                 over = count - read.total
                 found = host.strided_rows(self.stride), torch.full((over,), rows - 1)
-                read.num_frames[-1] += over
-                read = Layout(read.num_frames)
+                with_these = read.num_frames.clone()
+                with_these[-1] += over
+                read = Layout(with_these)
                 numbers += [read.owners, read.counts, torch.cat(found)]
         if changed:
             together = torch.cat(numbers)

@@ -18,6 +18,8 @@ class Layout:
 
     def __init__(self, num_frames: Tensor, device: torch.device | str = "cpu"):
         self.num_frames, self.device = num_frames, torch.device(device)
+        self._strided: dict[int, Layout] = {}
+        self._strided_rows: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.num_frames)
@@ -61,10 +63,19 @@ class Layout:
 
     def strided(self, stride: int) -> Layout:
         """Of every ``stride``-th frame of each utterance, its first on."""
-        return self if stride == 1 else Layout((self.num_frames + stride - 1) // stride, self.device)
+        if stride == 1:
+            return self
+        if stride not in self._strided:
+            self._strided[stride] = Layout((self.num_frames + stride - 1) // stride, self.device)
+        return self._strided[stride]
 
     def strided_rows(self, stride: int) -> Tensor:
         """(F',) int64 on the device: where those stand among all frames."""
+        if stride not in self._strided_rows:
+            self._strided_rows[stride] = self._rows_of_stride(stride)
+        return self._strided_rows[stride]
+
+    def _rows_of_stride(self, stride: int) -> Tensor:
         counts = self.strided(stride).num_frames
         starts, firsts = self.num_frames.cumsum(0) - self.num_frames, counts.cumsum(0) - counts
         within = torch.arange(int(counts.sum())) - torch.repeat_interleave(firsts, counts)

@@ -35,6 +35,9 @@ def test_strides_begin_with_each_utterance():
     assert layout().strided_rows(3).tolist() == [0, 3, 4, 7]
     assert layout().strided(1).lengths == LENGTHS
     assert layout().strided_rows(1).tolist() == list(range(8))
+    one = layout()  # layers ask again and again
+    assert one.strided(3) is one.strided(3)
+    assert one.strided_rows(3) is one.strided_rows(3)
 
 
 def test_some_of_the_utterances():
