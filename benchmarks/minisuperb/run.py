@@ -271,9 +271,8 @@ def finish(runs: list[Run], arguments: argparse.Namespace) -> list[str]:
                 bar.console.print(wrong, style="red", soft_wrap=True, markup=False)
             bar.advance(progress)
 
-        futures = [pool.submit(one, run) for run in todo]
         try:
-            for future in futures:
+            for future in [pool.submit(one, run) for run in todo]:
                 future.result()
         except KeyboardInterrupt:
             stopped.set()  # the workers have had Ctrl-C too
