@@ -20,7 +20,7 @@ import speed_figures
 import torch
 from common import guarded, kept, write
 from latency import RATE
-from speed import row
+from measures import row
 
 import daisy
 from daisy import windows

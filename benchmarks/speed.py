@@ -31,12 +31,12 @@ from unittest import mock
 import paired
 import peers
 import torch
-from common import SNRS_DB, guarded, kept, noises, positive, utterances, write
+from approximations import entire, fidelity, leaving, precision, stride
+from common import SNRS_DB, guarded, kept, noises, positive, write
 from latency import RATE, backbone_of
-from rich.console import Console
+from measures import DTYPES, ratio_of, repeated, row, seconds_of, spoken
 from stage_calls import Stages
 from torch import Tensor
-from torch.nn import functional as F
 
 import daisy
 from daisy import analysis, audio
@@ -48,108 +48,12 @@ from daisy.heads import ExitHeads, HeadsConfig
 from daisy.policies import Fixed, Never, Policy
 
 UNITS = 504
-TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
-console = Console()
-
-
-def spoken(limit: int, device: str = "cpu") -> list[Tensor]:
-    """Test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
-    found = [each.waveform.to(device) for each in utterances(TEST_SETS, "test", limit)]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
-    return [found[index] for index in order]
-
-
-def seconds_of(waveforms: list[Tensor]) -> float:
-    """Of audio."""
-    return sum(map(len, waveforms)) / RATE
-
-
-def row(what: str, **values: object) -> dict:
-    """A row, shown as it is made."""
-    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
-    console.print(what, *(f"{key} {value}" for key, value in rounded.items()), highlight=False, soft_wrap=True)
-    return {"measure": what, **rounded}
-
-
-def ratio_of(times: dict[str, paired.Times], one: str, other: str) -> dict[str, float]:
-    """How much longer one takes than another."""
-    middle, low, high = times[one].over(times[other])
-    return {"seconds": times[one].median, "ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
 def heads_for(backbone: Backbone) -> ExitHeads:
     """Random ones, of `UNITS`."""
     config = backbone.config
     return ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=UNITS))
-
-
-def turns(repeats: int, device: str) -> int:
-    """More where a turn takes milliseconds, and graphs are made in the first."""
-    return repeats if device == "cpu" else 5 * repeats
-
-
-def cosine(one: Tensor, other: Tensor) -> float:
-    """Mean over layers and frames."""
-    return float(F.cosine_similarity(one, other.float(), dim=-1).mean())
-
-
-def precision(quick: bool, device: str) -> list[dict]:
-    """Fewer bits against float32, on real recordings one by one; Base has random weights."""
-    rows = []
-    model = daisy.load("daisy-mini", device=device)
-    for size in ("mini", "base"):
-        backbone = backbone_of(size).to(device)
-        waveforms = spoken(2 if quick or size == "base" else 100 if device == "cpu" else 20, device)
-        timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
-        dtypes = DTYPES if device == "cpu" else DTYPES[:2]
-        full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in dtypes}
-
-        def all_of(encoder: EarlyExitEncoder, timed: list[Tensor] = timed) -> Callable[[], None]:
-            return lambda: [encoder([waveform]) for waveform in timed] and None
-
-        times = paired.turns(
-            {dtype: all_of(encoder) for dtype, encoder in full.items()}, turns(3 if quick else 7, device)
-        )
-        for dtype in dtypes[1:]:
-            cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
-            found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines)}
-            found |= {"num_utterances": len(waveforms), "num_timed": len(timed)}
-            if size == "mini":
-                found |= decisions_apart(leaving(model), leaving(model, dtype=dtype), waveforms)
-            middle, low, high = times["float32"].over(times[dtype])
-            speed = {"seconds": times[dtype].median, "faster": middle, "faster_low": low, "faster_high": high}
-            rows.append(row("precision", size=size, precision=dtype, **speed, **found))
-    return rows
-
-
-DTYPES = ("float32", "bfloat16", "int8")
-DRIFTING = ("entropy", "regressed")
-"""Scores whose change is measured, in nats."""
-
-
-def leaving(model: daisy.Model, dtype: str = "float32", every: int = 1) -> EarlyExitEncoder:
-    """The default policy, with the scores whose change is measured."""
-    policy = model.policy(DEFAULT_POLICY)
-    kinds = {"dtype": dtype, "score_stride": every, "keep": "last"}
-    return EarlyExitEncoder(model.backbone, model.heads, policy, scores=DRIFTING, **kinds)
-
-
-def decisions_apart(
-    exact: EarlyExitEncoder, approximate: EarlyExitEncoder, waveforms: list[Tensor]
-) -> dict[str, object]:
-    """What an approximation changes in a policy's exits, and in the scores of layers that both ran."""
-    pairs = [(exact([waveform]), approximate([waveform])) for waveform in waveforms]
-    apart = [abs(int(one.exit_layer) - int(other.exit_layer)) for one, other in pairs]
-    drift = {
-        f"{name}_drift": max(float((a.scores[name] - b.scores[name]).abs().nan_to_num(0.0).max()) for a, b in pairs)
-        for name in DRIFTING
-    }
-    return {
-        "policy": exact.policy.name,
-        "same_exit": statistics.mean(each == 0 for each in apart),
-        "within_one_layer": statistics.mean(each <= 1 for each in apart),
-        **drift,
-    }
 
 
 def deciding(quick: bool, device: str) -> list[dict]:
@@ -168,38 +72,13 @@ def deciding(quick: bool, device: str) -> list[dict]:
     rows = []
     for dtype in DTYPES[:2]:
         systems = {}
-        for name, (scores, stride) in variants.items():
-            encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=stride, dtype=dtype)
+        for name, (scores, every) in variants.items():
+            encoder = EarlyExitEncoder(backbone, heads, Never(), scores=scores, score_stride=every, dtype=dtype)
             systems[name] = lambda encoder=encoder: encoder([waveform])
-        times = paired.turns(systems, turns(3 if quick else 45, device), budget_sec=900.0)
+        times = paired.turns(systems, repeated(3 if quick else 45, device), budget_sec=900.0)
         for name in variants:
             found = ratio_of(times, name, "none")
             rows.append(row("deciding", size="base", precision=dtype, units=UNITS, scores=name, **found))
-    return rows
-
-
-def stride(quick: bool, device: str) -> list[dict]:
-    """The default policy on scores of every so-manieth frame, real recordings one by one."""
-    model = daisy.load("daisy-mini", device=device)
-    waveforms = spoken(2 if quick else 100 if device == "cpu" else 20, device)
-    timed = waveforms[: 4 if quick else 24]
-    policy = model.policy(DEFAULT_POLICY)
-
-    def all_of(every: int) -> Callable[[], None]:
-        encoder = EarlyExitEncoder(model.backbone, model.heads, policy, score_stride=every)
-        return lambda: [encoder([waveform]) for waveform in timed] and None
-
-    strides = (1, 2, 4)
-    times = paired.turns({str(every): all_of(every) for every in strides}, turns(3 if quick else 15, device))
-    full = EarlyExitEncoder(model.backbone, None, Never())
-    rows = []
-    for every in strides:
-        depth, agreement = fidelity(model, leaving(model, every=every), full, waveforms)
-        found = ratio_of(times, str(every), "1") | {"depth": depth, "unit_agreement": agreement}
-        if every > 1:
-            found |= decisions_apart(leaving(model), leaving(model, every=every), waveforms)
-        counts = {"num_utterances": len(waveforms), "num_timed": len(timed)}
-        rows.append(row("stride", size="mini", every=every, **counts, **found))
     return rows
 
 
@@ -232,7 +111,7 @@ def _mixed(size: str, repeats: int, device: str) -> dict:
     encoders = {"mixed": encoder}
     for name, layer in (("one exit", depth), ("first layer", 1), ("full", layers)):
         encoders[name] = EarlyExitEncoder(backbone, None, Fixed(layer=layer))
-    times = paired.turns({name: partial(each, waveforms) for name, each in encoders.items()}, turns(repeats, device))
+    times = paired.turns({name: partial(each, waveforms) for name, each in encoders.items()}, repeated(repeats, device))
     ratios = []
     for seconds, first, full in zip(*(times[name].seconds for name in ("mixed", "first layer", "full")), strict=True):
         a_layer = (full - first) / (layers - 1)
@@ -338,10 +217,10 @@ def end_to_end(quick: bool, device: str) -> list[dict]:
 def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
     """One by one and in batches, with the default policy, at full depth, and by stock s3prl."""
     model = daisy.load("daisy-mini", device=str(waveforms[0].device))
-    leaving = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
+    policy = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
     full = EarlyExitEncoder(model.backbone, None, Never())
     stock = peers.build(["s3prl"], model.backbone)
-    depth, agreement = fidelity(model, leaving, full, waveforms)
+    depth, agreement = fidelity(model, leaving(model, waveforms), entire(model, waveforms))
     rows = []
     for batch_sec in (0.0, 30.0):
         groups = [
@@ -352,7 +231,7 @@ def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
         def over(system: Callable[[list[Tensor]], object], groups: list[list[Tensor]] = groups) -> Callable[[], None]:
             return lambda: [system(group) for group in groups] and None
 
-        systems = {DEFAULT_POLICY: over(leaving), "never": over(full)}
+        systems = {DEFAULT_POLICY: over(policy), "never": over(full)}
         systems |= {name: over(system) for name, system in stock.items()}
         times = paired.turns(systems, 2 if quick else 5)
         for name in systems:
@@ -371,22 +250,6 @@ def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
                 )
             )
     return rows
-
-
-def fidelity(
-    model: daisy.Model, leaving: EarlyExitEncoder, full: EarlyExitEncoder, waveforms: list[Tensor]
-) -> tuple[float, float]:
-    """Mean share of the layers that run, and of frames whose unit at the exit is the whole network's."""
-    assert model.final_head is not None
-    assert model.heads is not None
-    depths, agreements = [], []
-    for waveform in waveforms:
-        out, whole = leaving([waveform]), full([waveform])
-        layer = int(out.exit_layer)
-        units = model.heads.unit_logits(layer, out.states[0][-1]).argmax(-1)
-        agreements.append(float((units == model.final_head(whole.states[0][-1]).argmax(-1)).float().mean()))
-        depths.append(layer / model.backbone.config.num_layers)
-    return statistics.mean(depths), statistics.mean(agreements)
 
 
 MEASURES = {

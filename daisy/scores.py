@@ -49,7 +49,7 @@ class Reading:
         layout: of the utterances.
         units_before: (F',) units of the layer before; None at layer 1.
         draws: (B,) of `draws`.
-        stride: the heads look at every so-manieth frame of an utterance.
+        stride: the heads look at every ``stride``-th frame of an utterance.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Reading:
 
 def entropy(reading: Reading) -> Tensor:
     """Mean frame entropy of the unit distribution, (B,) in nats: DAISY's predicted masked-unit loss."""
-    return reading.mean(-torch.linalg.vecdot(reading.log_probs.exp(), reading.log_probs))
+    return reading.mean(-reading.log_probs.exp().mul_(reading.log_probs).sum(-1))
 
 
 def confidence(reading: Reading) -> Tensor:

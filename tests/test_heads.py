@@ -19,6 +19,13 @@ def test_statistics_are_of_own_frames_only():
         torch.testing.assert_close(pooled[row], torch.cat([own.mean(0), own.std(0, correction=0)]))
 
 
+def test_statistics_far_from_zero_keep_their_digits():
+    states = 1000 + torch.randn(30_000, 4, generator=torch.Generator().manual_seed(0))  # ten minutes
+    exact = states.double()
+    expected = torch.cat([exact.mean(0), exact.std(0, correction=0)]).float()
+    torch.testing.assert_close(mean_and_std(states, Layout(torch.tensor([30_000])))[0], expected, rtol=1e-5, atol=0)
+
+
 def test_a_new_regressor_predicts_the_loss_of_knowing_nothing():
     heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=104))
     predicted = heads.predicted_loss(2, torch.randn(5, 6))

@@ -57,7 +57,7 @@ def command(
     ] = None,
     speakers: Annotated[Path | None, typer.Option(help="CSV of path and speaker; else each file is its own.")] = None,
     root: Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")] = Path("."),
-    score_stride: Annotated[int, typer.Option(min=1, help="Heads look at every so-manieth frame.")] = 1,
+    score_stride: Annotated[int, typer.Option(min=1, help="Heads look at every n-th frame.")] = 1,
     seed: Annotated[int, typer.Option(help="Of noise excerpts and of the halves for a guarantee.")] = 0,
     device: Device = "cpu",
 ) -> None:
