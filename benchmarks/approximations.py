@@ -78,8 +78,8 @@ def leaving(
 ) -> list[ExitOutput]:
     """Each recording with the default policy, exit layers only, with the scores whose change is measured."""
     policy = model.policy(DEFAULT_POLICY)
-    kinds = {"dtype": dtype, "score_stride": every, "keep": "last"}
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, scores=DRIFTING, **kinds)
+    settings = {"dtype": dtype, "score_stride": every, "keep": "last"}
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, scores=DRIFTING, **settings)
     return [encoder([waveform]) for waveform in waveforms]
 
 

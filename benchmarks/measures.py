@@ -1,4 +1,4 @@
-"""What measurements of speed share: recordings, rows as they are shown, ratios."""
+"""What speed.py, approximations.py and memory.py share."""
 
 from __future__ import annotations
 

@@ -211,13 +211,14 @@ def end_to_end(quick: bool, device: str) -> list[dict]:
     heard = [analysis.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
     turned = [heard[i % len(heard)][i] for i in range(len(clean))]
     sets = {"clean": clean, "clean and noisy": turned}
-    return [row for kind, found in sets.items() for row in _end_to_end(kind, [w.to(device) for w in found], quick)]
+    there = {kind: [waveform.to(device) for waveform in found] for kind, found in sets.items()}
+    return [row for kind, found in there.items() for row in _end_to_end(kind, found, quick, device)]
 
 
-def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
+def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) -> list[dict]:
     """One by one and in batches, with the default policy, at full depth, and by stock s3prl."""
-    model = daisy.load("daisy-mini", device=str(waveforms[0].device))
-    policy = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
+    model = daisy.load("daisy-mini", device=device)
+    exiting = EarlyExitEncoder(model.backbone, model.heads, model.policy(DEFAULT_POLICY))
     full = EarlyExitEncoder(model.backbone, None, Never())
     stock = peers.build(["s3prl"], model.backbone)
     depth, agreement = fidelity(model, leaving(model, waveforms), entire(model, waveforms))
@@ -231,9 +232,9 @@ def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool) -> list[dict]:
         def over(system: Callable[[list[Tensor]], object], groups: list[list[Tensor]] = groups) -> Callable[[], None]:
             return lambda: [system(group) for group in groups] and None
 
-        systems = {DEFAULT_POLICY: over(policy), "never": over(full)}
+        systems = {DEFAULT_POLICY: over(exiting), "never": over(full)}
         systems |= {name: over(system) for name, system in stock.items()}
-        times = paired.turns(systems, 2 if quick else 5)
+        times = paired.turns(systems, repeated(2 if quick else 5, device))
         for name in systems:
             rows.append(
                 row(

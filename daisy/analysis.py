@@ -56,7 +56,7 @@ def trace(
         condition: what was done to them.
         scores: which to compute; where None all that the heads give.
         reference: (T_b,) units of each, such as the full model's on clean versions; those on the same input where None.
-        score_stride: heads look at every n-th frame, and losses are of these.
+        score_stride: heads look at every ``score_stride``-th frame, and losses are of these.
         batch_sec: seconds of audio in a batch.
         progress: called with the number of utterances just run.
 

@@ -47,7 +47,7 @@ class EarlyExitEncoder(nn.Module):
         policy: decides who leaves (`daisy.policies`).
         keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
         scores: scores to compute besides those that the policy reads.
-        score_stride: the heads look at every n-th frame, the first of each utterance on.
+        score_stride: the heads look at every ``score_stride``-th frame, the first of each utterance on.
         dtype: "float32"; "bfloat16" or "int8" to compute in these, see `daisy.inference.Inference`; states come out as
             bfloat16 or float32.
 

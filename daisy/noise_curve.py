@@ -111,7 +111,7 @@ def run(
         heard: the conditions.
         recorded: noise by kind.
         scores: which to compute; all where None.
-        score_stride: heads look at every n-th frame.
+        score_stride: heads look at every ``score_stride``-th frame.
         seed: of excerpts, talkers and rooms.
         progress: called with the number of runs just done; those of clean speech come first, asked for or not.
     """

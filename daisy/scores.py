@@ -103,7 +103,7 @@ class Reading:
 
 
 def entropy(reading: Reading) -> Tensor:
-    """Mean frame entropy of the unit distribution, (B,) in nats: DAISY's predicted masked-unit loss."""
+    """Mean frame entropy of the units, (B,) in nats: DAISY's predicted masked-unit loss. Takes no gradients."""
     return reading.mean(-reading.log_probs.exp().mul_(reading.log_probs).sum(-1))
 
 
