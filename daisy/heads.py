@@ -179,7 +179,7 @@ def mean_and_std(read: Tensor, layout: Layout) -> Tensor:
         (B, 2 D) float32.
     """
     read = read.float()
-    if read.device.type == "cpu":  # float64 sums by index_add_ take eight times as long
+    if read.device.type == "cpu":  # a recording of 10 s: an eighth of the time of index_add_'s float64 sums
         return torch.stack([_mean_and_std_of_one(own) for own in read.split(layout.lengths)])
     mean = layout.mean(read)
     centred = read - mean[layout.owners]
