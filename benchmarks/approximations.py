@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import paired
 from latency import backbone_of
-from measures import DTYPES, ratio_of, repeated, row, spoken
+from measures import DTYPES, over, ratio_of, repeated, row, spoken
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ def precision(quick: bool, device: str) -> list[dict]:
         timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
         dtypes = DTYPES if device == "cpu" else DTYPES[:2]
         full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in dtypes}
-        calls = {dtype: one_by_one(encoder, timed) for dtype, encoder in full.items()}
+        calls = {dtype: over(encoder, [[each] for each in timed]) for dtype, encoder in full.items()}
         times = paired.turns(calls, repeated(3 if quick else 7, device))
         exact = leaving(model, waveforms) if size == "mini" else []
         for dtype in dtypes[1:]:
@@ -52,7 +52,7 @@ def stride(quick: bool, device: str) -> list[dict]:
     timed = waveforms[: 4 if quick else 24]
     policy = model.policy(DEFAULT_POLICY)
     encoders = {every: EarlyExitEncoder(model.backbone, model.heads, policy, score_stride=every) for every in (1, 2, 4)}
-    calls = {str(every): one_by_one(encoder, timed) for every, encoder in encoders.items()}
+    calls = {str(every): over(encoder, [[each] for each in timed]) for every, encoder in encoders.items()}
     times = paired.turns(calls, repeated(3 if quick else 15, device))
     whole, exact = entire(model, waveforms), leaving(model, waveforms)
     rows = []
@@ -66,11 +66,6 @@ def stride(quick: bool, device: str) -> list[dict]:
             row("stride", size="mini", every=every, **counts, **ratio_of(times, str(every), "1"), **shares, **changes)
         )
     return rows
-
-
-def one_by_one(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor]) -> Callable[[], None]:
-    """What runs each recording in a batch of its own."""
-    return lambda: [encoder([waveform]) for waveform in waveforms] and None
 
 
 def leaving(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import paired
 import torch
 from common import utterances
-from latency import RATE
 from rich.console import Console
 from torch import Tensor
 
@@ -21,9 +22,9 @@ def spoken(limit: int, device: str = "cpu") -> list[Tensor]:
     return [found[index] for index in order]
 
 
-def seconds_of(waveforms: list[Tensor]) -> float:
-    """Of audio."""
-    return sum(map(len, waveforms)) / RATE
+def over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]]) -> Callable[[], None]:
+    """What runs a system on one batch after the other."""
+    return lambda: [system(batch) for batch in batches] and None
 
 
 def row(what: str, **values: object) -> dict:

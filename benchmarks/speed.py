@@ -34,7 +34,7 @@ import torch
 from approximations import entire, fidelity, leaving, precision, stride
 from common import SNRS_DB, guarded, kept, noises, positive, write
 from latency import RATE, backbone_of
-from measures import DTYPES, ratio_of, repeated, row, seconds_of, spoken
+from measures import DTYPES, over, ratio_of, repeated, row, spoken
 from stage_calls import Stages
 from torch import Tensor
 
@@ -48,6 +48,11 @@ from daisy.heads import ExitHeads, HeadsConfig
 from daisy.policies import Fixed, Never, Policy
 
 UNITS = 504
+
+
+def seconds_of(waveforms: list[Tensor]) -> float:
+    """Of audio."""
+    return sum(map(len, waveforms)) / RATE
 
 
 def heads_for(backbone: Backbone) -> ExitHeads:
@@ -228,13 +233,9 @@ def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) ->
             [waveforms[i] for i in indices]
             for indices in audio.batches([len(w) for w in waveforms], int(batch_sec * RATE) or 1)
         ]
-
-        def over(system: Callable[[list[Tensor]], object], groups: list[list[Tensor]] = groups) -> Callable[[], None]:
-            return lambda: [system(group) for group in groups] and None
-
-        systems = {DEFAULT_POLICY: over(exiting), "never": over(full)}
-        systems |= {name: over(system) for name, system in stock.items()}
-        times = paired.turns(systems, repeated(2 if quick else 5, device))
+        systems = {DEFAULT_POLICY: exiting, "never": full, **stock}
+        calls = {name: over(system, groups) for name, system in systems.items()}
+        times = paired.turns(calls, repeated(2 if quick else 5, device))
         for name in systems:
             rows.append(
                 row(
