@@ -49,7 +49,7 @@ test-3.11 test-3.12: test-%: .venv/.synced
 	rm -rf .venv-$* && "$(call WORKING,$(call VERSIONS,$*))" -m venv .venv-$*
 	$(BIN)/uv pip install -q -c requirements.lock . -p .venv-$*/bin/python
 	cd .venv-$* && bin/python -c "import daisy; print(daisy.__version__)" && \
-	  bin/daisy extract ../daisy/demo --out extracted --overwrite
+	  bin/daisy extract ../daisy/assets/demo --out extracted --overwrite
 
 # The fairseq plugin on Python 3.11 with the fork of fairseq that supports it; builds the fork, some minutes.
 test-plugin-3.11: .venv/.synced

@@ -20,7 +20,10 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
-    package_data={"daisy": ["models/*", "demo/*", "templates/*"], "fairseq_plugins": ["config/*.yaml", "pretrain.sh"]},
+    package_data={
+        "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*"],
+        "fairseq_plugins": ["config/*.yaml", "pretrain.sh"],
+    },
     entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},
     install_requires=[
         "torch>=2.5,<2.6",

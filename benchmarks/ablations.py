@@ -36,10 +36,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import daisy
-from daisy import analysis, audio, files, masked
-from daisy.backbone import Backbone
+from daisy import _files, audio
+from daisy.calibration import tracing
 from daisy.errors import UsageError, unknown_name
-from daisy.report import snr_name
+from daisy.evaluation.figures import format_snr
+from daisy.models import Backbone
+from fairseq_plugins import masked
 from fairseq_plugins.model import read_backbone
 
 ROOT = HERE.parent
@@ -94,9 +96,9 @@ def once_each(runs: Path) -> Path:
     units = (runs / "pretrain" / "units2" / "train.km").read_text().splitlines()
     known = dict(zip((line.name for line in lines), units, strict=True))
     wanted = [known[line.name] for line in audio.read_manifest(runs / "data" / "train.tsv")]
-    files.write(folder / "train.km", ("\n".join(wanted) + "\n").encode())
+    _files.write(folder / "train.km", ("\n".join(wanted) + "\n").encode())
     for name in ("valid.km", "dict.km.txt"):
-        files.write(folder / name, (runs / "pretrain" / "units2" / name).read_bytes())
+        _files.write(folder / name, (runs / "pretrain" / "units2" / name).read_bytes())
     return folder
 
 
@@ -201,13 +203,13 @@ def agreement(model: daisy.Model, train_set, dev, num_units: int, bank) -> dict[
     """Share of frames whose unit at each layer is the clean audio's, by condition."""
     parts = [train_set[0][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
     units = [train_set[1][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
-    noisy = [w for part, snr_db in zip(parts, SNRS_DB, strict=True) for w in analysis.with_noise(part, bank, snr_db)]
+    noisy = [w for part, snr_db in zip(parts, SNRS_DB, strict=True) for w in tracing.with_noise(part, bank, snr_db)]
     states, targets = every_layer(model, noisy, [line for part in units for line in part])
     heads = [fitted(states[layer], targets, num_units) for layer in range(len(states))]
     shares = {}
     for snr_db in SNRS_DB:
-        states, targets = every_layer(model, analysis.with_noise(dev[0], bank, snr_db, seed=1), dev[1])
-        shares[snr_name(snr_db)] = [
+        states, targets = every_layer(model, tracing.with_noise(dev[0], bank, snr_db, seed=1), dev[1])
+        shares[format_snr(snr_db)] = [
             float((head(of_layer).argmax(-1) == targets).float().mean())
             for head, of_layer in zip(heads, states, strict=True)
         ]
@@ -236,7 +238,7 @@ def conclude(name: str, updates: int, model: daisy.Model, runs: Path) -> None:
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["updates"] == updates:
         return
     verdict = {"variant": name, "updates": updates, **judge(model, runs)}
-    files.write_json(path, verdict)
+    _files.write_json(path, verdict)
     print(name, *(f"{key} {value:.3f}" for key, value in verdict.items() if isinstance(value, float)))
     print(
         *(f"{key}: {' '.join(f'{v:.2f}' for v in values)}" for key, values in verdict["agreement"].items()), flush=True

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from daisy import audio, files, mixing
+from daisy import _files, audio
+from daisy.audio import mixing
 from daisy.errors import DaisyError
 
 HERE = Path(__file__).parent
@@ -75,7 +76,7 @@ def write(name: str, measured: list[dict], results: Path = RESULTS, arguments: S
     """
     command = Path(sys.argv[0]).resolve()
     inside = command.relative_to(HERE.parent) if command.is_relative_to(HERE.parent) else command.name
-    files.write_json(
+    _files.write_json(
         results / f"{name}.json",
         {
             "name": name,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import SNRS_DB, guarded, write
 
-from daisy.report import snr_name
+from daisy.evaluation.figures import format_snr
 
 
 def main() -> None:
@@ -20,10 +20,12 @@ def main() -> None:
     features = parser.parse_args().features
     measured = []
     for snr_db in SNRS_DB:
-        index = json.loads((features / snr_name(snr_db).replace(" ", "") / "index.json").read_text())
+        index = json.loads((features / format_snr(snr_db).replace(" ", "") / "index.json").read_text())
         totals = index["totals"]
         measured.append({"policy": index["settings"]["policy"]["name"], "snr_db": snr_db, **totals})
-        print(f"{snr_name(snr_db):6} {totals['mean_exit_layer']:.2f} real-time factor {totals['real_time_factor']:.4f}")
+        print(
+            f"{format_snr(snr_db):6} {totals['mean_exit_layer']:.2f} real-time factor {totals['real_time_factor']:.4f}"
+        )
     write("extraction", measured)
 
 

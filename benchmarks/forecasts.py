@@ -2,8 +2,8 @@
 
     python benchmarks/forecasts.py daisy-mini
 
-Learners: the ridge regression that ships (`daisy.forecast`), with other penalties, fewer scores, or a target between
-forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees. Noise:
+Learners: the ridge regression that ships (`daisy.calibration.forecast`), with other penalties, fewer scores, or a
+target between forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees. Noise:
 recorded alone, or white, pink and babble too. A price for each depth is set on the kinds that were learnt from; the
 agreement with the full model is judged on all of them beside a static cut, and whether the exit follows the noise, each
 utterance by models that did not see its speaker.
@@ -22,8 +22,11 @@ from full_runs import KINDS, SNRS_DB, calibration_runs
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor
 
-from daisy import calibration, comparison, forecast, policies, study
-from daisy.traces import Traces
+from daisy import policies
+from daisy.calibration import forecast
+from daisy.calibration.depth import LOOK_AHEAD, STEPS, critical_prices, mean_depth
+from daisy.calibration.traces import Traces
+from daisy.evaluation import comparison, study
 
 DEPTHS = (0.4, 0.6, 0.8)
 PENALTIES = (0.001, forecast.PENALTY, 0.1, 1.0)
@@ -36,20 +39,20 @@ Learner = Callable[[str, Traces, Traces], Tensor]
 
 def ridge(penalty: float = forecast.PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0) -> Learner:
     def prices(name: str, learn: Traces, apply: Traces) -> Tensor:
-        target, features = calibration.LEARNT[name]
+        target, features = LOOK_AHEAD[name]
         loss, entropy = wanted(learn, target), learn.scores["entropy"]
         if entropy_share:
             loss = (1 - entropy_share) * loss + entropy_share * entropy * (loss.std() / entropy.std())
         found = forecast.fit(learn.scores, loss, scores or features, penalty=penalty)
-        rule = policies.make(name, {**found._asdict(), "price": 0.0})
-        return calibration.critical_prices(rule, apply.scores)
+        rule = policies.make_policy(name, {**found._asdict(), "price": 0.0})
+        return critical_prices(rule, apply.scores)
 
     return prices
 
 
 def boosted(name: str, learn: Traces, apply: Traces) -> Tensor:
     """One small ensemble for each layer and later layer."""
-    target, features = calibration.LEARNT[name]
+    target, features = LOOK_AHEAD[name]
     loss = wanted(learn, target).numpy()
     columns = []
     for layer in range(1, learn.num_layers):
@@ -84,9 +87,9 @@ def measure(prices: Tensor, name: str, target: float, runs: Traces, learnable: l
     set_on = torch.tensor(learnable)
     exits_at = lambda price, rows: 1 + (rows > price).long().cumprod(1).sum(1)  # noqa: E731
     low, high = float(prices.min()), float(prices.max())
-    for _ in range(calibration.STEPS):
+    for _ in range(STEPS):
         middle = (low + high) / 2
-        deeper = calibration.depth(exits_at(middle, prices[set_on]), runs.select(set_on.nonzero()[:, 0])) > target
+        deeper = mean_depth(exits_at(middle, prices[set_on]), runs.select(set_on.nonzero()[:, 0])) > target
         low, high = (middle, high) if deeper else (low, middle)
     exits = exits_at(high, prices)
     verdicts = comparison.by_condition(name, exits, runs)

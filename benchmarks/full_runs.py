@@ -17,10 +17,12 @@ from common import HERE, guarded, noises, utterances
 from rich.progress import Progress
 
 import daisy
-from daisy import checkpoint, conditions, noise_curve, traces
-from daisy.conditions import Condition
-from daisy.noise_curve import Speech
-from daisy.traces import Traces
+from daisy import checkpoints
+from daisy.audio import conditions
+from daisy.audio.conditions import Condition
+from daisy.calibration import trace_conditions, traces
+from daisy.calibration.trace_conditions import Speech
+from daisy.calibration.traces import Traces
 
 CALIBRATION_SETS = ("librispeech", "commands", "keywords")
 TEST_SETS = (*CALIBRATION_SETS, "digits", "mboshi")
@@ -45,7 +47,7 @@ def judged_runs(model: Path | str, limit: int | None = None, parts: Iterable[str
 
 
 def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limit: int | None) -> Traces:
-    path = CACHE / f"{checkpoint.digest(model)[:12]}-{split}-{part}.csv"
+    path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{part}.csv"
     if path.is_file() and limit is None:
         return traces.read(path)
     spoken = utterances(sets, split, limit)
@@ -59,7 +61,7 @@ def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limi
     with Progress() as bar:
         task = bar.add_task(f"{split}, {part}", total=len(spoken) * len({conditions.CLEAN, *heard}))
         bank = {"recorded": noises(noise_split)}
-        found = noise_curve.run(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
+        found = trace_conditions.run(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
     if limit is None:
         traces.write(found, path)
     return found

@@ -19,8 +19,8 @@ from common import guarded, write
 from full_runs import calibration_runs, judged_runs
 from rich.progress import Progress
 
-from daisy import guarantee, traces
-from daisy.traces import Traces
+from daisy.calibration import guarantee, traces
+from daisy.calibration.traces import Traces
 
 TARGETS = {"disagreement": (0.2, 0.3, 0.4), "kl_nats": (0.1, 0.2, 0.3)}
 CEILING = {"disagreement": 1.0, "kl_nats": 4.0}

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from rich.progress import Progress
 
 import daisy
-from daisy import analysis, traces
-from daisy.report import snr_name
+from daisy.calibration import traces, tracing
+from daisy.evaluation.figures import format_snr
 
 SNRS_DB = (None, 20.0, 10.0, 0.0)
 SETS = ("librispeech", "commands", "keywords")
@@ -31,8 +31,8 @@ def measure(name: str, model: daisy.Model, speech, bank, bar: Progress) -> list[
     runs, reference = {}, None
     task = bar.add_task(name, total=len(SNRS_DB) * len(waveforms))
     for snr_db in SNRS_DB:
-        mixed = analysis.with_noise(waveforms, bank, snr_db)
-        runs[snr_name(snr_db)], units = analysis.trace(
+        mixed = tracing.with_noise(waveforms, bank, snr_db)
+        runs[format_snr(snr_db)], units = tracing.trace(
             model, mixed, names, reference=reference, progress=lambda n: bar.advance(task, n)
         )
         reference = reference or units

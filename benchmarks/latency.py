@@ -38,11 +38,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import daisy
-from daisy import files
-from daisy.backbone import Backbone, BackboneConfig
+from daisy import _files
 from daisy.cli.console import checked_device
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
+from daisy.models import Backbone, BackboneConfig
 from daisy.policies import Never
 
 RATE = 16000
@@ -254,7 +254,7 @@ def main() -> None:
             for measured in measure(size, arguments, advance):
                 rows += measured
                 if arguments.json:
-                    files.write_json(arguments.json, rows)
+                    _files.write_json(arguments.json, rows)
                 elif writes:
                     keep(measured, name)
     show(rows, console)

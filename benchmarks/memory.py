@@ -23,9 +23,9 @@ from latency import RATE
 from measures import row
 
 import daisy
-from daisy import windows
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
+from daisy.extraction import windows
 
 
 def by_utterances(quick: bool) -> list[dict]:

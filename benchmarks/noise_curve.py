@@ -14,8 +14,9 @@ import torch
 from common import RESULTS, guarded, write
 from full_runs import KINDS, SNRS_DB, TEST_SETS, calibration_runs, judged_runs
 
-from daisy import calibration, comparison, report, study
-from daisy.traces import Traces
+from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.traces import Traces
+from daisy.evaluation import comparison, figures, study
 
 DEPTH = 0.6
 POLICIES = ("forecast", "plateau", "entropy", "regressed", "confidence", "margin", "patience", "agreement", "oracle")
@@ -85,7 +86,7 @@ def main() -> None:
     measured, correlations, curves = [], [], {}
     ratios = [snr for snr in SNRS_DB if snr is not None]
     for name in POLICIES:
-        exits = calibration.for_depth(name, tune, DEPTH).policy.exit_layers(test.scores)
+        exits = calibrate_depth(name, tune, DEPTH).policy.exit_layers(test.scores)
         measured += rows_of(name, test, exits)
         verdicts = comparison.by_condition(name, exits, test)
         of = {verdict.condition: verdict.mean_exit_layer for verdict in verdicts}
@@ -106,13 +107,13 @@ def main() -> None:
         write("noise_curve", measured)
         write("adaptivity", correlations)
         write("regimes", where)
-        figure = report.exit_layers_by_snr(
+        figure = figures.draw_exit_layers_by_snr(
             SNRS_DB,
             curves,
             num_layers=test.num_layers,
             title=f"{len(set(test.utterances))} utterances, recorded noise; set for {DEPTH:.0%} depth on others",
         )
-        report.save(figure, RESULTS / "noise_curve.png")
+        figures.save(figure, RESULTS / "noise_curve.png")
 
 
 if __name__ == "__main__":

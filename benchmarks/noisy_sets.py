@@ -13,9 +13,10 @@ from pathlib import Path
 from common import SNRS_DB, guarded, noises, rows, utterances
 from noise_curve import TEST_SETS
 
-from daisy import analysis, files
-from daisy.audio import wav_bytes
-from daisy.report import snr_name
+from daisy import _files
+from daisy.audio.files import encode_wav
+from daisy.calibration import tracing
+from daisy.evaluation.figures import format_snr
 
 
 def main() -> None:
@@ -26,10 +27,10 @@ def main() -> None:
     waveforms = [utterance.waveform for utterance in utterances(TEST_SETS, "test")]
     bank = noises("test")
     for snr_db in SNRS_DB:
-        folder = out / snr_name(snr_db).replace(" ", "")
-        for name, waveform in zip(names, analysis.with_noise(waveforms, bank, snr_db), strict=True):
+        folder = out / format_snr(snr_db).replace(" ", "")
+        for name, waveform in zip(names, tracing.with_noise(waveforms, bank, snr_db), strict=True):
             if not (folder / name).is_file():
-                files.write(folder / name, wav_bytes(waveform))
+                _files.write(folder / name, encode_wav(waveform))
 
 
 if __name__ == "__main__":

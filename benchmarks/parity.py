@@ -17,8 +17,8 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from omegaconf import OmegaConf
 
 from daisy import EarlyExitEncoder, policies
-from daisy.converters import convert
-from daisy.converters.fairseq import from_parts
+from daisy.checkpoints.converters import convert
+from daisy.checkpoints.converters.fairseq import from_parts
 
 LARGE = {
     "extractor_mode": "layer_norm",

@@ -15,10 +15,10 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from daisy import checkpoint
-from daisy.backbone import Backbone
-from daisy.converters import huggingface
-from daisy.heads import FinalHead
+from daisy import checkpoints
+from daisy.checkpoints.converters import huggingface
+from daisy.models import Backbone
+from daisy.models.heads import FinalHead
 
 System = Callable[[Sequence[Tensor]], list[Tensor]]
 """Waveforms (N_b,) to the last layer's states, at least (T_b, D) each."""
@@ -35,10 +35,36 @@ def alike(waveforms: Sequence[Tensor]) -> bool:
     return len(set(map(len, waveforms))) == 1
 
 
+def make_torchaudio_model(backbone: Backbone) -> torchaudio.models.Wav2Vec2Model:
+    """Make torchaudio's model with the backbone's weights."""
+    config = backbone.config
+    model = torchaudio.models.wav2vec2_model(
+        extractor_mode=f"{config.conv_norm}_norm",
+        extractor_conv_layer_config=list(config.conv_layers),
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.width,
+        encoder_projection_dropout=0.0,
+        encoder_pos_conv_kernel=config.pos_kernel,
+        encoder_pos_conv_groups=config.pos_groups,
+        encoder_num_layers=config.num_layers,
+        encoder_num_heads=config.num_heads,
+        encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=config.ffn_width,
+        encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0,
+        encoder_layer_norm_first=config.pre_norm,
+        encoder_layer_drop=0.0,
+        aux_num_out=None,
+    ).eval()
+    nn.utils.parametrize.remove_parametrizations(model.encoder.transformer.pos_conv_embed.conv, "weight")
+    weights = backbone.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.to(backbone.device, backbone.dtype)
+
+
 def of_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Torchaudio's model around the modules that ours is made of; all layers' states."""
-    backbone = copy.deepcopy(backbone).to(dtype)
-    model = torchaudio.models.Wav2Vec2Model(backbone.feature_extractor, backbone.encoder).eval()
+    """Torchaudio's model with the same weights; all layers' states."""
+    model = make_torchaudio_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = padded(waveforms)
@@ -129,7 +155,7 @@ def _stock(backbone: Backbone, folder: Path) -> Path:
     head = FinalHead(backbone.config.width, 256, 504)
     backbone = copy.deepcopy(backbone).cpu()
     path = folder / "fairseq.pt"
-    torch.save(stock_checkpoint(checkpoint.Model(backbone=backbone, final_head=head)), path)
+    torch.save(stock_checkpoint(checkpoints.Model(backbone=backbone, final_head=head)), path)
     return path
 
 

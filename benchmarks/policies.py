@@ -21,10 +21,11 @@ from common import RESULTS, guarded, write
 from full_runs import KINDS, calibration_runs, judged_runs
 from torch import Tensor
 
-from daisy import calibration, comparison, policies, report
-from daisy.calibration import Family
+from daisy import policies
+from daisy.calibration.depth import FAMILIES, PolicyFamily, calibrate_depth, find_quantile, fit_family, fit_window
+from daisy.calibration.traces import Traces
+from daisy.evaluation import comparison, figures
 from daisy.policies.base import Policy, Trajectories
-from daisy.traces import Traces
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BATCHES = (1, 8, 32)
@@ -77,15 +78,15 @@ class LevelPlateau(NaivePlateau):
         return super().decide(trajectories, layer) & (trajectories["entropy"][:, -1] < self.level)
 
 
-def candidates(tune: Traces) -> dict[str, Family]:
+def candidates(tune: Traces) -> dict[str, PolicyFamily]:
     """Other forms of plateau, each with one knob from 0 (safe) to 1."""
     entropy = tune.scores["entropy"]
     falls = torch.cat([torch.zeros(len(tune), 1), entropy[:, :-1] - entropy[:, 1:]], dim=1)
     means, spreads = tuple(falls.mean(0).tolist()), tuple((falls.std(0) + 1e-6).tolist())
     low, high = float(entropy.min()), float(entropy.max())
 
-    def family(at: Callable[[float], Policy]) -> Family:
-        return Family(at, lambda place: at(place).exit_layers(tune.scores))
+    def family(at: Callable[[float], Policy]) -> PolicyFamily:
+        return PolicyFamily(at, lambda place: at(place).exit_layers(tune.scores))
 
     return {
         "plateau, naive": family(lambda x: NaivePlateau(min_improvement=2 * x - 1)),
@@ -103,23 +104,23 @@ def mixed(runs: Traces) -> Traces:
 
 
 def frontier(tune: Traces, test: Traces) -> list[dict]:
-    names = [name for name in calibration.FAMILIES if name in comparison.common_families(tune, LOSS)]
+    names = [name for name in FAMILIES if name in comparison.common_families(tune, LOSS)]
     verdicts = comparison.frontier(tune, test, [*names, "hindsight"], DEPTHS, LOSS)
     for found in candidates(tune).values():
         for target in DEPTHS:
-            policy = found.at(calibration.place_of_depth(found, tune, target))
-            verdicts.append((target, comparison.judge(policy.name, policy.exit_layers(test.scores), test)))
+            policy = found.at(find_quantile(found, tune, target))
+            verdicts.append((target, comparison.evaluate(policy.name, policy.exit_layers(test.scores), test)))
     return [row(target, verdict) for target, verdict in verdicts]
 
 
 def on_dev(tune: Traces) -> list[dict]:
     """What the default was chosen by: the audio that policies are set on, those that learn being cross-fitted."""
     measured = []
-    for name in calibration.FAMILIES:
-        found = calibration.family(name, tune)
+    for name in FAMILIES:
+        found = fit_family(name, tune)
         for target in DEPTHS:
-            exits = found.exit_layers(calibration.place_of_depth(found, tune, target))
-            measured.append(row(target, comparison.judge(name, exits, tune)))
+            exits = found.exit_layers(find_quantile(found, tune, target))
+            measured.append(row(target, comparison.evaluate(name, exits, tune)))
     return measured
 
 
@@ -153,7 +154,7 @@ def by_itself(rule: policies.Window, runs: Traces) -> Tensor:
 
 def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
     """The published form against exits of each utterance: one entropy threshold, batches as they come."""
-    threshold = calibration.for_depth("entropy", tune, depth).policy.to_config()["threshold"]
+    threshold = calibrate_depth("entropy", tune, depth).policy.to_config()["threshold"]
     alone = policies.Entropy(threshold=threshold)
     order = numpy.random.default_rng(0).permutation(len(test))
     histogram = numpy.zeros(test.num_layers)
@@ -163,14 +164,14 @@ def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
         histogram[int(everywhere.exit_layers(part)[0]) - 1] += 1
     measured = []
     for kind in ("each utterance", "avg", "min-max", "threshold"):
-        rule = alone if kind == "each utterance" else calibration.window(threshold, histogram.tolist(), kind)
+        rule = alone if kind == "each utterance" else fit_window(threshold, histogram.tolist(), kind)
         single = alone.exit_layers(test.scores) if isinstance(rule, policies.Entropy) else by_itself(rule, test)
         for size in BATCHES:
             exits = single.clone()
             for start in range(0, len(test) if size > 1 and rule is not alone else 0, size):
                 batch = order[start : start + size]
                 exits[batch] = rule.exit_layers({name: values[batch] for name, values in test.scores.items()})
-            verdict = comparison.judge(f"daisy_window, {kind}" if rule is not alone else "entropy", exits, test)
+            verdict = comparison.evaluate(f"daisy_window, {kind}" if rule is not alone else "entropy", exits, test)
             looked = "" if isinstance(rule, policies.Entropy) else f"{rule.first} to {rule.last}"
             changed = float((exits != single).float().mean())
             measured.append({"batch": size, "layers": looked, "other_than_alone": changed, **row(depth, verdict)})
@@ -180,7 +181,7 @@ def windows(tune: Traces, test: Traces, depth: float = 0.6) -> list[dict]:
 def decision_cost(tune: Traces, num_utterances: int = 32) -> list[dict]:
     """Microseconds an utterance to decide at all layers, by batch size; heads not included."""
     found = []
-    chosen = {name: calibration.for_depth(name, tune, 0.6).policy for name in calibration.FAMILIES if name != "oracle"}
+    chosen = {name: calibrate_depth(name, tune, 0.6).policy for name in FAMILIES if name != "oracle"}
     flat = (1.0, 1.0, 0.001)
     chosen["deadline"] = policies.Deadline(budget=1e3, front_cost=flat, layer_cost=flat)
     chosen["random"] = policies.Random(histogram=(1.0,) * tune.num_layers)
@@ -205,14 +206,14 @@ def draw(rows: list[dict], path) -> None:
     for line in rows:
         curves.setdefault(line["policy"], []).append((line["depth"], line["unit_agreement"]))
     chance = [(line["depth"], line["random_unit_agreement"]) for line in rows if line["policy"] == "plateau"]
-    figure = report.lines(
+    figure = figures.draw_lines(
         {**curves, "chance, of plateau's histogram": chance},
         across="executed share of the layers",
         up="units that are the full model's",
         title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
         black=("fixed", "oracle", "hindsight", "chance, of plateau's histogram"),
     )
-    report.save(figure, path)
+    figures.save(figure, path)
 
 
 def main() -> None:

@@ -23,8 +23,10 @@ from common import guarded, noises, write
 from torch import Tensor, nn
 
 import daisy
-from daisy import analysis, audio, masked
-from daisy.report import snr_name
+from daisy import audio
+from daisy.calibration import tracing
+from daisy.evaluation.figures import format_snr
+from fairseq_plugins import masked
 from fairseq_plugins.model import read_backbone
 from fairseq_plugins.warm_start import read_units
 
@@ -59,8 +61,8 @@ def heard(condition: str, waveforms: list[Tensor], bank) -> list[Tensor]:
         return waveforms
     if condition == "opus":
         return [opus_coded(waveform) for waveform in waveforms]
-    snr_db = next(snr for snr in (20.0, 10.0, 0.0) if snr_name(snr) == condition)
-    return analysis.with_noise(waveforms, bank, snr_db)
+    snr_db = next(snr for snr in (20.0, 10.0, 0.0) if format_snr(snr) == condition)
+    return tracing.with_noise(waveforms, bank, snr_db)
 
 
 def fitted(states: Tensor, targets: Tensor, num_units: int) -> nn.Module:

@@ -25,8 +25,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import daisy
-from daisy import intervals
-from daisy.backbone import Backbone
+from daisy.calibration import intervals
+from daisy.models import Backbone
 
 TASKS = {
     "digit": ("digits", "text_or_label"),

@@ -14,9 +14,9 @@ import speed_tables
 from common import HERE, read
 from rendering import source, table
 
-from daisy import files
+from daisy import _files
 from daisy.cli.console import DEFAULT_POLICY
-from daisy.report import snr_name
+from daisy.evaluation.figures import format_snr
 
 README = HERE.parent / "README.md"
 PAGES = (README, *sorted((HERE.parent / "docs").glob("*.md")))
@@ -45,7 +45,7 @@ def exits_in(kinds: list[str]) -> str:
             mine = {row["snr_db"]: row for row in rows if row["policy"] == policy and row["noise"] in (kind, "none")}
             cells = [f"{mine[s]['mean_exit_layer']:.1f} ({mine[s]['low']:.1f}-{mine[s]['high']:.1f})" for s in snrs]
             lines.append([policy, kind, *cells, f"{rho[policy, kind]:.2f}"])
-    return table(["policy", "noise", *map(snr_name, snrs), "Spearman"], lines) + source(result)
+    return table(["policy", "noise", *map(format_snr, snrs), "Spearman"], lines) + source(result)
 
 
 def sets() -> str:
@@ -57,7 +57,7 @@ def sets() -> str:
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = {row["snr_db"]: row for row in rows if row["set"] == name}
         lines.append([name, str(mine[None]["num_utterances"]), *(f"{mine[s]['mean_exit_layer']:.1f}" for s in snrs)])
-    return table(["set", "utterances", *map(snr_name, snrs)], lines) + source(result)
+    return table(["set", "utterances", *map(format_snr, snrs)], lines) + source(result)
 
 
 def policies_in(name: str) -> Callable[[], str]:
@@ -374,7 +374,7 @@ def render(text: str) -> str:
 
 def main(pages: Iterable[Path] = PAGES) -> None:
     for page in pages:
-        files.write(page, render(page.read_text(encoding="utf-8")).encode())
+        _files.write(page, render(page.read_text(encoding="utf-8")).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes daisy/models/daisy-mini.safetensors: float16 weights, policies for 60 % depth on the dev audio, provenance.
+"""Makes daisy/assets/daisy-mini.safetensors: float16 weights, policies for 60 % depth on the dev audio, provenance.
 
 python benchmarks/ship.py runs/denoising.safetensors
 """
@@ -13,10 +13,12 @@ from common import guarded
 from full_runs import calibration_runs
 
 import daisy
-from daisy import calibration, checkpoint, study
+from daisy.calibration.depth import FAMILIES, calibrate_depth
+from daisy.checkpoints.format import ASSETS
+from daisy.evaluation import study
 
 DEPTH = 0.6
-POLICIES = [name for name in calibration.FAMILIES if name not in ("fixed", "oracle")]
+POLICIES = [name for name in FAMILIES if name not in ("fixed", "oracle")]
 
 
 def main() -> None:
@@ -27,8 +29,8 @@ def main() -> None:
     runs = calibration_runs(arguments.model)
     model.policies = {}
     for name in POLICIES:
-        settings = calibration.for_depth(name, runs, DEPTH).policy.to_config()
-        model.policies[name] = {key: study.rounded(value) for key, value in settings.items() if key != "name"}
+        settings = calibrate_depth(name, runs, DEPTH).policy.to_config()
+        model.policies[name] = {key: study.round_digits(value) for key, value in settings.items() if key != "name"}
     conditions = ", ".join(dict.fromkeys(runs.conditions))
     model.provenance = {
         "backbone": "small HuBERT, 12 layers of 256, trained to denoise in three iterations (docs/pretraining.md)",
@@ -37,7 +39,7 @@ def main() -> None:
         "policies": f"{DEPTH:.0%} mean depth on {len(runs)} runs of dev utterances of the same sets: {conditions}",
         "licence": "MIT; data CC BY 4.0 and Apache-2.0, see daisy-mini.md",
     }
-    path = checkpoint.MODELS / "daisy-mini.safetensors"
+    path = ASSETS / "daisy-mini.safetensors"
     daisy.save(model, path, dtype=torch.float16)
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, policies {', '.join(model.policies)}")
 

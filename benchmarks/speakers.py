@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import guarded, rows
 
-from daisy import files
+from daisy import _files
 
 SETS = ("librispeech", "commands", "keywords")
 
@@ -27,7 +27,7 @@ def main() -> None:
     for name in SETS:
         for row in rows(name, "train"):
             writer.writerow([f"{name}/{row['path']}", f"{name}:{row['speaker'] or row['group']}"])
-    files.write(arguments.out, content.getvalue().encode())
+    _files.write(arguments.out, content.getvalue().encode())
 
 
 if __name__ == "__main__":

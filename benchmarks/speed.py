@@ -39,12 +39,13 @@ from stage_calls import Stages
 from torch import Tensor
 
 import daisy
-from daisy import analysis, audio
-from daisy.backbone import Backbone
+from daisy import audio
+from daisy.calibration import tracing
 from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
-from daisy.heads import ExitHeads, HeadsConfig
+from daisy.models import Backbone
+from daisy.models.heads import ExitHeads, HeadsConfig
 from daisy.policies import Fixed, Never, Policy
 
 UNITS = 504
@@ -201,7 +202,7 @@ def shapes(quick: bool, device: str) -> list[dict]:
                 encoder([waveform])
 
         def own(shared: Callable[[], None] = shared) -> None:
-            with mock.patch("daisy.kernels.rounded", int):
+            with mock.patch("daisy.runtime.linear.round_up_rows", int):
                 shared()
 
         times = paired.turns({"shared": shared, "own": own}, 3)
@@ -213,7 +214,7 @@ def end_to_end(quick: bool, device: str) -> list[dict]:
     """Test recordings from waveforms to states, clean, and each clean or in noise."""
     clean = spoken(3 if quick else 40)
     bank = noises("test")
-    heard = [analysis.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
+    heard = [tracing.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
     turned = [heard[i % len(heard)][i] for i in range(len(clean))]
     sets = {"clean": clean, "clean and noisy": turned}
     there = {kind: [waveform.to(device) for waveform in found] for kind, found in sets.items()}
@@ -231,7 +232,7 @@ def _end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) ->
     for batch_sec in (0.0, 30.0):
         groups = [
             [waveforms[i] for i in indices]
-            for indices in audio.batches([len(w) for w in waveforms], int(batch_sec * RATE) or 1)
+            for indices in audio.batch_by_length([len(w) for w in waveforms], int(batch_sec * RATE) or 1)
         ]
         systems = {DEFAULT_POLICY: exiting, "never": full, **stock}
         calls = {name: over(system, groups) for name, system in systems.items()}

@@ -6,23 +6,23 @@ import torch
 from latency import RATE, backbone_of
 from torch import Tensor
 
-from daisy import cost
-from daisy.inference import prepared
-from daisy.layout import Layout
+from daisy.calibration import cost
+from daisy.models.packing import PackedLayout
+from daisy.runtime.packing_cache import pack_backbone
 
 
 class Stages:
-    """Of one size and precision, on noise of so many seconds; "before" is torchaudio's modules."""
+    """Of one size and precision, on noise of so many seconds; "before" is the plain modules."""
 
     def __init__(self, size: str, dtype: str, seconds: int):
         self.backbone, self.dtype = backbone_of(size), dtype
         self.waveform = 0.1 * torch.randn(seconds * RATE)
         self.num_samples = torch.tensor([len(self.waveform)])
-        self.inference = prepared(self.backbone, dtype)
+        self.packed = pack_backbone(self.backbone, dtype)
         self.states, self.num_frames = self.front_end_before()
-        self.layout = Layout(self.num_frames)
+        self.layout = PackedLayout(self.num_frames)
         self.embedded = self.front_end()
-        config, kind = self.backbone.config, self.inference.dtype
+        config, kind = self.backbone.config, self.packed.dtype
         self.a = torch.randn(self.layout.total, config.width).to(kind)
         self.b = torch.randn(config.width, config.ffn_width).to(kind)
 
@@ -37,7 +37,7 @@ class Stages:
 
     @torch.no_grad()
     def front_end(self) -> Tensor:
-        return self.inference.embed(self.inference.front_end([self.waveform]), self.layout)
+        return self.packed.embed(self.packed.front_end([self.waveform]), self.layout)
 
     def layers_before(self) -> None:
         states = self.states
@@ -48,14 +48,14 @@ class Stages:
     def layers(self) -> None:
         states = self.embedded
         for layer in range(1, self.backbone.config.num_layers + 1):
-            states, _ = self.inference.layer(layer, states, self.layout)
+            states, _ = self.packed.layer(layer, states, self.layout)
 
     def product(self) -> None:
         for _ in range(20):
             torch.mm(self.a, self.b)
 
     def macs(self, stage: str) -> float:
-        """Of a stage, by `daisy.cost`; of 20 products."""
+        """Of a stage, by `daisy.calibration.cost`; of 20 products."""
         config, frames = self.backbone.config, self.layout.total
         if stage == "product":
             return 20.0 * frames * config.width * config.ffn_width

@@ -23,7 +23,8 @@ from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 from torch import Tensor
 
 import daisy
-from daisy import analysis, labels
+from daisy.calibration import tracing
+from daisy.extraction.units import fit_kmeans, make_mfcc
 
 FIT_SETS = ("librispeech", "commands", "keywords")
 FIT_FRAMES = 60_000
@@ -57,7 +58,7 @@ def all_layers(model: daisy.Model) -> Callable[[Tensor], Tensor]:
 
 def mfcc(waveform: Tensor) -> Tensor:
     """(N,) to (1, T, 39)."""
-    return labels.mfcc(50)(waveform)[None]
+    return make_mfcc(50)(waveform)[None]
 
 
 def gather(features: Callable[[Tensor], Tensor], waveforms: list[Tensor], advance: Callable[[], None]) -> list[Tensor]:
@@ -100,7 +101,7 @@ def measure(
     heard = gather(features, [u.waveform for u in words], advance)
     robust = [u.waveform for u in words[:: max(1, len(words) // 60)]][:60]
     clean = gather(features, robust, advance)
-    noisy = gather(features, analysis.with_noise(robust, noises("train"), 10.0), advance)
+    noisy = gather(features, tracing.with_noise(robust, noises("train"), 10.0), advance)
     lengths = [found.shape[1] for found in heard]
     spoken = numpy.concatenate(
         [
@@ -119,7 +120,7 @@ def measure(
         frames = numpy.concatenate([found[layer].float().numpy() for found in drawn])
         frames = frames[generator.permutation(len(frames))[:FIT_FRAMES]]
         for clusters in num_units:
-            first, second = (labels.fit(frames[half::2], clusters, seed=half) for half in (0, 1))
+            first, second = (fit_kmeans(frames[half::2], clusters, seed=half) for half in (0, 1))
 
             def assign(found: list[Tensor], layer=layer, centres=first) -> numpy.ndarray:
                 return numpy.concatenate([nearest(each[layer], centres) for each in found])

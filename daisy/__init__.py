@@ -1,18 +1,26 @@
 """daisy: early exit from speech representation models.
 
-import daisy
-model = daisy.load("daisy-mini")
-encoder = daisy.EarlyExitEncoder(model.backbone, model.heads, model.policy("entropy"))
-out = encoder([waveform])                  # 1-D float32 at 16 kHz
-out.exit_layer, out.states[0][-1]          # where it stopped, and the representation there
+    import daisy
+
+    model = daisy.load("daisy-mini")
+    encoder = model.encoder("entropy", threshold=2.0)
+    out = encoder([waveform])                  # float32 at 16 kHz, a tensor or a numpy array
+    out.exit_layer, out.last_hidden_state      # where it stopped, and the representation there
+
+What is exported is imported when it is first used, so that the command line starts without torch.
 """
 
-from daisy.backbone import Backbone, BackboneConfig
-from daisy.checkpoint import Model, load, save
-from daisy.encoder import EarlyExitEncoder, ExitOutput
-from daisy.errors import AudioError, CheckpointError, DaisyError, OutputError, PolicyError
-from daisy.heads import ExitHeads, FinalHead, HeadsConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from daisy.errors import AudioError, CheckpointError, DaisyError, OutputError, PolicyError, UsageError
 from daisy.version import __version__
+
+if TYPE_CHECKING:
+    from daisy.checkpoints import Model, load, save
+    from daisy.encoder import EarlyExitEncoder
+    from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
+    from daisy.runtime.exit_output import ExitOutput
 
 __all__ = [
     "AudioError",
@@ -28,7 +36,25 @@ __all__ = [
     "Model",
     "OutputError",
     "PolicyError",
+    "UsageError",
     "__version__",
     "load",
     "save",
 ]
+
+_LAZY = {
+    **dict.fromkeys(("Model", "load", "save"), "daisy.checkpoints"),
+    "EarlyExitEncoder": "daisy.encoder",
+    "ExitOutput": "daisy.runtime.exit_output",
+    **dict.fromkeys(("Backbone", "BackboneConfig", "ExitHeads", "FinalHead", "HeadsConfig"), "daisy.models"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'daisy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,8 +10,8 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from daisy.audio.mixing import NoiseBank, mix
 from daisy.errors import UsageError
-from daisy.mixing import NoiseBank, mix
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
 

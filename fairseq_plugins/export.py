@@ -17,15 +17,15 @@ from fairseq.models.hubert.hubert import HubertConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from daisy import checkpoint, files
-from daisy.backbone import BackboneConfig
-from daisy.converters import fairseq
+from daisy import _files, checkpoints
+from daisy.checkpoints.converters import fairseq
 from daisy.errors import CheckpointError, DaisyError
-from daisy.masked import SPECIAL_SYMBOLS
+from daisy.models import BackboneConfig
+from fairseq_plugins.masked import SPECIAL_SYMBOLS
 from fairseq_plugins.model import read_backbone
 
 
-def stock_checkpoint(model: checkpoint.Model, half: bool = False) -> dict[str, Any]:
+def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
     """What fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
 
     Raises:
@@ -56,8 +56,8 @@ def stock_checkpoint(model: checkpoint.Model, half: bool = False) -> dict[str, A
     }
 
 
-def model_fields(model: checkpoint.Model) -> dict[str, Any]:
-    """Fields of fairseq's model configuration: the inverse of `daisy.converters.fairseq.backbone_fields`."""
+def model_fields(model: checkpoints.Model) -> dict[str, Any]:
+    """Fields of fairseq's model configuration: undoes `converters.fairseq.backbone_fields`."""
     config: BackboneConfig = model.backbone.config
     return {
         "label_rate": config.sample_rate / config.frame_hop,
@@ -77,7 +77,7 @@ def model_fields(model: checkpoint.Model) -> dict[str, Any]:
     }
 
 
-def task_fields(model: checkpoint.Model) -> dict[str, Any]:
+def task_fields(model: checkpoints.Model) -> dict[str, Any]:
     """Fields of fairseq's task configuration."""
     config = model.backbone.config
     return {
@@ -102,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         content = stock_checkpoint(read_backbone(arguments.source), arguments.half)
-        files.write(arguments.target, lambda stream: torch.save(content, stream))
+        _files.write(arguments.target, lambda stream: torch.save(content, stream))
     except DaisyError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 

@@ -8,13 +8,15 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
 
-from daisy import checkpoint, frames
-from daisy.converters import convert
-from daisy.converters.plugin import STATE_KEY
+from daisy import checkpoints
+from daisy.checkpoints.converters import convert
+from daisy.checkpoints.converters.plugin import STATE_KEY
+from daisy.checkpoints.format import ASSETS
 from daisy.errors import CheckpointError, UsageError
-from daisy.heads import ExitHeads, HeadsConfig, mean_and_std
-from daisy.layout import Layout
-from daisy.losses import UnitLoss, unit_loss
+from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
+from daisy.models.lengths import make_valid_mask
+from daisy.models.losses import UnitLoss, unit_loss
+from daisy.models.packing import PackedLayout
 from fairseq_plugins.compatibility import mask_indices
 
 
@@ -40,7 +42,7 @@ class DaisyHubert(BaseFairseqModel):
     that the backbone came from.
     """
 
-    def __init__(self, cfg: DaisyHubertConfig, parts: checkpoint.Model):
+    def __init__(self, cfg: DaisyHubertConfig, parts: checkpoints.Model):
         super().__init__()
         self.cfg = cfg
         self.backbone, self.heads, self.final_head = parts.backbone, parts.heads, parts.final_head
@@ -51,7 +53,7 @@ class DaisyHubert(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: DaisyHubertConfig, task: Any) -> "DaisyHubert":
         if STATE_KEY in task.state.state_dict:
-            return cls(cfg, checkpoint.build(task.state.state_dict[STATE_KEY]))
+            return cls(cfg, checkpoints.build(task.state.state_dict[STATE_KEY]))
         parts = read_backbone(cfg.hubert_path)
         parts.heads = ExitHeads(
             HeadsConfig(
@@ -105,7 +107,7 @@ class DaisyHubert(BaseFairseqModel):
                 layers = None
             if layers is None:
                 layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
-            valid = frames.valid_mask(num_frames, features.shape[1]).to(features.device)
+            valid = make_valid_mask(num_frames, features.shape[1]).to(features.device)
             masked = None
             if self.cfg.mask_prob:
                 masked = mask_indices(valid, self.cfg.mask_prob, self.cfg.mask_length, mask_seed)
@@ -126,8 +128,8 @@ class DaisyHubert(BaseFairseqModel):
 
     def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
         """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
-        predicted, layout = [], Layout(num_frames, layers[0].device)
-        own = frames.valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
+        predicted, layout = [], PackedLayout(num_frames, layers[0].device)
+        own = make_valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
         for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
             pooled = mean_and_std(states[own], layout)
             if self.training:
@@ -191,16 +193,16 @@ class DaisyOutput:
     """The regressors' predictions of the judged loss, (B,) nats; empty without regressors."""
 
 
-def read_backbone(path: str) -> checkpoint.Model:
+def read_backbone(path: str) -> checkpoints.Model:
     """The model to put heads on; existing exit heads are dropped by the caller."""
     if not path:
         raise UsageError("daisy_hubert needs --hubert-path (model.hubert_path): the HuBERT to put heads on")
-    if path.endswith(".safetensors") or path in {file.stem for file in checkpoint.MODELS.glob("*.safetensors")}:
-        return checkpoint.load(path)
+    if path.endswith(".safetensors") or path in {file.stem for file in ASSETS.glob("*.safetensors")}:
+        return checkpoints.load(path)
     return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
 
 
-def num_units(parts: checkpoint.Model, task: Any) -> int:
+def num_units(parts: checkpoints.Model, task: Any) -> int:
     """Width of the heads: that of the task's labels where it has any, else the teacher's.
 
     Raises:

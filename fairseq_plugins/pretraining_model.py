@@ -13,7 +13,7 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy.converters import fairseq
+from daisy.checkpoints.converters import fairseq
 from daisy.errors import UsageError
 from fairseq_plugins.model import read_backbone
 from fairseq_plugins.stacking import spread

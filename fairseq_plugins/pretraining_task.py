@@ -10,8 +10,8 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPret
 from torch import Tensor
 from torch.nn import functional as F
 
-from daisy import mixing
-from daisy.augmentation import Augmentation, Augmenter
+from daisy.audio import mixing
+from daisy.audio.augmentation import Augmentation, Augmenter
 from daisy.errors import UsageError
 
 MAX_TALKERS_BANK = 400

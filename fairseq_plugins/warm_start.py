@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from daisy import audio, checkpoint, masked
+from daisy import audio, checkpoints
 from daisy.errors import DaisyError, UsageError
+from fairseq_plugins import masked
 from fairseq_plugins.model import read_backbone
 
 
@@ -62,7 +63,7 @@ def main() -> None:
         waveforms = [audio.read(recordings[index].path) for index in chosen]
         states, found = masked.masked_frames(model, waveforms, [units[index] for index in chosen])
         unmet = masked.refit(model, states, found, num_units(arguments.units.with_name("dict.km.txt")))
-        checkpoint.save(model, arguments.out)
+        checkpoints.save(model, arguments.out)
         if unmet:
             print(f"note: {unmet} units not met in {len(chosen)} recordings start at random", file=sys.stderr)
     except DaisyError as error:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from daisy import files
+from daisy import _files
 from daisy.errors import OutputError
 from daisy.version import __version__
 from s3prl_upstream.frozen import Batch, Needs, Utterance
@@ -72,7 +72,7 @@ class StateCache:
         self.may_write: Callable[[], bool] = lambda: True
         """Asked before each batch: audio that never comes again is not worth its space."""
         self._expected: tuple[str, int] | None = None
-        files.write_json(self.folder / "settings.json", settings)
+        _files.write_json(self.folder / "settings.json", settings)
 
     def expect(self, split: str, num_batches: int) -> None:
         """Say how much a split will take, from its first batch, before that is written."""
@@ -134,7 +134,7 @@ class StateCache:
             "exit_layer": utterance.exit_layer,
             "scores": names,
         }
-        files.save_tensors(tensors, self._path(utterance.audio), metadata)
+        _files.save_tensors(tensors, self._path(utterance.audio), metadata)
 
     def _read(self, digest: str, device: torch.device) -> Utterance | None:
         """None where there is none, or a damaged one, which is then written again."""

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from daisy import cost, files
+from daisy import _files
+from daisy.calibration import cost
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import OutputError
-from daisy.scores import WITHOUT_HEADS, for_json
+from daisy.policies.scores import WITHOUT_HEADS, to_json
 from s3prl_upstream.frozen import Batch, Utterance
 
 FORMAT_VERSION = 1
@@ -67,9 +68,9 @@ class ExitLog:
         self._costs = _costs(encoder)
         self.crops = False
         """Whether utterances come back with other audio."""
-        files.check_writable(folder / LINES)
+        _files.check_writable(folder / LINES)
         with self._lock():
-            files.whole_lines(folder / LINES)  # drops what a killed run left unfinished
+            _files.whole_lines(folder / LINES)  # drops what a killed run left unfinished
         self.write_summary()
 
     def new_pass(self, split: str) -> None:
@@ -112,7 +113,7 @@ class ExitLog:
             else:
                 self._note_crops(split, name)
         if lines:
-            files.append(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
+            _files.append(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_summary(self) -> None:
         """Put this run's sums, where there are any, into the summary beside those of other runs.
@@ -131,7 +132,7 @@ class ExitLog:
                 raise OutputError(f"{path}: not a summary of daisy's; move it away") from None
             totals = self.totals()
             own = [{"run": self.run, **self.settings, "splits": totals}] if totals else []
-            files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *own]})
+            _files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *own]})
 
     def report(self) -> str:
         """One line for each split: mean exit layer, share of the operations, seconds."""
@@ -183,7 +184,7 @@ class ExitLog:
             "audio": utterance.audio[:16],
             "duration_sec": round(utterance.num_samples / self.sample_rate, 4),
             "exit_layer": last,
-            "scores": {score: for_json(values[:last]) for score, values in utterance.scores.items()},
+            "scores": {score: to_json(values[:last]) for score, values in utterance.scores.items()},
         }
 
     def _note_crops(self, split: str, name: str) -> None:

@@ -12,11 +12,11 @@ from s3prl.upstream.interfaces import SAMPLE_RATE, UpstreamBase
 from torch import Tensor, nn
 
 import daisy
-from daisy import checkpoint as checkpoints
+from daisy import checkpoints
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, CheckpointError
-from daisy.inference import forget
 from daisy.policies import Never, Window
+from daisy.runtime.packed_backbone import forget
 from s3prl_upstream import frozen
 from s3prl_upstream.cache import StateCache
 from s3prl_upstream.frozen import Batch, Needs, Utterance

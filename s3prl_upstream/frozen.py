@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import CheckpointError
 from daisy.policies import Fixed, Never, Policy, Window
-from daisy.scores import available
+from daisy.policies.scores import available_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
     last: Policy = Never()
     names = set(encoder.score_names)
     if full:
-        names = available(encoder.heads)
+        names = available_scores(encoder.heads)
         if lacking := encoder.policy.reads - names:
             reads = ", ".join(sorted(lacking))
             raise CheckpointError(f"policy {encoder.policy.name} reads {reads}, which these heads do not give")

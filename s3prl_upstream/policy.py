@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from daisy import checkpoint as checkpoints
-from daisy import policy_file
-from daisy.checkpoint import Model
+from daisy import checkpoints
+from daisy.checkpoints.format import Model
 from daisy.errors import PolicyError, unknown_name
-from daisy.policies import POLICIES, Policy
+from daisy.policies import POLICIES, Policy, read_policy
 
 DEFAULT = "plateau"
 FOR_COMPARISONS = ("oracle", "score")
@@ -49,7 +48,7 @@ def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | 
         ) from None
     if isinstance(content, dict) and "name" in content:
         return _plain(model, content, str(given))
-    return policy_file.read(given, checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
+    return read_policy(given, checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
 
 
 def _plain(model: Model, config: Mapping, where: str) -> tuple[Policy, int]:

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from daisy import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig, Model
-from daisy.traces import Traces
+from daisy.calibration.traces import Traces
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from daisy import CheckpointError, EarlyExitEncoder, analysis, policies
+from daisy import CheckpointError, EarlyExitEncoder, policies
+from daisy.calibration import tracing
 from tests.conftest import POST_NORM, tiny_model
 
 
 def test_traces_hold_the_scores_of_single_runs(model, waveforms):
-    table, _ = analysis.trace(model, waveforms, list("abcdefg"), list("xxxyyyz"), batch_sec=1.0)
+    table, _ = tracing.trace(model, waveforms, list("abcdefg"), list("xxxyyyz"), batch_sec=1.0)
     encoder = EarlyExitEncoder(
         model.backbone, model.heads, policies.Never(), scores=set(table.scores) - {"final_agreement"}
     )
@@ -25,8 +26,8 @@ def test_losses_against_their_definition(waveforms):
     model = tiny_model(POST_NORM)
     reference = [torch.randint(11, (n,)) for n in (49, 74)]
     pair = [waveforms[4], waveforms[6]]
-    run, units = analysis.trace(model, pair, ["a", "b"], reference=reference)
-    own, _ = analysis.trace(model, pair, ["a", "b"])
+    run, units = tracing.trace(model, pair, ["a", "b"], reference=reference)
+    own, _ = tracing.trace(model, pair, ["a", "b"])
     for index, waveform in enumerate(pair):
         states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
         with torch.no_grad():
@@ -49,7 +50,7 @@ def test_losses_against_their_definition(waveforms):
 
 def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):
     model = tiny_model(POST_NORM)
-    table, _ = analysis.trace(model, waveforms[4:], list("abc"))
+    table, _ = tracing.trace(model, waveforms[4:], list("abc"))
     states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveforms[5]]).states[0]
     with torch.no_grad():
         units = [model.heads.unit_logits(layer, states[layer]).argmax(-1) for layer in range(1, 5)]
@@ -61,10 +62,10 @@ def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):
 def test_without_the_full_models_head_there_are_scores_alone(waveforms):
     model = tiny_model(POST_NORM, regressors=False)
     model.final_head = None
-    table, units = analysis.trace(model, waveforms, list("abcdefg"))
+    table, units = tracing.trace(model, waveforms, list("abcdefg"))
     assert not table.losses
     assert not units
     assert "regressed" not in table.scores
     model.heads = None
     with pytest.raises(CheckpointError, match="no exit heads"):
-        analysis.trace(model, waveforms, list("abcdefg"))
+        tracing.trace(model, waveforms, list("abcdefg"))

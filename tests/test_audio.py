@@ -72,7 +72,7 @@ def test_inputs_are_files_folders_globs_and_manifests(tmp_path):
     assert [r.name for r in audio.find([str(tmp_path / "sub" / "**" / "*.flac")])] == ["c.flac"]
     recordings = audio.find([str(tmp_path)])
     manifest = tmp_path / "train.tsv"
-    lines = [str(tmp_path), *(audio.manifest_line(recording, tmp_path) for recording in recordings)]
+    lines = [str(tmp_path), *(audio.format_manifest_line(recording, tmp_path) for recording in recordings)]
     manifest.write_text("\n".join(lines) + "\n")
     lines = manifest.read_text().splitlines()
     assert lines[0] == str(tmp_path)
@@ -89,16 +89,16 @@ def test_inputs_are_files_folders_globs_and_manifests(tmp_path):
     with pytest.raises(UsageError, match="no such file, folder or manifest"):
         audio.find([str(tmp_path / "dangling.wav")])
     with pytest.raises(UsageError, match="is not below the root"):
-        audio.manifest_line(recordings[0], tmp_path / "sub")
+        audio.format_manifest_line(recordings[0], tmp_path / "sub")
 
 
 def test_manifests_are_for_fairseq_which_does_not_resample(tmp_path):
     soundfile.write(tmp_path / "x.wav", tone(8000), 8000)
     with pytest.raises(AudioError, match="8000 Hz, and fairseq takes 16000 Hz only"):
-        audio.manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
+        audio.format_manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
     soundfile.write(tmp_path / "x.wav", numpy.zeros(399), 16000)
     with pytest.raises(AudioError, match="too short: 399 samples, one frame needs 400"):
-        audio.manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
+        audio.format_manifest_line(audio.find([str(tmp_path)])[0], tmp_path)
 
 
 def test_raw_samples_in_a_folder_are_passed_over(tmp_path):
@@ -111,7 +111,7 @@ def test_raw_samples_in_a_folder_are_passed_over(tmp_path):
 
 def test_batches_hold_similar_lengths_within_the_limit():
     lengths = [5, 100, 7, 60, 58, 2, 61, 300]
-    batches = list(audio.batches(lengths, 130))
+    batches = list(audio.batch_by_length(lengths, 130))
     assert sorted(index for batch in batches for index in batch) == list(range(8))
     assert batches == [[7], [1], [6, 3], [4, 2, 0, 5]]
     for batch in batches:
@@ -120,9 +120,9 @@ def test_batches_hold_similar_lengths_within_the_limit():
 
 def test_rare_speakers_are_listed_more_often(tmp_path):
     counts, speakers = [900, 100, 300, 100], ["a", "b", "c", "c"]
-    assert audio.repeats(counts, speakers, 0.0) == [1, 1, 1, 1]
-    assert audio.repeats(counts, speakers, 1.0) == [1, 9, 2, 2]  # 900 over 900, 100 and 400
-    assert audio.repeats(counts, speakers, 0.5) == [1, 3, 2, 2]  # the square root of 2.25 is 1.5
+    assert audio.count_repeats(counts, speakers, 0.0) == [1, 1, 1, 1]
+    assert audio.count_repeats(counts, speakers, 1.0) == [1, 9, 2, 2]  # 900 over 900, 100 and 400
+    assert audio.count_repeats(counts, speakers, 0.5) == [1, 3, 2, 2]  # the square root of 2.25 is 1.5
     path = tmp_path / "speakers.csv"
     path.write_bytes("\ufeffpath,speaker\nx/a.wav,a\n".encode())  # as spreadsheets write it
     assert audio.read_speakers(path) == {"x/a.wav": "a"}

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from daisy import mixing
-from daisy.augmentation import Augmentation, Augmenter
+from daisy.audio import mixing
+from daisy.audio.augmentation import Augmentation, Augmenter
 from daisy.errors import UsageError
 
 

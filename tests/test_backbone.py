@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from daisy import BackboneConfig, CheckpointError
-from daisy.backbone import Backbone
+from daisy.models import Backbone
 from tests.conftest import POST_NORM, PRE_NORM, tiny_model
 
 

@@ -3,28 +3,29 @@ import dataclasses
 import pytest
 import torch
 
-from daisy import PolicyError, calibration, policies
+from daisy import PolicyError, policies
+from daisy.calibration.depth import FAMILIES, calibrate_depth, fit_family, fit_window, mean_depth
+from daisy.calibration.traces import Traces
 from daisy.policies.rules import LookAhead
-from daisy.traces import Traces
 from tests.conftest import TRACED_LAYERS as LAYERS
 
 
-@pytest.mark.parametrize("name", [name for name in calibration.FAMILIES if name != "fixed"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fixed"])
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
 def test_depth_on_the_given_audio_is_the_target(traces, name, target):
-    policy = calibration.for_depth(name, traces, target).policy
+    policy = calibrate_depth(name, traces, target).policy
     assert policy.name == name
     policy.check(LAYERS)
     tolerance = 0.05 if isinstance(policy, LookAhead) else 0.015  # look-ahead is cross-fitted
-    assert abs(calibration.depth(policy.exit_layers(traces.scores), traces) - target) < tolerance
+    assert abs(mean_depth(policy.exit_layers(traces.scores), traces) - target) < tolerance
     assert policies.from_config(policy.to_config()) == policy
 
 
-@pytest.mark.parametrize("name", [name for name in calibration.FAMILIES if name != "fixed"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fixed"])
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
 def test_the_last_bits_of_scores_decide_nothing(traces, name, target):
     """As they differ between batches and machines: no threshold is one of the scores that it was set on."""
-    policy = calibration.for_depth(name, traces, target).policy
+    policy = calibrate_depth(name, traces, target).policy
     generator = torch.Generator().manual_seed(0)
     nearly = {
         score: values * (1 + 1e-6 * (torch.rand(values.shape, generator=generator) - 0.5))
@@ -33,10 +34,10 @@ def test_the_last_bits_of_scores_decide_nothing(traces, name, target):
     assert policy.exit_layers(nearly).tolist() == policy.exit_layers(traces.scores).tolist()
 
 
-@pytest.mark.parametrize("name", calibration.FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_families_go_from_all_layers_to_few(traces, name):
-    found = calibration.family(name, traces)
-    depths = [calibration.depth(found.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    found = fit_family(name, traces)
+    depths = [mean_depth(found.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]
     assert depths[0] == 1.0
     assert depths == sorted(depths, reverse=True)
     assert depths[-1] < 0.35
@@ -44,9 +45,9 @@ def test_families_go_from_all_layers_to_few(traces, name):
 
 def test_depth_counts_costs(traces):
     dear = dataclasses.replace(traces, costs=torch.arange(1, LAYERS + 1).float() ** 2)
-    assert calibration.depth(torch.tensor([6, 12]), dear) == pytest.approx((36 / 144 + 1) / 2)
-    policy = calibration.for_depth("entropy", dear, 0.5).policy
-    assert calibration.depth(policy.exit_layers(dear.scores), dear) == pytest.approx(0.5, abs=0.01)
+    assert mean_depth(torch.tensor([6, 12]), dear) == pytest.approx((36 / 144 + 1) / 2)
+    policy = calibrate_depth("entropy", dear, 0.5).policy
+    assert mean_depth(policy.exit_layers(dear.scores), dear) == pytest.approx(0.5, abs=0.01)
 
 
 def test_looking_ahead_learns_what_there_is_to_gain(traces):
@@ -66,12 +67,12 @@ def test_looking_ahead_learns_what_there_is_to_gain(traces):
         costs=layers.float(),
         layers=tuple(range(1, LAYERS + 1)),
     )
-    policy = calibration.for_depth("forecast", table, 8 / 12).policy
+    policy = calibrate_depth("forecast", table, 8 / 12).policy
     assert torch.equal(policy.exit_layers(table.scores), torch.where(early, 6, 10))
 
 
 def test_gains_are_foretold_from_what_was_executed_only(traces):
-    policy = calibration.for_depth("forecast", traces, 0.5).policy
+    policy = calibrate_depth("forecast", traces, 0.5).policy
     seen = {name: values[:5, :4] for name, values in traces.scores.items()}
     assert policy.gains(seen, 4).shape == (5, 8)
     true = traces.losses["disagreement"][:, 3:4] - traces.losses["disagreement"][:, 4:]
@@ -93,7 +94,7 @@ def test_cross_fitting_does_not_see_what_it_judges():
         costs=torch.arange(1, LAYERS + 1).float(),
         layers=tuple(range(1, LAYERS + 1)),
     )
-    found = calibration.family("forecast", table)
+    found = fit_family("forecast", table)
     for place in (0.3, 0.6):
         held_out = found.exit_layers(place)
         in_sample = found.at(place).exit_layers(table.scores)
@@ -103,7 +104,7 @@ def test_cross_fitting_does_not_see_what_it_judges():
 
 
 def test_agreement_holds_its_rate_at_every_layer(traces):
-    policy = calibration.family("agreement", traces).at(0.4)
+    policy = fit_family("agreement", traces).at(0.4)
     entropy, loss = traces.scores["entropy"], traces.losses["disagreement"]
     rates = []
     for layer, threshold in enumerate(policy.threshold[:-1]):
@@ -115,32 +116,32 @@ def test_agreement_holds_its_rate_at_every_layer(traces):
 
 
 def test_other_settings_are_kept(traces):
-    policy = calibration.for_depth("patience", traces, 0.6, patience=3).policy
+    policy = calibrate_depth("patience", traces, 0.6, patience=3).policy
     assert policy.patience == 3
     assert policy.exit_layers(traces.scores).min() >= 4
 
 
 def test_fixed_goes_to_the_nearest_layer(traces):
-    assert calibration.for_depth("fixed", traces, 0.6).policy == policies.Fixed(layer=7)
-    assert calibration.for_depth("fixed", traces, 0.01).policy == policies.Fixed(layer=1)
+    assert calibrate_depth("fixed", traces, 0.6).policy == policies.Fixed(layer=7)
+    assert calibrate_depth("fixed", traces, 0.01).policy == policies.Fixed(layer=1)
 
 
 def test_the_published_windows():
     histogram = [0, 1, 0, 5, 10, 4, 0, 0]  # mean exit 4.8
-    assert calibration.window(0.5, histogram) == policies.Window(threshold=0.5, first=4, last=5)
-    assert calibration.window(0.5, histogram, "min-max") == policies.Window(threshold=0.5, first=2, last=6)
-    assert calibration.window(0.5, histogram, "threshold") == policies.Window(threshold=0.5, first=4, last=6)
+    assert fit_window(0.5, histogram) == policies.Window(threshold=0.5, first=4, last=5)
+    assert fit_window(0.5, histogram, "min-max") == policies.Window(threshold=0.5, first=2, last=6)
+    assert fit_window(0.5, histogram, "threshold") == policies.Window(threshold=0.5, first=4, last=6)
     with pytest.raises(PolicyError, match="histogram of exits is empty"):
-        calibration.window(0.5, [0.0, 0.0])
+        fit_window(0.5, [0.0, 0.0])
 
 
 def test_refusals(traces):
     with pytest.raises(PolicyError, match=r"depth must be above 0 and at most 1, found 1\.2"):
-        calibration.for_depth("entropy", traces, 1.2)
+        calibrate_depth("entropy", traces, 1.2)
     with pytest.raises(PolicyError, match="policy never has nothing to calibrate"):
-        calibration.for_depth("never", traces, 0.5)
+        calibrate_depth("never", traces, 0.5)
     bare = dataclasses.replace(traces, scores={"entropy": traces.scores["entropy"]}, losses={})
     with pytest.raises(PolicyError, match="policy margin needs margin; the traces have entropy"):
-        calibration.for_depth("margin", bare, 0.5)
+        calibrate_depth("margin", bare, 0.5)
     with pytest.raises(PolicyError, match="policy forecast needs disagreement"):
-        calibration.for_depth("forecast", bare, 0.5)
+        calibrate_depth("forecast", bare, 0.5)

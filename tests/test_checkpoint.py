@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import daisy
-from daisy import CheckpointError, EarlyExitEncoder, OutputError, checkpoint, policies
+from daisy import CheckpointError, EarlyExitEncoder, OutputError, checkpoints, policies
 from tests.conftest import tiny_model
 
 
@@ -31,7 +31,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path):
     daisy.save(model, tmp_path / "full.safetensors")
     daisy.save(model, tmp_path / "half.safetensors", dtype=torch.float16)
     full, half = (os.path.getsize(tmp_path / f"{name}.safetensors") for name in ("full", "half"))
-    weights = sum(p.numel() for part in model.modules().values() for p in part.parameters())
+    weights = sum(p.numel() for part in model.parts().values() for p in part.parameters())
     assert 2 * weights <= full - half < 2 * weights + 1000  # and a few digits in the header
     assert daisy.load(tmp_path / "half.safetensors").backbone.dtype == torch.float32
 
@@ -126,6 +126,6 @@ def test_digest_is_of_the_file(tmp_path):
     daisy.save(tiny_model(), tmp_path / "a.safetensors")
     daisy.save(tiny_model(), tmp_path / "b.safetensors")
     daisy.save(tiny_model(seed=1), tmp_path / "c.safetensors")
-    a, b, c = (checkpoint.digest(tmp_path / f"{name}.safetensors") for name in "abc")
+    a, b, c = (checkpoints.digest(tmp_path / f"{name}.safetensors") for name in "abc")
     assert a == b != c
     assert len(a) == 64

@@ -4,9 +4,10 @@ import numpy
 import pytest
 import torch
 
-from daisy import calibration, comparison, study
+from daisy.calibration.depth import mean_depth
+from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
-from daisy.traces import Traces
+from daisy.evaluation import comparison, study
 
 LAYERS = 6
 
@@ -91,7 +92,7 @@ def test_a_static_cut_gains_nothing_over_itself(traces):
 
 def test_hindsight_is_the_best_there_is(traces):
     exits = comparison.hindsight(traces, 3.5 / 6, "disagreement")
-    assert calibration.depth(exits, traces) <= 3.5 / 6 + 1e-9
+    assert mean_depth(exits, traces) <= 3.5 / 6 + 1e-9
     bound = comparison.judge("hindsight", exits, traces).losses["disagreement"].mean
     tune, test = traces.halves(0)
     for target, verdict in comparison.frontier(
@@ -191,5 +192,5 @@ def test_weights_count_in_hindsight(traces):
     best = comparison.judge("hindsight", exits, weighted).losses["disagreement"].mean
     for others in ((2, 5), (5, 2), (1, 6), (3, 4)):
         tried = torch.where(torch.arange(400) % 2 == 0, *others)
-        if calibration.depth(tried, weighted) <= 0.6:
+        if mean_depth(tried, weighted) <= 0.6:
             assert best <= comparison.judge("x", tried, weighted).losses["disagreement"].mean + 1e-6

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from daisy import conditions, mixing
-from daisy.conditions import Condition
+from daisy.audio import conditions, mixing
+from daisy.audio.conditions import Condition
 from daisy.errors import UsageError
 
 

@@ -6,7 +6,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from daisy import EarlyExitEncoder, cost, policies, scores
+from daisy import EarlyExitEncoder, policies
+from daisy.calibration import cost
+from daisy.policies import scores
 from tests.conftest import KINDS, Products, tiny_model
 
 
@@ -43,7 +45,7 @@ def test_counts_are_torchs_own(kind):
 def test_the_exit_loop_does_what_is_counted(kind):
     model = tiny_model(KINDS[kind])
     config = model.backbone.config
-    # numbers of frames, also in sum, to which `daisy.kernels.rounded` adds none
+    # numbers of frames, also in sum, to which `daisy.runtime.linear.round_up_rows` adds none
     waveforms = [0.1 * torch.randn(config.frame_span + (count - 1) * config.frame_hop) for count in (64, 32)]
 
     def counted_until(layer):
@@ -87,7 +89,7 @@ def test_measured_costs_rise_with_length():
 def test_seconds_are_of_all_layers_so_far_and_their_scores(monkeypatch):
     model, slow = tiny_model(), 0.25
     monkeypatch.setitem(scores.SCORES, "entropy", lambda reading: time.sleep(slow) or torch.zeros(1))
-    seconds = cost.seconds_by_layer(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
+    seconds = cost.measure_layer_seconds(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
     assert seconds.shape == (4,)
     assert (seconds.diff() > 2 * slow).all()
     assert 2 * slow < seconds[0] < 4 * slow

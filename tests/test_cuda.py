@@ -8,8 +8,9 @@ import warnings
 import pytest
 import torch
 
-from daisy import EarlyExitEncoder, graphs, policies
-from daisy.kernels import rounded
+from daisy import EarlyExitEncoder, policies
+from daisy.runtime.linear import round_up_rows
+from daisy.runtime.static_buffers import MAX_UTTERANCES
 from tests.conftest import tiny_model
 from tests.test_device import SCORES
 from tests.test_encoder import spread_policy
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def settings(monkeypatch):
     """Full precision, and graphs whether they pay or not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(graphs, "PAYS", math.inf)
+    monkeypatch.setattr("daisy.runtime.graph_cache.LAUNCH_BOUND_RATIO", math.inf)
 
 
 def pair(config, policy=None, **settings):
@@ -74,18 +75,20 @@ def test_large_batches_go_without_graphs_until_they_are_small(config, waveforms,
     cpu, cuda = pair(config, policy, scores=("change",))
     expected = cpu(waveforms)
     rows = [int(expected.num_frames[expected.exit_layer >= layer].sum()) for layer in range(1, config.num_layers + 1)]
-    monkeypatch.setattr(graphs, "LAYER_VALUES", rounded(rows[-1]) * config.width)  # too few for the front end
+    monkeypatch.setattr(
+        "daisy.runtime.static_buffers.MAX_STATE_VALUES", round_up_rows(rows[-1]) * config.width
+    )  # too few for the front end
     seen = replays(monkeypatch)
     for _ in range(5):
         check(cuda(waveforms), expected)
-    small = [r for r in rows if rounded(r) <= rounded(rows[-1])]
+    small = [r for r in rows if round_up_rows(r) <= round_up_rows(rows[-1])]
     assert len(small) < len(rows)
     assert len(seen) == 2 * len(small)
 
 
 def test_a_graph_that_does_not_pay_is_not_made(config, waveforms, monkeypatch):
     cpu, cuda = pair(config)
-    monkeypatch.setattr(graphs, "PAYS", 0.0)
+    monkeypatch.setattr("daisy.runtime.graph_cache.LAUNCH_BOUND_RATIO", 0.0)
     seen = replays(monkeypatch)
     for _ in range(5):
         check(cuda(waveforms), cpu(waveforms))
@@ -183,7 +186,7 @@ def test_a_start_in_inference_mode(config, waveforms):
 
 def test_more_utterances_than_there_are_buffers_for(config, waveforms):
     cpu, cuda = pair(config, scores=("entropy",))
-    many = (waveforms * 6)[: graphs.UTTERANCES + 4]
+    many = (waveforms * 6)[: MAX_UTTERANCES + 4]
     for _ in range(4):
         check(cuda(many), cpu(many))
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 import daisy
-from daisy import calibration, demonstration
+from daisy.calibration.depth import FAMILIES
+from daisy.cli import demonstration
 from daisy.errors import UsageError
 
 
@@ -38,12 +39,12 @@ def test_it_leaves_features_index_and_figure(shown):
 
 
 def test_the_bundled_model_is_small_and_complete():
-    path = daisy.checkpoint.find("daisy-mini")
+    path = daisy.checkpoints.format.find("daisy-mini")
     assert path.stat().st_size < 25e6
     model = daisy.load("daisy-mini")
     assert model.heads.config.regressors
     assert model.final_head.num_units == model.heads.config.num_units == 104
-    assert set(model.policies) == set(calibration.FAMILIES) - {"fixed", "oracle"}
+    assert set(model.policies) == set(FAMILIES) - {"fixed", "oracle"}
 
 
 def test_the_recordings_are_few_and_attributed():
@@ -57,8 +58,8 @@ def test_the_recordings_are_few_and_attributed():
 def test_figures_say_what_they_miss(monkeypatch):
     import sys
 
-    from daisy import report
+    from daisy.evaluation import figures
 
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(UsageError, match="figures need matplotlib: pip install"):
-        report.exit_layers_by_snr([None], {}, num_layers=2, title="")
+        figures.draw_exit_layers_by_snr([None], {}, num_layers=2, title="")

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from daisy import EarlyExitEncoder, graphs, policies
+from daisy import EarlyExitEncoder, policies
+from daisy.runtime.cuda_graphs import GraphLayerRunner
 from tests.conftest import tiny_model
 from tests.test_encoder import spread_policy
 
@@ -139,12 +140,12 @@ class Event:
         return next(Event.times)
 
 
-def attend_by_owner(split, layout):
-    """As CUDA's kernel for many lengths, which looks at no length on the host."""
-    queries, keys, values = split.permute(1, 2, 0, 3)
-    same = layout.owners[:, None] == layout.owners
-    weights = (queries @ keys.transpose(1, 2)).masked_fill(~same, -torch.inf).softmax(-1)
-    return (weights @ values).transpose(0, 1).flatten(1)
+def attend_by_segment(queries, keys, values, cu_seqlens, max_seqlen):
+    """As CUDA's kernel for many lengths, which looks at no length on the host: (F, H, D / H) each."""
+    segments = (torch.arange(len(queries), device=queries.device)[:, None] >= cu_seqlens[1:]).sum(1)
+    weights = queries.transpose(0, 1) @ keys.permute(1, 2, 0)
+    weights = weights.masked_fill(segments[:, None] != segments, -torch.inf).softmax(-1)
+    return (weights @ values.transpose(0, 1)).transpose(0, 1)
 
 
 def interrupt(*args):
@@ -153,9 +154,10 @@ def interrupt(*args):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """What `daisy.graphs` takes from torch.cuda."""
+    """What `daisy.runtime.cuda_graphs` takes from torch.cuda."""
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr("daisy.attention._padded", attend_by_owner)
+    monkeypatch.setattr("daisy.runtime.attention.has_varlen_attention", lambda *args: True)
+    monkeypatch.setattr("daisy.runtime.attention.varlen_attention", attend_by_segment)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     for name in ("current_stream", "Stream"):
@@ -175,7 +177,9 @@ def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, 
     """Rows and utterances that are added, and what another batch has left there, do not show."""
     monkeypatch.setattr(Event, "times", itertools.cycle([0.0, 1e9] if alternate else [0.0]))
     model.heads.config = dataclasses.replace(model.heads.config, reads=reads)
-    monkeypatch.setattr(graphs, "MEMORY", 256 if whole else 2**60)  # the front end is too large, but for its first part
+    monkeypatch.setattr(
+        "daisy.runtime.cuda_graphs.MEMORY_FRACTION", 1 / 256 if whole else 2.0**-60
+    )  # the front end is too large, but for its first part
     policy = spread_policy(model, waveforms)
     expected = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
     batches = [waveforms, waveforms[6:], waveforms[1:4], waveforms[::-1], waveforms[3:]]
@@ -186,7 +190,7 @@ def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, 
         backbone, heads = elsewhere(there.backbone), elsewhere(there.heads)
         heads.config = model.heads.config
         encoder = EarlyExitEncoder(backbone, heads, policy, scores=SCORES, score_stride=stride)
-        encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names, stride)
+        encoder._runner = GraphLayerRunner(*encoder.packed, encoder.score_names, stride)
         for turn, (batch, want) in itertools.product(range(4), zip(batches, wanted, strict=True)):
             moved = [Elsewhere(waveform) for waveform in batch]
             if turn % 2:
@@ -228,7 +232,7 @@ def test_no_memory_for_a_graph(model, config, waveforms, monkeypatch, cuda, when
     there, moved = tiny_model(config), [Elsewhere(waveform) for waveform in waveforms]
     with torch.no_grad(), Watch():
         encoder = EarlyExitEncoder(elsewhere(there.backbone), elsewhere(there.heads), policies.Never(), scores=SCORES)
-        encoder._known = graphs.Graphs(*encoder.inference, encoder.score_names)
+        encoder._runner = GraphLayerRunner(*encoder.packed, encoder.score_names)
         encoder(moved), encoder(moved)
         if "memory" not in str(error):
             with pytest.raises(RuntimeError, match="unspecified launch failure"):

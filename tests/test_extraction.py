@@ -9,15 +9,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from daisy import EarlyExitEncoder, OutputError, audio, extraction, policies, windows
+from daisy import EarlyExitEncoder, OutputError, audio, policies
 from daisy.errors import UsageError
+from daisy.extraction import run, windows
 from tests.conftest import tiny_model
 
 POLICY = policies.Entropy(threshold=1.9)
 
 
 def extract(folder, out, used=None, **options):
-    return extraction.extract(audio.find([str(folder)]), used or encoder(), out, checkpoint="0" * 64, **options)
+    return run.extract(audio.find([str(folder)]), used or encoder(), out, checkpoint="0" * 64, **options)
 
 
 @pytest.fixture

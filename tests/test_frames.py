@@ -1,16 +1,15 @@
 import pytest
 import torch
 
-from daisy import frames
-from daisy.backbone import HUBERT_CONV
+from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, compute_frame_span, count_frames, make_valid_mask
 
 
 @pytest.mark.parametrize(
     ("samples", "expected"), [(0, 0), (399, 0), (400, 1), (719, 1), (720, 2), (16000, 49), (160000, 499)]
 )
 def test_counts_are_the_convolutions_own(samples, expected):
-    assert frames.num_frames(samples, HUBERT_CONV) == expected
-    assert frames.num_frames(torch.tensor([samples]), HUBERT_CONV).tolist() == [expected]
+    assert count_frames(samples, HUBERT_CONV) == expected
+    assert count_frames(torch.tensor([samples]), HUBERT_CONV).tolist() == [expected]
     signal = torch.zeros(1, 1, samples)
     if expected:
         for _, kernel, stride in HUBERT_CONV:
@@ -19,11 +18,11 @@ def test_counts_are_the_convolutions_own(samples, expected):
 
 
 def test_hop_and_span():
-    assert frames.frame_hop(HUBERT_CONV) == 320
-    assert frames.frame_span(HUBERT_CONV) == 400
-    assert frames.frame_span(((8, 4, 2), (8, 3, 3))) == 4 + 2 * 2
+    assert compute_frame_hop(HUBERT_CONV) == 320
+    assert compute_frame_span(HUBERT_CONV) == 400
+    assert compute_frame_span(((8, 4, 2), (8, 3, 3))) == 4 + 2 * 2
 
 
 def test_mask_marks_own_frames():
-    mask = frames.valid_mask(torch.tensor([0, 2, 3]), 3)
+    mask = make_valid_mask(torch.tensor([0, 2, 3]), 3)
     assert mask.tolist() == [[False] * 3, [True, True, False], [True] * 3]

@@ -3,10 +3,10 @@ import torch
 from torch.nn import functional as F
 
 from daisy import CheckpointError
-from daisy.heads import ExitHeads, FinalHead, HeadsConfig, LossRegressor, mean_and_std
-from daisy.layout import Layout
-from daisy.losses import unit_loss
-from daisy.scores import Reading, entropy
+from daisy.models.heads import ExitHeads, FinalHead, HeadsConfig, LossRegressor, mean_and_std
+from daisy.models.losses import unit_loss
+from daisy.models.packing import PackedLayout
+from daisy.policies.scores import HeadOutputs, entropy
 from tests.conftest import randomise
 
 
@@ -14,7 +14,7 @@ def test_statistics_are_of_own_frames_only():
     states = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([6, 4])
     states = torch.cat([states[0], states[1, :4]])
-    pooled = mean_and_std(states, Layout(lengths))
+    pooled = mean_and_std(states, PackedLayout(lengths))
     for row, own in enumerate(states.split([6, 4])):
         torch.testing.assert_close(pooled[row], torch.cat([own.mean(0), own.std(0, correction=0)]))
 
@@ -23,7 +23,9 @@ def test_statistics_far_from_zero_keep_their_digits():
     states = 1000 + torch.randn(30_000, 4, generator=torch.Generator().manual_seed(0))  # ten minutes
     exact = states.double()
     expected = torch.cat([exact.mean(0), exact.std(0, correction=0)]).float()
-    torch.testing.assert_close(mean_and_std(states, Layout(torch.tensor([30_000])))[0], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        mean_and_std(states, PackedLayout(torch.tensor([30_000])))[0], expected, rtol=1e-5, atol=0
+    )
 
 
 def test_a_new_regressor_predicts_the_loss_of_knowing_nothing():
@@ -48,7 +50,7 @@ def test_regressors_stay_in_single_precision():
     heads = ExitHeads(HeadsConfig(num_layers=2, width=3, num_units=104)).bfloat16()
     assert heads.units[0].weight.dtype == torch.bfloat16
     assert {tensor.dtype for tensor in heads.regressors.state_dict().values()} == {torch.float32}
-    predicted = heads.predicted_loss(1, mean_and_std(torch.randn(12, 3).bfloat16(), Layout(torch.tensor([7, 5]))))
+    predicted = heads.predicted_loss(1, mean_and_std(torch.randn(12, 3).bfloat16(), PackedLayout(torch.tensor([7, 5]))))
     torch.testing.assert_close(predicted, torch.full((2,), 104.0).log())
 
 
@@ -71,7 +73,9 @@ def test_entropy_of_known_distributions():
     heads = ExitHeads(HeadsConfig(num_layers=1, width=4, num_units=4))
     torch.nn.init.eye_(heads.units[0].weight)
     torch.nn.init.zeros_(heads.units[0].bias)
-    reading = Reading(heads, 1, logits, Layout(torch.ones(3, dtype=torch.int64)))  # three utterances of one frame
+    reading = HeadOutputs(
+        heads, 1, logits, PackedLayout(torch.ones(3, dtype=torch.int64))
+    )  # three utterances of one frame
     torch.testing.assert_close(entropy(reading), expected)
 
 

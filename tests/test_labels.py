@@ -3,8 +3,18 @@ import pytest
 import soundfile
 import torch
 
-from daisy import AudioError, OutputError, audio, labels
+from daisy import AudioError, OutputError, audio
 from daisy.errors import UsageError
+from daisy.extraction.units import (
+    centre_features,
+    claim_folder,
+    fit_kmeans,
+    make_layer_states,
+    make_mfcc,
+    sample_features,
+    write_dictionary,
+    write_units,
+)
 from tests.conftest import tiny_model
 
 
@@ -16,28 +26,28 @@ def recordings(tmp_path, waveforms):
 
 
 def test_mfcc_is_39_wide_at_the_rate_asked_for(waveforms):
-    full, half = labels.mfcc(100)(waveforms[4]), labels.mfcc(50)(waveforms[4])
+    full, half = make_mfcc(100)(waveforms[4]), make_mfcc(50)(waveforms[4])
     assert full.shape == (98, 39)  # (16000 - 400) // 160 + 1
     assert torch.equal(full[::2], half)
     with pytest.raises(UsageError, match="50 or 100 a second, not 25"):
-        labels.mfcc(25)
+        make_mfcc(25)
 
 
 def test_states_are_the_layers_own(waveforms):
     model = tiny_model()
-    features = labels.states(model.backbone, 2)(waveforms[4])
+    features = make_layer_states(model.backbone, 2)(waveforms[4])
     assert features.shape == (49, 32)
     with pytest.raises(UsageError, match="layer must be 1 to 4, found 5"):
-        labels.states(model.backbone, 5)
+        make_layer_states(model.backbone, 5)
 
 
 def test_files_are_what_fairseq_reads_and_a_stopped_run_goes_on(recordings, tmp_path):
-    features = labels.mfcc(50)
-    drawn = labels.sample(recordings, features, 10_000, 0, lambda count: None)
-    centres = labels.fit(drawn, 5, 0)
+    features = make_mfcc(50)
+    drawn = sample_features(recordings, features, 10_000, 0, lambda count: None)
+    centres = fit_kmeans(drawn, 5, 0)
     assert centres.shape == (5, 39)
     whole, stopped = tmp_path / "whole.km", tmp_path / "stopped.km"
-    assert sum(labels.write_units(recordings, features, centres, whole)) == 4
+    assert sum(write_units(recordings, features, centres, whole)) == 4
     lines = whole.read_text().splitlines()
     for recording, line in zip(recordings, lines, strict=True):
         units = numpy.array(line.split(), dtype=int)
@@ -45,51 +55,51 @@ def test_files_are_what_fairseq_reads_and_a_stopped_run_goes_on(recordings, tmp_
         distances = ((expected[:, None] - centres[None]) ** 2).sum(-1)
         assert (units == distances.argmin(1)).all()
     (tmp_path / "stopped.km.part").write_text("\n".join(lines[:2]) + "\n" + lines[2][:5])
-    assert list(labels.write_units(recordings, features, centres, stopped)) == [2, 1, 1]
+    assert list(write_units(recordings, features, centres, stopped)) == [2, 1, 1]
     assert stopped.read_text() == whole.read_text()
-    assert list(labels.write_units(recordings, features, centres, stopped)) == [4]
-    labels.write_dictionary(5, tmp_path)
+    assert list(write_units(recordings, features, centres, stopped)) == [4]
+    write_dictionary(5, tmp_path)
     assert (tmp_path / "dict.km.txt").read_text() == "0 1\n1 1\n2 1\n3 1\n4 1\n"
 
 
 def test_units_made_otherwise_are_refused(tmp_path):
     settings = {"source": "mfcc", "clusters": 2, "train.tsv": "0123"}
-    labels.claim(tmp_path, settings)
-    labels.claim(tmp_path, settings)
-    labels.claim(tmp_path, {**settings, "valid.tsv": "4567"})  # another split may come later
+    claim_folder(tmp_path, settings)
+    claim_folder(tmp_path, settings)
+    claim_folder(tmp_path, {**settings, "valid.tsv": "4567"})  # another split may come later
     with pytest.raises(OutputError, match=r"units made with another clusters; use another --out"):
-        labels.claim(tmp_path, {**settings, "clusters": 3})
+        claim_folder(tmp_path, {**settings, "clusters": 3})
     with pytest.raises(OutputError, match=r"units made with another train\.tsv"):
-        labels.claim(tmp_path, {**settings, "train.tsv": "89ab"})
+        claim_folder(tmp_path, {**settings, "train.tsv": "89ab"})
 
 
 def test_recordings_without_units_stop_the_run(tmp_path):
     with pytest.raises(UsageError, match="7 clusters need as many frames, found 3"):
-        labels.fit(numpy.zeros((3, 2)), 7, 0)
+        fit_kmeans(numpy.zeros((3, 2)), 7, 0)
     with pytest.raises(UsageError, match="lists no recordings"):
-        labels.sample([], labels.mfcc(50), 10, 0, print)
+        sample_features([], make_mfcc(50), 10, 0, print)
     soundfile.write(tmp_path / "short.wav", numpy.zeros(100), 16000)
     with pytest.raises(AudioError, match=r"short\.wav: too short: 100 samples, one frame needs 400"):
-        labels.sample(audio.find([str(tmp_path)]), labels.mfcc(50), 10, 0, print)
+        sample_features(audio.find([str(tmp_path)]), make_mfcc(50), 10, 0, print)
 
 
 def test_centred_features_have_no_mean(waveforms):
-    plain, centred = labels.mfcc(50)(waveforms[4]), labels.centred(labels.mfcc(50))(waveforms[4])
+    plain, centred = make_mfcc(50)(waveforms[4]), centre_features(make_mfcc(50))(waveforms[4])
     assert centred.mean(0).abs().max() < 1e-4
     assert torch.allclose(plain - centred, plain.mean(0).expand_as(plain), atol=1e-4)
 
 
 def test_a_recording_listed_twice_is_labelled_once(recordings, tmp_path):
     calls = []
-    features = labels.mfcc(50)
+    features = make_mfcc(50)
 
     def counted(waveform):
         calls.append(len(waveform))
         return features(waveform)
 
-    centres = labels.fit(labels.sample(recordings, features, 10_000, 0, lambda count: None), 5, 0)
+    centres = fit_kmeans(sample_features(recordings, features, 10_000, 0, lambda count: None), 5, 0)
     twice = [recording for recording in recordings for _ in range(2)]
-    assert sum(labels.write_units(twice, counted, centres, tmp_path / "twice.km")) == 8
+    assert sum(write_units(twice, counted, centres, tmp_path / "twice.km")) == 8
     lines = (tmp_path / "twice.km").read_text().splitlines()
     assert lines[::2] == lines[1::2]
     assert len(calls) == 4

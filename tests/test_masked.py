@@ -2,8 +2,9 @@ import numpy
 import pytest
 import torch
 
-from daisy import EarlyExitEncoder, masked, policies
+from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
+from fairseq_plugins import masked
 from tests.conftest import POST_NORM, tiny_model
 
 UNITS = 3

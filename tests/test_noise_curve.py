@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 import daisy
-from daisy import EarlyExitEncoder, PolicyError, audio, policies, policy_file
+from daisy import EarlyExitEncoder, PolicyError, audio, policies
+from daisy.policies import read_policy, write_policy
 from tests.conftest import tiny_model
 from tests.test_cli import run
 
@@ -47,7 +48,7 @@ def test_calibrate_to_a_depth_and_extract_with_the_file(place):
     content = json.loads((place / "p.json").read_text())
     assert content["policy"]["name"] == "plateau"
     assert len((place / "p.json").read_text().splitlines()) < 120  # the weights do not fill pages
-    assert content["checkpoint"]["digest"] == daisy.checkpoint.digest(place / "tiny.safetensors")
+    assert content["checkpoint"]["digest"] == daisy.checkpoints.format.digest(place / "tiny.safetensors")
     assert content["data"]["num_recordings"] == 24
     assert content["data"]["num_speakers"] == 8
     attained = content["attained"]["conditions"][0]
@@ -63,7 +64,7 @@ def test_calibrate_to_a_depth_and_extract_with_the_file(place):
 
 
 def test_a_policy_of_another_model_is_refused_by_name(place):
-    policy_file.write(
+    write_policy(
         place / "q.json",
         policies.Entropy(threshold=1.0),
         checkpoint="tiny",
@@ -92,14 +93,14 @@ def test_a_policy_of_another_model_is_refused_by_name(place):
 def test_damaged_policy_files(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(PolicyError, match=message):
-        policy_file.read(tmp_path / "p.json", checkpoint="m", digest="x")
+        read_policy(tmp_path / "p.json", checkpoint="m", digest="x")
 
 
 def test_a_stride_is_part_of_the_policy(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.5", "-p", "entropy", "--score-stride", "4")
     assert run(*call, "-o", "s.json", cwd=place).returncode == 0
-    policy, stride = policy_file.read(
-        place / "s.json", checkpoint="tiny", digest=daisy.checkpoint.digest(place / "tiny.safetensors")
+    policy, stride = read_policy(
+        place / "s.json", checkpoint="tiny", digest=daisy.checkpoints.format.digest(place / "tiny.safetensors")
     )
     assert stride == 4
     model = daisy.load(place / "tiny.safetensors")

@@ -190,6 +190,6 @@ def test_configuration_round_trip(policy):
 )
 def test_wrong_settings_are_refused_in_one_line(name, settings, message):
     with pytest.raises(PolicyError) as error:
-        policies.make(name, settings)
+        policies.make_policy(name, settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ import numpy
 import pytest
 from scipy.stats import binom
 
-from daisy import risk
+from daisy.calibration import risk
 
 ALPHA, DELTA = 0.1, 0.1
 

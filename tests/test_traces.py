@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from daisy import traces
+from daisy.calibration import traces
+from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
-from daisy.traces import Traces
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import torch
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
-from daisy.windows import Window, cut, run
+from daisy.extraction.windows import Window, cut, run
 from tests.conftest import tiny_model
 
 

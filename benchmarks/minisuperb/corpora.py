@@ -20,7 +20,7 @@ import torch
 from sources import CONDITIONS, RATE, Clip, clips, generator, heard, noise_bank, noise_for, noisy, piece, pieces, save
 from torch import Tensor
 
-from daisy import files
+from daisy import _files
 from daisy.errors import OutputError, UsageError
 
 RECIPE = 2
@@ -50,7 +50,7 @@ def recognition(set_name: str) -> Builder:
             for name, snr in CONDITIONS.items():
                 _librispeech(out, f"test-{name}", [noisy(clip, snr, "test", seed) for clip in spoken])
         lines = [f"{letter} {count}\n" for letter, count in letters.most_common()]
-        files.write(out / "char.dict", "".join(lines).encode())
+        _files.write(out / "char.dict", "".join(lines).encode())
 
     return build
 
@@ -65,7 +65,7 @@ def _librispeech(out: Path, split: str, spoken: list[Clip]) -> None:
         table.append((str(folder / f"{name}.flac"), str(len(clip.waveform) // (RATE // 100)), ""))
         texts.setdefault(folder / f"{clip.speaker}-1.trans.txt", []).append(f"{name} {clip.text.upper()}\n")
     for path, lines in texts.items():
-        files.write(out / path, "".join(lines).encode())
+        _files.write(out / path, "".join(lines).encode())
     _csv(out / "lengths" / f"{split}.csv", table)
 
 
@@ -103,7 +103,7 @@ def speakers(out: Path, final: Path, seed: int, limit: int | None, training: str
                         save({out / name / "dev" / "wav" / relative: recorded.waveform})
                         lists[name].append(f"{part} {relative}\n")
     for name, lines in lists.items():
-        files.write(out / name / "split.txt", "".join(lines).encode())
+        _files.write(out / name / "split.txt", "".join(lines).encode())
 
 
 def enhancement(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
@@ -170,7 +170,7 @@ def _mixture(
 
 def _wav_lists(out: Path, split: str, lists: dict[str, list[tuple[str, Path]]]) -> None:
     for kind, lines in lists.items():
-        files.write(out / split / kind / "wav.scp", "".join(f"{name} {path}\n" for name, path in lines).encode())
+        _files.write(out / split / kind / "wav.scp", "".join(f"{name} {path}\n" for name, path in lines).encode())
 
 
 def keywords(out: Path, final: Path, seed: int, limit: int | None, training: str) -> None:
@@ -296,7 +296,7 @@ def build(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         BUILDERS[task](beside, final, seed, limit, training)
-        files.write_json(beside / "corpus.json", settings)
+        _files.write_json(beside / "corpus.json", settings)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
     except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import soundfile
 
-from daisy import files
+from daisy import _files
 from daisy.errors import OutputError, UsageError
 
 SAMPLED = 1000
@@ -167,7 +167,7 @@ def recognition(out: Path, folders: dict[str, Path]) -> None:
         (out / "lengths").mkdir(exist_ok=True)
         with open(out / "lengths" / f"{split}.csv", "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(table)
-    files.write(out / "char.dict", "".join(f"{letter} 1\n" for letter in LETTERS).encode())
+    _files.write(out / "char.dict", "".join(f"{letter} 1\n" for letter in LETTERS).encode())
 
 
 def speakers(out: Path, folders: dict[str, Path]) -> None:
@@ -179,7 +179,7 @@ def speakers(out: Path, folders: dict[str, Path]) -> None:
         raise UsageError(f"{root}: neither veri_test_class.txt nor iden_split.txt is in it")
     lines = lists[0].read_text(encoding="utf-8").splitlines()
     sampled = draw_speakers(lines, UTTERANCES_PER_SPEAKER, SID_SEED)
-    files.write(out / "split.txt", "".join(f"{line}\n" for line in sampled).encode())
+    _files.write(out / "split.txt", "".join(f"{line}\n" for line in sampled).encode())
 
 
 def enhancement(out: Path, folders: dict[str, Path]) -> None:
@@ -217,7 +217,7 @@ def _link(target: Path, link: Path) -> None:
 
 
 def _list(folder: Path, paths: dict[str, Path]) -> None:
-    files.write(folder / "wav.scp", "".join(f"{name} {path.resolve()}\n" for name, path in paths.items()).encode())
+    _files.write(folder / "wav.scp", "".join(f"{name} {path.resolve()}\n" for name, path in paths.items()).encode())
 
 
 BUILDERS: dict[str, Callable[[Path, dict[str, Path]], None]] = {

@@ -38,8 +38,8 @@ from common import guarded, write
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from daisy import checkpoint, files
-from daisy.audio import find as find_audio
+from daisy import _files, checkpoints
+from daisy.audio.files import find as find_audio
 from daisy.cli.console import DEFAULT_POLICY, checked_device
 from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 
@@ -87,7 +87,7 @@ class Run:
                 shutil.rmtree(self.folder)
             elif (self.folder / "result.json").is_file():
                 return False
-        files.write_json(path, self.spec)
+        _files.write_json(path, self.spec)
         return True
 
 
@@ -220,7 +220,7 @@ def runs_of(task: str, corpus: Path, found: list[Upstream], arguments: argparse.
                 "policy_file": _policy_of(upstream.arguments),
                 "training_policy_file": _policy_of(upstream.training),
                 "scored": "best on dev" if published else "last step",
-                "checkpoint": checkpoint.digest(arguments.model) if upstream.name != "fbank" else None,
+                "checkpoint": checkpoints.digest(arguments.model) if upstream.name != "fbank" else None,
                 "featurizer": featurizer,
                 "options": options,
                 "seed": seed,
@@ -313,7 +313,7 @@ def main() -> None:
             failed = finish(runs, arguments)
         if arguments.time:
             timing.measure(found, corpora_of, arguments.device, root / TIMES)
-    digest = checkpoint.digest(arguments.model)
+    digest = checkpoints.digest(arguments.model)
     rows = table.rows(root / "runs", timing.read(root / TIMES), partial(_belongs, arguments, digest))
     if not rows:
         raise DaisyError(f"{root}: no run of {arguments.model} is finished")

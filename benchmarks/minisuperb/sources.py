@@ -17,7 +17,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from common import DATA, noises, rows
 
-from daisy import audio, mixing
+from daisy import audio
+from daisy.audio import mixing
 
 RATE = 16000
 CONDITIONS: dict[str, float | None] = {"clean": None, "20": 20.0, "10": 10.0, "0": 0.0}

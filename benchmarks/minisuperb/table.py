@@ -14,8 +14,9 @@ import pandas
 import score
 from tasks import TASKS, UNSCORED
 
-from daisy import files, report
+from daisy import _files
 from daisy.errors import OutputError
+from daisy.evaluation import figures
 
 FLOOR, FULL = "fbank", "never"
 KEYS = ("task", "upstream", "featurizer")
@@ -232,12 +233,12 @@ def write(found: list[dict], folder: Path) -> list[Path]:
     """
     table = with_static_cut(means(found))
     paths = [folder / f"table.{kind}" for kind in ("csv", "md", "html")]
-    files.write(paths[0], pandas.DataFrame(found).to_csv(index=False, lineterminator="\n").encode())
+    _files.write(paths[0], pandas.DataFrame(found).to_csv(index=False, lineterminator="\n").encode())
     sections = _sections(table)
-    files.write(paths[1], markdown(sections).encode())
+    _files.write(paths[1], markdown(sections).encode())
     command = shlex.join(["python", "benchmarks/minisuperb/run.py", *sys.argv[1:]])
-    page = report.Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
-    report.write_page(page, paths[2])
+    page = figures.Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
+    figures.write_page(page, paths[2])
     return paths
 
 
@@ -254,7 +255,7 @@ def score_lines(found: list[dict]) -> tuple[tuple[str, ...], list[tuple[str, ...
     return ("upstream", "featurizer", *shown), cells
 
 
-def markdown(sections: list[report.Section]) -> str:
+def markdown(sections: list[figures.Section]) -> str:
     """The same tables as Markdown."""
     parts = [NOTE]
     for section in sections:
@@ -270,7 +271,7 @@ def summary(found: list[dict]) -> str:
     return markdown(_sections(with_static_cut(means(found))))
 
 
-def _sections(table: pandas.DataFrame) -> list[report.Section]:
+def _sections(table: pandas.DataFrame) -> list[figures.Section]:
     sections = []
     known = scores(table)
     header, cells = score_lines(known)
@@ -278,8 +279,8 @@ def _sections(table: pandas.DataFrame) -> list[report.Section]:
         counted = {row["condition"]: row["of"] for row in known if row["upstream"] == FULL}
         said = "; ".join(f"{condition}: {of}" for condition, of in counted.items())
         text = SCORE_NOTE + said + "."
-        sections.append(report.Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(cells)))
+        sections.append(figures.Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(cells)))
     for task in dict.fromkeys(table.task):
         header, cells = lines(table, task)
-        sections.append(report.Section(title=task, header=header, rows=tuple(cells)))
+        sections.append(figures.Section(title=task, header=header, rows=tuple(cells)))
     return sections

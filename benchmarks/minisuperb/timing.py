@@ -14,7 +14,7 @@ from tasks import TASKS
 from torch import Tensor, nn
 from upstreams import Upstream
 
-from daisy import audio, files
+from daisy import _files, audio
 from daisy.errors import OutputError
 
 RATE = 16000
@@ -72,7 +72,7 @@ def measure(found: list[Upstream], corpora: dict[str, Path], device: str, path: 
             timed = factors(models, recordings(task, corpus, condition), device)
             known |= {f"{task} {name} {condition}": statistics.median(values) for name, values in timed.items()}
     when = datetime.date.today().isoformat()
-    files.write_json(path, {"date": when, "device": device, "threads": 1, "real_time_factors": known})
+    _files.write_json(path, {"date": when, "device": device, "threads": 1, "real_time_factors": known})
 
 
 def read(path: Path) -> dict[str, float]:

@@ -17,10 +17,15 @@ import torch
 from full_runs import CALIBRATION_SETS, calibration_runs
 
 import daisy
-from daisy import audio, calibration, checkpoint, comparison, conditions, files, noise_curve, policy_file
+from daisy import _files, audio, checkpoints
+from daisy.audio import conditions
+from daisy.calibration import trace_conditions
+from daisy.calibration.depth import FAMILIES, calibrate_depth, fit_window
+from daisy.calibration.traces import Traces
 from daisy.cli.console import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
-from daisy.traces import Traces
+from daisy.evaluation import comparison
+from daisy.policies import write_policy
 
 DEPTHS = (0.8, 0.6, 0.4)
 SNRS_DB = (None, 20.0, 10.0, 0.0)
@@ -59,8 +64,8 @@ def check_names(wanted: Sequence[str], policy: str) -> None:
     Raises:
         UsageError: on an unknown policy or name, or two that do not go together.
     """
-    if policy not in calibration.FAMILIES or policy == "fixed":
-        raise UsageError(unknown_name("policy", policy, set(calibration.FAMILIES) - {"fixed"}))
+    if policy not in FAMILIES or policy == "fixed":
+        raise UsageError(unknown_name("policy", policy, set(FAMILIES) - {"fixed"}))
     at_depths = "|".join(map(re.escape, (policy, "fixed", _chance(policy), "daisy_window")))
     for name in wanted:
         halves = name.split("@")
@@ -95,7 +100,7 @@ def find(
         UsageError: as `check_names` does, or where there are no such recordings.
     """
     check_names(wanted, policy)
-    folder = folder / checkpoint.digest(model)[:12]
+    folder = folder / checkpoints.digest(model)[:12]
     policies = _Policies(model, policy, folder, progress, limit, recordings)
 
     def one(name: str) -> Upstream:
@@ -140,10 +145,10 @@ class _Policies:
         path = folder / f"{kind}-{depth:.0%}.json".replace("%", "")
         if not path.is_file():
             if kind == "never":
-                files.write_json(path, {"name": "never"})
+                _files.write_json(path, {"name": "never"})
             elif kind == "fixed":
                 layers = daisy.load(self.model).backbone.config.num_layers
-                files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
+                _files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
             else:
                 self._set(kind, depth, path)
         return path
@@ -167,26 +172,26 @@ class _Policies:
 
     def _of_own(self) -> Traces:
         model = daisy.load(self.model)
-        speech = noise_curve.read_speech(self.own[: self.limit], None, Path(), model.backbone.config.sample_rate)
-        return noise_curve.run(model, speech, conditions.grid(("babble",), SNRS_DB), {})
+        speech = trace_conditions.read_speech(self.own[: self.limit], None, Path(), model.backbone.config.sample_rate)
+        return trace_conditions.run(model, speech, conditions.grid(("babble",), SNRS_DB), {})
 
     def _set(self, kind: str, depth: float, path: Path) -> None:
         by_chance = kind.startswith("random")
         rule = self.policy if by_chance else "entropy" if kind == "daisy_window" else kind
-        chosen = calibration.for_depth(rule, self.runs, depth)
+        chosen = calibrate_depth(rule, self.runs, depth)
         histogram = torch.bincount(chosen.exit_layers, minlength=self.runs.num_layers + 1)[1:].tolist()
         if by_chance:
-            files.write_json(path, {"name": "random", "histogram": histogram})
+            _files.write_json(path, {"name": "random", "histogram": histogram})
         elif kind == "daisy_window":
-            window = calibration.window(chosen.policy.to_config()["threshold"], histogram)
-            files.write_json(path, window.to_config())
+            window = fit_window(chosen.policy.to_config()["threshold"], histogram)
+            _files.write_json(path, window.to_config())
         else:
             verdicts = comparison.by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
-            policy_file.write(
+            write_policy(
                 path,
                 chosen.policy,
                 checkpoint=Path(self.model).stem,
-                digest=checkpoint.digest(self.model),
+                digest=checkpoints.digest(self.model),
                 target={"depth": depth, "of": "layers", "conditions": list(dict.fromkeys(self.runs.conditions))},
                 attained={
                     "conditions": [
@@ -231,7 +236,7 @@ def stock_checkpoint(model: str, path: Path) -> Path:
         raise UsageError(f"upstream hubert needs {error.name}: pip install 'daisy-speech[fairseq,s3prl]'") from None
     content = export.stock_checkpoint(export.read_backbone(model))
     fairseq_form = path.with_name("hubert_fairseq.pt")
-    files.write(fairseq_form, lambda stream: torch.save(content, stream))
+    _files.write(fairseq_form, lambda stream: torch.save(content, stream))
     beside = path.with_suffix(".part")
     load_and_convert_fairseq_ckpt(str(fairseq_form), str(beside))
     beside.replace(path)

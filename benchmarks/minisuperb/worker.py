@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tasks import HERE, TASKS, scored_checkpoint
 
-from daisy import files
+from daisy import _files
 from daisy.errors import DaisyError, OutputError
 
 S3prl = Callable[[Sequence[str]], None]
@@ -50,7 +50,7 @@ def train(spec: dict, folder: Path, run: S3prl) -> dict:
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
     drop_broken(out)
-    files.write(config, yaml.safe_dump(spec["config"], sort_keys=False).encode())
+    _files.write(config, yaml.safe_dump(spec["config"], sort_keys=False).encode())
     options = ["-m", "train", "-d", TASKS[spec["task"]].downstream, "-c", str(config), "-p", str(out), "-a"]
     options += spec.get("training_upstream") or spec["upstream"]
     options += ["--seed", str(spec["seed"]), "--device", spec["device"], *spec["options"]]
@@ -69,7 +69,7 @@ def train(spec: dict, folder: Path, run: S3prl) -> dict:
         "dev": metric.values(text, runner["eval_dataloaders"][0]),
         "dev_every_steps": runner["eval_step"],
     }
-    files.write_json(done, found)
+    _files.write_json(done, found)
     return found
 
 
@@ -97,7 +97,7 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
         "evaluate_sec": round(time.perf_counter() - start, 1),
         "exits": exits(out, split),
     }
-    files.write_json(done, found)
+    _files.write_json(done, found)
     return found
 
 
@@ -147,7 +147,7 @@ def work(folder: Path, start: Callable[[], S3prl] = s3prl) -> dict:
             run = start()
             result = train(spec, folder, run)
             result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
-            files.write_json(folder / "result.json", result)
+            _files.write_json(folder / "result.json", result)
             return result
     except Timeout:
         raise OutputError(f"{folder}: another process is at this run") from None

@@ -22,10 +22,10 @@ from daisy.cli.console import (
 from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from daisy.checkpoint import Model
-    from daisy.comparison import Verdict
-    from daisy.noise_curve import Speech
-    from daisy.traces import Traces
+    from daisy.calibration.trace_conditions import Speech
+    from daisy.calibration.traces import Traces
+    from daisy.checkpoints.format import Model
+    from daisy.evaluation.comparison import Verdict
 
 TIMED = 20
 FEW_SPEAKERS = 10
@@ -62,8 +62,12 @@ def command(
     device: Device = "cpu",
 ) -> None:
     """Set a policy on unlabelled audio: for a mean depth, or for a risk with a statistical guarantee."""
-    from daisy import audio, calibration, comparison, conditions, files, guarantee, noise_curve, policy_file
-    from daisy import checkpoint as checkpoints
+    from daisy import _files, audio, checkpoints
+    from daisy.audio import conditions
+    from daisy.calibration import guarantee, trace_conditions
+    from daisy.calibration.depth import LOOK_AHEAD, calibrate_depth, check_depth
+    from daisy.evaluation import comparison
+    from daisy.policies import write_policy
 
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")
@@ -77,23 +81,25 @@ def command(
             f"{checkpoint} lacks HuBERT's own prediction head, which {'a risk' if risk else policy} is measured against"
         )
     rate = model.backbone.config.sample_rate
-    kinds, recorded = noise_curve.read_noises(noise or (), rate)
+    kinds, recorded = trace_conditions.read_noises(noise or (), rate)
     heard = conditions.grid(kinds, snrs(snr))
-    speech = noise_curve.read_speech(audio.find(inputs), speakers, root, rate)
+    speech = trace_conditions.read_speech(audio.find(inputs), speakers, root, rate)
     limit = ceiling if of == "kl_nats" else 1.0
     if depth is not None:
-        calibration.check_depth(depth)
+        check_depth(depth)
     elif risk is not None:
         guarantee.check(risk, delta, method, of, limit, len(set(speech.groups)))
-    files.check_writable(out)
+    _files.check_writable(out)
     with progress_bar() as bar:
         task = bar.add_task("full runs", total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
         advance = lambda count: bar.advance(task, count)  # noqa: E731
-        table = noise_curve.run(model, speech, heard, recorded, score_stride=score_stride, seed=seed, progress=advance)
+        table = trace_conditions.run(
+            model, speech, heard, recorded, score_stride=score_stride, seed=seed, progress=advance
+        )
     target: dict[str, object] = {"conditions": [condition.name for condition in heard], "seed": seed}
     if depth is not None:
         table = _timed(model, speech, policy, table, score_stride) if time else table
-        chosen, exits = calibration.for_depth(policy, table, depth)
+        chosen, exits = calibrate_depth(policy, table, depth)
         runs = table
         target |= {"depth": depth, "of": "time" if time else "layers"}
     else:
@@ -111,7 +117,7 @@ def command(
             )
     attained = [_attained(verdict) for verdict in comparison.by_condition(chosen.name, exits, runs)]
     certified = guarantee.attained(runs, exits, of, limit) if risk is not None else {}
-    policy_file.write(
+    write_policy(
         out,
         chosen,
         checkpoint=Path(checkpoint).stem,
@@ -127,7 +133,7 @@ def command(
     )
     _print(attained, certified, str(target.get("of", "layers")), of)
     known = len(set(speech.groups))
-    if policy in calibration.LEARNT and known < FEW_SPEAKERS:
+    if policy in LOOK_AHEAD and known < FEW_SPEAKERS:
         note = f"note: {policy} was learnt from {known} speakers: on others its depth may be far from this"
         errors.print(note, soft_wrap=True)
     output.print(f"{out}: policy {chosen.name} for {Path(checkpoint).stem}", soft_wrap=True)
@@ -136,11 +142,12 @@ def command(
 
 def _timed(model: Model, speech: Speech, policy: str, table: Traces, score_stride: int) -> Traces:
     """Traces whose costs are this machine's seconds."""
-    from daisy import calibration, cost
+    from daisy.calibration import cost
+    from daisy.calibration.depth import fit_family
 
     sample = speech.waveforms[:: -(-len(speech.waveforms) // TIMED)]
-    reads = calibration.family(policy, table).at(0.5).reads
-    return table.with_costs(cost.seconds_by_layer(model.backbone, model.heads, sample, reads, score_stride))
+    reads = fit_family(policy, table).at(0.5).reads
+    return table.with_costs(cost.measure_layer_seconds(model.backbone, model.heads, sample, reads, score_stride))
 
 
 def _print(attained: list[dict], certified: dict, unit: str, of: str) -> None:

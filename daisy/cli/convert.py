@@ -22,13 +22,13 @@ def command(
     """Convert a HuBERT checkpoint to daisy's format."""
     import torch
 
-    from daisy import checkpoint
-    from daisy.converters import convert
+    from daisy import checkpoints
+    from daisy.checkpoints.converters import convert
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; add --overwrite to replace it")
     model = convert(source, allow_pickle=allow_pickle, overrides=pairs(set or ()))
-    checkpoint.save(model, out, dtype=torch.float16 if half else torch.float32)
+    checkpoints.save(model, out, dtype=torch.float16 if half else torch.float32)
     config = model.backbone.config
     heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
     output.print(

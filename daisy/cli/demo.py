@@ -16,13 +16,13 @@ def command(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> None:
     """Extract eight bundled clips, clean and with noise: a table and a figure of exit layer against SNR."""
-    from daisy import demonstration
-    from daisy.report import snr_name
+    from daisy.cli import demonstration
+    from daisy.evaluation.figures import format_snr
 
     with progress_bar() as bar:
         task = bar.add_task("extracting", total=None)
         shown = demonstration.run(out, checkpoint, lambda count: bar.advance(task, count))
-    columns = [snr_name(snr) for snr in demonstration.SNRS_DB]
+    columns = [format_snr(snr) for snr in demonstration.SNRS_DB]
     table = Table("clip", *columns, box=None, title=f"exit layer of {shown.num_layers}", show_footer=True)
     table.columns[0].footer = "mean"
     values = list(shown.exit_layers.values())

@@ -23,10 +23,10 @@ from daisy.cli.console import (
     progress_bar,
 )
 from daisy.errors import UsageError
-from daisy.extraction import Report, Settings
+from daisy.extraction.run import Report, Settings
 
 if TYPE_CHECKING:
-    from daisy.checkpoint import Model
+    from daisy.checkpoints.format import Model
     from daisy.policies import Policy
 
 MOST_ROWS = 40
@@ -69,9 +69,10 @@ def command(
     Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. Exit status 1: some
     recordings could not be read; 2: nothing was done.
     """
-    from daisy import audio, cost, extraction
-    from daisy import checkpoint as checkpoints
+    from daisy import audio, checkpoints
+    from daisy.calibration import cost
     from daisy.encoder import EarlyExitEncoder
+    from daisy.extraction.run import extract
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
@@ -91,7 +92,7 @@ def command(
     try:
         with progress_bar() as bar:
             task = bar.add_task("extracting", total=len(recordings))
-            report = extraction.extract(
+            report = extract(
                 recordings,
                 encoder,
                 out,
@@ -115,9 +116,8 @@ def command(
 
 def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
     """The policy, and the stride of its scores."""
-    from daisy import checkpoint as checkpoints
-    from daisy import policy_file
-    from daisy.policies import POLICIES
+    from daisy import checkpoints
+    from daisy.policies import POLICIES, read_policy
 
     if name not in POLICIES and Path(name).suffix and not Path(name).is_file():
         raise UsageError(f"{name}: no such policy file; daisy calibrate makes one")
@@ -127,7 +127,7 @@ def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tu
         return model.policy(name, **numbers(settings)), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
-    return policy_file.read(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
+    return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
 
 
 def _print(report: Report) -> None:

@@ -16,8 +16,8 @@ def command(
     ] = DEFAULT_CHECKPOINT,
 ) -> None:
     """Describe a checkpoint: shape, size, heads, default policies, where it comes from."""
-    from daisy import checkpoint as checkpoints
-    from daisy import cost
+    from daisy import checkpoints
+    from daisy.calibration import cost
 
     path = checkpoints.find(checkpoint)
     model = checkpoints.load(path)
@@ -37,7 +37,7 @@ def command(
             f"{config.frame_span} samples every {config.frame_hop}",
         ),
     ]
-    for name, part in model.modules().items():
+    for name, part in model.parts().items():
         rows.append((f"{name} parameters", f"{sum(p.numel() for p in part.parameters()):,}"))
     if model.heads is not None:
         heads = model.heads.config

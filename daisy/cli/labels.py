@@ -31,20 +31,30 @@ def command(
     """Make k-means units for fairseq's hubert_pretraining: SPLIT.km for each manifest, and dict.km.txt."""
     import numpy
 
-    from daisy import audio, labels
-    from daisy import checkpoint as checkpoints
+    from daisy import audio, checkpoints
+    from daisy.extraction.units import (
+        centre_features,
+        claim_folder,
+        fit_kmeans,
+        make_layer_states,
+        make_mfcc,
+        sample_features,
+        save_centres,
+        write_dictionary,
+        write_units,
+    )
 
     if (checkpoint is None) != (layer is None):
         raise UsageError("--checkpoint and --layer go together")
     if checkpoint is not None and layer is not None:
         if label_rate != 50:
             raise UsageError(f"a checkpoint's states come at 50 a second, not {label_rate}")
-        features = labels.states(checkpoints.load(checkpoint, device=checked_device(device)).backbone, layer)
+        features = make_layer_states(checkpoints.load(checkpoint, device=checked_device(device)).backbone, layer)
         source = f"{checkpoints.digest(checkpoint)}:{layer}"
     else:
-        features, source = labels.mfcc(label_rate), "mfcc"
+        features, source = make_mfcc(label_rate), "mfcc"
     if centre:
-        features = labels.centred(features)
+        features = centre_features(features)
     splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
     if len(splits) < len(manifests):
         raise UsageError("two manifests have the same name: their units would share a file")
@@ -58,21 +68,21 @@ def command(
         "fit_on": manifests[0].name,
     }
     digests = {manifest.name: hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests}
-    labels.claim(out, settings | digests)
+    claim_folder(out, settings | digests)
     centres_path = out / "kmeans.npy"
     with progress_bar() as bar:
         if not centres_path.is_file():
             first = splits[manifests[0].stem]
             task = bar.add_task("drawing frames", total=len(first))
-            drawn = labels.sample(first, features, fit_frames, seed, lambda n: bar.advance(task, n))
+            drawn = sample_features(first, features, fit_frames, seed, lambda n: bar.advance(task, n))
             bar.update(task, description=f"k-means on {len(drawn)} frames", total=None)
-            labels.save_centres(labels.fit(drawn, clusters, seed), centres_path)
+            save_centres(fit_kmeans(drawn, clusters, seed), centres_path)
             bar.remove_task(task)
         centres = numpy.load(centres_path)
-        labels.write_dictionary(clusters, out)
+        write_dictionary(clusters, out)
         for split, recordings in splits.items():
             task = bar.add_task(split, total=len(recordings))
-            for count in labels.write_units(recordings, features, centres, out / f"{split}.km"):
+            for count in write_units(recordings, features, centres, out / f"{split}.km"):
                 bar.advance(task, count)
     for split, recordings in splits.items():
         output.print(

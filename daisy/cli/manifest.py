@@ -27,7 +27,7 @@ def command(
 
     Recordings whose headers show that fairseq could not use them are left out and listed; exit status 1 then.
     """
-    from daisy import audio, files
+    from daisy import _files, audio
 
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
@@ -35,12 +35,12 @@ def command(
     lines, failed = [str(folder)], list[str]()
     for recording in audio.find(inputs):
         try:
-            lines.append(audio.manifest_line(recording, folder))
+            lines.append(audio.format_manifest_line(recording, folder))
         except AudioError as error:
             failed.append(str(error))
     if speakers is not None:
         lines[1:] = _balanced(lines[1:], audio.read_speakers(speakers), balance)
-    files.write(out, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    _files.write(out, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
     output.print(f"{out}: {len(lines) - 1} recordings", soft_wrap=True)
     for reason in failed:
         errors.print(printable(f"left out: {reason}"), soft_wrap=True)
@@ -58,5 +58,5 @@ def _balanced(lines: list[str], speakers: dict[str, str], power: float) -> list[
         raise UsageError(
             f"no speaker is given for {unknown[0]}" + (f" and {len(unknown) - 1} more" * (len(unknown) > 1))
         )
-    times = audio.repeats([int(count) for count in counts], [speakers[path] for path in paths], power)
+    times = audio.count_repeats([int(count) for count in counts], [speakers[path] for path in paths], power)
     return [line for line, count in zip(lines, times, strict=True) for _ in range(count)]

@@ -24,7 +24,7 @@ from daisy.cli.replay import Depth, Depths, Policies, Report, names_of, numbers_
 from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from daisy.traces import Traces
+    from daisy.calibration.traces import Traces
 
 
 def command(
@@ -55,28 +55,30 @@ def command(
     are disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its
     units on the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
     """
-    from daisy import audio, calibration, conditions, files, noise_curve, traces
-    from daisy import checkpoint as checkpoints
+    from daisy import _files, audio, checkpoints
+    from daisy.audio import conditions
+    from daisy.calibration import trace_conditions, traces
+    from daisy.calibration.depth import FAMILIES, check_depth
 
     model = checkpoints.load(checkpoint, device=checked_device(device))
     rate = model.backbone.config.sample_rate
-    kinds, recorded = noise_curve.read_noises(noise or (), rate)
+    kinds, recorded = trace_conditions.read_noises(noise or (), rate)
     ratios = snrs(snr or ("clean,20,10,5,0,-5" if kinds else "clean"))
     heard = conditions.grid(
         kinds, ratios, numbers_of(reverberation, "--reverberation"), numbers_of(clipping, "--clipping")
     )
     for target in (depth, *numbers_of(depths, "--depths")):
-        calibration.check_depth(target)
+        check_depth(target)
     for name in names_of(policies):
-        if name not in calibration.FAMILIES:
-            raise UsageError(unknown_name("policy to compare", name, calibration.FAMILIES))
-    files.check_writable(out / "study.csv")
+        if name not in FAMILIES:
+            raise UsageError(unknown_name("policy to compare", name, FAMILIES))
+    _files.check_writable(out / "study.csv")
     table: dict[str, Traces] = {}
     failed: dict[str, str] = {}
     read = 0
     sources = {"traces": inputs} | ({"tune": tune} if tune else {})
     for name, given in sources.items():
-        speech = noise_curve.read_speech(audio.find(given), speakers, root, rate)
+        speech = trace_conditions.read_speech(audio.find(given), speakers, root, rate)
         for reason in speech.failed.values():
             errors.print(printable(f"failed: {reason}"), soft_wrap=True)
         if tune is None and len(set(speech.groups)) < 2:
@@ -84,7 +86,7 @@ def command(
         with progress_bar() as bar:
             task = bar.add_task(name, total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
             advance = lambda count, bar=bar, task=task: bar.advance(task, count)  # noqa: E731
-            table[name] = noise_curve.run(model, speech, heard, recorded, seed=seed, progress=advance)
+            table[name] = trace_conditions.run(model, speech, heard, recorded, seed=seed, progress=advance)
         traces.write(table[name], out / f"{name}.csv")
         failed |= speech.failed
         read += len(speech.names)

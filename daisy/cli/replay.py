@@ -15,7 +15,7 @@ from daisy.cli.console import Out, command_line, output
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
-    from daisy.traces import Traces
+    from daisy.calibration.traces import Traces
 
 Policies = Annotated[str, typer.Option(help="Which to compare: entropy,forecast,fixed; all that the columns allow.")]
 Depth = Annotated[float, typer.Option(help="Mean executed share that the table by condition is for.")]
@@ -44,7 +44,7 @@ def command(
     kl_nats); optional are group (speaker), condition, words (errors are divided by them), weight and cost. Policies are
     tuned to each depth on one half of the groups and judged on the other.
     """
-    from daisy import traces
+    from daisy.calibration import traces
 
     found = traces.read(table)
     halves = found.halves(seed) if tune is None else (traces.read(tune), found)
@@ -96,8 +96,9 @@ def present(
     command: str,
 ) -> None:
     """Compare, write study.csv and study.json, and the page where asked; print the comparison."""
-    from daisy import files, study, study_page
-    from daisy import report as reports
+    from daisy import _files
+    from daisy.evaluation import page, study
+    from daisy.evaluation.figures import Page, write_page
 
     if not len(tune) or not len(test):
         raise UsageError("policies are tuned on half of the groups: give two at least, or other traces to --tune on")
@@ -108,19 +109,19 @@ def present(
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    files.write(out / "study.csv", text.getvalue().encode())
+    _files.write(out / "study.csv", text.getvalue().encode())
     configs = {name: policy.to_config() for name, policy in found.policies.items()}
-    files.write_json(out / "study.json", {"format_version": 1, "command": command, "rows": rows, "policies": configs})
+    _files.write_json(out / "study.json", {"format_version": 1, "command": command, "rows": rows, "policies": configs})
     if report is not None:
-        page = reports.Page(
+        content = Page(
             title=title,
             summary=f"Policies tuned on {found.num_tuned} runs, judged on {found.num_judged} of other groups.",
             command=command,
             footnote="Intervals are 95 %, from resampling groups.",
-            sections=study_page.sections(found, kinds, snrs_db),
+            sections=page.sections(found, kinds, snrs_db),
         )
-        reports.write_page(page, report)
-    numbers = study_page.in_short(found)
+        write_page(content, report)
+    numbers = page.in_short(found)
     shown = Table(*numbers[0], box=None, pad_edge=False)
     for row in numbers[1:]:
         shown.add_row(*row)

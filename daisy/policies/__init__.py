@@ -4,13 +4,10 @@ A trajectory is (B, l): the score of layers 1 to l. A policy sees only layers th
 ends the run, whatever the policy says. docs/policies.md has the table of all of them.
 """
 
-from __future__ import annotations
-
-import dataclasses
-from collections.abc import Mapping
-
-from daisy.errors import PolicyError, unknown_name
 from daisy.policies.base import Policy
+from daisy.policies.baselines import Deadline, Oracle, Random, Window
+from daisy.policies.file import read_policy, write_policy
+from daisy.policies.registry import POLICIES, from_config, make_policy
 from daisy.policies.rules import (
     Agreement,
     Confidence,
@@ -25,47 +22,31 @@ from daisy.policies.rules import (
     RegressedPlateau,
     Score,
 )
-from daisy.policies.special import Deadline, Oracle, Random, Window
+from daisy.policies.scores import SCORES, HeadOutputs
 
-POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy
-    for policy in (
-        Entropy, Regressed, Confidence, Margin, Agreement, Patience, Plateau, RegressedPlateau, Forecast, Deadline,
-        Random, Oracle, Window, Score, Fixed, Never,
-    )
-}  # fmt: skip
-
-
-def make(name: str, settings: Mapping) -> Policy:
-    """A policy by name and settings.
-
-    Raises:
-        PolicyError: on an unknown name, an unknown, missing or impossible setting.
-    """
-    if name not in POLICIES:
-        raise PolicyError(unknown_name("policy", name, POLICIES))
-    fields = {field.name: field for field in dataclasses.fields(POLICIES[name])}
-    for given in settings:
-        if given not in fields:
-            raise PolicyError(f"policy {name}: {unknown_name('setting', given, fields)}")
-    missing = [
-        field.name
-        for field in fields.values()
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in settings
-    ]
-    if missing:
-        how = (
-            "it is learnt from audio: daisy calibrate"
-            if "weights" in missing
-            else f"give it (--set {missing[0]}=NUMBER)"
-        )
-        raise PolicyError(f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: {how}")
-    return POLICIES[name](**{key: from_config(v) if isinstance(v, Mapping) else v for key, v in settings.items()})
-
-
-def from_config(config: Mapping) -> Policy:
-    """Inverse of `Policy.to_config`."""
-    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
-        raise PolicyError(f"a policy's configuration has its name and settings, found {config!r}")
-    settings = dict(config)
-    return make(settings.pop("name"), settings)
+__all__ = [
+    "POLICIES",
+    "SCORES",
+    "Agreement",
+    "Confidence",
+    "Deadline",
+    "Entropy",
+    "Fixed",
+    "Forecast",
+    "HeadOutputs",
+    "Margin",
+    "Never",
+    "Oracle",
+    "Patience",
+    "Plateau",
+    "Policy",
+    "Random",
+    "Regressed",
+    "RegressedPlateau",
+    "Score",
+    "Window",
+    "from_config",
+    "make_policy",
+    "read_policy",
+    "write_policy",
+]

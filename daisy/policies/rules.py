@@ -137,7 +137,7 @@ class LookAhead(Policy):
 
     After each layer a linear forecast, from all scores so far, says how much lower the loss will be at each later one.
     Where the best of these gains, each less its layers' price, is not above 0, running on does not pay.
-    `daisy.forecast` learns the weights, without labels, from full runs.
+    `daisy.calibration.forecast` learns the weights, without labels, from full runs.
     """
 
     scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has what was learnt from

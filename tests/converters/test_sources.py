@@ -11,9 +11,9 @@ import torch
 import torchaudio
 
 from daisy import CheckpointError, EarlyExitEncoder, policies
-from daisy.backbone import Backbone
-from daisy.converters import convert, reading
-from daisy.converters.fairseq import parse_conv_layers
+from daisy.checkpoints.converters import convert, reading
+from daisy.checkpoints.converters.fairseq import parse_conv_layers
+from daisy.models import Backbone
 from tests.conftest import POST_NORM, randomise
 
 UNITS = 9

@@ -10,8 +10,8 @@ import torch
 
 import daisy
 from daisy import CheckpointError, EarlyExitEncoder, policies
-from daisy.converters import convert
-from daisy.converters import fairseq as fairseq_form
+from daisy.checkpoints.converters import convert
+from daisy.checkpoints.converters import fairseq as fairseq_form
 from daisy.errors import UsageError
 from tests.conftest import KINDS, POST_NORM, tiny_model
 from tests.fairseq_plugins.conftest import BIN, ROOT, command

@@ -9,7 +9,7 @@ import torch
 
 import daisy
 from daisy import EarlyExitEncoder, policies
-from daisy.converters import convert
+from daisy.checkpoints.converters import convert
 from tests.fairseq_plugins.conftest import BIN, ROOT, command
 
 

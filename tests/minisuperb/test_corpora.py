@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from daisy import mixing
+from daisy.audio import mixing
 from daisy.errors import OutputError, UsageError
 
 CONDITIONS = ("clean", "20", "10", "0")

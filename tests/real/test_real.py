@@ -6,9 +6,10 @@ import pytest
 import soundfile
 import torch
 
-from daisy import EarlyExitEncoder, audio, extraction, frames, policies
-from daisy.backbone import HUBERT_CONV
-from daisy.converters import convert
+from daisy import EarlyExitEncoder, audio, policies
+from daisy.checkpoints.converters import convert
+from daisy.extraction.run import extract
+from daisy.models.lengths import HUBERT_CONV, count_frames
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_broken_files(shared, hubert, tmp_path):
     policy = policies.Fixed(layer=2)
     encoder = EarlyExitEncoder(hubert.backbone, None, policy, keep="last")
     found = audio.find([str(shared / "data" / "broken")])
-    report = extraction.extract(found, encoder, tmp_path, checkpoint="0" * 64)
+    report = extract(found, encoder, tmp_path, checkpoint="0" * 64)
     reasons = {path.rpartition("/")[2]: reason for path, reason in report.failed.items()}
     assert reasons == {
         "empty.wav": "empty file (0 bytes)",
@@ -119,4 +120,4 @@ def test_frame_count_of_the_published_model(shared):
     """The layer-9 features of hubert_base_ls960 that fairseq's tests pin: 596 frames."""
     folder = shared / "data" / "hubert_base"
     num_samples = soundfile.info(folder / "6313-76958-0021.flac").frames
-    assert frames.num_frames(num_samples, HUBERT_CONV) == int((folder / "sample.base.L9.len").read_text()) == 596
+    assert count_frames(num_samples, HUBERT_CONV) == int((folder / "sample.base.L9.len").read_text()) == 596

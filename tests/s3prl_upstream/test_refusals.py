@@ -138,12 +138,13 @@ def test_without_s3prl_it_says_what_to_install():
 
 
 def test_a_calibrated_policy_is_for_its_checkpoint_only(train, tmp_path, checkpoint):
-    from daisy import policies, policy_file
+    from daisy import policies
+    from daisy.policies import write_policy
 
     path = tmp_path / "policy.json"
     made = dict(target={}, attained={}, data={})
-    digest = daisy.checkpoint.digest(checkpoint)
-    policy_file.write(path, policies.Entropy(threshold=1.7), checkpoint="tiny", digest=digest, **made)
+    digest = daisy.checkpoints.format.digest(checkpoint)
+    write_policy(path, policies.Entropy(threshold=1.7), checkpoint="tiny", digest=digest, **made)
     train(tmp_path / "run", "-g", path)
     scores = [row["scores"]["entropy"] for row in lines(tmp_path / "run")]
     assert all(min(row[:-1], default=9) > 1.7 for row in scores)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import daisy
-from daisy import EarlyExitEncoder, PolicyError, policies, policy_file
+from daisy import EarlyExitEncoder, PolicyError, policies
 from daisy.errors import AudioError, CheckpointError, UsageError
+from daisy.policies import write_policy
 from tests.conftest import KINDS, tiny_model
 from tests.s3prl_upstream.conftest import LAYERS, waveform
 
@@ -53,7 +54,7 @@ def test_the_same_of_a_trained_model_through_s3prl_nn(hub, shared, tmp_path):
     from s3prl.nn import S3PRLUpstream
 
     from daisy import audio
-    from daisy.converters import convert
+    from daisy.checkpoints.converters import convert
 
     source = shared / "models" / "hubert_mini.pt"
     daisy.save(convert(source, allow_pickle=True), tmp_path / "ours.safetensors")
@@ -204,8 +205,8 @@ def test_which_policy(hub, checkpoint, tmp_path):
     assert chosen({"name": "entropy", "threshold": 1.0, "score_stride": 3}).score_stride == 3
     path = tmp_path / "policy.json"
     made = dict(target={}, attained={}, data={}, score_stride=2)
-    digest = daisy.checkpoint.digest(checkpoint)
-    policy_file.write(path, policies.Entropy(threshold=1.5), checkpoint="tiny", digest=digest, **made)
+    digest = daisy.checkpoints.format.digest(checkpoint)
+    write_policy(path, policies.Entropy(threshold=1.5), checkpoint="tiny", digest=digest, **made)
     assert chosen(path).policy == policies.Entropy(threshold=1.5)
     assert chosen(str(path)).score_stride == 2
     with pytest.raises(PolicyError, match="was calibrated for tiny .* thresholds mean nothing for another model"):

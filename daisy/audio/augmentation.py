@@ -1,0 +1,115 @@
+"""Speech made as hard as it may be met, for training on the units of the clean audio.
+
+Denoising masked prediction is WavLM's (arXiv:2110.13900, section III-B): what is heard is corrupted, what is asked for
+is not. Here with noise, other talkers, rooms, gain and speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torchaudio
+from torch import Tensor
+
+from daisy.audio import mixing
+from daisy.errors import UsageError
+
+TALKER_SNR_DB = 0.0
+"""Least ratio at which one other talker is mixed in: below it, whose units are asked for is anyone's guess."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How often and how strongly; the defaults leave speech as it is."""
+
+    noise_prob: float = 0.0
+    """Share of utterances with recorded noise."""
+    talkers_prob: float = 0.0
+    """Share of the others with other talkers: one, or babble."""
+    max_talkers: int = 8
+    """Most talkers in a babble; their number is drawn uniformly."""
+    snr_db: tuple[float, float] = (-5.0, 20.0)
+    """Range of the signal-to-noise ratio, uniform in dB."""
+    reverb_prob: float = 0.0
+    """Share of utterances heard in a room (before the noise)."""
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    """Range of the gain, uniform in dB."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Speeds to draw from; 1.1 is a tenth faster and higher."""
+
+    def __post_init__(self) -> None:
+        for name in ("snr_db", "gain_db"):
+            values = getattr(self, name)
+            if len(values) != 2 or values[0] > values[1]:
+                raise UsageError(f"{name} must be [low, high] in dB, found {list(values)}")
+        for name in ("noise_prob", "talkers_prob", "reverb_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        if not self.speeds or min(self.speeds) <= 0:
+            raise UsageError(f"speeds must be positive numbers, found {list(self.speeds)}")
+        if self.max_talkers < 1:
+            raise UsageError(f"max_talkers must be at least 1, found {self.max_talkers}")
+
+
+class Augmenter:
+    """Draws one corruption of an utterance.
+
+    Args:
+        settings: how often and how strongly.
+        noises: recorded noise, where ``noise_prob`` is above 0.
+        talkers: speech of others, where ``talkers_prob`` is above 0.
+        responses: (R,) room impulse responses, where ``reverb_prob`` is above 0.
+        sample_rate: Hz.
+
+    Raises:
+        UsageError: where the settings ask for what is not given.
+    """
+
+    def __init__(
+        self,
+        settings: Augmentation,
+        noises: mixing.NoiseBank | None = None,
+        talkers: mixing.NoiseBank | None = None,
+        responses: Sequence[Tensor] = (),
+        sample_rate: int = 16000,
+    ):
+        for name, given in (("noise_prob", noises), ("talkers_prob", talkers), ("reverb_prob", responses)):
+            if getattr(settings, name) and not given:
+                raise UsageError(f"{name} is {getattr(settings, name)}, and there is nothing to draw from")
+        self.settings, self.noises, self.talkers, self.responses = settings, noises, talkers, responses
+        self.sample_rate = sample_rate
+
+    def speed(self, generator: torch.Generator) -> float:
+        """A speed for one utterance."""
+        speeds = self.settings.speeds
+        return speeds[int(torch.randint(len(speeds), (1,), generator=generator))]
+
+    def change_speed(self, waveform: Tensor, speed: float) -> Tensor:
+        """(N,) to (N / speed,), tempo and pitch alike."""
+        if speed == 1.0:
+            return waveform
+        return torchaudio.functional.speed(waveform, self.sample_rate, speed)[0]
+
+    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+        """(N,) to (N,): room, noise or other talkers, gain."""
+        settings = self.settings
+        room, kind, place, gain = torch.rand(4, generator=generator).tolist()
+        if room < settings.reverb_prob:
+            choice = int(torch.randint(len(self.responses), (1,), generator=generator))
+            waveform = mixing.reverberate(waveform, self.responses[choice])
+        low, high = settings.snr_db
+        if kind < settings.noise_prob and self.noises is not None:
+            noise = self.noises.draw(len(waveform), generator)
+            waveform = mixing.mix(waveform, noise, low + place * (high - low))
+        elif (
+            kind < settings.noise_prob + (1 - settings.noise_prob) * settings.talkers_prob and self.talkers is not None
+        ):
+            count = int(torch.randint(1, settings.max_talkers + 1, (1,), generator=generator))
+            low = max(low, min(TALKER_SNR_DB, high)) if count == 1 else low
+            waveform = mixing.mix(
+                waveform, mixing.babble(self.talkers, count, len(waveform), generator), low + place * (high - low)
+            )
+        low, high = settings.gain_db
+        return waveform if low == high == 0 else waveform * 10 ** ((low + gain * (high - low)) / 20)

@@ -1,0 +1,123 @@
+"""What recordings are heard through, for measuring: noise at given ratios, rooms, clipping.
+
+Every condition of a kind uses the same noise excerpt, talkers or room for an utterance, so that levels differ in level
+alone. Ratios are of mean powers (RMS) over the whole utterance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from daisy.audio import mixing
+from daisy.errors import UsageError
+
+GENERATED = ("white", "pink", "babble")
+RESERVED = (*GENERATED, "clean", "reverberation", "clipping")
+UNITS = {"reverberation": "s", "clipping": "%"}
+TALKERS = 8
+REVERBERATION_WIDTH = 0.1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A kind of difficulty at a level."""
+
+    kind: str
+    """"clean", one of `GENERATED`, the name of recorded noise, "reverberation" or "clipping"."""
+    level: float | None = None
+    """Signal-to-noise ratio (dB), reverberation time (s), or share of samples that are clipped (%)."""
+
+    @property
+    def name(self) -> str:
+        """As tables say it: "clean", "white 10 dB", "reverberation 0.5 s", "clipping 5 %"."""
+        return self.kind if self.level is None else f"{self.kind} {self.level:g} {UNITS.get(self.kind, 'dB')}"
+
+
+CLEAN = Condition("clean")
+
+
+def grid(
+    kinds: Iterable[str],
+    snrs_db: Sequence[float | None],
+    reverberation_sec: Iterable[float] = (),
+    clipped_percent: Iterable[float] = (),
+) -> list[Condition]:
+    """All conditions: each kind of noise at each ratio (None: clean, once), rooms, clipping.
+
+    Raises:
+        UsageError: on noise without ratios or ratios without noise, levels out of range, or no condition at all.
+    """
+    kinds, ratios = list(kinds), [snr_db for snr_db in dict.fromkeys(snrs_db) if snr_db is not None]
+    if bool(kinds) != bool(ratios):
+        given = f"noise ({', '.join(kinds)})" if kinds else "signal-to-noise ratios"
+        raise UsageError(f"{given} without {'signal-to-noise ratios' if kinds else 'noise'}: give both, or neither")
+    _check("signal-to-noise ratio", ratios, -100, 100, "dB")
+    _check("reverberation time", reverberation_sec := list(dict.fromkeys(reverberation_sec)), 0.15, 3, "s")
+    _check("share of clipped samples", clipped_percent := list(dict.fromkeys(clipped_percent)), 0.01, 99, "%")
+    found = [CLEAN] if None in snrs_db else []
+    found += [Condition(kind, snr_db) for kind in kinds for snr_db in ratios]
+    found += [Condition("reverberation", seconds) for seconds in reverberation_sec]
+    found += [Condition("clipping", percent) for percent in clipped_percent]
+    if not found:
+        raise UsageError("no conditions: give clean, some noise, reverberation or clipping")
+    return found
+
+
+def apply(
+    condition: Condition, waveforms: Sequence[Tensor], recorded: Mapping[str, mixing.NoiseBank], seed: int = 0
+) -> list[Tensor]:
+    """Waveforms (N_b,) as they are heard in a condition; as long as they were.
+
+    Args:
+        condition: what to do to them.
+        waveforms: clean ones, 16 kHz. Babble is made of them.
+        recorded: noise recordings by name.
+        seed: of excerpts, talkers and rooms.
+
+    Raises:
+        UsageError: on a kind that is neither generated nor among the recorded.
+    """
+    if condition.level is None:
+        return list(waveforms)
+    if condition.kind == "clipping":
+        return [mixing.clip(waveform, condition.level / 100) for waveform in waveforms]
+    if condition.kind == "reverberation":
+        low, high = condition.level - REVERBERATION_WIDTH / 2, condition.level + REVERBERATION_WIDTH / 2
+        rooms = mixing.room_responses(min(len(waveforms), 50), seed, reverberation_sec=(low, high))
+        return [mixing.reverberate(waveform, rooms[i % len(rooms)]) for i, waveform in enumerate(waveforms)]
+    if condition.kind not in GENERATED and condition.kind not in recorded:
+        raise UsageError(f"noise {condition.kind!r} is neither recorded nor one of {', '.join(GENERATED)}")
+    if condition.kind == "babble" and len(waveforms) < 2:
+        raise UsageError("babble is made of the other recordings: give at least two")
+    mixed = []
+    for index, waveform in enumerate(waveforms):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        noise = _noise(condition.kind, index, waveforms, recorded, generator)
+        mixed.append(mixing.mix(waveform, noise, condition.level))
+    return mixed
+
+
+def _check(what: str, levels: Iterable[float], low: float, high: float, unit: str) -> None:
+    for level in levels:
+        if not low <= level <= high:
+            raise UsageError(f"a {what} must be from {low:g} to {high:g} {unit}, found {level:g}")
+
+
+def _noise(
+    kind: str,
+    index: int,
+    waveforms: Sequence[Tensor],
+    recorded: Mapping[str, mixing.NoiseBank],
+    generator: torch.Generator,
+) -> Tensor:
+    length = len(waveforms[index])
+    if kind in recorded:
+        return recorded[kind].draw(length, generator)
+    if kind == "babble":
+        others = mixing.NoiseBank([*waveforms[:index], *waveforms[index + 1 :]])
+        return mixing.babble(others, TALKERS, length, generator)
+    return {"white": mixing.white, "pink": mixing.pink}[kind](length, generator)

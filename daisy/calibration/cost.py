@@ -1,0 +1,167 @@
+"""What each part costs: multiply-accumulates, exact for the shapes and blind to memory; or seconds on this machine.
+
+On CPUs the exit loop does a few more (`daisy.runtime.linear.round_up_rows`), at most an eighth and on long batches a
+sixteenth; attention in bfloat16 a quarter.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from daisy.encoder import EarlyExitEncoder
+from daisy.models import Backbone, BackboneConfig, ExitHeads, HeadsConfig
+from daisy.policies import Deadline, Never, Policy
+from daisy.runtime.dtypes import Precision
+
+Cost = tuple[float, float, float]
+"""(c0, c1, c2): an utterance of T frames costs c0 + c1 T + c2 T^2."""
+TIMED_FRAMES = (50, 100, 200, 400, 800)
+
+
+def front_end_macs(config: BackboneConfig) -> Cost:
+    """Convolutions, projection to the layers' width, and positional convolution.
+
+    A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
+    """
+    channels, macs, outputs = 1, 0.0, config.frame_hop
+    for width, kernel, stride in config.conv_layers:
+        outputs //= stride
+        macs += outputs * kernel * channels * width
+        channels = width
+    macs += channels * config.width
+    macs += config.pos_kernel * config.width * config.width / config.pos_groups
+    return 0.0, macs, 0.0
+
+
+def layer_macs(config: BackboneConfig, heads: HeadsConfig | None = None, score_stride: int = 1) -> Cost:
+    """One transformer layer (four projections, attention over all frames, feed-forward), and its unit classifier."""
+    projections = 4 * config.width**2 + 2 * config.width * config.ffn_width
+    classifier = heads.width * heads.num_units / score_stride if heads else 0.0
+    return 0.0, projections + classifier, 2.0 * config.width
+
+
+def macs_deadline(
+    backbone: Backbone, heads: ExitHeads | None, budget: float, then: Policy | None = None, score_stride: int = 1
+) -> Deadline:
+    """A budget of multiply-accumulates for each utterance.
+
+    Args:
+        backbone: what runs.
+        heads: the exit heads, where ``then`` reads any.
+        budget: multiply-accumulates, front end included.
+        then: another rule that may leave earlier.
+        score_stride: of the encoder.
+    """
+    each = layer_macs(backbone.config, heads.config if heads else None, score_stride)
+    return Deadline(budget=budget, front_cost=front_end_macs(backbone.config), layer_cost=each, then=then or Never())
+
+
+def measured_deadline(
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    budget_ms: float,
+    then: Policy | None = None,
+    score_stride: int = 1,
+    repeats: int = 5,
+    dtype: Precision = "float32",
+) -> Deadline:
+    """A budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
+
+    Args:
+        backbone: what runs.
+        heads: the exit heads, where ``then`` reads any.
+        budget_ms: front end included.
+        then: another rule that may leave earlier.
+        score_stride: of the encoder.
+        repeats: of each measurement, whose median counts.
+        dtype: of the encoder.
+    """
+    then = then or Never()
+    encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype)
+    fronts, layers = [], []
+    generator = torch.Generator().manual_seed(0)
+    for num_frames in TIMED_FRAMES:
+        length = backbone.config.frame_span + (num_frames - 1) * backbone.config.frame_hop
+        waveform = 0.1 * torch.randn(length, generator=generator)
+        runs = [_time_layers(encoder, [waveform]) for _ in range(repeats)]
+        fronts.append(1000 * statistics.median(run[0] for run in runs))
+        layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
+    return Deadline(budget=budget_ms, front_cost=_fit_cost(fronts), layer_cost=_fit_cost(layers), then=then)
+
+
+def measure_layer_seconds(
+    backbone: Backbone,
+    heads: ExitHeads | None,
+    waveforms: Sequence[Tensor],
+    scores: Iterable[str],
+    score_stride: int = 1,
+    repeats: int = 3,
+) -> Tensor:
+    """Time the front end and layers 1 to l with their scores, utterance by utterance.
+
+    Args:
+        backbone: what runs.
+        heads: the exit heads, where ``scores`` has any of theirs.
+        waveforms: (N_b,) each.
+        scores: to compute at each layer.
+        score_stride: of the encoder.
+        repeats: of the whole, whose median counts, so that what else the machine did hardly shows.
+
+    Returns:
+        (L,) seconds, sums over the utterances.
+    """
+    encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32")
+    runs = [_time_layers(encoder, waveforms)[1:] for _ in range(repeats)]
+    return torch.tensor([statistics.median(times) for times in zip(*runs, strict=True)])
+
+
+def _make_full_encoder(
+    backbone: Backbone, heads: ExitHeads | None, scores: Iterable[str], score_stride: int, dtype: Precision
+) -> EarlyExitEncoder:
+    """One that runs all layers and computes scores, but for the draw, which is made once a batch."""
+    names = set(scores) - {"draw"}
+    return EarlyExitEncoder(backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype)
+
+
+def _time_layers(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor]) -> list[float]:
+    """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
+    device = encoder.backbone.device
+    sums = [0.0] * (encoder.backbone.config.num_layers + 1)
+    for waveform in waveforms:
+        waveform = waveform.to(device)
+        for _ in range(3 if device.type == "cuda" else 0):
+            encoder([waveform])  # until what is captured is captured
+        sums = [sum(pair) for pair in zip(sums, _time_utterance(encoder, waveform), strict=True)]
+    return sums
+
+
+def _time_utterance(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
+    """Seconds until the front end was done, and each layer."""
+    is_cuda = waveform.device.type == "cuda"
+    seconds: list[float] = []
+
+    def note(layer: int) -> None:
+        if is_cuda:
+            torch.cuda.synchronize(waveform.device)
+        seconds.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    encoder([waveform], on_layer=note)
+    return seconds
+
+
+def _fit_cost(times: list[float]) -> Cost:
+    """Non-negative (c0, c1, c2) nearest to times at `TIMED_FRAMES`, in relative terms."""
+    from scipy.optimize import nnls
+
+    frames = numpy.array(TIMED_FRAMES, dtype=float)
+    powers = numpy.stack([numpy.ones_like(frames), frames, frames**2], axis=1)
+    measured = numpy.array(times)
+    c0, c1, c2 = nnls(powers / measured[:, None], numpy.ones_like(measured))[0].tolist()
+    return c0, c1, c2

@@ -1,0 +1,193 @@
+"""Unlabelled audio to a policy whose risk is bounded."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from daisy import policies
+from daisy.calibration import risk
+from daisy.calibration.depth import critical_prices, fit_family, readable_scores
+from daisy.calibration.intervals import bootstrap
+from daisy.calibration.traces import Traces
+from daisy.errors import PolicyError, unknown_name
+from daisy.policies import Policy
+from daisy.policies.rules import LookAhead
+
+LEAST_GROUPS = 4
+LEARN_SHARE = 1 / 3
+LOSSES = ("disagreement", "kl_nats")
+METHODS = (*risk.P_VALUES, "conformal")
+GRID = 100
+
+
+class Certificate(NamedTuple):
+    """A policy whose risk is bounded, or `Never`, with the runs that certified it."""
+
+    policy: Policy
+    exit_layers: Tensor
+    """(n,) of those runs."""
+    runs: Traces
+
+
+def for_risk(
+    name: str,
+    traces: Traces,
+    alpha: float,
+    delta: float,
+    *,
+    method: str = "betting",
+    loss: str = "disagreement",
+    ceiling: float = 1.0,
+    seed: int = 0,
+) -> Certificate:
+    """The cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
+
+    A third of the groups learn the family, the others certify it; a group is one example, its loss the mean of its
+    runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
+    itself: no loss.
+
+    Args:
+        name: of `daisy.calibration.depth.FAMILIES`.
+        traces: full runs on unlabelled audio.
+        alpha: the risk allowed, from (0, 1).
+        delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
+        method: hoeffding-bentkus, betting or conformal (`daisy.calibration.risk`).
+        loss: of `LOSSES`.
+        ceiling: what losses are clipped to, and divided by.
+        seed: of who learns and who certifies.
+
+    Raises:
+        PolicyError: on values out of range, an unknown method, or too few groups.
+    """
+    check(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
+    learn, judge = traces.split(LEARN_SHARE, seed)
+    rungs = ladder(name, learn, loss)
+    exits = exits_of(rungs, judge)
+    chosen = certify(exits, judge, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
+    if not chosen:  # none, or the first, which runs everything
+        return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
+    return Certificate(rungs[chosen], exits[:, chosen], judge)
+
+
+def check(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
+    """Refuse what no guarantee can be given for.
+
+    Raises:
+        PolicyError: on values out of range, an unknown method or loss, or too few groups.
+    """
+    for what, value in (("risk", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise PolicyError(f"{what} must be between 0 and 1, found {value}")
+    if method not in METHODS:
+        raise PolicyError(unknown_name("method", method, METHODS))
+    if loss not in LOSSES:
+        raise PolicyError(
+            f"a guarantee is about {' or '.join(LOSSES)}, which running everything has none of: not {loss}"
+        )
+    if not 0 < ceiling < math.inf:
+        raise PolicyError(f"ceiling must be above 0, found {ceiling}")
+    if num_groups < LEAST_GROUPS:
+        raise PolicyError(
+            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {num_groups}: "
+            "some learn, the others certify"
+        )
+
+
+def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
+    """A family's policies from the safest to the cheapest, learnt from runs that do not certify."""
+    found = fit_family(name, learn, loss)
+    return [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
+
+
+def exits_of(rungs: Sequence[Policy], runs: Traces) -> Tensor:
+    """(n, S) exit layers of each run under each policy of a ladder."""
+    first = rungs[0]
+    if isinstance(first, LookAhead):  # they differ in the price alone: look ahead once
+        prices = torch.tensor([policy.price for policy in rungs if isinstance(policy, LookAhead)])
+        critical = critical_prices(first, runs.scores)
+        return 1 + (critical[:, :, None] > prices).long().cumprod(1).sum(1)
+    return torch.stack([policy.exit_layers(readable_scores(runs)) for policy in rungs], dim=1)
+
+
+def certify(
+    exits: Tensor,
+    runs: Traces,
+    alpha: float,
+    delta: float,
+    *,
+    method: str = "betting",
+    loss: str = "disagreement",
+    ceiling: float = 1.0,
+    seed: int = 0,
+) -> int | None:
+    """The cheapest of S settings, the safest first, whose risk is certified in every condition.
+
+    Args:
+        exits: (n, S) exit layers of the runs.
+        runs: those that certify.
+        alpha: the risk allowed.
+        delta: the probability with which it may be missed.
+        method: of `METHODS`.
+        loss: one of the runs' losses.
+        ceiling: what losses are clipped to, and divided by.
+        seed: of the order in which betting sees the groups.
+
+    Returns:
+        Its index; None where not even the first is certified.
+    """
+    groups = list(dict.fromkeys(runs.groups))
+    order = numpy.random.default_rng(seed).permutation(len(groups))  # betting must not meet large groups first
+    examples = []
+    for condition in dict.fromkeys(runs.conditions):
+        rows = runs.rows_of(condition)
+        by_group = risks(runs.select(rows), exits[rows], loss, ceiling)
+        examples.append(by_group[[place for place in order if place < len(by_group)]])
+    if method == "conformal":
+        return risk.conformal(examples, alpha)
+    p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
+    return risk.learn_then_test(examples, alpha, delta, p_value)
+
+
+def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
+    """The certified quantity on the certifying runs: by condition with its interval over groups, and by exit layer.
+
+    Args:
+        runs: those that certified.
+        exits: (n,) their exit layers.
+        loss: of `LOSSES`.
+        ceiling: what losses are clipped to, and divided by.
+    """
+    by_condition = []
+    for condition in dict.fromkeys(runs.conditions):
+        rows = runs.rows_of(condition)
+        of_groups = risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
+        estimate = bootstrap(of_groups, [str(group) for group in range(len(of_groups))])
+        by_condition.append(
+            {"condition": condition, "risk": estimate.mean, "risk_low": estimate.low, "risk_high": estimate.high}
+        )
+    values = bounded(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
+    by_layer = [
+        {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}
+        for layer in sorted(set(exits.tolist()))
+    ]
+    return {"by_condition": by_condition, "by_exit_layer": by_layer}
+
+
+def risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> risk.Floats:
+    """(groups, S): each group's mean loss, from [0, 1], under each setting."""
+    at_exit = bounded(runs.losses[loss], ceiling).gather(1, exits - 1)
+    return risk.by_group(at_exit.numpy(), runs.groups)
+
+
+def bounded(losses: Tensor, ceiling: float) -> Tensor:
+    """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
+    values = (losses / ceiling).clamp(0, 1)
+    values[:, -1] = 0
+    return values

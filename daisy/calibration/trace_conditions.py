@@ -1,0 +1,135 @@
+"""Recordings to full runs under every condition: the table that policies are calibrated on and judged from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from daisy import audio
+from daisy.audio import Recording, conditions, mixing
+from daisy.audio.conditions import Condition
+from daisy.calibration import traces, tracing
+from daisy.calibration.traces import Traces
+from daisy.checkpoints.format import Model
+from daisy.errors import AudioError, UsageError, unknown_name
+from daisy.models.lengths import MIN_SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """Recordings in memory."""
+
+    waveforms: list[Tensor]
+    names: list[str]
+    groups: list[str]
+    """The speaker of each."""
+    failed: dict[str, str]
+    """Path to the reason."""
+
+    def digest(self) -> str:
+        """SHA-256 of all samples in order."""
+        state = hashlib.sha256()
+        for waveform in self.waveforms:
+            state.update(waveform.numpy().tobytes())
+        return state.hexdigest()
+
+
+def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Path, sample_rate: int) -> Speech:
+    """Read recordings; unreadable ones are left out and listed.
+
+    Args:
+        recordings: what to read.
+        speakers: CSV file of path and speaker; None: each recording is its own.
+        root: what the paths there are relative to.
+        sample_rate: of the backbone.
+
+    Raises:
+        UsageError: where the speakers are not all given, or nothing can be read.
+    """
+    names = audio.assign_speakers(recordings, speakers, root)
+    speech = Speech(waveforms=[], names=[], groups=[], failed={})
+    for recording, speaker in zip(recordings, names, strict=True):
+        try:
+            waveform = audio.read(recording.path, sample_rate)
+            if len(waveform) < MIN_SAMPLES:
+                raise AudioError(f"{recording.path}: too short for one frame")
+        except AudioError as error:
+            speech.failed[str(recording.path)] = str(error)
+            continue
+        speech.waveforms.append(waveform)
+        speech.names.append(str(recording.path))
+        speech.groups.append(speaker)
+    if not speech.waveforms:
+        raise UsageError("no recording could be read: " + next(iter(speech.failed.values()), "none was given"))
+    return speech
+
+
+def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict[str, mixing.NoiseBank]]:
+    """Kinds of noise by name, and the recordings of those that are folders, files or manifests.
+
+    Args:
+        given: "white", "pink", "babble", or where recorded noise lies; its kind is the folder's or file's name.
+        sample_rate: of the backbone.
+
+    Raises:
+        UsageError, AudioError: where there is none, or where two kinds have one name.
+    """
+    kinds, banks = [], {}
+    for text in given:
+        if text in conditions.GENERATED:
+            kinds.append(text)
+            continue
+        kind = Path(text).stem
+        if kind in (*kinds, *conditions.RESERVED):
+            raise UsageError(f"noise {text}: {kind!r} is the name of another condition; rename the folder")
+        if not any(character in text for character in "/.*") and not Path(text).exists():
+            raise UsageError(unknown_name("noise", text, conditions.GENERATED) + ", or a folder of recordings")
+        banks[kind] = mixing.NoiseBank([audio.read(recording.path, sample_rate) for recording in audio.find([text])])
+        kinds.append(kind)
+    return kinds, banks
+
+
+def run(
+    model: Model,
+    speech: Speech,
+    heard: Sequence[Condition],
+    recorded: Mapping[str, mixing.NoiseBank],
+    *,
+    scores: Iterable[str] | None = None,
+    score_stride: int = 1,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Traces:
+    """One full run for every utterance and condition; losses against the clean version's units too.
+
+    Args:
+        model: with exit heads.
+        speech: clean recordings.
+        heard: the conditions.
+        recorded: noise by kind.
+        scores: which to compute; all where None.
+        score_stride: heads look at every ``score_stride``-th frame.
+        seed: of excerpts, talkers and rooms.
+        progress: called with the number of runs just done; those of clean speech come first, asked for or not.
+    """
+    trace = functools.partial(
+        tracing.trace,
+        model,
+        names=speech.names,
+        groups=speech.groups,
+        scores=None if scores is None else list(scores),
+        score_stride=score_stride,
+        progress=progress,
+    )
+    clean, reference = trace(speech.waveforms)
+    parts = [clean] if conditions.CLEAN in heard else []
+    for condition in heard:
+        if condition != conditions.CLEAN:
+            waveforms = conditions.apply(condition, speech.waveforms, recorded, seed)
+            parts.append(trace(waveforms, condition=condition.name, reference=reference or None)[0])
+    return traces.join(parts)

@@ -1,0 +1,222 @@
+"""Full runs as a table: every score and loss of every utterance at every layer, of this toolkit's models or of others.
+
+CSV, one line for each utterance, condition and layer: columns ``utterance`` and ``layer`` (rising whole numbers, the
+same for all); optionally ``group`` (speaker or set; the utterance where missing), ``condition``, ``weight``, ``cost``
+(of running up to this layer; the mean over utterances counts). All other columns are scores, or losses where they are
+named ``loss``, ``errors``, ``kl_nats`` or end in ``disagreement``; ``errors`` are divided by ``words`` where there are
+any, which then are the weight.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from daisy import _files
+from daisy.errors import UsageError
+
+KEYS = ("utterance", "group", "condition", "layer", "weight", "words", "cost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traces:
+    """B full runs of a model with L layers."""
+
+    utterances: tuple[str, ...]
+    groups: tuple[str, ...]
+    """Of each run: its speaker, or what else must not be split."""
+    conditions: tuple[str, ...]
+    """Of each run: "clean", "babble 5 dB" and the like."""
+    scores: dict[str, Tensor]
+    """(B, L) each: what policies read."""
+    losses: dict[str, Tensor]
+    """(B, L) each: what leaving after a layer costs."""
+    weights: Tensor
+    """(B,): what a run counts in means of losses."""
+    costs: Tensor
+    """(L,) rising: of running up to each layer; the layers' own numbers where nothing else is known."""
+    layers: tuple[int, ...]
+    """(L,) numbers of the layers that may be left."""
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.costs)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Traces:
+        """Some of the runs."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        chosen = index.tolist()
+        return Traces(
+            utterances=tuple(self.utterances[i] for i in chosen),
+            groups=tuple(self.groups[i] for i in chosen),
+            conditions=tuple(self.conditions[i] for i in chosen),
+            scores={name: values[index] for name, values in self.scores.items()},
+            losses={name: values[index] for name, values in self.losses.items()},
+            weights=self.weights[index],
+            costs=self.costs,
+            layers=self.layers,
+        )
+
+    def with_costs(self, costs: Tensor) -> Traces:
+        """The same runs with other costs (L,) of running up to each layer."""
+        return dataclasses.replace(self, costs=costs)
+
+    def of_condition(self, condition: str) -> Traces:
+        """The runs of one condition."""
+        return self.select(self.rows_of(condition))
+
+    def rows_of(self, condition: str) -> Tensor:
+        """Where the runs of one condition are."""
+        return torch.tensor([i for i, each in enumerate(self.conditions) if each == condition])
+
+    def of_groups(self, groups: Iterable[str]) -> Traces:
+        """The runs of some groups."""
+        wanted = set(groups)
+        return self.select([i for i, each in enumerate(self.groups) if each in wanted])
+
+    def split(self, share: float, seed: int) -> tuple[Traces, Traces]:
+        """A random share of the groups, at least one, and the others."""
+        names = sorted(set(self.groups))
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+        first = [names[i] for i in order[: max(1, round(share * len(names)))]]
+        return self.of_groups(first), self.of_groups(set(names) - set(first))
+
+    def halves(self, seed: int) -> tuple[Traces, Traces]:
+        """Two random halves, no group in both."""
+        return self.split(0.5, seed)
+
+
+def join(parts: Sequence[Traces]) -> Traces:
+    """All runs of several tables with the same scores and losses."""
+    first = parts[0]
+    return Traces(
+        utterances=sum((part.utterances for part in parts), ()),
+        groups=sum((part.groups for part in parts), ()),
+        conditions=sum((part.conditions for part in parts), ()),
+        scores={name: torch.cat([part.scores[name] for part in parts]) for name in first.scores},
+        losses={name: torch.cat([part.losses[name] for part in parts]) for name in first.losses},
+        weights=torch.cat([part.weights for part in parts]),
+        costs=first.costs,
+        layers=first.layers,
+    )
+
+
+def write(traces: Traces, path: Path) -> None:
+    """As CSV, with all digits of single precision.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    columns = {**traces.scores, **traces.losses}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["utterance", "group", "condition", "layer", "weight", "cost", *columns])
+    values = torch.stack(list(columns.values()), dim=2).tolist()  # (B, L, columns)
+    costs = [f"{cost:.9g}" for cost in traces.costs.tolist()]
+    for row, weight in enumerate(traces.weights.tolist()):
+        keys = [traces.utterances[row], traces.groups[row], traces.conditions[row]]
+        for place, (layer, cost) in enumerate(zip(traces.layers, costs, strict=True)):
+            numbers = [f"{value:.9g}" for value in values[row][place]]
+            writer.writerow([*keys, layer, f"{weight:.9g}", cost, *numbers])
+    _files.write(path, text.getvalue().encode())
+
+
+def read(path: Path) -> Traces:
+    """Inverse of `write`; reads anybody's.
+
+    Raises:
+        UsageError: on a file that is no such table, naming line or column.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            header, lines = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read as CSV ({error})") from None
+    for needed in ("utterance", "layer"):
+        if needed not in header:
+            raise UsageError(f"{path}: has no column {needed!r}; it has {', '.join(header) or 'nothing'}")
+    if not lines:
+        raise UsageError(f"{path}: has no lines below its header")
+    runs = _runs(path, lines)
+    table = {name: _column(path, name, runs) for name in header if name not in ("utterance", "group", "condition")}
+    num_layers = int(table["layer"].shape[1])
+    if num_layers < 2:
+        raise UsageError(f"{path}: has one layer for each utterance: there is nothing to leave out")
+    table = {name: values for name, values in table.items() if not values.isnan().all()}
+    losses = {name: values for name, values in table.items() if is_loss(name)}
+    weights = table.get("words", table.get("weight", torch.ones(len(runs), num_layers)))[:, 0]
+    if "errors" in losses and "words" in table:
+        losses["errors"] = losses["errors"] / weights[:, None].clamp(min=1)
+    costs = table["cost"].mean(0) if "cost" in table else table["layer"][0]
+    scores = {name: values for name, values in table.items() if name not in KEYS and not is_loss(name)}
+    _check(path, scores, losses, weights, costs)
+    first = [run[0] for run in runs]
+    return Traces(
+        utterances=tuple(line["utterance"] for line in first),
+        groups=tuple(line.get("group") or line["utterance"] for line in first),
+        conditions=tuple(line.get("condition") or "all" for line in first),
+        scores=scores,
+        losses=losses,
+        weights=weights,
+        costs=costs,
+        layers=tuple(int(layer) for layer in table["layer"][0]),
+    )
+
+
+def is_loss(column: str) -> bool:
+    """Whether a column is a loss by its name."""
+    return column in ("loss", "errors", "kl_nats") or column.endswith("disagreement")
+
+
+def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], weights: Tensor, costs: Tensor) -> None:
+    """Refuse what would make a mean meaningless."""
+    for name, values in losses.items():
+        if not values.isfinite().all():
+            raise UsageError(f"{path}: column {name!r} has empty or infinite cells; a loss needs one for every layer")
+    for name, values in scores.items():
+        if not values[:, 1:].isfinite().all():  # some scores have none at the first layer
+            raise UsageError(f"{path}: column {name!r} has empty or infinite cells after the first layer")
+    if not weights.isfinite().all() or (weights < 0).any() or not weights.sum() > 0:
+        raise UsageError(f"{path}: words (or weight) must be numbers of at least 0, some above")
+    if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
+        raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
+
+
+def _runs(path: Path, lines: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """Lines of each utterance and condition, by layer."""
+    grouped: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for number, line in enumerate(lines, 2):
+        if None in line or None in line.values():
+            raise UsageError(f"{path}: line {number} has another number of fields than the header")
+        grouped.setdefault((line["utterance"], line.get("condition", "")), []).append(line)
+    layers = None
+    for (utterance, condition), run in grouped.items():
+        try:
+            run.sort(key=lambda line: int(line["layer"]))
+            found = [int(line["layer"]) for line in run]
+        except ValueError:
+            raise UsageError(f"{path}: utterance {utterance!r} has a layer that is no whole number") from None
+        layers = layers or found
+        if found != layers or len(set(found)) < len(found):
+            where = f"{utterance!r}" + (f", {condition!r}" if condition else "")
+            raise UsageError(f"{path}: utterance {where} has the layers {found}, the first one {layers}")
+    return list(grouped.values())
+
+
+def _column(path: Path, name: str, runs: list[list[dict[str, str]]]) -> Tensor:
+    try:
+        return torch.tensor([[float(line[name]) if line[name] else torch.nan for line in run] for run in runs])
+    except ValueError as error:
+        raise UsageError(f"{path}: column {name!r} holds what is no number ({error})") from None

@@ -1,0 +1,121 @@
+"""What exits do under noise: full runs once, decisions from their scores, intervals by resampling speakers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from daisy import audio
+from daisy.audio import conditions, mixing
+from daisy.calibration.traces import Traces
+from daisy.checkpoints.format import Model
+from daisy.encoder import EarlyExitEncoder
+from daisy.models.packing import PackedLayout
+from daisy.policies import Never
+from daisy.policies.scores import SCORES, HeadOutputs, available_scores
+
+LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
+
+
+def with_noise(
+    waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
+) -> list[Tensor]:
+    """Each utterance mixed with an excerpt of its own, the same at every SNR; as they are where ``snr_db`` is None."""
+    return conditions.apply(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
+
+
+@torch.no_grad()
+def trace(
+    model: Model,
+    waveforms: Sequence[Tensor],
+    names: Sequence[str],
+    groups: Sequence[str] | None = None,
+    *,
+    condition: str = "clean",
+    scores: Iterable[str] | None = None,
+    reference: Sequence[Tensor] | None = None,
+    score_stride: int = 1,
+    batch_sec: float = 30.0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[Traces, list[Tensor]]:
+    """Run every layer, note every score, and compare each layer's head with the full model.
+
+    Losses (nats, or shares of frames), where the model has HuBERT's own prediction head, which is the full model's:
+
+    - ``disagreement``: frames whose unit at this layer is not the full model's on the same input;
+    - ``clean_disagreement``: frames whose unit at this layer is not the reference's;
+    - ``loss``: mean loss of the layer's head against the reference's units;
+    - ``kl_nats``: mean divergence from the full model's distribution on the same input to the layer's.
+
+    Args:
+        model: with exit heads.
+        waveforms: (N_b,) each, at the backbone's rate.
+        names: of the utterances.
+        groups: the speaker of each; the utterance itself where None.
+        condition: what was done to them.
+        scores: which to compute; where None all that the heads give.
+        reference: (T_b,) units of each, such as the full model's on clean versions; those on the same input where None.
+        score_stride: heads look at every ``score_stride``-th frame, and losses are of these.
+        batch_sec: seconds of audio in a batch.
+        progress: called with the number of utterances just run.
+
+    Returns:
+        The traces, and the full model's units (T_b,) on each utterance; none without a prediction head.
+
+    Raises:
+        CheckpointError: where the model has no exit heads.
+    """
+    if scores is None:
+        scores = (
+            available_scores(model.heads) if model.heads else SCORES
+        )  # without heads the encoder says what is missing
+    encoder = EarlyExitEncoder(
+        model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
+    )
+    config = model.backbone.config
+    size = (len(waveforms), config.num_layers)
+    found = {name: torch.zeros(size) for name in encoder.score_names}
+    losses = {name: torch.zeros(size) for name in LOSSES} if model.final_head and model.heads else {}
+    units: list[Tensor] = [torch.empty(0)] * len(waveforms) if losses else []
+    for indices in audio.batch_by_length([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
+        readings: list[HeadOutputs] = []
+        out = encoder([waveforms[i] for i in indices], observe=readings.append)
+        for name, values in out.scores.items():
+            found[name][indices] = values
+        if losses:
+            full = model.final_head(torch.cat([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
+            wanted = full.argmax(-1) if reference is None else torch.cat([reference[i] for i in indices])
+            rows = PackedLayout(out.num_frames, full.device).strided_rows(score_stride)
+            read, asked = full[rows], wanted.to(full.device)[rows]
+            for layer, reading in enumerate(readings):
+                for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):
+                    losses[name][indices, layer] = values.cpu()
+            for index, own in zip(indices, full.argmax(-1).cpu().split(out.num_frames.tolist()), strict=True):
+                units[index] = own
+        progress(len(indices))
+    if losses:
+        found["final_agreement"] = 1 - losses["disagreement"]
+    table = Traces(
+        utterances=tuple(names),
+        groups=tuple(groups or names),
+        conditions=(condition,) * len(waveforms),
+        scores=found,
+        losses=losses,
+        weights=torch.ones(len(waveforms)),
+        costs=torch.arange(1, config.num_layers + 1).float(),
+        layers=tuple(range(1, config.num_layers + 1)),
+    )
+    return table, units
+
+
+def _losses(reading: HeadOutputs, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+    """`LOSSES` at one layer, (B,) each, from the full model's (F', K) and the units wanted (F',)."""
+    log_probs, guesses = reading.log_probs, reading.units
+    return (
+        reading.mean((guesses != full.argmax(-1)).float()),
+        reading.mean((guesses != wanted).float()),
+        reading.mean(-log_probs.gather(-1, wanted[..., None])[..., 0]),
+        reading.mean((full.exp() * (full - log_probs)).sum(-1)),
+    )

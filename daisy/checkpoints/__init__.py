@@ -1,0 +1,6 @@
+"""Checkpoints: daisy's own file format, and readers of others'."""
+
+from daisy.checkpoints.format import build, digest, find, load, load_weights, save
+from daisy.checkpoints.model import Model
+
+__all__ = ["Model", "build", "digest", "find", "load", "load_weights", "save"]

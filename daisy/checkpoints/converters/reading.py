@@ -1,0 +1,138 @@
+"""Reading checkpoint files: without unpickling where possible, and without importing what they name otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from daisy.errors import CheckpointError
+
+IMPORTED = {
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.storage", "TypedStorage"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
+BUILTINS = {
+    "set",
+    "frozenset",
+    "list",
+    "dict",
+    "tuple",
+    "int",
+    "float",
+    "complex",
+    "bool",
+    "str",
+    "bytes",
+    "bytearray",
+    "slice",
+    "range",
+    "object",
+}
+
+
+def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
+    """The dictionary in a .safetensors, .pt, .pth or .bin file.
+
+    Plain tensors and containers are read by torch's restricted loader. Anything else needs ``allow_pickle``; even
+    then only what rebuilds tensors, arrays and plain containers is imported by name; everything else is stood in for
+    by inert objects (`plain` reads them), so that fairseq's checkpoints open without fairseq.
+
+    Raises:
+        CheckpointError: where the file is missing or damaged, or needs unpickling that was not allowed.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "weights_only" not in str(error).lower() and "weights only" not in str(error).lower():
+                raise
+            if not allow_pickle:
+                raise CheckpointError(
+                    "holds pickled Python objects; unpickling can run code, so only if you trust where it comes from: "
+                    "add --allow-pickle"
+                ) from None
+            state = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_STAND_IN_PICKLE)
+    except CheckpointError:
+        raise
+    except FileNotFoundError:
+        raise CheckpointError("no such file") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"damaged, or no checkpoint at all ({first_line[:120]})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"holds a {type(state).__name__}, not a dictionary of weights")
+    return state
+
+
+class StandIn(dict):
+    """An object whose class was not imported: its arguments and state, inert."""
+
+    def __init__(self, *args: Any):
+        super().__init__()
+        self.args = args
+        self.state: Any = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def append(self, item: Any) -> None:
+        """Called by the unpickler for list-like objects."""
+        self[len(self)] = item
+
+
+def plain(value: Any) -> Any:
+    """Configuration as plain dictionaries, lists and scalars: undoes Namespace, OmegaConf nodes and enums."""
+    if isinstance(value, argparse.Namespace):
+        return plain(vars(value))
+    if isinstance(value, StandIn):
+        if isinstance(value.state, dict) and "_content" in value.state:  # omegaconf.DictConfig, ListConfig
+            return plain(value.state["_content"])
+        if isinstance(value.state, dict) and "_val" in value.state:  # omegaconf's leaf nodes
+            return plain(value.state["_val"])
+        if isinstance(value.state, dict) and value.state:
+            return plain(value.state)
+        return plain(value.args[0]) if value.args else None  # enums are rebuilt from their value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+class _StandInUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and (
+            name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+        )
+        known = (module, name) in IMPORTED or (is_type and name.isidentifier())
+        if known or (module == "builtins" and name in BUILTINS):
+            return super().find_class(module, name)
+        return type(name, (StandIn,), {"__module__": module})
+
+
+_STAND_IN_PICKLE = SimpleNamespace(
+    __name__="daisy.checkpoints.converters.reading",
+    Unpickler=_StandInUnpickler,
+    load=lambda stream, **options: _StandInUnpickler(stream, **options).load(),
+)

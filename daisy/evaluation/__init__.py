@@ -1,0 +1,1 @@
+"""Policies judged from full runs: tables, figures, the page."""

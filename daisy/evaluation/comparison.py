@@ -1,0 +1,157 @@
+"""Policies judged from full runs: depth and loss, beside the static cut and chance at the same depth.
+
+Everything is decided from the same traces, so that policies differ in their decisions alone. Intervals resample whole
+groups (speakers), 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy
+from torch import Tensor
+
+from daisy.calibration.depth import FAMILIES, LOOK_AHEAD, STEPS, find_quantile, fit_family, mean_depth, readable_scores
+from daisy.calibration.intervals import DRAWS, Estimate, Floats, Resample
+from daisy.calibration.traces import Traces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One policy on one set of runs."""
+
+    policy: str
+    condition: str
+    """"all" or the name of one."""
+    num_runs: int
+    mean_exit_layer: Estimate
+    depth: float
+    """Mean executed share of the cost of all layers."""
+    histogram: tuple[int, ...]
+    """Exits at each layer, 1 to L."""
+    losses: dict[str, Estimate]
+    fixed: dict[str, float]
+    """The same losses of a static cut at the same depth (a mixture of two neighbouring layers)."""
+    gain: dict[str, Estimate]
+    """How much lower than the static cut's."""
+    random: dict[str, float]
+    """Expected losses of exits drawn from this histogram."""
+    by_exit_layer: dict[str, tuple[float | None, ...]]
+    """The same losses of those who left at each layer, 1 to L; None where nobody did."""
+
+
+def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Verdict:
+    """What a policy's exits (B,) are worth on these runs."""
+    exits = exit_layers.numpy()
+    costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
+    weights = traces.weights.double().numpy()
+    histogram = numpy.bincount(exits, minlength=traces.num_layers + 1)[1:]
+    resample = Resample(traces.groups, draws)
+    spent = resample.sums(costs[exits - 1])
+    count = resample.sums(numpy.ones(len(exits)))
+    losses, fixed, gain, random, by_exit_layer = {}, {}, {}, {}, {}
+    for loss, values in traces.losses.items():
+        at_layer = values.double().numpy() * weights[:, None]  # (B, L)
+        at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / resample.sums(weights)
+        static = resample.sums(at_layer) / resample.sums(weights)[:, None]
+        cut = _at_depth(static, costs, spent / count)
+        losses[loss], gain[loss] = resample.estimate(at_exit), resample.estimate(cut - at_exit)
+        fixed[loss] = float(cut[0])
+        random[loss] = float(static[0] @ (histogram / histogram.sum()))
+        left = [exits == layer for layer in range(1, traces.num_layers + 1)]
+        by_exit_layer[loss] = tuple(
+            float(at_layer[rows, place].sum() / weights[rows].sum()) if rows.any() else None
+            for place, rows in enumerate(left)
+        )
+    return Verdict(
+        policy=name,
+        condition=condition,
+        num_runs=len(traces),
+        mean_exit_layer=resample.estimate(resample.sums(numpy.array(traces.layers, dtype=float)[exits - 1]) / count),
+        depth=float(spent[0] / count[0]),
+        histogram=tuple(histogram.tolist()),
+        losses=losses,
+        fixed=fixed,
+        gain=gain,
+        random=random,
+        by_exit_layer=by_exit_layer,
+    )
+
+
+def by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Verdict]:
+    """A verdict on all runs, and on those of each condition where there are several."""
+    verdicts = [judge(name, exit_layers, traces)]
+    conditions = list(dict.fromkeys(traces.conditions))
+    for condition in conditions if len(conditions) > 1 else ():
+        rows = traces.rows_of(condition)
+        verdicts.append(judge(name, exit_layers[rows], traces.select(rows), condition))
+    return verdicts
+
+
+def frontier(
+    tune: Traces, test: Traces, names: Sequence[str], depths: Iterable[float], loss: str
+) -> list[tuple[float, Verdict]]:
+    """Policies tuned to given depths on some runs, judged on others.
+
+    Args:
+        tune: full runs that policies learn and are set on.
+        test: full runs of other groups.
+        names: of `daisy.calibration.depth.FAMILIES`; ``hindsight`` is the best that exits could do at a depth.
+        depths: mean executed shares to tune for.
+        loss: what policies that learn a loss learn.
+
+    Returns:
+        (target depth, verdict), policy after policy.
+    """
+    found = []
+    for name in names:
+        if name == "hindsight":
+            found += [(target, judge(name, hindsight(test, target, loss), test)) for target in depths]
+            continue
+        family = fit_family(name, tune, loss)
+        for target in depths:
+            policy = family.at(find_quantile(family, tune, target))
+            found.append((target, judge(name, policy.exit_layers(readable_scores(test)), test)))
+    return found
+
+
+def hindsight(traces: Traces, target: float, loss: str) -> Tensor:
+    """(B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
+    values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
+    costs = traces.costs.double() / traces.costs[-1].double()
+    low, high = 0.0, float((values.amax() - values.amin()) / (costs[1:] - costs[:-1]).min())
+    for _ in range(STEPS):
+        price = (low + high) / 2
+        exits = (values + price * costs).argmin(1) + 1
+        if mean_depth(exits, traces) > target:
+            low = price
+        else:
+            high = price
+    return (values + high * costs).argmin(1) + 1
+
+
+def common_families(traces: Traces, loss: str) -> list[str]:
+    """Families that the traces' columns allow, and a threshold on each score that no family reads."""
+    known = set(traces.scores) | set(traces.losses)
+    special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
+    allowed = []
+    for name in FAMILIES:
+        if name in LOOK_AHEAD:
+            target, features = LOOK_AHEAD[name]
+            target = loss if target == "disagreement" else target
+            fits = target in known and bool(set(features) & set(traces.scores))
+        else:
+            fits = special.get(name, {name}) <= known
+        if fits:
+            allowed.append(name)
+    used = {"change", "final_agreement", "num_frames", "draw", *FAMILIES}
+    return allowed + [column for column in traces.scores if column not in used]
+
+
+def _at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:
+    """(R, L) losses of static cuts, linear between layers, at (R,) depths."""
+    upper = numpy.clip(numpy.searchsorted(costs, depths), 1, len(costs) - 1)
+    share = numpy.clip((depths - costs[upper - 1]) / (costs[upper] - costs[upper - 1]), 0, 1)
+    rows = numpy.arange(len(depths))
+    return static[rows, upper - 1] * (1 - share) + static[rows, upper] * share

@@ -1,0 +1,157 @@
+"""One table of full runs to everything that is asked of it: which policy wins where, and what noise does to exits.
+
+`daisy noise-curve` makes the table from recordings, `daisy replay` reads anybody's; from there on both do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy
+from torch import Tensor
+
+from daisy.calibration.depth import calibrate_depth, check_depth, readable_scores
+from daisy.calibration.traces import Traces
+from daisy.errors import UsageError
+from daisy.evaluation import comparison
+from daisy.evaluation.comparison import Verdict
+from daisy.policies import Policy
+
+DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What was found on the runs that policies were not tuned on."""
+
+    loss: str
+    """The loss that policies are compared by."""
+    depth: float
+    """What policies were tuned to in `verdicts`."""
+    policies: dict[str, Policy]
+    """As tuned to that depth."""
+    verdicts: list[Verdict]
+    """Each policy on all runs and on each condition's."""
+    frontier: list[tuple[float, Verdict]]
+    """(target depth, verdict) of each policy, all conditions together."""
+    layers: dict[str, dict[str, list[float]]]
+    """Condition to loss to its mean at each layer: where depth still buys something."""
+    num_tuned: int
+    num_judged: int
+
+
+def study(
+    tune: Traces,
+    test: Traces,
+    *,
+    names: Sequence[str] = (),
+    depth: float = 0.6,
+    depths: Sequence[float] = DEPTHS,
+    loss: str = "",
+) -> Study:
+    """Tune policies on some runs, judge them on others.
+
+    Args:
+        tune: full runs, of other groups than ``test``.
+        test: full runs.
+        names: of `daisy.calibration.depth.FAMILIES`; all that the columns allow where empty.
+        depth: mean executed share for the table by condition.
+        depths: those of the frontier.
+        loss: one of the traces' losses; the first where empty.
+
+    Raises:
+        UsageError: where the tables have no losses, or not that one; where they have groups in common, or other layers.
+        PolicyError: on a policy that the columns do not allow.
+    """
+    loss = loss or next(iter(test.losses), "")
+    if loss not in test.losses or loss not in tune.losses:
+        known = ", ".join(test.losses) or "none: name a column loss or errors"
+        raise UsageError(f"the traces have no loss{f' {loss!r}' if loss else ''}; they have {known}")
+    if set(tune.groups) & set(test.groups):
+        shared = sorted(set(tune.groups) & set(test.groups))
+        raise UsageError(f"policies would be judged on groups that they were tuned on: {shared[0]} and so on")
+    if tune.layers != test.layers:
+        raise UsageError(f"the tables have other layers: {tune.layers} and {test.layers}")
+    for target in (depth, *depths):
+        check_depth(target)
+    both = set(comparison.common_families(test, loss))
+    names = list(names) or [name for name in comparison.common_families(tune, loss) if name in both]
+    chosen, verdicts = {}, []
+    for name in names:
+        chosen[name] = calibrate_depth(name, tune, depth, loss).policy
+        verdicts += comparison.by_condition(name, chosen[name].exit_layers(readable_scores(test)), test)
+    with_bound = [*names, "hindsight"]
+    return Study(
+        loss=loss,
+        depth=depth,
+        policies=chosen,
+        verdicts=verdicts,
+        frontier=comparison.frontier(tune, test, with_bound, depths, loss),
+        layers={
+            condition: {name: values.mean(0).tolist() for name, values in test.of_condition(condition).losses.items()}
+            for condition in dict.fromkeys(test.conditions)
+            for part in [test.of_condition(condition)]
+        },
+        num_tuned=len(tune),
+        num_judged=len(test),
+    )
+
+
+def spearman(verdicts: Sequence[Verdict], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
+    """Rank correlation of mean exit layer with the signal-to-noise ratio, clean being the highest; NaN where constant.
+
+    Args:
+        verdicts: of a study.
+        policy: whose.
+        kind: of noise.
+        snrs_db: the ratios in the study.
+    """
+    from scipy.stats import spearmanr
+
+    by_name = {v.condition: v.mean_exit_layer.mean for v in verdicts if v.policy == policy}
+    pairs = [(snr, by_name[f"{kind} {snr:g} dB"]) for snr in snrs_db if f"{kind} {snr:g} dB" in by_name]
+    if "clean" in by_name:
+        pairs.append((numpy.inf, by_name["clean"]))
+    if len(pairs) < 3 or len({exit_layer for _, exit_layer in pairs}) < 2:
+        return float("nan")
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def _mean(values: Tensor, weights: Tensor) -> list[float]:
+    return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
+
+
+def rows(found: Study) -> list[dict]:
+    """A study's verdicts as flat rows, for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
+    flat = [_row(verdict, None) for verdict in found.verdicts]
+    return flat + [_row(verdict, target) for target, verdict in found.frontier]
+
+
+def _row(verdict: Verdict, target: float | None) -> dict:
+    values = asdict(verdict)
+    row = {
+        "policy": verdict.policy,
+        "condition": verdict.condition,
+        "target_depth": target,
+        "num_runs": verdict.num_runs,
+        "depth": verdict.depth,
+        "mean_exit_layer": verdict.mean_exit_layer.mean,
+        "low": verdict.mean_exit_layer.low,
+        "high": verdict.mean_exit_layer.high,
+        "histogram": list(values["histogram"]),
+    }
+    for loss, estimate in verdict.losses.items():
+        row |= {loss: estimate.mean, f"{loss}_low": estimate.low, f"{loss}_high": estimate.high}
+        row |= {f"{loss}_fixed": verdict.fixed[loss], f"{loss}_random": verdict.random[loss]}
+        gain = verdict.gain[loss]
+        row |= {f"{loss}_gain": gain.mean, f"{loss}_gain_low": gain.low, f"{loss}_gain_high": gain.high}
+        row[f"{loss}_by_exit_layer"] = list(verdict.by_exit_layer[loss])
+    return row
+
+
+def round_digits(value: object, digits: int = 6) -> object:
+    """A setting with so many significant digits, in lists and tuples too: files stay short."""
+    if isinstance(value, list | tuple):
+        return [round_digits(each, digits) for each in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

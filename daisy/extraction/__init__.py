@@ -1,0 +1,1 @@
+"""Many recordings to files: features of each, resumable; units for training."""

@@ -1,0 +1,115 @@
+"""Long recordings in overlapping windows: time grows with the length and not with its square, memory not at all.
+
+What changes against one run: attention and the positional convolution see at most the window; statistics over time
+(group norm, the waveform's normalisation) are the window's own; and each window leaves at its own layer. The frames
+near a window's ends, its context, are computed and dropped, so that those that are kept have seen both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from daisy.encoder import EarlyExitEncoder
+from daisy.errors import UsageError
+from daisy.models import BackboneConfig
+from daisy.models.lengths import count_frames
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames ``start`` to ``stop`` of a recording, of which ``first`` to ``last`` are kept."""
+
+    start: int
+    first: int
+    last: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What a window gives."""
+
+    states: Tensor
+    """(frames kept, D), of the exit layer."""
+    exit_layer: int
+    scores: dict[str, Tensor]
+    """Each (L,), NaN where not executed; of all the window's frames."""
+
+
+def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tuple[int, int]:
+    """Frames of a window and of its context.
+
+    Raises:
+        UsageError: where the context leaves nothing to keep.
+    """
+    if not (math.isfinite(window_sec) and math.isfinite(context_sec)):
+        raise UsageError(f"window and context must be seconds, found {window_sec:g} and {context_sec:g}")
+    per_second = config.sample_rate / config.frame_hop
+    length, context = round(window_sec * per_second), round(context_sec * per_second)
+    if length < 1 or context < 0:
+        found = f"found {window_sec:g} s and {context_sec:g} s"
+        raise UsageError(f"a window must have a frame ({1 / per_second:g} s), and its context none or more, {found}")
+    if length - 2 * context < 1:
+        raise UsageError(f"a window of {window_sec:g} s with {context_sec:g} s of context on each side keeps nothing")
+    return length, context
+
+
+def cut(num_frames: int, length: int, context: int) -> list[Window]:
+    """Windows of at most ``length`` frames whose kept parts follow one another.
+
+    Args:
+        num_frames: of the recording.
+        length: of a window, context included.
+        context: frames computed on either side and dropped, less than half of them; none at the recording's own ends.
+    """
+    if num_frames <= length:
+        return [Window(0, 0, num_frames, num_frames)]
+    step = length - 2 * context
+    *firsts, last = range(0, num_frames - context, step)
+    found = [Window(max(0, first - context), first, first + step, first + step + context) for first in firsts]
+    return [*found, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
+
+
+def run(
+    encoder: EarlyExitEncoder,
+    read: Callable[[int, int], Tensor],
+    num_samples: int,
+    *,
+    window_sec: float,
+    context_sec: float = 2.0,
+    batch_sec: float = 30.0,
+) -> Iterator[Piece]:
+    """Run a recording window by window.
+
+    Args:
+        encoder: what runs.
+        read: gives samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the backbone's rate.
+        num_samples: of the recording, at least one frame.
+        window_sec: of a window, context included.
+        context_sec: of the context on either side.
+        batch_sec: seconds of audio that run together.
+
+    Yields:
+        The pieces in order; their frames are as many as those of the recording in one run.
+
+    Raises:
+        UsageError: where the context leaves nothing of the window.
+        AudioError: as ``read`` and the encoder do.
+    """
+    config = encoder.backbone.config
+    found = cut(count_frames(num_samples, config.conv_layers), *check(window_sec, context_sec, config))
+    at_once = max(1, int(batch_sec / window_sec))
+    for index in range(0, len(found), at_once):
+        batch = found[index : index + at_once]
+        spans = [(w.start * config.frame_hop, (w.stop - 1) * config.frame_hop + config.frame_span) for w in batch]
+        out = encoder([read(*span) for span in spans])
+        for row, window in enumerate(batch):
+            yield Piece(
+                states=out.states[row][-1, window.first - window.start : window.last - window.start],
+                exit_layer=int(out.exit_layer[row]),
+                scores={name: values[row] for name, values in out.scores.items()},
+            )

@@ -1,0 +1,109 @@
+"""The shape of a HuBERT."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from daisy.errors import CheckpointError
+from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, compute_frame_span
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Shape of a HuBERT (arXiv:2106.07447, table I); fairseq's name of each field in brackets."""
+
+    num_layers: int = 12
+    """Transformer layers, L [encoder_layers]."""
+    width: int = 768
+    """Width of the hidden states, D [encoder_embed_dim]."""
+    ffn_width: int = 3072
+    """Inner width of the feed-forward blocks [encoder_ffn_embed_dim]."""
+    num_heads: int = 12
+    """Attention heads [encoder_attention_heads]."""
+    pre_norm: bool = False
+    """Layer norm before each block instead of after it [layer_norm_first]."""
+    conv_layers: tuple[ConvLayer, ...] = HUBERT_CONV
+    """(channels, kernel, stride) of each convolution [conv_feature_layers]."""
+    conv_norm: Literal["group", "layer"] = "group"
+    """"group": over time, in the first convolution only; "layer": over channels, in all [extractor_mode]."""
+    conv_bias: bool = False
+    """Whether the convolutions have a bias [conv_bias]."""
+    pos_kernel: int = 128
+    """Frames that the positional convolution sees [conv_pos]."""
+    pos_groups: int = 16
+    """Groups of the positional convolution [conv_pos_groups]."""
+    normalize: bool = False
+    """Whether each waveform is brought to zero mean and unit variance first [task.normalize]."""
+    sample_rate: int = 16000
+    """Hz."""
+
+    @classmethod
+    def base(cls) -> BackboneConfig:
+        """HuBERT Base: 95 M parameters."""
+        return cls()
+
+    @classmethod
+    def large(cls) -> BackboneConfig:
+        """HuBERT Large: 316 M parameters."""
+        return cls(
+            num_layers=24,
+            width=1024,
+            ffn_width=4096,
+            num_heads=16,
+            pre_norm=True,
+            conv_norm="layer",
+            conv_bias=True,
+            normalize=True,
+        )
+
+    @classmethod
+    def xlarge(cls) -> BackboneConfig:
+        """HuBERT X-Large: 964 M parameters."""
+        return dataclasses.replace(cls.large(), num_layers=48, width=1280, ffn_width=5120)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BackboneConfig:
+        """Inverse of ``dataclasses.asdict``, through JSON too.
+
+        Raises:
+            CheckpointError: on a field that is unknown or has a value that no HuBERT can have.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise CheckpointError(f"backbone configuration has unknown fields: {', '.join(sorted(unknown))}")
+        conv_layers = tuple((int(c), int(k), int(s)) for c, k, s in values.get("conv_layers", HUBERT_CONV))
+        config = cls(**{**values, "conv_layers": conv_layers})
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Refuse a shape that no HuBERT can have.
+
+        Raises:
+            CheckpointError: naming every field that is wrong.
+        """
+        wrong = [
+            f"{name} must be at least 1, found {getattr(self, name)}"
+            for name in ("num_layers", "width", "ffn_width", "num_heads", "pos_kernel", "pos_groups", "sample_rate")
+            if getattr(self, name) < 1
+        ]
+        if not wrong and self.width % self.num_heads:
+            wrong.append(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if not wrong and self.width % self.pos_groups:
+            wrong.append(f"width {self.width} is not a multiple of pos_groups {self.pos_groups}")
+        if self.conv_norm not in ("group", "layer"):
+            wrong.append(f'conv_norm must be "group" or "layer", found {self.conv_norm!r}')
+        if wrong:
+            raise CheckpointError("backbone configuration: " + "; ".join(wrong))
+
+    @property
+    def frame_hop(self) -> int:
+        """Samples between the starts of two frames."""
+        return compute_frame_hop(self.conv_layers)
+
+    @property
+    def frame_span(self) -> int:
+        """Samples that one frame sees: the shortest usable recording."""
+        return compute_frame_span(self.conv_layers)

@@ -1,0 +1,194 @@
+"""The light parts on a backbone: exit heads on each layer, and HuBERT's own prediction head on the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.errors import CheckpointError
+from daisy.models.packing import FrameLayout, PackedLayout
+
+READS = ("states", "feed_forward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Shape of a set of exit heads."""
+
+    num_layers: int
+    """Layers of the backbone, L."""
+    width: int
+    """Width of what the heads read, D."""
+    num_units: int
+    """Classes of the unit classifiers, K."""
+    reads: str = "states"
+    """"states": the layer's output; "feed_forward": the feed-forward output before residual and norm."""
+    regressors: bool = True
+    """Whether there are loss regressors beside the unit classifiers."""
+
+    @classmethod
+    def from_dict(cls, values: dict) -> HeadsConfig:
+        """Inverse of ``dataclasses.asdict``.
+
+        Raises:
+            CheckpointError: on unknown fields or values.
+        """
+        try:
+            config = cls(**values)
+        except TypeError as error:
+            raise CheckpointError(f"heads configuration: {error}") from None
+        if config.reads not in READS:
+            raise CheckpointError(f"heads configuration: reads must be one of {READS}, found {config.reads!r}")
+        return config
+
+
+def missing_heads(reader: str, reads: Iterable[str]) -> CheckpointError:
+    """What to raise where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
+    return CheckpointError(
+        f"this checkpoint has no exit heads, and {reader} reads {', '.join(sorted(reads))}: "
+        "train heads with the fairseq plugin, or use the policy fixed or never"
+    )
+
+
+class ExitHeads(nn.Module):
+    """One unit classifier and one loss regressor per layer.
+
+    The unit classifier is linear on each frame (DAISY, arXiv:2406.05464); the entropy of its distribution is the
+    predicted loss. The loss regressor is linear on the mean and standard deviation over time of what the classifier
+    reads: 2 D multiplications an utterance, where the classifier needs D x K a frame.
+    """
+
+    def __init__(self, config: HeadsConfig):
+        super().__init__()
+        self.config = config
+        self.units = nn.ModuleList(nn.Linear(config.width, config.num_units) for _ in range(config.num_layers))
+        self.regressors = (
+            nn.ModuleList(LossRegressor(config.width, math.log(config.num_units)) for _ in range(config.num_layers))
+            if config.regressors
+            else None
+        )
+
+    def unit_logits(self, layer: int, features: Tensor) -> Tensor:
+        """Classify what layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""
+        logits: Tensor = self.units[layer - 1](features)
+        return logits
+
+    def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
+        """The regressor's estimate of each utterance's masked-unit loss at this layer, (B,) in nats.
+
+        Args:
+            layer: 1 to L.
+            pooled: (B, 2 D) float32, of `mean_and_std`.
+
+        Raises:
+            CheckpointError: where these heads have no regressors.
+        """
+        if self.regressors is None:
+            raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
+        return self.regressors[layer - 1](pooled)
+
+
+class LossRegressor(nn.Module):
+    """Linear from the standardised statistics of an utterance's frames to its standardised loss.
+
+    Means and variances of both are running ones, gathered by `observe` in training. Without them the gradient steps
+    that suit the unit classifiers leave the regressors far from the least-squares fit.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, start: float):
+        super().__init__()
+        self.linear = nn.Linear(2 * width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.cat([torch.zeros(2 * width), torch.tensor([start])]))  # the loss comes last
+        self.register_buffer("variance", torch.ones(2 * width + 1))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> LossRegressor:
+        """Stay in float32 whatever the rest is cast to: counts and variances need it, and it costs nothing."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, 2 D) statistics to (B,) nats."""
+        deviation = self.variance.clamp(min=1e-8).sqrt()
+        standardised = (pooled - self.mean[:-1]) / deviation[:-1]
+        return self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
+
+    @torch.no_grad()
+    def observe(self, pooled: Tensor, loss: Tensor) -> None:
+        """Add (B, 2 D) statistics and their (B,) losses to the running means and variances."""
+        seen = torch.cat([pooled, loss[:, None]], dim=1).float()
+        count = self.count + len(seen)
+        share, delta = len(seen) / count, seen.mean(0) - self.mean
+        if not self.count:
+            self.mean.zero_()
+            self.variance.zero_()
+            delta = seen.mean(0)
+        spread = self.variance * (1 - share) + seen.var(0, correction=0) * share
+        self.variance.copy_(spread + delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(count)
+
+
+class FinalHead(nn.Module):
+    """HuBERT's own prediction head: cosine similarity of the projected state with each unit's embedding.
+
+    Source: arXiv:2106.07447, equation 3; fairseq/models/hubert/hubert.py, ``final_proj``, ``label_embs_concat`` and
+    ``compute_nce``.
+    """
+
+    def __init__(self, width: int, final_dim: int, num_units: int, temperature: float = 0.1):
+        super().__init__()
+        self.temperature = temperature
+        self.projection = nn.Linear(width, final_dim)
+        self.embeddings = nn.Parameter(torch.zeros(num_units, final_dim))
+
+    @property
+    def num_units(self) -> int:
+        """Units K, the dictionary's special symbols included."""
+        return self.embeddings.shape[0]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of the last layer (..., D) to unit logits (..., K)."""
+        projected = F.normalize(self.projection(states), dim=-1)
+        return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
+
+
+def mean_and_std(features: Tensor, layout: FrameLayout) -> Tensor:
+    """Compute mean and standard deviation over each utterance's frames.
+
+    Args:
+        features: (F, D), the frames of B utterances one after the other.
+        layout: of the utterances.
+
+    Returns:
+        (B, 2 D) float32.
+    """
+    features = features.float()
+    if isinstance(layout, PackedLayout) and features.device.type == "cpu":
+        # A recording of 10 s: an eighth of the time of index_add_'s float64 sums.
+        return torch.stack([_mean_and_std_of_one(rows) for rows in features.split(layout.seqlens_list)])
+    mean = layout.mean(features)
+    centred = features - mean[layout.segment_ids]
+    return torch.cat([mean, layout.mean(centred.square()).sqrt()], dim=-1)
+
+
+def _mean_and_std_of_one(frames: Tensor) -> Tensor:
+    """(n, D) to (2 D,)."""
+    mean = frames.mean(0)
+    return torch.cat([mean, (frames - mean).square_().mean(0).sqrt()])

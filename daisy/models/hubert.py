@@ -1,0 +1,148 @@
+"""HuBERT, one stage at a time: front end, then layer after layer.
+
+The order of computation is ours, so that a caller can stop after any layer, and so that padding never changes a result.
+
+Shapes: ``B`` utterances, ``N`` samples, ``T`` frames, ``C`` channels of the convolutions, ``D`` width, ``L`` layers.
+Lengths (``num_samples``, ``num_frames``) are int64 tensors on the CPU: asking for them costs no device synchronisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.models.config import BackboneConfig
+from daisy.models.lengths import count_frames, make_valid_mask
+from daisy.models.modules import Encoder, FeatureExtractor
+
+
+class Backbone(nn.Module):
+    """A HuBERT that is run stage by stage.
+
+        features, num_frames = backbone.front_end(waveforms, num_samples)
+        states = backbone.embed(features, num_frames)                    # layer 0
+        for l in range(1, backbone.config.num_layers + 1):
+            states = backbone.layer(l, states, num_frames)               # layer l
+
+    Layer 0 is the input of the first transformer layer, layer ``l`` the output of layer ``l``; with ``pre_norm`` the
+    last layer's is after the final layer norm. That is what s3prl's HuBERT upstream returns
+    (s3prl/upstream/hubert/expert.py), and what fairseq's ``extract_features(output_layer=l)`` returns but for the
+    final norm. An utterance's result is the same alone and in any batch.
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.feature_extractor = FeatureExtractor(config)
+        self.encoder = Encoder(config)
+        self.mask_embedding = nn.Parameter(torch.zeros(config.width))
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mask_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.mask_embedding.dtype
+
+    def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Run all layers.
+
+        Args:
+            waveforms: (B, N) float, at ``config.sample_rate``; what lies past an utterance's end is not read.
+            num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long, and then
+                nothing looks at lengths, as ``torch.export`` wants it.
+
+        Returns:
+            The states of layers 0 to L, (B, T, D) each, which mean nothing past an utterance's end; and num_frames,
+            (B,) int64 on the CPU.
+        """
+        features, num_frames = self.front_end(waveforms, num_samples)
+        valid_frames = None if num_samples is None else num_frames
+        states = [self.embed(features, valid_frames)]
+        for layer in range(1, self.config.num_layers + 1):
+            states.append(self.layer(layer, states[-1], valid_frames))
+        return states, num_frames
+
+    def front_end(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Turn waveforms into convolutional features.
+
+        Utterances of one length run as a batch. Others run one by one: statistics over time (the group norm of the
+        first convolution, the normalisation of the waveform) are then those of the utterance's own samples, and no
+        padding is convolved, which on a CPU is the faster way too.
+
+        Args:
+            waveforms: (B, N) float, at ``config.sample_rate``; what lies past an utterance's end is not read.
+            num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long.
+
+        Returns:
+            features (B, T, C), zero past an utterance's end, and num_frames (B,) int64 on the CPU.
+        """
+        if num_samples is None:
+            count = count_frames(waveforms.shape[1], self.config.conv_layers)
+            return self._convolve(waveforms), torch.full((len(waveforms),), count)
+        num_frames = count_frames(num_samples, self.config.conv_layers)
+        lengths = num_samples.tolist()
+        if min(lengths) == max(lengths):
+            return self._convolve(waveforms[:, : lengths[0]]), num_frames
+        rows = [self._convolve(waveforms[b : b + 1, :n])[0] for b, n in enumerate(lengths)]  # (T_b, C) each
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), num_frames
+
+    def _convolve(self, waveforms: Tensor) -> Tensor:
+        """(B, N) waveforms of one length to (B, T, C) features."""
+        if self.config.normalize:
+            waveforms = F.layer_norm(waveforms, waveforms.shape[-1:])
+        features: Tensor = self.feature_extractor(waveforms.to(self.dtype))
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Project features (B, T, C) to the transformer's width (B, T, D): where HuBERT's masking replaces frames."""
+        projected: Tensor = self.encoder.feature_projection(features)
+        return projected
+
+    def position(self, projected: Tensor, num_frames: Tensor | None) -> Tensor:
+        """Add the positional convolution: projected features (B, T, D) to layer 0 (B, T, D).
+
+        Args:
+            projected: of `project`.
+            num_frames: (B,) int64 on the CPU; None where no utterance is padded.
+        """
+        valid = self._valid(num_frames, projected.shape[1])
+        if valid is not None:
+            projected = projected * valid[..., None]  # the convolution pads with zeros: so must we
+        transformer = self.encoder.transformer
+        positioned = projected + transformer.pos_conv_embed(projected)
+        return positioned if self.config.pre_norm else transformer.layer_norm(positioned)
+
+    def embed(self, features: Tensor, num_frames: Tensor | None) -> Tensor:
+        """Turn features (B, T, C) into layer 0 (B, T, D), the input of the first transformer layer."""
+        return self.position(self.project(features), num_frames)
+
+    def layer(self, layer: int, states: Tensor, num_frames: Tensor | None) -> Tensor:
+        """Run layer ``layer`` (1 to L) on the states of the layer before, both (B, T, D)."""
+        return self.layer_with_feed_forward(layer, states, num_frames)[0]
+
+    def layer_with_feed_forward(self, layer: int, states: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run a layer as `layer` does, and return its feed-forward block's output too.
+
+        That is the output before residual and norm, (B, T, D), which the published DAISY code reads with
+        ``cls_pred_position: before-norm``.
+        """
+        length = states.shape[1]
+        valid = self._valid(num_frames, length)
+        mask = None if valid is None else valid[:, None, None, :].expand(-1, 1, length, length)
+        transformer = self.encoder.transformer
+        states, feed_forward = transformer.layers[layer - 1](states, mask)
+        if self.config.pre_norm and layer == self.config.num_layers:
+            states = transformer.layer_norm(states)
+        return states, feed_forward
+
+    def _valid(self, num_frames: Tensor | None, length: int) -> Tensor | None:
+        """(B, T) mask of valid frames on the weights' device, or None where every frame is."""
+        if num_frames is None or int(num_frames.min()) == length:
+            return None
+        return make_valid_mask(num_frames, length).to(self.device)

@@ -1,0 +1,174 @@
+"""The modules of a HuBERT, with torchaudio's parameter names; they run plainly, and hooks on them fire.
+
+Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.models.config import BackboneConfig
+
+
+class ConvLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, T)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvLayer(nn.Module):
+    """A convolution of the front end, its norm where it has one, and GELU."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, bias: bool, norm: nn.Module | None):
+        super().__init__()
+        self.layer_norm = norm
+        self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) to (B, C', T')."""
+        x = self.conv(x)
+        return F.gelu(x if self.layer_norm is None else self.layer_norm(x))
+
+
+class FeatureExtractor(nn.Module):
+    """The convolutional front end."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        layers, in_channels = [], 1
+        for index, (channels, kernel, stride) in enumerate(config.conv_layers):
+            norm: nn.Module | None = None
+            if config.conv_norm == "layer":
+                norm = ConvLayerNorm(channels)
+            elif index == 0:
+                norm = nn.GroupNorm(channels, channels)
+            layers.append(ConvLayer(in_channels, channels, kernel, stride, config.conv_bias, norm))
+            in_channels = channels
+        self.conv_layers = nn.ModuleList(layers)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(B, N) waveforms of one length to (B, T, C) features."""
+        x = waveforms[:, None]
+        for layer in self.conv_layers:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+
+class FeatureProjection(nn.Module):
+    """From the convolutions' channels to the transformer's width."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        channels = config.conv_layers[-1][0]
+        self.layer_norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels, config.width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, D)."""
+        projected: Tensor = self.projection(self.layer_norm(features))
+        return projected
+
+
+class PositionalConvolution(nn.Module):
+    """The grouped convolution whose output stands for positions.
+
+    It has a plain weight: fairseq's weight norm is for training, and would be recomputed at every call.
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.conv = nn.Conv1d(
+            config.width, config.width, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        y = self.conv(x.transpose(1, 2))
+        return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of each frame to all frames of its utterance."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); ``mask`` (B, 1, T, T) bool is True where a frame may be looked at."""
+        queries, keys, values = (
+            projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return output
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with GELU between them."""
+
+    def __init__(self, width: int, inner_width: int):
+        super().__init__()
+        self.intermediate_dense = nn.Linear(width, inner_width)
+        self.output_dense = nn.Linear(inner_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        output: Tensor = self.output_dense(F.gelu(self.intermediate_dense(x)))
+        return output
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a feed-forward block, each with a residual and a norm."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention = SelfAttention(config.width, config.num_heads)
+        self.layer_norm = nn.LayerNorm(config.width)
+        self.feed_forward = FeedForward(config.width, config.ffn_width)
+        self.final_layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Args:
+            states: (B, T, D).
+            mask: (B, 1, T, T) bool, True where a frame may be looked at; None where all may.
+
+        Returns:
+            The layer's output, and the feed-forward block's before residual and norm, both (B, T, D).
+        """
+        if self.pre_norm:
+            attended = states + self.attention(self.layer_norm(states), mask)
+            feed_forward = self.feed_forward(self.final_layer_norm(attended))
+            return attended + feed_forward, feed_forward
+        attended = self.layer_norm(states + self.attention(states, mask))
+        feed_forward = self.feed_forward(attended)
+        return self.final_layer_norm(attended + feed_forward), feed_forward
+
+
+class Transformer(nn.Module):
+    """Positions, the layers, and the norm before the first or after the last of them."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.pos_conv_embed = PositionalConvolution(config)
+        self.layer_norm = nn.LayerNorm(config.width)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+
+
+class Encoder(nn.Module):
+    """All that follows the convolutions."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.feature_projection = FeatureProjection(config)
+        self.transformer = Transformer(config)

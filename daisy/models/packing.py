@@ -1,0 +1,176 @@
+"""Where the frames of a batch's utterances stand: one after the other, without padding.
+
+Names are those of attention for many lengths: ``seqlens`` are frames of each utterance, ``cu_seqlens`` the first frame
+of each and the end of the last, ``max_seqlen`` at least the frames of any.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class FrameLayout(ABC):
+    """What a device needs to know of B utterances with F frames in all."""
+
+    total: int
+    """F."""
+    max_seqlen: int
+    """At least the frames of any."""
+    segment_ids: Tensor
+    """(F,) int64 on the device: which utterance each frame is of."""
+    seqlens: Tensor
+    """(B,) int64 on the device: frames of each."""
+    cu_seqlens: Tensor
+    """(B + 1,) int32 on the device: the first frame of each, and F."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """B."""
+
+    @abstractmethod
+    def strided(self, stride: int) -> FrameLayout:
+        """Lay out every ``stride``-th frame of each utterance, its first on."""
+
+    @abstractmethod
+    def strided_rows(self, stride: int) -> Tensor:
+        """Find where those frames stand among all, (F',) int64 on the device."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over each utterance's frames: (F, ...) to (B, ...) float32."""
+        total = values.new_zeros(len(self), *values.shape[1:], dtype=torch.float64)  # sums of minutes of frames
+        total.index_add_(0, self.segment_ids, values.double())
+        return (total / self.seqlens.view(-1, *[1] * (values.ndim - 1))).float()
+
+    def row_indices(self, starts: Tensor) -> Tensor:
+        """Find the rows of frames whose utterances begin at rows ``starts``, (B,) on the device: (F,) int64 there."""
+        shift = (starts - self.cu_seqlens[:-1])[self.segment_ids]
+        return torch.arange(self.total, device=self.segment_ids.device) + shift
+
+
+class PackedLayout(FrameLayout):
+    """The layout of a batch, known to the host. What a device needs is copied there once; the host does not wait.
+
+    Args:
+        num_frames: (B,) int64 on the CPU, frames of each utterance.
+        device: of the frames.
+    """
+
+    def __init__(self, num_frames: Tensor, device: torch.device | str = "cpu"):
+        self.num_frames, self.device = num_frames, torch.device(device)
+        self._strided: dict[int, PackedLayout] = {}
+        self._strided_rows: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.num_frames)
+
+    @cached_property
+    def seqlens_list(self) -> list[int]:
+        """Frames of each utterance, as numbers."""
+        lengths: list[int] = self.num_frames.tolist()
+        return lengths
+
+    @cached_property
+    def total(self) -> int:  # type: ignore[override]
+        """F."""
+        return sum(self.seqlens_list)
+
+    @cached_property
+    def max_seqlen(self) -> int:  # type: ignore[override]
+        """Frames of the longest."""
+        return max(self.seqlens_list)
+
+    @cached_property
+    def segment_ids(self) -> Tensor:  # type: ignore[override]
+        """See `FrameLayout`."""
+        return torch.repeat_interleave(self.num_frames).to(self.device, non_blocking=True)
+
+    @cached_property
+    def seqlens(self) -> Tensor:  # type: ignore[override]
+        """See `FrameLayout`."""
+        return self.num_frames.to(self.device, non_blocking=True)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:  # type: ignore[override]
+        """See `FrameLayout`."""
+        ends = self.num_frames.cumsum(0)
+        return torch.cat([ends.new_zeros(1), ends]).int().to(self.device, non_blocking=True)
+
+    def strided(self, stride: int) -> PackedLayout:
+        """See `FrameLayout.strided`; made once."""
+        if stride == 1:
+            return self
+        if stride not in self._strided:
+            self._strided[stride] = PackedLayout((self.num_frames + stride - 1) // stride, self.device)
+        return self._strided[stride]
+
+    def strided_rows(self, stride: int) -> Tensor:
+        """See `FrameLayout.strided_rows`; made once."""
+        if stride not in self._strided_rows:
+            self._strided_rows[stride] = self._make_strided_rows(stride)
+        return self._strided_rows[stride]
+
+    def _make_strided_rows(self, stride: int) -> Tensor:
+        counts = self.strided(stride).num_frames
+        starts, firsts = self.num_frames.cumsum(0) - self.num_frames, counts.cumsum(0) - counts
+        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(firsts, counts)
+        rows = torch.repeat_interleave(starts, counts) + stride * within
+        return rows.to(self.device, non_blocking=True)
+
+    def select(self, stay: Tensor) -> PackedLayout:
+        """Lay out some of the utterances, (B,) bool on the CPU."""
+        return PackedLayout(self.num_frames[stay], self.device)
+
+    def select_rows(self, rows: Tensor, stay: Tensor) -> Tensor:
+        """Copy the rows (F, ...) of some of the utterances, (B,) bool on the CPU."""
+        pairs = zip(rows.split(self.seqlens_list), stay.tolist(), strict=True)
+        kept = [utterance for utterance, stays in pairs if stays]
+        return torch.cat(kept) if kept else rows[:0]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """Give each utterance its own row of frames: (F, ...) to (B, T, ...), with zeros past its end."""
+        return torch.nn.utils.rnn.pad_sequence(list(rows.split(self.seqlens_list)), batch_first=True)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """Undo `pad`: (B, T, ...) to (F, ...)."""
+        return torch.cat([row[:count] for row, count in zip(padded, self.seqlens_list, strict=True)])
+
+
+class StaticLayout(FrameLayout):
+    """A layout whose tensors stay where they are while what is in them changes, for CUDA graphs.
+
+    Its host has no numbers of the batch: only the sizes that graphs were made for.
+
+    Args:
+        segment_ids: (F,), see `FrameLayout`.
+        seqlens: (B,), likewise.
+        cu_seqlens: (B + 1,), likewise.
+        max_seqlen: at least the frames of any.
+        strided: the layout of the frames that heads look at, and their rows, where these are not all.
+    """
+
+    def __init__(
+        self,
+        segment_ids: Tensor,
+        seqlens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        strided: tuple[StaticLayout, Tensor] | None = None,
+    ):
+        self.segment_ids, self.seqlens, self.cu_seqlens = segment_ids, seqlens, cu_seqlens
+        self.total, self.max_seqlen, self._strided = len(segment_ids), max_seqlen, strided
+
+    def __len__(self) -> int:
+        return len(self.seqlens)
+
+    def strided(self, stride: int) -> StaticLayout:
+        """See `FrameLayout.strided`; of the one stride that it was made for."""
+        return self if self._strided is None else self._strided[0]
+
+    def strided_rows(self, stride: int) -> Tensor:
+        """See `FrameLayout.strided_rows`; likewise."""
+        assert self._strided is not None
+        return self._strided[1]

@@ -1,0 +1,91 @@
+"""A calibrated policy as a file: its settings, what they were set on, for which model, and what they attained.
+
+JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of the model it is for),
+``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from daisy import _files
+from daisy.errors import PolicyError
+from daisy.policies.base import Policy
+from daisy.policies.registry import from_config
+from daisy.version import __version__
+
+FORMAT_VERSION = 1
+
+
+def write_policy(
+    path: Path,
+    policy: Policy,
+    *,
+    checkpoint: str,
+    digest: str,
+    target: dict,
+    attained: dict,
+    data: dict,
+    score_stride: int = 1,
+) -> None:
+    """Write a policy file, atomically.
+
+    Args:
+        path: where.
+        policy: its settings.
+        checkpoint: name of the model, for people.
+        digest: of the model's file (`daisy.checkpoints.digest`).
+        target: what was asked for.
+        attained: what was measured.
+        data: what on: number of recordings, digest of their contents, conditions.
+        score_stride: of the encoder that it was measured with.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    content = {
+        "format_version": FORMAT_VERSION,
+        "daisy": __version__,
+        "checkpoint": {"name": checkpoint, "digest": digest},
+        "target": target,
+        "attained": attained,
+        "data": data,
+        "score_stride": score_stride,
+        "policy": policy.to_config(),
+    }
+    _files.write_json(path, content)
+
+
+def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
+    """Read the policy of a file, and the score stride that it was set with.
+
+    Args:
+        path: the file.
+        checkpoint: name of the model that it shall decide for.
+        digest: of that model's file.
+
+    Raises:
+        PolicyError: where it is no policy file, of a later version, damaged, or for another model.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, config, made_for = content["format_version"], content["policy"], content["checkpoint"]
+    except OSError as error:
+        raise PolicyError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise PolicyError(f"{path}: not a policy file; daisy calibrate makes one") from None
+    if version != FORMAT_VERSION:
+        raise PolicyError(f"{path}: format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
+    try:
+        if made_for["digest"] != digest:
+            raise PolicyError(
+                f"was calibrated for {made_for['name']} ({made_for['digest'][:12]}), not for {checkpoint} "
+                f"({digest[:12]}): thresholds mean nothing for another model; calibrate one for it"
+            )
+        return from_config(config), int(content.get("score_stride", 1))
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise PolicyError(f"{path}: a damaged policy file; calibrate again") from None

@@ -1,0 +1,68 @@
+"""All policies by name, and as configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from daisy.errors import PolicyError, unknown_name
+from daisy.policies.base import Policy
+from daisy.policies.baselines import Deadline, Oracle, Random, Window
+from daisy.policies.rules import (
+    Agreement,
+    Confidence,
+    Entropy,
+    Fixed,
+    Forecast,
+    Margin,
+    Never,
+    Patience,
+    Plateau,
+    Regressed,
+    RegressedPlateau,
+    Score,
+)
+
+POLICIES: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        Entropy, Regressed, Confidence, Margin, Agreement, Patience, Plateau, RegressedPlateau, Forecast, Deadline,
+        Random, Oracle, Window, Score, Fixed, Never,
+    )
+}  # fmt: skip
+
+
+def make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
+    """Make a policy by name and settings.
+
+    Raises:
+        PolicyError: on an unknown name, an unknown, missing or impossible setting.
+    """
+    if name not in POLICIES:
+        raise PolicyError(unknown_name("policy", name, POLICIES))
+    fields = {field.name: field for field in dataclasses.fields(POLICIES[name])}
+    for given in settings:
+        if given not in fields:
+            raise PolicyError(f"policy {name}: {unknown_name('setting', given, fields)}")
+    missing = [
+        field.name
+        for field in fields.values()
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in settings
+    ]
+    if missing:
+        how = "it is learnt from audio: daisy calibrate" if "weights" in missing else f"give {missing[0]}"
+        raise PolicyError(f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: {how}")
+    return POLICIES[name](**{key: from_config(v) if isinstance(v, Mapping) else v for key, v in settings.items()})
+
+
+def from_config(config: Mapping[str, Any]) -> Policy:
+    """Undo `Policy.to_config`.
+
+    Raises:
+        PolicyError: as `make_policy` does, and where it is no configuration.
+    """
+    if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
+        raise PolicyError(f"a policy's configuration has its name and settings, found {config!r}")
+    settings = dict(config)
+    return make_policy(settings.pop("name"), settings)

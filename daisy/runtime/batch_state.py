@@ -1,0 +1,74 @@
+"""The state of one batch in the exit loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from daisy.models.packing import PackedLayout
+from daisy.policies.scores import SCORES, HeadOutputs
+from daisy.runtime.layer_runner import LayerOutput
+
+
+class BatchState:
+    """The mutable state of one batch: who is still in it, what was computed for whom."""
+
+    def __init__(
+        self,
+        layout: PackedLayout,
+        num_layers: int,
+        score_names: Sequence[str],
+        *,
+        keep_all: bool,
+        score_stride: int,
+    ):
+        batch = len(layout)
+        self.keep_all, self.score_stride = keep_all, score_stride
+        self.active = torch.arange(batch)
+        self.layout = layout
+        self.exit_layer = torch.zeros(batch, dtype=torch.int64)
+        self.scores = {name: torch.full((batch, num_layers), torch.nan) for name in score_names}
+        self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
+        self.previous_units: Tensor | None = None
+        self.draws: Tensor | None = None
+
+    def record_states(self, states: Tensor) -> None:
+        """Keep views of a layer's states, (F, D) of those who are active."""
+        for utterance, rows in zip(self.active.tolist(), states.split(self.layout.seqlens_list), strict=True):
+            if self.keep_all:
+                self.kept[utterance].append(rows)
+            else:
+                self.kept[utterance] = [rows]
+
+    def record_scores(self, layer: int, names: Sequence[str], output: LayerOutput) -> None:
+        """Note layer ``layer``'s scores, those of heads by their names; a GPU is waited for once."""
+        self.previous_units = output.units
+        values = {} if output.scores is None else dict(zip(names, output.scores.cpu(), strict=True))
+        without_heads = HeadOutputs(None, layer, output.states, self.layout, draws=self.draws)
+        for name, column in self.scores.items():
+            value = values[name] if name in values else SCORES[name](without_heads)
+            column[self.active, layer - 1] = value
+
+    def trajectory(self, name: str, layer: int) -> Tensor:
+        """Return (active, layer) scores of layers 1 to ``layer``."""
+        return self.scores[name][self.active, :layer]
+
+    def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
+        """Take out who leaves, (active,) bool, and return the states of those who stay."""
+        if not leave.any():
+            return states
+        self.exit_layer[self.active[leave]] = layer
+        stay = ~leave
+        if self.draws is not None:
+            self.draws = self.draws[stay]
+        if self.previous_units is not None:
+            self.previous_units = self.layout.strided(self.score_stride).select_rows(self.previous_units, stay)
+        states = self.layout.select_rows(states, stay)
+        self.active, self.layout = self.active[stay], self.layout.select(stay)
+        return states
+
+    def stack_states(self) -> list[Tensor]:
+        """Stack each utterance's kept layers, (layers, T_b, D), without padding."""
+        return [torch.stack(kept) for kept in self.kept]

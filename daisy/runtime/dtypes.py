@@ -1,0 +1,70 @@
+"""What can be computed in, by name or as torch's dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from daisy.errors import UsageError, unknown_name
+
+Precision = Literal["float32", "bfloat16", "int8"]
+"""float32; bfloat16: weights and states, sums still in float32; int8: linear maps of the layers, on CPUs only."""
+
+STATE_DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""Type of the states that come out of each."""
+
+
+def parse_dtype(dtype: str | torch.dtype, device: torch.device | str = "cpu") -> Precision:
+    """Name what to compute in.
+
+    Args:
+        dtype: "float32", "bfloat16", "int8", or torch's dtype of that name.
+        device: of the weights.
+
+    Raises:
+        UsageError: where it is none of these, or not for this device.
+    """
+    name = str(dtype).removeprefix("torch.")
+    known = get_args(Precision)
+    if name not in known:
+        raise UsageError(unknown_name("dtype", name, known))
+    if name == "int8" and torch.device(device).type != "cpu":
+        raise UsageError(f"dtype int8 is for CPUs, and the weights are on {device}")
+    return next(precision for precision in known if precision == name)
+
+
+def floating(precision: Precision) -> Precision:
+    """Return the precision of what int8 leaves alone."""
+    return "float32" if precision == "int8" else precision
+
+
+def cast_precision(fn: Callable[[Tensor], Tensor]) -> Precision | None:
+    """Tell what a function that ``nn.Module`` applies to its weights (``bfloat16()``, ``to(...)``) casts to.
+
+    Returns:
+        The precision; None where it only moves weights.
+
+    Raises:
+        UsageError: where it casts to what daisy does not compute in, such as float16.
+    """
+    for probe in (torch.empty(0), torch.empty(0, dtype=torch.bfloat16)):
+        if (dtype := fn(probe).dtype) != probe.dtype:
+            return parse_dtype(dtype)
+    return None
+
+
+def without_cast(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Move as ``fn`` does, and leave the type as it is: weights are packed in another, from their full precision."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move

@@ -1,0 +1,142 @@
+"""The backbone as the exit loop runs it: frames of a batch one after the other, without padding, without gradients.
+
+``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
+utterance ends and run over all ``F`` rows; attention and convolutions keep to each utterance's own. So nothing is
+computed to make lengths equal, and who has left is gone from the next layer's rows. On CPUs a few rows are added to a
+whole batch, so that oneDNN's products share their shapes (`daisy.runtime.linear.round_up_rows`). The result is
+`Backbone`'s.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.models import Backbone, BackboneConfig
+from daisy.models.modules import TransformerLayer
+from daisy.models.packing import FrameLayout, PackedLayout
+from daisy.runtime.attention import attend
+from daisy.runtime.convolution import FourierConv
+from daisy.runtime.cpu_front_end import CpuFrontEnd
+from daisy.runtime.cuda_front_end import CudaFrontEnd
+from daisy.runtime.dtypes import STATE_DTYPES, Precision, floating, parse_dtype
+from daisy.runtime.front_end import FrontEnd
+from daisy.runtime.linear import make_linear, pack_linear, padded_view
+from daisy.runtime.private_ops import has_varlen_attention
+
+
+def make_front_end(backbone: Backbone, precision: Precision) -> FrontEnd:
+    """Make the front end for the backbone's device, with the weights as they are now."""
+    return (CpuFrontEnd if backbone.device.type == "cpu" else CudaFrontEnd)(backbone, precision)
+
+
+class PackedBackbone:
+    """A backbone whose weights are laid out for speed: copies, made for the weights as they are now.
+
+    Args:
+        backbone: the layers.
+        precision: what to compute in. With "int8" an utterance's inputs share a scale, so utterances run one by one.
+
+    Raises:
+        UsageError: on another type, or on "int8" elsewhere than on a CPU.
+    """
+
+    def __init__(self, backbone: Backbone, precision: Precision = "float32"):
+        parse_dtype(precision, backbone.device)
+        self.config, self.dtype, self.device = backbone.config, STATE_DTYPES[precision], backbone.device
+        self.front_end = make_front_end(backbone, floating(precision))
+        projection = backbone.encoder.feature_projection
+        transformer = backbone.encoder.transformer
+        self.feature_norm = PackedNorm(projection.layer_norm, self.dtype)
+        self.projection = pack_linear(projection.projection, floating(precision))
+        positions = transformer.pos_conv_embed.conv
+        self.positional = FourierConv(positions.weight, positions.bias, self.config.pos_groups)
+        self.norm = PackedNorm(transformer.layer_norm, self.dtype)
+        self.layers = [PackedLayer(layer, self.config, precision) for layer in transformer.layers]
+
+    @property
+    def supports_varlen(self) -> bool:
+        """Whether the host needs no utterance's length to run a layer, which then can be captured."""
+        return has_varlen_attention(self.device, self.dtype, self.config.width // self.config.num_heads)
+
+    def embed(self, features: Tensor, layout: FrameLayout) -> Tensor:
+        """Turn what `front_end` makes of waveforms, features (F, C), into layer 0 (F, D)."""
+        projected = self.projection(self.feature_norm(features))
+        states = projected + F.gelu(self.positional(projected, layout)).to(self.dtype)
+        return states if self.config.pre_norm else self.norm(states)
+
+    def layer(
+        self, layer: int, states: Tensor, layout: FrameLayout, return_feed_forward: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Run layer ``layer`` (1 to L).
+
+        Args:
+            layer: which.
+            states: of the layer before, (F, D).
+            layout: of the utterances.
+            return_feed_forward: whether the feed-forward block's output before residual and norm is wanted too.
+
+        Returns:
+            The states, and with ``return_feed_forward`` that output, else the states again; both (F, D).
+        """
+        count, packed = len(states), self.layers[layer - 1]
+        padded = padded_view(states, packed.inputs.padded_rows(count))
+        states, feed_forward = (rows[:count] for rows in packed(padded, layout, return_feed_forward))
+        if self.config.pre_norm and layer == self.config.num_layers:
+            states = self.norm(states)
+        return states, feed_forward if return_feed_forward else states
+
+
+class PackedNorm:
+    """Layer norm with weights of the states' type."""
+
+    def __init__(self, module: nn.LayerNorm, dtype: torch.dtype):
+        self.weight, self.bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+        self.eps = module.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class PackedLayer:
+    """A transformer layer, with one product for queries, keys and values."""
+
+    def __init__(self, layer: TransformerLayer, config: BackboneConfig, precision: Precision):
+        attention = layer.attention
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with the keys are weights
+        scaled = list(zip((scale, 1.0, 1.0), projections, strict=True))
+        self.inputs = make_linear(
+            torch.cat([factor * projection.weight.detach().float() for factor, projection in scaled]),
+            torch.cat([factor * projection.bias.detach().float() for factor, projection in scaled]),
+            precision,
+        )
+        self.output = pack_linear(attention.out_proj, precision)
+        self.inner = pack_linear(layer.feed_forward.intermediate_dense, precision)
+        self.outer = pack_linear(layer.feed_forward.output_dense, precision)
+        dtype = STATE_DTYPES[precision]
+        self.norm, self.final_norm = PackedNorm(layer.layer_norm, dtype), PackedNorm(layer.final_layer_norm, dtype)
+        self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
+        self.one_by_one = precision == "int8"
+
+    def __call__(self, states: Tensor, layout: FrameLayout, return_feed_forward: bool) -> tuple[Tensor, Tensor]:
+        """Run the layer on (F, D) states, as `PackedBackbone.layer`; further rows may follow, which mean nothing."""
+        if self.one_by_one and len(layout) > 1:
+            assert isinstance(layout, PackedLayout)  # graphs are for devices, and int8 is for CPUs
+            parts = [
+                self(rows, PackedLayout(torch.tensor([len(rows)])), return_feed_forward)
+                for rows in states.split(layout.seqlens_list)
+            ]
+            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
+        mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), layout, self.num_heads)
+        attended = self.output(mixed, residual=states)
+        if not self.pre_norm:
+            attended = self.norm(attended)
+        inner = self.inner(self.final_norm(attended) if self.pre_norm else attended, gelu=True)
+        if return_feed_forward:
+            feed_forward = self.outer(inner)
+            states = attended + feed_forward
+        else:
+            states = feed_forward = self.outer(inner, residual=attended)
+        return (states if self.pre_norm else self.final_norm(states)), feed_forward

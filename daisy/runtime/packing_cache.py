@@ -1,0 +1,49 @@
+"""Packed copies of modules, made when first asked for and again when the weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from daisy.models import Backbone, ExitHeads
+from daisy.runtime.dtypes import Precision
+from daisy.runtime.packed_backbone import PackedBackbone
+from daisy.runtime.packed_heads import PackedHeads
+
+Packed = TypeVar("Packed", PackedBackbone, PackedHeads)
+_packed: WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = WeakKeyDictionary()
+"""Module to precision to (state of its weights, copies): several encoders of a backbone share them."""
+
+
+def pack_backbone(backbone: Backbone, precision: Precision) -> PackedBackbone:
+    """Lay a backbone out for speed, again only when its weights have changed or moved.
+
+    What changes weights behind autograd's back (``weight.data.mul_(2)``, or in place where they were made under
+    ``torch.inference_mode``) is not noticed: `forget_packed` it.
+
+    Raises:
+        UsageError: as `PackedBackbone` does.
+    """
+    return _get_or_build(backbone, precision, PackedBackbone)
+
+
+def pack_heads(heads: ExitHeads | None, precision: Precision) -> PackedHeads | None:
+    """Lay heads out likewise, where there are any."""
+    return None if heads is None else _get_or_build(heads, precision, PackedHeads)
+
+
+def forget_packed(module: nn.Module) -> None:
+    """Lay a backbone or heads out anew at the next use."""
+    _packed.pop(module, None)
+
+
+def _get_or_build(module: nn.Module, precision: Precision, build: Callable[..., Packed]) -> Packed:
+    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()]
+    known = _packed.setdefault(module, {})
+    if precision not in known or known[precision][0] != now:
+        known[precision] = (now, build(module, precision))
+    packed: Packed = known[precision][1]
+    return packed

@@ -1,0 +1,119 @@
+"""HuBERT's own task, masked prediction of units: what a network makes of masked frames, and a head for other units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daisy.checkpoints.format import Model
+from daisy.errors import UsageError
+from daisy.models.heads import FinalHead
+from daisy.models.lengths import count_frames
+
+SPECIAL_SYMBOLS = 4
+"""Rows before the units in fairseq's dictionaries: bos, pad, eos, unk."""
+SPARE_FRAMES = 5
+"""Frames by which units and frames of a recording may differ: other windows, other ends."""
+
+
+def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
+    """(T,) bool: masked frames, as in HuBERT's pre-training (static spans that may overlap, at least two)."""
+    count = max(2, int(mask_prob * num_frames / mask_length + generator.random()))
+    length = min(mask_length, max(1, num_frames - 1))
+    starts = generator.choice(num_frames - length + 1, min(count, num_frames - length + 1), replace=False)
+    masked = torch.zeros(num_frames, dtype=torch.bool)
+    masked[(torch.from_numpy(starts)[:, None] + torch.arange(length)).flatten()] = True
+    return masked
+
+
+@torch.no_grad()
+def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
+    """(N,) waveform to (T, D) states of the last layer, with the masked frames (T,) replaced by the mask embedding."""
+    backbone = model.backbone
+    features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
+    projected = backbone.project(features)
+    projected[0, masked] = backbone.mask_embedding
+    found = backbone.position(projected, num_frames)
+    for layer in range(1, backbone.config.num_layers + 1):
+        found = backbone.layer(layer, found, num_frames)
+    return found[0]
+
+
+def masked_frames(
+    model: Model,
+    waveforms: Sequence[Tensor],
+    units: Sequence[Tensor],
+    *,
+    mask_prob: float = 0.65,
+    mask_length: int = 10,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """What the network makes of masked frames, and the units that are there.
+
+    Args:
+        model: its backbone is run.
+        waveforms: (N_b,) each.
+        units: (T_b,) each, 0 to K - 1, a unit a frame; the last few frames may have none. (T_b, S) of several kinds.
+        mask_prob: share of frames that start a span, times ``mask_length``.
+        mask_length: frames of a span.
+        seed: of the masks, which are the same for every model.
+
+    Returns:
+        (N, D) states of the last layer and (N,) units, or (N, S).
+
+    Raises:
+        UsageError: where units come at another rate than frames.
+    """
+    generator = numpy.random.default_rng(seed)
+    found, targets = [], []
+    for waveform, wanted in zip(waveforms, units, strict=True):
+        num_frames = count_frames(len(waveform), model.backbone.config.conv_layers)
+        if abs(num_frames - len(wanted)) > SPARE_FRAMES:
+            raise UsageError(f"{len(wanted)} units for {num_frames} frames: make units at the rate of the frames")
+        where = spans(num_frames, mask_prob, mask_length, generator)
+        where[len(wanted) :] = False
+        found.append(states(model, waveform, where)[where])
+        targets.append(wanted[: len(where)][where[: len(wanted)]])
+    return torch.cat(found), torch.cat(targets)
+
+
+@torch.no_grad()
+def refit(model: Model, masked_states: Tensor, units: Tensor, num_units: int) -> int:
+    """Give a model a final head for other units: each unit's embedding is the mean of the projected masked states.
+
+    A head that starts at random sends misleading gradients through a network that was trained; this one predicts from
+    the first update on.
+
+    Args:
+        model: changed in place; keeps its projection, and gets one that changes nothing where it had no head. Loses its
+            exit heads and policies, which were of the old units.
+        masked_states: (S, D), of `masked_frames`.
+        units: (S,), 0 to ``num_units`` - 1.
+        num_units: K, without special symbols.
+
+    Returns:
+        Number of units that were not met; their embeddings are random.
+    """
+    width, old = model.backbone.config.width, model.final_head
+    head = FinalHead(width, old.embeddings.shape[1] if old else width, num_units + SPECIAL_SYMBOLS)
+    if old is None:
+        nn.init.eye_(head.projection.weight)
+        nn.init.zeros_(head.projection.bias)
+    else:
+        head.temperature = old.temperature
+        head.projection.load_state_dict(old.projection.state_dict())
+    projected = F.normalize(head.projection(masked_states), dim=-1)
+    sums = torch.zeros(num_units, projected.shape[1]).index_add(0, units, projected)
+    counts = torch.bincount(units, minlength=num_units)
+    unmet = counts == 0
+    embeddings = F.normalize(sums / counts.clamp(min=1)[:, None] - projected.mean(0), dim=-1)
+    drawn = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+    embeddings[unmet] = F.normalize(drawn, dim=-1)[unmet]
+    special = -F.normalize(projected.mean(0), dim=0).expand(SPECIAL_SYMBOLS, -1)  # never the best
+    head.embeddings.copy_(torch.cat([special, embeddings]))
+    model.final_head, model.heads, model.policies = head, None, {}
+    return int(unmet.sum())
