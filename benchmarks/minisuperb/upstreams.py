@@ -167,13 +167,13 @@ class _Policies:
 
     def _shared(self) -> Traces:
         every = calibration_runs(self.model, self.limit, parts=("recorded",))
-        heard = {condition.name for condition in conditions.grid(("recorded",), SNRS_DB)}
+        heard = {condition.name for condition in conditions.make_conditions(("recorded",), SNRS_DB)}
         return every.select([row for row, name in enumerate(every.conditions) if name in heard])
 
     def _of_own(self) -> Traces:
         model = daisy.load(self.model)
         speech = trace_conditions.read_speech(self.own[: self.limit], None, Path(), model.backbone.config.sample_rate)
-        return trace_conditions.run(model, speech, conditions.grid(("babble",), SNRS_DB), {})
+        return trace_conditions.run_conditions(model, speech, conditions.make_conditions(("babble",), SNRS_DB), {})
 
     def _set(self, kind: str, depth: float, path: Path) -> None:
         by_chance = kind.startswith("random")
@@ -186,7 +186,7 @@ class _Policies:
             window = fit_window(chosen.policy.to_config()["threshold"], histogram)
             _files.write_json(path, window.to_config())
         else:
-            verdicts = comparison.by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
+            verdicts = comparison.evaluate_by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
             write_policy(
                 path,
                 chosen.policy,

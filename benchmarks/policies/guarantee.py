@@ -30,7 +30,7 @@ POLICIES = ("forecast", "entropy")
 
 def group_losses(runs: Traces, exits: torch.Tensor, loss: str) -> numpy.ndarray:
     """(groups, S) losses of each speaker under each setting."""
-    return guarantee.risks(runs, exits, loss, CEILING[loss])
+    return guarantee.compute_risks(runs, exits, loss, CEILING[loss])
 
 
 def uncertified(runs: Traces, exits: torch.Tensor, loss: str, alpha: float) -> int | None:
@@ -52,9 +52,9 @@ def one_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]
     noisy_test = noisy.of_groups(test.groups)
     rows = []
     for loss, targets in TARGETS.items():
-        rungs = guarantee.ladder(policy, learn, loss)
-        exits = {name: guarantee.exits_of(rungs, runs) for name, runs in (("judge", judge), ("test", test))}
-        noisy_exits = guarantee.exits_of(rungs, noisy_test)
+        ladder_policies = guarantee.ladder(policy, learn, loss)
+        exits = {name: guarantee.compute_exits(ladder_policies, runs) for name, runs in (("judge", judge), ("test", test))}
+        noisy_exits = guarantee.compute_exits(ladder_policies, noisy_test)
         test_losses = {
             condition: group_losses(test.select(index), exits["test"][index], loss)
             for condition in dict.fromkeys(test.conditions)
@@ -123,13 +123,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few splits; nothing is written")
     arguments = parser.parse_args()
     splits = 5 if arguments.quick else arguments.splits
-    runs = traces.join(
+    runs = traces.join_traces(
         [calibration_runs(arguments.model, parts=["recorded"]), judged_runs(arguments.model, parts=["recorded"])]
     )
     noisy_names = [c for c in dict.fromkeys(runs.conditions) if c.startswith("recorded")]
-    noisy = traces.join([runs.of_condition(name) for name in noisy_names])
+    noisy = traces.join_traces([runs.of_condition(name) for name in noisy_names])
     clean = runs.of_condition("clean")
-    pools = {"clean": clean, "clean and recorded noise": traces.join([clean, noisy])}
+    pools = {"clean": clean, "clean and recorded noise": traces.join_traces([clean, noisy])}
     measured = []
     with Progress() as bar:
         task = bar.add_task("splits", total=splits * len(pools) * len(POLICIES))

@@ -203,12 +203,12 @@ def agreement(model: daisy.Model, train_set, dev, num_units: int, bank) -> dict[
     """Share of frames whose unit at each layer is the clean audio's, by condition."""
     parts = [train_set[0][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
     units = [train_set[1][offset :: len(SNRS_DB)] for offset in range(len(SNRS_DB))]
-    noisy = [w for part, snr_db in zip(parts, SNRS_DB, strict=True) for w in tracing.with_noise(part, bank, snr_db)]
+    noisy = [w for part, snr_db in zip(parts, SNRS_DB, strict=True) for w in tracing.mix_noise(part, bank, snr_db)]
     states, targets = every_layer(model, noisy, [line for part in units for line in part])
     heads = [fitted(states[layer], targets, num_units) for layer in range(len(states))]
     shares = {}
     for snr_db in SNRS_DB:
-        states, targets = every_layer(model, tracing.with_noise(dev[0], bank, snr_db, seed=1), dev[1])
+        states, targets = every_layer(model, tracing.mix_noise(dev[0], bank, snr_db, seed=1), dev[1])
         shares[format_snr(snr_db)] = [
             float((head(of_layer).argmax(-1) == targets).float().mean())
             for head, of_layer in zip(heads, states, strict=True)

@@ -27,7 +27,7 @@ def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
     measured = []
     for set_name in ("all", *TEST_SETS):
         mine = [i for i, name in enumerate(runs.utterances) if set_name in ("all", name.split("/")[0])]
-        for verdict in comparison.by_condition(policy, exits[mine], runs.select(mine))[1:]:
+        for verdict in comparison.evaluate_by_condition(policy, exits[mine], runs.select(mine))[1:]:
             kind, _, level = verdict.condition.partition(" ")
             layer = verdict.mean_exit_layer
             measured.append(
@@ -54,7 +54,7 @@ def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
 
 def regimes(runs: Traces) -> list[dict]:
     """Where depth still buys something: what layers keep, and where hindsight would leave at 60 % depth overall."""
-    exits = {loss: comparison.hindsight(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
+    exits = {loss: comparison.find_best_exits(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     found = []
     for condition in dict.fromkeys(runs.conditions):
         rows = runs.rows_of(condition)
@@ -88,10 +88,10 @@ def main() -> None:
     for name in POLICIES:
         exits = calibrate_depth(name, tune, DEPTH).policy.exit_layers(test.scores)
         measured += rows_of(name, test, exits)
-        verdicts = comparison.by_condition(name, exits, test)
+        verdicts = comparison.evaluate_by_condition(name, exits, test)
         of = {verdict.condition: verdict.mean_exit_layer for verdict in verdicts}
         for kind in KINDS:
-            rho = study.spearman(verdicts, name, kind, ratios)
+            rho = study.correlate_with_snr(verdicts, name, kind, ratios)
             layers = [of["clean"], *(of[f"{kind} {snr:g} dB"] for snr in ratios)]
             rise = layers[4].mean - layers[0].mean
             correlations.append({"policy": name, "noise": kind, "spearman": rho, "rise_clean_to_0_db": rise})

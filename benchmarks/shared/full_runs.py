@@ -30,26 +30,26 @@ SNRS_DB = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
 KINDS = ("recorded", *conditions.GENERATED)
 CACHE = HERE.parent / "runs" / "traces"
 PARTS: dict[str, list[Condition]] = {
-    "recorded": conditions.grid(("recorded",), SNRS_DB),
-    **{kind: conditions.grid((kind,), SNRS_DB[1:]) for kind in conditions.GENERATED},
-    "rooms": conditions.grid((), (), (0.3, 0.6), (1.0, 10.0)),
+    "recorded": conditions.make_conditions(("recorded",), SNRS_DB),
+    **{kind: conditions.make_conditions((kind,), SNRS_DB[1:]) for kind in conditions.GENERATED},
+    "rooms": conditions.make_conditions((), (), (0.3, 0.6), (1.0, 10.0)),
 }
 
 
 def calibration_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = KINDS) -> Traces:
     """Dev audio, clean and with noise of some of `PARTS`; recorded noise is of the train split."""
-    return traces.join([_runs(model, CALIBRATION_SETS, "dev", "train", part, limit) for part in parts])
+    return traces.join_traces([_runs(model, CALIBRATION_SETS, "dev", "train", part, limit) for part in parts])
 
 
 def judged_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = tuple(PARTS)) -> Traces:
     """Test audio under all conditions, or those of some of `PARTS`."""
-    return traces.join([_runs(model, TEST_SETS, "test", "test", part, limit) for part in parts])
+    return traces.join_traces([_runs(model, TEST_SETS, "test", "test", part, limit) for part in parts])
 
 
 def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limit: int | None) -> Traces:
     path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{part}.csv"
     if path.is_file() and limit is None:
-        return traces.read(path)
+        return traces.read_traces(path)
     spoken = utterances(sets, split, limit)
     speech = Speech(
         waveforms=[utterance.waveform for utterance in spoken],
@@ -61,9 +61,9 @@ def _runs(model: Path | str, sets, split: str, noise_split: str, part: str, limi
     with Progress() as bar:
         task = bar.add_task(f"{split}, {part}", total=len(spoken) * len({conditions.CLEAN, *heard}))
         bank = {"recorded": noises(noise_split)}
-        found = trace_conditions.run(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
+        found = trace_conditions.run_conditions(daisy.load(model), speech, heard, bank, progress=lambda n: bar.advance(task, n))
     if limit is None:
-        traces.write(found, path)
+        traces.write_traces(found, path)
     return found
 
 

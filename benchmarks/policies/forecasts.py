@@ -29,7 +29,7 @@ from daisy.calibration.traces import Traces
 from daisy.evaluation import comparison, study
 
 DEPTHS = (0.4, 0.6, 0.8)
-PENALTIES = (0.001, forecast.PENALTY, 0.1, 1.0)
+PENALTIES = (0.001, forecast.RIDGE_PENALTY, 0.1, 1.0)
 SHARES = (0.25, 0.5, 0.75)
 FEWER = (("entropy", "change"), ("entropy",))
 TREES = {"max_iter": 60, "max_depth": 3, "learning_rate": 0.1, "min_samples_leaf": 20}
@@ -37,13 +37,13 @@ Learner = Callable[[str, Traces, Traces], Tensor]
 """Policy, runs to learn from, runs to foretell: critical prices (B, L - 1)."""
 
 
-def ridge(penalty: float = forecast.PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0) -> Learner:
+def ridge(penalty: float = forecast.RIDGE_PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0) -> Learner:
     def prices(name: str, learn: Traces, apply: Traces) -> Tensor:
         target, features = LOOK_AHEAD[name]
         loss, entropy = wanted(learn, target), learn.scores["entropy"]
         if entropy_share:
             loss = (1 - entropy_share) * loss + entropy_share * entropy * (loss.std() / entropy.std())
-        found = forecast.fit(learn.scores, loss, scores or features, penalty=penalty)
+        found = forecast.fit_gains(learn.scores, loss, scores or features, penalty=penalty)
         rule = policies.make_policy(name, {**found._asdict(), "price": 0.0})
         return critical_prices(rule, apply.scores)
 
@@ -75,7 +75,7 @@ def wanted(runs: Traces, target: str) -> Tensor:
 def cross_fitted(learner: Learner, name: str, runs: Traces, learnable: list[bool]) -> Tensor:
     """(B, L - 1) critical prices; models learn from the rows that are ``learnable``, of other speakers."""
     found = torch.zeros(len(runs), runs.num_layers - 1, dtype=torch.float64)
-    for fold in forecast.folds(runs.groups):
+    for fold in forecast.split_folds(runs.groups):
         out = set(fold.tolist())
         rest = [i for i, allowed in enumerate(learnable) if allowed and i not in out]
         found[fold] = learner(name, runs.select(rest), runs.select(fold)).double()
@@ -92,7 +92,7 @@ def measure(prices: Tensor, name: str, target: float, runs: Traces, learnable: l
         deeper = mean_depth(exits_at(middle, prices[set_on]), runs.select(set_on.nonzero()[:, 0])) > target
         low, high = (middle, high) if deeper else (low, middle)
     exits = exits_at(high, prices)
-    verdicts = comparison.by_condition(name, exits, runs)
+    verdicts = comparison.evaluate_by_condition(name, exits, runs)
     overall = verdicts[0]
     gain = overall.gain["disagreement"]
     ratios = [snr for snr in SNRS_DB if snr is not None]
@@ -100,7 +100,7 @@ def measure(prices: Tensor, name: str, target: float, runs: Traces, learnable: l
     line |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
     line["over_chance"] = overall.random["disagreement"] - overall.losses["disagreement"].mean
     for kind in KINDS:
-        line[f"spearman_{kind}"] = study.spearman(verdicts, name, kind, ratios)
+        line[f"spearman_{kind}"] = study.correlate_with_snr(verdicts, name, kind, ratios)
     return line
 
 

@@ -101,7 +101,7 @@ def measure(
     heard = gather(features, [u.waveform for u in words], advance)
     robust = [u.waveform for u in words[:: max(1, len(words) // 60)]][:60]
     clean = gather(features, robust, advance)
-    noisy = gather(features, tracing.with_noise(robust, noises("train"), 10.0), advance)
+    noisy = gather(features, tracing.mix_noise(robust, noises("train"), 10.0), advance)
     lengths = [found.shape[1] for found in heard]
     spoken = numpy.concatenate(
         [

@@ -104,8 +104,8 @@ def mixed(runs: Traces) -> Traces:
 
 
 def frontier(tune: Traces, test: Traces) -> list[dict]:
-    names = [name for name in FAMILIES if name in comparison.common_families(tune, LOSS)]
-    verdicts = comparison.frontier(tune, test, [*names, "hindsight"], DEPTHS, LOSS)
+    names = [name for name in FAMILIES if name in comparison.list_families(tune, LOSS)]
+    verdicts = comparison.trace_frontier(tune, test, [*names, "hindsight"], DEPTHS, LOSS)
     for found in candidates(tune).values():
         for target in DEPTHS:
             policy = found.at(find_quantile(found, tune, target))
@@ -124,7 +124,7 @@ def on_dev(tune: Traces) -> list[dict]:
     return measured
 
 
-def row(target: float, verdict: comparison.Verdict) -> dict:
+def row(target: float, verdict: comparison.Evaluation) -> dict:
     loss, gain = verdict.losses[LOSS], verdict.gain[LOSS]
     return {
         "policy": verdict.policy,

@@ -28,7 +28,7 @@ def main() -> None:
     bank = noises("test")
     for snr_db in SNRS_DB:
         folder = out / format_snr(snr_db).replace(" ", "")
-        for name, waveform in zip(names, tracing.with_noise(waveforms, bank, snr_db), strict=True):
+        for name, waveform in zip(names, tracing.mix_noise(waveforms, bank, snr_db), strict=True):
             if not (folder / name).is_file():
                 _files.write(folder / name, encode_wav(waveform))
 

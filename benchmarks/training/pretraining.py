@@ -62,7 +62,7 @@ def heard(condition: str, waveforms: list[Tensor], bank) -> list[Tensor]:
     if condition == "opus":
         return [opus_coded(waveform) for waveform in waveforms]
     snr_db = next(snr for snr in (20.0, 10.0, 0.0) if format_snr(snr) == condition)
-    return tracing.with_noise(waveforms, bank, snr_db)
+    return tracing.mix_noise(waveforms, bank, snr_db)
 
 
 def fitted(states: Tensor, targets: Tensor, num_units: int) -> nn.Module:

@@ -31,12 +31,12 @@ def measure(name: str, model: daisy.Model, speech, bank, bar: Progress) -> list[
     runs, reference = {}, None
     task = bar.add_task(name, total=len(SNRS_DB) * len(waveforms))
     for snr_db in SNRS_DB:
-        mixed = tracing.with_noise(waveforms, bank, snr_db)
+        mixed = tracing.mix_noise(waveforms, bank, snr_db)
         runs[format_snr(snr_db)], units = tracing.trace(
             model, mixed, names, reference=reference, progress=lambda n: bar.advance(task, n)
         )
         reference = reference or units
-    runs["all"] = traces.join(list(runs.values()))
+    runs["all"] = traces.join_traces(list(runs.values()))
     return [
         row(name, condition, layer, run, frames.repeat(len(run) // len(frames)).numpy())
         for condition, run in runs.items()

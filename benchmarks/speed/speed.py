@@ -214,7 +214,7 @@ def end_to_end(quick: bool, device: str) -> list[dict]:
     """Test recordings from waveforms to states, clean, and each clean or in noise."""
     clean = spoken(3 if quick else 40)
     bank = noises("test")
-    heard = [tracing.with_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
+    heard = [tracing.mix_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
     turned = [heard[i % len(heard)][i] for i in range(len(clean))]
     sets = {"clean": clean, "clean and noisy": turned}
     there = {kind: [waveform.to(device) for waveform in found] for kind, found in sets.items()}
