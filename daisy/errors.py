@@ -1,22 +1,69 @@
 """Everything that daisy refuses. One line each: what, where, what to do.
 
 DaisyError
-  AudioError         a recording that cannot be read or used
+  AudioError         a recording that cannot be read or used; a ValueError too
   CheckpointError    a model file that cannot be read, written or converted
-  PolicyError        an exit policy with wrong or missing settings
+  PolicyError        an exit policy with wrong or missing settings; a ValueError too
   OutputError        a place that cannot be written, or that holds another run's results
-  UsageError         a request that makes no sense as a whole
+  UsageError         a request that makes no sense as a whole; a ValueError too
 """
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+Remedy = Literal[
+    "allow_pickle",
+    "calibrate",
+    "convert",
+    "make_manifest",
+    "max_sec",
+    "no_overrides",
+    "num_heads",
+    "other_out",
+    "overwrite",
+    "root",
+    "separate_out",
+    "window",
+]
+"""What would help, by name: a caller with words of its own (the command line has options) looks it up."""
+
+REMEDIES: dict[Remedy, str] = {
+    "allow_pickle": "pass allow_pickle=True",
+    "calibrate": "daisy.calibration.depth.calibrate_depth makes one",
+    "convert": "other forms are read by daisy.checkpoints.converters.convert",
+    "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
+    "max_sec": "split it, or raise max_sec",
+    "no_overrides": "overrides are for torchaudio's state dicts",
+    "num_heads": 'pass overrides={"num_heads": "N"}',
+    "other_out": "use another folder",
+    "overwrite": "use another folder, or pass overwrite=True",
+    "root": "pass another root",
+    "separate_out": "give them separate folders",
+    "window": "pass window_sec and another folder, or raise max_sec",
+}
+"""What a Python program does about it."""
 
 
 class DaisyError(Exception):
-    """Base of all refusals; ``str(error)`` is one line for the person who asked."""
+    """Base of all refusals; ``str(error)`` is one line for the person who asked.
+
+    Args:
+        message: what is wrong, and where.
+        remedy: what would help; ``str(error)`` ends with the line of `REMEDIES`.
+        path: the file or folder that the remedy is applied to, for callers that write it out.
+    """
+
+    def __init__(self, message: str = "", *, remedy: Remedy | None = None, path: str | Path | None = None):
+        super().__init__(message)
+        self.message, self.remedy, self.path = message, remedy, path
+
+    def __str__(self) -> str:
+        return f"{self.message}; {REMEDIES[self.remedy]}" if self.remedy else self.message
 
 
-class AudioError(DaisyError):
+class AudioError(DaisyError, ValueError):
     """A recording that cannot be read or used."""
 
 
@@ -24,7 +71,7 @@ class CheckpointError(DaisyError):
     """A model file that cannot be read, written or converted."""
 
 
-class PolicyError(DaisyError):
+class PolicyError(DaisyError, ValueError):
     """An exit policy with wrong or missing settings."""
 
 
@@ -32,12 +79,12 @@ class OutputError(DaisyError):
     """A place that cannot be written, or that holds another run's results."""
 
 
-class UsageError(DaisyError):
+class UsageError(DaisyError, ValueError):
     """A request that makes no sense as a whole."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that is not known: near matches first, then all of them."""
+    """Make one line for a name that is not known: near matches first, then all of them."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
