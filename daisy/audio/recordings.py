@@ -24,33 +24,46 @@ class Recording:
     """Path relative to the folder or manifest root that it was found under."""
 
 
-def find(inputs: Sequence[str]) -> list[Recording]:
-    """Recordings named by files, folders (searched through), globs, or fairseq manifests (``.tsv``).
+def find(inputs: Sequence[str | Path]) -> list[Recording]:
+    """Find the recordings that files, folders (searched through), globs or fairseq manifests (``.tsv``) name.
 
     Files are not opened here: an unreadable one is refused when it is read.
+
+    Args:
+        inputs: paths or patterns.
+
+    Returns:
+        Each recording once, in the inputs' order; those of a folder by name.
 
     Raises:
         UsageError: where an input does not exist, or nothing at all was found.
     """
-    found: dict[Path, Recording] = {}
-    for text in inputs:
+    recordings: dict[Path, Recording] = {}
+    for text in map(str, inputs):
         if not text:
             raise UsageError("an empty name among the inputs")
         for recording in _expand(text):
-            found.setdefault(recording.path, recording)
-    if not found:
-        raise UsageError(f"no recordings in {', '.join(inputs) or 'an empty list'}")
-    return list(found.values())
+            recordings.setdefault(recording.path, recording)
+    if not recordings:
+        raise UsageError(f"no recordings in {', '.join(map(str, inputs)) or 'an empty list'}")
+    return list(recordings.values())
 
 
-def read_manifest(path: Path) -> list[Recording]:
-    """A fairseq manifest: the root folder, then ``path<TAB>num_samples`` lines.
+def read_manifest(path: str | Path) -> list[Recording]:
+    """Read a fairseq manifest: the root folder, then ``path<TAB>num_samples`` lines.
+
+    Args:
+        path: of the manifest.
+
+    Returns:
+        Its recordings, in its order.
 
     Raises:
         UsageError: where it is not one.
     """
+    path = Path(path)
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; make a manifest of it: daisy manifest {path} --out NAME.tsv")
+        raise UsageError(f"{path}: is a folder", remedy="make_manifest", path=path)
     if not path.is_file():
         raise UsageError(f"{path}: no such manifest (looked for from {Path.cwd()})")
     try:
@@ -61,15 +74,23 @@ def read_manifest(path: Path) -> list[Recording]:
     return [Recording(path=_absolute(path.parent / root / name), name=name) for name in names]
 
 
-def format_manifest_line(recording: Recording, root: Path, sample_rate: int = 16000) -> str:
-    """A recording's line in a fairseq manifest: its path below ``root``, and its length by its header.
+def format_manifest_line(recording: Recording, root: str | Path, sample_rate: int = 16000) -> str:
+    """Format a recording's line in a fairseq manifest: its path below a root, and its length by its header.
+
+    Args:
+        recording: to list.
+        root: the manifest's folder.
+        sample_rate: that fairseq trains at, in Hz.
+
+    Returns:
+        The line, without its end.
 
     Raises:
         UsageError: where it is not below the root.
         AudioError: where its header is not readable, or says that it is too short or of another rate.
     """
     if not recording.path.is_relative_to(root):
-        raise UsageError(f"{recording.path}: is not below the root {root}; give --root")
+        raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
     info = read_header(recording.path)
     if info.samplerate != sample_rate:
         raise AudioError(
@@ -81,7 +102,7 @@ def format_manifest_line(recording: Recording, root: Path, sample_rate: int = 16
 
 
 def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
-    """How often to list each recording, so that nobody's voice outweighs the others'.
+    """Count how often to list each recording, so that nobody's voice outweighs the others'.
 
     Speakers are drawn in proportion to (their samples) ** (1 - power): 0 lists everything once, 1 hears all speakers
     equally long. The speaker with the most samples is listed once.
@@ -90,6 +111,9 @@ def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: fl
         num_samples: of each recording.
         speakers: of each recording.
         power: 0 to 1.
+
+    Returns:
+        A number for each recording, at least 1.
     """
     totals: dict[str, int] = {}
     for count, speaker in zip(num_samples, speakers, strict=True):
@@ -98,8 +122,14 @@ def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: fl
     return [round((most / totals[speaker]) ** power) for speaker in speakers]
 
 
-def read_speakers(path: Path) -> dict[str, str]:
-    """A CSV file with the columns ``path`` (as in the manifest) and ``speaker``.
+def read_speakers(path: str | Path) -> dict[str, str]:
+    """Read a CSV file with the columns ``path`` (as in the manifest) and ``speaker``.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Speakers by path.
 
     Raises:
         UsageError: where it is not one.
@@ -113,19 +143,29 @@ def read_speakers(path: Path) -> dict[str, str]:
         raise UsageError(f"{path}: not a CSV file with the columns path and speaker") from None
 
 
-def assign_speakers(recordings: Sequence[Recording], table: Path | None, root: Path) -> list[str]:
-    """The speaker of each recording, from a CSV file of `read_speakers`; each its own where there is none.
+def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, root: str | Path) -> list[str]:
+    """Look up each recording's speaker.
+
+    Args:
+        recordings: of which to tell the speakers.
+        table: a CSV file of `read_speakers`; without one, every recording counts as another speaker's.
+        root: the folder below which the table's paths are.
+
+    Returns:
+        A name for each recording.
 
     Raises:
         UsageError: where the file is none, or lacks a recording.
     """
     if table is None:
         return [str(recording.path) for recording in recordings]
-    known = {_absolute(root / path): speaker for path, speaker in read_speakers(table).items() if path}
+    known = {_absolute(Path(root) / path): speaker for path, speaker in read_speakers(table).items() if path}
     unknown = [recording.path for recording in recordings if not known.get(_absolute(recording.path))]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UsageError(f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root} (--root)")
+        raise UsageError(
+            f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root}", remedy="root"
+        )
     return [known[_absolute(recording.path)] for recording in recordings]
 
 

@@ -115,9 +115,7 @@ def load(
     path = find(source)
     metadata, tensors = _read(path)
     if "daisy" not in metadata:
-        raise CheckpointError(
-            f"{path}: a .safetensors file, but not a daisy checkpoint; convert it: daisy convert {path} OUT"
-        )
+        raise CheckpointError(f"{path}: a .safetensors file, but not a daisy checkpoint", remedy="convert", path=path)
     try:
         config = json.loads(metadata["daisy"])
         if (version := config.get("format_version")) != FORMAT_VERSION:
@@ -126,10 +124,10 @@ def load(
         load_weights(model, tensors)
         for name, settings in model.policies.items():
             make_policy(name, settings)
+    except DaisyError as error:
+        raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy, path=error.path) from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
-    except DaisyError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     model.path, model.dtype = path, precision
     return model.to(device)
 
@@ -166,8 +164,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  safe_open is no dict
     except SafetensorError as error:
-        hint = "get it again" if path.suffix == ".safetensors" else f"other forms are read by: daisy convert {path} OUT"
-        raise CheckpointError(f"{path}: not a whole .safetensors file ({error}); {hint}") from None
+        if path.suffix == ".safetensors":
+            raise CheckpointError(f"{path}: not a whole .safetensors file ({error}); get it again") from None
+        raise CheckpointError(f"{path}: not a whole .safetensors file ({error})", remedy="convert", path=path) from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
 

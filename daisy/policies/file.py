@@ -75,7 +75,7 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Poli
     except OSError as error:
         raise PolicyError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError):
-        raise PolicyError(f"{path}: not a policy file; daisy calibrate makes one") from None
+        raise PolicyError(f"{path}: not a policy file", remedy="calibrate") from None
     if version != FORMAT_VERSION:
         raise PolicyError(f"{path}: format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
     try:
@@ -86,6 +86,6 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Poli
             )
         return from_config(config), int(content.get("score_stride", 1))
     except PolicyError as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise PolicyError(f"{path}: a damaged policy file; calibrate again") from None

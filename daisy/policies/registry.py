@@ -51,8 +51,10 @@ def make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
         if field.default is field.default_factory is dataclasses.MISSING and field.name not in settings
     ]
     if missing:
-        how = "it is learnt from audio: daisy calibrate" if "weights" in missing else f"give {missing[0]}"
-        raise PolicyError(f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default: {how}")
+        needs = f"policy {name} needs {', '.join(missing)}, and the checkpoint brings no default"
+        if "weights" in missing:
+            raise PolicyError(f"{needs}: it is learnt from audio", remedy="calibrate")
+        raise PolicyError(f"{needs}: give {missing[0]}")
     return POLICIES[name](**{key: from_config(v) if isinstance(v, Mapping) else v for key, v in settings.items()})
 
 

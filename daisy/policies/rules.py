@@ -160,9 +160,9 @@ class LookAhead(Policy):
         try:
             matrices = [torch.tensor(rows, dtype=torch.float32) for rows in self.weights]
             offsets = [torch.tensor(row, dtype=torch.float32) for row in self.intercepts]
-            self._require(len(matrices) == len(offsets) > 0, "weights and intercepts differ in layers")
         except (TypeError, ValueError):
             raise PolicyError(f"policy {self.name}: weights and intercepts must be numbers") from None
+        self._require(len(matrices) == len(offsets) > 0, "weights and intercepts differ in layers")
         for layer, (matrix, offset) in enumerate(zip(matrices, offsets, strict=True), 1):
             later = len(matrices) + 1 - layer
             fits = matrix.shape == (later, layer * len(self.features)) and offset.shape == (later,)

@@ -39,7 +39,7 @@ def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[s
         else:
             model = _read_file(path, allow_pickle, overrides)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         # The readers take a source's form for granted; one that has not got it can fail anywhere.
         raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({error!r})") from None
@@ -67,4 +67,4 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None)
 
 def _no_overrides(overrides: dict[str, str] | None) -> None:
     if overrides:
-        raise CheckpointError(f"tells its own {', '.join(overrides)}: --set is for torchaudio's state dicts")
+        raise CheckpointError(f"tells its own {', '.join(overrides)}", remedy="no_overrides")

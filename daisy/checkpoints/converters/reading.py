@@ -69,8 +69,8 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
                 raise
             if not allow_pickle:
                 raise CheckpointError(
-                    "holds pickled Python objects; unpickling can run code, so only if you trust where it comes from: "
-                    "add --allow-pickle"
+                    "holds pickled Python objects; unpickling can run code, so only if you trust where it comes from",
+                    remedy="allow_pickle",
                 ) from None
             state = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_STAND_IN_PICKLE)
     except CheckpointError:

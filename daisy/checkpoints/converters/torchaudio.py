@@ -83,7 +83,8 @@ def _backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> dict:
     if fields["num_heads"] is None:
         raise CheckpointError(
             f"a state dict does not tell its number of attention heads, and width {width} is none of "
-            f"{', '.join(map(str, HEADS_BY_WIDTH))}: add --set num_heads=N"
+            f"{', '.join(map(str, HEADS_BY_WIDTH))}",
+            remedy="num_heads",
         )
     return fields
 
