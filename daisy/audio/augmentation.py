@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torchaudio
 from torch import Tensor
 
 from daisy.audio import mixing
+from daisy.audio.files import resample
 from daisy.errors import UsageError
 
 TALKER_SNR_DB = 0.0
@@ -54,7 +54,7 @@ class Augmentation:
 
 
 class Augmenter:
-    """Draws one corruption of an utterance.
+    """Corrupts utterances, each in a way of its own.
 
     Args:
         settings: how often and how strongly.
@@ -82,18 +82,32 @@ class Augmenter:
         self.sample_rate = sample_rate
 
     def speed(self, generator: torch.Generator) -> float:
-        """A speed for one utterance."""
+        """Draw a speed for one utterance."""
         speeds = self.settings.speeds
         return speeds[int(torch.randint(len(speeds), (1,), generator=generator))]
 
     def change_speed(self, waveform: Tensor, speed: float) -> Tensor:
-        """(N,) to (N / speed,), tempo and pitch alike."""
-        if speed == 1.0:
-            return waveform
-        return torchaudio.functional.speed(waveform, self.sample_rate, speed)[0]
+        """Play an utterance faster or slower, pitch and tempo alike.
+
+        Args:
+            waveform: (N,).
+            speed: 1.1 is a tenth faster and higher.
+
+        Returns:
+            (ceil(N / speed),), the speed taken to a whole number of Hz.
+        """
+        return resample(waveform, round(self.sample_rate * speed), self.sample_rate)
 
     def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
-        """(N,) to (N,): room, noise or other talkers, gain."""
+        """Corrupt an utterance by a room, by noise or other talkers, and by a gain, as the settings' chances fall.
+
+        Args:
+            waveform: (N,) clean speech.
+            generator: of all that is drawn.
+
+        Returns:
+            (N,).
+        """
         settings = self.settings
         room, kind, place, gain = torch.rand(4, generator=generator).tolist()
         if room < settings.reverb_prob:

@@ -6,9 +6,14 @@ from collections.abc import Iterator, Sequence
 
 
 def batch_by_length(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length: longest first, each batch at most ``max_total`` in all.
+    """Group utterances of similar length into batches, longest first.
 
-    A single utterance longer than ``max_total`` is a batch by itself.
+    Args:
+        lengths: of the utterances.
+        max_total: at most this length in all in a batch; a longer utterance is a batch by itself.
+
+    Yields:
+        Indices of a batch's utterances.
     """
     batch: list[int] = []
     total = 0

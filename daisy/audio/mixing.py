@@ -10,66 +10,130 @@ from pathlib import Path
 
 import numpy
 import torch
-import torchaudio
 from torch import Tensor
 
-from daisy import audio
+from daisy.audio.files import read
+from daisy.audio.recordings import read_manifest
 from daisy.errors import UsageError
 
 
 def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
-    """(N,) speech plus (N,) noise scaled to ``snr_db`` below it; unchanged where either is silent."""
+    """Add noise at a signal-to-noise ratio.
+
+    Args:
+        speech: (N,).
+        noise: (N,), at any level.
+        snr_db: ratio of mean powers over the whole utterance.
+
+    Returns:
+        (N,) the speech as it was and the noise scaled; only the speech where either is silent.
+    """
     if not speech.any() or not noise.any():
         return speech
-    return torchaudio.functional.add_noise(speech, noise, torch.tensor(float(snr_db), device=speech.device))
+    ratio_db = 10 * (_energy(speech).log10() - _energy(noise).log10())
+    scale: Tensor = 10 ** ((ratio_db - snr_db) / 20)
+    return speech + scale * noise
 
 
 def excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """(num_samples,) of a noise recording from a random place on, repeated from its start where it is too short."""
+    """Cut an excerpt from a random place of a noise recording, which begins again where it is too short.
+
+    Args:
+        noise: (N,) recording.
+        num_samples: wanted.
+        generator: of the place.
+
+    Returns:
+        (num_samples,).
+    """
     start = int(torch.randint(len(noise), (1,), generator=generator))
     repeats = -(-(start + num_samples) // len(noise))
     return noise.repeat(repeats)[start : start + num_samples]
 
 
 def white(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """(num_samples,) of Gaussian noise, equal power at all frequencies."""
+    """Draw (num_samples,) of Gaussian noise, equal power at all frequencies."""
     return torch.randn(num_samples, generator=generator)
 
 
 def pink(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """(num_samples,) of Gaussian noise whose power falls by 3 dB an octave."""
+    """Draw (num_samples,) of Gaussian noise whose power falls by 3 dB an octave."""
     spectrum = torch.fft.rfft(white(num_samples, generator))
     frequency = torch.arange(len(spectrum)).clamp(min=1)
-    return torch.fft.irfft(spectrum / frequency.sqrt(), n=num_samples)
+    noise: Tensor = torch.fft.irfft(spectrum / frequency.sqrt(), n=num_samples)
+    return noise
 
 
 def clip(speech: Tensor, share: float) -> Tensor:
-    """(N,) speech whose loudest ``share`` of samples is cut off at the level that the others stay below."""
+    """Cut the loudest samples off at the level that the others stay below.
+
+    Args:
+        speech: (N,).
+        share: of the samples that are cut off, 0 to 1.
+
+    Returns:
+        (N,).
+    """
     level = speech.abs().kthvalue(max(1, round((1 - share) * len(speech)))).values
     return speech.clamp(-level, level)
 
 
 def babble(talkers: NoiseBank, count: int, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """(num_samples,) of ``count`` talkers at once, equally loud."""
+    """Mix talkers who speak at once, equally loud.
+
+    Args:
+        talkers: speech to draw from.
+        count: how many speak.
+        num_samples: wanted.
+        generator: of the talkers and their excerpts.
+
+    Returns:
+        (num_samples,).
+    """
     voices = [talkers.draw(num_samples, generator) for _ in range(count)]
     return torch.stack([voice / voice.square().mean().sqrt().clamp(min=1e-5) for voice in voices]).sum(0)
 
 
 def reverberate(speech: Tensor, response: Tensor) -> Tensor:
-    """(N,) speech as heard through a room impulse response (R,): as long, as loud, and not delayed."""
+    """Play speech in a room: as long and as loud as before, and not delayed.
+
+    Args:
+        speech: (N,).
+        response: (R,) impulse response of the room.
+
+    Returns:
+        (N,).
+    """
     direct = int(response.abs().argmax())
-    heard = torchaudio.functional.fftconvolve(speech, response)[direct : direct + len(speech)]
+    heard = convolve(speech, response)[direct : direct + len(speech)]
     power = heard.square().mean()
     return heard * (speech.square().mean() / power).sqrt() if power > 0 else speech
+
+
+def convolve(waveform: Tensor, response: Tensor) -> Tensor:
+    """Convolve (N,) with (R,) by Fourier transforms, to (N + R - 1,)."""
+    length = len(waveform) + len(response) - 1
+    product = torch.fft.rfft(waveform, n=length) * torch.fft.rfft(response, n=length)
+    convolved: Tensor = torch.fft.irfft(product, n=length)
+    return convolved
 
 
 def room_responses(
     count: int, seed: int, sample_rate: int = 16000, reverberation_sec: tuple[float, float] = (0.2, 0.7)
 ) -> list[Tensor]:
-    """Impulse responses of random shoebox rooms, by the image method.
+    """Simulate the impulse responses of random shoebox rooms, by the image method.
 
     Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m, reverberation times uniform in a range, reflections up to the twelfth
     order, talker and microphone anywhere half a metre from the walls.
+
+    Args:
+        count: number of rooms.
+        seed: of their sizes, times and places.
+        sample_rate: of the responses, in Hz.
+        reverberation_sec: range of the times in which sound falls by 60 dB, in seconds.
+
+    Returns:
+        ``count`` float32 tensors (R,).
 
     Raises:
         UsageError: where pyroomacoustics is missing.
@@ -77,7 +141,7 @@ def room_responses(
     try:
         import pyroomacoustics
     except ModuleNotFoundError:
-        raise UsageError("rooms need pyroomacoustics: pip install 'daisy-speech[fairseq]'") from None
+        raise UsageError("rooms need pyroomacoustics: pip install 'daisy-speech[analysis]'") from None
     generator = numpy.random.default_rng(seed)
     responses = []
     for _ in range(count):
@@ -109,14 +173,23 @@ class NoiseBank:
 
     @classmethod
     def from_manifest(cls, path: str | Path, sample_rate: int = 16000) -> NoiseBank:
-        """All recordings of a fairseq manifest.
+        """Read all recordings of a fairseq manifest.
+
+        Args:
+            path: of the manifest.
+            sample_rate: wanted, in Hz.
 
         Raises:
             UsageError, AudioError: where the manifest or a recording cannot be read.
         """
-        return cls([audio.read(recording.path, sample_rate) for recording in audio.read_manifest(Path(path))])
+        return cls([read(recording.path, sample_rate) for recording in read_manifest(path)])
 
     def draw(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """A random excerpt of a random recording, (num_samples,)."""
+        """Draw a random excerpt of a random recording, (num_samples,)."""
         index = int(torch.randint(len(self.recordings), (1,), generator=generator))
         return excerpt(self.recordings[index], num_samples, generator)
+
+
+def _energy(waveform: Tensor) -> Tensor:
+    energy: Tensor = torch.linalg.vector_norm(waveform).square()
+    return energy
