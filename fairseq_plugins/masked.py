@@ -37,10 +37,7 @@ def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
     features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
     projected = backbone.project(features)
     projected[0, masked] = backbone.mask_embedding
-    found = backbone.position(projected, num_frames)
-    for layer in range(1, backbone.config.num_layers + 1):
-        found = backbone.layer(layer, found, num_frames)
-    return found[0]
+    return backbone.run_layers(backbone.position(projected, num_frames), num_frames)[-1][0]
 
 
 def masked_frames(

@@ -98,7 +98,7 @@ class DaisyHubert(BaseFairseqModel):
             features, num_frames = self.backbone.front_end(source, num_samples)
             layers = None
             if labels is None:
-                layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
+                layers = self._run_layers(self.backbone.embed(features, num_frames), num_frames)
                 targets = self.teacher_units(layers[-1])
             else:
                 targets = self.aligned(labels, label_rate, features.shape[1])
@@ -106,7 +106,7 @@ class DaisyHubert(BaseFairseqModel):
                 features, _ = self.backbone.front_end(noisy_source, num_samples)
                 layers = None
             if layers is None:
-                layers = list(self._layers(self.backbone.embed(features, num_frames), num_frames))
+                layers = self._run_layers(self.backbone.embed(features, num_frames), num_frames)
             valid = make_valid_mask(num_frames, features.shape[1]).to(features.device)
             masked = None
             if self.cfg.mask_prob:
@@ -116,7 +116,7 @@ class DaisyHubert(BaseFairseqModel):
             if masked is not None:
                 projected = self.backbone.project(features)
                 projected[masked] = self.backbone.mask_embedding.to(projected.dtype)
-                learnt_on = list(self._layers(self.backbone.position(projected, num_frames), num_frames))
+                learnt_on = self._run_layers(self.backbone.position(projected, num_frames), num_frames)
         losses = self._unit_losses(learnt_on, targets, valid, masked)
         judged = [unmasked if masked is None else on_masked for on_masked, unmasked in losses]
         return DaisyOutput(
@@ -129,9 +129,9 @@ class DaisyHubert(BaseFairseqModel):
     def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
         """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
         predicted, layout = [], PackedLayout(num_frames, layers[0].device)
-        own = make_valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
+        valid = make_valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
         for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
-            pooled = mean_and_std(states[own], layout)
+            pooled = mean_and_std(states[valid], layout)
             if self.training:
                 counted = loss.num_counted > 0
                 regressor.observe(pooled[counted], loss.mean()[counted])
@@ -161,10 +161,9 @@ class DaisyHubert(BaseFairseqModel):
         known = places < labels.shape[1]
         return torch.where(known, labels[:, places.clamp(max=labels.shape[1] - 1)], -1)
 
-    def _layers(self, states: Tensor, num_frames: Tensor):
-        for layer in range(1, self.backbone.config.num_layers + 1):
-            states = self.backbone.layer(layer, states, num_frames)
-            yield states
+    def _run_layers(self, states: Tensor, num_frames: Tensor) -> list[Tensor]:
+        """Layer 0 to the states of layers 1 to L."""
+        return self.backbone.run_layers(states, num_frames)[1:]
 
     def _unit_losses(
         self, layers: list[Tensor], targets: Tensor, valid: Tensor, masked: Tensor | None

@@ -16,7 +16,6 @@ from daisy import checkpoints
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, CheckpointError
 from daisy.policies import Never, Window
-from daisy.runtime.packed_backbone import forget
 from s3prl_upstream import frozen
 from s3prl_upstream.cache import StateCache
 from s3prl_upstream.frozen import Batch, Needs, Utterance
@@ -157,16 +156,16 @@ class UpstreamExpert(UpstreamBase):
             self.last = self._frozen(wavs)
         states = [utterance.states for utterance in self.last.utterances]
         batch = self.last.utterances
-        found: dict = {
+        outputs: dict = {
             "exit_layer": torch.tensor([utterance.exit_layer for utterance in batch]),
             "num_frames": torch.tensor([utterance.num_frames for utterance in batch]),
         }
         self._let_go()
         if self.executed_only:
-            return {**found, "states": states}
+            return {**outputs, "states": states}
         layers = padded(states, self.num_layers)
-        found |= {f"hidden_state_{layer}": state for layer, state in enumerate(layers)}
-        return {**found, "hidden_states": layers, "last_hidden_state": layers[-1]}
+        outputs |= {f"hidden_state_{layer}": state for layer, state in enumerate(layers)}
+        return {**outputs, "hidden_states": layers, "last_hidden_state": layers[-1]}
 
     def _check(self, wavs: Sequence[Tensor]) -> None:
         span = self.encoder.backbone.config.frame_span
@@ -205,13 +204,11 @@ class UpstreamExpert(UpstreamBase):
         """All layers of each utterance, or the one that is needed."""
         start = time.perf_counter()
         backbone, wanted = self.encoder.backbone, self.needs.layer
-        forget(backbone)  # s3prl's optimizers change weights behind autograd's back (``p.data.addcdiv_``)
+        self.encoder.refresh_weights()  # s3prl's optimizers change weights behind autograd's back (``p.data.addcdiv_``)
         num_samples = torch.tensor([len(wav) for wav in wavs])
         with torch.no_grad():
             features, num_frames = backbone.front_end(nn.utils.rnn.pad_sequence(list(wavs), True), num_samples)
-        layers = [backbone.embed(features, num_frames)]
-        for layer in range(1, self.num_layers + 1):
-            layers.append(backbone.layer(layer, layers[-1], num_frames))
+        layers = backbone.run_layers(backbone.embed(features, num_frames), num_frames)
         if wanted != "all":
             layers = [layers[self.num_layers if wanted == "exit" else int(wanted)]]
         utterances = [
@@ -234,11 +231,11 @@ def padded(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
     Missing layers are the exit layer's. An utterance goes on with its last frame, as ``s3prl.nn`` lets it: its states
     are then the same in any batch, where zeros would show how long the others are.
     """
-    longest, width = max(each.shape[1] for each in states), states[0].shape[2]
+    longest, width = max(kept.shape[1] for kept in states), states[0].shape[2]
     rows = states[0].new_empty(num_layers + 1, len(states), longest, width)
-    for b, each in enumerate(states):
-        executed, frames = each.shape[:2]
-        rows[:executed, b, :frames] = each
-        rows[:executed, b, frames:] = each[:, -1:]
+    for b, kept in enumerate(states):
+        executed, frames = kept.shape[:2]
+        rows[:executed, b, :frames] = kept
+        rows[:executed, b, frames:] = kept[:, -1:]
         rows[executed:, b] = rows[executed - 1, b]
     return rows.unbind()

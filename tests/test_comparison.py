@@ -34,7 +34,7 @@ def traces():
 
 def test_a_verdict_against_its_definition(traces):
     exits = torch.where(torch.arange(400) % 2 == 0, 2, 5)
-    verdict = comparison.judge("x", exits, traces)
+    verdict = comparison.evaluate("x", exits, traces)
     loss = traces.losses["disagreement"]
     assert verdict.depth == pytest.approx(3.5 / 6)
     assert verdict.mean_exit_layer.mean == 3.5
@@ -60,7 +60,7 @@ def test_a_verdict_against_its_definition(traces):
 
 def test_weights_count(traces):
     weights = torch.where(torch.arange(400) % 2 == 0, 3.0, 1.0)
-    verdict = comparison.judge("x", torch.full((400,), 3), dataclasses.replace(traces, weights=weights))
+    verdict = comparison.evaluate("x", torch.full((400,), 3), dataclasses.replace(traces, weights=weights))
     loss = traces.losses["disagreement"][:, 2]
     assert verdict.losses["disagreement"].mean == pytest.approx(float((loss * weights).sum() / weights.sum()))
 
@@ -79,23 +79,23 @@ def test_intervals_resample_groups():
         costs=torch.tensor([1.0, 2.0]),
         layers=(1, 2),
     )
-    loss = comparison.judge("x", torch.ones(500, dtype=torch.int64), table).losses["loss"]
+    loss = comparison.evaluate("x", torch.ones(500, dtype=torch.int64), table).losses["loss"]
     expected = 2 * 1.96 * level.std() / 25**0.5
     assert loss.high - loss.low == pytest.approx(expected, rel=0.15)
 
 
 def test_a_static_cut_gains_nothing_over_itself(traces):
     for layer in range(1, LAYERS + 1):
-        gain = comparison.judge("fixed", torch.full((400,), layer), traces).gain["disagreement"]
+        gain = comparison.evaluate("fixed", torch.full((400,), layer), traces).gain["disagreement"]
         assert (gain.mean, gain.low, gain.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def test_hindsight_is_the_best_there_is(traces):
-    exits = comparison.hindsight(traces, 3.5 / 6, "disagreement")
+    exits = comparison.find_best_exits(traces, 3.5 / 6, "disagreement")
     assert mean_depth(exits, traces) <= 3.5 / 6 + 1e-9
-    bound = comparison.judge("hindsight", exits, traces).losses["disagreement"].mean
+    bound = comparison.evaluate("hindsight", exits, traces).losses["disagreement"].mean
     tune, test = traces.halves(0)
-    for target, verdict in comparison.frontier(
+    for target, verdict in comparison.trace_frontier(
         tune, test, ["entropy", "forecast", "plateau"], [0.4, 3.5 / 6], "disagreement"
     ):
         assert verdict.losses["disagreement"].mean >= 0.1
@@ -106,10 +106,10 @@ def test_hindsight_is_the_best_there_is(traces):
 
 def test_a_study_names_its_conditions(traces):
     tune, test = traces.halves(1)
-    found = study.study(tune, test, depth=0.6, depths=[0.6])
+    found = study.compare_policies(tune, test, depth=0.6, depths=[0.6])
     assert set(found.policies) == {"entropy", "forecast", "plateau", "agreement", "fixed"}
     assert [v.condition for v in found.verdicts[:3]] == ["all", "clean", "noise 0 dB"]
-    rows = study.rows(found)
+    rows = study.to_rows(found)
     assert {row["policy"] for row in rows} == {*found.policies, "hindsight"}
     frontier = [row for row in rows if row["target_depth"] is not None]
     assert len(frontier) == 6
@@ -130,14 +130,14 @@ def test_spearman_over_conditions():
             costs=torch.arange(1, 7).float(),
             layers=(1, 2, 3, 4, 5, 6),
         )
-        return comparison.judge("p", torch.tensor([layer]), table, condition)
+        return comparison.evaluate("p", torch.tensor([layer]), table, condition)
 
     rising = [verdict("clean", 2), verdict("rain 10 dB", 3), verdict("rain 0 dB", 5)]
-    assert study.spearman(rising, "p", "rain", [10.0, 0.0]) == pytest.approx(-1)
+    assert study.correlate_with_snr(rising, "p", "rain", [10.0, 0.0]) == pytest.approx(-1)
     turned = [verdict("clean", 3), verdict("rain 10 dB", 2), verdict("rain 0 dB", 5)]
-    assert study.spearman(turned, "p", "rain", [10.0, 0.0]) == pytest.approx(-0.5)
+    assert study.correlate_with_snr(turned, "p", "rain", [10.0, 0.0]) == pytest.approx(-0.5)
     flat = [verdict("clean", 3), verdict("rain 10 dB", 3), verdict("rain 0 dB", 3)]
-    assert numpy.isnan(study.spearman(flat, "p", "rain", [10.0, 0.0]))
+    assert numpy.isnan(study.correlate_with_snr(flat, "p", "rain", [10.0, 0.0]))
 
 
 def test_spearman_gives_ties_their_mean_rank():
@@ -154,31 +154,31 @@ def test_spearman_gives_ties_their_mean_rank():
             costs=torch.arange(1, 7).float(),
             layers=(1, 2, 3, 4, 5, 6),
         )
-        return [comparison.judge("p", torch.tensor([layer]), table, condition) for condition, layer in levels]
+        return [comparison.evaluate("p", torch.tensor([layer]), table, condition) for condition, layer in levels]
 
     found = verdicts([("clean", 3), ("rain 20 dB", 4), *((f"rain {snr} dB", 6) for snr in (10, 5, 0))])
-    down, up = (study.spearman(found, "p", "rain", snrs) for snrs in ([20.0, 10.0, 5.0, 0.0], [0.0, 5.0, 10.0, 20.0]))
+    down, up = (study.correlate_with_snr(found, "p", "rain", snrs) for snrs in ([20.0, 10.0, 5.0, 0.0], [0.0, 5.0, 10.0, 20.0]))
     assert down == pytest.approx(up) == pytest.approx(-0.8944, abs=1e-4)
 
 
 def test_tables_that_do_not_fit_are_refused(traces):
     with pytest.raises(UsageError, match="judged on groups that they were tuned on"):
-        study.study(traces, traces)
+        study.compare_policies(traces, traces)
     tune, test = traces.halves(0)
     with pytest.raises(UsageError, match="other layers"):
-        study.study(dataclasses.replace(tune, layers=(2, 4, 6, 8, 10, 12)), test)
+        study.compare_policies(dataclasses.replace(tune, layers=(2, 4, 6, 8, 10, 12)), test)
 
 
 def test_exits_are_counted_in_the_models_own_layers(traces):
     sparse = dataclasses.replace(traces, layers=(2, 4, 6, 8, 10, 12))
-    assert comparison.judge("x", torch.full((400,), 3), sparse).mean_exit_layer.mean == 6.0
+    assert comparison.evaluate("x", torch.full((400,), 3), sparse).mean_exit_layer.mean == 6.0
 
 
 def test_any_score_is_compared(traces):
     """A column of a name nobody knows, that is high where the loss is low."""
     strange = dataclasses.replace(traces, scores={"posterior": -5 * traces.losses["disagreement"]})
     tune, test = strange.halves(0)
-    found = study.study(tune, test, depths=[0.6])
+    found = study.compare_policies(tune, test, depths=[0.6])
     assert set(found.policies) == {"posterior", "fixed"}
     by_name = {verdict.policy: verdict for _, verdict in found.frontier}
     assert by_name["posterior"].gain["disagreement"].mean > 0.1
@@ -188,9 +188,9 @@ def test_any_score_is_compared(traces):
 def test_weights_count_in_hindsight(traces):
     weights = torch.where(torch.arange(400) % 2 == 0, 1.0, 10.0)
     weighted = dataclasses.replace(traces, weights=weights)
-    exits = comparison.hindsight(weighted, 0.6, "disagreement")
-    best = comparison.judge("hindsight", exits, weighted).losses["disagreement"].mean
+    exits = comparison.find_best_exits(weighted, 0.6, "disagreement")
+    best = comparison.evaluate("hindsight", exits, weighted).losses["disagreement"].mean
     for others in ((2, 5), (5, 2), (1, 6), (3, 4)):
         tried = torch.where(torch.arange(400) % 2 == 0, *others)
         if mean_depth(tried, weighted) <= 0.6:
-            assert best <= comparison.judge("x", tried, weighted).losses["disagreement"].mean + 1e-6
+            assert best <= comparison.evaluate("x", tried, weighted).losses["disagreement"].mean + 1e-6

@@ -20,7 +20,7 @@ def speech():
 @pytest.mark.parametrize("snr_db", [20.0, -5.0])
 def test_noise_of_every_kind_comes_at_its_ratio(speech, kind, snr_db):
     recorded = {"rain": mixing.NoiseBank([torch.randn(5000, generator=torch.Generator().manual_seed(1))])}
-    heard = conditions.apply(Condition(kind, snr_db), speech, recorded)
+    heard = conditions.apply_condition(Condition(kind, snr_db), speech, recorded)
     for clean, noisy in zip(speech, heard, strict=True):
         assert noisy.shape == clean.shape
         ratio = 10 * torch.log10(clean.square().mean() / (noisy - clean).square().mean())
@@ -29,7 +29,7 @@ def test_noise_of_every_kind_comes_at_its_ratio(speech, kind, snr_db):
 
 def test_levels_differ_in_level_alone(speech):
     for kind in ("white", "pink", "babble"):
-        loud, soft = (conditions.apply(Condition(kind, snr), speech, {})[1] - speech[1] for snr in (0.0, 20.0))
+        loud, soft = (conditions.apply_condition(Condition(kind, snr), speech, {})[1] - speech[1] for snr in (0.0, 20.0))
         torch.testing.assert_close(loud, 10 * soft, atol=1e-4, rtol=1e-3)
 
 
@@ -43,7 +43,7 @@ def test_pink_noise_falls_by_3_db_an_octave():
 
 
 def test_clipping_cuts_the_share_asked_for(speech):
-    clipped = conditions.apply(Condition("clipping", 10.0), speech, {})[0]
+    clipped = conditions.apply_condition(Condition("clipping", 10.0), speech, {})[0]
     level = clipped.abs().max()
     assert float((clipped.abs() >= level - 1e-7).float().mean()) == pytest.approx(0.1, abs=0.01)
     assert torch.equal(clipped[speech[0].abs() < level], speech[0][speech[0].abs() < level])
@@ -55,17 +55,17 @@ def test_longer_reverberation_smears_more(speech):
         waveform[2000] = 1.0
     tails = []
     for seconds in (0.2, 0.6):
-        heard = conditions.apply(Condition("reverberation", seconds), click, {})
+        heard = conditions.apply_condition(Condition("reverberation", seconds), click, {})
         tails.append(sum(float(w[2800:].square().sum() / w.square().sum()) for w in heard) / 4)
     assert tails[1] > 2 * tails[0]
 
 
 def test_names_and_grid():
-    found = conditions.grid(["white", "rain"], [None, 10.0], [0.5], [5.0])
+    found = conditions.make_conditions(["white", "rain"], [None, 10.0], [0.5], [5.0])
     assert [condition.name for condition in found] == [
         "clean", "white 10 dB", "rain 10 dB", "reverberation 0.5 s", "clipping 5 %",
     ]  # fmt: skip
-    assert conditions.apply(found[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
+    assert conditions.apply_condition(found[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_names_and_grid():
 )
 def test_impossible_grids_are_refused(arguments, message):
     with pytest.raises(UsageError) as error:
-        conditions.grid(*arguments)
+        conditions.make_conditions(*arguments)
     assert message in str(error.value)
 
 
 def test_levels_given_twice_count_once():
-    assert len(conditions.grid(["white"], [None, 10.0, 10.0, None])) == 2
+    assert len(conditions.make_conditions(["white"], [None, 10.0, 10.0, None])) == 2
 
 
 def test_refusals(speech):
     with pytest.raises(UsageError, match="noise 'rain' is neither recorded nor one of white, pink, babble"):
-        conditions.apply(Condition("rain", 5.0), speech, {})
+        conditions.apply_condition(Condition("rain", 5.0), speech, {})
     with pytest.raises(UsageError, match="give at least two"):
-        conditions.apply(Condition("babble", 5.0), speech[:1], {})
+        conditions.apply_condition(Condition("babble", 5.0), speech[:1], {})

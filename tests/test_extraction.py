@@ -11,14 +11,16 @@ from safetensors.torch import load_file
 
 from daisy import EarlyExitEncoder, OutputError, audio, policies
 from daisy.errors import UsageError
-from daisy.extraction import run, windows
+from daisy.extraction import Extractor, windows
 from tests.conftest import tiny_model
 
 POLICY = policies.Entropy(threshold=1.9)
 
 
 def extract(folder, out, used=None, **options):
-    return run.extract(audio.find([str(folder)]), used or encoder(), out, checkpoint="0" * 64, **options)
+    running = {name: options.pop(name) for name in ("overwrite", "progress") if name in options}
+    extractor = Extractor(used or encoder(), out, checkpoint="0" * 64, **options)
+    return extractor.run(audio.find([str(folder)]), **running)
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_another_runs_folder_is_refused_unless_overwritten(folder, tmp_path):
     extract(folder, out)
     other = policies.Fixed(layer=2)
     with pytest.raises(
-        OutputError, match=r"holds a run with another dtype, policy, scores; use another --out, or --overwrite"
+        OutputError, match=r"holds a run with another dtype, policy, scores; use another folder, or pass overwrite=True"
     ):
         extract(folder, out, encoder(policy=other), dtype="float16")
     report = extract(folder, out, encoder(policy=other), dtype="float16", overwrite=True)
@@ -154,10 +156,10 @@ def test_unreadable_files_do_not_stop_a_run(folder, tmp_path):
     soundfile.write(folder / "silent.wav", numpy.zeros(16000, "float32"), 16000)
     report = extract(folder, tmp_path / "out", max_sec=3.0)
     assert len(report.rows) == 8
-    assert report.failed == {
+    assert {path: str(error) for path, error in report.failed.items()} == {
         str(folder / "text.wav"): "not readable as audio (Format not recognised)",
         str(folder / "short.wav"): "too short: 399 samples at 16000 Hz, one frame needs 400 (25 ms)",
-        str(folder / "long.wav"): "lasts 4 s, more than 3 s: --window SEC with another --out, or raise --max-sec",
+        str(folder / "long.wav"): "lasts 4 s, more than 3 s; pass window_sec and another folder, or raise max_sec",
     }
     assert [row.output for row in report.rows if row.silent] == ["silent.safetensors"]
 
@@ -170,7 +172,7 @@ def test_two_recordings_never_share_a_file(folder, tmp_path, waveforms):
     extract(folder, tmp_path / "out")
     other = tmp_path / "0.wav"
     soundfile.write(other, waveforms[3].numpy(), 16000)
-    with pytest.raises(UsageError, match="use another --out"):
+    with pytest.raises(UsageError, match="use another folder"):
         extract(other, tmp_path / "out")
 
 
@@ -187,7 +189,7 @@ def test_a_damaged_journal_is_refused_and_can_be_overwritten(folder, tmp_path):
     out = tmp_path / "out"
     extract(folder, out)
     (out / "journal.jsonl").write_text("{}\nno json\n")
-    with pytest.raises(OutputError, match=r"journal\.jsonl: damaged .* use another --out, or --overwrite"):
+    with pytest.raises(OutputError, match=r"journal\.jsonl: damaged .* use another folder, or pass overwrite=True"):
         extract(folder, out)
     assert len(extract(folder, out, overwrite=True).rows) == 7
 
@@ -267,7 +269,7 @@ def test_a_damaged_long_recording_is_named_and_leaves_nothing(tmp_path):
     samples[45000] = torch.nan
     soundfile.write(folder / "long.wav", samples.numpy(), 16000, subtype="FLOAT")
     report = extract(folder, out, window_sec=1.2, context_sec=0.3)
-    assert "hold some that are NaN or infinite" in report.failed[str(folder / "long.wav")]
+    assert "hold some that are NaN or infinite" in str(report.failed[str(folder / "long.wav")])
     assert {path.name for path in out.iterdir()} == {"index.json", "index.csv", "journal.jsonl"}
 
 

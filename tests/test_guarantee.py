@@ -6,30 +6,30 @@ import torch
 from daisy import PolicyError, policies
 from daisy.calibration import guarantee
 from daisy.calibration.depth import FAMILIES
-from daisy.calibration.traces import Traces, join
+from daisy.calibration.traces import Traces, join_traces
 
 
 @pytest.mark.parametrize("name", ["entropy", "forecast", "plateau", "confidence", "patience", "agreement"])
 def test_a_ladder_goes_from_everything_to_little(traces, name):
     learn, judge = traces.split(1 / 3, 0)
-    rungs = guarantee.ladder(name, learn)
-    exits = guarantee.exits_of(rungs, judge)
+    ladder_policies = guarantee.ladder(name, learn)
+    exits = guarantee.compute_exits(ladder_policies, judge)
     assert (exits[:, 0] == 12).all()
     means = exits.double().mean(0)
     assert (means[1:] <= means[:-1] + 1e-9).all()
     for rung in (0, 30, 77, 100):
-        assert torch.equal(exits[:, rung], rungs[rung].exit_layers(judge.scores))
+        assert torch.equal(exits[:, rung], ladder_policies[rung].exit_layers(judge.scores))
 
 
 @pytest.mark.parametrize("method", guarantee.METHODS)
 def test_the_certified_policy_is_cheaper_than_never_and_safe(traces, method):
-    found = guarantee.for_risk("forecast", traces, 0.3, 0.1, method=method)
+    found = guarantee.calibrate_risk("forecast", traces, 0.3, 0.1, method=method)
     assert found.policy.name == "forecast"
-    losses = guarantee.bounded(found.runs.losses["disagreement"], 1.0)
+    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0)
     risk = float(losses.gather(1, found.exit_layers[:, None] - 1).mean())
     assert 0.1 < risk <= 0.3
     assert torch.equal(found.policy.exit_layers(found.runs.scores), found.exit_layers)
-    tighter = guarantee.for_risk("forecast", traces, 0.25, 0.1, method=method)
+    tighter = guarantee.calibrate_risk("forecast", traces, 0.25, 0.1, method=method)
     assert tighter.exit_layers.double().mean() > found.exit_layers.double().mean()
 
 
@@ -40,8 +40,8 @@ def test_a_hard_condition_holds_all_back(traces):
         conditions=("noise 0 dB",) * len(traces),
         losses={"disagreement": (traces.losses["disagreement"] + 0.3).clamp(0, 1)},
     )
-    easy_alone = guarantee.for_risk("entropy", traces, 0.3, 0.1)
-    both = guarantee.for_risk("entropy", join([traces, hard]), 0.3, 0.1)
+    easy_alone = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1)
+    both = guarantee.calibrate_risk("entropy", join_traces([traces, hard]), 0.3, 0.1)
     on_easy = both.exit_layers[: len(both.exit_layers) // 2]
     assert on_easy.double().mean() > easy_alone.exit_layers.double().mean() + 0.5
 
@@ -49,24 +49,24 @@ def test_a_hard_condition_holds_all_back(traces):
 def test_a_certificate_for_running_everything_says_never(traces):
     """40 speakers without any loss are enough to certify 0.06, but nothing cheaper is where leaving is always wrong."""
     wrong = dataclasses.replace(traces, losses={"disagreement": torch.ones_like(traces.losses["disagreement"])})
-    found = guarantee.for_risk("entropy", wrong, 0.06, 0.1, method="hoeffding-bentkus")
+    found = guarantee.calibrate_risk("entropy", wrong, 0.06, 0.1, method="hoeffding-bentkus")
     assert found.policy == policies.Never()
     assert guarantee.certify(torch.full((len(wrong), 1), 12), wrong, 0.06, 0.1, method="hoeffding-bentkus") == 0
 
 
 def test_nothing_certified_means_never(traces):
-    found = guarantee.for_risk("entropy", traces, 0.001, 0.1)
+    found = guarantee.calibrate_risk("entropy", traces, 0.001, 0.1)
     assert found.policy == policies.Never()
     assert (found.exit_layers == 12).all()
 
 
 def test_running_everything_has_no_risk(traces):
-    assert (guarantee.bounded(traces.losses["disagreement"], 1.0)[:, -1] == 0).all()
+    assert (guarantee.bound_losses(traces.losses["disagreement"], 1.0)[:, -1] == 0).all()
     assert (traces.losses["disagreement"][:, -1] > 0).any()  # and the traces are left as they were
 
 
 def test_no_speaker_learns_and_certifies(traces):
-    found = guarantee.for_risk("entropy", traces, 0.3, 0.1, seed=3)
+    found = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1, seed=3)
     learn, judge = traces.split(guarantee.LEARN_SHARE, 3)
     assert set(found.runs.groups) == set(judge.groups)
     assert not set(learn.groups) & set(judge.groups)
@@ -82,13 +82,13 @@ def test_no_speaker_learns_and_certifies(traces):
 )
 def test_refusals(traces, alpha, delta, method, message):
     with pytest.raises(PolicyError) as error:
-        guarantee.for_risk("entropy", traces, alpha, delta, method=method)
+        guarantee.calibrate_risk("entropy", traces, alpha, delta, method=method)
     assert message in str(error.value)
 
 
 def test_few_speakers_are_too_few(traces):
     with pytest.raises(PolicyError, match="recordings of at least 4 speakers, found 3"):
-        guarantee.for_risk("entropy", traces.of_groups(["0", "1", "2"]), 0.3, 0.1)
+        guarantee.calibrate_risk("entropy", traces.of_groups(["0", "1", "2"]), 0.3, 0.1)
 
 
 def test_families_are_what_is_calibrated():
@@ -123,10 +123,10 @@ def test_speakers_of_unequal_size_do_not_break_it(method):
 
 
 def test_what_is_attained_is_what_was_certified(traces):
-    found = guarantee.for_risk("entropy", traces, 0.3, 0.1)
-    shown = guarantee.attained(found.runs, found.exit_layers, "disagreement", 1.0)
+    found = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1)
+    shown = guarantee.measure_attained(found.runs, found.exit_layers, "disagreement", 1.0)
     assert shown["by_condition"][0]["risk"] <= 0.3
-    losses = guarantee.bounded(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[:, 0]
+    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[:, 0]
     total = sum(row["risk"] * row["num_runs"] for row in shown["by_exit_layer"])
     assert total == pytest.approx(float(losses.sum()), rel=1e-4)
 
@@ -134,4 +134,4 @@ def test_what_is_attained_is_what_was_certified(traces):
 @pytest.mark.parametrize(("loss", "ceiling"), [("clean_disagreement", 1.0), ("disagreement", 0.0), ("kl_nats", -4.0)])
 def test_losses_that_running_everything_does_not_end_are_refused(traces, loss, ceiling):
     with pytest.raises(PolicyError, match="a guarantee is about|ceiling must be above 0"):
-        guarantee.for_risk("entropy", traces, 0.3, 0.1, loss=loss, ceiling=ceiling)
+        guarantee.calibrate_risk("entropy", traces, 0.3, 0.1, loss=loss, ceiling=ceiling)

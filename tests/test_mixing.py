@@ -38,9 +38,9 @@ def test_conditions_share_their_noise():
     """The same excerpt at every SNR, another for every utterance: differences are of level only."""
     bank = mixing.NoiseBank([torch.randn(5000, generator=torch.Generator().manual_seed(i)) for i in range(4)])
     speech = [torch.randn(3000, generator=torch.Generator().manual_seed(9))] * 2
-    clean = tracing.with_noise(speech, bank, None)
+    clean = tracing.mix_noise(speech, bank, None)
     assert all(torch.equal(a, b) for a, b in zip(clean, speech, strict=True))
-    loud, soft = (tracing.with_noise(speech, bank, snr) for snr in (0.0, 20.0))
+    loud, soft = (tracing.mix_noise(speech, bank, snr) for snr in (0.0, 20.0))
     for index in range(2):
         ratio = (loud[index] - speech[index]) / (soft[index] - speech[index])
         assert abs(float(ratio.median()) - 10.0) < 0.01

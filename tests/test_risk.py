@@ -132,7 +132,7 @@ def test_conformal_risk_control_bounds_the_expected_risk():
 
 def test_groups_are_averaged():
     losses = [[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]]
-    numpy.testing.assert_allclose(risk.by_group(losses, ["a", "a", "b"]), [[0.5, 1.0], [0.5, 0.0]])
+    numpy.testing.assert_allclose(risk.average_by_group(losses, ["a", "a", "b"]), [[0.5, 1.0], [0.5, 0.0]])
 
 
 def test_dependent_recordings_break_the_guarantee_and_groups_mend_it():
@@ -143,6 +143,6 @@ def test_dependent_recordings_break_the_guarantee_and_groups_mend_it():
     for _ in range(500):
         losses = numpy.repeat(two_point(rng, 0.25, 30), 10)[:, None]
         alone.append(risk.learn_then_test([losses], 0.25, 0.1) is not None)
-        grouped.append(risk.learn_then_test([risk.by_group(losses, names)], 0.25, 0.1) is not None)
+        grouped.append(risk.learn_then_test([risk.average_by_group(losses, names)], 0.25, 0.1) is not None)
     assert numpy.mean(alone) > 0.25
     assert numpy.mean(grouped) <= 0.1 + 3 * math.sqrt(0.09 / 500)

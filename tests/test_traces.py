@@ -24,8 +24,8 @@ def table():
 
 
 def test_what_is_written_is_read(table, tmp_path):
-    traces.write(table, tmp_path / "t.csv")
-    again = traces.read(tmp_path / "t.csv")
+    traces.write_traces(table, tmp_path / "t.csv")
+    again = traces.read_traces(tmp_path / "t.csv")
     for field in ("utterances", "groups", "conditions"):
         assert getattr(again, field) == getattr(table, field)
     for field in ("weights", "costs"):
@@ -39,7 +39,7 @@ def test_anybodys_traces(tmp_path):
     """Exits at every second layer only, errors among words, no group, no cost, lines in any order."""
     lines = ["layer,utterance,posterior,errors,words", "4,u1,0.9,1,10", "2,u1,0.5,4,10", "2,u2,0.8,0,4", "4,u2,0.7,2,4"]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    found = traces.read(tmp_path / "t.csv")
+    found = traces.read_traces(tmp_path / "t.csv")
     assert found.groups == ("u1", "u2")
     assert found.costs.tolist() == [2.0, 4.0]
     torch.testing.assert_close(found.losses["errors"], torch.tensor([[0.4, 0.1], [0.0, 0.5]]))
@@ -74,7 +74,7 @@ def test_anybodys_traces(tmp_path):
 def test_what_is_no_table_is_refused_in_one_line(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UsageError) as error:
-        traces.read(tmp_path / "t.csv")
+        traces.read_traces(tmp_path / "t.csv")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -99,7 +99,7 @@ def test_halves_share_no_group():
 
 def test_join_and_select_are_inverse(table):
     parts = [table.of_condition("clean"), table.of_condition("white 5 dB")]
-    again = traces.join(parts)
+    again = traces.join_traces(parts)
     assert again.utterances == table.utterances
     assert torch.equal(again.losses["disagreement"], table.losses["disagreement"])
     assert table.of_groups(["y"]).utterances == ("b", "b")

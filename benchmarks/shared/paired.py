@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-ENOUGH = 3
+MIN_TURNS = 3
 """Turns for quartiles."""
-LONG_SEC = 60.0
+MIN_SEC_WITHOUT_WARM_UP = 60.0
 """A turn of which a first call's own cost, some tenths of a second, is a hundredth or less: it needs no warm-up."""
 
 
@@ -27,42 +27,48 @@ class Times:
         return statistics.median(self.seconds)
 
     def over(self, other: Times) -> tuple[float, float, float]:
-        """Median of the turns' ratios of this to another system's time, with the lower and upper quartile."""
-        ratios = [mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)]
-        if len(ratios) < 2:
-            return ratios[0], ratios[0], ratios[0]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return middle, low, high
+        """Return the median, lower and upper quartile of the turns' ratios of this to another system's time."""
+        return summarise([mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
+
+
+def summarise(values: list[float]) -> tuple[float, float, float]:
+    """Return the median, lower and upper quartile of values; thrice the value where there is one."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return median, low, high
 
 
 @torch.no_grad()
-def turns(systems: Mapping[str, Callable[[], object]], repeats: int, budget_sec: float = 240.0) -> dict[str, Times]:
+def time_in_turns(
+    systems: Mapping[str, Callable[[], object]], repeats: int, budget_sec: float = 240.0
+) -> dict[str, Times]:
     """Run every system once a turn, in an order that moves on by one each turn.
 
-    A first turn does not count, unless it took `LONG_SEC`.
+    A first turn does not count, unless it took `MIN_SEC_WITHOUT_WARM_UP`.
 
     Args:
         systems: name to what is timed.
         repeats: turns that count.
-        budget_sec: after which three turns are enough.
+        budget_sec: after which `MIN_TURNS` are enough.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     names = list(systems)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    done, warm_up = 0, True
-    while done < repeats and not (done >= ENOUGH and time.perf_counter() - begun > budget_sec):
-        first = done % len(names)
-        turn = {name: _seconds(systems[name]) for name in names[first:] + names[:first]}
-        if warm_up and sum(turn.values()) < LONG_SEC:
-            warm_up = False
+    count, is_warm_up = 0, True
+    while count < repeats and not (count >= MIN_TURNS and time.perf_counter() - start > budget_sec):
+        first = count % len(names)
+        turn = {name: _time_call(systems[name]) for name in names[first:] + names[:first]}
+        if is_warm_up and sum(turn.values()) < MIN_SEC_WITHOUT_WARM_UP:
+            is_warm_up = False
             continue
         for name, value in turn.items():
             seconds[name].append(value)
-        warm_up, done = False, done + 1
+        is_warm_up, count = False, count + 1
     return {name: Times(values) for name, values in seconds.items()}
 
 
-def _seconds(system: Callable[[], object]) -> float:
+def _time_call(system: Callable[[], object]) -> float:
     start = time.perf_counter()
     system()
     if torch.cuda.is_available():

@@ -12,31 +12,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from daisy import checkpoints
 from daisy.checkpoints.converters import huggingface
+from daisy.checkpoints.converters.mapping import POSITION
 from daisy.models import Backbone
 from daisy.models.heads import FinalHead
 
 System = Callable[[Sequence[Tensor]], list[Tensor]]
 """Waveforms (N_b,) to the last layer's states, at least (T_b, D) each."""
+NUM_UNITS = 504
+"""Of fairseq's HuBERT Base: 500 clusters and four special symbols."""
 
 
-def padded(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(B, N) and (B,) lengths."""
+def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad waveforms to (B, N), and return their (B,) lengths."""
     batch = nn.utils.rnn.pad_sequence(list(waveforms), True)
     return batch, torch.tensor([len(w) for w in waveforms], device=batch.device)
 
 
-def alike(waveforms: Sequence[Tensor]) -> bool:
-    """Whether no mask is needed."""
+def have_one_length(waveforms: Sequence[Tensor]) -> bool:
+    """Tell whether no mask is needed."""
     return len(set(map(len, waveforms))) == 1
 
 
-def make_torchaudio_model(backbone: Backbone) -> torchaudio.models.Wav2Vec2Model:
+def make_torchaudio_model(backbone: Backbone) -> nn.Module:
     """Make torchaudio's model with the backbone's weights."""
+    import torchaudio
+
     config = backbone.config
     model = torchaudio.models.wav2vec2_model(
         extractor_mode=f"{config.conv_norm}_norm",
@@ -62,19 +66,19 @@ def make_torchaudio_model(backbone: Backbone) -> torchaudio.models.Wav2Vec2Model
     return model.to(backbone.device, backbone.dtype)
 
 
-def of_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Torchaudio's model with the same weights; all layers' states."""
+def build_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build torchaudio's model; it computes all layers' states."""
     model = make_torchaudio_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
-        batch, lengths = padded(waveforms)
-        return list(model.extract_features(batch.to(dtype), None if alike(waveforms) else lengths)[0][-1])
+        batch, lengths = pad_batch(waveforms)
+        return list(model.extract_features(batch.to(dtype), None if have_one_length(waveforms) else lengths)[0][-1])
 
     return run
 
 
-def of_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Transformers' HubertModel with scaled dot product attention; all layers' states."""
+def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build transformers' HubertModel with scaled dot product attention; it computes all layers' states."""
     from transformers import HubertConfig, HubertModel
 
     config = backbone.config
@@ -97,50 +101,51 @@ def of_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
         )
     ).eval()
     nn.utils.parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
-    ours = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
-    rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", huggingface.POSITION + "weight"))
-    model.load_state_dict({name: ours[_ours(name, rules)] for name in model.state_dict()})
+    weights = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
+    rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", POSITION + "weight"))
+    model.load_state_dict({name: weights[_translate(name, rules)] for name in model.state_dict()})
     model.to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
-        batch, lengths = padded(waveforms)
+        batch, lengths = pad_batch(waveforms)
         mask = None
-        if not alike(waveforms):
+        if not have_one_length(waveforms):
             mask = (torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]).long()
-        return list(model(batch.to(dtype), attention_mask=mask, output_hidden_states=True).hidden_states[-1])
+        return list(model(batch.to(dtype), attention_mask=mask, output_hidden_states=True).last_hidden_state)
 
     return run
 
 
-def _ours(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
+def _translate(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
+    """Return our name of a weight."""
     return next(match.expand(to or "") for pattern, to in rules if (match := re.fullmatch(pattern, name)))
 
 
-def of_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Fairseq's HubertModel, its last layer's states."""
+def build_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build fairseq's HubertModel; it returns its last layer's states alone."""
     from fairseq import checkpoint_utils
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_stock(backbone, Path(folder)))])
+        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_save_stock(backbone, Path(folder)))])
     model.remove_pretraining_modules()
     model.eval().to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
-        batch, lengths = padded(waveforms)
-        mask = None if alike(waveforms) else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
+        batch, lengths = pad_batch(waveforms)
+        mask = None if have_one_length(waveforms) else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
         return list(model.extract_features(batch.to(dtype), padding_mask=mask, mask=False)[0])
 
     return run
 
 
-def of_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
-    """s3prl's upstream ``hubert_local``; all layers' states."""
+def build_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build s3prl's upstream ``hubert_local``; it computes all layers' states."""
     from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
     from s3prl.upstream.hubert.expert import UpstreamExpert
 
     with tempfile.TemporaryDirectory() as folder:
         converted = Path(folder) / "s3prl.pt"
-        load_and_convert_fairseq_ckpt(str(_stock(backbone, Path(folder))), str(converted))
+        load_and_convert_fairseq_ckpt(str(_save_stock(backbone, Path(folder))), str(converted))
         model = UpstreamExpert(str(converted)).eval().to(backbone.device, dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
@@ -149,10 +154,11 @@ def of_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
     return run
 
 
-def _stock(backbone: Backbone, folder: Path) -> Path:
+def _save_stock(backbone: Backbone, folder: Path) -> Path:
+    """Save a backbone as fairseq's own code reads it."""
     from fairseq_plugins.export import stock_checkpoint
 
-    head = FinalHead(backbone.config.width, 256, 504)
+    head = FinalHead(backbone.config.width, 256, NUM_UNITS)
     backbone = copy.deepcopy(backbone).cpu()
     path = folder / "fairseq.pt"
     torch.save(stock_checkpoint(checkpoints.Model(backbone=backbone, final_head=head)), path)
@@ -160,21 +166,27 @@ def _stock(backbone: Backbone, folder: Path) -> Path:
 
 
 PEERS: dict[str, Callable[[Backbone, torch.dtype], System]] = {
-    "fairseq": of_fairseq,
-    "s3prl": of_s3prl,
-    "torchaudio": of_torchaudio,
-    "transformers": of_transformers,
+    "fairseq": build_fairseq,
+    "s3prl": build_s3prl,
+    "torchaudio": build_torchaudio,
+    "transformers": build_transformers,
 }
 
 
-def build(names: Sequence[str], backbone: Backbone, dtype: torch.dtype = torch.float32) -> dict[str, System]:
-    """The peers that are installed, each ready to run, with weights of a type."""
-    found = {}
+def build_peers(names: Sequence[str], backbone: Backbone, dtype: torch.dtype = torch.float32) -> dict[str, System]:
+    """Build the peers that are installed, each ready to run.
+
+    Args:
+        names: of `PEERS`.
+        backbone: whose weights they get.
+        dtype: of their weights.
+    """
+    systems = {}
     for name in names:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = PEERS[name](backbone, dtype)
+                systems[name] = PEERS[name](backbone, dtype)
         except ModuleNotFoundError as error:
             print(f"{name}: left out, {error.name} is not installed")
-    return found
+    return systems

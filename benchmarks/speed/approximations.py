@@ -5,114 +5,151 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-import paired
-from latency import backbone_of
-from measures import DTYPES, over, ratio_of, repeated, row, spoken
 from torch import Tensor
 from torch.nn import functional as F
 
 import daisy
+from benchmarks.shared.paired import time_in_turns
+from benchmarks.speed.measures import (
+    FLOAT_PRECISIONS,
+    PRECISIONS,
+    SIZES,
+    compare_times,
+    count_repeats,
+    make_backbone,
+    make_row,
+    read_test_waveforms,
+    run_over,
+)
 from daisy.cli.console import DEFAULT_POLICY
-from daisy.encoder import EarlyExitEncoder, ExitOutput
+from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Never
+from daisy.runtime.exit_output import ExitOutput
 
 DRIFTING = ("entropy", "regressed")
 """Scores whose change is measured, in nats."""
+STRIDES = (1, 2, 4)
 
 
-def precision(quick: bool, device: str) -> list[dict]:
-    """Fewer bits against float32, on real recordings one by one; Base has random weights."""
-    rows = []
+def measure_precision(quick: bool, device: str) -> list[dict]:
+    """Measure fewer bits against float32, on real recordings one by one; Base has random weights."""
+    return [row for size in SIZES for row in _measure_precision(size, quick, device)]
+
+
+def _measure_precision(size: str, quick: bool, device: str) -> list[dict]:
+    backbone = make_backbone(size).to(device)
+    waveforms = read_test_waveforms(2 if quick or size == "base" else 100 if device == "cpu" else 20, device)
+    timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
+    precisions = PRECISIONS if device == "cpu" else FLOAT_PRECISIONS
+    encoders = {name: EarlyExitEncoder(backbone, None, Never(), dtype=name) for name in precisions}
+    calls = {name: run_over(encoder, [[waveform] for waveform in timed]) for name, encoder in encoders.items()}
+    times = time_in_turns(calls, count_repeats(3 if quick else 7, device))
     model = daisy.load("daisy-mini", device=device)
-    for size in ("mini", "base"):
-        backbone = backbone_of(size).to(device)
-        waveforms = spoken(2 if quick or size == "base" else 100 if device == "cpu" else 20, device)
-        timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
-        dtypes = DTYPES if device == "cpu" else DTYPES[:2]
-        full = {dtype: EarlyExitEncoder(backbone, None, Never(), dtype=dtype) for dtype in dtypes}
-        calls = {dtype: over(encoder, [[each] for each in timed]) for dtype, encoder in full.items()}
-        times = paired.turns(calls, repeated(3 if quick else 7, device))
-        exact = leaving(model, waveforms) if size == "mini" else []
-        for dtype in dtypes[1:]:
-            cosines = [cosine(full["float32"]([w]).states[0], full[dtype]([w]).states[0]) for w in waveforms]
-            found = {"cosine": statistics.mean(cosines), "least_cosine": min(cosines)}
-            found |= {"num_utterances": len(waveforms), "num_timed": len(timed)}
-            if exact:
-                found |= decisions_apart(exact, leaving(model, waveforms, dtype=dtype))
-            middle, low, high = times["float32"].over(times[dtype])
-            speed = {"seconds": times[dtype].median, "faster": middle, "faster_low": low, "faster_high": high}
-            rows.append(row("precision", size=size, precision=dtype, **speed, **found))
-    return rows
-
-
-def stride(quick: bool, device: str) -> list[dict]:
-    """The default policy on scores of every n-th frame, real recordings one by one."""
-    model = daisy.load("daisy-mini", device=device)
-    waveforms = spoken(2 if quick else 100 if device == "cpu" else 20, device)
-    timed = waveforms[: 4 if quick else 24]
-    policy = model.policy(DEFAULT_POLICY)
-    encoders = {every: EarlyExitEncoder(model.backbone, model.heads, policy, score_stride=every) for every in (1, 2, 4)}
-    calls = {str(every): over(encoder, [[each] for each in timed]) for every, encoder in encoders.items()}
-    times = paired.turns(calls, repeated(3 if quick else 15, device))
-    whole, exact = entire(model, waveforms), leaving(model, waveforms)
+    exact = run_default_policy(model, waveforms) if size == "mini" else []
     rows = []
-    for every in encoders:
-        found = exact if every == 1 else leaving(model, waveforms, every=every)
-        depth, agreement = fidelity(model, found, whole)
-        changes = {} if every == 1 else decisions_apart(exact, found)
-        counts = {"num_utterances": len(waveforms), "num_timed": len(timed)}
-        shares = {"depth": depth, "unit_agreement": agreement}
+    for precision in precisions[1:]:
+        cosines = [
+            mean_cosine(encoders["float32"]([waveform]).states[0], encoders[precision]([waveform]).states[0])
+            for waveform in waveforms
+        ]
+        median, low, high = times["float32"].over(times[precision])
+        changes = compare_exits(exact, run_default_policy(model, waveforms, precision)) if exact else {}
         rows.append(
-            row("stride", size="mini", every=every, **counts, **ratio_of(times, str(every), "1"), **shares, **changes)
+            make_row(
+                "precision",
+                size=size,
+                precision=precision,
+                seconds=times[precision].median,
+                faster=median,
+                faster_low=low,
+                faster_high=high,
+                cosine=statistics.mean(cosines),
+                least_cosine=min(cosines),
+                num_utterances=len(waveforms),
+                num_timed=len(timed),
+                **changes,
+            )
         )
     return rows
 
 
-def leaving(
-    model: daisy.Model, waveforms: Sequence[Tensor], dtype: str = "float32", every: int = 1
+def measure_stride(quick: bool, device: str) -> list[dict]:
+    """Measure the default policy on scores of every n-th frame, real recordings one by one."""
+    model = daisy.load("daisy-mini", device=device)
+    waveforms = read_test_waveforms(2 if quick else 100 if device == "cpu" else 20, device)
+    timed = waveforms[: 4 if quick else 24]
+    encoders = {stride: model.encoder(DEFAULT_POLICY, score_stride=stride) for stride in STRIDES}
+    calls = {str(stride): run_over(encoder, [[waveform] for waveform in timed]) for stride, encoder in encoders.items()}
+    times = time_in_turns(calls, count_repeats(3 if quick else 15, device))
+    full, exact = run_full_depth(model, waveforms), run_default_policy(model, waveforms)
+    rows = []
+    for stride in STRIDES:
+        outputs = exact if stride == 1 else run_default_policy(model, waveforms, stride=stride)
+        depth, agreement = measure_fidelity(model, outputs, full)
+        rows.append(
+            make_row(
+                "stride",
+                size="mini",
+                every=stride,
+                num_utterances=len(waveforms),
+                num_timed=len(timed),
+                **compare_times(times, str(stride), "1"),
+                depth=depth,
+                unit_agreement=agreement,
+                **({} if stride == 1 else compare_exits(exact, outputs)),
+            )
+        )
+    return rows
+
+
+def run_default_policy(
+    model: daisy.Model, waveforms: Sequence[Tensor], precision: str = "float32", stride: int = 1
 ) -> list[ExitOutput]:
-    """Each recording with the default policy, exit layers only, with the scores whose change is measured."""
-    policy = model.policy(DEFAULT_POLICY)
-    settings = {"dtype": dtype, "score_stride": every, "keep": "last"}
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, scores=DRIFTING, **settings)
+    """Run each recording with the default policy, for exit layers and the scores whose change is measured."""
+    encoder = model.encoder(DEFAULT_POLICY, scores=DRIFTING, dtype=precision, score_stride=stride, keep="last")
     return [encoder([waveform]) for waveform in waveforms]
 
 
-def entire(model: daisy.Model, waveforms: Sequence[Tensor]) -> list[ExitOutput]:
-    """The last layer of each recording."""
+def run_full_depth(model: daisy.Model, waveforms: Sequence[Tensor]) -> list[ExitOutput]:
+    """Run each recording to the last layer, and keep that."""
     encoder = EarlyExitEncoder(model.backbone, None, Never(), keep="last")
     return [encoder([waveform]) for waveform in waveforms]
 
 
-def cosine(one: Tensor, other: Tensor) -> float:
-    """Mean over layers and frames."""
-    return float(F.cosine_similarity(one, other.float(), dim=-1).mean())
+def mean_cosine(states: Tensor, others: Tensor) -> float:
+    """Compute the mean cosine over layers and frames."""
+    return float(F.cosine_similarity(states, others.float(), dim=-1).mean())
 
 
-def decisions_apart(exact: Sequence[ExitOutput], approximate: Sequence[ExitOutput]) -> dict[str, object]:
-    """What an approximation changes in the default policy's exits, and in the scores of layers that both ran."""
+def compare_exits(exact: Sequence[ExitOutput], approximate: Sequence[ExitOutput]) -> dict[str, object]:
+    """Compare the default policy's exits, and the scores of layers that both ran, as a row's fields."""
     pairs = list(zip(exact, approximate, strict=True))
     apart = [abs(int(one.exit_layer) - int(other.exit_layer)) for one, other in pairs]
     drift = {
-        f"{name}_drift": max(float((a.scores[name] - b.scores[name]).abs().nan_to_num(0.0).max()) for a, b in pairs)
+        f"{name}_drift": max(
+            float((one.scores[name] - other.scores[name]).abs().nan_to_num(0.0).max()) for one, other in pairs
+        )
         for name in DRIFTING
     }
     return {
         "policy": DEFAULT_POLICY,
-        "same_exit": statistics.mean(each == 0 for each in apart),
-        "within_one_layer": statistics.mean(each <= 1 for each in apart),
+        "same_exit": statistics.mean(layers == 0 for layers in apart),
+        "within_one_layer": statistics.mean(layers <= 1 for layers in apart),
         **drift,
     }
 
 
-def fidelity(model: daisy.Model, found: Sequence[ExitOutput], whole: Sequence[ExitOutput]) -> tuple[float, float]:
-    """Mean share of the layers that ran, and of frames whose unit at the exit is the whole network's."""
+def measure_fidelity(
+    model: daisy.Model, outputs: Sequence[ExitOutput], full: Sequence[ExitOutput]
+) -> tuple[float, float]:
+    """Compute the mean share of the layers that ran, and of frames whose unit at the exit is the full model's."""
     assert model.final_head is not None
     assert model.heads is not None
     depths, agreements = [], []
-    for out, full in zip(found, whole, strict=True):
-        layer = int(out.exit_layer)
-        units = model.heads.unit_logits(layer, out.states[0][-1]).argmax(-1)
-        agreements.append(float((units == model.final_head(full.states[0][-1]).argmax(-1)).float().mean()))
+    for output, full_output in zip(outputs, full, strict=True):
+        layer = int(output.exit_layer)
+        units = model.heads.unit_logits(layer, output.states[0][-1]).argmax(-1)
+        full_units = model.final_head(full_output.states[0][-1]).argmax(-1)
+        agreements.append(float((units == full_units).float().mean()))
         depths.append(layer / model.backbone.config.num_layers)
     return statistics.mean(depths), statistics.mean(agreements)

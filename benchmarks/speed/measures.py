@@ -1,45 +1,75 @@
-"""What speed.py, approximations.py and memory.py share."""
+"""What the measures of this room share: networks, test recordings, rows, and settings of latency.json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import get_args
 
-import paired
 import torch
-from common import utterances
 from rich.console import Console
 from torch import Tensor
 
-DTYPES = ("float32", "bfloat16", "int8")
-TEST_SETS = ("librispeech", "commands", "keywords", "digits", "mboshi")
+import daisy
+from benchmarks.shared.paired import Times
+from benchmarks.shared.recordings import TEST_SETS, read_utterances
+from daisy.models import Backbone, BackboneConfig
+from daisy.runtime.dtypes import Precision
+
+SIZES = ("mini", "base")
+PRECISIONS = get_args(Precision)
+FLOAT_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "int8")
+"""Those of GPUs and of other people's networks."""
+SETTING = ("size", "precision", "batch", "lengths", "threads")
+"""Fields of a row of latency.json that all systems of a setting share."""
 console = Console()
 
 
-def spoken(limit: int, device: str = "cpu") -> list[Tensor]:
-    """Test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
-    found = [each.waveform.to(device) for each in utterances(TEST_SETS, "test", limit)]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
-    return [found[index] for index in order]
+def make_backbone(size: str) -> Backbone:
+    """Make daisy-mini's backbone, or HuBERT Base with random weights."""
+    if size == "mini":
+        return daisy.load("daisy-mini").backbone
+    torch.manual_seed(0)
+    return Backbone(BackboneConfig.base())
 
 
-def over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]]) -> Callable[[], None]:
-    """What runs a system on one batch after the other."""
-    return lambda: [system(batch) for batch in batches] and None
+def read_test_waveforms(limit: int, device: str = "cpu") -> list[Tensor]:
+    """Read test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
+    waveforms = [utterance.waveform.to(device) for utterance in read_utterances(TEST_SETS, "test", limit)]
+    order = torch.randperm(len(waveforms), generator=torch.Generator().manual_seed(0)).tolist()
+    return [waveforms[index] for index in order]
 
 
-def row(what: str, **values: object) -> dict:
-    """A row, shown as it is made."""
-    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
-    console.print(what, *(f"{key} {value}" for key, value in rounded.items()), highlight=False, soft_wrap=True)
-    return {"measure": what, **rounded}
+def run_over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]]) -> Callable[[], None]:
+    """Return what runs a system on one batch after the other."""
+
+    def run() -> None:
+        for batch in batches:
+            system(batch)
+
+    return run
 
 
-def ratio_of(times: dict[str, paired.Times], one: str, other: str) -> dict[str, float]:
-    """How much longer one takes than another."""
-    middle, low, high = times[one].over(times[other])
-    return {"seconds": times[one].median, "ratio": middle, "ratio_low": low, "ratio_high": high}
+def make_row(measure: str, **values: object) -> dict:
+    """Make a row, and show it."""
+    row = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
+    console.print(measure, *(f"{key} {value}" for key, value in row.items()), highlight=False, soft_wrap=True)
+    return {"measure": measure, **row}
 
 
-def repeated(repeats: int, device: str) -> int:
-    """How often: more where a turn takes milliseconds, and graphs are made in the first."""
+def compare_times(times: dict[str, Times], system: str, other: str) -> dict[str, float]:
+    """Compute how much longer one system takes than another, as a row's fields."""
+    median, low, high = times[system].over(times[other])
+    return {"seconds": times[system].median, "ratio": median, "ratio_low": low, "ratio_high": high}
+
+
+def count_repeats(repeats: int, device: str) -> int:
+    """Return how many turns to take: more where a turn takes milliseconds, and graphs are captured in the first."""
     return repeats if device == "cpu" else 5 * repeats
+
+
+def group_by_setting(rows: Iterable[dict]) -> dict[tuple, dict[str, dict]]:
+    """Group rows of latency.json by setting, and there by system."""
+    settings: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        settings.setdefault(tuple(row[key] for key in SETTING), {})[row["system"]] = row
+    return settings

@@ -40,7 +40,7 @@ class Condition:
 CLEAN = Condition("clean")
 
 
-def grid(
+def make_conditions(
     kinds: Iterable[str],
     snrs_db: Sequence[float | None],
     reverberation_sec: Iterable[float] = (),
@@ -67,7 +67,7 @@ def grid(
     return found
 
 
-def apply(
+def apply_condition(
     condition: Condition, waveforms: Sequence[Tensor], recorded: Mapping[str, mixing.NoiseBank], seed: int = 0
 ) -> list[Tensor]:
     """Waveforms (N_b,) as they are heard in a condition; as long as they were.

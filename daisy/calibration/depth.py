@@ -220,17 +220,17 @@ def _of_gains(name: str, traces: Traces, loss: str, settings: dict) -> PolicyFam
     features = tuple(f for f in features if f in traces.scores)
     if not features:
         raise PolicyError(f"policy {name} needs scores to learn from; the traces have none of those it reads")
-    learnt = forecast.fit(traces.scores, wanted, features)
+    learnt = forecast.fit_gains(traces.scores, wanted, features)
 
     def at(quantile: float) -> Policy:
         return policies.make_policy(name, {**learnt._asdict(), **settings, "price": _price(prices, quantile)})
 
     held_out = torch.zeros(len(traces), traces.num_layers - 1, dtype=torch.float64)
-    for fold in forecast.folds(traces.groups):
+    for fold in forecast.split_folds(traces.groups):
         rest = torch.ones(len(traces), dtype=torch.bool)
         rest[fold] = False
         part = traces.select(rest.nonzero()[:, 0])
-        fitted = forecast.fit(part.scores, wanted[rest], features) if rest.any() else learnt
+        fitted = forecast.fit_gains(part.scores, wanted[rest], features) if rest.any() else learnt
         rule = policies.make_policy(name, {**fitted._asdict(), "price": 0.0})
         assert isinstance(rule, LookAhead)
         held_out[fold] = critical_prices(rule, {f: traces.scores[f][fold] for f in features}).double()

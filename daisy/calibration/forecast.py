@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PENALTY = 0.01
+RIDGE_PENALTY = 0.01
 """On the squared weights, beside the mean squared error; features are standardised."""
 FOLDS = 5
 Floats = NDArray[numpy.float64]
@@ -24,7 +24,7 @@ class Gains(NamedTuple):
     intercepts: tuple[tuple[float, ...], ...]
 
 
-def fit(scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = PENALTY) -> Gains:
+def fit_gains(scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = RIDGE_PENALTY) -> Gains:
     """Ridge regression: from all scores up to each layer to how much lower the loss is at each later one.
 
     Args:
@@ -43,7 +43,7 @@ def fit(scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, 
     return Gains(tuple(features), tuple(weights), tuple(intercepts))
 
 
-def folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> list[Tensor]:
+def split_folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> list[Tensor]:
     """Indices of each fold, no group in two."""
     names = sorted(set(groups))
     order = numpy.random.default_rng(seed).permutation(len(names))

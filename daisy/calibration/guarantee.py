@@ -20,7 +20,7 @@ from daisy.errors import PolicyError, unknown_name
 from daisy.policies import Policy
 from daisy.policies.rules import LookAhead
 
-LEAST_GROUPS = 4
+MIN_GROUPS = 4
 LEARN_SHARE = 1 / 3
 LOSSES = ("disagreement", "kl_nats")
 METHODS = (*risk.P_VALUES, "conformal")
@@ -36,7 +36,7 @@ class Certificate(NamedTuple):
     runs: Traces
 
 
-def for_risk(
+def calibrate_risk(
     name: str,
     traces: Traces,
     alpha: float,
@@ -66,17 +66,17 @@ def for_risk(
     Raises:
         PolicyError: on values out of range, an unknown method, or too few groups.
     """
-    check(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
+    check_guarantee(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
     learn, judge = traces.split(LEARN_SHARE, seed)
-    rungs = ladder(name, learn, loss)
-    exits = exits_of(rungs, judge)
+    ladder_policies = ladder(name, learn, loss)
+    exits = compute_exits(ladder_policies, judge)
     chosen = certify(exits, judge, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
     if not chosen:  # none, or the first, which runs everything
         return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
-    return Certificate(rungs[chosen], exits[:, chosen], judge)
+    return Certificate(ladder_policies[chosen], exits[:, chosen], judge)
 
 
-def check(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
+def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
     """Refuse what no guarantee can be given for.
 
     Raises:
@@ -93,9 +93,9 @@ def check(alpha: float, delta: float, method: str, loss: str, ceiling: float, nu
         )
     if not 0 < ceiling < math.inf:
         raise PolicyError(f"ceiling must be above 0, found {ceiling}")
-    if num_groups < LEAST_GROUPS:
+    if num_groups < MIN_GROUPS:
         raise PolicyError(
-            f"a guarantee needs recordings of at least {LEAST_GROUPS} speakers, found {num_groups}: "
+            f"a guarantee needs recordings of at least {MIN_GROUPS} speakers, found {num_groups}: "
             "some learn, the others certify"
         )
 
@@ -106,14 +106,14 @@ def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]
     return [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
 
 
-def exits_of(rungs: Sequence[Policy], runs: Traces) -> Tensor:
+def compute_exits(ladder_policies: Sequence[Policy], runs: Traces) -> Tensor:
     """(n, S) exit layers of each run under each policy of a ladder."""
-    first = rungs[0]
+    first = ladder_policies[0]
     if isinstance(first, LookAhead):  # they differ in the price alone: look ahead once
-        prices = torch.tensor([policy.price for policy in rungs if isinstance(policy, LookAhead)])
+        prices = torch.tensor([policy.price for policy in ladder_policies if isinstance(policy, LookAhead)])
         critical = critical_prices(first, runs.scores)
         return 1 + (critical[:, :, None] > prices).long().cumprod(1).sum(1)
-    return torch.stack([policy.exit_layers(readable_scores(runs)) for policy in rungs], dim=1)
+    return torch.stack([policy.exit_layers(readable_scores(runs)) for policy in ladder_policies], dim=1)
 
 
 def certify(
@@ -147,7 +147,7 @@ def certify(
     examples = []
     for condition in dict.fromkeys(runs.conditions):
         rows = runs.rows_of(condition)
-        by_group = risks(runs.select(rows), exits[rows], loss, ceiling)
+        by_group = compute_risks(runs.select(rows), exits[rows], loss, ceiling)
         examples.append(by_group[[place for place in order if place < len(by_group)]])
     if method == "conformal":
         return risk.conformal(examples, alpha)
@@ -155,7 +155,7 @@ def certify(
     return risk.learn_then_test(examples, alpha, delta, p_value)
 
 
-def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
+def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
     """The certified quantity on the certifying runs: by condition with its interval over groups, and by exit layer.
 
     Args:
@@ -167,12 +167,12 @@ def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
     by_condition = []
     for condition in dict.fromkeys(runs.conditions):
         rows = runs.rows_of(condition)
-        of_groups = risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
+        of_groups = compute_risks(runs.select(rows), exits[rows, None], loss, ceiling)[:, 0].tolist()
         estimate = bootstrap(of_groups, [str(group) for group in range(len(of_groups))])
         by_condition.append(
             {"condition": condition, "risk": estimate.mean, "risk_low": estimate.low, "risk_high": estimate.high}
         )
-    values = bounded(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
+    values = bound_losses(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
     by_layer = [
         {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}
         for layer in sorted(set(exits.tolist()))
@@ -180,13 +180,13 @@ def attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
     return {"by_condition": by_condition, "by_exit_layer": by_layer}
 
 
-def risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> risk.Floats:
+def compute_risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> risk.Floats:
     """(groups, S): each group's mean loss, from [0, 1], under each setting."""
-    at_exit = bounded(runs.losses[loss], ceiling).gather(1, exits - 1)
-    return risk.by_group(at_exit.numpy(), runs.groups)
+    at_exit = bound_losses(runs.losses[loss], ceiling).gather(1, exits - 1)
+    return risk.average_by_group(at_exit.numpy(), runs.groups)
 
 
-def bounded(losses: Tensor, ceiling: float) -> Tensor:
+def bound_losses(losses: Tensor, ceiling: float) -> Tensor:
     """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
     values = (losses / ceiling).clamp(0, 1)
     values[:, -1] = 0

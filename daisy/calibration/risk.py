@@ -110,7 +110,7 @@ def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
     return min(last) if min(last) >= 0 else None
 
 
-def by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
+def average_by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
     """(n, S) losses of recordings to (G, S): the mean of each group's, a speaker's say, in order of first mention."""
     values = numpy.asarray(losses, dtype=numpy.float64)
     order = {name: index for index, name in enumerate(dict.fromkeys(groups))}

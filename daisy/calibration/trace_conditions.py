@@ -94,7 +94,7 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
     return kinds, banks
 
 
-def run(
+def run_conditions(
     model: Model,
     speech: Speech,
     heard: Sequence[Condition],
@@ -130,6 +130,6 @@ def run(
     parts = [clean] if conditions.CLEAN in heard else []
     for condition in heard:
         if condition != conditions.CLEAN:
-            waveforms = conditions.apply(condition, speech.waveforms, recorded, seed)
+            waveforms = conditions.apply_condition(condition, speech.waveforms, recorded, seed)
             parts.append(trace(waveforms, condition=condition.name, reference=reference or None)[0])
-    return traces.join(parts)
+    return traces.join_traces(parts)

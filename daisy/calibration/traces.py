@@ -97,7 +97,7 @@ class Traces:
         return self.split(0.5, seed)
 
 
-def join(parts: Sequence[Traces]) -> Traces:
+def join_traces(parts: Sequence[Traces]) -> Traces:
     """All runs of several tables with the same scores and losses."""
     first = parts[0]
     return Traces(
@@ -112,7 +112,7 @@ def join(parts: Sequence[Traces]) -> Traces:
     )
 
 
-def write(traces: Traces, path: Path) -> None:
+def write_traces(traces: Traces, path: Path) -> None:
     """As CSV, with all digits of single precision.
 
     Raises:
@@ -132,7 +132,7 @@ def write(traces: Traces, path: Path) -> None:
     _files.write(path, text.getvalue().encode())
 
 
-def read(path: Path) -> Traces:
+def read_traces(path: Path) -> Traces:
     """Inverse of `write`; reads anybody's.
 
     Raises:

@@ -19,11 +19,11 @@ from daisy.policies.scores import SCORES, HeadOutputs, available_scores
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
 
-def with_noise(
+def mix_noise(
     waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
 ) -> list[Tensor]:
     """Each utterance mixed with an excerpt of its own, the same at every SNR; as they are where ``snr_db`` is None."""
-    return conditions.apply(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
+    return conditions.apply_condition(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
 
 
 @torch.no_grad()

@@ -1,14 +1,19 @@
-"""The command line: one module per command, each of which only parses, calls the library and prints."""
+"""The command line: one module per command, each of which only parses, calls the library and prints.
+
+Commands import the library when they run, so that ``--help`` and a wrong option are answered without torch.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from daisy.cli import calibrate, convert, demo, extract, info, labels, manifest, noise_curve, replay, user_dir
-from daisy.cli.console import errors, printable
+from daisy.cli.console import explain, say, set_up_streams, warn
 from daisy.errors import DaisyError
+from daisy.version import __version__
 
 app = typer.Typer(
     help="Early exit from speech representation models: each recording runs as many layers as it needs.",
@@ -21,10 +26,26 @@ for module in (extract, calibrate, noise_curve, replay, info, convert, labels, m
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"daisy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def take_common_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 def main() -> None:
     """Run a command; what daisy refuses is one line on stderr and exit status 2."""
+    set_up_streams()
     try:
         app()
     except DaisyError as error:
-        errors.print(printable(f"daisy: {error}"), soft_wrap=True)
+        warn(f"daisy: {explain(error)}")
         sys.exit(2)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints.format import Model
-    from daisy.evaluation.comparison import Verdict
+    from daisy.evaluation.comparison import Evaluation
 
 TIMED = 20
 FEW_SPEAKERS = 10
@@ -82,18 +82,18 @@ def command(
         )
     rate = model.backbone.config.sample_rate
     kinds, recorded = trace_conditions.read_noises(noise or (), rate)
-    heard = conditions.grid(kinds, snrs(snr))
+    heard = conditions.make_conditions(kinds, snrs(snr))
     speech = trace_conditions.read_speech(audio.find(inputs), speakers, root, rate)
     limit = ceiling if of == "kl_nats" else 1.0
     if depth is not None:
         check_depth(depth)
     elif risk is not None:
-        guarantee.check(risk, delta, method, of, limit, len(set(speech.groups)))
+        guarantee.check_guarantee(risk, delta, method, of, limit, len(set(speech.groups)))
     _files.check_writable(out)
     with progress_bar() as bar:
         task = bar.add_task("full runs", total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
         advance = lambda count: bar.advance(task, count)  # noqa: E731
-        table = trace_conditions.run(
+        table = trace_conditions.run_conditions(
             model, speech, heard, recorded, score_stride=score_stride, seed=seed, progress=advance
         )
     target: dict[str, object] = {"conditions": [condition.name for condition in heard], "seed": seed}
@@ -104,7 +104,7 @@ def command(
         target |= {"depth": depth, "of": "time" if time else "layers"}
     else:
         assert risk is not None
-        chosen, exits, runs = guarantee.for_risk(
+        chosen, exits, runs = guarantee.calibrate_risk(
             policy, table, risk, delta, method=method, loss=of, ceiling=limit, seed=seed
         )
         target |= {"risk": risk, "method": method, "risk_of": of, "ceiling": limit}
@@ -115,8 +115,8 @@ def command(
                 f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help",
                 soft_wrap=True,
             )
-    attained = [_attained(verdict) for verdict in comparison.by_condition(chosen.name, exits, runs)]
-    certified = guarantee.attained(runs, exits, of, limit) if risk is not None else {}
+    attained = [_attained(verdict) for verdict in comparison.evaluate_by_condition(chosen.name, exits, runs)]
+    certified = guarantee.measure_attained(runs, exits, of, limit) if risk is not None else {}
     write_policy(
         out,
         chosen,
@@ -169,7 +169,7 @@ def _interval(line: dict, key: str, digits: int) -> str:
     return f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
 
 
-def _attained(verdict: Verdict) -> dict:
+def _attained(verdict: Evaluation) -> dict:
     row = {"condition": verdict.condition, "num_runs": verdict.num_runs, "depth": verdict.depth}
     for name, estimate in (("exit_layer", verdict.mean_exit_layer), *verdict.losses.items()):
         row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

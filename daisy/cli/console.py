@@ -1,117 +1,91 @@
-"""What commands share: consoles, the progress bar, options, KEY=VALUE."""
+"""What commands print: lines, tables, and refusals with the option that helps."""
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from daisy.errors import UsageError
+from daisy.cli.options import DEFAULT_POLICY  # noqa: F401  benchmarks take it from here
+from daisy.cli.options import check_device as checked_device  # noqa: F401
+from daisy.errors import DaisyError, Remedy
 
-output = Console(markup=False, highlight=False, emoji=False)
-errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
+if TYPE_CHECKING:
+    from rich.table import Table
 
-Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
-DEFAULT_CHECKPOINT = "daisy-mini"
-DEFAULT_POLICY = "plateau"
-
-
-def command_line() -> str:
-    """What was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def progress_bar() -> Progress:
-    """On stderr; drawn only where that is a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=errors, disable=not errors.is_terminal)
+HINTS: dict[Remedy, str] = {
+    "allow_pickle": "add --allow-pickle",
+    "calibrate": "daisy calibrate makes one",
+    "convert": "other forms are read by: daisy convert {path} OUT",
+    "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
+    "max_sec": "split it, or raise --max-sec",
+    "no_overrides": "--set is for torchaudio's state dicts",
+    "num_heads": "add --set num_heads=N",
+    "other_out": "use another --out",
+    "overwrite": "use another --out, or --overwrite",
+    "root": "give another --root",
+    "separate_out": "give them separate --out",
+    "window": "give --window SEC with another --out, or raise --max-sec",
+}
+"""What to type, for each remedy that the library names."""
 
 
-def printable(text: object) -> str:
-    """Text for a terminal: names of files can hold bytes that are no text."""
-    return str(text).encode(errors="backslashreplace").decode()
+def set_up_streams() -> None:
+    """Make stdout and stderr write what their encoding lacks as escapes (``\\xe9``), where they would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def checked_device(name: str) -> str:
-    """A device that works here.
+def say(text: str) -> None:
+    """Print a line to stdout; it is never wrapped nor cut."""
+    typer.echo(text)
 
-    Raises:
-        UsageError: saying why it does not.
+
+def warn(text: str) -> None:
+    """Print a line to stderr; it is never wrapped nor cut."""
+    typer.echo(text, err=True)
+
+
+def say_table(table: Table) -> None:
+    """Print a table as wide as its contents are: on a narrow terminal its lines run on, and no value is cut."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    width = console.measure(table, options=console.options.update(width=sys.maxsize)).maximum
+    console.print(table, width=width, crop=False)
+
+
+def explain(error: DaisyError | str) -> str:
+    """Return what a refusal says, with the option or command that helps."""
+    if isinstance(error, DaisyError) and error.remedy:
+        return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
+    return str(error)
+
+
+def warn_failures(reasons: Iterable[DaisyError | str]) -> None:
+    """Print why each recording failed."""
+    for reason in reasons:
+        warn(f"failed: {explain(reason)}")
+
+
+def exit_on_failures(failed: Mapping[str, DaisyError | str], num_done: int) -> None:
+    """End with status 1, or 2 where nothing was done, if recordings failed.
+
+    Args:
+        failed: the reason of each.
+        num_done: number of the others.
     """
-    import torch
-
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: cpu, cuda, cuda:1 … are what there is")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
-
-
-def pairs(texts: Iterable[str]) -> dict[str, str]:
-    """``KEY=VALUE`` texts to a dictionary.
-
-    Raises:
-        UsageError: on a text without "=".
-    """
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set takes KEY=VALUE, found {text!r}")
-        found[key.strip()] = value.strip()
-    return found
-
-
-def numbers(texts: Iterable[str]) -> dict[str, float | int]:
-    """``KEY=NUMBER`` texts to a dictionary; whole numbers stay whole.
-
-    Raises:
-        UsageError: on a value that is no number.
-    """
-    found: dict[str, float | int] = {}
-    for key, value in pairs(texts).items():
-        try:
-            found[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
-        except ValueError:
-            raise UsageError(f"--set {key} takes a number, found {value!r}") from None
-    return found
-
-
-def snrs(text: str) -> list[float | None]:
-    """Signal-to-noise ratios: "clean,20,0" to [None, 20.0, 0.0].
-
-    Raises:
-        UsageError: on what is neither clean nor a number.
-    """
-    found: list[float | None] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            found.append(None if part == "clean" else float(part))
-        except ValueError:
-            raise UsageError(f"--snr takes clean and numbers in dB, found {part!r}") from None
-    return found
-
-
-def list_failures(failed: Mapping[str, str], total: int) -> None:
-    """Name what could not be read; exit status 1 where there is any."""
-    for reason in failed.values():
-        errors.print(printable(f"failed: {reason}"), soft_wrap=True)
     if failed:
-        errors.print(f"{len(failed)} of {total} recordings failed")
-        raise typer.Exit(1)
+        warn(f"{len(failed)} of {len(failed) + num_done} recordings failed")
+        raise typer.Exit(1 if num_done else 2)
+
+
+def format_command_line() -> str:
+    """Return what was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -7,17 +7,27 @@ from typing import Annotated
 
 import typer
 
-from daisy.cli.console import output, pairs
+from daisy.cli.console import say
+from daisy.cli.options import parse_pairs
 from daisy.errors import OutputError
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="fairseq, s3prl, torchaudio, Hugging Face, or published DAISY.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, or the published DAISY code."),
+    ],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Unpickle: only for files you trust.")] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Unpickle Python objects, which can run code: only for files you trust."),
+    ] = False,
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    set: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that a torchaudio state dict does not tell.")] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE that a torchaudio state dict does not tell, such as num_heads=12."),
+    ] = None,
 ) -> None:
     """Convert a HuBERT checkpoint to daisy's format."""
     import torch
@@ -27,11 +37,9 @@ def command(
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; add --overwrite to replace it")
-    model = convert(source, allow_pickle=allow_pickle, overrides=pairs(set or ()))
+    model = convert(source, allow_pickle=allow_pickle, overrides=parse_pairs(set or ()))
     checkpoints.save(model, out, dtype=torch.float16 if half else torch.float32)
     config = model.backbone.config
     heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
-    output.print(
-        f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {out.stat().st_size / 1e6:.1f} MB",
-        soft_wrap=True,
-    )
+    megabytes = out.stat().st_size / 1e6
+    say(f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {megabytes:.1f} MB")

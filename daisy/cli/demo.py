@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from daisy.cli.console import DEFAULT_CHECKPOINT, Checkpoint, output, progress_bar
+from daisy.cli.console import say, say_table
+from daisy.cli.options import DEFAULT_CHECKPOINT, Checkpoint
+from daisy.cli.progress import track
+
+if TYPE_CHECKING:
+    from daisy.cli.demonstration import Demonstration
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("demo-out"),
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Extract eight bundled clips, clean and with noise: a table and a figure of exit layer against SNR."""
+    """Extract eight bundled clips, clean and with noise: a table and a figure of exit layer against noise."""
     from daisy.cli import demonstration
+
+    with track("extracting") as advance:
+        result = demonstration.demonstrate(out, checkpoint, advance)
+    _say_exit_layers(result)
+    layers = [layer for by_condition in result.exit_layers.values() for layer in by_condition]
+    say(f"{result.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth")
+    say(
+        f"mean exit layer {sum(layers) / len(layers):.2f} of {result.num_layers}; "
+        f"{result.audio_sec:.0f} s of audio in {result.seconds:.1f} s"
+    )
+    say(f"features: {out / 'features'}   figure: {result.figure}")
+
+
+def _say_exit_layers(result: Demonstration) -> None:
+    """Print the exit layer of each clip in each condition, and the conditions' means."""
+    from rich.table import Table
+
+    from daisy.cli.demonstration import SNRS_DB
     from daisy.evaluation.figures import format_snr
 
-    with progress_bar() as bar:
-        task = bar.add_task("extracting", total=None)
-        shown = demonstration.run(out, checkpoint, lambda count: bar.advance(task, count))
-    columns = [format_snr(snr) for snr in demonstration.SNRS_DB]
-    table = Table("clip", *columns, box=None, title=f"exit layer of {shown.num_layers}", show_footer=True)
+    conditions = [format_snr(snr_db) for snr_db in SNRS_DB]
+    table = Table("clip", *conditions, box=None, title=f"exit layer of {result.num_layers}", show_footer=True)
     table.columns[0].footer = "mean"
-    values = list(shown.exit_layers.values())
     for index, column in enumerate(table.columns[1:]):
+        layers = [by_condition[index] for by_condition in result.exit_layers.values()]
         column.justify = "right"
-        column.footer = f"{sum(row[index] for row in values) / len(values):.1f}"
-    for name, layers in shown.exit_layers.items():
-        table.add_row(name, *map(str, layers))
-    output.print(table)
-    mean = sum(map(sum, values)) / sum(map(len, values))
-    output.print(f"{shown.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth")
-    output.print(
-        f"mean exit layer {mean:.2f} of {shown.num_layers}; {shown.audio_sec:.0f} s of audio in {shown.seconds:.1f} s"
-    )
-    output.print(f"features: {out / 'features'}   figure: {shown.figure}", soft_wrap=True)
+        column.footer = f"{sum(layers) / len(layers):.1f}"
+    for name, by_condition in result.exit_layers.items():
+        table.add_row(name, *map(str, by_condition))
+    say_table(table)

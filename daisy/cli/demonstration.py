@@ -12,7 +12,7 @@ from daisy.calibration import intervals, tracing
 from daisy.calibration.depth import calibrate_depth
 from daisy.encoder import EarlyExitEncoder
 from daisy.evaluation import figures
-from daisy.extraction.run import extract
+from daisy.extraction import Extractor
 from daisy.policies import Policy
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo"
@@ -42,7 +42,7 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     recordings = []
     for snr_db in SNRS_DB:
         condition = figures.format_snr(snr_db).replace(" ", "")
-        mixed = tracing.with_noise(list(clips.values()), noises, snr_db)
+        mixed = tracing.mix_noise(list(clips.values()), noises, snr_db)
         for name, waveform in zip(clips, mixed, strict=True):
             path = out.absolute() / "audio" / condition / f"{name}.wav"
             _files.write(path, audio.encode_wav(waveform))
@@ -51,14 +51,8 @@ def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] =
     clean, _ = tracing.trace(model, list(clips.values()), list(clips), scores=["entropy"])
     policy = calibrate_depth("entropy", clean, DEPTH).policy
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
-    result = extract(
-        recordings,
-        encoder,
-        out / "features",
-        checkpoint=checkpoints.digest(source),
-        overwrite=True,
-        progress=progress,
-    )
+    extractor = Extractor(encoder, out / "features", checkpoint=checkpoints.digest(source))
+    result = extractor.run(recordings, overwrite=True, progress=progress)
     by_path = {row.path: row.exit_layer for row in result.rows}
     exits = [by_path[str(recording.path)] for recording in recordings]  # condition after condition
     columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]

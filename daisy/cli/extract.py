@@ -23,10 +23,10 @@ from daisy.cli.console import (
     progress_bar,
 )
 from daisy.errors import UsageError
-from daisy.extraction.run import Report, Settings
 
 if TYPE_CHECKING:
     from daisy.checkpoints.format import Model
+    from daisy.extraction import ExtractionReport
     from daisy.policies import Policy
 
 MOST_ROWS = 40
@@ -72,7 +72,7 @@ def command(
     from daisy import audio, checkpoints
     from daisy.calibration import cost
     from daisy.encoder import EarlyExitEncoder
-    from daisy.extraction.run import extract
+    from daisy.extraction import Extractor, Settings
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
@@ -92,8 +92,7 @@ def command(
     try:
         with progress_bar() as bar:
             task = bar.add_task("extracting", total=len(recordings))
-            report = extract(
-                recordings,
+            extractor = Extractor(
                 encoder,
                 out,
                 checkpoint=checkpoints.digest(checkpoint),
@@ -103,8 +102,9 @@ def command(
                 max_sec=max_sec,
                 window_sec=window,
                 context_sec=Settings.context_sec if context is None else context,
-                overwrite=overwrite,
-                progress=lambda count: bar.advance(task, count),
+            )
+            report = extractor.run(
+                recordings, overwrite=overwrite, progress=lambda count: bar.advance(task, count)
             )
     except KeyboardInterrupt:
         errors.print("stopped: what is finished is kept, and the same command goes on from there")
@@ -130,7 +130,7 @@ def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tu
     return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
 
 
-def _print(report: Report) -> None:
+def _print(report: ExtractionReport) -> None:
     if 0 < len(report.rows) <= MOST_ROWS:
         output.print(_table(report))
     totals = report.totals()
@@ -156,7 +156,7 @@ def _print(report: Report) -> None:
         errors.print(f"{len(report.failed)} of {len(report.rows) + len(report.failed)} recordings failed")
 
 
-def _table(report: Report) -> Table:
+def _table(report: ExtractionReport) -> Table:
     table = Table("recording", "seconds", "exit layer", "predicted loss at exit (nats)", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

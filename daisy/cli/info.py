@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from daisy.cli.console import DEFAULT_CHECKPOINT, output
+from daisy.cli.console import say_table
+from daisy.cli.options import DEFAULT_CHECKPOINT
+
+if TYPE_CHECKING:
+    from daisy.checkpoints import Model
+
+Rows = list[tuple[str, str]]
 
 
 def command(
@@ -15,60 +21,79 @@ def command(
         str, typer.Argument(help="A daisy checkpoint, or a bundled model's name.")
     ] = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Describe a checkpoint: shape, size, heads, default policies, where it comes from."""
+    """Describe a checkpoint: its shape, size, heads, default policies, and where it comes from."""
+    from rich.table import Table
+
     from daisy import checkpoints
-    from daisy.calibration import cost
 
     path = checkpoints.find(checkpoint)
     model = checkpoints.load(path)
-    config = model.backbone.config
-    table = Table(show_header=False, box=None, pad_edge=False)
-    rows: list[tuple[str, object]] = [
-        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
-        ("sha256", checkpoints.digest(path)),
-        (
-            "layers",
-            f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}",
-        ),
-        ("norms", f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"),
-        (
-            "input",
-            f"{config.sample_rate} Hz{', normalised' if config.normalize else ''}; a frame of "
-            f"{config.frame_span} samples every {config.frame_hop}",
-        ),
+    rows = [
+        *_describe_file(path),
+        *_describe_backbone(model),
+        *_describe_heads(model),
+        *_describe_costs(model),
+        *_describe_policies(model),
+        *((key, str(value)) for key, value in model.provenance.items()),
     ]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    say_table(table)
+
+
+def _describe_file(path: Path) -> Rows:
+    from daisy import checkpoints
+
+    return [("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"), ("sha256", checkpoints.digest(path))]
+
+
+def _describe_backbone(model: Model) -> Rows:
+    config = model.backbone.config
+    layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
+    norms = f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"
+    normalised = ", normalised" if config.normalize else ""
+    frames = f"a frame of {config.frame_span} samples every {config.frame_hop}"
+    return [("layers", layers), ("norms", norms), ("input", f"{config.sample_rate} Hz{normalised}; {frames}")]
+
+
+def _describe_heads(model: Model) -> Rows:
+    rows = []
     for name, part in model.parts().items():
         rows.append((f"{name} parameters", f"{sum(p.numel() for p in part.parameters()):,}"))
-    if model.heads is not None:
-        heads = model.heads.config
-        kinds = "unit classifiers and loss regressors" if heads.regressors else "unit classifiers"
-        rows.append(("exit heads", f"{kinds} for {heads.num_units} units, reading the {heads.reads.replace('_', '-')}"))
-    else:
-        rows.append(("exit heads", "none: policies fixed and never only"))
-    ten_sec = 10 * config.sample_rate / config.frame_hop
-    heads_config = model.heads.config if model.heads else None
-    front, layer = (
-        sum(c * ten_sec**power for power, c in enumerate(coefficients))
-        for coefficients in (
-            cost.front_end_macs(config),
-            cost.layer_macs(config, heads_config),
-        )
-    )
-    rows.append(("multiply-accumulates", f"of 10 s: front end {front:.2e}, each layer with its head {layer:.2e}"))
-    rows += [
-        (f"policy {name}", ", ".join(f"{k}={_short(v)}" for k, v in settings.items()))
+    if model.heads is None:
+        return [*rows, ("exit heads", "none: policies fixed and never only")]
+    heads = model.heads.config
+    kinds = "unit classifiers and loss regressors" if heads.regressors else "unit classifiers"
+    return [*rows, ("exit heads", f"{kinds} for {heads.num_units} units, reading the {heads.reads.replace('_', '-')}")]
+
+
+def _describe_costs(model: Model) -> Rows:
+    from daisy.calibration import cost
+
+    config = model.backbone.config
+    num_frames = 10 * config.sample_rate / config.frame_hop
+
+    def count_macs(coefficients: tuple[float, ...]) -> float:
+        return sum(factor * num_frames**power for power, factor in enumerate(coefficients))
+
+    front_end = count_macs(cost.front_end_macs(config))
+    layer = count_macs(cost.layer_macs(config, model.heads.config if model.heads else None))
+    of_10_sec = f"of 10 s: front end {front_end:.2e}, each layer with its head {layer:.2e}"
+    return [("multiply-accumulates", of_10_sec)]
+
+
+def _describe_policies(model: Model) -> Rows:
+    return [
+        (f"policy {name}", ", ".join(f"{key}={_shorten(value)}" for key, value in settings.items()))
         for name, settings in model.policies.items()
     ]
-    rows += [(key, value) for key, value in model.provenance.items()]
-    for key, value in rows:
-        table.add_row(key, str(value))
-    output.print(table, soft_wrap=True)
 
 
-def _short(value: object) -> str:
-    """A setting: a number, or how many there are."""
+def _shorten(value: object) -> str:
+    """Return a setting in short: of a list of numbers, how many layers it has."""
     if not isinstance(value, list | tuple):
         return f"{value:g}" if isinstance(value, int | float) else str(value)
-    if all(isinstance(each, str) for each in value):
+    if all(isinstance(item, str) for item in value):
         return "+".join(value)
     return f"({len(value)} layers)"

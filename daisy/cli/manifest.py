@@ -8,22 +8,23 @@ from typing import Annotated
 
 import typer
 
-from daisy.cli.console import errors, output, printable
+from daisy.cli.console import explain, say, warn
 from daisy.errors import AudioError, UsageError
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs.")],
+    inputs: Annotated[list[str], typer.Argument(help="Recordings: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
-    root: Annotated[Path, typer.Option(help="Folder that the paths are relative to.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="Folder that the paths in the manifest are relative to.")] = Path("."),
     speakers: Annotated[
         Path | None, typer.Option(help="CSV file of path (below the root) and speaker, for --balance.")
     ] = None,
     balance: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="List recordings of rare speakers more often: 0 not, 1 all equal.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="How much more often recordings of rare speakers are listed, 0 to 1."),
     ] = 0.0,
 ) -> None:
-    """Write a fairseq manifest (root folder, then path and number of samples).
+    """Write a fairseq manifest: the root folder, then each recording's path and number of samples.
 
     Recordings whose headers show that fairseq could not use them are left out and listed; exit status 1 then.
     """
@@ -32,31 +33,32 @@ def command(
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
     folder = Path(os.path.abspath(root))
-    lines, failed = [str(folder)], list[str]()
+    lines: list[str] = []
+    failed: list[AudioError] = []
     for recording in audio.find(inputs):
         try:
             lines.append(audio.format_manifest_line(recording, folder))
         except AudioError as error:
-            failed.append(str(error))
+            failed.append(error)
     if speakers is not None:
-        lines[1:] = _balanced(lines[1:], audio.read_speakers(speakers), balance)
-    _files.write(out, ("\n".join(lines) + "\n").encode(errors="surrogateescape"))
-    output.print(f"{out}: {len(lines) - 1} recordings", soft_wrap=True)
-    for reason in failed:
-        errors.print(printable(f"left out: {reason}"), soft_wrap=True)
+        lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
+    _files.write(out, ("\n".join([str(folder), *lines]) + "\n").encode(errors="surrogateescape"))
+    say(f"{out}: {len(lines)} recordings")
+    for error in failed:
+        warn(f"left out: {explain(error)}")
     if failed:
         raise typer.Exit(1)
 
 
-def _balanced(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:
+def _balance_speakers(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:
+    """Repeat the lines of speakers who have less audio than others; the power 1 makes all equal."""
     from daisy import audio
 
-    paths = [line.rpartition("\t")[0] for line in lines]
-    counts = [line.rpartition("\t")[2] for line in lines]
+    fields = [line.rsplit("\t", 1) for line in lines]
+    paths, counts = [path for path, _ in fields], [int(count) for _, count in fields]
     unknown = [path for path in paths if path not in speakers]
     if unknown:
-        raise UsageError(
-            f"no speaker is given for {unknown[0]}" + (f" and {len(unknown) - 1} more" * (len(unknown) > 1))
-        )
-    times = audio.count_repeats([int(count) for count in counts], [speakers[path] for path in paths], power)
-    return [line for line, count in zip(lines, times, strict=True) for _ in range(count)]
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UsageError(f"no speaker is given for {unknown[0]}{more}")
+    repeats = audio.count_repeats(counts, [speakers[path] for path in paths], power)
+    return [line for line, times in zip(lines, repeats, strict=True) for _ in range(times)]

@@ -64,7 +64,7 @@ def command(
     rate = model.backbone.config.sample_rate
     kinds, recorded = trace_conditions.read_noises(noise or (), rate)
     ratios = snrs(snr or ("clean,20,10,5,0,-5" if kinds else "clean"))
-    heard = conditions.grid(
+    heard = conditions.make_conditions(
         kinds, ratios, numbers_of(reverberation, "--reverberation"), numbers_of(clipping, "--clipping")
     )
     for target in (depth, *numbers_of(depths, "--depths")):
@@ -86,8 +86,8 @@ def command(
         with progress_bar() as bar:
             task = bar.add_task(name, total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
             advance = lambda count, bar=bar, task=task: bar.advance(task, count)  # noqa: E731
-            table[name] = trace_conditions.run(model, speech, heard, recorded, seed=seed, progress=advance)
-        traces.write(table[name], out / f"{name}.csv")
+            table[name] = trace_conditions.run_conditions(model, speech, heard, recorded, seed=seed, progress=advance)
+        traces.write_traces(table[name], out / f"{name}.csv")
         failed |= speech.failed
         read += len(speech.names)
     halves = table["traces"].halves(seed) if not tune else (table["tune"], table["traces"])

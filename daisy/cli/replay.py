@@ -46,8 +46,8 @@ def command(
     """
     from daisy.calibration import traces
 
-    found = traces.read(table)
-    halves = found.halves(seed) if tune is None else (traces.read(tune), found)
+    found = traces.read_traces(table)
+    halves = found.halves(seed) if tune is None else (traces.read_traces(tune), found)
     present(
         *halves,
         out=out,
@@ -103,8 +103,8 @@ def present(
     if not len(tune) or not len(test):
         raise UsageError("policies are tuned on half of the groups: give two at least, or other traces to --tune on")
     names = names_of(policies)
-    found = study.study(tune, test, names=names, depth=depth, depths=numbers_of(depths, "--depths"), loss=loss)
-    rows = study.rows(found)
+    found = study.compare_policies(tune, test, names=names, depth=depth, depths=numbers_of(depths, "--depths"), loss=loss)
+    rows = study.to_rows(found)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
@@ -118,10 +118,10 @@ def present(
             summary=f"Policies tuned on {found.num_tuned} runs, judged on {found.num_judged} of other groups.",
             command=command,
             footnote="Intervals are 95 %, from resampling groups.",
-            sections=page.sections(found, kinds, snrs_db),
+            sections=page.make_sections(found, kinds, snrs_db),
         )
         write_page(content, report)
-    numbers = page.in_short(found)
+    numbers = page.summarize(found)
     shown = Table(*numbers[0], box=None, pad_edge=False)
     for row in numbers[1:]:
         shown.add_row(*row)

@@ -18,7 +18,7 @@ from daisy.calibration.traces import Traces
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Evaluation:
     """One policy on one set of runs."""
 
     policy: str
@@ -41,7 +41,7 @@ class Verdict:
     """The same losses of those who left at each layer, 1 to L; None where nobody did."""
 
 
-def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Verdict:
+def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
     """What a policy's exits (B,) are worth on these runs."""
     exits = exit_layers.numpy()
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
@@ -64,7 +64,7 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
             float(at_layer[rows, place].sum() / weights[rows].sum()) if rows.any() else None
             for place, rows in enumerate(left)
         )
-    return Verdict(
+    return Evaluation(
         policy=name,
         condition=condition,
         num_runs=len(traces),
@@ -79,19 +79,19 @@ def judge(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all"
     )
 
 
-def by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Verdict]:
+def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Evaluation]:
     """A verdict on all runs, and on those of each condition where there are several."""
-    verdicts = [judge(name, exit_layers, traces)]
+    verdicts = [evaluate(name, exit_layers, traces)]
     conditions = list(dict.fromkeys(traces.conditions))
     for condition in conditions if len(conditions) > 1 else ():
         rows = traces.rows_of(condition)
-        verdicts.append(judge(name, exit_layers[rows], traces.select(rows), condition))
+        verdicts.append(evaluate(name, exit_layers[rows], traces.select(rows), condition))
     return verdicts
 
 
-def frontier(
+def trace_frontier(
     tune: Traces, test: Traces, names: Sequence[str], depths: Iterable[float], loss: str
-) -> list[tuple[float, Verdict]]:
+) -> list[tuple[float, Evaluation]]:
     """Policies tuned to given depths on some runs, judged on others.
 
     Args:
@@ -107,16 +107,16 @@ def frontier(
     found = []
     for name in names:
         if name == "hindsight":
-            found += [(target, judge(name, hindsight(test, target, loss), test)) for target in depths]
+            found += [(target, evaluate(name, find_best_exits(test, target, loss), test)) for target in depths]
             continue
         family = fit_family(name, tune, loss)
         for target in depths:
             policy = family.at(find_quantile(family, tune, target))
-            found.append((target, judge(name, policy.exit_layers(readable_scores(test)), test)))
+            found.append((target, evaluate(name, policy.exit_layers(readable_scores(test)), test)))
     return found
 
 
-def hindsight(traces: Traces, target: float, loss: str) -> Tensor:
+def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
     """(B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
     values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
     costs = traces.costs.double() / traces.costs[-1].double()
@@ -131,7 +131,7 @@ def hindsight(traces: Traces, target: float, loss: str) -> Tensor:
     return (values + high * costs).argmin(1) + 1
 
 
-def common_families(traces: Traces, loss: str) -> list[str]:
+def list_families(traces: Traces, loss: str) -> list[str]:
     """Families that the traces' columns allow, and a threshold on each score that no family reads."""
     known = set(traces.scores) | set(traces.losses)
     special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daisy.calibration.intervals import Estimate
-from daisy.evaluation.comparison import Verdict
+from daisy.evaluation.comparison import Evaluation
 from daisy.evaluation.figures import Section, draw_exit_layers_by_snr, draw_lines, format_snr
-from daisy.evaluation.study import Study, spearman
+from daisy.evaluation.study import Study, correlate_with_snr
 
 
-def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
+def make_sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
     """The page's parts, a question each.
 
     Args:
@@ -23,10 +23,10 @@ def sections(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]
         parts.append(_adaptivity(found, kinds, snrs_db))
     if len(found.layers) > 1:
         parts.append(_conditions(found))
-    return [*parts, _by_exit_layer(found), _layers(found), numbers(found)]
+    return [*parts, _by_exit_layer(found), _layers(found), make_numbers_section(found)]
 
 
-def estimate(value: Estimate, digits: int = 1) -> str:
+def format_estimate(value: Estimate, digits: int = 1) -> str:
     """A mean with its interval."""
     return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
@@ -58,11 +58,11 @@ def _frontier(found: Study) -> Section:
             ),
         ),
         header=("policy", *(f"set for {target:.0%}" for target in dict.fromkeys(t for t, _ in found.frontier))),
-        rows=gains(found),
+        rows=list_gains(found),
     )
 
 
-def numbers(found: Study) -> Section:
+def make_numbers_section(found: Study) -> Section:
     """The frontier in full."""
     return Section(
         title="Every depth in numbers",
@@ -73,10 +73,10 @@ def numbers(found: Study) -> Section:
                 verdict.policy,
                 f"{target:.0%}",
                 f"{verdict.depth:.1%}",
-                estimate(verdict.losses[found.loss], 4),
+                format_estimate(verdict.losses[found.loss], 4),
                 f"{verdict.fixed[found.loss]:.4f}",
                 f"{verdict.random[found.loss]:.4f}",
-                estimate(verdict.gain[found.loss], 4),
+                format_estimate(verdict.gain[found.loss], 4),
             )
             for target, verdict in found.frontier
         ),
@@ -99,7 +99,7 @@ def _adaptivity(found: Study, kinds: Sequence[str], snrs_db: Sequence[float | No
              draw_exit_layers_by_snr(snrs_db, curves, num_layers=num_layers, title=title))
         )  # fmt: skip
         for policy in policies:
-            correlation = spearman(found.verdicts, policy, kind, ratios)
+            correlation = correlate_with_snr(found.verdicts, policy, kind, ratios)
             layers = [f"{named[policy, names[snr]].mean_exit_layer.mean:.2f}" for snr in snrs_db]
             rows.append((policy, kind, *layers, f"{correlation:.2f}"))
     return Section(
@@ -121,7 +121,7 @@ def _conditions(found: Study) -> Section:
             (
                 verdict.policy,
                 verdict.condition,
-                estimate(verdict.mean_exit_layer),
+                format_estimate(verdict.mean_exit_layer),
                 f"{verdict.depth:.0%}",
                 *(f"{verdict.losses[loss].mean:.3f}" for loss in losses),
                 f"{verdict.fixed[found.loss]:.3f}",
@@ -177,17 +177,17 @@ def _layers(found: Study) -> Section:
     )
 
 
-def gains(found: Study) -> tuple[tuple[str, ...], ...]:
+def list_gains(found: Study) -> tuple[tuple[str, ...], ...]:
     """Policy, then at each target depth how much lower its loss is than the static cut's."""
     targets = list(dict.fromkeys(target for target, _ in found.frontier))
     table = []
     for name in dict.fromkeys(verdict.policy for _, verdict in found.frontier):
-        by_target: dict[float, Verdict] = {t: v for t, v in found.frontier if v.policy == name}
+        by_target: dict[float, Evaluation] = {t: v for t, v in found.frontier if v.policy == name}
         table.append((name, *(f"{by_target[target].gain[found.loss].mean:+.4f}" for target in targets)))
     return tuple(table)
 
 
-def in_short(found: Study) -> list[tuple[str, ...]]:
+def summarize(found: Study) -> list[tuple[str, ...]]:
     """The frontier for a terminal, header first: no intervals."""
     table: list[tuple[str, ...]] = [("policy", "set for", "depth", found.loss[:18], "fixed", "chance", "gain")]
     for target, verdict in found.frontier:

@@ -15,7 +15,7 @@ from daisy.calibration.depth import calibrate_depth, check_depth, readable_score
 from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
 from daisy.evaluation import comparison
-from daisy.evaluation.comparison import Verdict
+from daisy.evaluation.comparison import Evaluation
 from daisy.policies import Policy
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -31,9 +31,9 @@ class Study:
     """What policies were tuned to in `verdicts`."""
     policies: dict[str, Policy]
     """As tuned to that depth."""
-    verdicts: list[Verdict]
+    verdicts: list[Evaluation]
     """Each policy on all runs and on each condition's."""
-    frontier: list[tuple[float, Verdict]]
+    frontier: list[tuple[float, Evaluation]]
     """(target depth, verdict) of each policy, all conditions together."""
     layers: dict[str, dict[str, list[float]]]
     """Condition to loss to its mean at each layer: where depth still buys something."""
@@ -41,7 +41,7 @@ class Study:
     num_judged: int
 
 
-def study(
+def compare_policies(
     tune: Traces,
     test: Traces,
     *,
@@ -75,19 +75,19 @@ def study(
         raise UsageError(f"the tables have other layers: {tune.layers} and {test.layers}")
     for target in (depth, *depths):
         check_depth(target)
-    both = set(comparison.common_families(test, loss))
-    names = list(names) or [name for name in comparison.common_families(tune, loss) if name in both]
+    both = set(comparison.list_families(test, loss))
+    names = list(names) or [name for name in comparison.list_families(tune, loss) if name in both]
     chosen, verdicts = {}, []
     for name in names:
         chosen[name] = calibrate_depth(name, tune, depth, loss).policy
-        verdicts += comparison.by_condition(name, chosen[name].exit_layers(readable_scores(test)), test)
+        verdicts += comparison.evaluate_by_condition(name, chosen[name].exit_layers(readable_scores(test)), test)
     with_bound = [*names, "hindsight"]
     return Study(
         loss=loss,
         depth=depth,
         policies=chosen,
         verdicts=verdicts,
-        frontier=comparison.frontier(tune, test, with_bound, depths, loss),
+        frontier=comparison.trace_frontier(tune, test, with_bound, depths, loss),
         layers={
             condition: {name: values.mean(0).tolist() for name, values in test.of_condition(condition).losses.items()}
             for condition in dict.fromkeys(test.conditions)
@@ -98,7 +98,7 @@ def study(
     )
 
 
-def spearman(verdicts: Sequence[Verdict], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
+def correlate_with_snr(verdicts: Sequence[Evaluation], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
     """Rank correlation of mean exit layer with the signal-to-noise ratio, clean being the highest; NaN where constant.
 
     Args:
@@ -122,13 +122,13 @@ def _mean(values: Tensor, weights: Tensor) -> list[float]:
     return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
 
 
-def rows(found: Study) -> list[dict]:
+def to_rows(found: Study) -> list[dict]:
     """A study's verdicts as flat rows, for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
     flat = [_row(verdict, None) for verdict in found.verdicts]
     return flat + [_row(verdict, target) for target, verdict in found.frontier]
 
 
-def _row(verdict: Verdict, target: float | None) -> dict:
+def _row(verdict: Evaluation, target: float | None) -> dict:
     values = asdict(verdict)
     row = {
         "policy": verdict.policy,

@@ -1,1 +1,8 @@
 """Many recordings to files: features of each, resumable; units for training."""
+
+from daisy.extraction.extractor import Extractor
+from daisy.extraction.index import ExtractionReport
+from daisy.extraction.journal import Row, Settings
+from daisy.extraction.windows import Piece, Window
+
+__all__ = ["ExtractionReport", "Extractor", "Piece", "Row", "Settings", "Window"]

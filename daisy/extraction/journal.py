@@ -1,10 +1,11 @@
-"""The books of an extraction: what was asked, what is finished; one flushed line per recording."""
+"""The journal of an extraction: what was asked, what is finished; one flushed line per recording."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from daisy.audio import Recording
 from daisy.errors import OutputError, UsageError
 
 FORMATS = ("safetensors", "npy")
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FORMAT_VERSION = 1
 JOURNAL = "journal.jsonl"
 
@@ -24,7 +25,7 @@ class Settings:
 
     checkpoint: str
     """SHA-256 of the checkpoint's file."""
-    policy: dict
+    policy: dict[str, Any]
     """`Policy.to_config`."""
     layers: str
     """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
@@ -42,7 +43,7 @@ class Settings:
     """What the encoder computes in."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("format", FORMATS), ("dtype", tuple(DTYPES))):
+        for name, choices in (("format", FORMATS), ("dtype", tuple(STORED_DTYPES))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
 
@@ -71,23 +72,23 @@ class Row:
 
     @property
     def predicted_loss(self) -> list[float | None]:
-        """At layers 1 to the exit layer, nats: the entropy, or else what the regressors say; empty without either."""
+        """Nats at layers 1 to the exit layer: the entropy, or else what the regressors say; empty without either."""
         return self.scores.get("entropy") or self.scores.get("regressed") or []
 
     @property
     def mean_exit_layer(self) -> float:
-        """Over its windows."""
+        """The mean over its windows."""
         return sum(self.window_exits) / len(self.window_exits) if self.window_exits else float(self.exit_layer)
 
-    def public(self) -> dict:
-        """For the index: what a reader asks of a recording."""
+    def public(self) -> dict[str, Any]:
+        """Return what the index says of a recording."""
         fields = asdict(self)
         del fields["source"]
         return {**fields, "predicted_loss": self.predicted_loss}
 
 
 def stamp(recording: Recording) -> tuple[int, int]:
-    """Size and time of change of a recording's file; zeros where it is gone."""
+    """Read size and time of change of a recording's file; zeros where it is gone."""
     try:
         status = recording.path.stat()
     except OSError:
@@ -111,7 +112,7 @@ class Journal:
             self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if not overwrite:
-                raise OutputError(f"{self.path}: damaged ({error}); use another --out, or --overwrite") from None
+                raise OutputError(f"{self.path}: damaged ({error})", remedy="overwrite") from None
             lines = []
         if not self.rows:
             lines = []  # nothing was finished: a run with other settings may begin here
@@ -119,9 +120,7 @@ class Journal:
             self._forget()
         different = sorted(key for key in header if {**DEFAULTS, **lines[0]}.get(key) != header[key]) if lines else []
         if different and not overwrite:
-            raise OutputError(
-                f"{out}: holds a run with another {', '.join(different)}; use another --out, or --overwrite"
-            )
+            raise OutputError(f"{out}: holds a run with another {', '.join(different)}", remedy="overwrite")
         if overwrite or not lines:
             _files.write(self.path, (json.dumps(header) + "\n").encode())
 
@@ -132,20 +131,20 @@ class Journal:
         self.rows = {}
 
     def has(self, recording: Recording) -> bool:
-        """Whether a recording is finished, unchanged since, and its file still there."""
+        """Tell whether a recording is finished, unchanged since, and its file still there."""
         row = self.rows.get(str(recording.path))
         return row is not None and row.source == stamp(recording) and (self.out / row.output).is_file()
 
     def check_outputs(self, outputs: dict[Path, str]) -> None:
-        """Refuse to write over another recording's file of an earlier sitting.
+        """Refuse to write over another recording's file of an earlier run.
 
         Raises:
-            UsageError: where a file of an earlier sitting would be overwritten by another recording's.
+            UsageError: where a file of an earlier run would be overwritten by another recording's.
         """
         taken = {row.output: row.path for row in self.rows.values()}
         for path, output in outputs.items():
             if taken.get(output, str(path)) != str(path):
-                raise UsageError(f"{self.path.parent / output} holds {taken[output]}, not {path}: use another --out")
+                raise UsageError(f"{self.path.parent / output} holds {taken[output]}, not {path}", remedy="other_out")
 
     def add(self, row: Row) -> None:
         """Note a finished row."""

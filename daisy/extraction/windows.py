@@ -40,8 +40,8 @@ class Piece:
     """Each (L,), NaN where not executed; of all the window's frames."""
 
 
-def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tuple[int, int]:
-    """Frames of a window and of its context.
+def to_frames(window_sec: float, context_sec: float, config: BackboneConfig) -> tuple[int, int]:
+    """Convert a window and its context to frames.
 
     Raises:
         UsageError: where the context leaves nothing to keep.
@@ -51,15 +51,15 @@ def check(window_sec: float, context_sec: float, config: BackboneConfig) -> tupl
     per_second = config.sample_rate / config.frame_hop
     length, context = round(window_sec * per_second), round(context_sec * per_second)
     if length < 1 or context < 0:
-        found = f"found {window_sec:g} s and {context_sec:g} s"
-        raise UsageError(f"a window must have a frame ({1 / per_second:g} s), and its context none or more, {found}")
+        given = f"found {window_sec:g} s and {context_sec:g} s"
+        raise UsageError(f"a window must have a frame ({1 / per_second:g} s), and its context none or more, {given}")
     if length - 2 * context < 1:
         raise UsageError(f"a window of {window_sec:g} s with {context_sec:g} s of context on each side keeps nothing")
     return length, context
 
 
 def cut(num_frames: int, length: int, context: int) -> list[Window]:
-    """Windows of at most ``length`` frames whose kept parts follow one another.
+    """Cut a recording into windows of at most ``length`` frames whose kept parts follow one another.
 
     Args:
         num_frames: of the recording.
@@ -70,8 +70,8 @@ def cut(num_frames: int, length: int, context: int) -> list[Window]:
         return [Window(0, 0, num_frames, num_frames)]
     step = length - 2 * context
     *firsts, last = range(0, num_frames - context, step)
-    found = [Window(max(0, first - context), first, first + step, first + step + context) for first in firsts]
-    return [*found, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
+    windows = [Window(max(0, first - context), first, first + step, first + step + context) for first in firsts]
+    return [*windows, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
 
 
 def run(
@@ -101,10 +101,10 @@ def run(
         AudioError: as ``read`` and the encoder do.
     """
     config = encoder.backbone.config
-    found = cut(count_frames(num_samples, config.conv_layers), *check(window_sec, context_sec, config))
-    at_once = max(1, int(batch_sec / window_sec))
-    for index in range(0, len(found), at_once):
-        batch = found[index : index + at_once]
+    windows = cut(count_frames(num_samples, config.conv_layers), *to_frames(window_sec, context_sec, config))
+    windows_per_batch = max(1, int(batch_sec / window_sec))
+    for index in range(0, len(windows), windows_per_batch):
+        batch = windows[index : index + windows_per_batch]
         spans = [(w.start * config.frame_hop, (w.stop - 1) * config.frame_hop + config.frame_span) for w in batch]
         out = encoder([read(*span) for span in spans])
         for row, window in enumerate(batch):

@@ -20,6 +20,10 @@ from daisy.models.modules import Encoder, FeatureExtractor
 class Backbone(nn.Module):
     """A HuBERT that is run stage by stage.
 
+        states, num_frames = backbone(waveforms, num_samples)            # layers 0 to L
+
+    or, what is the same,
+
         features, num_frames = backbone.front_end(waveforms, num_samples)
         states = backbone.embed(features, num_frames)                    # layer 0
         for l in range(1, backbone.config.num_layers + 1):
@@ -63,10 +67,7 @@ class Backbone(nn.Module):
         """
         features, num_frames = self.front_end(waveforms, num_samples)
         valid_frames = None if num_samples is None else num_frames
-        states = [self.embed(features, valid_frames)]
-        for layer in range(1, self.config.num_layers + 1):
-            states.append(self.layer(layer, states[-1], valid_frames))
-        return states, num_frames
+        return self.run_layers(self.embed(features, valid_frames), valid_frames), num_frames
 
     def front_end(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn waveforms into convolutional features.
@@ -121,6 +122,13 @@ class Backbone(nn.Module):
     def embed(self, features: Tensor, num_frames: Tensor | None) -> Tensor:
         """Turn features (B, T, C) into layer 0 (B, T, D), the input of the first transformer layer."""
         return self.position(self.project(features), num_frames)
+
+    def run_layers(self, states: Tensor, num_frames: Tensor | None) -> list[Tensor]:
+        """Run all layers on layer 0, and return the states of layers 0 to L, (B, T, D) each."""
+        layers = [states]
+        for layer in range(1, self.config.num_layers + 1):
+            layers.append(self.layer(layer, layers[-1], num_frames))
+        return layers
 
     def layer(self, layer: int, states: Tensor, num_frames: Tensor | None) -> Tensor:
         """Run layer ``layer`` (1 to L) on the states of the layer before, both (B, T, D)."""

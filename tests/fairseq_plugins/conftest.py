@@ -1,6 +1,7 @@
-"""A corpus and a HuBERT, tiny; fairseq's commands as subprocesses, as its users run them."""
+"""A corpus and a HuBERT, tiny; fairseq's commands, as its users run them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import soundfile
 
 import daisy
 from tests.conftest import POST_NORM, tiny_model
+from tests.fairseq_plugins import fork_server
 
 pytest.importorskip("fairseq", reason="needs fairseq")
 ROOT = Path(__file__).parents[2]
@@ -46,30 +48,45 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def command(*arguments, launcher=()):
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """A folder of the programs that users call; they run in forks of one process (`fork_server`)."""
+    folder = tmp_path_factory.mktemp("programs")
+    path = folder / "socket"
+    for name in ("fairseq-train", "fairseq-hydra-train", "daisy", "python"):
+        (folder / name).write_text(
+            f'#!/bin/sh\nexec {sys.executable} -S -E {fork_server.__file__} {path} {name} "$@"\n'
+        )
+        (folder / name).chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        descriptor = listener.fileno()
+        server = subprocess.Popen(
+            [sys.executable, fork_server.__file__, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
+        )
+    yield folder
+    server.stdin.close()
+    server.wait()
+
+
+def command(*arguments):
+    """Runs a command and returns what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
-    done = subprocess.run(
-        [*map(str, launcher), *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def fairseq_train(corpus, tmp_path):
-    """Runs fairseq-train for some updates into a folder; returns its output."""
-
-    def run(folder, updates, *options, launcher=(BIN / "fairseq-train",)):
-        return command(
-            corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task", "hubert_pretraining",
-            "--labels", "[]", "--label-rate", "50", "--min-sample-size", "4000", "--pad-audio", "--cpu",
-            "--seed", "1", "--arch", "daisy_hubert", "--hubert-path", corpus / "hubert.safetensors",
-            "--criterion", "daisy_exit_heads", "--noise-manifest", corpus / "data" / "noise.tsv",
-            "--optimizer", "adam", "--lr", "0.01", "--lr-scheduler", "fixed", "--max-update", updates,
-            "--max-tokens", "40000", "--num-workers", "0", "--validate-interval-updates", "4",
-            "--save-interval-updates", "4", "--no-epoch-checkpoints", "--log-format", "simple",
-            "--log-interval", "1", "--save-dir", tmp_path / folder, *options,
-            launcher=launcher,
-        )  # fmt: skip
-
-    return run
+def heads_options(corpus, folder, updates):
+    """Options of fairseq-train for exit heads, trained for some updates into a folder."""
+    return (
+        corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task", "hubert_pretraining",
+        "--labels", "[]", "--label-rate", "50", "--min-sample-size", "4000", "--pad-audio", "--cpu",
+        "--seed", "1", "--arch", "daisy_hubert", "--hubert-path", corpus / "hubert.safetensors",
+        "--criterion", "daisy_exit_heads", "--noise-manifest", corpus / "data" / "noise.tsv",
+        "--optimizer", "adam", "--lr", "0.01", "--lr-scheduler", "fixed", "--max-update", updates,
+        "--max-tokens", "40000", "--num-workers", "0", "--validate-interval-updates", "4",
+        "--save-interval-updates", "4", "--no-epoch-checkpoints", "--log-format", "simple",
+        "--log-interval", "1", "--save-dir", folder,
+    )  # fmt: skip

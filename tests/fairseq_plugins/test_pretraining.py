@@ -14,7 +14,7 @@ from daisy.checkpoints.converters import convert
 from daisy.checkpoints.converters import fairseq as fairseq_form
 from daisy.errors import UsageError
 from tests.conftest import KINDS, POST_NORM, tiny_model
-from tests.fairseq_plugins.conftest import BIN, ROOT, command
+from tests.fairseq_plugins.conftest import ROOT, command
 
 hubert = pytest.importorskip("fairseq.models.hubert.hubert", reason="needs fairseq")
 
@@ -25,9 +25,9 @@ TINY = (
 )  # fmt: skip
 
 
-def pretrain(corpus, folder, updates, *options):
+def pretrain(programs, corpus, folder, updates, *options):
     return command(
-        BIN / "fairseq-hydra-train", "--config-dir", ROOT / "fairseq_plugins" / "config", "--config-name",
+        programs / "fairseq-hydra-train", "--config-dir", ROOT / "fairseq_plugins" / "config", "--config-name",
         "hubert_mini_pretraining", f"common.user_dir={ROOT / 'fairseq_plugins'}", "common.cpu=true",
         f"task.data={corpus / 'data'}", f"task.label_dir={corpus / 'data'}", "task.min_sample_size=4000",
         f"task.noise_manifest={corpus / 'data' / 'noise.tsv'}", f"hydra.run.dir={folder}", "dataset.max_tokens=40000",
@@ -40,13 +40,13 @@ def states(model, waveform):
     return EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
 
 
-def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, tmp_path):
+def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, programs, tmp_path):
     start = tiny_model(POST_NORM, num_units=11)
     daisy.save(start, tmp_path / "start.safetensors")
     folder = tmp_path / "run"
     begin = f"model.warm_start={tmp_path / 'start.safetensors'}"
-    pretrain(corpus, folder, 2, begin)
-    log = pretrain(corpus, folder, 4, begin)
+    pretrain(programs, corpus, folder, 2, begin)
+    log = pretrain(programs, corpus, folder, 4, begin)
     assert "num_updates 4" in log
     assert len(re.findall(r"Loaded checkpoint .*2 updates", log)) == 1
     trained = convert(folder / "checkpoints" / "checkpoint_last.pt", allow_pickle=True)
@@ -60,7 +60,7 @@ def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, tmp_path):
     assert trained.final_head.num_units == 11
 
     stock = tmp_path / "stock.pt"
-    command(BIN / "python", "-m", "fairseq_plugins.export", folder / "checkpoints" / "checkpoint_last.pt", stock)
+    command(programs / "python", "-m", "fairseq_plugins.export", folder / "checkpoints" / "checkpoint_last.pt", stock)
     code = (
         "import torch; from fairseq import checkpoint_utils\n"
         f"models, _, task = checkpoint_utils.load_model_ensemble_and_task([{str(stock)!r}])\n"
@@ -69,7 +69,7 @@ def test_pretrain_resume_convert_and_load_in_stock_fairseq(corpus, tmp_path):
         "print('KIND', type(models[0]).__name__, type(task).__name__, len(task.dictionaries[0]))\n"
         "print('STATES', x[0, :3, 0].tolist())\n"
     )
-    printed = command(BIN / "python", "-c", code)
+    printed = command(programs / "python", "-c", code)
     assert "KIND HubertModel HubertPretrainingTask 11" in printed
     read = [float(v) for v in re.search(r"STATES \[(.*)\]", printed)[1].split(", ")]
     wave = 0.1 * torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
@@ -198,11 +198,16 @@ def test_settings_that_cannot_be_met_are_refused(task_config):
         dataset(task_config)
 
 
-def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
+def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_path):
     """pretrain.sh in two iterations, warm-started; run again, it does nothing but export."""
     model = tiny_model(POST_NORM, num_units=9)
     daisy.save(model, tmp_path / "hubert.safetensors")
-    variables = (f"WARM_START={tmp_path / 'hubert.safetensors'}", "UNITS=5 6", "LAYER=2", f"PATH={BIN}:/usr/bin:/bin")
+    variables = (
+        f"WARM_START={tmp_path / 'hubert.safetensors'}",
+        "UNITS=5 6",
+        "LAYER=2",
+        f"PATH={programs}:/usr/bin:/bin",
+    )
     options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY)
 
     def call(updates: str):
@@ -232,9 +237,9 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, tmp_path):
     assert "iteration 2 was run with other settings" in refused.stderr
 
 
-def test_fairseq_train_takes_the_same_options(corpus):
+def test_fairseq_train_takes_the_same_options(corpus, programs):
     log = command(
-        BIN / "fairseq-train", corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task",
+        programs / "fairseq-train", corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task",
         "daisy_hubert_pretraining", "--labels", '["km"]', "--label-rate", "50", "--max-sample-size", "8000",
         "--min-sample-size", "4000", "--noise-manifest", corpus / "data" / "noise.tsv", "--noise-prob", "0.5",
         "--speeds", "[0.9,1.0]", "--arch", "daisy_hubert_pretraining", "--encoder-layers", "2",

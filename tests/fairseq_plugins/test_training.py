@@ -10,7 +10,7 @@ import torch
 import daisy
 from daisy import EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert
-from tests.fairseq_plugins.conftest import BIN, ROOT, command
+from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options
 
 
 def weights(path):
@@ -23,11 +23,15 @@ def losses(log, prefix):
     return [float(re.search(r"loss[= ]([\d.]+)", line)[1]) for line in lines]
 
 
-def test_train_resume_reload_convert(corpus, fairseq_train, tmp_path):
-    random = ("--mask-prob", "0.65", "--mask-length", "5", "--noise-prob", "0.5")
-    log = fairseq_train("whole", 12, *random)
-    fairseq_train("resumed", 4, *random)
-    fairseq_train("resumed", 12, *random)
+def test_train_resume_reload_convert(corpus, programs, tmp_path):
+    def train(folder, updates):
+        options = heads_options(corpus, tmp_path / folder, updates)
+        random = ("--mask-prob", "0.65", "--mask-length", "5", "--noise-prob", "0.5")
+        return command(programs / "fairseq-train", *options, *random)
+
+    log = train("whole", 12)
+    train("resumed", 4)
+    train("resumed", 12)
     whole, resumed = (weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole), "resuming is not exact"
@@ -55,17 +59,18 @@ def test_train_resume_reload_convert(corpus, fairseq_train, tmp_path):
     )
     (corpus / "hubert.safetensors").rename(corpus / "away.safetensors")  # a checkpoint needs nothing beside it
     try:
-        printed = command(BIN / "python", "-c", code)
+        printed = command(programs / "python", "-c", code)
     finally:
         (corpus / "away.safetensors").rename(corpus / "hubert.safetensors")
     reloaded = [float(v) for v in re.search(r"SCORES \[(.*)\]", printed)[1].split(", ")]
     assert reloaded == pytest.approx([v for s in reads for v in s[0].tolist()], abs=1e-5)
 
 
-def test_labels_masks_and_weights(fairseq_train, tmp_path):
-    """Label files as targets, frames masked, only masked ones counted; no teacher is asked."""
-    log = fairseq_train(
-        "labels", 4, "--labels", '["km"]', "--target", "labels", "--mask-prob", "0.65", "--pred-nomask-weight", "0"
+def test_labels_masks_and_weights(corpus, tmp_path):
+    """Label files as targets, frames masked, only masked ones counted; no teacher is asked. Started as users do."""
+    log = command(
+        BIN / "fairseq-train", *heads_options(corpus, tmp_path / "labels", 4), "--labels", '["km"]',
+        "--target", "labels", "--mask-prob", "0.65", "--pred-nomask-weight", "0",
     )  # fmt: skip
     assert len(losses(log, "valid")) >= 1
     heads = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True).heads
@@ -73,6 +78,7 @@ def test_labels_masks_and_weights(fairseq_train, tmp_path):
 
 
 def test_hydra(corpus, tmp_path):
+    """Started as users do."""
     log = command(
         BIN / "fairseq-hydra-train", "--config-dir", ROOT / "fairseq_plugins" / "config", "--config-name", "daisy_mini",
         f"common.user_dir={ROOT / 'fairseq_plugins'}", "common.cpu=true", f"task.data={corpus / 'data'}",
@@ -83,13 +89,13 @@ def test_hydra(corpus, tmp_path):
     assert convert(tmp_path / "checkpoints" / "checkpoint_last.pt", allow_pickle=True).heads is not None
 
 
-def test_two_cpu_processes(fairseq_train, tmp_path):
+def test_two_cpu_processes(corpus, programs, tmp_path):
     """fairseq's own distributed training over gloo; needs --ddp-backend no_c10d."""
     if "fairseq" not in {distribution.name for distribution in metadata.distributions()}:
         pytest.skip("the fork of fairseq does not take torchrun's processes without GPUs")
-    log = fairseq_train(
-        "two", 4, "--distributed-backend", "gloo", "--ddp-backend", "no_c10d",
-        launcher=(BIN / "torchrun", "--nproc_per_node", "2", "--standalone", BIN / "fairseq-train"),
+    log = command(
+        BIN / "torchrun", "--nproc_per_node", "2", "--standalone", "--no-python", programs / "fairseq-train",
+        *heads_options(corpus, tmp_path / "two", 4), "--distributed-backend", "gloo", "--ddp-backend", "no_c10d",
     )  # fmt: skip
     assert "'distributed_world_size': 2" in log
     trained = convert(tmp_path / "two" / "checkpoint_last.pt", allow_pickle=True)

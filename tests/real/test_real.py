@@ -8,7 +8,7 @@ import torch
 
 from daisy import EarlyExitEncoder, audio, policies
 from daisy.checkpoints.converters import convert
-from daisy.extraction.run import extract
+from daisy.extraction import Extractor
 from daisy.models.lengths import HUBERT_CONV, count_frames
 
 
@@ -90,9 +90,9 @@ def test_broken_files(shared, hubert, tmp_path):
     """Every file of the collection is read, or refused in one line that says why; the run goes on."""
     policy = policies.Fixed(layer=2)
     encoder = EarlyExitEncoder(hubert.backbone, None, policy, keep="last")
-    found = audio.find([str(shared / "data" / "broken")])
-    report = extract(found, encoder, tmp_path, checkpoint="0" * 64)
-    reasons = {path.rpartition("/")[2]: reason for path, reason in report.failed.items()}
+    recordings = audio.find([str(shared / "data" / "broken")])
+    report = Extractor(encoder, tmp_path, checkpoint="0" * 64).run(recordings)
+    reasons = {path.rpartition("/")[2]: str(reason) for path, reason in report.failed.items()}
     assert reasons == {
         "empty.wav": "empty file (0 bytes)",
         "text.wav": "not readable as audio (Format not recognised)",

@@ -1,0 +1,114 @@
+"""Options that commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daisy.errors import UsageError
+
+Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 and so on.")]
+Noise = Annotated[
+    list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
+]
+Speakers = Annotated[
+    Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
+]
+Root = Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")]
+Policies = Annotated[
+    str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; else all that the scores allow.")
+]
+Depth = Annotated[float, typer.Option(help="Mean executed share of the layers that the table by condition is for.")]
+Depths = Annotated[str, typer.Option(help="Mean executed shares of the layers to compare policies at.")]
+Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML page here.")]
+
+DEFAULT_CHECKPOINT = "daisy-mini"
+DEFAULT_POLICY = "plateau"
+DEFAULT_DEPTHS = "0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+
+
+def check_device(name: str) -> str:
+    """Check that a device is there and works.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UsageError: saying why it does not.
+    """
+    import torch
+
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: cpu, cuda, cuda:1 and so on are what there is")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
+    """Turn ``KEY=VALUE`` texts into a dictionary.
+
+    Raises:
+        UsageError: on a text without "=".
+    """
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set takes KEY=VALUE, found {text!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, float | int]:
+    """Turn ``KEY=NUMBER`` texts into a dictionary; whole numbers stay whole.
+
+    Raises:
+        UsageError: on a value that is no number.
+    """
+    settings: dict[str, float | int] = {}
+    for key, value in parse_pairs(texts).items():
+        try:
+            settings[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            raise UsageError(f"--set {key} takes a number, found {value!r}") from None
+    return settings
+
+
+def parse_snrs(text: str) -> list[float | None]:
+    """Turn signal-to-noise ratios, "clean,20,0", into [None, 20.0, 0.0].
+
+    Raises:
+        UsageError: on what is neither clean nor a number.
+    """
+    ratios: list[float | None] = []
+    for name in parse_names(text):
+        try:
+            ratios.append(None if name == "clean" else float(name))
+        except ValueError:
+            raise UsageError(f"--snr takes clean and numbers in dB, found {name!r}") from None
+    return ratios
+
+
+def parse_numbers(text: str, option: str) -> list[float]:
+    """Turn an option's list of numbers, "0.3,0.6", into floats.
+
+    Raises:
+        UsageError: on what is no number.
+    """
+    try:
+        return [float(name) for name in parse_names(text)]
+    except ValueError:
+        raise UsageError(f"{option} takes numbers with commas between them, found {text!r}") from None
+
+
+def parse_names(text: str) -> list[str]:
+    """Split a list, "entropy, fixed", at its commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,140 @@
+"""How far a long task is: a bar on a terminal, and a plain line every ten seconds where stderr is none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import TracebackType
+
+INTERVAL_SEC = 10.0
+"""Between two lines. A task that takes no longer prints none."""
+
+Advance = Callable[[int], None]
+"""Called with the number of steps just done."""
+
+
+@contextlib.contextmanager
+def track(description: str, total: int | None = None) -> Iterator[Advance]:
+    """Show on stderr how far a task is.
+
+    Args:
+        description: what is done.
+        total: number of steps; None where that is not known.
+
+    Yields:
+        The function to tell of finished steps.
+    """
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        with _draw_bar(description, total) as advance:
+            yield advance
+    else:
+        with ProgressLines(description, total, interval=INTERVAL_SEC) as lines:
+            yield lines.advance
+
+
+@contextlib.contextmanager
+def _draw_bar(description: str, total: int | None) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class ProgressLines:
+    """A context in which a thread prints how far a task is, and at its end how long it took.
+
+    Args:
+        description: what is done.
+        total: number of steps; None where that is not known.
+        interval: seconds between two lines; a task that takes no longer prints nothing.
+        clock: tells the seconds since some moment.
+        write: takes a line.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        *,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        write: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    ):
+        self.description, self.total, self.interval = description, total, interval
+        self.done = 0
+        self._clock, self._write = clock, write
+        self._start = clock()
+        self._first: tuple[float, int] | None = None
+        """Time and steps of the first `advance`. Steps that an earlier run had finished come with it."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self.report, args=(self._ended.wait,), daemon=True)
+
+    def __enter__(self) -> ProgressLines:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._clock() - self._start > self.interval:
+            self._write(self.describe())
+
+    def advance(self, count: int) -> None:
+        """Count finished steps."""
+        self.done += count
+        self._first = self._first or (self._clock(), self.done)
+
+    def report(self, wait: Callable[[float], bool]) -> None:
+        """Print a line at every interval.
+
+        Args:
+            wait: waits so many seconds, or less if the task ends, and tells whether it has ended.
+        """
+        while not wait(self.interval):
+            self._write(self.describe())
+
+    def describe(self) -> str:
+        """Make the line: "extracting: 130 of 500, 0:01:30 elapsed, 0:04:20 remaining"."""
+        now = self._clock()
+        parts = [f"{_format_seconds(now - self._start)} elapsed"]
+        if self.total is not None or self.done:
+            parts.insert(0, f"{self.done} of {self.total}" if self.total is not None else f"{self.done} done")
+        if (remaining := self._estimate_remaining(now)) is not None:
+            parts.append(f"{_format_seconds(remaining)} remaining")
+        return f"{self.description}: {', '.join(parts)}"
+
+    def _estimate_remaining(self, now: float) -> float | None:
+        """Seconds at the speed since the first steps; None where that is not known, or nothing remains."""
+        if self.total is None or self._first is None or self.done >= self.total:
+            return None
+        since, before = self._first
+        if self.done == before:
+            return None
+        return (now - since) / (self.done - before) * (self.total - self.done)
+
+
+def _format_seconds(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
