@@ -11,11 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
-import torchaudio
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from daisy import _files, audio
 from daisy.audio import Recording
@@ -28,27 +30,59 @@ from daisy.policies import Fixed
 Features = Callable[[Tensor], Tensor]
 """(N,) waveform at 16 kHz to (T, F) features."""
 
+Frames = NDArray[numpy.float32]
+"""(S, F) features of many recordings, or (K, F) centres."""
+
 
 def make_mfcc(label_rate: int = 100) -> Features:
-    """MFCC features, (T, 39), at 100 a second, or every second of them at 50.
+    """Make the function that computes MFCC features.
+
+    Args:
+        label_rate: 100 a second, or every second of them at 50.
+
+    Returns:
+        From a waveform (N,) at 16 kHz to (T, 39).
 
     Raises:
-        UsageError: on another rate.
+        UsageError: on another rate, or where kaldi-native-fbank is missing.
     """
     if label_rate not in (50, 100):
         raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate}")
+    try:
+        from kaldi_native_fbank import MfccOptions, OnlineMfcc
+    except ModuleNotFoundError:
+        raise UsageError("MFCC units need kaldi-native-fbank: pip install 'daisy-speech[analysis]'") from None
+    options = MfccOptions()
+    options.frame_opts.dither = 0.0
+    options.use_energy = False
 
-    def features(waveform: Tensor) -> Tensor:
-        coefficients = torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=16000, use_energy=False).T
-        deltas = torchaudio.functional.compute_deltas(coefficients)
-        both = torch.cat([coefficients, deltas, torchaudio.functional.compute_deltas(deltas)]).T
-        return both[:: 100 // label_rate]
+    def compute_mfcc(waveform: Tensor) -> Tensor:
+        stream = OnlineMfcc(options)
+        stream.accept_waveform(16000, waveform.tolist())
+        stream.input_finished()
+        frames = numpy.stack([stream.get_frame(frame) for frame in range(stream.num_frames_ready)])
+        coefficients = torch.from_numpy(frames)
+        deltas = compute_deltas(coefficients)
+        return torch.cat([coefficients, deltas, compute_deltas(deltas)], 1)[:: 100 // label_rate]
 
-    return features
+    return compute_mfcc
+
+
+def compute_deltas(features: Tensor) -> Tensor:
+    """Compute the slopes of features over five frames, (T, F) to (T, F), by least squares; ends are repeated."""
+    padded = F.pad(features.T[None], (2, 2), mode="replicate")[0].T
+    return (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
 
 
 def make_layer_states(backbone: Backbone, layer: int) -> Features:
-    """Hidden states of one layer, (T, D), at 50 a second.
+    """Make the function that computes the hidden states of one layer.
+
+    Args:
+        backbone: to run, on any device.
+        layer: 1 to L.
+
+    Returns:
+        From a waveform (N,) to (T, D), 50 a second, on the CPU.
 
     Raises:
         UsageError: on a layer that the backbone does not have.
@@ -60,19 +94,29 @@ def make_layer_states(backbone: Backbone, layer: int) -> Features:
 
 
 def centre_features(features: Features) -> Features:
-    """Features less their mean over the recording: what stays the same all through it, voice and channel, goes."""
+    """Subtract the mean over the recording: what stays the same all through it, voice and channel, goes."""
 
-    def less_mean(waveform: Tensor) -> Tensor:
-        found = features(waveform)
-        return found - found.mean(0)
+    def compute_centred(waveform: Tensor) -> Tensor:
+        frames = features(waveform)
+        return frames - frames.mean(0)
 
-    return less_mean
+    return compute_centred
 
 
 def sample_features(
     recordings: Sequence[Recording], features: Features, max_frames: int, seed: int, progress: Callable[[int], None]
-) -> numpy.ndarray:
-    """(S, F) float32: frames of randomly drawn recordings, whole, until there are ``max_frames``.
+) -> Frames:
+    """Compute the features of randomly drawn recordings until there are enough frames.
+
+    Args:
+        recordings: to draw from.
+        features: to compute.
+        max_frames: enough; the last recording is taken whole.
+        seed: of the drawing.
+        progress: is told 1 after each recording.
+
+    Returns:
+        (S, F).
 
     Raises:
         UsageError: where there are no recordings.
@@ -81,7 +125,7 @@ def sample_features(
     if not recordings:
         raise UsageError("the first manifest lists no recordings: there is nothing to fit k-means on")
     order = numpy.random.default_rng(seed).permutation(len(recordings))
-    parts: list[numpy.ndarray] = []
+    parts: list[Frames] = []
     count = 0
     for index in order:
         parts.append(features(_read(recordings[index])).numpy().astype(numpy.float32))
@@ -92,8 +136,16 @@ def sample_features(
     return numpy.concatenate(parts)
 
 
-def fit_kmeans(features: numpy.ndarray, num_clusters: int, seed: int) -> numpy.ndarray:
-    """Centres (K, F) of k-means on (S, F) features, with fairseq's settings.
+def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:
+    """Fit k-means with fairseq's settings.
+
+    Args:
+        features: (S, F).
+        num_clusters: K.
+        seed: of the first centres and of the batches.
+
+    Returns:
+        Centres (K, F).
 
     Raises:
         UsageError: where there are fewer frames than clusters, or scikit-learn is missing.
@@ -114,16 +166,21 @@ def fit_kmeans(features: numpy.ndarray, num_clusters: int, seed: int) -> numpy.n
         reassignment_ratio=0.0,
         random_state=seed,
     )
-    return model.fit(features).cluster_centers_
+    centres: Frames = model.fit(features).cluster_centers_
+    return centres
 
 
-def write_units(
-    recordings: Sequence[Recording], features: Features, centres: numpy.ndarray, path: Path
-) -> Iterator[int]:
+def write_units(recordings: Sequence[Recording], features: Features, centres: Frames, path: Path) -> Iterator[int]:
     """Write a .km file: a line of nearest centres for each recording. Goes on where a stopped call ended.
 
+    Args:
+        recordings: in the manifest's order.
+        features: that the centres were fitted on.
+        centres: (K, F).
+        path: of the file.
+
     Yields:
-        The number of lines just written or found.
+        The number of lines just written, or those that a stopped call left.
 
     Raises:
         OutputError: where it cannot be written.
@@ -133,7 +190,7 @@ def write_units(
         return
     part = path.with_name(path.name + ".part")
     try:
-        done = _whole_lines(part)
+        done = _count_whole_lines(part)
         yield done
         nearest = torch.from_numpy(centres).float()
         with open(part, "a", encoding="ascii") as stream:
@@ -156,12 +213,16 @@ def write_units(
 
 
 def write_dictionary(num_clusters: int, folder: Path) -> None:
-    """``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
+    """Write ``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
     _files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
 
 
-def claim_folder(folder: Path, settings: dict) -> None:
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Note in ``labels.json`` what the units in a folder are made with, manifests by digest.
+
+    Args:
+        folder: of the units.
+        settings: by name, as JSON holds them.
 
     Raises:
         OutputError: where the folder holds units made otherwise, or of a manifest that has changed since.
@@ -177,8 +238,8 @@ def claim_folder(folder: Path, settings: dict) -> None:
     _files.write_json(path, {**before, **settings})
 
 
-def save_centres(centres: numpy.ndarray, path: Path) -> None:
-    """Centres (K, F) as .npy."""
+def save_centres(centres: Frames, path: Path) -> None:
+    """Save centres (K, F) as .npy."""
     _files.write(path, lambda stream: numpy.save(stream, centres))
 
 
@@ -189,8 +250,8 @@ def _read(recording: Recording) -> Tensor:
     return waveform
 
 
-def _whole_lines(path: Path) -> int:
-    """Lines in a file that a stopped call left, after cutting off an unfinished last one."""
+def _count_whole_lines(path: Path) -> int:
+    """Count the lines in a file that a stopped call left, after cutting off an unfinished last one."""
     if not path.is_file():
         return 0
     whole = path.read_bytes().rpartition(b"\n")
