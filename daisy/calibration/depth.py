@@ -28,13 +28,17 @@ LOOK_AHEAD = {
 }
 """Look-ahead policies: the score or loss that is predicted, and what from."""
 FAMILIES = (*EXIT_DIRECTION, *LOOK_AHEAD, "agreement", "fixed")
+CALIBRATED_FAMILIES = tuple(name for name in FAMILIES if name != "oracle")
+"""Those that can decide for new recordings; the oracle is told what only a full run knows."""
+FULL_MODEL_FAMILIES = ("forecast", "agreement")
+"""Those that learn from the full model's units: the checkpoint must hold HuBERT's own prediction head."""
 
 
 class PolicyFamily(NamedTuple):
     """All policies of one kind, from the safest (0, runs everything) to the cheapest (1)."""
 
     at: Callable[[float], Policy]
-    """The policy at a place from 0 to 1."""
+    """The policy at a quantile from 0 to 1."""
     exit_layers: Callable[[float], Tensor]
     """(B,) exits of the utterances that it was learnt from, as if it had not seen them (cross-fitting)."""
 
@@ -55,19 +59,19 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     """
     if name in LOOK_AHEAD:
         return _of_gains(name, traces, loss, settings)
-    found: Callable[[float], Policy]
+    at: Callable[[float], Policy]
     if name in EXIT_DIRECTION:
-        found = _of_threshold(name, traces, settings)
+        at = _of_threshold(name, traces, settings)
     elif name == "agreement":
-        found = _of_agreement(traces, loss)
+        at = _of_agreement(traces, loss)
     elif name == "fixed":
         last = traces.num_layers
-        found = lambda quantile: policies.Fixed(layer=round(last - quantile * (last - 1)))  # noqa: E731
+        at = lambda quantile: policies.Fixed(layer=round(last - quantile * (last - 1)))  # noqa: E731
     elif name in traces.scores:
-        found = _of_column(name, traces, loss)
+        at = _of_column(name, traces, loss)
     else:
         raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
-    return PolicyFamily(found, lambda quantile: found(quantile).exit_layers(readable_scores(traces)))
+    return PolicyFamily(at, lambda quantile: at(quantile).exit_layers(readable_scores(traces)))
 
 
 class Setting(NamedTuple):
@@ -97,9 +101,9 @@ def calibrate_depth(
     if name == "fixed":
         cut = policies.Fixed(layer=1 + int((traces.costs / traces.costs[-1] - target).abs().argmin()))
         return Setting(cut, torch.full((len(traces),), cut.layer))
-    found = fit_family(name, traces, loss, **settings)
-    quantile = find_quantile(found, traces, target)
-    return Setting(found.at(quantile), found.exit_layers(quantile))
+    family = fit_family(name, traces, loss, **settings)
+    quantile = find_quantile(family, traces, target)
+    return Setting(family.at(quantile), family.exit_layers(quantile))
 
 
 def check_depth(target: float) -> None:
@@ -112,14 +116,14 @@ def check_depth(target: float) -> None:
         raise PolicyError(f"depth must be above 0 and at most 1, found {target:g}")
 
 
-def find_quantile(found: PolicyFamily, traces: Traces, target: float) -> float:
-    """The place whose mean depth is nearest to a target: halfway between those at which somebody's exit changes.
+def find_quantile(family: PolicyFamily, traces: Traces, target: float) -> float:
+    """Find the quantile whose mean depth is nearest to a target, halfway between those at which an exit changes.
 
     At the edge, a score would equal its threshold, and the last bits of other machines or batches would decide.
     """
 
     def reached(quantile: float) -> float:
-        return mean_depth(found.exit_layers(quantile), traces)
+        return mean_depth(family.exit_layers(quantile), traces)
 
     low, high = _edge(lambda quantile: reached(quantile) > target + 1e-9, 0.0, 1.0)
     quantile, away = min(((low, 0.0), (high, 1.0)), key=lambda side: abs(reached(side[0]) - target))
@@ -128,7 +132,7 @@ def find_quantile(found: PolicyFamily, traces: Traces, target: float) -> float:
 
 
 def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tuple[float, float]:
-    """Where something ceases to hold on the way out: the last place where it holds, and the first where it does not."""
+    """Where something ceases to hold on the way out: the last quantile where it holds, and the first where not."""
     for _ in range(STEPS):
         middle = (inside + outside) / 2
         if holds(middle):
