@@ -10,6 +10,9 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "daisy" / "version.py").r
 
 GENUINE = 'python_version < "3.11"'  # fairseq 0.12.2 has mutable dataclass defaults, which Python 3.11 rejects
 FORK = 'python_version >= "3.11"'
+# fairseq and s3prl stopped there: from torch 2.6 on, torch.load refuses the Python objects in their checkpoints.
+HOSTS = ["torch<2.6", "torchaudio<2.6", "numpy<2"]
+UNITS_AND_ROOMS = ["scikit-learn>=1.3", "kaldi-native-fbank>=1.20", "pyroomacoustics>=0.8"]
 
 setup(
     name="daisy-speech",
@@ -18,7 +21,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
     package_data={
         "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*"],
@@ -26,23 +29,24 @@ setup(
     },
     entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},
     install_requires=[
-        "torch>=2.5,<2.6",
-        "torchaudio>=2.5,<2.6",
-        "numpy>=1.23,<2",
+        "torch>=2.5",
+        "numpy>=1.26",
         "soundfile>=0.13",  # its wheels bring a libsndfile that reads Ogg Opus and MP3
+        "soxr>=0.5",
         "safetensors>=0.4",
         "typer>=0.20",  # the command line only
         "rich>=13",
     ],
     extras_require={
         "fairseq": [
+            *HOSTS,
             f"fairseq==0.12.2; {GENUINE}",
             f"fairseq-fixed==0.12.3.1; {FORK}",
             "tensorboardX>=2.6",
-            "scikit-learn>=1.3",
-            "pyroomacoustics>=0.8",
+            *UNITS_AND_ROOMS,
         ],
         "s3prl": [
+            *HOSTS,
             "s3prl==0.4.18",
             "huggingface_hub>=0.23,<1",  # run_downstream imports Repository and HfFolder, gone in 1.0
             "tensorboardX>=2.6",
@@ -59,8 +63,8 @@ setup(
             "pystoi",
             "catalyst>=22",  # speech_commands imports one sampler of it, for training on several GPUs
         ],
-        "hf": ["transformers>=4.46,<5"],
-        "analysis": ["scipy>=1.9", "scikit-learn>=1.3", "matplotlib>=3.7", "jinja2>=3.1"],
-        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.14"],
+        "hf": ["transformers>=4.46"],
+        "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"],
     },
 )
