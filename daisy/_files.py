@@ -105,7 +105,7 @@ def whole_lines(path: Path) -> list[str]:
 
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically; a list of numbers is one line."""
-    text = INNERMOST_LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", json.dumps(value, indent=1))
+    text = INNERMOST_LIST.sub(lambda match: "[" + " ".join(match[1].split()) + "]", json.dumps(value, indent=1))
     write(path, (text + "\n").encode())
 
 

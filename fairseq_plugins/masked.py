@@ -66,16 +66,16 @@ def masked_frames(
         UsageError: where units come at another rate than frames.
     """
     generator = numpy.random.default_rng(seed)
-    found, targets = [], []
+    masked_states, targets = [], []
     for waveform, wanted in zip(waveforms, units, strict=True):
         num_frames = count_frames(len(waveform), model.backbone.config.conv_layers)
         if abs(num_frames - len(wanted)) > SPARE_FRAMES:
             raise UsageError(f"{len(wanted)} units for {num_frames} frames: make units at the rate of the frames")
         where = spans(num_frames, mask_prob, mask_length, generator)
         where[len(wanted) :] = False
-        found.append(states(model, waveform, where)[where])
+        masked_states.append(states(model, waveform, where)[where])
         targets.append(wanted[: len(where)][where[: len(wanted)]])
-    return torch.cat(found), torch.cat(targets)
+    return torch.cat(masked_states), torch.cat(targets)
 
 
 @torch.no_grad()

@@ -53,13 +53,13 @@ class DaisyPretrainingHubert(HubertModel):
         Raises:
             UsageError: where the shapes are not this model's.
         """
-        own = self.state_dict()
+        current = self.state_dict()
         weights = spread(weights, len(self.encoder.layers))
-        if weights.get("label_embs_concat", own["mask_emb"]).shape != own["label_embs_concat"].shape:
+        if weights.get("label_embs_concat", current["mask_emb"]).shape != current["label_embs_concat"].shape:
             logger.warning(f"{path}: predicts another number of units: the prediction head starts at random")
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
-        wrong = [key for key, value in weights.items() if key not in own or own[key].shape != value.shape]
-        missing = [key for key in own if key not in weights and not key.startswith(OF_THE_UNITS)]
+        wrong = [key for key, value in weights.items() if key not in current or current[key].shape != value.shape]
+        missing = [key for key in current if key not in weights and not key.startswith(OF_THE_UNITS)]
         if wrong or missing:
             raise UsageError(f"{path}: not of this model's shape: {', '.join((wrong + missing)[:4])}")
         self.load_state_dict(weights, strict=False)

@@ -95,13 +95,13 @@ class StateCache:
             OutputError: where a computed one cannot be written.
         """
         start = time.perf_counter()
-        found = {digest: self._read(digest, device) for digest in dict.fromkeys(digests)}
-        missing = [index for index, digest in enumerate(digests) if found[digest] is None]
+        stored = {digest: self._read(digest, device) for digest in dict.fromkeys(digests)}
+        missing = [index for index, digest in enumerate(digests) if stored[digest] is None]
         missing = list({digests[index]: index for index in reversed(missing)}.values())[::-1]
         computed = compute(missing) if missing else Batch()
         rounded = [self._rounded(utterance) for utterance in computed.utterances]
-        found |= {utterance.audio: utterance for utterance in rounded}
-        utterances = [utterance for digest in digests if (utterance := found[digest])]
+        stored |= {utterance.audio: utterance for utterance in rounded}
+        utterances = [utterance for digest in digests if (utterance := stored[digest])]
         self._announce(utterances, len(missing))
         if self.may_write():
             for utterance in rounded:
@@ -143,17 +143,17 @@ class StateCache:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                found = json.loads(file.metadata()["daisy"])
+                content = json.loads(file.metadata()["daisy"])
                 states = file.get_tensor("states")
-                scores: Sequence[Tensor] = file.get_tensor("scores").unbind() if found["scores"] else ()
+                scores: Sequence[Tensor] = file.get_tensor("scores").unbind() if content["scores"] else ()
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return None
         return Utterance(
             audio=digest,
-            num_samples=found["num_samples"],
-            num_frames=found["num_frames"],
-            exit_layer=found["exit_layer"],
-            scores=dict(zip(found["scores"], scores, strict=True)),
+            num_samples=content["num_samples"],
+            num_frames=content["num_frames"],
+            exit_layer=content["exit_layer"],
+            scores=dict(zip(content["scores"], scores, strict=True)),
             states=states.to(device, torch.float32, copy=True),  # aligned as computed ones are: products round alike
             cached=True,
         )
@@ -167,10 +167,10 @@ class StateCache:
         more = size * num_missing / len(utterances)
         free = shutil.disk_usage(next(each for each in (self.folder, *self.folder.parents) if each.exists())).free
         short = "; NOT ENOUGH: --cache-dtype, -l, -s or --cache-mean make it smaller" if more > free else ""
-        found = len(utterances) - num_missing
+        num_cached = len(utterances) - num_missing
         print(
             f"[daisy] cache {self.folder}: about {_size(size)} for {split} ({num_batches} batches like the first; "
-            f"{found} of its {len(utterances)} utterances are there); {_size(free)} free{short}",
+            f"{num_cached} of its {len(utterances)} utterances are there); {_size(free)} free{short}",
             flush=True,
         )
 

@@ -100,12 +100,12 @@ def _kept(given: Given) -> Iterator[None]:
     plain = argparse.ArgumentParser.parse_args
 
     def noting(parser, *arguments, **keywords):  # type: ignore[no-untyped-def]
-        found = plain(parser, *arguments, **keywords)
-        given.values = dict(vars(found))
+        parsed = plain(parser, *arguments, **keywords)
+        given.values = dict(vars(parsed))
         names = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-        given.options = {name: names[name] for name, value in vars(found).items() if value != parser.get_default(name)}
+        given.options = {name: names[name] for name, value in vars(parsed).items() if value != parser.get_default(name)}
         _ask_for_what_is_missing(given)
-        return found
+        return parsed
 
     argparse.ArgumentParser.parse_args = noting  # type: ignore[method-assign]
     try:

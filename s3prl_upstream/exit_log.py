@@ -199,5 +199,5 @@ def _costs(encoder: EarlyExitEncoder) -> tuple[cost.Cost, cost.Cost, cost.Cost]:
     """Of the front end, of a layer as it runs, of a layer of the full model."""
     config, heads = encoder.backbone.config, encoder.heads
     classifies = bool(set(encoder.score_names) - WITHOUT_HEADS - {"regressed"})
-    with_heads = cost.layer_macs(config, heads.config if heads and classifies else None, encoder.score_stride)
-    return cost.front_end_macs(config), with_heads, cost.layer_macs(config)
+    with_heads = cost.count_layer_macs(config, heads.config if heads and classifies else None, encoder.score_stride)
+    return cost.count_front_end_macs(config), with_heads, cost.count_layer_macs(config)

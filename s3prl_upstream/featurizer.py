@@ -71,10 +71,10 @@ class Featurizer(nn.Module):
         """
         states = paired_features["states"]
         if not self.weighs:
-            return [each[0] for each in states]
+            return [kept[0] for kept in states]
         exits = paired_features["exit_layer"].tolist()
         rows = {exit_layer: self.row(exit_layer) for exit_layer in set(exits)}
-        return [self._sum(rows[exit_layer], each) for exit_layer, each in zip(exits, states, strict=True)]
+        return [self._sum(rows[exit_layer], kept) for exit_layer, kept in zip(exits, states, strict=True)]
 
     def _sum(self, row: Tensor, states: Tensor) -> Tensor:
         if self.normalize:
@@ -142,11 +142,11 @@ class DynamicSeparate(OfExits):
         return (self.num_layers, self.num_layers + 1)
 
     def row(self, exit_layer: int) -> Tensor:
-        own = self.weights[exit_layer - 1, : exit_layer + 1]
-        if not self.training and exit_layer not in self._told and self.weights.any() and not own.any():
+        row = self.weights[exit_layer - 1, : exit_layer + 1]
+        if not self.training and exit_layer not in self._told and self.weights.any() and not row.any():
             self._told.add(exit_layer)
             print(f"[daisy] dynamic-s: nothing left at layer {exit_layer} in training: its layers weigh the same")
-        return own.softmax(0)
+        return row.softmax(0)
 
 
 FEATURIZERS: dict[str, type[Featurizer]] = {kind.name: kind for kind in (Stock, Dynamic, DynamicSeparate)}

@@ -152,22 +152,22 @@ def recorded_needs(needs: Needs) -> Needs:
 def decided(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
     """The exits of a batch whose utterances a `recorder` made, with `recorded_needs` of them."""
     needs = Needs(layer=needs.layer)  # the mean was taken before
-    scores = {name: torch.stack([each.scores[name] for each in recorded]) for name in recorded[0].scores}
+    scores = {name: torch.stack([run.scores[name] for run in recorded]) for name in recorded[0].scores}
     exits = policy.exit_layers(scores).tolist()
     nan = torch.nan
     return [
         Utterance(
-            audio=each.audio,
-            num_samples=each.num_samples,
-            num_frames=each.num_frames,
+            audio=run.audio,
+            num_samples=run.num_samples,
+            num_frames=run.num_frames,
             exit_layer=exit_layer,
             scores={
                 name: values.where(torch.arange(len(values)) < exit_layer, nan)
-                for name, values in each.scores.items()
+                for name, values in run.scores.items()
                 if name in policy.reads
             },
-            states=needs.take(each.states[: exit_layer + 1]),
-            cached=each.cached,
+            states=needs.take(run.states[: exit_layer + 1]),
+            cached=run.cached,
         )
-        for each, exit_layer in zip(recorded, exits, strict=True)
+        for run, exit_layer in zip(recorded, exits, strict=True)
     ]

@@ -34,8 +34,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Of the options that s3prl does not know."""
-    found = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    group = found.add_argument_group("daisy")
+    daisy_parser = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    group = daisy_parser.add_argument_group("daisy")
     group.add_argument(
         "--featurizer",
         choices=FEATURIZERS,
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Keep full runs and all scores, from which every policy takes its own: one recording for a comparison",
     )
-    return found
+    return daisy_parser
 
 
 def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:

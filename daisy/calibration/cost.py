@@ -24,8 +24,8 @@ Cost = tuple[float, float, float]
 TIMED_FRAMES = (50, 100, 200, 400, 800)
 
 
-def front_end_macs(config: BackboneConfig) -> Cost:
-    """Convolutions, projection to the layers' width, and positional convolution.
+def count_front_end_macs(config: BackboneConfig) -> Cost:
+    """Count the convolutions, projection to the layers' width, and positional convolution.
 
     A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
     """
@@ -39,17 +39,17 @@ def front_end_macs(config: BackboneConfig) -> Cost:
     return 0.0, macs, 0.0
 
 
-def layer_macs(config: BackboneConfig, heads: HeadsConfig | None = None, score_stride: int = 1) -> Cost:
-    """One transformer layer (four projections, attention over all frames, feed-forward), and its unit classifier."""
+def count_layer_macs(config: BackboneConfig, heads: HeadsConfig | None = None, score_stride: int = 1) -> Cost:
+    """Count one transformer layer (projections, attention over all frames, feed-forward) and its unit classifier."""
     projections = 4 * config.width**2 + 2 * config.width * config.ffn_width
     classifier = heads.width * heads.num_units / score_stride if heads else 0.0
     return 0.0, projections + classifier, 2.0 * config.width
 
 
-def macs_deadline(
+def make_macs_deadline(
     backbone: Backbone, heads: ExitHeads | None, budget: float, then: Policy | None = None, score_stride: int = 1
 ) -> Deadline:
-    """A budget of multiply-accumulates for each utterance.
+    """Make a budget of multiply-accumulates for each utterance.
 
     Args:
         backbone: what runs.
@@ -58,11 +58,13 @@ def macs_deadline(
         then: another rule that may leave earlier.
         score_stride: of the encoder.
     """
-    each = layer_macs(backbone.config, heads.config if heads else None, score_stride)
-    return Deadline(budget=budget, front_cost=front_end_macs(backbone.config), layer_cost=each, then=then or Never())
+    layer_cost = count_layer_macs(backbone.config, heads.config if heads else None, score_stride)
+    return Deadline(
+        budget=budget, front_cost=count_front_end_macs(backbone.config), layer_cost=layer_cost, then=then or Never()
+    )
 
 
-def measured_deadline(
+def make_measured_deadline(
     backbone: Backbone,
     heads: ExitHeads | None,
     budget_ms: float,
@@ -71,7 +73,7 @@ def measured_deadline(
     repeats: int = 5,
     dtype: Precision = "float32",
 ) -> Deadline:
-    """A budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
+    """Make a budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
 
     Args:
         backbone: what runs.

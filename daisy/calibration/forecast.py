@@ -24,7 +24,9 @@ class Gains(NamedTuple):
     intercepts: tuple[tuple[float, ...], ...]
 
 
-def fit_gains(scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = RIDGE_PENALTY) -> Gains:
+def fit_gains(
+    scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = RIDGE_PENALTY
+) -> Gains:
     """Ridge regression: from all scores up to each layer to how much lower the loss is at each later one.
 
     Args:

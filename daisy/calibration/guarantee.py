@@ -24,7 +24,7 @@ MIN_GROUPS = 4
 LEARN_SHARE = 1 / 3
 LOSSES = ("disagreement", "kl_nats")
 METHODS = (*risk.P_VALUES, "conformal")
-GRID = 100
+NUM_STEPS = 100
 
 
 class Certificate(NamedTuple):
@@ -67,13 +67,13 @@ def calibrate_risk(
         PolicyError: on values out of range, an unknown method, or too few groups.
     """
     check_guarantee(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
-    learn, judge = traces.split(LEARN_SHARE, seed)
-    ladder_policies = ladder(name, learn, loss)
-    exits = compute_exits(ladder_policies, judge)
-    chosen = certify(exits, judge, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
+    learning, certifying = traces.split(LEARN_SHARE, seed)
+    ladder_policies = ladder(name, learning, loss)
+    exits = compute_exits(ladder_policies, certifying)
+    chosen = certify(exits, certifying, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
     if not chosen:  # none, or the first, which runs everything
-        return Certificate(policies.Never(), torch.full((len(judge),), traces.num_layers), judge)
-    return Certificate(ladder_policies[chosen], exits[:, chosen], judge)
+        return Certificate(policies.Never(), torch.full((len(certifying),), traces.num_layers), certifying)
+    return Certificate(ladder_policies[chosen], exits[:, chosen], certifying)
 
 
 def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
@@ -102,8 +102,8 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
 
 def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
     """A family's policies from the safest to the cheapest, learnt from runs that do not certify."""
-    found = fit_family(name, learn, loss)
-    return [found.at(place) for place in numpy.linspace(0, 1, GRID + 1)]
+    family = fit_family(name, learn, loss)
+    return [family.at(quantile) for quantile in numpy.linspace(0, 1, NUM_STEPS + 1)]
 
 
 def compute_exits(ladder_policies: Sequence[Policy], runs: Traces) -> Tensor:
@@ -148,7 +148,7 @@ def certify(
     for condition in dict.fromkeys(runs.conditions):
         rows = runs.rows_of(condition)
         by_group = compute_risks(runs.select(rows), exits[rows], loss, ceiling)
-        examples.append(by_group[[place for place in order if place < len(by_group)]])
+        examples.append(by_group[[index for index in order if index < len(by_group)]])
     if method == "conformal":
         return risk.conformal(examples, alpha)
     p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]

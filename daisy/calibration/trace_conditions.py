@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from daisy import audio
-from daisy.audio import Recording, conditions, mixing
-from daisy.audio.conditions import Condition
+from daisy.audio import Recording, mixing
+from daisy.audio.conditions import CLEAN, GENERATED, RESERVED, Condition, apply_condition
 from daisy.calibration import traces, tracing
 from daisy.calibration.traces import Traces
 from daisy.checkpoints.format import Model
@@ -32,7 +32,7 @@ class Speech:
     """Path to the reason."""
 
     def digest(self) -> str:
-        """SHA-256 of all samples in order."""
+        """Compute the SHA-256 of all samples in order."""
         state = hashlib.sha256()
         for waveform in self.waveforms:
             state.update(waveform.numpy().tobytes())
@@ -81,14 +81,14 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
     """
     kinds, banks = [], {}
     for text in given:
-        if text in conditions.GENERATED:
+        if text in GENERATED:
             kinds.append(text)
             continue
         kind = Path(text).stem
-        if kind in (*kinds, *conditions.RESERVED):
+        if kind in (*kinds, *RESERVED):
             raise UsageError(f"noise {text}: {kind!r} is the name of another condition; rename the folder")
         if not any(character in text for character in "/.*") and not Path(text).exists():
-            raise UsageError(unknown_name("noise", text, conditions.GENERATED) + ", or a folder of recordings")
+            raise UsageError(unknown_name("noise", text, GENERATED) + ", or a folder of recordings")
         banks[kind] = mixing.NoiseBank([audio.read(recording.path, sample_rate) for recording in audio.find([text])])
         kinds.append(kind)
     return kinds, banks
@@ -97,7 +97,7 @@ def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict
 def run_conditions(
     model: Model,
     speech: Speech,
-    heard: Sequence[Condition],
+    conditions: Sequence[Condition],
     recorded: Mapping[str, mixing.NoiseBank],
     *,
     scores: Iterable[str] | None = None,
@@ -105,12 +105,12 @@ def run_conditions(
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Traces:
-    """One full run for every utterance and condition; losses against the clean version's units too.
+    """Run the full model on every utterance and condition; losses against the clean version's units too.
 
     Args:
         model: with exit heads.
         speech: clean recordings.
-        heard: the conditions.
+        conditions: what the recordings are heard through.
         recorded: noise by kind.
         scores: which to compute; all where None.
         score_stride: heads look at every ``score_stride``-th frame.
@@ -127,9 +127,9 @@ def run_conditions(
         progress=progress,
     )
     clean, reference = trace(speech.waveforms)
-    parts = [clean] if conditions.CLEAN in heard else []
-    for condition in heard:
-        if condition != conditions.CLEAN:
-            waveforms = conditions.apply_condition(condition, speech.waveforms, recorded, seed)
+    parts = [clean] if CLEAN in conditions else []
+    for condition in conditions:
+        if condition != CLEAN:
+            waveforms = apply_condition(condition, speech.waveforms, recorded, seed)
             parts.append(trace(waveforms, condition=condition.name, reference=reference or None)[0])
     return traces.join_traces(parts)

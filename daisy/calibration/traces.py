@@ -78,12 +78,12 @@ class Traces:
 
     def rows_of(self, condition: str) -> Tensor:
         """Where the runs of one condition are."""
-        return torch.tensor([i for i, each in enumerate(self.conditions) if each == condition])
+        return torch.tensor([i for i, name in enumerate(self.conditions) if name == condition])
 
     def of_groups(self, groups: Iterable[str]) -> Traces:
         """The runs of some groups."""
         wanted = set(groups)
-        return self.select([i for i, each in enumerate(self.groups) if each in wanted])
+        return self.select([i for i, group in enumerate(self.groups) if group in wanted])
 
     def split(self, share: float, seed: int) -> tuple[Traces, Traces]:
         """A random share of the groups, at least one, and the others."""
@@ -205,13 +205,13 @@ def _runs(path: Path, lines: list[dict[str, str]]) -> list[list[dict[str, str]]]
     for (utterance, condition), run in grouped.items():
         try:
             run.sort(key=lambda line: int(line["layer"]))
-            found = [int(line["layer"]) for line in run]
+            numbers = [int(line["layer"]) for line in run]
         except ValueError:
             raise UsageError(f"{path}: utterance {utterance!r} has a layer that is no whole number") from None
-        layers = layers or found
-        if found != layers or len(set(found)) < len(found):
+        layers = layers or numbers
+        if numbers != layers or len(set(numbers)) < len(numbers):
             where = f"{utterance!r}" + (f", {condition!r}" if condition else "")
-            raise UsageError(f"{path}: utterance {where} has the layers {found}, the first one {layers}")
+            raise UsageError(f"{path}: utterance {where} has the layers {numbers}, the first one {layers}")
     return list(grouped.values())
 
 

@@ -76,14 +76,14 @@ def trace(
     )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
-    found = {name: torch.zeros(size) for name in encoder.score_names}
+    traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
     losses = {name: torch.zeros(size) for name in LOSSES} if model.final_head and model.heads else {}
     units: list[Tensor] = [torch.empty(0)] * len(waveforms) if losses else []
     for indices in audio.batch_by_length([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
         readings: list[HeadOutputs] = []
         out = encoder([waveforms[i] for i in indices], observe=readings.append)
         for name, values in out.scores.items():
-            found[name][indices] = values
+            traced_scores[name][indices] = values
         if losses:
             full = model.final_head(torch.cat([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
             wanted = full.argmax(-1) if reference is None else torch.cat([reference[i] for i in indices])
@@ -92,16 +92,17 @@ def trace(
             for layer, reading in enumerate(readings):
                 for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):
                     losses[name][indices, layer] = values.cpu()
-            for index, own in zip(indices, full.argmax(-1).cpu().split(out.num_frames.tolist()), strict=True):
-                units[index] = own
+            of_utterances = full.argmax(-1).cpu().split(out.num_frames.tolist())
+            for index, utterance_units in zip(indices, of_utterances, strict=True):
+                units[index] = utterance_units
         progress(len(indices))
     if losses:
-        found["final_agreement"] = 1 - losses["disagreement"]
+        traced_scores["final_agreement"] = 1 - losses["disagreement"]
     table = Traces(
         utterances=tuple(names),
         groups=tuple(groups or names),
         conditions=(condition,) * len(waveforms),
-        scores=found,
+        scores=traced_scores,
         losses=losses,
         weights=torch.ones(len(waveforms)),
         costs=torch.arange(1, config.num_layers + 1).float(),

@@ -81,12 +81,12 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
 def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Evaluation]:
     """A verdict on all runs, and on those of each condition where there are several."""
-    verdicts = [evaluate(name, exit_layers, traces)]
+    evaluations = [evaluate(name, exit_layers, traces)]
     conditions = list(dict.fromkeys(traces.conditions))
     for condition in conditions if len(conditions) > 1 else ():
         rows = traces.rows_of(condition)
-        verdicts.append(evaluate(name, exit_layers[rows], traces.select(rows), condition))
-    return verdicts
+        evaluations.append(evaluate(name, exit_layers[rows], traces.select(rows), condition))
+    return evaluations
 
 
 def trace_frontier(
@@ -104,16 +104,16 @@ def trace_frontier(
     Returns:
         (target depth, verdict), policy after policy.
     """
-    found = []
+    evaluations = []
     for name in names:
         if name == "hindsight":
-            found += [(target, evaluate(name, find_best_exits(test, target, loss), test)) for target in depths]
+            evaluations += [(target, evaluate(name, find_best_exits(test, target, loss), test)) for target in depths]
             continue
         family = fit_family(name, tune, loss)
         for target in depths:
             policy = family.at(find_quantile(family, tune, target))
-            found.append((target, evaluate(name, policy.exit_layers(readable_scores(test)), test)))
-    return found
+            evaluations.append((target, evaluate(name, policy.exit_layers(readable_scores(test)), test)))
+    return evaluations
 
 
 def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:

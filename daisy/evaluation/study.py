@@ -28,10 +28,10 @@ class Study:
     loss: str
     """The loss that policies are compared by."""
     depth: float
-    """What policies were tuned to in `verdicts`."""
+    """What policies were tuned to in `evaluations`."""
     policies: dict[str, Policy]
     """As tuned to that depth."""
-    verdicts: list[Evaluation]
+    evaluations: list[Evaluation]
     """Each policy on all runs and on each condition's."""
     frontier: list[tuple[float, Evaluation]]
     """(target depth, verdict) of each policy, all conditions together."""
@@ -77,16 +77,16 @@ def compare_policies(
         check_depth(target)
     both = set(comparison.list_families(test, loss))
     names = list(names) or [name for name in comparison.list_families(tune, loss) if name in both]
-    chosen, verdicts = {}, []
+    chosen, evaluations = {}, []
     for name in names:
         chosen[name] = calibrate_depth(name, tune, depth, loss).policy
-        verdicts += comparison.evaluate_by_condition(name, chosen[name].exit_layers(readable_scores(test)), test)
+        evaluations += comparison.evaluate_by_condition(name, chosen[name].exit_layers(readable_scores(test)), test)
     with_bound = [*names, "hindsight"]
     return Study(
         loss=loss,
         depth=depth,
         policies=chosen,
-        verdicts=verdicts,
+        evaluations=evaluations,
         frontier=comparison.trace_frontier(tune, test, with_bound, depths, loss),
         layers={
             condition: {name: values.mean(0).tolist() for name, values in test.of_condition(condition).losses.items()}
@@ -98,18 +98,18 @@ def compare_policies(
     )
 
 
-def correlate_with_snr(verdicts: Sequence[Evaluation], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
-    """Rank correlation of mean exit layer with the signal-to-noise ratio, clean being the highest; NaN where constant.
+def correlate_with_snr(evaluations: Sequence[Evaluation], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
+    """Correlate mean exit layer and signal-to-noise ratio by rank, clean being the highest; NaN where constant.
 
     Args:
-        verdicts: of a study.
+        evaluations: of a study.
         policy: whose.
         kind: of noise.
         snrs_db: the ratios in the study.
     """
     from scipy.stats import spearmanr
 
-    by_name = {v.condition: v.mean_exit_layer.mean for v in verdicts if v.policy == policy}
+    by_name = {v.condition: v.mean_exit_layer.mean for v in evaluations if v.policy == policy}
     pairs = [(snr, by_name[f"{kind} {snr:g} dB"]) for snr in snrs_db if f"{kind} {snr:g} dB" in by_name]
     if "clean" in by_name:
         pairs.append((numpy.inf, by_name["clean"]))
@@ -122,36 +122,36 @@ def _mean(values: Tensor, weights: Tensor) -> list[float]:
     return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
 
 
-def to_rows(found: Study) -> list[dict]:
+def to_rows(study: Study) -> list[dict]:
     """A study's verdicts as flat rows, for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
-    flat = [_row(verdict, None) for verdict in found.verdicts]
-    return flat + [_row(verdict, target) for target, verdict in found.frontier]
+    flat = [_row(evaluation, None) for evaluation in study.evaluations]
+    return flat + [_row(evaluation, target) for target, evaluation in study.frontier]
 
 
-def _row(verdict: Evaluation, target: float | None) -> dict:
-    values = asdict(verdict)
+def _row(evaluation: Evaluation, target: float | None) -> dict:
+    values = asdict(evaluation)
     row = {
-        "policy": verdict.policy,
-        "condition": verdict.condition,
+        "policy": evaluation.policy,
+        "condition": evaluation.condition,
         "target_depth": target,
-        "num_runs": verdict.num_runs,
-        "depth": verdict.depth,
-        "mean_exit_layer": verdict.mean_exit_layer.mean,
-        "low": verdict.mean_exit_layer.low,
-        "high": verdict.mean_exit_layer.high,
+        "num_runs": evaluation.num_runs,
+        "depth": evaluation.depth,
+        "mean_exit_layer": evaluation.mean_exit_layer.mean,
+        "low": evaluation.mean_exit_layer.low,
+        "high": evaluation.mean_exit_layer.high,
         "histogram": list(values["histogram"]),
     }
-    for loss, estimate in verdict.losses.items():
+    for loss, estimate in evaluation.losses.items():
         row |= {loss: estimate.mean, f"{loss}_low": estimate.low, f"{loss}_high": estimate.high}
-        row |= {f"{loss}_fixed": verdict.fixed[loss], f"{loss}_random": verdict.random[loss]}
-        gain = verdict.gain[loss]
+        row |= {f"{loss}_fixed": evaluation.fixed[loss], f"{loss}_random": evaluation.random[loss]}
+        gain = evaluation.gain[loss]
         row |= {f"{loss}_gain": gain.mean, f"{loss}_gain_low": gain.low, f"{loss}_gain_high": gain.high}
-        row[f"{loss}_by_exit_layer"] = list(verdict.by_exit_layer[loss])
+        row[f"{loss}_by_exit_layer"] = list(evaluation.by_exit_layer[loss])
     return row
 
 
 def round_digits(value: object, digits: int = 6) -> object:
     """A setting with so many significant digits, in lists and tuples too: files stay short."""
     if isinstance(value, list | tuple):
-        return [round_digits(each, digits) for each in value]
+        return [round_digits(item, digits) for item in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -24,7 +24,7 @@ class ExtractionReport:
     """Rows that an earlier run had finished."""
 
     def totals(self) -> dict[str, float | int | None]:
-        """Sum up: mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
+        """Sum up mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
         audio_sec = sum(row.duration_sec for row in self.rows)
         seconds = sum(row.seconds for row in self.rows)
         count = len(self.rows)

@@ -96,7 +96,7 @@ def stamp(recording: Recording) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-DEFAULTS = {each.name: each.default for each in fields(Settings) if each.default is not MISSING}
+DEFAULTS = {setting.name: setting.default for setting in fields(Settings) if setting.default is not MISSING}
 """What runs had before they could be asked for anything else."""
 
 

@@ -116,7 +116,7 @@ def at(setting: PerLayer, layer: int) -> float:
 
 def _frozen(value: object) -> object:
     """JSON's lists as tuples, so that policies compare equal and cannot change."""
-    return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _is_number(value: object) -> bool:

@@ -133,7 +133,7 @@ class Patience(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class LookAhead(Policy):
-    """Leaves when no later layer is foretold to gain its price.
+    """Leaves when no later layer is predicted to gain its price.
 
     After each layer a linear forecast, from all scores so far, says how much lower the loss will be at each later one.
     Where the best of these gains, each less its layers' price, is not above 0, running on does not pay.
@@ -143,7 +143,7 @@ class LookAhead(Policy):
     scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has what was learnt from
 
     price: float
-    """What running one more layer must gain, in the loss foretold; the higher, the earlier utterances leave."""
+    """What running one more layer must gain, in the predicted loss; the higher, the earlier utterances leave."""
     features: tuple[str, ...]
     """Scores that the forecast reads."""
     weights: tuple[tuple[tuple[float, ...], ...], ...] = field(repr=False)
@@ -176,7 +176,7 @@ class LookAhead(Policy):
         self._require(layers == num_layers, f"was learnt on a model of {layers} layers, this one has {num_layers}")
 
     def gains(self, trajectories: Trajectories, layer: int) -> Tensor:
-        """(B, L - layer): how much lower the loss is foretold to be at each later layer than at ``layer``."""
+        """(B, L - layer): how much lower the loss is predicted to be at each later layer than at ``layer``."""
         matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
         seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
         return torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ class Forecast(LookAhead):
 class Plateau(LookAhead):
     """Leaves when the predicted loss has stopped improving: DAISY's second rule, in a form that noise does not fool.
 
-    The improvement is that which is still to come, foretold from the course of the predicted loss so far. The naive
+    The improvement is that which is still to come, predicted from the course of the predicted loss so far. The naive
     form (less than a share of the loss was gained over the last layers) takes noise for a plateau, because there the
     loss falls slowly from a high level: noisy audio leaves as early as clean audio or earlier, and where the layers of
     a model differ in what they gain it stops in front of the ones that matter. benchmarks/policies.py compares them.
