@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from daisy import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig, Model
+from daisy import (
+    Backbone,
+    BackboneConfig,
+    EarlyExitEncoder,
+    ExitHeads,
+    FinalHead,
+    HeadsConfig,
+    Model,
+    policies,
+)
 from daisy.calibration.traces import Traces
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -64,6 +73,15 @@ def waveforms():
     generator = torch.Generator().manual_seed(7)
     lengths = [400, 719, 720, 5000, 16000, 16100, 24000]
     return [torch.randn(n, generator=generator) * (1 + torch.sin(torch.arange(n) / 900)) * 0.1 for n in lengths]
+
+
+def spread_policy(model, waveforms):
+    """An entropy policy at whose threshold utterances leave at different layers."""
+    scores = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms).scores
+    lowest = scores["entropy"][:, :-1].min(1).values.sort().values
+    policy = policies.Entropy(threshold=float(lowest[3:5].mean()))  # between two: rounding decides nothing
+    assert len(set(policy.exit_layers(scores).tolist())) > 1
+    return policy
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,7 @@ from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, po
 from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.models.packing import PackedLayout
 from daisy.runtime.linear import round_up_rows
-from tests.conftest import Products, tiny_model
-
-
-def spread_policy(model, waveforms):
-    """An entropy policy at whose threshold utterances leave at different layers."""
-    scores = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms).scores
-    lowest = scores["entropy"][:, :-1].min(1).values.sort().values
-    policy = policies.Entropy(threshold=float(lowest[3:5].mean()))  # between two: rounding decides nothing
-    assert len(set(policy.exit_layers(scores).tolist())) > 1
-    return policy
+from tests.conftest import Products, spread_policy, tiny_model
 
 
 @torch.no_grad()

@@ -126,7 +126,9 @@ def test_what_is_attained_is_what_was_certified(traces):
     found = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1)
     shown = guarantee.measure_attained(found.runs, found.exit_layers, "disagreement", 1.0)
     assert shown["by_condition"][0]["risk"] <= 0.3
-    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[:, 0]
+    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[
+        :, 0
+    ]
     total = sum(row["risk"] * row["num_runs"] for row in shown["by_exit_layer"])
     assert total == pytest.approx(float(losses.sum()), rel=1e-4)
 

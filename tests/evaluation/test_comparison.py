@@ -108,7 +108,7 @@ def test_a_study_names_its_conditions(traces):
     tune, test = traces.halves(1)
     found = study.compare_policies(tune, test, depth=0.6, depths=[0.6])
     assert set(found.policies) == {"entropy", "forecast", "plateau", "agreement", "fixed"}
-    assert [v.condition for v in found.verdicts[:3]] == ["all", "clean", "noise 0 dB"]
+    assert [v.condition for v in found.evaluations[:3]] == ["all", "clean", "noise 0 dB"]
     rows = study.to_rows(found)
     assert {row["policy"] for row in rows} == {*found.policies, "hindsight"}
     frontier = [row for row in rows if row["target_depth"] is not None]
@@ -157,7 +157,9 @@ def test_spearman_gives_ties_their_mean_rank():
         return [comparison.evaluate("p", torch.tensor([layer]), table, condition) for condition, layer in levels]
 
     found = verdicts([("clean", 3), ("rain 20 dB", 4), *((f"rain {snr} dB", 6) for snr in (10, 5, 0))])
-    down, up = (study.correlate_with_snr(found, "p", "rain", snrs) for snrs in ([20.0, 10.0, 5.0, 0.0], [0.0, 5.0, 10.0, 20.0]))
+    down, up = (
+        study.correlate_with_snr(found, "p", "rain", snrs) for snrs in ([20.0, 10.0, 5.0, 0.0], [0.0, 5.0, 10.0, 20.0])
+    )
     assert down == pytest.approx(up) == pytest.approx(-0.8944, abs=1e-4)
 
 

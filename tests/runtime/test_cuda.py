@@ -11,9 +11,8 @@ import torch
 from daisy import EarlyExitEncoder, policies
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.static_buffers import MAX_UTTERANCES
-from tests.conftest import tiny_model
-from tests.test_device import SCORES
-from tests.test_encoder import spread_policy
+from tests.conftest import spread_policy, tiny_model
+from tests.runtime.test_cuda_graphs import SCORES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -64,7 +64,10 @@ def edit(metadata, **changes):
             lambda m, t: t.update({"heads.units.0.bias": torch.zeros(3)}),
             r"heads.units.0.bias is \(3,\) where .* \(11,\)",
         ),
-        (lambda m, t: m.pop("daisy"), "not a daisy checkpoint; convert it: daisy convert"),
+        (
+            lambda m, t: m.pop("daisy"),
+            "a .safetensors file, but not a daisy checkpoint; other forms are read by daisy.checkpoints.converters.convert",
+        ),
         (lambda m, t: m.update(daisy='{"format_version": 2}'), "format version 2, this daisy reads 1; update daisy"),
         (lambda m, t: m.update(daisy="{"), "damaged configuration"),
         (lambda m, t: m.update(daisy='{"format_version": 1}'), "the configuration has no backbone"),
@@ -91,7 +94,7 @@ def test_truncated_missing_and_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="not a whole .safetensors file"):
         daisy.load(path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="other forms are read by: daisy convert"):
+    with pytest.raises(CheckpointError, match="other forms are read by daisy.checkpoints.converters.convert"):
         daisy.load(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint; bundled models: daisy-mini"):
         daisy.load("daisy-minni")

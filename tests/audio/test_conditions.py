@@ -29,7 +29,9 @@ def test_noise_of_every_kind_comes_at_its_ratio(speech, kind, snr_db):
 
 def test_levels_differ_in_level_alone(speech):
     for kind in ("white", "pink", "babble"):
-        loud, soft = (conditions.apply_condition(Condition(kind, snr), speech, {})[1] - speech[1] for snr in (0.0, 20.0))
+        loud, soft = (
+            conditions.apply_condition(Condition(kind, snr), speech, {})[1] - speech[1] for snr in (0.0, 20.0)
+        )
         torch.testing.assert_close(loud, 10 * soft, atol=1e-4, rtol=1e-3)
 
 

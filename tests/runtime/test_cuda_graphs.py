@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from daisy import EarlyExitEncoder, policies
 from daisy.runtime.cuda_graphs import GraphLayerRunner
-from tests.conftest import tiny_model
-from tests.test_encoder import spread_policy
+from tests.conftest import spread_policy, tiny_model
 
 DEVICE = torch.device("lazy")  # one that every build of torch knows
 SCORES = ("entropy", "confidence", "margin", "change", "regressed", "num_frames")

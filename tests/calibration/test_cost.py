@@ -34,10 +34,10 @@ def test_counts_are_torchs_own(kind):
     model = tiny_model(KINDS[kind])
     config = model.backbone.config
     for num_frames in (50, 400):
-        layer = value(cost.layer_macs(config, model.heads.config), num_frames)
+        layer = value(cost.count_layer_macs(config, model.heads.config), num_frames)
         two, one = (counted(model.backbone, model.heads, num_frames, layers) for layers in (2, 1))
         assert two - one == pytest.approx(layer, rel=1e-6)
-        front = value(cost.front_end_macs(config), num_frames)
+        front = value(cost.count_front_end_macs(config), num_frames)
         assert one - layer == pytest.approx(front, rel=0.08)  # the ends of a recording of one second
 
 
@@ -55,8 +55,8 @@ def test_the_exit_loop_does_what_is_counted(kind):
         return sum(rows * width * inputs for rows, _, width, inputs in products.seen), out.num_frames.tolist()
 
     done, num_frames = counted_until(config.num_layers)
-    _, per_frame, _ = cost.layer_macs(config, model.heads.config)  # attention's products are no linear maps
-    _, front, _ = cost.front_end_macs(config)
+    _, per_frame, _ = cost.count_layer_macs(config, model.heads.config)  # attention's products are no linear maps
+    _, front, _ = cost.count_front_end_macs(config)
     positional = config.pos_kernel * config.width**2 / config.pos_groups
     assert counted_until(2)[0] - counted_until(1)[0] == pytest.approx(sum(num_frames) * per_frame, rel=1e-6)
     expected = sum(num_frames) * (config.num_layers * per_frame + front - positional)
@@ -65,20 +65,20 @@ def test_the_exit_loop_does_what_is_counted(kind):
 
 def test_a_budget_of_operations_is_kept():
     model = tiny_model()
-    layer = cost.layer_macs(model.backbone.config, model.heads.config)
-    front = cost.front_end_macs(model.backbone.config)
+    layer = cost.count_layer_macs(model.backbone.config, model.heads.config)
+    front = cost.count_front_end_macs(model.backbone.config)
     waveforms = [0.1 * torch.randn(400 + 320 * (num_frames - 1)) for num_frames in (20, 100, 300)]
     budget = value(front, 100) + 2.5 * value(layer, 100)
-    policy = cost.macs_deadline(model.backbone, model.heads, budget)
+    policy = cost.make_macs_deadline(model.backbone, model.heads, budget)
     out = EarlyExitEncoder(model.backbone, model.heads, policy)(waveforms)
     assert out.exit_layer.tolist() == [4, 2, 1]
-    half = cost.macs_deadline(model.backbone, model.heads, budget, policies.Fixed(layer=3))
+    half = cost.make_macs_deadline(model.backbone, model.heads, budget, policies.Fixed(layer=3))
     assert EarlyExitEncoder(model.backbone, model.heads, half)(waveforms).exit_layer.tolist() == [3, 2, 1]
 
 
 def test_measured_costs_rise_with_length():
     model = tiny_model()
-    policy = cost.measured_deadline(model.backbone, model.heads, 1e9, policies.Entropy(threshold=0.0), repeats=3)
+    policy = cost.make_measured_deadline(model.backbone, model.heads, 1e9, policies.Entropy(threshold=0.0), repeats=3)
     assert value(policy.layer_cost, 800) > value(policy.layer_cost, 50) > 0
     waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(64000)]
     run = lambda rule: EarlyExitEncoder(model.backbone, model.heads, rule)(waveforms).exit_layer.tolist()  # noqa: E731
