@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
@@ -109,7 +109,7 @@ def write_json(path: Path, value: object) -> None:
     write(path, (text + "\n").encode())
 
 
-def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict) -> bytes:
+def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[str, Any]) -> bytes:
     """What a .safetensors file with one tensor has before the tensor's bytes.
 
     Args:
@@ -125,7 +125,7 @@ def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict) -
     return len(text).to_bytes(8, "little") + text
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
     """Write a .safetensors file atomically, with JSON ``metadata`` under the one key ``daisy``.
 
     Several keys would come out in another order each time; so the same content is the same bytes.

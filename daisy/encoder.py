@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from daisy.runtime.packing_cache import forget_packed, pack_backbone, pack_heads
 
 Keep = Literal["all", "last"]
 """Which states an encoder keeps: of every executed layer, or of the exit layer only."""
-Waveforms = Tensor | NDArray[numpy.floating] | Sequence[Tensor | NDArray[numpy.floating]]
+Waveforms = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 """See `EarlyExitEncoder.forward`."""
 
 
@@ -227,7 +226,7 @@ class EarlyExitEncoder(nn.Module):
         """Move the weights as ``nn.Module`` does; a cast sets ``dtype`` in place of casting them."""
         if (precision := cast_precision(fn)) is not None and not self.fast:
             raise UsageError("plain modules (fast=False) compute in float32; cast an encoder that is fast")
-        super()._apply(fn if precision is None else without_cast(fn), recurse)
+        super()._apply(fn if precision is None else without_cast(fn), recurse)  # type: ignore[no-untyped-call]
         self.dtype = precision or self.dtype
         return self
 

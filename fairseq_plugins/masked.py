@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy.checkpoints.format import Model
+from daisy.checkpoints import Model
 from daisy.errors import UsageError
 from daisy.models.heads import FinalHead
 from daisy.models.lengths import count_frames

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from daisy import checkpoints
-from daisy.checkpoints.format import Model
+from daisy.checkpoints import Model
 from daisy.errors import PolicyError, unknown_name
 from daisy.policies import POLICIES, Policy, read_policy
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,9 @@ from daisy import (
     policies,
 )
 from daisy.calibration.traces import Traces
+
+hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.load_profile("daisy")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

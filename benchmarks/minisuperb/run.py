@@ -40,7 +40,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from daisy import _files, checkpoints
 from daisy.audio.files import find as find_audio
-from daisy.cli.console import DEFAULT_POLICY, checked_device
+from daisy.cli.options import DEFAULT_POLICY, check_device
 from daisy.errors import DaisyError, OutputError, UsageError, unknown_name
 
 PUBLISHED = ("asr", "sid", "se", "ss")
@@ -301,7 +301,7 @@ def main() -> None:
         wanted = list(dict.fromkeys(arguments.upstreams or names(arguments.policy)))
         tasks = chosen_tasks(arguments)
         check_names(wanted, arguments.policy)
-        checked_device(arguments.device)
+        check_device(arguments.device)
         if arguments.calibrate_on:
             find_audio(arguments.calibrate_on)
         corpora_of = {task: corpus_of(task, arguments, root) for task in tasks}

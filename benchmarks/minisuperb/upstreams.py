@@ -22,7 +22,7 @@ from daisy.audio import conditions
 from daisy.calibration import trace_conditions
 from daisy.calibration.depth import FAMILIES, calibrate_depth, fit_window
 from daisy.calibration.traces import Traces
-from daisy.cli.console import DEFAULT_POLICY
+from daisy.cli.options import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
 from daisy.evaluation import comparison
 from daisy.policies import write_policy

@@ -1,66 +1,71 @@
 """Mean exit layer against signal-to-noise ratio, by policy, kind of noise and set.
 
-    python benchmarks/noise_curve.py daisy-mini
+    python -m benchmarks.policies.noise_curve daisy-mini
 
 Policies are set for 60 % depth on dev audio, clean and with all kinds of noise, and judged on test audio of five
-sets (benchmarks/full_runs.py). Intervals resample speakers.
+sets (benchmarks/shared/full_runs.py). Intervals resample speakers.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 
-import torch
-from common import RESULTS, guarded, write
-from full_runs import KINDS, SNRS_DB, TEST_SETS, calibration_runs, judged_runs
+from torch import Tensor
 
+from benchmarks.policies.rows import make_agreement_fields
+from benchmarks.shared.full_runs import NOISE_KINDS, NOISY_SNRS_DB, load_calibration_runs, load_test_runs
+from benchmarks.shared.recordings import TEST_SETS
+from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.intervals import Estimate
 from daisy.calibration.traces import Traces
+from daisy.cli.demonstration import DEPTH, SNRS_DB
 from daisy.evaluation import comparison, figures, study
+from daisy.evaluation.comparison import Evaluation
 
-DEPTH = 0.6
 POLICIES = ("forecast", "plateau", "entropy", "regressed", "confidence", "margin", "patience", "agreement", "oracle")
-SHOWN = ("forecast", "plateau", "entropy")
+DRAWN = ("forecast", "plateau", "entropy")
 
 
-def rows_of(policy: str, runs: Traces, exits: torch.Tensor) -> list[dict]:
-    measured = []
+def measure_sets(policy: str, runs: Traces, exits: Tensor) -> list[dict]:
+    """Measure a policy's exits (B,) in each condition, on all sets and on each."""
+    rows = []
     for set_name in ("all", *TEST_SETS):
-        mine = [i for i, name in enumerate(runs.utterances) if set_name in ("all", name.split("/")[0])]
-        for verdict in comparison.evaluate_by_condition(policy, exits[mine], runs.select(mine))[1:]:
-            kind, _, level = verdict.condition.partition(" ")
-            layer = verdict.mean_exit_layer
-            measured.append(
-                {
-                    "policy": policy,
-                    "set": set_name,
-                    "noise": "none" if kind == "clean" else kind,
-                    "snr_db": float(level.split()[0]) if level.endswith("dB") else None,
-                    "condition": verdict.condition,
-                    "num_utterances": verdict.num_runs,
-                    "mean_exit_layer": layer.mean,
-                    "low": layer.low,
-                    "high": layer.high,
-                    "unit_agreement": 1 - verdict.losses["disagreement"].mean,
-                    "fixed_unit_agreement": 1 - verdict.fixed["disagreement"],
-                    "random_unit_agreement": 1 - verdict.random["disagreement"],
-                    "clean_unit_agreement": 1 - verdict.losses["clean_disagreement"].mean,
-                    "kl_nats": verdict.losses["kl_nats"].mean,
-                    "histogram": list(verdict.histogram),
-                }
-            )
-    return measured
+        of_set = [index for index, name in enumerate(runs.utterances) if set_name in ("all", name.split("/")[0])]
+        evaluations = comparison.evaluate_by_condition(policy, exits[of_set], runs.select(of_set))
+        rows += [make_row(policy, set_name, evaluation) for evaluation in evaluations[1:]]
+    return rows
 
 
-def regimes(runs: Traces) -> list[dict]:
-    """Where depth still buys something: what layers keep, and where hindsight would leave at 60 % depth overall."""
+def make_row(policy: str, set_name: str, evaluation: Evaluation) -> dict:
+    """Make a row of noise_curve.json."""
+    kind, _, level = evaluation.condition.partition(" ")
+    layer = evaluation.mean_exit_layer
+    return {
+        "policy": policy,
+        "set": set_name,
+        "noise": "none" if kind == "clean" else kind,
+        "snr_db": float(level.split()[0]) if level.endswith("dB") else None,
+        "condition": evaluation.condition,
+        "num_utterances": evaluation.num_runs,
+        "mean_exit_layer": layer.mean,
+        "low": layer.low,
+        "high": layer.high,
+        **make_agreement_fields(evaluation),
+        "histogram": list(evaluation.histogram),
+    }
+
+
+def measure_regimes(runs: Traces) -> list[dict]:
+    """Measure where depth still buys something: what layers keep, and where hindsight would leave at `DEPTH`."""
     exits = {loss: comparison.find_best_exits(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
-    found = []
+    rows = []
     for condition in dict.fromkeys(runs.conditions):
-        rows = runs.rows_of(condition)
-        part = runs.select(rows)
+        indices = runs.rows_of(condition)
+        part = runs.select(indices)
         same, clean = (1 - part.losses[name].mean(0) for name in exits)
-        found.append(
+        rows.append(
             {
                 "condition": condition,
                 "unit_agreement_first": float(same[0]),
@@ -69,52 +74,65 @@ def regimes(runs: Traces) -> list[dict]:
                 "clean_unit_agreement_best": float(clean.max()),
                 "clean_unit_agreement_best_layer": int(clean.argmax()) + 1,
                 "clean_unit_agreement_after_layer_6": float(clean.max() - clean[5]),
-                "hindsight_exit_layer": float(exits["disagreement"][rows].double().mean()),
-                "hindsight_clean_exit_layer": float(exits["clean_disagreement"][rows].double().mean()),
+                "hindsight_exit_layer": float(exits["disagreement"][indices].double().mean()),
+                "hindsight_clean_exit_layer": float(exits["clean_disagreement"][indices].double().mean()),
             }
         )
-    return found
+    return rows
+
+
+def correlate(policy: str, evaluations: Sequence[Evaluation]) -> tuple[list[dict], dict[str, list[Estimate]]]:
+    """Correlate a policy's exits with the ratio, for each kind of noise.
+
+    Returns:
+        Rows of adaptivity.json, and for each kind the mean exit layers from clean audio to the most noise.
+    """
+    layer_in = {evaluation.condition: evaluation.mean_exit_layer for evaluation in evaluations}
+    rows, curves = [], {}
+    for kind in NOISE_KINDS:
+        rho = study.correlate_with_snr(evaluations, policy, kind, NOISY_SNRS_DB)
+        curves[kind] = [layer_in["clean"], *(layer_in[f"{kind} {snr_db:g} dB"] for snr_db in NOISY_SNRS_DB)]
+        rise = layer_in[f"{kind} 0 dB"].mean - layer_in["clean"].mean
+        rows.append({"policy": policy, "noise": kind, "spearman": rho, "rise_clean_to_0_db": rise})
+        layers = (f"{layer.mean:5.2f} [{layer.low:.2f}, {layer.high:.2f}]" for layer in curves[kind])
+        print(f"{policy:10} {kind:9} rho {rho:+.2f} ", *layers)
+    return rows, curves
+
+
+def draw(curves: dict[str, list[Estimate]], test: Traces) -> None:
+    """Draw the exit layer against the ratio of recorded noise: results/noise_curve.png."""
+    figure = figures.draw_exit_layers_by_snr(
+        SNRS_DB,
+        curves,
+        num_layers=test.num_layers,
+        title=f"{len(set(test.utterances))} utterances, recorded noise; set for {DEPTH:.0%} depth on others",
+    )
+    figures.save(figure, RESULTS / "noise_curve.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, quick="a few utterances of each set; nothing is written")
     parser.add_argument("model")
-    parser.add_argument("--quick", action="store_true", help="a few utterances of each set; nothing is written")
     arguments = parser.parse_args()
     limit = 6 if arguments.quick else None
-    tune, test = calibration_runs(arguments.model, limit), judged_runs(arguments.model, limit)
-    measured, correlations, curves = [], [], {}
-    ratios = [snr for snr in SNRS_DB if snr is not None]
-    for name in POLICIES:
-        exits = calibrate_depth(name, tune, DEPTH).policy.exit_layers(test.scores)
-        measured += rows_of(name, test, exits)
-        verdicts = comparison.evaluate_by_condition(name, exits, test)
-        of = {verdict.condition: verdict.mean_exit_layer for verdict in verdicts}
-        for kind in KINDS:
-            rho = study.correlate_with_snr(verdicts, name, kind, ratios)
-            layers = [of["clean"], *(of[f"{kind} {snr:g} dB"] for snr in ratios)]
-            rise = layers[4].mean - layers[0].mean
-            correlations.append({"policy": name, "noise": kind, "spearman": rho, "rise_clean_to_0_db": rise})
-            print(
-                f"{name:10} {kind:9} rho {rho:+.2f} ", *(f"{e.mean:5.2f} [{e.low:.2f}, {e.high:.2f}]" for e in layers)
-            )
-            if kind == KINDS[0] and name in SHOWN:
-                curves[name] = layers
-    where = regimes(test)
-    for line in where:
-        print(line)
+    tune, test = load_calibration_runs(arguments.model, limit), load_test_runs(arguments.model, limit)
+    rows, correlations, curves = [], [], {}
+    for policy in POLICIES:
+        exits = calibrate_depth(policy, tune, DEPTH).policy.exit_layers(test.scores)
+        rows += measure_sets(policy, test, exits)
+        of_policy, by_kind = correlate(policy, comparison.evaluate_by_condition(policy, exits, test))
+        correlations += of_policy
+        if policy in DRAWN:
+            curves[policy] = by_kind["recorded"]
+    regimes = measure_regimes(test)
+    for row in regimes:
+        print(row)
     if not arguments.quick:
-        write("noise_curve", measured)
-        write("adaptivity", correlations)
-        write("regimes", where)
-        figure = figures.draw_exit_layers_by_snr(
-            SNRS_DB,
-            curves,
-            num_layers=test.num_layers,
-            title=f"{len(set(test.utterances))} utterances, recorded noise; set for {DEPTH:.0%} depth on others",
-        )
-        figures.save(figure, RESULTS / "noise_curve.png")
+        write_result("noise_curve", rows)
+        write_result("adaptivity", correlations)
+        write_result("regimes", regimes)
+        draw(curves, test)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

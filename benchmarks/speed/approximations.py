@@ -21,7 +21,7 @@ from benchmarks.speed.measures import (
     read_test_waveforms,
     run_over,
 )
-from daisy.cli.console import DEFAULT_POLICY
+from daisy.cli.options import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Never
 from daisy.runtime.exit_output import ExitOutput

@@ -48,7 +48,7 @@ from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.figures import draw_latency
 from benchmarks.speed.measures import FLOAT_PRECISIONS, SETTING, SIZES, group_by_setting, make_backbone
 from daisy import _files
-from daisy.cli.console import checked_device
+from daisy.cli.options import check_device
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
 from daisy.models import Backbone
@@ -260,7 +260,7 @@ def main() -> None:
     writes = not (arguments.json or arguments.quick)
     if writes:
         read_rows_of_this_machine(name)  # refuses before anything is measured
-    checked_device(arguments.device)
+    check_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
     settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(list_batches(arguments))

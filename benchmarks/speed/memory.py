@@ -23,7 +23,7 @@ from benchmarks.shared.results import read_rows_of_this_machine, write_result
 from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
 from benchmarks.speed.figures import draw_memory
 from benchmarks.speed.measures import make_row
-from daisy.cli.console import DEFAULT_POLICY
+from daisy.cli.options import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
 from daisy.extraction import windows
 

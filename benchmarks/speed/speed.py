@@ -28,7 +28,7 @@ from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.approximations import measure_precision, measure_stride
 from benchmarks.speed.exits import measure_deciding, measure_end_to_end, measure_mixed
 from benchmarks.speed.stages import measure_shapes, measure_stages
-from daisy.cli.console import checked_device
+from daisy.cli.options import check_device
 from daisy.errors import UsageError
 
 MEASURES = {
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=parse_positive, default=1, help="with others than 1 nothing is written")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
-    device = checked_device(arguments.device)
+    device = check_device(arguments.device)
     able = list(MEASURES) if device == "cpu" else [name for name in MEASURES if name not in ON_CPUS_ONLY]
     if wrong := set(arguments.only or ()) - set(able):
         raise UsageError(f"{', '.join(sorted(wrong))}: on CPUs only")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -189,7 +189,7 @@ def _scores(traces: Traces, name: str, policy: str) -> Tensor:
     raise PolicyError(f"policy {policy} needs {name}; the traces have {', '.join((*traces.scores, *traces.losses))}")
 
 
-def _of_threshold(name: str, traces: Traces, settings: dict) -> Callable[[float], Policy]:
+def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callable[[float], Policy]:
     knob = {"patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
     score = {"patience": "change", "oracle": "final_agreement"}.get(name, name)
     sign = EXIT_DIRECTION[name]
@@ -218,7 +218,7 @@ def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Poli
     return at
 
 
-def _of_gains(name: str, traces: Traces, loss: str, settings: dict) -> PolicyFamily:
+def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) -> PolicyFamily:
     target, features = LOOK_AHEAD[name]
     wanted = _scores(traces, loss if target == "disagreement" else target, name)
     features = tuple(f for f in features if f in traces.scores)

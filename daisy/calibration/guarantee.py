@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -155,7 +155,7 @@ def certify(
     return risk.learn_then_test(examples, alpha, delta, p_value)
 
 
-def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict:
+def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict[str, Any]:
     """The certified quantity on the certifying runs: by condition with its interval over groups, and by exit layer.
 
     Args:

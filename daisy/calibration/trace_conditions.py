@@ -15,7 +15,7 @@ from daisy.audio import Recording, mixing
 from daisy.audio.conditions import CLEAN, GENERATED, RESERVED, Condition, apply_condition
 from daisy.calibration import traces, tracing
 from daisy.calibration.traces import Traces
-from daisy.checkpoints.format import Model
+from daisy.checkpoints import Model
 from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.models.lengths import MIN_SAMPLES
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from daisy import audio
 from daisy.audio import conditions, mixing
 from daisy.calibration.traces import Traces
-from daisy.checkpoints.format import Model
+from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
 from daisy.models.packing import PackedLayout
 from daisy.policies import Never

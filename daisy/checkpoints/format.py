@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +26,7 @@ FORMAT_VERSION = 1
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-def build(config: dict) -> Model:
+def build(config: dict[str, Any]) -> Model:
     """A model of this configuration, its weights not yet loaded.
 
     Raises:

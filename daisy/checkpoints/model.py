@@ -166,7 +166,7 @@ class Model(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Model:
         cast = cast_precision(fn)
-        super()._apply(fn if cast is None else without_cast(fn), recurse)
+        super()._apply(fn if cast is None else without_cast(fn), recurse)  # type: ignore[no-untyped-call]
         self.dtype = cast or self.dtype
         return self
 

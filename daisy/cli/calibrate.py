@@ -3,127 +3,174 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import (
+from daisy.cli.console import report_failures, say, warn
+from daisy.cli.full_runs import run_speech
+from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, choose_goal
+from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
     Checkpoint,
     Device,
-    checked_device,
-    errors,
-    list_failures,
-    output,
-    progress_bar,
-    snrs,
+    Noise,
+    Root,
+    Speakers,
+    check_device,
+    parse_snrs,
 )
 from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
-    from daisy.checkpoints.format import Model
+    from daisy.checkpoints import Model
     from daisy.evaluation.comparison import Evaluation
 
-TIMED = 20
+MAX_TIMED = 20
+"""Recordings that layers are timed on."""
 FEW_SPEAKERS = 10
-NEED_FULL_MODEL = ("forecast", "agreement")
-ON_SCORES = ("entropy", "regressed", "confidence", "margin", "patience", "plateau", "regressed_plateau")
-CALIBRATED = (*NEED_FULL_MODEL, *ON_SCORES, "fixed")
+"""With fewer than these a learnt policy gets a note."""
+
+Inputs = Annotated[list[str], typer.Argument(help="Unlabelled speech: files, folders, globs, manifests (.tsv).")]
+PolicyFile = Annotated[Path, typer.Option("--out", "-o", help="The policy file to write (.json).")]
+PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy to set.")]
+MeanDepth = Annotated[float | None, typer.Option(help="Mean executed share of the layers to come to, such as 0.6.")]
+InTime = Annotated[bool, typer.Option("--time", help="Count --depth in measured time, not in layers.")]
+Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]
+Delta = Annotated[float, typer.Option(help="How probable it may be that the risk is missed.")]
+Method = Annotated[
+    Literal["betting", "hoeffding-bentkus", "conformal"],
+    typer.Option(help="How the risk is bounded; conformal bounds its expectation and has no --delta."),
+]
+Loss = Annotated[
+    Literal["disagreement", "kl_nats"],
+    typer.Option(help="The risk: frames whose unit is not the full model's, or divergence from its distribution."),
+]
+Ceiling = Annotated[float, typer.Option(help="Nats that a divergence is clipped to; the risk is a share of it.")]
+Snr = Annotated[
+    str, typer.Option(help="Conditions to run: clean and ratios in dB, such as clean,20,10,0. A risk holds in each.")
+]
+ScoreStride = Annotated[int, typer.Option(min=1, help="Let the exit heads look at every n-th frame only.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise excerpts, and of who certifies a risk.")]
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(help="Unlabelled speech: files, folders, globs, manifests (.tsv).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The policy file to write (.json).")],
+    inputs: Inputs,
+    out: PolicyFile,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    policy: Annotated[str, typer.Option("--policy", "-p", help="Which rule to set.")] = DEFAULT_POLICY,
-    depth: Annotated[float | None, typer.Option(help="Mean executed share to come to.")] = None,
-    time: Annotated[bool, typer.Option("--time", help="Count --depth in measured time, not in layers.")] = False,
-    risk: Annotated[float | None, typer.Option(help="Risk that the cheapest certified setting stays below.")] = None,
-    delta: Annotated[float, typer.Option(help="How probable it may be that the risk is missed.")] = 0.1,
-    method: Annotated[
-        Literal["betting", "hoeffding-bentkus", "conformal"], typer.Option(help="conformal has no delta.")
-    ] = "betting",
-    of: Annotated[
-        Literal["disagreement", "kl_nats"],
-        typer.Option(help="The risk: frames whose unit is not the full model's, or divergence from its distribution."),
-    ] = "disagreement",
-    ceiling: Annotated[float, typer.Option(help="Nats that a divergence is clipped to; risks are shares of it.")] = 4.0,
-    snr: Annotated[str, typer.Option(help="Conditions: clean,20,10,0. A risk holds in each.")] = "clean",
-    noise: Annotated[
-        list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
-    ] = None,
-    speakers: Annotated[Path | None, typer.Option(help="CSV of path and speaker; else each file is its own.")] = None,
-    root: Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")] = Path("."),
-    score_stride: Annotated[int, typer.Option(min=1, help="Heads look at every n-th frame.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of noise excerpts and of the halves for a guarantee.")] = 0,
+    policy: PolicyName = DEFAULT_POLICY,
+    depth: MeanDepth = None,
+    time: InTime = False,
+    risk: Risk = None,
+    delta: Delta = 0.1,
+    method: Method = "betting",
+    of: Loss = "disagreement",
+    ceiling: Ceiling = 4.0,
+    snr: Snr = "clean",
+    noise: Noise = None,
+    speakers: Speakers = None,
+    root: Root = Path("."),
+    score_stride: ScoreStride = 1,
+    seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
     """Set a policy on unlabelled audio: for a mean depth, or for a risk with a statistical guarantee."""
     from daisy import _files, audio, checkpoints
-    from daisy.audio import conditions
-    from daisy.calibration import guarantee, trace_conditions
-    from daisy.calibration.depth import LOOK_AHEAD, calibrate_depth, check_depth
-    from daisy.evaluation import comparison
+    from daisy.audio.conditions import make_conditions
+    from daisy.calibration.trace_conditions import read_noises, read_speech
+
+    goal = choose_goal(depth=depth, in_time=time, risk=risk, delta=delta, method=method, loss=of, ceiling=ceiling)
+    _check_policy(policy)
+    model = checkpoints.load(checkpoint, device=check_device(device))
+    _check_final_head(model, checkpoint, policy, goal)
+    kinds, recorded = read_noises(noise or (), model.backbone.config.sample_rate)
+    conditions = make_conditions(kinds, parse_snrs(snr))
+    speech = read_speech(audio.find(inputs), speakers, root, model.backbone.config.sample_rate)
+    goal.check(len(set(speech.groups)))
+    _files.check_writable(out)
+    traces = run_speech("full runs", model, speech, conditions, recorded, score_stride=score_stride, seed=seed)
+    if isinstance(goal, DepthGoal) and goal.in_time:
+        traces = _count_costs_in_time(traces, model, speech, policy, score_stride)
+    calibration = goal.calibrate(policy, traces, seed)
+    attained = _evaluate(calibration)
+    target = {"conditions": [condition.name for condition in conditions], "seed": seed, **goal.to_json()}
+    _write(out, calibration, target, attained, checkpoint, speech, score_stride)
+    _say_attained(attained, calibration.certified, "time" if time else "layers", of)
+    _warn_of_few_speakers(policy, speech)
+    say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
+    report_failures(list(speech.failed.values()), len(speech.names))
+
+
+def _check_policy(policy: str) -> None:
+    from daisy.calibration.depth import CALIBRATED_FAMILIES
+
+    if policy not in CALIBRATED_FAMILIES:
+        raise UsageError(unknown_name("policy to calibrate", policy, CALIBRATED_FAMILIES))
+
+
+def _check_final_head(model: Model, checkpoint: str, policy: str, goal: DepthGoal | RiskGoal) -> None:
+    """Refuse what is measured against the full model's units where the checkpoint cannot tell them."""
+    from daisy.calibration.depth import FULL_MODEL_FAMILIES
+
+    is_risk = isinstance(goal, RiskGoal)
+    if model.final_head is None and (is_risk or policy in FULL_MODEL_FAMILIES):
+        measured = "a risk" if is_risk else policy
+        raise UsageError(f"{checkpoint} lacks HuBERT's own prediction head, which {measured} is measured against")
+
+
+def _count_costs_in_time(traces: Traces, model: Model, speech: Speech, policy: str, score_stride: int) -> Traces:
+    """Replace the traces' costs by seconds that layers take on this machine."""
+    from daisy.calibration import cost
+    from daisy.calibration.depth import fit_family
+
+    sample = speech.waveforms[:: -(-len(speech.waveforms) // MAX_TIMED)]
+    reads = fit_family(policy, traces).at(0.5).reads
+    return traces.with_costs(cost.measure_layer_seconds(model.backbone, model.heads, sample, reads, score_stride))
+
+
+def _evaluate(calibration: Calibration) -> list[dict[str, Any]]:
+    """Measure exit layers and losses in each condition, with their intervals."""
+    from daisy.evaluation.comparison import evaluate_by_condition
+
+    evaluations = evaluate_by_condition(calibration.policy.name, calibration.exit_layers, calibration.runs)
+    return [_to_json(evaluation) for evaluation in evaluations]
+
+
+def _to_json(evaluation: Evaluation) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "condition": evaluation.condition,
+        "num_runs": evaluation.num_runs,
+        "depth": evaluation.depth,
+    }
+    for name, estimate in (("exit_layer", evaluation.mean_exit_layer), *evaluation.losses.items()):
+        row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return row
+
+
+def _write(
+    out: Path,
+    calibration: Calibration,
+    target: dict[str, Any],
+    attained: list[dict[str, Any]],
+    checkpoint: str,
+    speech: Speech,
+    score_stride: int,
+) -> None:
+    """Write the policy file."""
+    from daisy import checkpoints
     from daisy.policies import write_policy
 
-    if (depth is None) == (risk is None):
-        raise UsageError("give either --depth or --risk")
-    if time and depth is None:
-        raise UsageError("--time goes with --depth")
-    if policy not in CALIBRATED:
-        raise UsageError(unknown_name("policy to calibrate", policy, CALIBRATED))
-    model = checkpoints.load(checkpoint, device=checked_device(device))
-    if model.final_head is None and (risk is not None or policy in NEED_FULL_MODEL):
-        raise UsageError(
-            f"{checkpoint} lacks HuBERT's own prediction head, which {'a risk' if risk else policy} is measured against"
-        )
-    rate = model.backbone.config.sample_rate
-    kinds, recorded = trace_conditions.read_noises(noise or (), rate)
-    heard = conditions.make_conditions(kinds, snrs(snr))
-    speech = trace_conditions.read_speech(audio.find(inputs), speakers, root, rate)
-    limit = ceiling if of == "kl_nats" else 1.0
-    if depth is not None:
-        check_depth(depth)
-    elif risk is not None:
-        guarantee.check_guarantee(risk, delta, method, of, limit, len(set(speech.groups)))
-    _files.check_writable(out)
-    with progress_bar() as bar:
-        task = bar.add_task("full runs", total=len(speech.waveforms) * len({conditions.CLEAN, *heard}))
-        advance = lambda count: bar.advance(task, count)  # noqa: E731
-        table = trace_conditions.run_conditions(
-            model, speech, heard, recorded, score_stride=score_stride, seed=seed, progress=advance
-        )
-    target: dict[str, object] = {"conditions": [condition.name for condition in heard], "seed": seed}
-    if depth is not None:
-        table = _timed(model, speech, policy, table, score_stride) if time else table
-        chosen, exits = calibrate_depth(policy, table, depth)
-        runs = table
-        target |= {"depth": depth, "of": "time" if time else "layers"}
-    else:
-        assert risk is not None
-        chosen, exits, runs = guarantee.calibrate_risk(
-            policy, table, risk, delta, method=method, loss=of, ceiling=limit, seed=seed
-        )
-        target |= {"risk": risk, "method": method, "risk_of": of, "ceiling": limit}
-        target |= {} if method == "conformal" else {"delta": delta}
-        if chosen.name == "never":
-            output.print(
-                f"no setting of {policy} is certified at a risk of {risk:g}: the file says never. "
-                f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help",
-                soft_wrap=True,
-            )
-    attained = [_attained(verdict) for verdict in comparison.evaluate_by_condition(chosen.name, exits, runs)]
-    certified = guarantee.measure_attained(runs, exits, of, limit) if risk is not None else {}
+    certified = {"certified": calibration.certified} if calibration.certified else {}
     write_policy(
         out,
-        chosen,
+        calibration.policy,
         checkpoint=Path(checkpoint).stem,
         digest=checkpoints.digest(checkpoint),
         target=target,
-        attained={"conditions": attained} | ({"certified": certified} if certified else {}),
+        attained={"conditions": attained, **certified},
         data={
             "num_recordings": len(speech.names),
             "num_speakers": len(set(speech.groups)),
@@ -131,46 +178,31 @@ def command(
         },
         score_stride=score_stride,
     )
-    _print(attained, certified, str(target.get("of", "layers")), of)
-    known = len(set(speech.groups))
-    if policy in LOOK_AHEAD and known < FEW_SPEAKERS:
-        note = f"note: {policy} was learnt from {known} speakers: on others its depth may be far from this"
-        errors.print(note, soft_wrap=True)
-    output.print(f"{out}: policy {chosen.name} for {Path(checkpoint).stem}", soft_wrap=True)
-    list_failures(speech.failed, len(speech.failed) + len(speech.names))
 
 
-def _timed(model: Model, speech: Speech, policy: str, table: Traces, score_stride: int) -> Traces:
-    """Traces whose costs are this machine's seconds."""
-    from daisy.calibration import cost
-    from daisy.calibration.depth import fit_family
-
-    sample = speech.waveforms[:: -(-len(speech.waveforms) // TIMED)]
-    reads = fit_family(policy, table).at(0.5).reads
-    return table.with_costs(cost.measure_layer_seconds(model.backbone, model.heads, sample, reads, score_stride))
-
-
-def _print(attained: list[dict], certified: dict, unit: str, of: str) -> None:
-    """What was attained, with intervals; ``certified`` is empty where no risk was asked for."""
-    output.print("95 % intervals, from resampling speakers:")
+def _say_attained(attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str) -> None:
+    """Print what was attained, with intervals; ``certified`` is empty where no risk was asked for."""
+    say("95 % intervals, from resampling speakers:")
     for line in attained:
-        shown = f"mean exit layer {_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
-        if not certified and of in line:
-            shown += f", {of} {_interval(line, of, 3)}"
-        output.print(f"{line['condition']:>20}: {shown}", soft_wrap=True)
+        text = f"mean exit layer {_format_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
+        if not certified and loss in line:
+            text += f", {loss} {_format_interval(line, loss, 3)}"
+        say(f"{line['condition']:>20}: {text}")
     for line in certified.get("by_condition", ()):
-        output.print(f"{line['condition']:>20}: risk {_interval(line, 'risk', 3)}", soft_wrap=True)
+        say(f"{line['condition']:>20}: risk {_format_interval(line, 'risk', 3)}")
     for line in certified.get("by_exit_layer", ()):
         where = f"exit layer {line['exit_layer']}"
-        output.print(f"{where:>20}: risk {line['risk']:.3f} of {line['num_runs']} recordings", soft_wrap=True)
+        say(f"{where:>20}: risk {line['risk']:.3f} of {line['num_runs']} recordings")
 
 
-def _interval(line: dict, key: str, digits: int) -> str:
+def _format_interval(line: dict[str, Any], key: str, digits: int) -> str:
     return f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
 
 
-def _attained(verdict: Evaluation) -> dict:
-    row = {"condition": verdict.condition, "num_runs": verdict.num_runs, "depth": verdict.depth}
-    for name, estimate in (("exit_layer", verdict.mean_exit_layer), *verdict.losses.items()):
-        row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return row
+def _warn_of_few_speakers(policy: str, speech: Speech) -> None:
+    """Print a note where a policy that predicts was learnt from few speakers."""
+    from daisy.calibration.depth import LOOK_AHEAD
+
+    num_speakers = len(set(speech.groups))
+    if policy in LOOK_AHEAD and num_speakers < FEW_SPEAKERS:
+        warn(f"note: {policy} was learnt from {num_speakers} speakers: on others its depth may be far from this")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,28 +61,24 @@ def say_table(table: Table) -> None:
     console.print(table, width=width, crop=False)
 
 
-def explain(error: DaisyError | str) -> str:
+def explain(error: DaisyError) -> str:
     """Return what a refusal says, with the option or command that helps."""
-    if isinstance(error, DaisyError) and error.remedy:
-        return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
-    return str(error)
+    if error.remedy is None:
+        return str(error)
+    return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
 
 
-def warn_failures(reasons: Iterable[DaisyError | str]) -> None:
-    """Print why each recording failed."""
-    for reason in reasons:
-        warn(f"failed: {explain(reason)}")
-
-
-def exit_on_failures(failed: Mapping[str, DaisyError | str], num_done: int) -> None:
-    """End with status 1, or 2 where nothing was done, if recordings failed.
+def report_failures(reasons: Sequence[str], num_done: int) -> None:
+    """Print why recordings failed; if any did, end with status 1, or 2 where nothing was done.
 
     Args:
-        failed: the reason of each.
+        reasons: a line for each that failed.
         num_done: number of the others.
     """
-    if failed:
-        warn(f"{len(failed)} of {len(failed) + num_done} recordings failed")
+    for reason in reasons:
+        warn(f"failed: {reason}")
+    if reasons:
+        warn(f"{len(reasons)} of {len(reasons) + num_done} recordings failed")
         raise typer.Exit(1 if num_done else 2)
 
 

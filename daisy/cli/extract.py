@@ -7,62 +7,84 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
-from daisy.cli.console import (
+from daisy.cli.console import explain, report_failures, say, say_table, warn
+from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
     Checkpoint,
     Device,
     Out,
-    checked_device,
-    errors,
-    numbers,
-    output,
-    printable,
-    progress_bar,
+    check_device,
+    parse_names,
+    parse_settings,
 )
+from daisy.cli.progress import track
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
-    from daisy.checkpoints.format import Model
-    from daisy.extraction import ExtractionReport
-    from daisy.policies import Policy
+    from collections.abc import Sequence
 
-MOST_ROWS = 40
+    from daisy.audio import Recording
+    from daisy.checkpoints import Model
+    from daisy.extraction import ExtractionReport, Extractor, Row
+    from daisy.policies import Policy
+    from daisy.runtime.dtypes import Precision
+
+MAX_TABLE_ROWS = 40
+"""Of more recordings than these only the totals are printed."""
+
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
+PolicyName = Annotated[
+    str, typer.Option("--policy", "-p", help="A policy's name, or a file written by daisy calibrate.")
+]
+DeadlineMs = Annotated[
+    float | None, typer.Option(help="Most milliseconds that a recording may take, by times measured at the start.")
+]
+DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
+PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
+Layers = Annotated[
+    Literal["last", "all"], typer.Option(help="Write the exit layer's states, or those of all executed layers.")
+]
+Format = Annotated[Literal["safetensors", "npy"], typer.Option(help="Format of the files.")]
+StoredDtype = Annotated[Literal["float32", "float16"], typer.Option(help="Type of the states on disk.")]
+Scores = Annotated[
+    str, typer.Option(help="Scores to record besides those that the policy reads, such as entropy,regressed.")
+]
+BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
+MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is taken without --window.")]
+WindowSec = Annotated[
+    float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
+]
+ContextSec = Annotated[
+    float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
+]
+ComputeDtype = Annotated[
+    Literal["float32", "bfloat16", "int8"], typer.Option(help="Type to compute in; int8 on CPUs only.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")]
 
 
 def command(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")],
+    inputs: Inputs,
     out: Out,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
-    policy: Annotated[
-        str, typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate.")
-    ] = DEFAULT_POLICY,
-    deadline_ms: Annotated[
-        float | None, typer.Option(help="Budget of an utterance in ms, from times measured at the start.")
-    ] = None,
-    deadline_macs: Annotated[float | None, typer.Option(help="Budget of an utterance in multiply-accumulates.")] = None,
-    set: Annotated[list[str] | None, typer.Option(help="A policy's setting, such as threshold=1.2.")] = None,
-    layers: Annotated[
-        Literal["last", "all"], typer.Option(help="last: the exit layer's states; all: every executed layer's.")
-    ] = "last",
-    format: Annotated[Literal["safetensors", "npy"], typer.Option(help="Of the files.")] = "safetensors",
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the states on disk.")] = "float32",
-    scores: Annotated[str, typer.Option(help="Scores to record besides the policy's: entropy,regressed.")] = "",
-    batch_sec: Annotated[float, typer.Option(help="Seconds of audio in a batch.")] = 30.0,
-    max_sec: Annotated[float, typer.Option(help="Longest recording that is accepted without --window.")] = 600.0,
-    window: Annotated[
-        float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
-    ] = None,
-    context: Annotated[
-        float | None, typer.Option(help="Seconds of a window's ends that are computed and dropped; 2 if not given.")
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16", "int8"], typer.Option(help="What to compute in; int8 on CPUs only.")
-    ] = "float32",
+    policy: PolicyName = DEFAULT_POLICY,
+    deadline_ms: DeadlineMs = None,
+    deadline_macs: DeadlineMacs = None,
+    set: PolicySettings = None,
+    layers: Layers = "last",
+    format: Format = "safetensors",
+    dtype: StoredDtype = "float32",
+    scores: Scores = "",
+    batch_sec: BatchSec = 30.0,
+    max_sec: MaxSec = 600.0,
+    window: WindowSec = None,
+    context: ContextSec = None,
+    precision: ComputeDtype = "float32",
     device: Device = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Extract features, each recording at its own exit layer.
 
@@ -70,52 +92,41 @@ def command(
     recordings could not be read; 2: nothing was done.
     """
     from daisy import audio, checkpoints
-    from daisy.calibration import cost
     from daisy.encoder import EarlyExitEncoder
     from daisy.extraction import Extractor, Settings
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
-    recordings = audio.find(inputs)
-    model = checkpoints.load(checkpoint, device=checked_device(device))
-    chosen, stride = _policy(model, checkpoint, policy, set or [])
     if deadline_ms is not None and deadline_macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
-    if deadline_ms is not None:
-        chosen = cost.measured_deadline(model.backbone, model.heads, deadline_ms, chosen, stride, dtype=precision)
-    elif deadline_macs is not None:
-        chosen = cost.macs_deadline(model.backbone, model.heads, deadline_macs, chosen, stride)
-    extra = [name for name in scores.split(",") if name]
+    recordings = audio.find(inputs)
+    model = checkpoints.load(checkpoint, device=check_device(device))
+    rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
-        model.backbone, model.heads, chosen, keep=layers, scores=extra, score_stride=stride, dtype=precision
+        model.backbone,
+        model.heads,
+        _limit_cost(model, rule, stride, deadline_ms, deadline_macs, precision),
+        keep=layers,
+        scores=parse_names(scores),
+        score_stride=stride,
+        dtype=precision,
     )
-    try:
-        with progress_bar() as bar:
-            task = bar.add_task("extracting", total=len(recordings))
-            extractor = Extractor(
-                encoder,
-                out,
-                checkpoint=checkpoints.digest(checkpoint),
-                format=format,
-                dtype=dtype,
-                batch_sec=batch_sec,
-                max_sec=max_sec,
-                window_sec=window,
-                context_sec=Settings.context_sec if context is None else context,
-            )
-            report = extractor.run(
-                recordings, overwrite=overwrite, progress=lambda count: bar.advance(task, count)
-            )
-    except KeyboardInterrupt:
-        errors.print("stopped: what is finished is kept, and the same command goes on from there")
-        raise typer.Exit(130) from None
-    _print(report)
-    if report.failed:
-        raise typer.Exit(1 if report.rows else 2)
+    extractor = Extractor(
+        encoder,
+        out,
+        checkpoint=checkpoints.digest(checkpoint),
+        format=format,
+        dtype=dtype,
+        batch_sec=batch_sec,
+        max_sec=max_sec,
+        window_sec=window,
+        context_sec=Settings.context_sec if context is None else context,
+    )
+    _say_report(_run(extractor, recordings, overwrite))
 
 
-def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
-    """The policy, and the stride of its scores."""
+def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
+    """Make the policy of a name or a policy file, and tell the stride of its scores."""
     from daisy import checkpoints
     from daisy.policies import POLICIES, read_policy
 
@@ -124,53 +135,79 @@ def _policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tu
     if name in ("oracle", "score"):
         raise UsageError(f"policy {name} is for comparisons: daisy noise-curve, daisy replay")
     if name in POLICIES or not Path(name).is_file():
-        return model.policy(name, **numbers(settings)), 1
+        return model.policy(name, **parse_settings(settings)), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
     return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
 
 
-def _print(report: ExtractionReport) -> None:
-    if 0 < len(report.rows) <= MOST_ROWS:
-        output.print(_table(report))
-    totals = report.totals()
+def _limit_cost(
+    model: Model,
+    policy: Policy,
+    stride: int,
+    milliseconds: float | None,
+    macs: float | None,
+    precision: Precision,
+) -> Policy:
+    """Put a recording's budget on top of a policy, where one is given."""
+    from daisy.calibration import cost
+
+    if milliseconds is not None:
+        return cost.make_measured_deadline(model.backbone, model.heads, milliseconds, policy, stride, dtype=precision)
+    if macs is not None:
+        return cost.make_macs_deadline(model.backbone, model.heads, macs, policy, stride)
+    return policy
+
+
+def _run(extractor: Extractor, recordings: Sequence[Recording], overwrite: bool) -> ExtractionReport:
+    """Extract with progress shown; Ctrl-C is one line and exit status 130."""
+    try:
+        with track("extracting", len(recordings)) as advance:
+            return extractor.run(recordings, overwrite=overwrite, progress=advance)
+    except KeyboardInterrupt:
+        warn("stopped: what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
+
+
+def _say_report(report: ExtractionReport) -> None:
+    """Print exit layers, totals and failures; the exit status says whether there were any."""
+    if 0 < len(report.rows) <= MAX_TABLE_ROWS:
+        _say_recordings(report.rows)
     if report.rows:
-        num_layers = report.rows[0].num_layers
-        histogram = Counter(layer for row in report.rows for layer in row.window_exits or [row.exit_layer])
-        label = "exits, each window's  " if any(row.window_exits for row in report.rows) else "exits  "
-        output.print(label + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
-        output.print(
-            f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
-            f"{totals['mean_exit_layer']:.2f} of {num_layers} ({totals['depth']:.0%} of the layers), "
-            f"{totals['seconds']:.1f} s, real-time factor {totals['real_time_factor']:.4f}",
-            soft_wrap=True,
-        )
+        _say_totals(report)
     if report.num_resumed:
-        output.print(f"{report.num_resumed} of them were finished before")
+        say(f"{report.num_resumed} of them were finished before")
     for row in report.rows:
         if row.silent:
-            errors.print(printable(f"note: {row.path}: digital silence; its exit layer means nothing"), soft_wrap=True)
-    for path, reason in report.failed.items():
-        errors.print(printable(f"failed: {path}: {reason}"), soft_wrap=True)
-    if report.failed:
-        errors.print(f"{len(report.failed)} of {len(report.rows) + len(report.failed)} recordings failed")
+            warn(f"note: {row.path}: digital silence; its exit layer means nothing")
+    report_failures([f"{path}: {explain(error)}" for path, error in report.failed.items()], len(report.rows))
 
 
-def _table(report: ExtractionReport) -> Table:
+def _say_totals(report: ExtractionReport) -> None:
+    """Print how many recordings left at each layer, their mean, and the time."""
+    totals = report.totals()
+    histogram = Counter(layer for row in report.rows for layer in row.window_exits or [row.exit_layer])
+    label = "exits, each window's  " if any(row.window_exits for row in report.rows) else "exits  "
+    say(label + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
+    say(
+        f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
+        f"{totals['mean_exit_layer']:.2f} of {report.rows[0].num_layers} ({totals['depth']:.0%} of the layers), "
+        f"{totals['seconds']:.1f} s, real-time factor {totals['real_time_factor']:.4f}"
+    )
+
+
+def _say_recordings(rows: Sequence[Row]) -> None:
+    """Print the exit layer of each recording."""
+    from rich.table import Table
+
     table = Table("recording", "seconds", "exit layer", "predicted loss at exit (nats)", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in report.rows:
+    for row in rows:
+        exit_layer = f"{row.mean_exit_layer:g} of {row.num_layers}"
+        if row.window_exits:
+            exit_layer = f"{row.mean_exit_layer:.1f} of {row.num_layers} ({len(row.window_exits)} windows)"
         losses = row.predicted_loss
-        exit_layer = (
-            f"{row.mean_exit_layer:g} of {row.num_layers}"
-            if not row.window_exits
-            else (f"{row.mean_exit_layer:.1f} of {row.num_layers} ({len(row.window_exits)} windows)")
-        )
-        table.add_row(
-            printable(row.output.rpartition(".")[0]),
-            f"{row.duration_sec:.2f}",
-            exit_layer,
-            f"{losses[-1]:.3f}" if losses else "",
-        )
-    return table
+        loss = f"{losses[-1]:.3f}" if losses else ""
+        table.add_row(row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, loss)
+    say_table(table)

@@ -77,8 +77,8 @@ def _describe_costs(model: Model) -> Rows:
     def count_macs(coefficients: tuple[float, ...]) -> float:
         return sum(factor * num_frames**power for power, factor in enumerate(coefficients))
 
-    front_end = count_macs(cost.front_end_macs(config))
-    layer = count_macs(cost.layer_macs(config, model.heads.config if model.heads else None))
+    front_end = count_macs(cost.count_front_end_macs(config))
+    layer = count_macs(cost.count_layer_macs(config, model.heads.config if model.heads else None))
     of_10_sec = f"of 10 s: front end {front_end:.2e}, each layer with its head {layer:.2e}"
     return [("multiply-accumulates", of_10_sec)]
 

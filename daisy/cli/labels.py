@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daisy.cli.console import Device, Out, checked_device, errors, output, progress_bar
+from daisy.cli.console import say, warn
+from daisy.cli.options import Device, Out, check_device
+from daisy.cli.progress import track
 from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy
+
+    from daisy.audio import Recording
+    from daisy.extraction.units import Features
+
+STATES_PER_SEC = 50
+"""Frames that HuBERT makes of a second."""
 
 
 def command(
@@ -17,44 +30,25 @@ def command(
     out: Out,
     clusters: Annotated[int, typer.Option(help="Number of units.")] = 100,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", help="Cluster a layer of this; else MFCC.")
+        str | None, typer.Option("--checkpoint", "-c", help="Cluster a layer of this checkpoint; else MFCC features.")
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Which layer of the checkpoint.")] = None,
     centre: Annotated[
-        bool, typer.Option("--centre", help="Subtract each recording's mean first: units less of who speaks.")
+        bool,
+        typer.Option("--centre", help="Subtract each recording's mean first: units then tell less of who speaks."),
     ] = False,
-    label_rate: Annotated[int, typer.Option(help="Units a second: 50 or 100 for MFCC, 50 for a checkpoint.")] = 50,
-    fit_frames: Annotated[int, typer.Option(help="Frames that k-means is fitted on, at most.")] = 500_000,
-    seed: Annotated[int, typer.Option(help="Of the frames drawn and of k-means.")] = 0,
+    label_rate: Annotated[
+        int, typer.Option(help="Units a second: 50 or 100 for MFCC, 50 for a checkpoint.")
+    ] = STATES_PER_SEC,
+    fit_frames: Annotated[int, typer.Option(help="Most frames that k-means is fitted on.")] = 500_000,
+    seed: Annotated[int, typer.Option(help="Seed of the frames drawn and of k-means.")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Make k-means units for fairseq's hubert_pretraining: SPLIT.km for each manifest, and dict.km.txt."""
-    import numpy
+    from daisy import audio
+    from daisy.extraction.units import claim_folder, write_dictionary
 
-    from daisy import audio, checkpoints
-    from daisy.extraction.units import (
-        centre_features,
-        claim_folder,
-        fit_kmeans,
-        make_layer_states,
-        make_mfcc,
-        sample_features,
-        save_centres,
-        write_dictionary,
-        write_units,
-    )
-
-    if (checkpoint is None) != (layer is None):
-        raise UsageError("--checkpoint and --layer go together")
-    if checkpoint is not None and layer is not None:
-        if label_rate != 50:
-            raise UsageError(f"a checkpoint's states come at 50 a second, not {label_rate}")
-        features = make_layer_states(checkpoints.load(checkpoint, device=checked_device(device)).backbone, layer)
-        source = f"{checkpoints.digest(checkpoint)}:{layer}"
-    else:
-        features, source = make_mfcc(label_rate), "mfcc"
-    if centre:
-        features = centre_features(features)
+    features, source = _choose_features(checkpoint, layer, label_rate, centre, device)
     splits = {manifest.stem: audio.read_manifest(manifest) for manifest in manifests}
     if len(splits) < len(manifests):
         raise UsageError("two manifests have the same name: their units would share a file")
@@ -69,24 +63,54 @@ def command(
     }
     digests = {manifest.name: hashlib.sha256(manifest.read_bytes()).hexdigest() for manifest in manifests}
     claim_folder(out, settings | digests)
-    centres_path = out / "kmeans.npy"
-    with progress_bar() as bar:
-        if not centres_path.is_file():
-            first = splits[manifests[0].stem]
-            task = bar.add_task("drawing frames", total=len(first))
-            drawn = sample_features(first, features, fit_frames, seed, lambda n: bar.advance(task, n))
-            bar.update(task, description=f"k-means on {len(drawn)} frames", total=None)
-            save_centres(fit_kmeans(drawn, clusters, seed), centres_path)
-            bar.remove_task(task)
-        centres = numpy.load(centres_path)
-        write_dictionary(clusters, out)
-        for split, recordings in splits.items():
-            task = bar.add_task(split, total=len(recordings))
-            for count in write_units(recordings, features, centres, out / f"{split}.km"):
-                bar.advance(task, count)
+    centres = _load_or_fit_centres(out / "kmeans.npy", splits[manifests[0].stem], features, clusters, fit_frames, seed)
+    write_dictionary(clusters, out)
+    _write_splits(splits, features, centres, out)
     for split, recordings in splits.items():
-        output.print(
-            f"{out / split}.km: units of {len(recordings)} recordings at {label_rate} a second", soft_wrap=True
-        )
-    if label_rate != 50:
-        errors.print(f"note: tell fairseq task.label_rate={label_rate}")
+        say(f"{out / split}.km: units of {len(recordings)} recordings at {label_rate} a second")
+    if label_rate != STATES_PER_SEC:
+        warn(f"note: tell fairseq task.label_rate={label_rate}")
+
+
+def _choose_features(
+    checkpoint: str | None, layer: int | None, label_rate: int, centre: bool, device: str
+) -> tuple[Features, str]:
+    """Make the features that are clustered, and a name that tells them from others."""
+    from daisy import checkpoints
+    from daisy.extraction.units import centre_features, make_layer_states, make_mfcc
+
+    if (checkpoint is None) != (layer is None):
+        raise UsageError("--checkpoint and --layer go together")
+    if checkpoint is not None and layer is not None:
+        if label_rate != STATES_PER_SEC:
+            raise UsageError(f"a checkpoint's states come at {STATES_PER_SEC} a second, not {label_rate}")
+        features = make_layer_states(checkpoints.load(checkpoint, device=check_device(device)).backbone, layer)
+        source = f"{checkpoints.digest(checkpoint)}:{layer}"
+    else:
+        features, source = make_mfcc(label_rate), "mfcc"
+    return (centre_features(features) if centre else features), source
+
+
+def _load_or_fit_centres(
+    path: Path, recordings: Sequence[Recording], features: Features, clusters: int, fit_frames: int, seed: int
+) -> numpy.ndarray:
+    """Read the centres of k-means (K, F) that a stopped run left, or fit and save them."""
+    import numpy
+
+    from daisy.extraction.units import fit_kmeans, sample_features, save_centres
+
+    if not path.is_file():
+        with track("drawing frames", len(recordings)) as advance:
+            frames = sample_features(recordings, features, fit_frames, seed, advance)
+        with track(f"k-means on {len(frames)} frames"):
+            save_centres(fit_kmeans(frames, clusters, seed), path)
+    return numpy.asarray(numpy.load(path))
+
+
+def _write_splits(splits: dict[str, list[Recording]], features: Features, centres: numpy.ndarray, out: Path) -> None:
+    from daisy.extraction.units import write_units
+
+    for split, recordings in splits.items():
+        with track(split, len(recordings)) as advance:
+            for count in write_units(recordings, features, centres, out / f"{split}.km"):
+                advance(count)

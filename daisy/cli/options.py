@@ -24,12 +24,13 @@ Policies = Annotated[
     str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; else all that the scores allow.")
 ]
 Depth = Annotated[float, typer.Option(help="Mean executed share of the layers that the table by condition is for.")]
-Depths = Annotated[str, typer.Option(help="Mean executed shares of the layers to compare policies at.")]
+Depths = Annotated[str, typer.Option(help="Mean executed shares to compare policies at; 0.3,0.4 to 0.9 if not given.")]
 Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML page here.")]
 
 DEFAULT_CHECKPOINT = "daisy-mini"
 DEFAULT_POLICY = "plateau"
-DEFAULT_DEPTHS = "0.3,0.4,0.5,0.6,0.7,0.8,0.9"
+SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
+"""Signal-to-noise ratios of a noise curve; None: clean."""
 
 
 def check_device(name: str) -> str:

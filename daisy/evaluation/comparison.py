@@ -154,4 +154,5 @@ def _at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:
     upper = numpy.clip(numpy.searchsorted(costs, depths), 1, len(costs) - 1)
     share = numpy.clip((depths - costs[upper - 1]) / (costs[upper] - costs[upper - 1]), 0, 1)
     rows = numpy.arange(len(depths))
-    return static[rows, upper - 1] * (1 - share) + static[rows, upper] * share
+    losses: Floats = static[rows, upper - 1] * (1 - share) + static[rows, upper] * share
+    return losses

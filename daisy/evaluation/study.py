@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy
 from torch import Tensor
@@ -122,13 +123,13 @@ def _mean(values: Tensor, weights: Tensor) -> list[float]:
     return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
 
 
-def to_rows(study: Study) -> list[dict]:
+def to_rows(study: Study) -> list[dict[str, Any]]:
     """A study's verdicts as flat rows, for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
     flat = [_row(evaluation, None) for evaluation in study.evaluations]
     return flat + [_row(evaluation, target) for target, evaluation in study.frontier]
 
 
-def _row(evaluation: Evaluation, target: float | None) -> dict:
+def _row(evaluation: Evaluation, target: float | None) -> dict[str, Any]:
     values = asdict(evaluation)
     row = {
         "policy": evaluation.policy,

@@ -79,7 +79,7 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
         def write(stream: BinaryIO) -> None:
             if self.settings.format == "npy":
                 header = {"descr": kind.str, "fortran_order": False, "shape": shape}
-                numpy.lib.format.write_array_header_1_0(stream, header)
+                numpy.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
             else:
                 metadata = _make_metadata(self.settings, row)
                 stream.write(_files.tensor_header("states", self.settings.dtype, shape, metadata))

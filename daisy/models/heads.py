@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class HeadsConfig:
     """Whether there are loss regressors beside the unit classifiers."""
 
     @classmethod
-    def from_dict(cls, values: dict) -> HeadsConfig:
+    def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
         """Inverse of ``dataclasses.asdict``.
 
         Raises:
@@ -90,7 +91,8 @@ class ExitHeads(nn.Module):
         """
         if self.regressors is None:
             raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
-        return self.regressors[layer - 1](pooled)
+        losses: Tensor = self.regressors[layer - 1](pooled)
+        return losses
 
 
 class LossRegressor(nn.Module):
@@ -113,21 +115,22 @@ class LossRegressor(nn.Module):
         self.register_buffer("mean", torch.cat([torch.zeros(2 * width), torch.tensor([start])]))  # the loss comes last
         self.register_buffer("variance", torch.ones(2 * width + 1))
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> LossRegressor:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossRegressor:
         """Stay in float32 whatever the rest is cast to: counts and variances need it, and it costs nothing."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        super()._apply(move, recurse)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, 2 D) statistics to (B,) nats."""
         deviation = self.variance.clamp(min=1e-8).sqrt()
         standardised = (pooled - self.mean[:-1]) / deviation[:-1]
-        return self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
+        losses: Tensor = self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
+        return losses
 
     @torch.no_grad()
     def observe(self, pooled: Tensor, loss: Tensor) -> None:

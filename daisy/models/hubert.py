@@ -116,8 +116,11 @@ class Backbone(nn.Module):
         if valid is not None:
             projected = projected * valid[..., None]  # the convolution pads with zeros: so must we
         transformer = self.encoder.transformer
-        positioned = projected + transformer.pos_conv_embed(projected)
-        return positioned if self.config.pre_norm else transformer.layer_norm(positioned)
+        positioned: Tensor = projected + transformer.pos_conv_embed(projected)
+        if self.config.pre_norm:
+            return positioned
+        normed: Tensor = transformer.layer_norm(positioned)
+        return normed
 
     def embed(self, features: Tensor, num_frames: Tensor | None) -> Tensor:
         """Turn features (B, T, C) into layer 0 (B, T, D), the input of the first transformer layer."""

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Policy(ABC):
             exits = torch.where(leave, layer, exits)
         return exits
 
-    def to_config(self) -> dict:
+    def to_config(self) -> dict[str, Any]:
         """Name and settings, for JSON; `from_config` is the inverse."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"name": self.name} | {

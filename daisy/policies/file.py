@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from daisy import _files
 from daisy.errors import PolicyError
@@ -24,9 +25,9 @@ def write_policy(
     *,
     checkpoint: str,
     digest: str,
-    target: dict,
-    attained: dict,
-    data: dict,
+    target: dict[str, Any],
+    attained: dict[str, Any],
+    data: dict[str, Any],
     score_stride: int = 1,
 ) -> None:
     """Write a policy file, atomically.

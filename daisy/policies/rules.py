@@ -179,7 +179,8 @@ class LookAhead(Policy):
         """(B, L - layer): how much lower the loss is predicted to be at each later layer than at ``layer``."""
         matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
         seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
-        return torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]
+        gains: Tensor = torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]
+        return gains
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
         gains = self.gains(trajectories, layer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from daisy.errors import AudioError
@@ -28,7 +29,7 @@ def split_batch(waveforms: Any, num_samples: Any, mask: Any, min_samples: int) -
             or (on the CPU, where looking is cheap) samples that are no numbers.
     """
     if isinstance(waveforms, numpy.ndarray):
-        waveforms = torch.from_numpy(waveforms)
+        waveforms = _from_numpy(waveforms)
     if isinstance(waveforms, Tensor):
         utterances = _split_tensor(waveforms, num_samples, mask)
     else:
@@ -68,15 +69,14 @@ def _lengths_of_mask(mask: Any, waveforms: Tensor) -> Tensor:
     if mask.shape != waveforms.shape:
         raise AudioError(f"a mask of {tuple(mask.shape)} does not fit a batch of {tuple(waveforms.shape)}")
     mask = mask.bool()
-    lengths = mask.sum(1)
+    lengths: Tensor = mask.sum(1)
     if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
         raise AudioError("a mask must be True from each row's first sample on: padding on the right, no gaps")
     return lengths
 
 
-def _to_waveform(index: int, waveform: Any) -> Tensor:
-    if isinstance(waveform, numpy.ndarray):
-        waveform = torch.from_numpy(waveform)
+def _to_waveform(index: int, given: Any) -> Tensor:
+    waveform = _from_numpy(given) if isinstance(given, numpy.ndarray) else given
     if not isinstance(waveform, Tensor):
         raise AudioError(f"utterance {index} must be a tensor or a numpy array, found {type(waveform).__name__}")
     if waveform.ndim == 2 and len(waveform) == 1:
@@ -87,6 +87,14 @@ def _to_waveform(index: int, waveform: Any) -> Tensor:
             + (": average its channels, or give one" if waveform.ndim == 2 else "")
         )
     return waveform
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    """The samples, copied only where torch cannot share them: read-only arrays, or strides that run backwards."""
+    try:
+        return torch.from_numpy(numpy.require(array, requirements=["C", "W"]))
+    except TypeError:
+        raise AudioError(f"waveforms must be floating point, full scale 1.0, found {array.dtype}") from None
 
 
 def _check_samples(index: int, waveform: Tensor, min_samples: int) -> None:

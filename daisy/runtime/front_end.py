@@ -74,4 +74,5 @@ class FrontEnd(ABC):
         norm = self.norms[index]
         if isinstance(norm, nn.LayerNorm):
             x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        return torch.ops.aten.gelu_(x)
+        torch.ops.aten.gelu_(x)
+        return x

@@ -42,7 +42,8 @@ def has_onednn_linear(dtype: torch.dtype) -> bool:
         zeros = torch.zeros_like(plain)
         summed = torch.ops.mkldnn._linear_pointwise.binary(x, zeros, packed, bias, "add")
         torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "gelu", [], "none")
-        return (plain + summed) / 2
+        mean: Tensor = (plain + summed) / 2
+        return mean
 
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -60,7 +61,8 @@ def has_mkl_linear() -> bool:
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, 8)
-        return torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
+        y: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, bias, len(x))
+        return y
 
     return _is_right(compute, torch.float32, 1e-5)
 
@@ -85,7 +87,8 @@ def has_int8_linear() -> bool:
         scales = weight.abs().amax(1).double() / 127
         quantised = torch.quantize_per_channel(weight, scales, torch.zeros(len(weight)).long(), 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(quantised, bias)
-        return torch.ops.quantized.linear_dynamic(x, packed, reduce_range=True)
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, packed, reduce_range=True)
+        return y
 
     return _is_right(compute, torch.float32, 0.05)
 

@@ -16,17 +16,20 @@ from pathlib import Path
 
 from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio
 from daisy.checkpoints.converters.reading import read_state
-from daisy.checkpoints.format import Model
+from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
 
 def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[str, str] | None = None) -> Model:
-    """Read a checkpoint of any of the forms above.
+    """Convert a checkpoint of any of the forms above.
 
     Args:
         source: a file, or a Hugging Face folder.
         allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
         overrides: backbone fields that the source does not tell (torchaudio's state dicts), as text.
+
+    Returns:
+        The model, in evaluation mode, on the CPU, in float32.
 
     Raises:
         CheckpointError: where the form is not known, or holds something that cannot be mapped.
@@ -34,7 +37,7 @@ def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[s
     path = Path(source)
     try:
         if path.is_dir():
-            _no_overrides(overrides)
+            _refuse_overrides(overrides)
             model = huggingface.read(path, allow_pickle)
         else:
             model = _read_file(path, allow_pickle, overrides)
@@ -51,7 +54,7 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None)
     state = read_state(path, allow_pickle)
     if torchaudio.recognises(state):
         return torchaudio.read(state, overrides or {})
-    _no_overrides(overrides)
+    _refuse_overrides(overrides)
     for reader in (plugin, s3prl, fairseq):
         if reader.recognises(state):
             return reader.read(state)
@@ -65,6 +68,6 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None)
     )
 
 
-def _no_overrides(overrides: dict[str, str] | None) -> None:
+def _refuse_overrides(overrides: dict[str, str] | None) -> None:
     if overrides:
         raise CheckpointError(f"tells its own {', '.join(overrides)}", remedy="no_overrides")

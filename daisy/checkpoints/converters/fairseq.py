@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daisy.checkpoints.converters.mapping import POSITION, assemble, fold_weight_norm, identity_projection, rename
-from daisy.checkpoints.converters.reading import plain
-from daisy.checkpoints.format import Model
+from daisy.checkpoints.converters.mapping import (
+    POSITION,
+    Config,
+    add_identity_projection,
+    assemble,
+    fold_weight_norm,
+    rename,
+)
+from daisy.checkpoints.converters.reading import to_plain
+from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV
 
@@ -72,22 +79,32 @@ FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Whether a loaded file is a fairseq checkpoint."""
+    """Tell whether a loaded file is a fairseq checkpoint."""
     return isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
 
 
 def read(state: dict[str, Any]) -> Model:
-    """A model from a loaded fairseq checkpoint."""
-    model_cfg, task_cfg = configuration(state)
-    return from_parts(model_cfg, task_cfg, without_fine_tuning(state["model"]))
+    """Build a model from a loaded fairseq checkpoint."""
+    model_cfg, task_cfg = read_configuration(state)
+    return from_parts(model_cfg, task_cfg, strip_fine_tuning(state["model"]))
 
 
-def configuration(state: dict[str, Any]) -> tuple[dict, dict]:
-    """(model, task) configuration of the HuBERT, from ``cfg``, the older ``args``, or inside a fine-tuned model's."""
-    source = plain(state.get("cfg")) or plain(state.get("args"))
+def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
+    """Read the HuBERT's configuration from ``cfg``, the older ``args``, or inside a fine-tuned model's.
+
+    Args:
+        state: a loaded checkpoint.
+
+    Returns:
+        fairseq's configurations of the model and of the task.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
     if not isinstance(source, dict):
         raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
-    source = _resolved(source, source)
+    source = _resolve(source, source)
     model_cfg, task_cfg = _split(source)
     inner = model_cfg.get("w2v_args")
     if inner:
@@ -97,10 +114,10 @@ def configuration(state: dict[str, Any]) -> tuple[dict, dict]:
     return model_cfg, task_cfg
 
 
-def _resolved(node: Any, root: dict) -> Any:
-    """A configuration with OmegaConf's references, such as "${task.normalize}", replaced by what they refer to."""
+def _resolve(node: Any, root: Config) -> Any:
+    """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
     if isinstance(node, dict):
-        return {key: _resolved(value, root) for key, value in node.items()}
+        return {key: _resolve(value, root) for key, value in node.items()}
     reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
     if reference is None:
         return node
@@ -108,13 +125,17 @@ def _resolved(node: Any, root: dict) -> Any:
     return section.get(reference[2]) if isinstance(section, dict) else None
 
 
-def _split(source: dict) -> tuple[dict, dict]:
+def _split(source: Config) -> tuple[Config, Config]:
     nested = isinstance(source.get("model"), dict)
     return (source["model"], source.get("task") or {}) if nested else (source, source)
 
 
-def without_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The HuBERT inside a fine-tuned model, without its output layer or decoder; others as they are."""
+def strip_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the HuBERT out of a fine-tuned model, without its output layer or decoder; others stay as they are.
+
+    Raises:
+        CheckpointError: on weights that belong to neither.
+    """
     if not any(FINE_TUNED.fullmatch(key) for key in weights):
         return weights
     inner = {match[1]: value for key, value in weights.items() if (match := FINE_TUNED.fullmatch(key))}
@@ -124,18 +145,22 @@ def without_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return inner
 
 
-def from_parts(model_cfg: dict, task_cfg: dict, weights: dict[str, Tensor]) -> Model:
-    """A model from fairseq's model and task configuration and its weights under fairseq's names."""
-    config: dict[str, Any] = {"backbone": backbone_fields(model_cfg, task_cfg)}
+def from_parts(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) -> Model:
+    """Build a model from fairseq's model and task configuration and its weights under fairseq's names.
+
+    Raises:
+        CheckpointError: on options or weights that are not supported.
+    """
+    config: Config = {"backbone": read_backbone_fields(model_cfg, task_cfg)}
     tensors = rename(weights, BACKBONE_RULES + HEAD_RULES)
     fold_weight_norm(tensors)
-    identity_projection(tensors, config["backbone"]["width"])
-    config["final_head"] = _final_head(model_cfg, tensors)
+    add_identity_projection(tensors, config["backbone"]["width"])
+    config["final_head"] = _read_final_head(model_cfg, tensors)
     return assemble(config, tensors)
 
 
-def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
-    """Fields of `BackboneConfig` from fairseq's.
+def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
+    """Read the fields of `BackboneConfig` from fairseq's configuration.
 
     Raises:
         CheckpointError: on an option of fairseq's that changes the computation and is not supported.
@@ -146,9 +171,9 @@ def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
         ("pos_conv_depth", 1),
         ("conv_pos_batch_norm", False),
     ):
-        found = model_cfg.get(option, supported)
-        if found != supported:
-            raise CheckpointError(f"HuBERT with {option}={found} is not supported, only {supported}")
+        value = model_cfg.get(option, supported)
+        if value != supported:
+            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
     return {
         "num_layers": model_cfg.get("encoder_layers", 12),
         "width": model_cfg.get("encoder_embed_dim", 768),
@@ -166,7 +191,17 @@ def backbone_fields(model_cfg: dict, task_cfg: dict) -> dict:
 
 
 def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """Convolutions from fairseq's Python expression, "[(512,10,5)] + [(512,3,2)] * 4", not evaluated as Python."""
+    """Parse fairseq's Python expression of the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
+
+    Args:
+        text: the expression; HuBERT's own seven convolutions where it is None.
+
+    Returns:
+        (channels, kernel, stride) of each.
+
+    Raises:
+        CheckpointError: where it is another expression.
+    """
     if text is None:
         return HUBERT_CONV
 
@@ -185,7 +220,11 @@ def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """A model's backbone and final head under fairseq's names: what `from_parts` reads."""
+    """Rename a model's backbone and final head to fairseq's names: what `from_parts` reads.
+
+    Raises:
+        CheckpointError: where fairseq's HuBERT has no place for a weight.
+    """
     parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "heads"})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
     kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
@@ -199,21 +238,21 @@ def weights(model: Model) -> dict[str, Tensor]:
         if not torch.equal(tensors[projection + "weight"], eye) or tensors[projection + "bias"].any():
             raise CheckpointError("has a projection where fairseq has none: its convolutions are as wide as its layers")
         del tensors[projection + "weight"], tensors[projection + "bias"]
-    named = {_their_name(key): value for key, value in tensors.items()}
+    named = {_rename_to_theirs(key): value for key, value in tensors.items()}
     if model.backbone.config.conv_norm == "group":
         return named
     return {re.sub(r"(conv_layers\.\d+\.2)\.", r"\1.1.", key): value for key, value in named.items()}
 
 
-def _their_name(key: str) -> str:
+def _rename_to_theirs(key: str) -> str:
     for pattern, replacement in THEIR_NAMES:
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)
     raise CheckpointError(f"{key} has no place in fairseq's HuBERT")
 
 
-def _final_head(model_cfg: dict, tensors: dict[str, Tensor]) -> dict | None:
-    """Configuration of HuBERT's own head, its tensors brought into our form; None where it has none."""
+def _read_final_head(model_cfg: Config, tensors: dict[str, Tensor]) -> Config | None:
+    """Configure HuBERT's own head and bring its tensors into our form; None where it has none."""
     embeddings = tensors.get("final_head.embeddings")
     projection = tensors.get("final_head.projection.weight")
     if embeddings is None or projection is None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from daisy.checkpoints.converters.mapping import assemble
-from daisy.checkpoints.converters.reading import plain
-from daisy.checkpoints.format import Model
+from daisy.checkpoints.converters.reading import to_plain
+from daisy.checkpoints.model import Model
 
 STATE_KEY = "daisy_config"
 """Where the plugin keeps `Model.config` in fairseq's task state."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Whether a loaded file was written by fairseq with daisy's plugin."""
+    """Tell whether a loaded file was written by fairseq with daisy's plugin."""
     return isinstance(state.get("task_state"), dict) and STATE_KEY in state["task_state"]
 
 
 def read(state: dict[str, Any]) -> Model:
-    """A model from a loaded file."""
+    """Build a model from a loaded file."""
     return assemble(
-        plain(state["task_state"][STATE_KEY]), {key: tensor.float() for key, tensor in state["model"].items()}
+        to_plain(state["task_state"][STATE_KEY]), {key: tensor.float() for key, tensor in state["model"].items()}
     )

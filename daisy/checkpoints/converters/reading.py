@@ -50,11 +50,18 @@ BUILTINS = {
 
 
 def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
-    """The dictionary in a .safetensors, .pt, .pth or .bin file.
+    """Read the dictionary in a .safetensors, .pt, .pth or .bin file.
 
     Plain tensors and containers are read by torch's restricted loader. Anything else needs ``allow_pickle``; even
     then only what rebuilds tensors, arrays and plain containers is imported by name; everything else is stood in for
-    by inert objects (`plain` reads them), so that fairseq's checkpoints open without fairseq.
+    by inert objects (`to_plain` reads them), so that fairseq's checkpoints open without fairseq.
+
+    Args:
+        path: of the file.
+        allow_pickle: read files that hold pickled Python objects.
+
+    Returns:
+        What the file holds, by key; tensors on the CPU.
 
     Raises:
         CheckpointError: where the file is missing or damaged, or needs unpickling that was not allowed.
@@ -85,7 +92,7 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
     return state
 
 
-class StandIn(dict):
+class StandIn(dict[Any, Any]):
     """An object whose class was not imported: its arguments and state, inert."""
 
     def __init__(self, *args: Any):
@@ -101,22 +108,22 @@ class StandIn(dict):
         self[len(self)] = item
 
 
-def plain(value: Any) -> Any:
-    """Configuration as plain dictionaries, lists and scalars: undoes Namespace, OmegaConf nodes and enums."""
+def to_plain(value: Any) -> Any:
+    """Turn a configuration into plain dictionaries, lists and scalars: no Namespace, OmegaConf nodes or enums."""
     if isinstance(value, argparse.Namespace):
-        return plain(vars(value))
+        return to_plain(vars(value))
     if isinstance(value, StandIn):
         if isinstance(value.state, dict) and "_content" in value.state:  # omegaconf.DictConfig, ListConfig
-            return plain(value.state["_content"])
+            return to_plain(value.state["_content"])
         if isinstance(value.state, dict) and "_val" in value.state:  # omegaconf's leaf nodes
-            return plain(value.state["_val"])
+            return to_plain(value.state["_val"])
         if isinstance(value.state, dict) and value.state:
-            return plain(value.state)
-        return plain(value.args[0]) if value.args else None  # enums are rebuilt from their value
+            return to_plain(value.state)
+        return to_plain(value.args[0]) if value.args else None  # enums are rebuilt from their value
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 

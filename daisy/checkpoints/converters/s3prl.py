@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from daisy.checkpoints.converters import fairseq
-from daisy.checkpoints.converters.mapping import assemble, fold_weight_norm, identity_projection, rename
-from daisy.checkpoints.converters.reading import plain
-from daisy.checkpoints.format import Model
+from daisy.checkpoints.converters.mapping import Config, add_identity_projection, assemble, fold_weight_norm, rename
+from daisy.checkpoints.converters.reading import to_plain
+from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
 KEYS = {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}
@@ -24,29 +24,29 @@ READS = {"before-norm": "feed_forward", "after-norm": "states"}
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Whether a loaded file is in s3prl's converted form."""
+    """Tell whether a loaded file is in s3prl's converted form."""
     return set(state) >= KEYS
 
 
 def read(state: dict[str, Any]) -> Model:
-    """A model from a loaded file."""
-    model_cfg, task_cfg, weights = plain(state["model_cfg"]), plain(state["task_cfg"]), state["model_weight"]
+    """Build a model from a loaded file."""
+    model_cfg, task_cfg, weights = to_plain(state["model_cfg"]), to_plain(state["task_cfg"]), state["model_weight"]
     if any(EXIT_HEAD.fullmatch(key) for key in weights):
-        return _published_daisy(model_cfg, task_cfg, weights)
+        return _build_published_daisy(model_cfg, task_cfg, weights)
     if model_cfg.get("w2v_args"):
-        model_cfg, task_cfg = fairseq.configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
-    return fairseq.from_parts(model_cfg, task_cfg, fairseq.without_fine_tuning(weights))
+        model_cfg, task_cfg = fairseq.read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
+    return fairseq.from_parts(model_cfg, task_cfg, fairseq.strip_fine_tuning(weights))
 
 
-def _published_daisy(model_cfg: dict, task_cfg: dict, weights: dict[str, Tensor]) -> Model:
-    backbone = fairseq.backbone_fields(model_cfg, task_cfg)
+def _build_published_daisy(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) -> Model:
+    backbone = fairseq.read_backbone_fields(model_cfg, task_cfg)
     position = model_cfg.get("cls_pred_position", "before-norm")
     if position not in READS:
         raise CheckpointError(f"cls_pred_position must be one of {', '.join(READS)}, found {position!r}")
     rules = ((EXIT_HEAD.pattern, r"heads.units.\1.\2"), (r"label_embs_concat", None), *fairseq.BACKBONE_RULES)
     tensors = rename(weights, rules)
     fold_weight_norm(tensors)
-    identity_projection(tensors, backbone["width"])
+    add_identity_projection(tensors, backbone["width"])
     heads = [tensor for key, tensor in tensors.items() if re.fullmatch(r"heads\.units\.\d+\.weight", key)]
     if len(heads) != backbone["num_layers"]:
         raise CheckpointError(f"has {len(heads)} exit heads for {backbone['num_layers']} layers")

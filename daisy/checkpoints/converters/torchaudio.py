@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from daisy.checkpoints.converters.mapping import POSITION, assemble, fold_weight_norm, rename
-from daisy.checkpoints.format import Model
+from daisy.checkpoints.converters.mapping import POSITION, Config, assemble, fold_weight_norm, rename
+from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, unknown_name
 from daisy.models import BackboneConfig
 from daisy.models.lengths import HUBERT_CONV
@@ -26,12 +26,12 @@ GUESSED = ("num_heads", "pre_norm", "normalize", "pos_groups", "sample_rate")
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Whether a loaded file is a state dict of a torchaudio model."""
+    """Tell whether a loaded file is a state dict of a torchaudio model."""
     return any(re.fullmatch(r"(wav2vec2\.)?encoder\.transformer\.layers\.0\..*", str(key)) for key in state)
 
 
 def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
-    """A model from a state dict; ``overrides`` give fields that the weights do not tell, as text."""
+    """Build a model from a state dict; ``overrides`` give fields that the weights do not tell, as text."""
     prefix = r"wav2vec2\." if any(key.startswith("wav2vec2.") for key in state) else ""
     rules = (
         (prefix + _POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
@@ -46,10 +46,10 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
     fold_weight_norm(tensors)
     embeddings = tensors.get("final_head.embeddings")
     head = None if embeddings is None else {"num_units": embeddings.shape[0], "final_dim": embeddings.shape[1]}
-    return assemble({"backbone": _backbone(tensors, overrides), "final_head": head}, tensors)
+    return assemble({"backbone": _guess_backbone(tensors, overrides), "final_head": head}, tensors)
 
 
-def _backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> dict:
+def _guess_backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> Config:
     prefix = "backbone.encoder.transformer."
     convolutions = sorted(
         (int(match[1]), tensor)
@@ -63,7 +63,7 @@ def _backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> dict:
     width, per_group, kernel = position.shape
     layer_norms = sum(bool(re.fullmatch(r".*conv_layers\.\d+\.layer_norm\.weight", key)) for key in tensors)
     large = layer_norms > 1
-    fields: dict[str, Any] = {
+    fields: Config = {
         "num_layers": sum(bool(re.fullmatch(r".*layers\.\d+\.attention\.k_proj\.weight", key)) for key in tensors),
         "width": width,
         "ffn_width": tensors[prefix + "layers.0.feed_forward.intermediate_dense.weight"].shape[0],
@@ -79,7 +79,7 @@ def _backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> dict:
         "pos_groups": width // per_group,
         "normalize": large,
     }
-    fields.update(_typed(overrides))
+    fields.update(_parse_overrides(overrides))
     if fields["num_heads"] is None:
         raise CheckpointError(
             f"a state dict does not tell its number of attention heads, and width {width} is none of "
@@ -89,7 +89,7 @@ def _backbone(tensors: dict[str, Tensor], overrides: Mapping[str, str]) -> dict:
     return fields
 
 
-def _typed(overrides: Mapping[str, str]) -> dict[str, int | bool]:
+def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, int | bool]:
     kinds = {field.name: str(field.type) for field in dataclasses.fields(BackboneConfig) if field.name in GUESSED}
     typed: dict[str, int | bool] = {}
     for name, text in overrides.items():

@@ -1,0 +1,123 @@
+"""What daisy calibrate sets a policy for: a mean depth, or a risk with a statistical guarantee."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from daisy.cli.console import say
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from daisy.calibration.traces import Traces
+    from daisy.policies import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A policy that was set, and the full runs that tell what it does."""
+
+    policy: Policy
+    exit_layers: Tensor
+    """(n,) of those runs."""
+    runs: Traces
+    certified: dict[str, Any] = field(default_factory=dict)
+    """The risk on those runs, as `daisy.calibration.guarantee.measure_attained` tells it; empty without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthGoal:
+    """A mean executed share of the layers, or of their time."""
+
+    depth: float
+    in_time: bool
+
+    def check(self, num_speakers: int) -> None:
+        """Refuse what is no depth.
+
+        Raises:
+            PolicyError: where it is not above 0 and at most 1.
+        """
+        from daisy.calibration.depth import check_depth
+
+        check_depth(self.depth)
+
+    def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
+        """Set a policy on full runs."""
+        from daisy.calibration.depth import calibrate_depth
+
+        setting = calibrate_depth(policy, traces, self.depth)
+        return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the policy file says of it."""
+        return {"depth": self.depth, "of": "time" if self.in_time else "layers"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskGoal:
+    """A risk that the cheapest certified setting stays below."""
+
+    risk: float
+    delta: float
+    method: str
+    loss: str
+    ceiling: float
+    """What the loss is clipped to, and divided by."""
+
+    def check(self, num_speakers: int) -> None:
+        """Refuse what no guarantee can be given for.
+
+        Raises:
+            PolicyError: on values out of range, or too few speakers.
+        """
+        from daisy.calibration.guarantee import check_guarantee
+
+        check_guarantee(self.risk, self.delta, self.method, self.loss, self.ceiling, num_speakers)
+
+    def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
+        """Set a policy on full runs; where no setting is certified it never leaves early, and a line says so."""
+        from daisy.calibration.guarantee import calibrate_risk, measure_attained
+
+        chosen, exit_layers, runs = calibrate_risk(
+            policy,
+            traces,
+            self.risk,
+            self.delta,
+            method=self.method,
+            loss=self.loss,
+            ceiling=self.ceiling,
+            seed=seed,
+        )
+        if chosen.name == "never":
+            say(
+                f"no setting of {policy} is certified at a risk of {self.risk:g}: the file says never. "
+                f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help"
+            )
+        certified = measure_attained(runs, exit_layers, self.loss, self.ceiling)
+        return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the policy file says of it."""
+        goal = {"risk": self.risk, "method": self.method, "risk_of": self.loss, "ceiling": self.ceiling}
+        return goal if self.method == "conformal" else {**goal, "delta": self.delta}
+
+
+def choose_goal(
+    *, depth: float | None, in_time: bool, risk: float | None, delta: float, method: str, loss: str, ceiling: float
+) -> DepthGoal | RiskGoal:
+    """Make the goal that the options ask for.
+
+    Raises:
+        UsageError: where they ask for none, or for two.
+    """
+    if (depth is None) == (risk is None):
+        raise UsageError("give either --depth or --risk")
+    if depth is not None:
+        return DepthGoal(depth=depth, in_time=in_time)
+    if in_time:
+        raise UsageError("--time goes with --depth")
+    assert risk is not None
+    return RiskGoal(risk=risk, delta=delta, method=method, loss=loss, ceiling=ceiling if loss == "kl_nats" else 1.0)
