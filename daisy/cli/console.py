@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from daisy.cli.options import DEFAULT_POLICY  # noqa: F401  benchmarks take it from here
-from daisy.cli.options import check_device as checked_device  # noqa: F401
 from daisy.errors import DaisyError, Remedy
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ HINTS: dict[Remedy, str] = {
 
 
 def set_up_streams() -> None:
-    """Make stdout and stderr write what their encoding lacks as escapes (``\\xe9``), where they would raise."""
+    """Make stdout and stderr write what their encoding lacks as an escape such as u00e9, where they would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

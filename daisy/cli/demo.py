@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daisy.cli.console import say, say_table
-from daisy.cli.options import DEFAULT_CHECKPOINT, Checkpoint
+from daisy.cli.options import DEFAULT_CHECKPOINT, SNRS_DB, Checkpoint
 from daisy.cli.progress import track
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command(
     from daisy.cli import demonstration
 
     with track("extracting") as advance:
-        result = demonstration.demonstrate(out, checkpoint, advance)
+        result = demonstration.run(out, checkpoint, advance)
     _say_exit_layers(result)
     layers = [layer for by_condition in result.exit_layers.values() for layer in by_condition]
     say(f"{result.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth")
@@ -38,7 +38,6 @@ def _say_exit_layers(result: Demonstration) -> None:
     """Print the exit layer of each clip in each condition, and the conditions' means."""
     from rich.table import Table
 
-    from daisy.cli.demonstration import SNRS_DB
     from daisy.evaluation.figures import format_snr
 
     conditions = [format_snr(snr_db) for snr_db in SNRS_DB]

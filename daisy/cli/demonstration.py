@@ -6,18 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from daisy import _files, audio, checkpoints
 from daisy.audio import mixing
 from daisy.calibration import intervals, tracing
 from daisy.calibration.depth import calibrate_depth
+from daisy.checkpoints import Model
+from daisy.cli.options import DEFAULT_CHECKPOINT, SNRS_DB
 from daisy.encoder import EarlyExitEncoder
 from daisy.evaluation import figures
-from daisy.extraction import Extractor
+from daisy.extraction import ExtractionReport, Extractor
 from daisy.policies import Policy
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo"
-SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
+"""The clips, the noise, and who made them."""
 DEPTH = 0.6
+"""Mean executed share of the layers on the clean clips."""
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,46 +39,81 @@ class Demonstration:
     figure: Path
 
 
-def run(out: Path, source: str = "daisy-mini", progress: Callable[[int], None] = lambda count: None) -> Demonstration:
+def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda count: None) -> Demonstration:
     """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR.
 
     The threshold is chosen on the clean clips, without labels, for a mean depth of `DEPTH`.
+
+    Args:
+        out: folder to write to.
+        source: a checkpoint with exit heads.
+        progress: called with the number of recordings just extracted.
+
+    Returns:
+        Where each clip left, and where the figure is.
+
+    Raises:
+        DaisyError: as loading, extracting and drawing do.
     """
     clips = {path.stem: audio.read(path) for path in sorted(FOLDER.glob("*.flac")) if path.stem != "noise"}
+    recordings = _write_noisy_clips(clips, out.absolute() / "audio")
+    model = checkpoints.load(source)
+    policy = _choose_policy(model, clips)
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
+    extractor = Extractor(encoder, out / "features", checkpoint=checkpoints.digest(source))
+    report = extractor.run(recordings, overwrite=True, progress=progress)
+    exit_layers = _sort_exit_layers(report, recordings, list(clips))
+    num_layers = model.backbone.config.num_layers
+    totals = report.totals()
+    return Demonstration(
+        exit_layers=exit_layers,
+        num_layers=num_layers,
+        policy=policy,
+        seconds=float(totals["seconds"] or 0),
+        audio_sec=float(totals["audio_sec"] or 0),
+        figure=_draw(exit_layers, policy, num_layers, out / "exit_layers.png"),
+    )
+
+
+def _write_noisy_clips(clips: dict[str, Tensor], folder: Path) -> list[audio.Recording]:
+    """Write each clip with noise at each ratio, a folder a ratio; the recordings come ratio after ratio."""
     noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac")])
     recordings = []
     for snr_db in SNRS_DB:
         condition = figures.format_snr(snr_db).replace(" ", "")
         mixed = tracing.mix_noise(list(clips.values()), noises, snr_db)
         for name, waveform in zip(clips, mixed, strict=True):
-            path = out.absolute() / "audio" / condition / f"{name}.wav"
+            path = folder / condition / f"{name}.wav"
             _files.write(path, audio.encode_wav(waveform))
             recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
-    model = checkpoints.load(source)
+    return recordings
+
+
+def _choose_policy(model: Model, clips: dict[str, Tensor]) -> Policy:
+    """Set the entropy's threshold on the clean clips."""
     clean, _ = tracing.trace(model, list(clips.values()), list(clips), scores=["entropy"])
-    policy = calibrate_depth("entropy", clean, DEPTH).policy
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
-    extractor = Extractor(encoder, out / "features", checkpoint=checkpoints.digest(source))
-    result = extractor.run(recordings, overwrite=True, progress=progress)
-    by_path = {row.path: row.exit_layer for row in result.rows}
-    exits = [by_path[str(recording.path)] for recording in recordings]  # condition after condition
-    columns = [exits[i : i + len(clips)] for i in range(0, len(exits), len(clips))]
-    num_layers = model.backbone.config.num_layers
-    figure = out / "exit_layers.png"
-    drawn = figures.draw_exit_layers_by_snr(
+    return calibrate_depth("entropy", clean, DEPTH).policy
+
+
+def _sort_exit_layers(
+    report: ExtractionReport, recordings: list[audio.Recording], names: list[str]
+) -> dict[str, list[int]]:
+    """Sort exit layers by clip: for each its exit layer at each ratio."""
+    by_path = {row.path: row.exit_layer for row in report.rows}
+    exit_layers = [by_path[str(recording.path)] for recording in recordings]
+    return {name: exit_layers[place :: len(names)] for place, name in enumerate(names)}
+
+
+def _draw(exit_layers: dict[str, list[int]], policy: Policy, num_layers: int, path: Path) -> Path:
+    """Draw the clips' exit layers against SNR, with the mean and its interval."""
+    names = list(exit_layers)
+    by_ratio = [list(layers) for layers in zip(*exit_layers.values(), strict=True)]
+    figure = figures.draw_exit_layers_by_snr(
         SNRS_DB,
-        {policy.name: [intervals.bootstrap(column, list(clips)) for column in columns]},
+        {policy.name: [intervals.bootstrap(layers, names) for layers in by_ratio]},
         num_layers=num_layers,
-        title=f"{len(clips)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
-        points={policy.name: columns},
+        title=f"{len(names)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
+        points={policy.name: by_ratio},
     )
-    figures.save(drawn, figure)
-    totals = result.totals()
-    return Demonstration(
-        exit_layers={name: [column[i] for column in columns] for i, name in enumerate(clips)},
-        num_layers=num_layers,
-        policy=policy,
-        seconds=float(totals["seconds"] or 0),
-        audio_sec=float(totals["audio_sec"] or 0),
-        figure=figure,
-    )
+    figures.save(figure, path)
+    return path

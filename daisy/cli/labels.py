@@ -16,10 +16,8 @@ from daisy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy
-
     from daisy.audio import Recording
-    from daisy.extraction.units import Features
+    from daisy.extraction.units import Features, Frames
 
 STATES_PER_SEC = 50
 """Frames that HuBERT makes of a second."""
@@ -93,7 +91,7 @@ def _choose_features(
 
 def _load_or_fit_centres(
     path: Path, recordings: Sequence[Recording], features: Features, clusters: int, fit_frames: int, seed: int
-) -> numpy.ndarray:
+) -> Frames:
     """Read the centres of k-means (K, F) that a stopped run left, or fit and save them."""
     import numpy
 
@@ -107,7 +105,7 @@ def _load_or_fit_centres(
     return numpy.asarray(numpy.load(path))
 
 
-def _write_splits(splits: dict[str, list[Recording]], features: Features, centres: numpy.ndarray, out: Path) -> None:
+def _write_splits(splits: dict[str, list[Recording]], features: Features, centres: Frames, out: Path) -> None:
     from daisy.extraction.units import write_units
 
     for split, recordings in splits.items():

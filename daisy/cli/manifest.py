@@ -44,8 +44,8 @@ def command(
         lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
     _files.write(out, ("\n".join([str(folder), *lines]) + "\n").encode(errors="surrogateescape"))
     say(f"{out}: {len(lines)} recordings")
-    for error in failed:
-        warn(f"left out: {explain(error)}")
+    for reason in failed:
+        warn(f"left out: {explain(reason)}")
     if failed:
         raise typer.Exit(1)
 

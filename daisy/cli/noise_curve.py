@@ -68,7 +68,7 @@ def command(
     are disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its
     units on the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
     """
-    from daisy import _files, checkpoints
+    from daisy import checkpoints
     from daisy.audio.conditions import make_conditions
     from daisy.calibration.trace_conditions import read_noises
     from daisy.calibration.traces import write_traces
@@ -77,9 +77,8 @@ def command(
     rate = model.backbone.config.sample_rate
     kinds, recorded = read_noises(noise or (), rate)
     snrs_db = parse_snrs(snr) or (list(SNRS_DB) if kinds else [None])
-    conditions = make_conditions(
-        kinds, snrs_db, parse_numbers(reverberation, "--reverberation"), parse_numbers(clipping, "--clipping")
-    )
+    seconds, percent = parse_numbers(reverberation, "--reverberation"), parse_numbers(clipping, "--clipping")
+    conditions = make_conditions(kinds, snrs_db, seconds, percent)
     comparison = Comparison(
         out=out,
         policies=policies,
@@ -92,7 +91,6 @@ def command(
         snrs_db=snrs_db,
     )
     _check_comparison(comparison)
-    _files.check_writable(out / "study.csv")
     traces: dict[str, Traces] = {}
     failed: list[str] = []
     num_read = 0
@@ -109,12 +107,14 @@ def command(
 
 
 def _check_comparison(comparison: Comparison) -> None:
-    """Refuse depths and policies before the long runs.
+    """Refuse depths, policies and a folder that cannot be written before the long runs.
 
     Raises:
         UsageError: on an unknown policy.
         PolicyError: on what is no depth.
+        OutputError: where the tables cannot be written.
     """
+    from daisy import _files
     from daisy.calibration.depth import FAMILIES, check_depth
 
     for target in (comparison.depth, *comparison.list_depths()):
@@ -122,6 +122,7 @@ def _check_comparison(comparison: Comparison) -> None:
     for name in parse_names(comparison.policies):
         if name not in FAMILIES:
             raise UsageError(unknown_name("policy to compare", name, FAMILIES))
+    _files.check_writable(comparison.out / "study.csv")
 
 
 def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: int, *, is_split: bool) -> Speech:
