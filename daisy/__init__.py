@@ -50,9 +50,14 @@ _LAZY = {
 }
 
 
+_PACKAGES = ("audio", "calibration", "checkpoints", "evaluation", "extraction", "models", "policies")
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _PACKAGES:
+        return import_module(f"daisy.{name}")
     raise AttributeError(f"module 'daisy' has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from daisy.models.heads import missing_heads
 from daisy.models.lengths import count_frames
 from daisy.models.packing import PackedLayout
 from daisy.policies import Policy
-from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, check_scores, draws
+from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores, check_scores, draws
 from daisy.runtime.batch_state import BatchState
 from daisy.runtime.batches import split_batch
 from daisy.runtime.cuda_graphs import make_layer_runner
@@ -113,8 +113,12 @@ class EarlyExitEncoder(nn.Module):
         head_scores = set(score_names) - WITHOUT_HEADS
         if self.heads is None and head_scores:
             raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", head_scores)
-        if "regressed" in head_scores and self.heads is not None and self.heads.regressors is None:
-            raise CheckpointError("these exit heads have no loss regressors; use a policy that reads the entropy")
+        if lacking := head_scores - available_scores(self.heads):
+            reader = f"policy {policy.name}" if lacking & policy.reads else "a score asked for"
+            raise CheckpointError(
+                f"{reader} reads {', '.join(sorted(lacking))}, which these heads do not give; "
+                "use a policy that reads the entropy"
+            )
         if getattr(self, "score_names", None) != score_names:
             self._runner = None
         self._policy, self.score_names = policy, score_names

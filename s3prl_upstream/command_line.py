@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daisy.errors import UsageError
+from daisy.errors import DaisyError, UsageError
 
 Arguments = tuple[Namespace, dict, list[str]]
 OF_THE_CALL = frozenset(
@@ -83,6 +83,8 @@ def read(stock: Callable[[], Arguments]) -> Arguments:
         raise UsageError(f"{error.filename}: {error.strerror}{_hint(Path(str(error.filename)))}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"-c: not YAML ({' '.join(str(error).split())})") from None
+    except DaisyError:
+        raise
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
             AssertionError) as error:  # fmt: skip
         raise UsageError(f"{_causes(given)} ({type(error).__name__} {' '.join(str(error).split())[:200]})") from None

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import CheckpointError
 from daisy.policies import Fixed, Never, Policy, Window
 from daisy.policies.scores import available_scores
 
@@ -128,17 +127,11 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
     Args:
         encoder: whose policy decides.
         full: run all layers and note all scores, for any policy; else only what a `Window` needs.
-
-    Raises:
-        CheckpointError: where the policy reads what the heads do not give.
     """
     last: Policy = Never()
     names = set(encoder.score_names)
     if full:
         names = available_scores(encoder.heads)
-        if lacking := encoder.policy.reads - names:
-            reads = ", ".join(sorted(lacking))
-            raise CheckpointError(f"policy {encoder.policy.name} reads {reads}, which these heads do not give")
     elif isinstance(encoder.policy, Window):
         last = Fixed(layer=min(encoder.policy.last, encoder.backbone.config.num_layers))
     return EarlyExitEncoder(encoder.backbone, encoder.heads, last, scores=names, score_stride=encoder.score_stride)
