@@ -12,8 +12,8 @@ import soundfile
 import daisy
 from daisy import EarlyExitEncoder, PolicyError, audio, policies
 from daisy.policies import read_policy, write_policy
+from tests.cli.running import run
 from tests.conftest import tiny_model
-from tests.test_cli import run
 
 
 @pytest.fixture(scope="module")

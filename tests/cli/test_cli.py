@@ -1,10 +1,8 @@
 """The command line, run as a person would: exit status, one-line refusals, no tracebacks."""
 
-import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy
@@ -13,23 +11,10 @@ import soundfile
 import torch
 
 import daisy
-from daisy.cli import main
+from tests.cli.running import run
 from tests.conftest import tiny_model
 
 EXTRACT = ("extract", "in", "-o", "o", "-c", "tiny.safetensors")
-
-
-def run(*arguments, cwd="."):
-    """The command in this process: starting Python and torch for each would take minutes."""
-    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["daisy", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
 def test_the_installed_command(place):
@@ -93,7 +78,10 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("extract", "in", "-o", "o", "-c", "gone"), "daisy: gone: no such checkpoint"),
         (("extract", "in", "-o", "o", "-c", "in/0.wav"), "daisy: in/0.wav: not a whole .safetensors file"),
         ((*EXTRACT, "-p", "entropi"), "did you mean entropy?"),
-        ((*EXTRACT, "-p", "plateau"), "and the checkpoint brings no default: it is learnt from audio: daisy calibrate"),
+        (
+            (*EXTRACT, "-p", "plateau"),
+            "and the checkpoint brings no default: it is learnt from audio; daisy calibrate makes one",
+        ),
         ((*EXTRACT, "--set", "threshold"), "--set takes KEY=VALUE"),
         (
             (*EXTRACT, "-p", "entropy", "-o", "in/0.wav/x"),

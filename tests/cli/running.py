@@ -1,0 +1,37 @@
+"""The command line as a person runs it: in this process, and where the process itself matters in one of its own."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from daisy.cli import main
+
+
+def run(*arguments, cwd=".", encoding="utf-8"):
+    """The command in this process: starting Python and torch for each would take minutes."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2)]
+    status = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["daisy", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+    texts = [stream.buffer.getvalue().decode(encoding) for stream in streams]
+    return subprocess.CompletedProcess(arguments, status, *texts)
+
+
+def run_python(code, *arguments, cwd=".", **environment):
+    """Python code in a process of its own; output is bytes."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        timeout=120,
+    )
