@@ -20,7 +20,7 @@ from daisy import (
 )
 from daisy.calibration.traces import Traces
 
-hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("daisy")
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
@@ -7,20 +9,31 @@ from daisy.extraction.windows import Window, cut, run
 from tests.conftest import tiny_model
 
 
+def check_windows(num_frames, length, context):
+    windows = cut(num_frames, length, context)
+    kept = [frame for window in windows for frame in range(window.first, window.last)]
+    assert kept == list(range(num_frames))
+    assert len({(window.start, window.stop) for window in windows}) == len(windows)  # none is computed twice
+    for window in windows:
+        assert 0 <= window.start <= window.first < window.last <= window.stop <= num_frames
+        assert window.stop - window.start == length or window.start == 0
+        assert window.stop - window.start <= length
+        assert window.first - window.start >= context or window.start == 0
+        assert window.stop - window.last == context or window.stop == num_frames
+
+
 @pytest.mark.parametrize(
     ("num_frames", "length", "context"),
     [(1, 10, 2), (6, 10, 2), (7, 10, 2), (11, 10, 2), (14, 10, 2), (15, 10, 2), (100, 10, 2), (99, 7, 0), (50, 9, 4)],
 )
 def test_windows_keep_every_frame_once(num_frames, length, context):
-    found = cut(num_frames, length, context)
-    kept = [frame for w in found for frame in range(w.first, w.last)]
-    assert kept == list(range(num_frames))
-    assert len({(w.start, w.stop) for w in found}) == len(found)  # none is computed twice
-    for w in found:
-        assert w.stop - w.start == length or w.start == 0
-        assert w.stop - w.start <= length
-        assert w.first - w.start >= context or w.start == 0
-        assert w.stop - w.last == context or w.stop == num_frames
+    check_windows(num_frames, length, context)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 300), st.integers(0, 20), st.integers(1, 30))
+def test_windows_of_any_size_keep_every_frame_once(num_frames, context, step):
+    check_windows(num_frames, step + 2 * context, context)
 
 
 def test_a_window_by_hand():

@@ -85,7 +85,7 @@ def test_strided_frames_are_each_utterances_every_so_manieth(lengths, stride):
     layout = PackedLayout(torch.tensor(lengths))
     starts = [sum(lengths[:utterance]) for utterance in range(len(lengths))]
     expected = [list(range(start, start + length, stride)) for start, length in zip(starts, lengths, strict=True)]
-    assert layout.strided_rows(stride).tolist() == sum(expected, [])
+    assert layout.strided_rows(stride).tolist() == [row for frames in expected for row in frames]
     assert layout.strided(stride).seqlens_list == [len(frames) for frames in expected]
 
 
