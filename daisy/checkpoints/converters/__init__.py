@@ -19,6 +19,8 @@ from daisy.checkpoints.converters.reading import read_state
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
+__all__ = ["convert"]
+
 
 def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[str, str] | None = None) -> Model:
     """Convert a checkpoint of any of the forms above.
@@ -29,7 +31,7 @@ def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[s
         overrides: backbone fields that the source does not tell (torchaudio's state dicts), as text.
 
     Returns:
-        The model, in evaluation mode, on the CPU, in float32.
+        The model, in float32 on the CPU.
 
     Raises:
         CheckpointError: where the form is not known, or holds something that cannot be mapped.
@@ -57,7 +59,8 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None)
     _refuse_overrides(overrides)
     for reader in (plugin, s3prl, fairseq):
         if reader.recognises(state):
-            return reader.read(state)
+            model: Model = reader.read(state)
+            return model
     if any(str(key).startswith("backbone.") for key in state):
         raise CheckpointError("is a daisy checkpoint already")
     if huggingface.recognises(state):
