@@ -6,16 +6,29 @@ Commands import the library when they run, so that ``--help`` and a wrong option
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from daisy.cli import calibrate, convert, demo, extract, info, labels, manifest, noise_curve, replay, user_dir
 from daisy.cli.console import explain, say, set_up_streams, warn
 from daisy.errors import DaisyError
 from daisy.version import __version__
 
+
+class _Group(TyperGroup):
+    """The commands; a --help that is not given is False, where typer imports pydantic to make None out of None."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Early exit from speech representation models: each recording runs as many layers as it needs.",
     no_args_is_help=True,
     add_completion=False,
