@@ -77,7 +77,11 @@ def command(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Set a policy on unlabelled audio: for a mean depth, or for a risk with a statistical guarantee."""
+    """Set a policy on unlabelled audio, for a depth or for a risk.
+
+    Writes a policy file for daisy extract --policy: with --depth its mean exit comes to that share of the layers, with
+    --risk it is the cheapest setting whose risk stays below that, with a statistical guarantee.
+    """
     from daisy import _files, audio, checkpoints
     from daisy.audio.conditions import make_conditions
     from daisy.calibration.trace_conditions import read_noises, read_speech

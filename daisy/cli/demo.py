@@ -19,7 +19,10 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("demo-out"),
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Extract eight bundled clips, clean and with noise: a table and a figure of exit layer against noise."""
+    """Extract eight bundled clips, clean and with noise.
+
+    Prints a table of exit layers, and draws exit layer against noise.
+    """
     from daisy.cli import demonstration
 
     with track("extracting") as advance:

@@ -42,7 +42,10 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the frames drawn and of k-means.")] = 0,
     device: Device = "cpu",
 ) -> None:
-    """Make k-means units for fairseq's hubert_pretraining: SPLIT.km for each manifest, and dict.km.txt."""
+    """Make k-means units for fairseq's hubert_pretraining.
+
+    Writes SPLIT.km for each manifest, and dict.km.txt. A stopped run goes on where it ended.
+    """
     from daisy import audio
     from daisy.extraction.units import claim_folder, write_dictionary
 

@@ -24,9 +24,10 @@ def command(
         typer.Option(min=0.0, max=1.0, help="How much more often recordings of rare speakers are listed, 0 to 1."),
     ] = 0.0,
 ) -> None:
-    """Write a fairseq manifest: the root folder, then each recording's path and number of samples.
+    """Write a fairseq manifest of recordings.
 
-    Recordings whose headers show that fairseq could not use them are left out and listed; exit status 1 then.
+    Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers show that
+    fairseq could not use them are left out and listed; exit status 1 then.
     """
     from daisy import _files, audio
 

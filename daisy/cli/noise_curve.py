@@ -62,11 +62,12 @@ def command(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Measure exit layers, depth and fidelity under noise, with policies decided from full runs.
+    """Measure exit layers, depth and fidelity under noise.
 
-    Writes traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses
-    are disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its
-    units on the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
+    Each recording runs once in each condition with all layers, and policies are decided from these full runs. Writes
+    traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses are
+    disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its units on
+    the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
     """
     from daisy import checkpoints
     from daisy.audio.conditions import make_conditions

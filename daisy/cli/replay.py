@@ -26,7 +26,7 @@ def command(
     report: Report = None,
     seed: Annotated[int, typer.Option(help="Seed of the halves.")] = 0,
 ) -> None:
-    """Compare exit policies on full runs of any model, from a table of their scores and losses.
+    """Compare exit policies on a table of full runs of any model.
 
     One line for each utterance and layer (and condition), with the columns utterance and layer, any number of scores
     (entropy, confidence, margin, change, regressed, ...) and at least one loss (loss, errors, ...disagreement,

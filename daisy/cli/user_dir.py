@@ -12,7 +12,10 @@ from daisy.errors import UsageError
 
 
 def command() -> None:
-    """Print the fairseq plugin's folder, for fairseq-train --user-dir "$(daisy user-dir)"."""
+    """Print the fairseq plugin's folder.
+
+    For fairseq-train --user-dir "$(daisy user-dir)".
+    """
     spec = importlib.util.find_spec("fairseq_plugins")
     if spec is None or spec.origin is None:
         raise UsageError("the fairseq plugin is not installed beside daisy: reinstall daisy-speech")
