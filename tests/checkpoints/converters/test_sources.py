@@ -4,17 +4,19 @@ import argparse
 import io
 import json
 import pickle
+import sys
+import types
 import warnings
 
+import numpy
 import pytest
 import torch
-import torchaudio
 
 from daisy import CheckpointError, EarlyExitEncoder, policies
-from daisy.checkpoints.converters import convert, reading
+from daisy.checkpoints.converters import convert, fairseq, reading
 from daisy.checkpoints.converters.fairseq import parse_conv_layers
 from daisy.models import Backbone
-from tests.conftest import POST_NORM, randomise
+from tests.conftest import POST_NORM, randomise, tiny_model
 
 UNITS = 9
 
@@ -83,7 +85,7 @@ def fairseq_layers(model, waveform, num_layers, normalize):
 def test_fairseq(config, fairseq_model, waveforms, tmp_path):
     model, state = fairseq_model
     torch.save(state, tmp_path / "hubert.pt")
-    with pytest.raises(CheckpointError, match="unpickling can run code, so only if you trust .* add --allow-pickle"):
+    with pytest.raises(CheckpointError, match="unpickling can run code, so only if .* pass allow_pickle=True"):
         convert(tmp_path / "hubert.pt")
     ours = convert(tmp_path / "hubert.pt", allow_pickle=True)
     states = our_states(ours, waveforms[-1])
@@ -131,6 +133,40 @@ def test_other_forms_of_fairseq(config, fairseq_model, waveforms, tmp_path, form
     assert (ours.final_head is not None) == head
     theirs = fairseq_layers(model, waveforms[4], config.num_layers, config.normalize)
     assert_same(our_states(ours, waveforms[4]), theirs)
+
+
+def test_fairseqs_checkpoints_open_without_fairseq(config, tmp_path, monkeypatch):
+    """The task's state holds an object of a class that cannot be imported when the file is read."""
+    model = tiny_model(config, UNITS)
+    if config.conv_layers[-1][0] == config.width:  # where fairseq has no projection
+        projection = model.backbone.encoder.feature_projection.projection
+        projection.weight.data.copy_(torch.eye(config.width))
+        projection.bias.data.zero_()
+    model_cfg, task_cfg = fairseq_config(config)
+    absent = types.ModuleType("fairseq_that_is_absent")
+    absent.Dictionary = type("Dictionary", (), {"__module__": absent.__name__})
+    dictionary = absent.Dictionary()
+    dictionary.symbols, dictionary.counts = ["<s>", "0"], numpy.arange(2)
+    state = {
+        "args": argparse.Namespace(arch="hubert", seed=1),
+        "cfg": {"model": model_cfg, "task": task_cfg},
+        "model": fairseq.weights(model),
+        "task_state": {"dictionaries": [dictionary]},
+        "last_optimizer_state": {"lr": numpy.float64(0.1), "step": numpy.int64(7)},
+    }
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, absent.__name__, absent)
+        torch.save(state, tmp_path / "hubert.pt")
+    with pytest.raises(CheckpointError, match="pass allow_pickle=True"):
+        convert(tmp_path / "hubert.pt")
+    ours = convert(tmp_path / "hubert.pt", allow_pickle=True)
+    assert ours.backbone.config == config
+    assert ours.final_head.temperature == 0.2
+    for name, weight in model.backbone.state_dict().items():
+        torch.testing.assert_close(ours.backbone.state_dict()[name], weight, atol=1e-6, rtol=1e-6, msg=name)
+    read = reading.read_state(tmp_path / "hubert.pt", allow_pickle=True)
+    assert reading.to_plain(read["task_state"]["dictionaries"])[0]["symbols"] == ["<s>", "0"]
+    assert read["last_optimizer_state"] == {"lr": 0.1, "step": 7}
 
 
 @pytest.mark.parametrize("position", ["before-norm", "after-norm", None])
@@ -193,6 +229,7 @@ def test_states_are_those_of_s3prls_upstream(config, fairseq_model, waveforms, t
 
 
 def torchaudio_model(config, pretraining):
+    torchaudio = pytest.importorskip("torchaudio", reason="needs torchaudio")
     layers = dict(
         extractor_mode="layer_norm" if config.conv_norm == "layer" else "group_norm",
         extractor_conv_layer_config=list(config.conv_layers),
@@ -238,7 +275,7 @@ def torchaudio_model(config, pretraining):
 def test_torchaudio(config, waveforms, tmp_path, pretraining):
     model = torchaudio_model(config, pretraining)
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"width \d+ is none of 768, 1024, 1280: add --set num_heads=N"):
+    with pytest.raises(CheckpointError, match=r'is none of 768, 1024, 1280; pass overrides=\{"num_heads": "N"\}'):
         convert(tmp_path / "model.pth")
     overrides = {"num_heads": str(config.num_heads), "pre_norm": str(config.pre_norm)}
     ours = convert(tmp_path / "model.pth", overrides=overrides)
@@ -281,7 +318,9 @@ def test_huggingface(config, waveforms, tmp_path, wrapped):
     source = torch.nn.functional.layer_norm(wave, wave.shape) if config.normalize else wave
     with torch.no_grad():
         inner = model.hubert if wrapped else model
-        theirs = [states[0] for states in inner(source[None], output_hidden_states=True).hidden_states]
+        output = inner(source[None], output_hidden_states=True)
+    # The last of hidden_states is before a pre-norm model's final norm from transformers 5 on, and behind it before.
+    theirs = [states[0] for states in (*output.hidden_states[:-1], output.last_hidden_state)]
     assert_same(our_states(ours, wave), theirs, first_layer=0)
     with pytest.raises(CheckpointError, match="give the folder that holds config.json too"):
         convert(tmp_path / "hf" / "model.safetensors")
@@ -386,7 +425,7 @@ def test_malformed_checkpoints_are_refused_in_one_line(fairseq_model, tmp_path, 
 
 def test_settings_are_for_sources_that_need_them(fairseq_model, tmp_path):
     torch.save(fairseq_model[1], tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"tells its own num_heads: --set is for torchaudio"):
+    with pytest.raises(CheckpointError, match=r"tells its own num_heads; overrides are for torchaudio's state dicts"):
         convert(tmp_path / "x.pt", allow_pickle=True, overrides={"num_heads": "4"})
     torch.save({1: torch.zeros(1)}, tmp_path / "y.pt")
     with pytest.raises(CheckpointError, match=r"not a checkpoint that daisy knows"):
