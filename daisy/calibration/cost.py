@@ -57,6 +57,17 @@ def make_macs_deadline(
         budget: multiply-accumulates, front end included.
         then: another rule that may leave earlier.
         score_stride: of the encoder.
+
+    Returns:
+        The policy.
+
+    Example:
+        >>> import daisy, torch
+        >>> model = daisy.load("daisy-mini")
+        >>> deadline = daisy.calibration.make_macs_deadline(model.backbone, model.heads, budget=1e9)
+        >>> encoder = model.encoder(deadline)
+        >>> encoder([torch.zeros(16000), torch.zeros(32000)]).exit_layer.tolist()  # twice as long, fewer layers
+        [12, 7]
     """
     layer_cost = count_layer_macs(backbone.config, heads.config if heads else None, score_stride)
     return Deadline(
@@ -83,6 +94,9 @@ def make_measured_deadline(
         score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
         dtype: of the encoder.
+
+    Returns:
+        The policy.
     """
     then = then or Never()
     encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype)

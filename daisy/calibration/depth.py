@@ -54,6 +54,9 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
         loss: what ``forecast`` predicts and ``agreement`` holds, one of the traces' losses.
         settings: the policy's other settings.
 
+    Returns:
+        The family, from running everything to leaving at once.
+
     Raises:
         PolicyError: on a policy that has no such family, or traces that lack what it reads.
     """
@@ -85,7 +88,7 @@ class Setting(NamedTuple):
 def calibrate_depth(
     name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object
 ) -> Setting:
-    """The policy whose mean depth on these utterances is nearest to a target.
+    """Set a policy to the mean depth on these utterances that is nearest to a target.
 
     Args:
         name: as in `fit_family`.
@@ -94,8 +97,21 @@ def calibrate_depth(
         loss: see `fit_family`.
         settings: the policy's other settings.
 
+    Returns:
+        The policy, and the exits of the utterances that it was set on.
+
     Raises:
         PolicyError: on a target out of range, or as `fit_family`.
+
+    Example:
+        >>> import daisy
+        >>> model = daisy.load("daisy-mini")
+        >>> recordings = daisy.audio.find([str(daisy.checkpoints.format.ASSETS / "demo")])[:4]
+        >>> waveforms = [daisy.audio.read(recording.path) for recording in recordings]
+        >>> traces, _ = daisy.calibration.trace(model, waveforms, [recording.name for recording in recordings])
+        >>> setting = daisy.calibration.calibrate_depth("entropy", traces, 0.5)
+        >>> setting.policy.name, float(setting.exit_layers.double().mean()) < 12
+        ('entropy', True)
     """
     check_depth(target)
     if name == "fixed":
@@ -108,6 +124,9 @@ def calibrate_depth(
 
 def check_depth(target: float) -> None:
     """Refuse what is no depth.
+
+    Args:
+        target: executed share of the cost of all layers.
 
     Raises:
         PolicyError: where it is not above 0 and at most 1.

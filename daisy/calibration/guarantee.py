@@ -47,7 +47,7 @@ def calibrate_risk(
     ceiling: float = 1.0,
     seed: int = 0,
 ) -> Certificate:
-    """The cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
+    """Find the cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
 
     A third of the groups learn the family, the others certify it; a group is one example, its loss the mean of its
     runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
@@ -62,6 +62,9 @@ def calibrate_risk(
         loss: of `LOSSES`.
         ceiling: what losses are clipped to, and divided by.
         seed: of who learns and who certifies.
+
+    Returns:
+        The policy, or `Never` where none is certified, with the runs that certified it and their exits.
 
     Raises:
         PolicyError: on values out of range, an unknown method, or too few groups.

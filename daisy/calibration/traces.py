@@ -98,7 +98,14 @@ class Traces:
 
 
 def join_traces(parts: Sequence[Traces]) -> Traces:
-    """All runs of several tables with the same scores and losses."""
+    """Put several tables with the same scores and losses together.
+
+    Args:
+        parts: the tables, of one model; the first one's costs count.
+
+    Returns:
+        All their runs, in order.
+    """
     first = parts[0]
     return Traces(
         utterances=sum((part.utterances for part in parts), ()),
@@ -113,7 +120,11 @@ def join_traces(parts: Sequence[Traces]) -> Traces:
 
 
 def write_traces(traces: Traces, path: Path) -> None:
-    """As CSV, with all digits of single precision.
+    """Write traces as CSV, with all digits of single precision.
+
+    Args:
+        traces: full runs.
+        path: of the file.
 
     Raises:
         OutputError: where it cannot be written.
@@ -133,7 +144,13 @@ def write_traces(traces: Traces, path: Path) -> None:
 
 
 def read_traces(path: Path) -> Traces:
-    """Inverse of `write`; reads anybody's.
+    """Read full runs from CSV: those of `write_traces`, or anybody's.
+
+    Args:
+        path: of a file as the head of this module describes it.
+
+    Returns:
+        The runs.
 
     Raises:
         UsageError: on a file that is no such table, naming line or column.

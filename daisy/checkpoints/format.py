@@ -27,7 +27,13 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def build(config: dict[str, Any]) -> Model:
-    """A model of this configuration, its weights not yet loaded.
+    """Build a model of this configuration, its weights not yet loaded.
+
+    Args:
+        config: as `Model.config` gives it.
+
+    Returns:
+        The model, with random weights.
 
     Raises:
         CheckpointError: on a configuration that is incomplete or impossible.
@@ -48,7 +54,11 @@ def build(config: dict[str, Any]) -> Model:
 
 
 def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Puts ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+    """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+
+    Args:
+        model: changed in place.
+        tensors: by the names of ``model.state_dict()``.
 
     Raises:
         CheckpointError: naming what is missing, left over or of another shape.
@@ -81,6 +91,14 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
     Raises:
         OutputError: where it cannot be written.
         CheckpointError: where weights are not finite, or pass the range of ``dtype``.
+
+    Example:
+        >>> import daisy, pathlib, tempfile
+        >>> model = daisy.load("daisy-mini")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     daisy.save(model, pathlib.Path(folder) / "copy.safetensors")
+        ...     daisy.load(pathlib.Path(folder) / "copy.safetensors").heads.config.num_units
+        104
     """
     weights = {key for key, _ in model.named_parameters()}
     tensors = {
@@ -101,6 +119,9 @@ def load(
         source: a path, or the name of a bundled model ("daisy-mini").
         device: where to put the weights; they are float32 there whatever the file's type.
         dtype: what the model's encoders compute in where they are not told otherwise; see `EarlyExitEncoder`.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
         CheckpointError: where there is none, or it is damaged, of another format, or of a later version.
@@ -134,7 +155,13 @@ def load(
 
 
 def find(source: str | Path) -> Path:
-    """The file of a path or of a bundled model's name.
+    """Find the file of a path or of a bundled model's name.
+
+    Args:
+        source: a path, or a name ("daisy-mini").
+
+    Returns:
+        The file's path.
 
     Raises:
         CheckpointError: where neither exists.
@@ -152,7 +179,13 @@ def find(source: str | Path) -> Path:
 
 
 def digest(source: str | Path) -> str:
-    """Compute the SHA-256 of a checkpoint's file, 64 hexadecimal digits.
+    """Compute the SHA-256 of a checkpoint's file.
+
+    Args:
+        source: a path, or the name of a bundled model.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         CheckpointError: where there is no such checkpoint.

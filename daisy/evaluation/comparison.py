@@ -42,7 +42,18 @@ class Evaluation:
 
 
 def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
-    """What a policy's exits (B,) are worth on these runs."""
+    """Evaluate what a policy's exits are worth on these runs.
+
+    Args:
+        name: of the policy.
+        exit_layers: (B,) int64, 1 to L.
+        traces: B full runs.
+        condition: the name of theirs, or "all".
+        draws: bootstrap samples for the intervals.
+
+    Returns:
+        Depth and losses with their intervals, beside the static cut's and chance's at the same depth.
+    """
     exits = exit_layers.numpy()
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
     weights = traces.weights.double().numpy()

@@ -61,6 +61,9 @@ def compare_policies(
         depths: those of the frontier.
         loss: one of the traces' losses; the first where empty.
 
+    Returns:
+        What was found.
+
     Raises:
         UsageError: where the tables have no losses, or not that one; where they have groups in common, or other layers.
         PolicyError: on a policy that the columns do not allow.

@@ -5,4 +5,11 @@ from daisy.extraction.index import ExtractionReport
 from daisy.extraction.journal import Row, Settings
 from daisy.extraction.windows import Piece, Window
 
-__all__ = ["ExtractionReport", "Extractor", "Piece", "Row", "Settings", "Window"]
+__all__ = [
+    "ExtractionReport",
+    "Extractor",
+    "Piece",
+    "Row",
+    "Settings",
+    "Window",
+]

@@ -12,7 +12,13 @@ from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, comp
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Shape of a HuBERT (arXiv:2106.07447, table I); fairseq's name of each field in brackets."""
+    """Shape of a HuBERT (arXiv:2106.07447, table I); fairseq's name of each field in brackets.
+
+    Example:
+        >>> from daisy import BackboneConfig
+        >>> BackboneConfig.large().num_layers, BackboneConfig().frame_hop, BackboneConfig().frame_span
+        (24, 320, 400)
+    """
 
     num_layers: int = 12
     """Transformer layers, L [encoder_layers]."""

@@ -19,7 +19,13 @@ READS = ("states", "feed_forward")
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
-    """Shape of a set of exit heads."""
+    """Shape of a set of exit heads.
+
+    Example:
+        >>> from daisy import HeadsConfig
+        >>> HeadsConfig(num_layers=12, width=768, num_units=504).reads
+        'states'
+    """
 
     num_layers: int
     """Layers of the backbone, L."""
@@ -62,6 +68,16 @@ class ExitHeads(nn.Module):
     The unit classifier is linear on each frame (DAISY, arXiv:2406.05464); the entropy of its distribution is the
     predicted loss. The loss regressor is linear on the mean and standard deviation over time of what the classifier
     reads: 2 D multiplications an utterance, where the classifier needs D x K a frame.
+
+    Args:
+        config: their shape.
+
+    Example:
+        >>> import torch
+        >>> from daisy.models import ExitHeads, HeadsConfig
+        >>> heads = ExitHeads(HeadsConfig(num_layers=2, width=8, num_units=5))
+        >>> heads.unit_logits(1, torch.zeros(7, 8)).shape
+        torch.Size([7, 5])
     """
 
     def __init__(self, config: HeadsConfig):
@@ -100,6 +116,10 @@ class LossRegressor(nn.Module):
 
     Means and variances of both are running ones, gathered by `observe` in training. Without them the gradient steps
     that suit the unit classifiers leave the regressors far from the least-squares fit.
+
+    Args:
+        width: of the frames whose statistics it reads, D.
+        start: what it estimates before it has learnt anything, nats.
     """
 
     count: Tensor
@@ -153,6 +173,17 @@ class FinalHead(nn.Module):
 
     Source: arXiv:2106.07447, equation 3; fairseq/models/hubert/hubert.py, ``final_proj``, ``label_embs_concat`` and
     ``compute_nce``.
+
+    Args:
+        width: of the states, D.
+        final_dim: of the space in which states and units are compared.
+        num_units: K, the dictionary's special symbols included.
+        temperature: what the similarities are divided by.
+
+    Example:
+        >>> import daisy, torch
+        >>> daisy.load("daisy-mini").final_head(torch.zeros(49, 256)).shape
+        torch.Size([49, 104])
     """
 
     def __init__(self, width: int, final_dim: int, num_units: int, temperature: float = 0.1):

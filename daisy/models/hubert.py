@@ -33,6 +33,17 @@ class Backbone(nn.Module):
     last layer's is after the final layer norm. That is what s3prl's HuBERT upstream returns
     (s3prl/upstream/hubert/expert.py), and what fairseq's ``extract_features(output_layer=l)`` returns but for the
     final norm. An utterance's result is the same alone and in any batch.
+
+    Args:
+        config: its shape; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from daisy import Backbone, BackboneConfig
+        >>> backbone = Backbone(BackboneConfig(num_layers=2, width=32, ffn_width=64, num_heads=4))
+        >>> states, num_frames = backbone(torch.randn(2, 16000), torch.tensor([16000, 8000]))
+        >>> len(states), states[-1].shape, num_frames.tolist()
+        (3, torch.Size([2, 49, 32]), [49, 24])
     """
 
     def __init__(self, config: BackboneConfig):

@@ -25,13 +25,23 @@ class UnitLoss(NamedTuple):
 
 
 def unit_loss(logits: Tensor, targets: Tensor, utterance: Tensor, num_utterances: int) -> UnitLoss:
-    """Cross-entropy of unit predictions, per utterance (HuBERT, arXiv:2106.07447, equation 1).
+    """Compute the cross-entropy of unit predictions, per utterance (HuBERT, arXiv:2106.07447, equation 1).
 
     Args:
         logits: (S, K), the frames that count, of all utterances one after another.
         targets: (S,) int64 units, 0 to K - 1.
         utterance: (S,) int64, which utterance each frame belongs to.
         num_utterances: B.
+
+    Returns:
+        Sums over each utterance's frames.
+
+    Example:
+        >>> import torch
+        >>> from daisy.models import unit_loss
+        >>> loss = unit_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 2)
+        >>> loss.num_counted.tolist(), round(float(loss.mean()[1]), 4)  # ln 4
+        ([2.0, 1.0], 1.3863)
     """
     logits = logits.float()
     nats = F.cross_entropy(logits, targets, reduction="none")

@@ -57,6 +57,15 @@ class PackedLayout(FrameLayout):
     Args:
         num_frames: (B,) int64 on the CPU, frames of each utterance.
         device: of the frames.
+
+    Example:
+        >>> import torch
+        >>> from daisy.models import PackedLayout
+        >>> layout = PackedLayout(torch.tensor([2, 3]))
+        >>> layout.cu_seqlens.tolist(), layout.segment_ids.tolist()
+        ([0, 2, 5], [0, 0, 1, 1, 1])
+        >>> layout.mean(torch.tensor([1.0, 3.0, 0.0, 0.0, 6.0]))
+        tensor([2., 2.])
     """
 
     def __init__(self, num_frames: Tensor, device: torch.device | str = "cpu"):

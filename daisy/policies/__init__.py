@@ -25,8 +25,6 @@ from daisy.policies.rules import (
 from daisy.policies.scores import SCORES, HeadOutputs
 
 __all__ = [
-    "POLICIES",
-    "SCORES",
     "Agreement",
     "Confidence",
     "Deadline",
@@ -37,12 +35,14 @@ __all__ = [
     "Margin",
     "Never",
     "Oracle",
+    "POLICIES",
     "Patience",
     "Plateau",
     "Policy",
     "Random",
     "Regressed",
     "RegressedPlateau",
+    "SCORES",
     "Score",
     "Window",
     "from_config",

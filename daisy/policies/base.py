@@ -69,7 +69,20 @@ class Policy(ABC):
         """
 
     def exit_layers(self, scores: Trajectories) -> Tensor:
-        """Exit layers (B,) int64 from the (B, L) scores of a full run: what the encoder would have done."""
+        """Decide from the scores of a full run what the encoder would have done.
+
+        Args:
+            scores: those in `reads`, (B, L) each.
+
+        Returns:
+            (B,) int64 exit layers, 1 to L.
+
+        Example:
+            >>> import torch
+            >>> from daisy.policies import Entropy
+            >>> Entropy(threshold=1.0).exit_layers({"entropy": torch.tensor([[3.0, 0.9, 0.5], [3.0, 2.0, 1.5]])})
+            tensor([2, 3])
+        """
         batch, num_layers = next(iter(scores.values())).shape
         exits = torch.full((batch,), num_layers)
         for layer in range(num_layers - 1, 0, -1):

@@ -66,6 +66,9 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Poli
         checkpoint: name of the model that it shall decide for.
         digest: of that model's file.
 
+    Returns:
+        The policy, and the stride.
+
     Raises:
         PolicyError: where it is no policy file, of a later version, damaged, or for another model.
     """

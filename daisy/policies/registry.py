@@ -36,8 +36,23 @@ POLICIES: dict[str, type[Policy]] = {
 def make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
     """Make a policy by name and settings.
 
+    Args:
+        name: of `POLICIES`.
+        settings: by name; those of a policy within it (`Deadline`'s ``then``) as its configuration.
+
+    Returns:
+        The policy.
+
     Raises:
         PolicyError: on an unknown name, an unknown, missing or impossible setting.
+
+    Example:
+        >>> from daisy.policies import make_policy
+        >>> make_policy("entropy", {"threshold": 1.2})
+        Entropy(threshold=1.2)
+        >>> make_policy("entropie", {})
+        Traceback (most recent call last):
+        daisy.errors.PolicyError: unknown policy 'entropie': did you mean entropy? known are ...
     """
     if name not in POLICIES:
         raise PolicyError(unknown_name("policy", name, POLICIES))
@@ -60,6 +75,12 @@ def make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
 
 def from_config(config: Mapping[str, Any]) -> Policy:
     """Undo `Policy.to_config`.
+
+    Args:
+        config: a policy's ``name`` and its settings.
+
+    Returns:
+        The policy.
 
     Raises:
         PolicyError: as `make_policy` does, and where it is no configuration.

@@ -31,7 +31,14 @@ class Threshold(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Threshold):
-    """Leaves at the first layer whose predicted loss (nats) is low enough (DAISY, arXiv:2406.05464)."""
+    """Leaves at the first layer whose predicted loss (nats) is low enough (DAISY, arXiv:2406.05464).
+
+    Example:
+        >>> import torch
+        >>> from daisy.policies import Entropy
+        >>> Entropy(threshold=1.0).decide({"entropy": torch.tensor([[3.0, 0.9], [3.0, 2.0]])}, layer=2)
+        tensor([ True, False])
+    """
 
     name: ClassVar[str] = "entropy"
     scores: ClassVar[tuple[str, ...]] = ("entropy",)

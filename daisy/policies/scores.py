@@ -47,7 +47,7 @@ class HeadOutputs:
         layer: 1 to L.
         features: (F, D), what layer ``layer`` gives the heads.
         layout: of the utterances.
-        units_before: (F',) units of the layer before; None at layer 1.
+        previous_units: (F',) units of the layer before; None at layer 1.
         draws: (B,) of `draws`.
         stride: the heads look at every ``stride``-th frame of an utterance.
     """
