@@ -16,6 +16,18 @@ def test_the_ratio_of_powers_is_the_one_asked_for(snr_db):
     assert abs(float(measured) - snr_db) < 0.01
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_and_rooms_are_torchaudios_to_the_last_bit(seed):
+    functional = pytest.importorskip("torchaudio.functional", reason="needs torchaudio")
+    generator = torch.Generator().manual_seed(seed)
+    length, taps = (int(torch.randint(1, limit, (1,), generator=generator)) for limit in (50000, 5000))
+    speech, noise = torch.randn(2, length, generator=generator)
+    response = torch.randn(taps, generator=generator)
+    snr_db = float(40 * torch.rand(1, generator=generator) - 10)
+    assert torch.equal(mixing.mix(speech, noise, snr_db), functional.add_noise(speech, noise, torch.tensor(snr_db)))
+    assert torch.equal(mixing.convolve(speech, response), functional.fftconvolve(speech, response))
+
+
 def test_silence_stays_as_it_is():
     speech, silent = torch.randn(100), torch.zeros(100)
     assert torch.equal(mixing.mix(speech, silent, 0.0), speech)

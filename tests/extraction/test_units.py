@@ -1,3 +1,5 @@
+import sys
+
 import numpy
 import pytest
 import soundfile
@@ -31,6 +33,31 @@ def test_mfcc_is_39_wide_at_the_rate_asked_for(waveforms):
     assert torch.equal(full[::2], half)
     with pytest.raises(UsageError, match="50 or 100 a second, not 25"):
         make_mfcc(25)
+
+
+def test_mfcc_units_are_those_that_torchaudio_gives(waveforms):
+    """fairseq's examples/hubert/simple_kmeans computes its features with torchaudio."""
+    torchaudio = pytest.importorskip("torchaudio", reason="needs torchaudio")
+    generator = torch.Generator().manual_seed(3)
+    same = total = 0
+    for waveform in waveforms:
+        coefficients = torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=16000, use_energy=False).T
+        deltas = torchaudio.functional.compute_deltas(coefficients)
+        expected = torch.cat([coefficients, deltas, torchaudio.functional.compute_deltas(deltas)]).T
+        features = make_mfcc(100)(waveform)
+        assert features.shape == expected.shape
+        assert (features - expected).abs().max() < 1e-4 * expected.abs().max()
+        centres = expected[torch.randint(len(expected), (20,), generator=generator)]
+        centres = centres + torch.randn(centres.shape, generator=generator)
+        same += int((torch.cdist(features, centres).argmin(1) == torch.cdist(expected, centres).argmin(1)).sum())
+        total += len(features)
+    assert same == total == 380
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaldi_native_fbank", None)
+    with pytest.raises(UsageError, match=r"MFCC units need kaldi-native-fbank: pip install 'daisy-speech\[analysis\]'"):
+        make_mfcc(50)
 
 
 def test_states_are_the_layers_own(waveforms):
