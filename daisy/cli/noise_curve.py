@@ -93,8 +93,7 @@ def command(
     )
     _check_comparison(comparison)
     traces: dict[str, Traces] = {}
-    failed: list[str] = []
-    num_read = 0
+    failed, num_read = list[str](), 0
     for name, texts in {"tune": tune, "traces": inputs}.items():
         if texts:
             speech = _read_speech(texts, speakers, root, rate, is_split=not tune)
