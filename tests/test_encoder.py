@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
 from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, policies
 from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.models.packing import PackedLayout
+from daisy.policies.scores import SCORES
 from daisy.runtime.linear import round_up_rows
 from tests.conftest import Products, spread_policy, tiny_model
 
@@ -131,6 +134,81 @@ def test_refusals(waveforms):
         encoder(torch.zeros(2, 800))
     with pytest.raises(AudioError, match=r"does not fit a batch of \(2, 800\)"):
         encoder(torch.zeros(2, 800), torch.tensor([800, 801]))
+
+
+def test_another_policy_reads_its_own_scores(model, waveforms):
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["margin"])
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=SCORES)(waveforms).scores
+    assert set(encoder(waveforms).scores) == {"margin"}
+    for policy in (
+        spread_policy(model, waveforms),
+        policies.Confidence(threshold=float(full["confidence"].median())),
+        policies.Random(histogram=(1.0,) * model.backbone.config.num_layers),
+        policies.Patience(tolerance=float(full["change"][:, 1:].median())),
+        policies.Regressed(threshold=float(full["regressed"].median())),
+        policies.Fixed(layer=2),
+        policies.Never(),
+    ):
+        encoder.policy = policy
+        assert encoder.policy is policy
+        assert encoder.score_names == sorted({"margin", *policy.reads})
+        out = encoder(waveforms)
+        assert set(out.scores) == {"margin", *policy.reads}
+        assert out.exit_layer.tolist() == policy.exit_layers(full).tolist()
+
+
+def test_a_setting_that_is_replaced_is_used_at_once(model, waveforms):
+    encoder = EarlyExitEncoder(model.backbone, model.heads, spread_policy(model, waveforms))
+    for threshold, expected in ((0.0, model.backbone.config.num_layers), (100.0, 1)):
+        encoder.policy = dataclasses.replace(encoder.policy, threshold=threshold)
+        assert encoder(waveforms).exit_layer.tolist() == [expected] * len(waveforms)
+
+
+def test_a_policy_that_is_refused_leaves_the_old_one_in_place(waveforms):
+    model = tiny_model(regressors=False)
+    policy = spread_policy(model, waveforms)
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy)
+    expected = encoder(waveforms)
+    for wrong, error, message in (
+        (policies.Fixed(layer=99), PolicyError, "policy fixed: layer must be at most 4, found 99"),
+        (policies.Entropy(threshold=(1.0, 2.0)), PolicyError, "policy entropy: threshold is for 2 layers, not for 4"),
+        (policies.Random(histogram=(1.0,) * 12), PolicyError, "policy random: histogram is for 12 layers, not for 4"),
+        ("entropy", PolicyError, "a policy is wanted (daisy.policies), found str"),
+        (None, PolicyError, "a policy is wanted (daisy.policies), found NoneType"),
+        (policies.Never, PolicyError, "a policy is wanted (daisy.policies), found ABCMeta"),
+        ({"name": "never"}, PolicyError, "a policy is wanted (daisy.policies), found dict"),
+        (policies.Oracle(degree=0.5), PolicyError, "unknown score 'final_agreement': known are change, confidence"),
+        (policies.Score(column="posterior", threshold=1.0), PolicyError, "unknown score 'posterior'"),
+        (policies.Regressed(threshold=1.0), CheckpointError, "policy regressed reads regressed, which these heads do"),
+    ):
+        with pytest.raises(error) as refusal:
+            encoder.policy = wrong
+        assert str(refusal.value).startswith(message)
+        assert "\n" not in str(refusal.value)
+        assert encoder.policy is policy
+        assert encoder.score_names == ["entropy"]
+        assert torch.equal(encoder(waveforms).exit_layer, expected.exit_layer)
+
+
+def test_without_heads_a_policy_may_read_what_needs_none(waveforms):
+    model = tiny_model()
+    encoder = EarlyExitEncoder(model.backbone, None, policies.Fixed(layer=2))
+    with pytest.raises(CheckpointError, match=r"no exit heads, and policy patience reads change"):
+        encoder.policy = policies.Patience(tolerance=0.5)
+    assert encoder(waveforms).exit_layer.tolist() == [2] * 7
+    encoder.policy = policies.Random(histogram=(0, 0, 1, 0))
+    assert encoder(waveforms).exit_layer.tolist() == [3] * 7
+    with pytest.raises(CheckpointError, match=r"no exit heads, and a score asked for reads entropy"):
+        EarlyExitEncoder(model.backbone, None, policies.Never(), scores=["entropy", "draw"])
+
+
+def test_an_encoder_says_what_it_is(model):
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last", dtype="bfloat16")
+    config = model.backbone.config
+    assert repr(encoder) == (
+        f"EarlyExitEncoder({config.num_layers} layers of width {config.width}, policy=Fixed(layer=2), keep='last', "
+        "dtype='bfloat16', device='cpu')"
+    )
 
 
 def test_silence_gives_finite_states(model):
