@@ -86,7 +86,7 @@ def append(path: Path, lines: str, *, flush: bool = False) -> None:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Lines of a file; none where there is none. One that a crash cut off is dropped, here and in the file.
+    """Read the lines of a file; none where there is none. One that a crash cut off is dropped, here and in the file.
 
     Raises:
         OutputError: where it cannot be read.
@@ -110,7 +110,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[str, Any]) -> bytes:
-    """What a .safetensors file with one tensor has before the tensor's bytes.
+    """Make what a .safetensors file with one tensor has before the tensor's bytes.
 
     Args:
         name: of the tensor.

@@ -13,7 +13,7 @@ GATHERED_BYTES = 16384
 
 
 def mask_indices(valid: Tensor, mask_prob: float, mask_length: int, seed: int) -> Tensor:
-    """(B, T) bool frames to mask among the valid ones, drawn as HuBERT's pre-training does, by the seed alone.
+    """Draw the frames to mask among the valid ones, (B, T) bool, as HuBERT's pre-training does, by the seed alone.
 
     0.12.2 draws from numpy's global generator, its fork from one of its own, to which it must be handed.
     """

@@ -108,7 +108,7 @@ class DaisyExitHeads(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:
-        """Logs nats and accuracy per layer, on the masked frames where frames are masked, and the regressors' error."""
+        """Log nats and accuracy per layer, on the masked frames where frames are masked, and the regressors' error."""
         sums = {key: sum(float(log.get(key, 0)) for log in logging_outputs) for key in logging_outputs[0]}
         layers = sorted(int(key.split("_")[1]) for key in sums if key.startswith("nats_"))
         judged, sentences = max(sums["judged"], 1.0), max(sums["nsentences"], 1.0)

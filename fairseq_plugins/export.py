@@ -26,7 +26,7 @@ from fairseq_plugins.model import read_backbone
 
 
 def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
-    """What fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
+    """Make what fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
 
     Raises:
         CheckpointError: where the model has no prediction head: fairseq's HuBERT always has one.
@@ -57,7 +57,7 @@ def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, 
 
 
 def model_fields(model: checkpoints.Model) -> dict[str, Any]:
-    """Fields of fairseq's model configuration: undoes `converters.fairseq.backbone_fields`."""
+    """Make the fields of fairseq's model configuration: undoes `converters.fairseq.backbone_fields`."""
     config: BackboneConfig = model.backbone.config
     return {
         "label_rate": config.sample_rate / config.frame_hop,
@@ -78,7 +78,7 @@ def model_fields(model: checkpoints.Model) -> dict[str, Any]:
 
 
 def task_fields(model: checkpoints.Model) -> dict[str, Any]:
-    """Fields of fairseq's task configuration."""
+    """Make the fields of fairseq's task configuration."""
     config = model.backbone.config
     return {
         "data": ".",
@@ -94,7 +94,7 @@ def _plain(config: type) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("target", type=Path)

@@ -21,7 +21,7 @@ SPARE_FRAMES = 5
 
 
 def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
-    """(T,) bool: masked frames, as in HuBERT's pre-training (static spans that may overlap, at least two)."""
+    """Draw masked frames, (T,) bool, as in HuBERT's pre-training (static spans that may overlap, at least two)."""
     count = max(2, int(mask_prob * num_frames / mask_length + generator.random()))
     length = min(mask_length, max(1, num_frames - 1))
     starts = generator.choice(num_frames - length + 1, min(count, num_frames - length + 1), replace=False)
@@ -32,7 +32,7 @@ def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.
 
 @torch.no_grad()
 def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
-    """(N,) waveform to (T, D) states of the last layer, with the masked frames (T,) replaced by the mask embedding."""
+    """Run a waveform (N,) to the last layer (T, D), with the masked frames (T,) replaced by the mask embedding."""
     backbone = model.backbone
     features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
     projected = backbone.project(features)
@@ -49,7 +49,7 @@ def masked_frames(
     mask_length: int = 10,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """What the network makes of masked frames, and the units that are there.
+    """Gather what the network makes of masked frames, and the units that are there.
 
     Args:
         model: its backbone is run.

@@ -81,7 +81,7 @@ class DaisyHubert(BaseFairseqModel):
         noisy_source: Tensor | None,
         mask_seed: int,
     ) -> "DaisyOutput":
-        """One step.
+        """Run one step.
 
         Args:
             source: (B, N) waveforms; the teacher hears these.
@@ -139,7 +139,7 @@ class DaisyHubert(BaseFairseqModel):
         return predicted
 
     def teacher_units(self, states: Tensor) -> Tensor:
-        """The backbone's own final prediction for each frame, (B, T).
+        """Predict each frame's unit with the backbone's own final head, (B, T).
 
         Raises:
             CheckpointError: where it has no prediction head, or one of other units than the exit heads.
@@ -154,7 +154,7 @@ class DaisyHubert(BaseFairseqModel):
         return self.final_head(states).argmax(-1)
 
     def aligned(self, labels: Tensor, label_rate: float, length: int) -> Tensor:
-        """Labels (B, M) at their rate to targets (B, length) at the frame rate, -1 past their end."""
+        """Align labels (B, M) at their rate to targets (B, length) at the frame rate, -1 past their end."""
         config = self.backbone.config
         per_frame = label_rate * config.frame_hop / config.sample_rate
         places = (torch.arange(length, device=labels.device) * per_frame).long()
@@ -193,7 +193,7 @@ class DaisyOutput:
 
 
 def read_backbone(path: str) -> checkpoints.Model:
-    """The model to put heads on; existing exit heads are dropped by the caller."""
+    """Read the model to put heads on; existing exit heads are dropped by the caller."""
     if not path:
         raise UsageError("daisy_hubert needs --hubert-path (model.hubert_path): the HuBERT to put heads on")
     if path.endswith(".safetensors") or path in {file.stem for file in ASSETS.glob("*.safetensors")}:
@@ -202,7 +202,7 @@ def read_backbone(path: str) -> checkpoints.Model:
 
 
 def num_units(parts: checkpoints.Model, task: Any) -> int:
-    """Width of the heads: that of the task's labels where it has any, else the teacher's.
+    """Find the width of the heads: that of the task's labels where it has any, else the teacher's.
 
     Raises:
         CheckpointError: where there is neither.

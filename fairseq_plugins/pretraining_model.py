@@ -65,7 +65,7 @@ class DaisyPretrainingHubert(HubertModel):
         self.load_state_dict(weights, strict=False)
 
     def compute_nce(self, x: Tensor, pos: Tensor, negs: Tensor) -> Tensor:
-        """The stock logits, (S, 1 + K): the target's, then each unit's, the target itself among them set to -inf.
+        """Compute the stock logits, (S, 1 + K): the target's, then each unit's, the target among them set to -inf.
 
         One product with the (K, D) embeddings, where the stock form compares (K, S, D) expanded copies.
         """

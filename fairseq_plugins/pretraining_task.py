@@ -54,7 +54,7 @@ class DaisyPretrainingTask(HubertPretrainingTask):
             self.datasets[split] = CorruptedSpeech(self.datasets[split], self.cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """A checkpoint holds all weights, and must load where what training began from is gone."""
+        """Build the model; a checkpoint holds all weights, and must load where what training began from is gone."""
         if from_checkpoint and getattr(cfg, "warm_start", ""):
             cfg.warm_start = ""
         return super().build_model(cfg, from_checkpoint)

@@ -12,7 +12,7 @@ OUTPUTS = ("self_attn.out_proj.", "fc2.")
 
 
 def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """Fairseq's weights of a HuBERT with some layers to those of one with ``num_layers``.
+    """Spread fairseq's weights of a HuBERT with some layers over one with ``num_layers``.
 
     Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
     next source layer with zero output projections, so that it passes on what it is given; its norms give a state that

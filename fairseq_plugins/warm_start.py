@@ -21,7 +21,7 @@ from fairseq_plugins.model import read_backbone
 
 
 def read_units(path: Path) -> list[Tensor]:
-    """A .km file: (T_b,) int64 units of each recording.
+    """Read a .km file: (T_b,) int64 units of each recording.
 
     Raises:
         UsageError: where it is not one.
@@ -34,7 +34,7 @@ def read_units(path: Path) -> list[Tensor]:
 
 
 def num_units(dictionary: Path) -> int:
-    """Units of a fairseq dictionary.
+    """Count the units of a fairseq dictionary.
 
     Raises:
         UsageError: where it cannot be read.
@@ -46,7 +46,7 @@ def num_units(dictionary: Path) -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("--manifest", type=Path, required=True)

@@ -84,7 +84,7 @@ class StateCache:
         device: torch.device,
         compute: Callable[[list[int]], Batch],
     ) -> Batch:
-        """The utterances of a batch.
+        """Return the utterances of a batch.
 
         Args:
             digests: of their audio; a digest may come twice.

@@ -57,14 +57,14 @@ class Given:
         return {part.partition("=")[0].strip() for part in parts}
 
     def goes_on_with(self) -> str:
-        """What -e or -a take up; nothing where a new experiment begins."""
+        """Return what -e or -a take up; nothing where a new experiment begins."""
         if self.values.get("past_exp"):
             return str(self.values["past_exp"])
         return str(self.folder) if self.values.get("auto_resume") and _begun(self.folder) else ""
 
 
 def read(stock: Callable[[], Arguments]) -> Arguments:
-    """s3prl's ``get_downstream_args``, checked.
+    """Read the command line as s3prl's ``get_downstream_args`` does, checked.
 
     Raises:
         UsageError: on what s3prl would end with a traceback, or write over, or drop.

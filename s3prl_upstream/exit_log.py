@@ -135,7 +135,7 @@ class ExitLog:
             _files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *own]})
 
     def report(self) -> str:
-        """One line for each split: mean exit layer, share of the operations, seconds."""
+        """Report one line for each split: mean exit layer, share of the operations, seconds."""
         return "\n".join(
             f"[daisy] {name}: mean exit layer {totals['mean_exit_layer']:.2f} of {self.num_layers}, "
             f"{totals['macs_share']:.0%} of the multiply-accumulates, upstream {totals['upstream_sec']:.1f} s, "

@@ -69,7 +69,7 @@ class UpstreamExpert(UpstreamBase):
         return self.encoder.backbone.config.width
 
     def get_downsample_rates(self, key: str) -> int:
-        """Samples between two frames, of any key."""
+        """Return the samples between two frames, of any key."""
         return self.encoder.backbone.config.frame_hop
 
     def exits_off(self) -> None:
@@ -226,7 +226,7 @@ class UpstreamExpert(UpstreamBase):
 
 
 def padded(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
-    """(exit_layer + 1, T_b, D) of each utterance to L + 1 tensors (B, T, D).
+    """Pad (exit_layer + 1, T_b, D) of each utterance to L + 1 tensors (B, T, D).
 
     Missing layers are the exit layer's. An utterance goes on with its last frame, as ``s3prl.nn`` lets it: its states
     are then the same in any batch, where zeros would show how long the others are.

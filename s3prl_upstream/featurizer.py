@@ -52,15 +52,15 @@ class Featurizer(nn.Module):
             self.weights = nn.Parameter(torch.zeros(self.shape()))
 
     def shape(self) -> tuple[int, ...]:
-        """Of the weights."""
+        """Return the shape of the weights."""
         return (self.num_layers + 1,)
 
     @abstractmethod
     def row(self, exit_layer: int) -> Tensor:
-        """(exit_layer + 1,) weights of layers 0 to the exit layer; they sum to 1."""
+        """Return the (exit_layer + 1,) weights of layers 0 to the exit layer; they sum to 1."""
 
     def forward(self, paired_wavs: Sequence[Tensor], paired_features: dict) -> list[Tensor]:
-        """The upstream's states to features.
+        """Turn the upstream's states into features.
 
         Args:
             paired_wavs: B waveforms; not looked at.

@@ -28,7 +28,7 @@ class Needs:
     """Layer norm of each frame before the mean; without ``mean`` it is the featurizer's."""
 
     def take(self, states: Tensor) -> Tensor:
-        """(exit_layer + 1, T, D) to (n, T or 1, D)."""
+        """Take (n, T or 1, D) of (exit_layer + 1, T, D)."""
         if self.layer != "all":
             layer = len(states) - 1 if self.layer == "exit" else min(int(self.layer), len(states) - 1)
             states = states[layer : layer + 1]
@@ -66,7 +66,7 @@ class Batch:
 
 
 def audio_digest(waveform: Tensor) -> str:
-    """SHA-256 of the samples as float32: 64 hexadecimal digits. One sample changed is other audio."""
+    """Compute the SHA-256 of the samples as float32, 64 hexadecimal digits. One sample changed is other audio."""
     return hashlib.sha256(waveform.detach().cpu().float().contiguous().numpy().data).hexdigest()
 
 
@@ -120,7 +120,7 @@ def encode(
 
 
 def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
-    """For a cache: an encoder that runs as far as exits can come and notes the scores, whatever else is in the batch.
+    """Make an encoder for a cache, which runs as far as exits can come and notes the scores, in any batch alike.
 
     From these `decided` makes each batch's exits.
 
@@ -138,12 +138,12 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
 
 
 def recorded_needs(needs: Needs) -> Needs:
-    """What `recorder`'s utterances keep: all layers, for the exit is not known yet."""
+    """Return what `recorder`'s utterances keep: all layers, for the exit is not known yet."""
     return replace(needs, layer="all")
 
 
 def decided(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
-    """The exits of a batch whose utterances a `recorder` made, with `recorded_needs` of them."""
+    """Decide the exits of a batch whose utterances a `recorder` made, with `recorded_needs` of them."""
     needs = Needs(layer=needs.layer)  # the mean was taken before
     scores = {name: torch.stack([run.scores[name] for run in recorded]) for name in recorded[0].scores}
     exits = policy.exit_layers(scores).tolist()

@@ -16,7 +16,7 @@ ModelConfig = str | Path | Mapping | None
 def daisy_local(
     ckpt: str | Path | None = None, model_config: ModelConfig = None, refresh: bool = False
 ) -> UpstreamExpert:
-    """Any daisy checkpoint.
+    """Load any daisy checkpoint.
 
     Args:
         ckpt: a path, or a bundled model's name (s3prl's ``-k`` and ``path_or_url``).
@@ -34,7 +34,7 @@ def daisy_local(
 
 
 def daisy_url(ckpt: str | None = None, model_config: ModelConfig = None, refresh: bool = False) -> UpstreamExpert:
-    """A daisy checkpoint behind a URL, kept in s3prl's download folder.
+    """Load a daisy checkpoint behind a URL, kept in s3prl's download folder.
 
     Args:
         ckpt: its address.
@@ -58,7 +58,7 @@ def daisy_url(ckpt: str | None = None, model_config: ModelConfig = None, refresh
 
 
 def daisy_mini(ckpt: None = None, model_config: ModelConfig = None, refresh: bool = False) -> UpstreamExpert:
-    """The bundled model.
+    """Load the bundled model.
 
     Args:
         ckpt: must be None; s3prl's runner always passes one.

@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the options that s3prl does not know."""
+    """Make the parser of the options that s3prl does not know."""
     daisy_parser = _Parser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     group = daisy_parser.add_argument_group("daisy")
     group.add_argument(
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """Our options, and the arguments left for s3prl.
+    """Parse our options, and return the arguments left for s3prl.
 
     Raises:
         UsageError: on a value that an option does not take.

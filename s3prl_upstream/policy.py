@@ -16,7 +16,7 @@ FOR_COMPARISONS = ("oracle", "score")
 
 
 def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | None) -> tuple[Policy, int]:
-    """A policy, and the stride of its scores.
+    """Make a policy, and find the stride of its scores.
 
     Args:
         model: what it decides for.

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """s3prl's ``run_downstream.main`` with our entries, runner and options.
+    """Run s3prl's ``run_downstream.main`` with our entries, runner and options.
 
     Raises:
         DaisyError: on anything that daisy refuses.

@@ -204,7 +204,7 @@ def _canonical(value: object) -> bytes:
 
 
 def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]:
-    """What s3prl's dataset calls the utterances of a batch.
+    """List what s3prl's dataset calls the utterances of a batch.
 
     Args:
         model: the downstream model, whose parameter names say which argument it is.

@@ -35,7 +35,7 @@ def stand_in() -> Iterator[None]:
 def apply_effects_file(
     path: str | Path, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """A file through a chain of effects.
+    """Send a file through a chain of effects.
 
     Args:
         path: of the file.
@@ -57,7 +57,7 @@ def apply_effects_file(
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """Samples through a chain of effects, as `apply_effects_file`.
+    """Send samples through a chain of effects, as `apply_effects_file`.
 
     Raises:
         AudioError: on an effect that is not one of channels (to 1), rate, gain, norm.

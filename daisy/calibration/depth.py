@@ -162,12 +162,12 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tupl
 
 
 def mean_depth(exit_layers: Tensor, traces: Traces) -> float:
-    """Mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers."""
+    """Compute the mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers."""
     return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
 
 
 def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg", share: float = 0.1) -> policies.Window:
-    """DAISY's published choice of layers to look at, from a histogram of exits at this threshold.
+    """Choose the layers to look at as DAISY's published code does, from a histogram of exits at this threshold.
 
     Args:
         threshold: of the batch's entropy, nats.
@@ -196,7 +196,7 @@ def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg", 
 
 
 def readable_scores(traces: Traces) -> dict[str, Tensor]:
-    """Scores to decide from; a policy that reads none needs their shape."""
+    """Return the scores to decide from; a policy that reads none needs their shape."""
     return traces.scores or {"none": torch.zeros(len(traces), traces.num_layers)}
 
 
@@ -267,7 +267,7 @@ def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) ->
 
 
 def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
-    """(B, L - 1): the price at and above which an utterance leaves at each layer."""
+    """Compute the prices at and above which utterances leave, (B, L - 1), at each layer."""
     columns = []
     for layer in range(1, len(rule.weights) + 1):
         gains = rule.gains({name: values[:, :layer] for name, values in scores.items()}, layer)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from daisy.calibration._types import Floats
 
 RIDGE_PENALTY = 0.01
 """On the squared weights, beside the mean squared error; features are standardised."""
 FOLDS = 5
-Floats = NDArray[numpy.float64]
 
 
 class Gains(NamedTuple):
@@ -27,7 +27,7 @@ class Gains(NamedTuple):
 def fit_gains(
     scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = RIDGE_PENALTY
 ) -> Gains:
-    """Ridge regression: from all scores up to each layer to how much lower the loss is at each later one.
+    """Fit by ridge regression, from all scores up to each layer, how much lower the loss is at each later one.
 
     Args:
         scores: (B, L) each, of full runs.
@@ -46,7 +46,7 @@ def fit_gains(
 
 
 def split_folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> list[Tensor]:
-    """Indices of each fold, no group in two."""
+    """Split runs into folds, no group in two, and return the indices of each."""
     names = sorted(set(groups))
     order = numpy.random.default_rng(seed).permutation(len(names))
     fold_of = {name: int(place) % count for name, place in zip(names, order, strict=True)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from daisy import policies
 from daisy.calibration import risk
+from daisy.calibration._types import Floats
 from daisy.calibration.depth import critical_prices, fit_family, readable_scores
 from daisy.calibration.intervals import bootstrap
 from daisy.calibration.traces import Traces
@@ -104,13 +105,13 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
 
 
 def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
-    """A family's policies from the safest to the cheapest, learnt from runs that do not certify."""
+    """List a family's policies from the safest to the cheapest, learnt from runs that do not certify."""
     family = fit_family(name, learn, loss)
     return [family.at(quantile) for quantile in numpy.linspace(0, 1, NUM_STEPS + 1)]
 
 
 def compute_exits(ladder_policies: Sequence[Policy], runs: Traces) -> Tensor:
-    """(n, S) exit layers of each run under each policy of a ladder."""
+    """Compute the exit layers of each run under each policy of a ladder, (n, S)."""
     first = ladder_policies[0]
     if isinstance(first, LookAhead):  # they differ in the price alone: look ahead once
         prices = torch.tensor([policy.price for policy in ladder_policies if isinstance(policy, LookAhead)])
@@ -130,7 +131,7 @@ def certify(
     ceiling: float = 1.0,
     seed: int = 0,
 ) -> int | None:
-    """The cheapest of S settings, the safest first, whose risk is certified in every condition.
+    """Find the cheapest of S settings, the safest first, whose risk is certified in every condition.
 
     Args:
         exits: (n, S) exit layers of the runs.
@@ -159,7 +160,7 @@ def certify(
 
 
 def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict[str, Any]:
-    """The certified quantity on the certifying runs: by condition with its interval over groups, and by exit layer.
+    """Measure the certified quantity on the certifying runs: by condition, with intervals, and by exit layer.
 
     Args:
         runs: those that certified.
@@ -183,14 +184,14 @@ def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> 
     return {"by_condition": by_condition, "by_exit_layer": by_layer}
 
 
-def compute_risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> risk.Floats:
-    """(groups, S): each group's mean loss, from [0, 1], under each setting."""
+def compute_risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> Floats:
+    """Compute each group's mean loss, from [0, 1], under each setting: (groups, S)."""
     at_exit = bound_losses(runs.losses[loss], ceiling).gather(1, exits - 1)
     return risk.average_by_group(at_exit.numpy(), runs.groups)
 
 
 def bound_losses(losses: Tensor, ceiling: float) -> Tensor:
-    """(B, L) losses clipped and scaled to [0, 1]; none at the last layer, where nothing was left out."""
+    """Clip and scale (B, L) losses to [0, 1]; none at the last layer, where nothing was left out."""
     values = (losses / ceiling).clamp(0, 1)
     values[:, -1] = 0
     return values

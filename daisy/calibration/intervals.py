@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy
-from numpy.typing import NDArray
+
+from daisy.calibration._types import Floats
 
 DRAWS = 2000
-Floats = NDArray[numpy.float64]
 
 
 class Estimate(NamedTuple):
@@ -38,13 +38,13 @@ class Resample:
         numpy.add.at(self.times, (numpy.arange(1, draws + 1)[:, None], picks), 1)
 
     def sums(self, values: Floats) -> Floats:
-        """(B, ...) to (1 + draws, ...)."""
+        """Sum (B, ...) values: (1 + draws, ...)."""
         by_group = numpy.zeros((self.num_groups, *values.shape[1:]))
         numpy.add.at(by_group, self.membership, values)
         return self.times @ by_group
 
     def estimate(self, values: Floats) -> Estimate:
-        """Row 0 with the interval of the others."""
+        """Return row 0 with the interval of the others."""
         low, high = numpy.quantile(values[1:], [0.025, 0.975])
         return Estimate(float(values[0]), float(low), float(high))
 

@@ -17,13 +17,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[numpy.float64]
+from daisy.calibration._types import Floats
 
 
 def hoeffding_bentkus(losses: ArrayLike, alpha: float) -> float:
-    """p-value of "the mean is above alpha" for independent losses from [0, 1] (arXiv:2110.01052, equation 6).
+    """Compute a p-value of "the mean is above alpha" for independent losses from [0, 1] (arXiv:2110.01052, equation 6).
 
     Args:
         losses: (n,).
@@ -39,7 +39,7 @@ def hoeffding_bentkus(losses: ArrayLike, alpha: float) -> float:
 
 
 def betting(losses: ArrayLike, alpha: float, delta: float = 0.1) -> float:
-    """p-value of "the mean is above alpha" by betting against it, example after example (arXiv:2010.09686, section 4).
+    """Compute a p-value of "the mean is above alpha" by betting against it, loss by loss (arXiv:2010.09686, section 4).
 
     The stake is the predictable plug-in of that paper's equation 26, which is best for one final look at level
     ``delta``; the p-value is valid for any.
@@ -67,7 +67,7 @@ P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "betting"
 def learn_then_test(
     losses: Sequence[ArrayLike], alpha: float, delta: float, p_value: PValue = hoeffding_bentkus
 ) -> int | None:
-    """The last setting, from the safest on, up to which every one is certified (fixed-sequence testing).
+    """Find the last setting, from the safest on, up to which every one is certified (fixed-sequence testing).
 
     Args:
         losses: (n_c, S) for each condition. A setting is certified only where it is in all of them: its p-value is the
@@ -90,7 +90,7 @@ def learn_then_test(
 
 
 def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
-    """The last setting whose corrected mean loss is at most alpha (conformal risk control, arXiv:2208.02814).
+    """Find the last setting whose corrected mean loss is at most alpha (conformal risk control, arXiv:2208.02814).
 
     Losses that fall where a setting is cheaper are raised to the largest before (that paper's section 4.1), so that
     the bound holds for any.
@@ -111,7 +111,7 @@ def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
 
 
 def average_by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
-    """(n, S) losses of recordings to (G, S): the mean of each group's, a speaker's say, in order of first mention."""
+    """Average (n, S) losses of recordings over each group's, a speaker's say: (G, S), in order of first mention."""
     values = numpy.asarray(losses, dtype=numpy.float64)
     order = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     places = numpy.array([order[name] for name in groups])

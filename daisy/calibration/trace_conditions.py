@@ -70,7 +70,7 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
 
 
 def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict[str, mixing.NoiseBank]]:
-    """Kinds of noise by name, and the recordings of those that are folders, files or manifests.
+    """Read kinds of noise: their names, and the recordings of those that are folders, files or manifests.
 
     Args:
         given: "white", "pink", "babble", or where recorded noise lies; its kind is the folder's or file's name.

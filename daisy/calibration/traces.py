@@ -54,7 +54,7 @@ class Traces:
         return len(self.costs)
 
     def select(self, rows: Sequence[int] | Tensor) -> Traces:
-        """Some of the runs."""
+        """Return some of the runs."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         chosen = index.tolist()
         return Traces(
@@ -69,31 +69,31 @@ class Traces:
         )
 
     def with_costs(self, costs: Tensor) -> Traces:
-        """The same runs with other costs (L,) of running up to each layer."""
+        """Return the same runs with other costs (L,) of running up to each layer."""
         return dataclasses.replace(self, costs=costs)
 
     def of_condition(self, condition: str) -> Traces:
-        """The runs of one condition."""
+        """Return the runs of one condition."""
         return self.select(self.rows_of(condition))
 
     def rows_of(self, condition: str) -> Tensor:
-        """Where the runs of one condition are."""
+        """Find where the runs of one condition are."""
         return torch.tensor([i for i, name in enumerate(self.conditions) if name == condition])
 
     def of_groups(self, groups: Iterable[str]) -> Traces:
-        """The runs of some groups."""
+        """Return the runs of some groups."""
         wanted = set(groups)
         return self.select([i for i, group in enumerate(self.groups) if group in wanted])
 
     def split(self, share: float, seed: int) -> tuple[Traces, Traces]:
-        """A random share of the groups, at least one, and the others."""
+        """Split off a random share of the groups, at least one, from the others."""
         names = sorted(set(self.groups))
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         first = [names[i] for i in order[: max(1, round(share * len(names)))]]
         return self.of_groups(first), self.of_groups(set(names) - set(first))
 
     def halves(self, seed: int) -> tuple[Traces, Traces]:
-        """Two random halves, no group in both."""
+        """Split the runs into two random halves, no group in both."""
         return self.split(0.5, seed)
 
 
@@ -193,7 +193,7 @@ def read_traces(path: Path) -> Traces:
 
 
 def is_loss(column: str) -> bool:
-    """Whether a column is a loss by its name."""
+    """Tell whether a column is a loss by its name."""
     return column in ("loss", "errors", "kl_nats") or column.endswith("disagreement")
 
 

@@ -22,7 +22,7 @@ LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 def mix_noise(
     waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
 ) -> list[Tensor]:
-    """Each utterance mixed with an excerpt of its own, the same at every SNR; as they are where ``snr_db`` is None."""
+    """Mix each utterance with an excerpt of its own, the same at every SNR; not at all where ``snr_db`` is None."""
     return conditions.apply_condition(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
 
 

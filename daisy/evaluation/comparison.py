@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy
 from torch import Tensor
 
+from daisy.calibration._types import Floats
 from daisy.calibration.depth import FAMILIES, LOOK_AHEAD, STEPS, find_quantile, fit_family, mean_depth, readable_scores
-from daisy.calibration.intervals import DRAWS, Estimate, Floats, Resample
+from daisy.calibration.intervals import DRAWS, Estimate, Resample
 from daisy.calibration.traces import Traces
 
 
@@ -91,7 +92,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
 
 def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Evaluation]:
-    """A verdict on all runs, and on those of each condition where there are several."""
+    """Evaluate exits on all runs, and on those of each condition where there are several."""
     evaluations = [evaluate(name, exit_layers, traces)]
     conditions = list(dict.fromkeys(traces.conditions))
     for condition in conditions if len(conditions) > 1 else ():
@@ -103,7 +104,7 @@ def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> lis
 def trace_frontier(
     tune: Traces, test: Traces, names: Sequence[str], depths: Iterable[float], loss: str
 ) -> list[tuple[float, Evaluation]]:
-    """Policies tuned to given depths on some runs, judged on others.
+    """Tune policies to given depths on some runs, and evaluate them on others.
 
     Args:
         tune: full runs that policies learn and are set on.
@@ -128,7 +129,7 @@ def trace_frontier(
 
 
 def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
-    """(B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
+    """Find the (B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
     values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
     costs = traces.costs.double() / traces.costs[-1].double()
     low, high = 0.0, float((values.amax() - values.amin()) / (costs[1:] - costs[:-1]).min())
@@ -143,7 +144,7 @@ def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
 
 
 def list_families(traces: Traces, loss: str) -> list[str]:
-    """Families that the traces' columns allow, and a threshold on each score that no family reads."""
+    """List the families that the traces' columns allow, and a threshold on each score that no family reads."""
     known = set(traces.scores) | set(traces.losses)
     special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
     allowed = []

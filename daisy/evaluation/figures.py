@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "templates" / "report.html"
 
 
 def format_snr(snr_db: float | None) -> str:
-    """A condition as tables and figures say it: "clean", "20 dB" and so on."""
+    """Write a condition as tables and figures say it: "clean", "20 dB" and so on."""
     return "clean" if snr_db is None else f"{snr_db:g} dB"
 
 
@@ -53,7 +53,7 @@ class Page:
 
 
 def write_page(page: Page, path: Path) -> None:
-    """One HTML file with everything in it: opens without a network, anywhere.
+    """Write one HTML file with everything in it, which opens without a network, anywhere.
 
     Raises:
         UsageError: where jinja2 is missing.
@@ -84,7 +84,7 @@ def write_page(page: Page, path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG or SVG, by the ending.
+    """Save a figure as PNG or SVG, by the ending.
 
     Raises:
         OutputError: where it cannot be written.
@@ -95,7 +95,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def make_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    """An empty figure in the one style.
+    """Make an empty figure in the one style.
 
     Raises:
         UsageError: where matplotlib is missing.
@@ -121,7 +121,7 @@ def draw_exit_layers_by_snr(
     title: str,
     points: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Figure:
-    """Mean exit layer against SNR, one curve per policy or kind of noise, with its interval as a band.
+    """Draw mean exit layer against SNR, one curve per policy or kind of noise, with its interval as a band.
 
     Args:
         snrs_db: conditions in order, None for clean.
@@ -158,7 +158,7 @@ def draw_lines(
     title: str = "",
     black: Sequence[str] = (),
 ) -> Figure:
-    """Curves of (x, y) points.
+    """Draw curves of (x, y) points.
 
     Args:
         curves: label to points.

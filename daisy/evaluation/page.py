@@ -11,7 +11,7 @@ from daisy.evaluation.study import Study, correlate_with_snr
 
 
 def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
-    """The page's parts, a question each.
+    """Make the page's parts, a question each.
 
     Args:
         study: what was found on the runs that policies were not tuned on.
@@ -27,7 +27,7 @@ def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | 
 
 
 def format_estimate(value: Estimate, digits: int = 1) -> str:
-    """A mean with its interval."""
+    """Write a mean with its interval."""
     return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
@@ -63,7 +63,7 @@ def _frontier(study: Study) -> Section:
 
 
 def make_numbers_section(study: Study) -> Section:
-    """The frontier in full."""
+    """Make the table of the whole frontier."""
     return Section(
         title="Every depth in numbers",
         text="chance draws exits from the policy's own histogram.",
@@ -180,7 +180,7 @@ def _layers(study: Study) -> Section:
 
 
 def list_gains(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Policy, then at each target depth how much lower its loss is than the static cut's."""
+    """List for each policy and target depth how much lower its loss is than the static cut's."""
     targets = list(dict.fromkeys(target for target, _ in study.frontier))
     table = []
     for name in dict.fromkeys(evaluation.policy for _, evaluation in study.frontier):
@@ -190,7 +190,7 @@ def list_gains(study: Study) -> tuple[tuple[str, ...], ...]:
 
 
 def summarize(study: Study) -> list[tuple[str, ...]]:
-    """The frontier for a terminal, header first: no intervals."""
+    """List the frontier for a terminal, header first, without intervals."""
     table: list[tuple[str, ...]] = [("policy", "set for", "depth", study.loss[:18], "fixed", "chance", "gain")]
     for target, evaluation in study.frontier:
         losses = (evaluation.losses[study.loss].mean, evaluation.fixed[study.loss], evaluation.random[study.loss])

@@ -127,7 +127,7 @@ def _mean(values: Tensor, weights: Tensor) -> list[float]:
 
 
 def to_rows(study: Study) -> list[dict[str, Any]]:
-    """A study's verdicts as flat rows, for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
+    """Flatten a study's evaluations for CSV and JSON: by condition first, then the frontier (``target_depth``)."""
     flat = [_row(evaluation, None) for evaluation in study.evaluations]
     return flat + [_row(evaluation, target) for target, evaluation in study.frontier]
 
@@ -155,7 +155,7 @@ def _row(evaluation: Evaluation, target: float | None) -> dict[str, Any]:
 
 
 def round_digits(value: object, digits: int = 6) -> object:
-    """A setting with so many significant digits, in lists and tuples too: files stay short."""
+    """Round a setting to so many significant digits, in lists and tuples too: files stay short."""
     if isinstance(value, list | tuple):
         return [round_digits(item, digits) for item in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -47,12 +47,12 @@ class BackboneConfig:
 
     @classmethod
     def base(cls) -> BackboneConfig:
-        """HuBERT Base: 95 M parameters."""
+        """Return the shape of HuBERT Base: 95 M parameters."""
         return cls()
 
     @classmethod
     def large(cls) -> BackboneConfig:
-        """HuBERT Large: 316 M parameters."""
+        """Return the shape of HuBERT Large: 316 M parameters."""
         return cls(
             num_layers=24,
             width=1024,
@@ -66,12 +66,12 @@ class BackboneConfig:
 
     @classmethod
     def xlarge(cls) -> BackboneConfig:
-        """HuBERT X-Large: 964 M parameters."""
+        """Return the shape of HuBERT X-Large: 964 M parameters."""
         return dataclasses.replace(cls.large(), num_layers=48, width=1280, ffn_width=5120)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneConfig:
-        """Inverse of ``dataclasses.asdict``, through JSON too.
+        """Undo ``dataclasses.asdict``, through JSON too.
 
         Raises:
             CheckpointError: on a field that is unknown or has a value that no HuBERT can have.

@@ -40,7 +40,7 @@ class HeadsConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
-        """Inverse of ``dataclasses.asdict``.
+        """Undo ``dataclasses.asdict``.
 
         Raises:
             CheckpointError: on unknown fields or values.
@@ -55,7 +55,7 @@ class HeadsConfig:
 
 
 def missing_heads(reader: str, reads: Iterable[str]) -> CheckpointError:
-    """What to raise where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
+    """Make the error where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
     return CheckpointError(
         f"this checkpoint has no exit heads, and {reader} reads {', '.join(sorted(reads))}: "
         "train heads with the fairseq plugin, or use the policy fixed or never"
@@ -96,7 +96,7 @@ class ExitHeads(nn.Module):
         return logits
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
-        """The regressor's estimate of each utterance's masked-unit loss at this layer, (B,) in nats.
+        """Estimate each utterance's masked-unit loss at this layer with the regressor, (B,) in nats.
 
         Args:
             layer: 1 to L.
@@ -146,7 +146,7 @@ class LossRegressor(nn.Module):
         return self
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, 2 D) statistics to (B,) nats."""
+        """Estimate losses: (B, 2 D) statistics to (B,) nats."""
         deviation = self.variance.clamp(min=1e-8).sqrt()
         standardised = (pooled - self.mean[:-1]) / deviation[:-1]
         losses: Tensor = self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
@@ -198,7 +198,7 @@ class FinalHead(nn.Module):
         return self.embeddings.shape[0]
 
     def forward(self, states: Tensor) -> Tensor:
-        """States of the last layer (..., D) to unit logits (..., K)."""
+        """Predict units: states of the last layer (..., D) to unit logits (..., K)."""
         projected = F.normalize(self.projection(states), dim=-1)
         return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
 

@@ -18,7 +18,7 @@ HUBERT_CONV: tuple[ConvLayer, ...] = ((512, 10, 5), *((512, 3, 2),) * 4, *((512,
 
 
 def count_frames(num_samples: Count, conv_layers: Sequence[ConvLayer]) -> Count:
-    """Number of frames for a number of samples (an int, or an integer tensor of any shape); never below 0."""
+    """Count the frames of a number of samples (an int, or an integer tensor of any shape); never below 0."""
     count = num_samples
     for _, kernel, stride in conv_layers:
         count = (count - kernel) // stride + 1
@@ -26,7 +26,7 @@ def count_frames(num_samples: Count, conv_layers: Sequence[ConvLayer]) -> Count:
 
 
 def compute_frame_hop(conv_layers: Sequence[ConvLayer]) -> int:
-    """Samples between the starts of two frames (320 for HuBERT)."""
+    """Compute the samples between the starts of two frames (320 for HuBERT)."""
     hop = 1
     for _, _, stride in conv_layers:
         hop *= stride
@@ -34,7 +34,7 @@ def compute_frame_hop(conv_layers: Sequence[ConvLayer]) -> int:
 
 
 def compute_frame_span(conv_layers: Sequence[ConvLayer]) -> int:
-    """Samples that one frame sees (400 for HuBERT): the shortest usable recording."""
+    """Compute the samples that one frame sees (400 for HuBERT): the shortest usable recording."""
     span = 1
     for _, kernel, stride in reversed(conv_layers):
         span = (span - 1) * stride + kernel
@@ -46,5 +46,5 @@ MIN_SAMPLES = compute_frame_span(HUBERT_CONV)
 
 
 def make_valid_mask(num_frames: Tensor, length: int) -> Tensor:
-    """(B,) frame counts to a (B, length) boolean mask, True where the frame belongs to the utterance."""
+    """Make a (B, length) boolean mask of (B,) frame counts, True where the frame belongs to the utterance."""
     return torch.arange(length, device=num_frames.device) < num_frames[:, None]

@@ -20,7 +20,7 @@ class UnitLoss(NamedTuple):
     """(B,) float32, frames."""
 
     def mean(self) -> Tensor:
-        """Mean loss of each utterance, (B,) nats, cut off from the gradient; 0 where no frame counts."""
+        """Return the mean loss of each utterance, (B,) nats, cut off from the gradient; 0 where no frame counts."""
         return (self.loss / self.num_counted.clamp(min=1)).detach()
 
 

@@ -27,7 +27,7 @@ class ConvLayer(nn.Module):
         self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T) to (B, C', T')."""
+        """Convolve (B, C, T) to (B, C', T')."""
         x = self.conv(x)
         return F.gelu(x if self.layer_norm is None else self.layer_norm(x))
 
@@ -49,7 +49,7 @@ class FeatureExtractor(nn.Module):
         self.conv_layers = nn.ModuleList(layers)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """(B, N) waveforms of one length to (B, T, C) features."""
+        """Convolve (B, N) waveforms of one length to (B, T, C) features."""
         x = waveforms[:, None]
         for layer in self.conv_layers:
             x = layer(x)
@@ -66,7 +66,7 @@ class FeatureProjection(nn.Module):
         self.projection = nn.Linear(channels, config.width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, D)."""
+        """Project (B, T, C) to (B, T, D)."""
         projected: Tensor = self.projection(self.layer_norm(features))
         return projected
 
@@ -84,7 +84,7 @@ class PositionalConvolution(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+        """Convolve (B, T, D) to (B, T, D)."""
         y = self.conv(x.transpose(1, 2))
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
 
@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D); ``mask`` (B, 1, T, T) bool is True where a frame may be looked at."""
+        """Attend: (B, T, D) to (B, T, D); ``mask`` (B, 1, T, T) bool is True where a frame may be looked at."""
         queries, keys, values = (
             projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -120,7 +120,7 @@ class FeedForward(nn.Module):
         self.output_dense = nn.Linear(inner_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
+        """Map (..., D) to (..., D)."""
         output: Tensor = self.output_dense(F.gelu(self.intermediate_dense(x)))
         return output
 

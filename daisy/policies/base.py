@@ -58,7 +58,7 @@ class Policy(ABC):
 
     @abstractmethod
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
-        """Who leaves after ``layer`` (1 to L).
+        """Decide who leaves after ``layer`` (1 to L).
 
         Args:
             trajectories: the scores in `reads`, each (B, layer).
@@ -123,7 +123,7 @@ class Policy(ABC):
 
 
 def at(setting: PerLayer, layer: int) -> float:
-    """A setting's value at ``layer`` (1 to L)."""
+    """Return a setting's value at ``layer`` (1 to L)."""
     return setting[layer - 1] if isinstance(setting, tuple) else setting
 
 

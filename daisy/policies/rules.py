@@ -183,7 +183,7 @@ class LookAhead(Policy):
         self._require(layers == num_layers, f"was learnt on a model of {layers} layers, this one has {num_layers}")
 
     def gains(self, trajectories: Trajectories, layer: int) -> Tensor:
-        """(B, L - layer): how much lower the loss is predicted to be at each later layer than at ``layer``."""
+        """Predict how much lower the loss is at each later layer than at ``layer``: (B, L - layer)."""
         matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
         seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
         gains: Tensor = torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]

@@ -31,10 +31,10 @@ class Heads(Protocol):
     """`daisy.models.heads.ExitHeads`, or the same laid out for speed."""
 
     def unit_logits(self, layer: int, features: Tensor) -> Tensor:
-        """(F, D) to (F, K)."""
+        """Classify (F, D) to (F, K)."""
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
-        """(B, 2 D) to (B,)."""
+        """Estimate (B, 2 D) to (B,)."""
 
 
 class HeadOutputs:
@@ -98,46 +98,46 @@ class HeadOutputs:
         return self.log_probs.argmax(-1)
 
     def mean(self, values: Tensor) -> Tensor:
-        """(F',) to (B,): over each utterance's own frames."""
+        """Average (F',) values over each utterance's own frames, (B,)."""
         return self.strided_layout.mean(values)
 
 
 def entropy(outputs: HeadOutputs) -> Tensor:
-    """Mean frame entropy of the units, (B,) in nats: DAISY's predicted masked-unit loss. Takes no gradients."""
+    """Average the frames' entropies, (B,) nats: DAISY's predicted masked-unit loss. Takes no gradients."""
     return outputs.mean(-outputs.log_probs.exp().mul_(outputs.log_probs).sum(-1))
 
 
 def confidence(outputs: HeadOutputs) -> Tensor:
-    """Mean probability of each frame's likeliest unit, (B,) (HuBERT-EE, arXiv:2204.06328)."""
+    """Average the probability of each frame's likeliest unit, (B,) (HuBERT-EE, arXiv:2204.06328)."""
     return outputs.mean(outputs.log_probs.amax(-1).exp())
 
 
 def margin(outputs: HeadOutputs) -> Tensor:
-    """Mean difference between the probabilities of each frame's two likeliest units, (B,)."""
+    """Average the difference between the probabilities of each frame's two likeliest units, (B,)."""
     first, second = outputs.log_probs.topk(2, dim=-1).values.exp().unbind(-1)
     return outputs.mean(first - second)
 
 
 def change(outputs: HeadOutputs) -> Tensor:
-    """Share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
+    """Compute the share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
     if outputs.previous_units is None:
         return torch.full((len(outputs.layout),), torch.nan, device=outputs.features.device)
     return outputs.mean((outputs.units != outputs.previous_units).float())
 
 
 def regressed(outputs: HeadOutputs) -> Tensor:
-    """The loss regressor's estimate of the masked-unit loss, (B,) in nats."""
+    """Estimate the masked-unit loss with the loss regressor, (B,) in nats."""
     return outputs.heads.predicted_loss(outputs.layer, mean_and_std(outputs.features, outputs.strided_layout))
 
 
 def num_frames(outputs: HeadOutputs) -> Tensor:
-    """Frames of each utterance, (B,) on the CPU."""
+    """Count the frames of each utterance, (B,) on the CPU."""
     assert isinstance(outputs.layout, PackedLayout)  # graphs compute the scores of heads only
     return outputs.layout.num_frames.float()
 
 
 def draw(outputs: HeadOutputs) -> Tensor:
-    """The utterance's own draw, (B,)."""
+    """Return the utterance's own draw, (B,)."""
     assert outputs.draws is not None
     return outputs.draws
 
@@ -149,7 +149,7 @@ WITHOUT_HEADS = frozenset({"num_frames", "draw"})
 
 
 def available_scores(heads: ExitHeads | None) -> set[str]:
-    """All scores that these heads give, or that need none."""
+    """List all scores that these heads give, or that need none."""
     if heads is None:
         return set(WITHOUT_HEADS)
     return set(SCORES) - (set() if heads.config.regressors else {"regressed"})
@@ -167,11 +167,11 @@ def check_scores(names: Iterable[str]) -> None:
 
 
 def draws(waveforms: Iterable[Tensor]) -> Tensor:
-    """(B,) float32 from [0, 1): as good as random, and the same for the same samples (N_b,) in any batch."""
+    """Draw (B,) numbers from [0, 1): as good as random, and the same for the same samples (N_b,) in any batch."""
     content = [waveform.cpu().numpy().tobytes() for waveform in waveforms]
     return torch.tensor([zlib.crc32(samples) >> 8 for samples in content]).float() / 2**24
 
 
 def to_json(values: Tensor) -> list[float | None]:
-    """(n,) values with six digits; None for what is no number, which JSON cannot hold (`change` at layer 1)."""
+    """Convert (n,) values to numbers of six digits; None for what is no number, which JSON cannot hold."""
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]

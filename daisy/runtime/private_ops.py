@@ -32,7 +32,7 @@ def _is_right(compute: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.
 
 @cache
 def has_onednn_linear(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's product with GELU or a sum behind it works here; bfloat16 needs a CPU that multiplies it."""
+    """Tell whether oneDNN's product with what follows it works here; bfloat16 needs a CPU that multiplies it."""
     if not torch.backends.mkldnn.is_available():
         return False
 
@@ -55,7 +55,7 @@ def has_onednn_linear(dtype: torch.dtype) -> bool:
 
 @cache
 def has_mkl_linear() -> bool:
-    """Whether torch's packed MKL products are here, with MKL's fast code for this CPU, as for Intel's own."""
+    """Tell whether torch's packed MKL products are here, with MKL's fast code for this CPU, as for Intel's own."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _is_intel_with_avx512()):
         return False
 
@@ -81,7 +81,7 @@ def _is_intel_with_avx512() -> bool:
 
 @cache
 def has_int8_linear() -> bool:
-    """Whether torch's dynamically quantised products are here."""
+    """Tell whether torch's dynamically quantised products are here."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         scales = weight.abs().amax(1).double() / 127
@@ -94,7 +94,7 @@ def has_int8_linear() -> bool:
 
 
 def supports_vnni() -> bool:
-    """Whether sums of products of 8 and 8 bits cannot overflow on this CPU; no where torch does not tell."""
+    """Tell whether sums of products of 8 and 8 bits cannot overflow on this CPU; no where torch does not say."""
     try:
         return bool(torch.cpu._is_vnni_supported())
     except AttributeError:
@@ -103,7 +103,7 @@ def supports_vnni() -> bool:
 
 @cache
 def has_varlen_attention(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether a device has one attention kernel for utterances of many lengths, which looks at none on the host."""
+    """Tell whether a device has one attention kernel for many lengths, which looks at none on the host."""
     if device.type != "cuda" or torch.version.hip is not None or head_width % 8:
         return False
     if dtype != torch.float32 and (head_width > 256 or torch.cuda.get_device_capability(device) < (8, 0)):

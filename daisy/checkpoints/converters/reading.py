@@ -104,7 +104,7 @@ class StandIn(dict[Any, Any]):
         self.state = state
 
     def append(self, item: Any) -> None:
-        """Called by the unpickler for list-like objects."""
+        """Take an item, as the unpickler gives them to list-like objects."""
         self[len(self)] = item
 
 
