@@ -1,17 +1,19 @@
 # make demo and make test set up everything on a fresh machine; the first run downloads about 3 GB.
 UV_VERSION = 0.13.8
-# Python 3.10 first (the genuine fairseq). Each candidate is run: a shim may exist and fail.
+# Python 3.10 first (the genuine fairseq). Each candidate is run: a shim may exist and fail. WORKING's second argument is
+# the first minor version that is too new.
 VERSIONS = $(wildcard $(HOME)/.pyenv/versions/$(1).*/bin/python3) python$(1)
 CANDIDATES = $(call VERSIONS,3.10) $(call VERSIONS,3.12) $(call VERSIONS,3.11) python3
-WORKING = $(shell for p in $(1); do "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+WORKING = $(shell for p in $(1); do "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, $(2)))' \
           2>/dev/null && { echo "$$p"; break; }; done)
-PYTHON ?= $(call WORKING,$(CANDIDATES))
+PYTHON ?= $(call WORKING,$(CANDIDATES),13)
+NEWEST = $(call WORKING,$(call VERSIONS,3.13) $(call VERSIONS,3.12) $(call VERSIONS,3.11) $(call VERSIONS,3.10),14)
 BIN = .venv/bin
 # Two spinning OpenMP threads on busy cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: demo test lint results readme lock test-3.11 test-3.12 test-plugin-3.11 clean
+.PHONY: demo test lint results readme lock test-3.11 test-3.12 test-3.13 test-newest test-plugin-3.11 clean
 
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
@@ -43,18 +45,31 @@ results: .venv/.synced
 readme: .venv/.synced
 	$(BIN)/python benchmarks/readme.py
 
-# The library alone, without fairseq, on the other Pythons: import and an extraction.
-test-3.11 test-3.12: test-%: .venv/.synced
-	@test -n "$(call WORKING,$(call VERSIONS,$*))" || { echo "no Python $* found" >&2; exit 1; }
-	rm -rf .venv-$* && "$(call WORKING,$(call VERSIONS,$*))" -m venv .venv-$*
+# The library alone, without fairseq, on the other Pythons: import and an extraction. With the lock's versions, which it
+# has for Python 3.11 and 3.12, else with the newest.
+test-3.11 test-3.12 test-3.13: test-%: .venv/.synced
+	@test -n "$(call WORKING,$(call VERSIONS,$*),14)" || { echo "no Python $* found" >&2; exit 1; }
+	rm -rf .venv-$* && "$(call WORKING,$(call VERSIONS,$*),14)" -m venv .venv-$*
 	$(BIN)/uv pip install -q -c requirements.lock . -p .venv-$*/bin/python
 	cd .venv-$* && bin/python -c "import daisy; print(daisy.__version__)" && \
 	  bin/daisy extract ../daisy/assets/demo --out extracted --overwrite
 
+# The newest torch, NumPy and transformers, without torchaudio, on the newest Python found: all tests that need neither
+# fairseq nor s3prl, and the library's speed beside transformers'. Downloads torch, 3 GB.
+test-newest: .venv/.synced
+	@test -n "$(NEWEST)" || { echo "no Python 3.10 to 3.13 found" >&2; exit 1; }
+	rm -rf .venv-newest && "$(NEWEST)" -m venv .venv-newest
+	$(BIN)/uv pip install -q --upgrade -e ".[hf,analysis,test]" -p .venv-newest/bin/python
+	.venv-newest/bin/python --version
+	$(BIN)/uv pip list -q -p .venv-newest/bin/python | \
+	  grep -E '^(numpy|scikit-learn|scipy|soxr|torch|torchaudio|transformers) '
+	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m benchmarks.speed.latency --quick
+
 # The fairseq plugin on Python 3.11 with the fork of fairseq that supports it; builds the fork, some minutes.
 test-plugin-3.11: .venv/.synced
-	@test -n "$(call WORKING,$(call VERSIONS,3.11))" || { echo "no Python 3.11 found" >&2; exit 1; }
-	rm -rf .venv-plugin && "$(call WORKING,$(call VERSIONS,3.11))" -m venv .venv-plugin
+	@test -n "$(call WORKING,$(call VERSIONS,3.11),14)" || { echo "no Python 3.11 found" >&2; exit 1; }
+	rm -rf .venv-plugin && "$(call WORKING,$(call VERSIONS,3.11),14)" -m venv .venv-plugin
 	$(BIN)/uv pip install -q -c requirements.lock -e ".[fairseq,test]" -p .venv-plugin/bin/python
 	.venv-plugin/bin/python -m pytest tests/fairseq_plugins
 
