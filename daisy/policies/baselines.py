@@ -101,7 +101,7 @@ class Window(Policy):
     """What DAISY's published code does when it is deployed: one entropy for the batch, looked at in a few layers only.
 
     The batch leaves together, at the first layer of a window whose entropy over all its frames is low enough, at the
-    latest at the window's end. `daisy.calibration.depth.window` makes the window from a histogram.
+    latest at the window's end. `daisy.calibration.depth.fit_window` makes the window from a histogram.
     """
 
     name: ClassVar[str] = "daisy_window"
