@@ -109,7 +109,7 @@ def command(
 
 
 def _check_policy(policy: str) -> None:
-    from daisy.calibration.depth import CALIBRATED_FAMILIES
+    from daisy.calibration.families import CALIBRATED_FAMILIES
 
     if policy not in CALIBRATED_FAMILIES:
         raise UsageError(unknown_name("policy to calibrate", policy, CALIBRATED_FAMILIES))
@@ -117,7 +117,7 @@ def _check_policy(policy: str) -> None:
 
 def _check_final_head(model: Model, checkpoint: str, policy: str, goal: DepthGoal | RiskGoal) -> None:
     """Refuse what is measured against the full model's units where the checkpoint cannot tell them."""
-    from daisy.calibration.depth import FULL_MODEL_FAMILIES
+    from daisy.calibration.families import FULL_MODEL_FAMILIES
 
     is_risk = isinstance(goal, RiskGoal)
     if model.final_head is None and (is_risk or policy in FULL_MODEL_FAMILIES):
@@ -128,7 +128,7 @@ def _check_final_head(model: Model, checkpoint: str, policy: str, goal: DepthGoa
 def _count_costs_in_time(traces: Traces, model: Model, speech: Speech, policy: str, score_stride: int) -> Traces:
     """Replace the traces' costs by seconds that layers take on this machine."""
     from daisy.calibration import cost
-    from daisy.calibration.depth import fit_family
+    from daisy.calibration.families import fit_family
 
     sample = speech.waveforms[:: -(-len(speech.waveforms) // MAX_TIMED)]
     reads = fit_family(policy, traces).at(0.5).reads
@@ -205,7 +205,7 @@ def _format_interval(line: dict[str, Any], key: str, digits: int) -> str:
 
 def _warn_of_few_speakers(policy: str, speech: Speech) -> None:
     """Print a note where a policy that predicts was learnt from few speakers."""
-    from daisy.calibration.depth import LOOK_AHEAD
+    from daisy.calibration.families import LOOK_AHEAD
 
     num_speakers = len(set(speech.groups))
     if policy in LOOK_AHEAD and num_speakers < FEW_SPEAKERS:

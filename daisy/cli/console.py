@@ -42,12 +42,12 @@ def set_up_streams() -> None:
 
 def say(text: str) -> None:
     """Print a line to stdout; it is never wrapped nor cut."""
-    typer.echo(text)
+    print(text)
 
 
 def warn(text: str) -> None:
     """Print a line to stderr; it is never wrapped nor cut."""
-    typer.echo(text, err=True)
+    print(text, file=sys.stderr)
 
 
 def say_table(table: Table) -> None:
@@ -55,8 +55,8 @@ def say_table(table: Table) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-    width = console.measure(table, options=console.options.update(width=sys.maxsize)).maximum
-    console.print(table, width=width, crop=False)
+    console.width = console.measure(table, options=console.options.update(width=sys.maxsize)).maximum
+    console.print(table, crop=False)
 
 
 def explain(error: DaisyError) -> str:

@@ -115,7 +115,8 @@ def _check_comparison(comparison: Comparison) -> None:
         OutputError: where the tables cannot be written.
     """
     from daisy import _files
-    from daisy.calibration.depth import FAMILIES, check_depth
+    from daisy.calibration.depth import check_depth
+    from daisy.calibration.families import FAMILIES
 
     for target in (comparison.depth, *comparison.list_depths()):
         check_depth(target)

@@ -22,7 +22,7 @@ def run(*arguments, cwd=".", encoding="utf-8"):
             main()
         except SystemExit as end:
             status = end.code
-    texts = [stream.buffer.getvalue().decode(encoding) for stream in streams]
+    texts = [stream.buffer.getvalue().decode(encoding, errors="replace") for stream in streams]
     return subprocess.CompletedProcess(arguments, status, *texts)
 
 

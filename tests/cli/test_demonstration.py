@@ -6,7 +6,7 @@ import json
 import pytest
 
 import daisy
-from daisy.calibration.depth import FAMILIES
+from daisy.calibration.families import FAMILIES
 from daisy.cli import demonstration
 from daisy.errors import UsageError
 
