@@ -1,0 +1,118 @@
+"""The library's refusals speak Python; on the command line they end with what to type."""
+
+import argparse
+import json
+import re
+from typing import get_args
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+import daisy
+from daisy.cli.console import HINTS, explain
+from daisy.errors import AudioError, CheckpointError, OutputError, Remedy, UsageError
+from tests.cli.running import run
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hints")
+    model = tiny_model()
+    daisy.save(model, folder / "tiny.safetensors")
+    state = model.backbone.state_dict()
+    del state["mask_embedding"]  # what torchaudio's models do not have
+    torch.save(state, folder / "plain.pth")
+    torch.save({"args": argparse.Namespace(x=object), "model": {}}, folder / "pickled.pt")
+    torch.save({"model_weight": {}}, folder / "other form.pt")
+    (folder / "policy.json").write_text("{")
+    generator = numpy.random.default_rng(0)
+    for name, seconds in (("speech/0", 1), ("speech/1", 1.5), ("long/0", 3), ("my speech/0", 1)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        soundfile.write(folder / f"{name}.wav", 0.1 * generator.standard_normal(int(16000 * seconds)), 16000)
+    model = ("-c", "tiny.safetensors", "-p", "never")
+    assert run("extract", "speech", *model, "-o", "made", cwd=folder).returncode == 0
+    assert run("manifest", "speech", "-o", "train.tsv", cwd=folder).returncode == 0
+    (folder / "units").mkdir()
+    (folder / "units" / "labels.json").write_text(json.dumps({"clusters": 9}))
+    return folder
+
+
+EXTRACT = ("extract", "speech", "-c", "tiny.safetensors", "-o")
+LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec", "2", "-o", "no")
+
+
+@pytest.mark.parametrize(
+    ("remedy", "arguments", "ending"),
+    [
+        ("allow_pickle", ("convert", "pickled.pt", "x.safetensors"), "from; add --allow-pickle"),
+        (
+            "calibrate",
+            (*EXTRACT, "no", "-p", "policy.json"),
+            ": not a policy file; daisy calibrate makes one",
+        ),
+        ("convert", ("info", "other form.pt"), "; other forms are read by: daisy convert 'other form.pt' OUT"),
+        (
+            "make_manifest",
+            ("labels", "my speech", "-o", "no"),
+            "is a folder; make a manifest of it: daisy manifest 'my speech' --out NAME.tsv",
+        ),
+        ("max_sec", (*LONG, "--layers", "all"), "lasts 3 s, more than 2 s; split it, or raise --max-sec"),
+        (
+            "no_overrides",
+            ("convert", "pickled.pt", "x.safetensors", "--set", "num_heads=4", "--allow-pickle"),
+            "tells its own num_heads; --set is for torchaudio's state dicts",
+        ),
+        ("num_heads", ("convert", "plain.pth", "x.safetensors"), "is none of 768, 1024, 1280; add --set num_heads=N"),
+        ("other_out", ("labels", "train.tsv", "-o", "units"), "another clusters; use another --out"),
+        (
+            "overwrite",
+            (*EXTRACT, "made", "-p", "fixed", "--set", "layer=2"),
+            "made: holds a run with another policy; use another --out, or --overwrite",
+        ),
+        ("root", ("manifest", "speech", "-o", "x.tsv", "--root", "long"), "; give another --root"),
+        (
+            "separate_out",
+            ("extract", "speech/0.wav", "long/0.wav", "-c", "tiny.safetensors", "-p", "never", "-o", "no"),
+            "would both be written to 0.safetensors; give them separate --out",
+        ),
+        ("window", LONG, "lasts 3 s, more than 2 s; give --window SEC with another --out, or raise --max-sec"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_helps_is_named_as_it_is_typed(place, remedy, arguments, ending):
+    done = run(*arguments, cwd=place)
+    assert done.returncode == 2
+    first = done.stderr.splitlines()[0]
+    assert first.endswith(ending)
+    assert HINTS[remedy].partition("{")[0] in first
+
+
+def test_the_table_is_complete_and_names_options_that_exist():
+    assert set(HINTS) == set(get_args(Remedy))
+    commands = ("extract", "calibrate", "convert", "labels", "manifest")
+    known = {option for name in commands for option in re.findall(r"--[a-z-]+", run(name, "--help").stdout)}
+    assert set(re.findall(r"--[a-z-]+", " ".join(HINTS.values()))) <= known
+
+
+def test_python_users_are_told_what_to_pass(place):
+    model = daisy.load(place / "tiny.safetensors")
+    with pytest.raises(CheckpointError, match="only if you trust where it comes from; pass allow_pickle=True$"):
+        daisy.checkpoints.converters.convert(place / "pickled.pt")
+    with pytest.raises(CheckpointError, match=r'; pass overrides=\{"num_heads": "N"\}$'):
+        daisy.checkpoints.converters.convert(place / "plain.pth")
+    with pytest.raises(daisy.PolicyError, match=r"learnt from audio; daisy\.calibration\.\S+ makes one$"):
+        model.policy("plateau")
+    with pytest.raises(ValueError, match=r"is a folder; make a manifest of it with daisy\.audio\.\S+$"):
+        daisy.audio.read_manifest(place / "speech")
+
+
+def test_a_hint_is_not_read_as_a_template():
+    assert explain(OutputError("{x}: holds a run", remedy="overwrite")) == (
+        "{x}: holds a run; use another --out, or --overwrite"
+    )
+    assert explain(CheckpointError("{a}: no", remedy="convert", path="{a} b")).endswith("daisy convert '{a} b' OUT")
+    assert explain(AudioError("gone.wav: no such file")) == "gone.wav: no such file"
+    assert explain(UsageError("both", remedy="separate_out")) == "both; give them separate --out"
