@@ -85,7 +85,7 @@ class CorruptedSpeech(BaseWrapperDataset):
         )
         noises = mixing.NoiseBank.from_manifest(cfg.noise_manifest, cfg.sample_rate) if cfg.noise_manifest else None
         talkers = mixing.NoiseBank(self._some_speech()) if cfg.talkers_prob else None
-        responses = mixing.room_responses(MAX_ROOMS, seed=0, sample_rate=cfg.sample_rate) if cfg.reverb_prob else []
+        responses = mixing.simulate_rooms(MAX_ROOMS, seed=0, sample_rate=cfg.sample_rate) if cfg.reverb_prob else []
         self.augmenter = Augmenter(settings, noises, talkers, responses, cfg.sample_rate)
 
     def _some_speech(self) -> list[Tensor]:
@@ -99,7 +99,7 @@ class CorruptedSpeech(BaseWrapperDataset):
     def __getitem__(self, index: int) -> dict:
         index = int(index)
         generator = torch.Generator().manual_seed(1_000_003 * self.epoch + index)
-        speed = self.augmenter.speed(generator)
+        speed = self.augmenter.draw_speed(generator)
         source, labels = self._crop(self._audio(index), self.dataset.get_labels(index), speed, generator)
         source = self.augmenter(self.augmenter.change_speed(source, speed), generator)
         if self.normalize:

@@ -81,7 +81,7 @@ class Augmenter:
         self.settings, self.noises, self.talkers, self.responses = settings, noises, talkers, responses
         self.sample_rate = sample_rate
 
-    def speed(self, generator: torch.Generator) -> float:
+    def draw_speed(self, generator: torch.Generator) -> float:
         """Draw a speed for one utterance."""
         speeds = self.settings.speeds
         return speeds[int(torch.randint(len(speeds), (1,), generator=generator))]
@@ -123,7 +123,7 @@ class Augmenter:
             count = int(torch.randint(1, settings.max_talkers + 1, (1,), generator=generator))
             low = max(low, min(TALKER_SNR_DB, high)) if count == 1 else low
             waveform = mixing.mix(
-                waveform, mixing.babble(self.talkers, count, len(waveform), generator), low + place * (high - low)
+                waveform, mixing.make_babble(self.talkers, count, len(waveform), generator), low + place * (high - low)
             )
         low, high = settings.gain_db
         return waveform if low == high == 0 else waveform * 10 ** ((low + gain * (high - low)) / 20)

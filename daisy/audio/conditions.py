@@ -33,7 +33,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """As tables say it: "clean", "white 10 dB", "reverberation 0.5 s", "clipping 5 %"."""
+        """Name it as tables do: "clean", "white 10 dB", "reverberation 0.5 s", "clipping 5 %"."""
         return self.kind if self.level is None else f"{self.kind} {self.level:g} {UNITS.get(self.kind, 'dB')}"
 
 
@@ -46,7 +46,16 @@ def make_conditions(
     reverberation_sec: Iterable[float] = (),
     clipped_percent: Iterable[float] = (),
 ) -> list[Condition]:
-    """All conditions: each kind of noise at each ratio (None: clean, once), rooms, clipping.
+    """Make all conditions: each kind of noise at each ratio, rooms, clipping.
+
+    Args:
+        kinds: of noise: generated, or names of recorded noise.
+        snrs_db: signal-to-noise ratios; None stands for clean speech, once.
+        reverberation_sec: reverberation times of rooms.
+        clipped_percent: shares of samples that are clipped.
+
+    Returns:
+        The conditions, clean first.
 
     Raises:
         UsageError: on noise without ratios or ratios without noise, levels out of range, or no condition at all.
@@ -55,28 +64,31 @@ def make_conditions(
     if bool(kinds) != bool(ratios):
         given = f"noise ({', '.join(kinds)})" if kinds else "signal-to-noise ratios"
         raise UsageError(f"{given} without {'signal-to-noise ratios' if kinds else 'noise'}: give both, or neither")
-    _check("signal-to-noise ratio", ratios, -100, 100, "dB")
-    _check("reverberation time", reverberation_sec := list(dict.fromkeys(reverberation_sec)), 0.15, 3, "s")
-    _check("share of clipped samples", clipped_percent := list(dict.fromkeys(clipped_percent)), 0.01, 99, "%")
-    found = [CLEAN] if None in snrs_db else []
-    found += [Condition(kind, snr_db) for kind in kinds for snr_db in ratios]
-    found += [Condition("reverberation", seconds) for seconds in reverberation_sec]
-    found += [Condition("clipping", percent) for percent in clipped_percent]
-    if not found:
+    _check_levels("signal-to-noise ratio", ratios, -100, 100, "dB")
+    _check_levels("reverberation time", reverberation_sec := list(dict.fromkeys(reverberation_sec)), 0.15, 3, "s")
+    _check_levels("share of clipped samples", clipped_percent := list(dict.fromkeys(clipped_percent)), 0.01, 99, "%")
+    conditions = [CLEAN] if None in snrs_db else []
+    conditions += [Condition(kind, snr_db) for kind in kinds for snr_db in ratios]
+    conditions += [Condition("reverberation", seconds) for seconds in reverberation_sec]
+    conditions += [Condition("clipping", percent) for percent in clipped_percent]
+    if not conditions:
         raise UsageError("no conditions: give clean, some noise, reverberation or clipping")
-    return found
+    return conditions
 
 
 def apply_condition(
     condition: Condition, waveforms: Sequence[Tensor], recorded: Mapping[str, mixing.NoiseBank], seed: int = 0
 ) -> list[Tensor]:
-    """Waveforms (N_b,) as they are heard in a condition; as long as they were.
+    """Play waveforms under a condition.
 
     Args:
         condition: what to do to them.
-        waveforms: clean ones, 16 kHz. Babble is made of them.
+        waveforms: clean ones (N_b,), 16 kHz. Babble is made of them.
         recorded: noise recordings by name.
         seed: of excerpts, talkers and rooms.
+
+    Returns:
+        (N_b,) each, as long as they were.
 
     Raises:
         UsageError: on a kind that is neither generated nor among the recorded.
@@ -87,7 +99,7 @@ def apply_condition(
         return [mixing.clip(waveform, condition.level / 100) for waveform in waveforms]
     if condition.kind == "reverberation":
         low, high = condition.level - REVERBERATION_WIDTH / 2, condition.level + REVERBERATION_WIDTH / 2
-        rooms = mixing.room_responses(min(len(waveforms), 50), seed, reverberation_sec=(low, high))
+        rooms = mixing.simulate_rooms(min(len(waveforms), 50), seed, reverberation_sec=(low, high))
         return [mixing.reverberate(waveform, rooms[i % len(rooms)]) for i, waveform in enumerate(waveforms)]
     if condition.kind not in GENERATED and condition.kind not in recorded:
         raise UsageError(f"noise {condition.kind!r} is neither recorded nor one of {', '.join(GENERATED)}")
@@ -96,18 +108,18 @@ def apply_condition(
     mixed = []
     for index, waveform in enumerate(waveforms):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        noise = _noise(condition.kind, index, waveforms, recorded, generator)
+        noise = _make_noise(condition.kind, index, waveforms, recorded, generator)
         mixed.append(mixing.mix(waveform, noise, condition.level))
     return mixed
 
 
-def _check(what: str, levels: Iterable[float], low: float, high: float, unit: str) -> None:
+def _check_levels(what: str, levels: Iterable[float], low: float, high: float, unit: str) -> None:
     for level in levels:
         if not low <= level <= high:
             raise UsageError(f"a {what} must be from {low:g} to {high:g} {unit}, found {level:g}")
 
 
-def _noise(
+def _make_noise(
     kind: str,
     index: int,
     waveforms: Sequence[Tensor],
@@ -119,5 +131,5 @@ def _noise(
         return recorded[kind].draw(length, generator)
     if kind == "babble":
         others = mixing.NoiseBank([*waveforms[:index], *waveforms[index + 1 :]])
-        return mixing.babble(others, TALKERS, length, generator)
-    return {"white": mixing.white, "pink": mixing.pink}[kind](length, generator)
+        return mixing.make_babble(others, TALKERS, length, generator)
+    return {"white": mixing.make_white_noise, "pink": mixing.make_pink_noise}[kind](length, generator)

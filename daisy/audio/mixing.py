@@ -35,7 +35,7 @@ def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
     return speech + scale * noise
 
 
-def excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Cut an excerpt from a random place of a noise recording, which begins again where it is too short.
 
     Args:
@@ -51,14 +51,14 @@ def excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | None =
     return noise.repeat(repeats)[start : start + num_samples]
 
 
-def white(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+def make_white_noise(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw (num_samples,) of Gaussian noise, equal power at all frequencies."""
     return torch.randn(num_samples, generator=generator)
 
 
-def pink(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+def make_pink_noise(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw (num_samples,) of Gaussian noise whose power falls by 3 dB an octave."""
-    spectrum = torch.fft.rfft(white(num_samples, generator))
+    spectrum = torch.fft.rfft(make_white_noise(num_samples, generator))
     frequency = torch.arange(len(spectrum)).clamp(min=1)
     noise: Tensor = torch.fft.irfft(spectrum / frequency.sqrt(), n=num_samples)
     return noise
@@ -78,7 +78,7 @@ def clip(speech: Tensor, share: float) -> Tensor:
     return speech.clamp(-level, level)
 
 
-def babble(talkers: NoiseBank, count: int, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+def make_babble(talkers: NoiseBank, count: int, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Mix talkers who speak at once, equally loud.
 
     Args:
@@ -118,7 +118,7 @@ def convolve(waveform: Tensor, response: Tensor) -> Tensor:
     return convolved
 
 
-def room_responses(
+def simulate_rooms(
     count: int, seed: int, sample_rate: int = 16000, reverberation_sec: tuple[float, float] = (0.2, 0.7)
 ) -> list[Tensor]:
     """Simulate the impulse responses of random shoebox rooms, by the image method.
@@ -187,7 +187,7 @@ class NoiseBank:
     def draw(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw a random excerpt of a random recording, (num_samples,)."""
         index = int(torch.randint(len(self.recordings), (1,), generator=generator))
-        return excerpt(self.recordings[index], num_samples, generator)
+        return draw_excerpt(self.recordings[index], num_samples, generator)
 
 
 def _energy(waveform: Tensor) -> Tensor:

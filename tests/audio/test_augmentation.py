@@ -26,7 +26,7 @@ def ratio_db(speech, heard):
 
 def test_by_default_speech_stays_as_it_is(speech):
     augmenter = Augmenter(Augmentation())
-    assert augmenter.speed(generator()) == 1.0
+    assert augmenter.draw_speed(generator()) == 1.0
     assert torch.equal(augmenter(speech, generator()), speech)
 
 
@@ -54,7 +54,7 @@ def test_talkers_of_a_babble_are_equally_loud():
     loud, soft = torch.zeros(4000), torch.zeros(4000)
     loud[::2], soft[1::2] = 5.0, 0.01
     bank = mixing.NoiseBank([loud, soft])
-    both = mixing.babble(bank, 40, 4000, generator())
+    both = mixing.make_babble(bank, 40, 4000, generator())
     powers = both[::2].square().mean(), both[1::2].square().mean()
     assert 0.05 < powers[0] / powers[1] < 20  # 250,000 where nothing is done
 
@@ -73,7 +73,7 @@ def test_a_room_keeps_length_loudness_and_timing(speech):
 
 def test_rooms_are_drawn_by_the_seed_and_decay():
     pytest.importorskip("pyroomacoustics")
-    rooms, again, others = mixing.room_responses(5, 0), mixing.room_responses(5, 0), mixing.room_responses(5, 1)
+    rooms, again, others = mixing.simulate_rooms(5, 0), mixing.simulate_rooms(5, 0), mixing.simulate_rooms(5, 1)
     assert all(torch.equal(a, b) for a, b in zip(rooms, again, strict=True))
     assert not torch.equal(rooms[0][:100], others[0][:100])
     for room in rooms:

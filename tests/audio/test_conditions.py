@@ -37,7 +37,10 @@ def test_levels_differ_in_level_alone(speech):
 
 def test_pink_noise_falls_by_3_db_an_octave():
     power = torch.stack(
-        [torch.fft.rfft(mixing.pink(16384, torch.Generator().manual_seed(i))).abs().square() for i in range(50)]
+        [
+            torch.fft.rfft(mixing.make_pink_noise(16384, torch.Generator().manual_seed(i))).abs().square()
+            for i in range(50)
+        ]
     )
     octaves = [float(power[:, 2**k : 2 ** (k + 1)].mean().log10() * 10) for k in range(4, 13)]
     steps = [before - after for before, after in itertools.pairwise(octaves)]

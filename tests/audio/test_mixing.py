@@ -36,7 +36,7 @@ def test_silence_stays_as_it_is():
 
 def test_short_noise_is_repeated_from_its_start():
     noise = torch.arange(5.0)
-    drawn = mixing.excerpt(noise, 12, torch.Generator().manual_seed(1))
+    drawn = mixing.draw_excerpt(noise, 12, torch.Generator().manual_seed(1))
     assert len(drawn) == 12
     assert ((drawn[1:] - drawn[:-1]) % 5 == 1).all()
 
