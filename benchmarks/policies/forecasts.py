@@ -1,66 +1,80 @@
 """What the look-ahead policies could be learnt with, and on which noise: compared on dev audio alone, cross-fitted.
 
-    python benchmarks/forecasts.py daisy-mini
+    python -m benchmarks.policies.forecasts daisy-mini
 
 Learners: the ridge regression that ships (`daisy.calibration.forecast`), with other penalties, fewer scores, or a
-target between forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees. Noise:
-recorded alone, or white, pink and babble too. A price for each depth is set on the kinds that were learnt from; the
-agreement with the full model is judged on all of them beside a static cut, and whether the exit follows the noise, each
-utterance by models that did not see its speaker.
+target between forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees.
+Noise: recorded alone, or white, pink and babble too. A price for each depth is set on the kinds that were learnt from;
+the agreement with the full model is judged on all of them beside a static cut, and whether the exit follows the noise,
+each utterance by models that did not see its speaker.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy
 import torch
-from common import guarded, write
-from full_runs import KINDS, SNRS_DB, calibration_runs
 from sklearn.ensemble import HistGradientBoostingRegressor
 from torch import Tensor
 
+from benchmarks.policies.rows import LOSS, make_gain_fields
+from benchmarks.shared.full_runs import NOISE_KINDS, NOISY_SNRS_DB, load_calibration_runs
+from benchmarks.shared.recordings import DEPTHS_COARSE
+from benchmarks.shared.results import write_result
+from benchmarks.shared.script import make_parser, run_script
 from daisy import policies
 from daisy.calibration import forecast
-from daisy.calibration.depth import LOOK_AHEAD, STEPS, critical_prices, mean_depth
+from daisy.calibration.depth import STEPS, mean_depth
+from daisy.calibration.families import LOOK_AHEAD, critical_prices
 from daisy.calibration.traces import Traces
 from daisy.evaluation import comparison, study
 
-DEPTHS = (0.4, 0.6, 0.8)
 PENALTIES = (0.001, forecast.RIDGE_PENALTY, 0.1, 1.0)
-SHARES = (0.25, 0.5, 0.75)
-FEWER = (("entropy", "change"), ("entropy",))
+ENTROPY_SHARES = (0.25, 0.5, 0.75)
+FEWER_SCORES = (("entropy", "change"), ("entropy",))
 TREES = {"max_iter": 60, "max_depth": 3, "learning_rate": 0.1, "min_samples_leaf": 20}
 Learner = Callable[[str, Traces, Traces], Tensor]
-"""Policy, runs to learn from, runs to foretell: critical prices (B, L - 1)."""
+"""Policy, runs to learn from, runs to predict for: critical prices (B, L - 1)."""
 
 
-def ridge(penalty: float = forecast.RIDGE_PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0) -> Learner:
-    def prices(name: str, learn: Traces, apply: Traces) -> Tensor:
+def make_ridge(
+    penalty: float = forecast.RIDGE_PENALTY, scores: tuple[str, ...] = (), entropy_share: float = 0.0
+) -> Learner:
+    """Make a ridge regression.
+
+    Args:
+        penalty: of the weights' squares.
+        scores: inputs; the policy's where empty.
+        entropy_share: how far the target lies from the loss towards the entropy, 0 to 1.
+    """
+
+    def predict_prices(name: str, learning: Traces, others: Traces) -> Tensor:
         target, features = LOOK_AHEAD[name]
-        loss, entropy = wanted(learn, target), learn.scores["entropy"]
+        loss, entropy = get_target(learning, target), learning.scores["entropy"]
         if entropy_share:
             loss = (1 - entropy_share) * loss + entropy_share * entropy * (loss.std() / entropy.std())
-        found = forecast.fit_gains(learn.scores, loss, scores or features, penalty=penalty)
-        rule = policies.make_policy(name, {**found._asdict(), "price": 0.0})
-        return critical_prices(rule, apply.scores)
+        fitted = forecast.fit_gains(learning.scores, loss, scores or features, penalty=penalty)
+        rule = policies.make_policy(name, {**fitted._asdict(), "price": 0.0})
+        return critical_prices(rule, others.scores)
 
-    return prices
+    return predict_prices
 
 
-def boosted(name: str, learn: Traces, apply: Traces) -> Tensor:
-    """One small ensemble for each layer and later layer."""
+def predict_by_trees(name: str, learning: Traces, others: Traces) -> Tensor:
+    """Predict critical prices (B, L - 1) by one small ensemble for each layer and later layer."""
     target, features = LOOK_AHEAD[name]
-    loss = wanted(learn, target).numpy()
+    loss = get_target(learning, target).numpy()
     columns = []
-    for layer in range(1, learn.num_layers):
-        seen, new = (numpy.hstack([runs.scores[f][:, :layer].numpy() for f in features]) for runs in (learn, apply))
+    for layer in range(1, learning.num_layers):
+        seen, new = (
+            numpy.hstack([runs.scores[score][:, :layer].numpy() for score in features]) for runs in (learning, others)
+        )
         gains = numpy.stack(
             [
                 HistGradientBoostingRegressor(**TREES).fit(seen, loss[:, layer - 1] - loss[:, later]).predict(new)
-                for later in range(layer, learn.num_layers)
+                for later in range(layer, learning.num_layers)
             ],
             axis=1,
         )
@@ -68,68 +82,91 @@ def boosted(name: str, learn: Traces, apply: Traces) -> Tensor:
     return torch.tensor(numpy.stack(columns, axis=1))
 
 
-def wanted(runs: Traces, target: str) -> Tensor:
+def get_target(runs: Traces, target: str) -> Tensor:
+    """Return the loss or score (B, L) that is predicted."""
     return runs.losses[target] if target in runs.losses else runs.scores[target]
 
 
-def cross_fitted(learner: Learner, name: str, runs: Traces, learnable: list[bool]) -> Tensor:
-    """(B, L - 1) critical prices; models learn from the rows that are ``learnable``, of other speakers."""
-    found = torch.zeros(len(runs), runs.num_layers - 1, dtype=torch.float64)
+def cross_fit(learner: Learner, name: str, runs: Traces, is_learnable: list[bool]) -> Tensor:
+    """Predict critical prices (B, L - 1) by models that learn from the learnable rows of other speakers."""
+    prices = torch.zeros(len(runs), runs.num_layers - 1, dtype=torch.float64)
     for fold in forecast.split_folds(runs.groups):
-        out = set(fold.tolist())
-        rest = [i for i, allowed in enumerate(learnable) if allowed and i not in out]
-        found[fold] = learner(name, runs.select(rest), runs.select(fold)).double()
-    return found
+        held_out = set(fold.tolist())
+        rest = [index for index, learnable in enumerate(is_learnable) if learnable and index not in held_out]
+        prices[fold] = learner(name, runs.select(rest), runs.select(fold)).double()
+    return prices
 
 
-def measure(prices: Tensor, name: str, target: float, runs: Traces, learnable: list[bool]) -> dict:
-    """Set on the rows that were learnt from, judged on all."""
-    set_on = torch.tensor(learnable)
-    exits_at = lambda price, rows: 1 + (rows > price).long().cumprod(1).sum(1)  # noqa: E731
+def exit_at(price: float, prices: Tensor) -> Tensor:
+    """Return the (B,) exits at a price: the first layer whose critical price (B, L - 1) it reaches."""
+    return 1 + (prices > price).long().cumprod(1).sum(1)
+
+
+def find_price(prices: Tensor, target: float, runs: Traces) -> float:
+    """Find the price at which runs have a mean depth, by bisection."""
     low, high = float(prices.min()), float(prices.max())
     for _ in range(STEPS):
-        middle = (low + high) / 2
-        deeper = mean_depth(exits_at(middle, prices[set_on]), runs.select(set_on.nonzero()[:, 0])) > target
-        low, high = (middle, high) if deeper else (low, middle)
-    exits = exits_at(high, prices)
-    verdicts = comparison.evaluate_by_condition(name, exits, runs)
-    overall = verdicts[0]
-    gain = overall.gain["disagreement"]
-    ratios = [snr for snr in SNRS_DB if snr is not None]
-    line = {"target_depth": target, "depth": overall.depth}
-    line |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
-    line["over_chance"] = overall.random["disagreement"] - overall.losses["disagreement"].mean
-    for kind in KINDS:
-        line[f"spearman_{kind}"] = study.correlate_with_snr(verdicts, name, kind, ratios)
-    return line
+        price = (low + high) / 2
+        if mean_depth(exit_at(price, prices), runs) > target:
+            low = price
+        else:
+            high = price
+    return high
+
+
+def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable: list[bool]) -> dict:
+    """Measure a policy that is set on the rows that were learnt from, on all rows."""
+    rows = torch.tensor(is_learnable).nonzero()[:, 0]
+    exits = exit_at(find_price(prices[rows], target, runs.select(rows)), prices)
+    evaluations = comparison.evaluate_by_condition(name, exits, runs)
+    overall = evaluations[0]
+    return {
+        "target_depth": target,
+        "depth": overall.depth,
+        **make_gain_fields(overall),
+        "over_chance": overall.random[LOSS] - overall.losses[LOSS].mean,
+        **{
+            f"spearman_{kind}": study.correlate_with_snr(evaluations, name, kind, NOISY_SNRS_DB)
+            for kind in NOISE_KINDS
+        },
+    }
+
+
+def list_learners(quick: bool) -> Iterator[tuple[str, str, str, Learner]]:
+    """Yield policy, kinds of noise to learn from, and a learner with its name."""
+    learners: dict[str, Learner] = {f"ridge, {penalty:g}": make_ridge(penalty) for penalty in PENALTIES}
+    if not quick:
+        learners["boosted trees"] = predict_by_trees
+    more = {f"ridge, {share:.0%} entropy": make_ridge(entropy_share=share) for share in ENTROPY_SHARES}
+    more |= {f"ridge, {' and '.join(scores)}": make_ridge(scores=scores) for scores in FEWER_SCORES}
+    for policy in ("forecast", "plateau"):
+        for kinds in ("recorded", "all kinds"):
+            is_shipped = (policy, kinds) == ("forecast", "all kinds")
+            for label, learner in {**learners, **(more if is_shipped else {})}.items():
+                yield policy, kinds, label, learner
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, quick="a few utterances, no trees; nothing is written")
     parser.add_argument("model")
-    parser.add_argument("--quick", action="store_true", help="a few utterances, no trees; nothing is written")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
-    runs = calibration_runs(arguments.model, 6 if arguments.quick else None)
-    recorded = [condition.split()[0] in ("clean", "recorded") for condition in runs.conditions]
-    learners: dict[str, Learner] = {f"ridge, {penalty:g}": ridge(penalty) for penalty in PENALTIES}
-    if not arguments.quick:
-        learners["boosted trees"] = boosted
+    runs = load_calibration_runs(arguments.model, 6 if arguments.quick else None)
+    is_learnable = {
+        "recorded": [condition.split()[0] in ("clean", "recorded") for condition in runs.conditions],
+        "all kinds": [True] * len(runs),
+    }
     rows = []
-    between: dict[str, Learner] = {f"ridge, {share:.0%} entropy": ridge(entropy_share=share) for share in SHARES}
-    fewer: dict[str, Learner] = {f"ridge, {' and '.join(scores)}": ridge(scores=scores) for scores in FEWER}
-    for name in ("forecast", "plateau"):
-        for heard, learnable in (("recorded", recorded), ("all kinds", [True] * len(runs))):
-            more = {**between, **fewer} if (name, heard) == ("forecast", "all kinds") else {}
-            for label, learner in {**learners, **more}.items():
-                prices = cross_fitted(learner, name, runs, learnable)
-                for target in DEPTHS:
-                    made = {"policy": name, "learner": label, "learnt_on": heard}
-                    rows.append(made | measure(prices, name, target, runs, learnable))
-                    print(*(f"{v:+.3f}" if isinstance(v, float) else f"{v:14}" for v in rows[-1].values()), flush=True)
+    for policy, kinds, label, learner in list_learners(arguments.quick):
+        prices = cross_fit(learner, policy, runs, is_learnable[kinds])
+        for target in DEPTHS_COARSE:
+            row = measure(prices, policy, target, runs, is_learnable[kinds])
+            rows.append({"policy": policy, "learner": label, "learnt_on": kinds, **row})
+            values = rows[-1].values()
+            print(*(f"{value:+.3f}" if isinstance(value, float) else f"{value:14}" for value in values), flush=True)
     if not arguments.quick:
-        write("forecasts", rows)
+        write_result("forecasts", rows)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

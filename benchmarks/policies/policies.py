@@ -21,7 +21,8 @@ from benchmarks.shared.full_runs import NOISE_KINDS, load_calibration_runs, load
 from benchmarks.shared.results import RESULTS, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import policies
-from daisy.calibration.depth import FAMILIES, calibrate_depth, find_quantile, fit_family
+from daisy.calibration.depth import calibrate_depth, find_quantile
+from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
 from daisy.cli.demonstration import DEPTH
 from daisy.evaluation import comparison, figures

@@ -1,32 +1,32 @@
 """Makes daisy/assets/daisy-mini.safetensors: float16 weights, policies for 60 % depth on the dev audio, provenance.
 
-python benchmarks/ship.py runs/denoising.safetensors
+python -m benchmarks.training.ship runs/denoising.safetensors
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from common import guarded
-from full_runs import calibration_runs
 
 import daisy
-from daisy.calibration.depth import FAMILIES, calibrate_depth
+from benchmarks.shared.full_runs import load_calibration_runs
+from benchmarks.shared.script import make_parser, run_script
+from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.families import FAMILIES
 from daisy.checkpoints.format import ASSETS
+from daisy.cli.demonstration import DEPTH
 from daisy.evaluation import study
 
-DEPTH = 0.6
 POLICIES = [name for name in FAMILIES if name not in ("fixed", "oracle")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("model", type=Path, help="checkpoint with trained heads")
     arguments = parser.parse_args()
     model = daisy.load(arguments.model)
-    runs = calibration_runs(arguments.model)
+    runs = load_calibration_runs(arguments.model)
     model.policies = {}
     for name in POLICIES:
         settings = calibrate_depth(name, runs, DEPTH).policy.to_config()
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

@@ -1,7 +1,8 @@
 """Unlabelled audio to policies: full runs, thresholds for a depth or a guaranteed risk, and what layers cost."""
 
 from daisy.calibration.cost import make_macs_deadline, make_measured_deadline, measure_layer_seconds
-from daisy.calibration.depth import PolicyFamily, calibrate_depth, fit_family
+from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.families import PolicyFamily, fit_family
 from daisy.calibration.guarantee import Certificate, calibrate_risk
 from daisy.calibration.intervals import Estimate, bootstrap
 from daisy.calibration.traces import Traces, join_traces, read_traces, write_traces

@@ -14,7 +14,7 @@ from torch import Tensor
 from daisy import policies
 from daisy.calibration import risk
 from daisy.calibration._types import Floats
-from daisy.calibration.depth import critical_prices, fit_family, readable_scores
+from daisy.calibration.families import critical_prices, fit_family, readable_scores
 from daisy.calibration.intervals import bootstrap
 from daisy.calibration.traces import Traces
 from daisy.errors import PolicyError, unknown_name
@@ -55,7 +55,7 @@ def calibrate_risk(
     itself: no loss.
 
     Args:
-        name: of `daisy.calibration.depth.FAMILIES`.
+        name: of `daisy.calibration.families.FAMILIES`.
         traces: full runs on unlabelled audio.
         alpha: the risk allowed, from (0, 1).
         delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.

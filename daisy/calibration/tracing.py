@@ -12,9 +12,10 @@ from daisy.audio import conditions, mixing
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
-from daisy.models.packing import PackedLayout
+from daisy.models import FinalHead, PackedLayout
 from daisy.policies import Never
 from daisy.policies.scores import SCORES, HeadOutputs, available_scores
+from daisy.runtime.exit_output import ExitOutput
 
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
@@ -67,38 +68,27 @@ def trace(
     Raises:
         CheckpointError: where the model has no exit heads.
     """
-    if scores is None:
-        scores = (
-            available_scores(model.heads) if model.heads else SCORES
-        )  # without heads the encoder says what is missing
+    if scores is None:  # without heads the encoder says what is missing
+        scores = available_scores(model.heads) if model.heads else SCORES
     encoder = EarlyExitEncoder(
         model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
     )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
     traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
-    losses = {name: torch.zeros(size) for name in LOSSES} if model.final_head and model.heads else {}
-    units: list[Tensor] = [torch.empty(0)] * len(waveforms) if losses else []
+    against_full = _FullModel(model.final_head, size, score_stride) if model.final_head and model.heads else None
     for indices in audio.batch_by_length([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
-        readings: list[HeadOutputs] = []
-        out = encoder([waveforms[i] for i in indices], observe=readings.append)
+        layers: list[HeadOutputs] = []
+        out = encoder([waveforms[i] for i in indices], observe=layers.append)
         for name, values in out.scores.items():
             traced_scores[name][indices] = values
-        if losses:
-            full = model.final_head(torch.cat([s[-1] for s in out.states])).log_softmax(-1)  # type: ignore[misc]
-            wanted = full.argmax(-1) if reference is None else torch.cat([reference[i] for i in indices])
-            rows = PackedLayout(out.num_frames, full.device).strided_rows(score_stride)
-            read, asked = full[rows], wanted.to(full.device)[rows]
-            for layer, reading in enumerate(readings):
-                for name, values in zip(LOSSES, _losses(reading, read, asked), strict=True):
-                    losses[name][indices, layer] = values.cpu()
-            of_utterances = full.argmax(-1).cpu().split(out.num_frames.tolist())
-            for index, utterance_units in zip(indices, of_utterances, strict=True):
-                units[index] = utterance_units
+        if against_full is not None:
+            against_full.compare(indices, out, layers, reference)
         progress(len(indices))
+    losses = against_full.losses if against_full else {}
     if losses:
         traced_scores["final_agreement"] = 1 - losses["disagreement"]
-    table = Traces(
+    traces = Traces(
         utterances=tuple(names),
         groups=tuple(groups or names),
         conditions=(condition,) * len(waveforms),
@@ -108,15 +98,44 @@ def trace(
         costs=torch.arange(1, config.num_layers + 1).float(),
         layers=tuple(range(1, config.num_layers + 1)),
     )
-    return table, units
+    return traces, against_full.units if against_full else []
 
 
-def _losses(reading: HeadOutputs, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+class _FullModel:
+    """What the full model predicts, and how far each layer's head is from it.
+
+    Args:
+        head: HuBERT's own prediction head.
+        size: (B, L) of all runs.
+        score_stride: of the frames that heads look at.
+    """
+
+    def __init__(self, head: FinalHead, size: tuple[int, int], score_stride: int):
+        self.head, self.score_stride = head, score_stride
+        self.losses = {name: torch.zeros(size) for name in LOSSES}
+        self.units: list[Tensor] = [torch.empty(0)] * size[0]
+
+    def compare(
+        self, indices: list[int], out: ExitOutput, layers: list[HeadOutputs], reference: Sequence[Tensor] | None
+    ) -> None:
+        """Note the losses and the full model's units of a batch: utterances ``indices`` of all."""
+        full = self.head(torch.cat([states[-1] for states in out.states])).log_softmax(-1)  # (F, K)
+        full_units = full.argmax(-1)
+        wanted = full_units if reference is None else torch.cat([reference[i] for i in indices]).to(full.device)
+        rows = PackedLayout(out.num_frames, full.device).strided_rows(self.score_stride)
+        for layer, outputs in enumerate(layers):
+            for name, values in zip(LOSSES, _losses(outputs, full[rows], wanted[rows]), strict=True):
+                self.losses[name][indices, layer] = values.cpu()
+        for index, units in zip(indices, full_units.cpu().split(out.num_frames.tolist()), strict=True):
+            self.units[index] = units
+
+
+def _losses(outputs: HeadOutputs, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
     """`LOSSES` at one layer, (B,) each, from the full model's (F', K) and the units wanted (F',)."""
-    log_probs, guesses = reading.log_probs, reading.units
+    log_probs, guesses = outputs.log_probs, outputs.units
     return (
-        reading.mean((guesses != full.argmax(-1)).float()),
-        reading.mean((guesses != wanted).float()),
-        reading.mean(-log_probs.gather(-1, wanted[..., None])[..., 0]),
-        reading.mean((full.exp() * (full - log_probs)).sum(-1)),
+        outputs.mean((guesses != full.argmax(-1)).float()),
+        outputs.mean((guesses != wanted).float()),
+        outputs.mean(-log_probs.gather(-1, wanted[..., None])[..., 0]),
+        outputs.mean((full.exp() * (full - log_probs)).sum(-1)),
     )

@@ -13,7 +13,8 @@ import numpy
 from torch import Tensor
 
 from daisy.calibration._types import Floats
-from daisy.calibration.depth import FAMILIES, LOOK_AHEAD, STEPS, find_quantile, fit_family, mean_depth, readable_scores
+from daisy.calibration.depth import STEPS, find_quantile, mean_depth
+from daisy.calibration.families import FAMILIES, LOOK_AHEAD, fit_family, readable_scores
 from daisy.calibration.intervals import DRAWS, Estimate, Resample
 from daisy.calibration.traces import Traces
 
@@ -109,7 +110,7 @@ def trace_frontier(
     Args:
         tune: full runs that policies learn and are set on.
         test: full runs of other groups.
-        names: of `daisy.calibration.depth.FAMILIES`; ``hindsight`` is the best that exits could do at a depth.
+        names: of `daisy.calibration.families.FAMILIES`; ``hindsight`` is the best that exits could do at a depth.
         depths: mean executed shares to tune for.
         loss: what policies that learn a loss learn.
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from daisy.calibration.depth import calibrate_depth, check_depth, readable_scores
+from daisy.calibration.depth import calibrate_depth, check_depth
+from daisy.calibration.families import readable_scores
 from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
 from daisy.evaluation import comparison
@@ -56,7 +57,7 @@ def compare_policies(
     Args:
         tune: full runs, of other groups than ``test``.
         test: full runs.
-        names: of `daisy.calibration.depth.FAMILIES`; all that the columns allow where empty.
+        names: of `daisy.calibration.families.FAMILIES`; all that the columns allow where empty.
         depth: mean executed share for the table by condition.
         depths: those of the frontier.
         loss: one of the traces' losses; the first where empty.

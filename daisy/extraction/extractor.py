@@ -16,7 +16,7 @@ from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.feature_files import StreamedFeatures, write_features
+from daisy.extraction.feature_files import StreamedFeatures, name_outputs, write_features
 from daisy.extraction.index import ExtractionReport, write_index
 from daisy.extraction.journal import Journal, Row, Settings, stamp
 from daisy.policies.scores import to_json
@@ -110,7 +110,7 @@ class Extractor:
             OutputError: where the folder cannot be written or holds a run with other settings.
             UsageError: where two recordings would have the same output file.
         """
-        self.outputs = _name_outputs(recordings, self.settings.format)
+        self.outputs = name_outputs(recordings, self.settings.format)
         journal = Journal(self.out, self.settings, overwrite)
         journal.check_outputs(self.outputs)
         self.failed = {}
@@ -295,22 +295,3 @@ def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
 def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     last = int(result.exit_layer[index])
     return {name: to_json(values[index, :last]) for name, values in result.scores.items()}
-
-
-def _name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
-    """Each path's output name.
-
-    Raises:
-        UsageError: where two recordings share one.
-    """
-    taken: dict[str, Path] = {}
-    for recording in recordings:
-        name = Path(recording.name)
-        relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
-        output = str(relative.with_suffix(f".{format}"))
-        if output in taken:
-            raise UsageError(
-                f"{taken[output]} and {recording.path} would both be written to {output}", remedy="separate_out"
-            )
-        taken[output] = recording.path
-    return {path: output for output, path in taken.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,35 @@ import numpy
 from torch import Tensor
 
 from daisy import _files
-from daisy.errors import OutputError
+from daisy.audio import Recording
+from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
+
+
+def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
+    """Name each recording's file.
+
+    Args:
+        recordings: what will be written.
+        format: the files' ending.
+
+    Returns:
+        A recording's path to its file's, below the run's folder.
+
+    Raises:
+        UsageError: where two recordings share one.
+    """
+    taken: dict[str, Path] = {}
+    for recording in recordings:
+        name = Path(recording.name)
+        relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
+        output = str(relative.with_suffix(f".{format}"))
+        if output in taken:
+            raise UsageError(
+                f"{taken[output]} and {recording.path} would both be written to {output}", remedy="separate_out"
+            )
+        taken[output] = recording.path
+    return {path: output for output, path in taken.items()}
 
 
 def write_features(states: Tensor, path: Path, settings: Settings, row: Row) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from daisy import PolicyError, policies
-from daisy.calibration.depth import FAMILIES, calibrate_depth, fit_family, fit_window, mean_depth
+from daisy.calibration.depth import calibrate_depth, fit_window, mean_depth
+from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
 from daisy.policies.rules import LookAhead
 from tests.conftest import TRACED_LAYERS as LAYERS

@@ -5,7 +5,7 @@ import torch
 
 from daisy import PolicyError, policies
 from daisy.calibration import guarantee
-from daisy.calibration.depth import FAMILIES
+from daisy.calibration.families import FAMILIES
 from daisy.calibration.traces import Traces, join_traces
 
 
