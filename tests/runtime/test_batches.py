@@ -157,3 +157,26 @@ def test_a_frame_is_as_long_as_the_backbones_convolutions_say():
     assert encoder(torch.zeros(20)).num_frames.tolist() == [1]
     with pytest.raises(AudioError, match="utterance 0 has 19 samples; one frame needs 20"):
         encoder(torch.zeros(19))
+
+
+@pytest.mark.xfail(reason="defect: Python's own TypeError comes out of what is no batch at all")
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (None, {}),
+        (5, {}),
+        (two, {"num_samples": 800}),
+        (two, {"num_samples": torch.tensor([[800], [800]])}),
+        (two, {"num_samples": ["800", "800"]}),
+        (two, {"mask": "all"}),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(encoder, given, options):
+    with pytest.raises(AudioError):
+        encoder(given, **options)
+
+
+@pytest.mark.xfail(reason="defect: samples are looked at before they become float32, where they are infinite")
+def test_samples_beyond_float32_are_refused(encoder):
+    with pytest.raises(AudioError, match="utterance 0 holds samples that are NaN or infinite"):
+        encoder(torch.full((800,), 1e300, dtype=torch.float64))
