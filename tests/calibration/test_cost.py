@@ -1,5 +1,6 @@
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,20 +77,48 @@ def test_a_budget_of_operations_is_kept():
     assert EarlyExitEncoder(model.backbone, model.heads, half)(waveforms).exit_layer.tolist() == [3, 2, 1]
 
 
-def test_measured_costs_rise_with_length():
+def test_measured_costs_rise_with_length_and_decide():
     model = tiny_model()
-    policy = cost.make_measured_deadline(model.backbone, model.heads, 1e9, policies.Entropy(threshold=0.0), repeats=3)
-    assert value(policy.layer_cost, 800) > value(policy.layer_cost, 50) > 0
-    waveforms = [0.1 * torch.randn(8000), 0.1 * torch.randn(64000)]
-    run = lambda rule: EarlyExitEncoder(model.backbone, model.heads, rule)(waveforms).exit_layer.tolist()  # noqa: E731
-    assert run(policy) == [4, 4]
-    assert run(dataclasses.replace(policy, budget=1e-9)) == [1, 1]
+    short, long = (torch.randn(400 + 320 * (num_frames - 1)) for num_frames in (50, 800))
+    rule = policies.Entropy(threshold=0.0)
+    policy = cost.make_measured_deadline(model.backbone, model.heads, 1.0, rule, repeats=3)
+    assert (policy.budget, policy.then) == (1.0, rule)
+    layers = [value(policy.layer_cost, num_frames) for num_frames in (50, 800)]
+    fronts = [value(policy.front_cost, num_frames) for num_frames in (50, 800)]
+    assert layers[1] > layers[0] > 0
+    assert fronts[1] > fronts[0] > 0
+
+    def exits(budget):
+        rule = dataclasses.replace(policy, budget=budget)
+        return EarlyExitEncoder(model.backbone, model.heads, rule)([short, long]).exit_layer.tolist()
+
+    assert exits(fronts[1] + 4.01 * layers[1]) == [4, 4]
+    assert exits(fronts[1] + 2.5 * layers[1])[1] == 2
+    assert exits(fronts[0] + 3.5 * layers[0])[0] == 3
+    assert exits(fronts[0]) == [1, 1]
 
 
 def test_seconds_are_of_all_layers_so_far_and_their_scores(monkeypatch):
-    model, slow = tiny_model(), 0.25
-    monkeypatch.setitem(scores.SCORES, "entropy", lambda reading: time.sleep(slow) or torch.zeros(1))
+    """On a clock that only scores advance: by 0.25 s for each of two utterances at each layer."""
+    model, now = tiny_model(), [100.0]
+
+    def slow_entropy(outputs):
+        now[0] += 0.25
+        return torch.zeros(1)
+
+    monkeypatch.setitem(scores.SCORES, "entropy", slow_entropy)
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     seconds = cost.measure_layer_seconds(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, ["entropy"])
+    assert seconds.tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_seconds_of_this_machines_clock():
+    """What a layer takes is counted to it and to those that follow, and no more than the whole took."""
+    model = tiny_model()
+    begin = time.perf_counter()
+    seconds = cost.measure_layer_seconds(model.backbone, model.heads, [0.1 * torch.randn(16000)] * 2, [], repeats=1)
+    whole = time.perf_counter() - begin
     assert seconds.shape == (4,)
-    assert (seconds.diff() > 2 * slow).all()
-    assert 2 * slow < seconds[0] < 4 * slow
+    assert seconds[0] > 0
+    assert (seconds.diff() > 0).all()
+    assert seconds[-1] < whole
