@@ -13,12 +13,17 @@ runs=$PWD/runs
 export OMP_NUM_THREADS=1
 mkdir -p "$runs/data" "$runs/balanced"
 
+measure() { # SCRIPT [options]: a module of benchmarks, found from the root of the repository
+    local script=$1
+    shift
+    "$bin/python" -m "benchmarks.$script" "$@"
+}
 manifest() { # NAME FOLDER... [options]
     local name=$1
     shift
     [ -f "$runs/$name.tsv" ] || "$bin/daisy" manifest "$@" --root "$data" --out "$runs/$name.tsv"
 }
-[ -f "$runs/speakers.csv" ] || "$bin/python" benchmarks/speakers.py "$runs/speakers.csv"
+[ -f "$runs/speakers.csv" ] || measure training.speakers "$runs/speakers.csv"
 manifest data/train "$data"/{librispeech,commands,keywords}/train
 manifest data/valid "$data"/{librispeech,commands,keywords}/dev
 manifest data/noise "$data/noise/train"
@@ -58,31 +63,31 @@ export OMP_NUM_THREADS=2
 networks=(hubert_mini=runs/hubert_mini.safetensors)
 for number in 1 2 3; do networks+=("iteration$number=runs/pretrain/iteration$number.safetensors"); done
 kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
-"$bin/python" benchmarks/pretraining.py "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 iteration3=iteration3 \
+measure training.pretraining "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 iteration3=iteration3 \
     --units mfcc=runs/balanced,runs/pretrain/units1 iteration2=runs/balanced,runs/pretrain/units2 \
     iteration3=runs/balanced,runs/pretrain/units3
-"$bin/python" benchmarks/probes.py "${networks[@]}"
-"$bin/python" benchmarks/units.py "${networks[@]:1:2}" --layers 6 9 12 --centre
-"$bin/python" benchmarks/units.py "${networks[@]:0:3}" --layers 6 9 12 --centre --digits
-"$bin/python" benchmarks/ablations.py runs
-"$bin/python" benchmarks/heads.py "${kinds[@]}"
-"$bin/python" benchmarks/ship.py runs/denoising.safetensors
-"$bin/python" benchmarks/s3prl_cache.py
-"$bin/python" benchmarks/parity.py
-"$bin/python" benchmarks/forecasts.py daisy-mini
-"$bin/python" benchmarks/policies.py daisy-mini
-"$bin/python" benchmarks/noise_curve.py daisy-mini
-"$bin/python" benchmarks/guarantee.py daisy-mini
+measure training.probes "${networks[@]}"
+measure training.units "${networks[@]:1:2}" --layers 6 9 12 --centre
+measure training.units "${networks[@]:0:3}" --layers 6 9 12 --centre --digits
+measure training.ablations runs
+measure training.heads "${kinds[@]}"
+measure training.ship runs/denoising.safetensors
+measure speed.s3prl_cache
+measure parity
+measure policies.forecasts daisy-mini
+measure policies.policies daisy-mini
+measure policies.noise_curve daisy-mini
+measure policies.guarantee daisy-mini
 
-"$bin/python" benchmarks/noisy_sets.py "$runs/test"
+measure policies.noisy_sets "$runs/test"
 for condition in clean 20dB 10dB 5dB 0dB -5dB; do
     echo "$condition:"
     "$bin/daisy" extract "$runs/test/$condition" --out "$runs/features/$condition" | tail -n 1
 done
-"$bin/python" benchmarks/extraction.py runs/features
+measure policies.extraction runs/features
 
 export OMP_NUM_THREADS=1
-minisuperb() { "$bin/python" benchmarks/minisuperb/run.py daisy-mini --jobs 2 "$@"; }
+minisuperb() { measure minisuperb.run daisy-mini --jobs 2 "$@"; }
 depths=(never {plateau,fixed,random}-{80,60,40} daisy_window-60 fbank)
 minisuperb --tasks ks sid ic --upstreams "${depths[@]}" --seeds 0 1 2
 minisuperb --tasks asr se ss --upstreams "${depths[@]}"
@@ -96,7 +101,7 @@ for data in small noisy; do
 done
 minisuperb --table --time --upstreams never {plateau,fixed,random}-60 hubert fbank
 
-"$bin/python" benchmarks/latency.py
-"$bin/python" benchmarks/speed.py
-"$bin/python" benchmarks/memory.py
-"$bin/python" benchmarks/readme.py
+measure speed.latency
+measure speed.speed
+measure speed.memory
+measure readme

@@ -7,9 +7,7 @@ as its scripts make them, so that the same corpora give the same samples. Corpor
 
 from __future__ import annotations
 
-import csv
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,8 +15,11 @@ from pathlib import Path
 
 import soundfile
 
+from benchmarks.minisuperb.corpora import replace_folder
+from benchmarks.minisuperb.draft import write_table
+from benchmarks.shared.recordings import SAMPLE_RATE
 from daisy import _files
-from daisy.errors import OutputError, UsageError
+from daisy.errors import UsageError
 
 SAMPLED = 1000
 SE_SEED, SS_SEED = 8830, 7
@@ -99,8 +100,8 @@ CORPORA = {
 }
 
 
-def missing(name: str, folder: Path | None) -> list[str]:
-    """What a corpus lacks, a line each: nothing where it is whole.
+def find_missing(name: str, folder: Path | None) -> list[str]:
+    """Find what a corpus lacks, a line each: nothing where it is whole.
 
     Args:
         name: of `CORPORA`.
@@ -113,14 +114,14 @@ def missing(name: str, folder: Path | None) -> list[str]:
         return [f"{folder}: no such folder; wanted is {corpus.title}"]
     lines = []
     for part in corpus.parts:
-        found = sum(1 for _ in folder.glob(part.pattern))
-        if found < part.count:
-            lines.append(f"{folder / part.pattern}: {found} of {part.count} {part.what}")
+        count = sum(1 for _ in folder.glob(part.pattern))
+        if count < part.count:
+            lines.append(f"{folder / part.pattern}: {count} of {part.count} {part.what}")
     return lines
 
 
-def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
-    """So many of the names, sorted: the first of the sorted names, shuffled by Python's generator.
+def draw_names(names: Iterable[str], count: int, seed: int) -> list[str]:
+    """Draw so many of the names: the first of the sorted names, shuffled by Python's generator; sorted again.
 
     Raises:
         UsageError: where there are fewer.
@@ -133,7 +134,7 @@ def draw(names: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def draw_speakers(lines: Iterable[str], count: int, seed: int) -> list[str]:
-    """Lines of a VoxCeleb1 split list with only so many training utterances a speaker.
+    """Draw so many training utterances of each speaker of a VoxCeleb1 split list; lines of dev and test stay.
 
     Raises:
         UsageError: where a speaker has fewer, or a line is none.
@@ -149,13 +150,13 @@ def draw_speakers(lines: Iterable[str], count: int, seed: int) -> list[str]:
     few = Counter(speakers)
     if any(number < count for number in few.values()):
         raise UsageError(f"a speaker has fewer than {count} training utterances")
-    kept = [found.sample(count, random_state=seed) for _, found in train.groupby(speakers)]
+    kept = [utterances.sample(count, random_state=seed) for _, utterances in train.groupby(speakers)]
     table = pandas.concat([*kept, frame[frame.split == "2"], frame[frame.split == "3"]])
     return [f"{row.split} {row.path}" for row in table.itertuples()]
 
 
-def recognition(out: Path, folders: dict[str, Path]) -> None:
-    """ASR: links, length tables and the character dictionary."""
+def build_recognition(out: Path, folders: dict[str, Path]) -> None:
+    """Build ASR: links, length tables and the character dictionary."""
     _link(folders["librilight"], out / "train")
     for split in ("dev-clean", "test-clean"):
         _link(folders["librispeech"] / split, out / split)
@@ -163,15 +164,13 @@ def recognition(out: Path, folders: dict[str, Path]) -> None:
         table = [("file_path", "length", "label")]
         for path in sorted((out / split).resolve().rglob("*.flac")):
             inside = Path(split) / path.relative_to((out / split).resolve())
-            table.append((str(inside), str(soundfile.info(path).frames // 160), ""))
-        (out / "lengths").mkdir(exist_ok=True)
-        with open(out / "lengths" / f"{split}.csv", "w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows(table)
+            table.append((str(inside), str(soundfile.info(path).frames // (SAMPLE_RATE // 100)), ""))
+        write_table(out / "lengths" / f"{split}.csv", table)
     _files.write(out / "char.dict", "".join(f"{letter} 1\n" for letter in LETTERS).encode())
 
 
-def speakers(out: Path, folders: dict[str, Path]) -> None:
-    """SID: a link and the sampled list."""
+def build_speakers(out: Path, folders: dict[str, Path]) -> None:
+    """Build SID: a link and the sampled list."""
     root = folders["voxceleb"]
     _link(root, out / "VoxCeleb1")
     lists = [root / name for name in ("veri_test_class.txt", "iden_split.txt") if (root / name).is_file()]
@@ -182,8 +181,8 @@ def speakers(out: Path, folders: dict[str, Path]) -> None:
     _files.write(out / "split.txt", "".join(f"{line}\n" for line in sampled).encode())
 
 
-def enhancement(out: Path, folders: dict[str, Path]) -> None:
-    """SE: lists of the sampled training recordings, and of all of dev and test."""
+def build_enhancement(out: Path, folders: dict[str, Path]) -> None:
+    """Build SE: lists of the sampled training recordings, and of all of dev and test."""
     root = folders["voicebank"]
     stems = {}
     for kind in ("clean", "noisy"):
@@ -193,22 +192,22 @@ def enhancement(out: Path, folders: dict[str, Path]) -> None:
     pool = set(stems["clean", "trainset_28spk"]) & set(stems["noisy", "trainset_28spk"])
     dev = {stem for stem in pool if stem.startswith(DEV_SPEAKERS)}
     test = set(stems["clean", "testset"]) & set(stems["noisy", "testset"])
-    chosen = {"train": draw(pool - dev, SAMPLED, SE_SEED), "dev": sorted(dev), "test": sorted(test)}
+    chosen = {"train": draw_names(pool - dev, SAMPLED, SE_SEED), "dev": sorted(dev), "test": sorted(test)}
     for split, names in chosen.items():
         for kind in ("clean", "noisy"):
             paths = stems[kind, "testset" if split == "test" else "trainset_28spk"]
-            _list(out / split / kind, {name: paths[name] for name in names})
+            _write_list(out / split / kind, {name: paths[name] for name in names})
 
 
-def separation(out: Path, folders: dict[str, Path]) -> None:
-    """SS: lists of the sampled training mixtures, and of all of dev and test."""
+def build_separation(out: Path, folders: dict[str, Path]) -> None:
+    """Build SS: lists of the sampled training mixtures, and of all of dev and test."""
     root = folders["libri2mix"] / "wav16k" / "min"
     for source, split in (("train-100", "train"), ("dev", "dev"), ("test", "test")):
         paths = {k: {p.stem: p for p in (root / source / k).glob("*.wav")} for k in ("mix_clean", "s1", "s2")}
-        whole = set.intersection(*(set(found) for found in paths.values()))
-        names = draw(whole, SAMPLED, SS_SEED) if split == "train" else sorted(whole)
-        for kind, found in paths.items():
-            _list(out / split / kind, {name: found[name] for name in names})
+        whole = set.intersection(*(set(of_kind) for of_kind in paths.values()))
+        names = draw_names(whole, SAMPLED, SS_SEED) if split == "train" else sorted(whole)
+        for kind, of_kind in paths.items():
+            _write_list(out / split / kind, {name: of_kind[name] for name in names})
 
 
 def _link(target: Path, link: Path) -> None:
@@ -216,32 +215,28 @@ def _link(target: Path, link: Path) -> None:
     link.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _list(folder: Path, paths: dict[str, Path]) -> None:
+def _write_list(folder: Path, paths: dict[str, Path]) -> None:
     _files.write(folder / "wav.scp", "".join(f"{name} {path.resolve()}\n" for name, path in paths.items()).encode())
 
 
 BUILDERS: dict[str, Callable[[Path, dict[str, Path]], None]] = {
-    "asr": recognition,
-    "sid": speakers,
-    "se": enhancement,
-    "ss": separation,
+    "asr": build_recognition,
+    "sid": build_speakers,
+    "se": build_enhancement,
+    "ss": build_separation,
 }
 
 
-def build(task: str, root: Path, folders: dict[str, Path]) -> Path:
-    """A task's lists, whole or absent, from corpora that `missing` found whole.
+def build_corpus(task: str, root: Path, folders: dict[str, Path]) -> Path:
+    """Build a task's lists, whole or absent, from corpora that `find_missing` found whole.
+
+    Args:
+        task: of `BUILDERS`.
+        root: folder that holds the tasks' corpora.
+        folders: of the user's corpora, by name of `CORPORA`.
 
     Raises:
         OutputError: where they cannot be written.
         UsageError: where a sample cannot be drawn.
     """
-    final, beside = root / task, root / f".{task}.part"
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        BUILDERS[task](beside, folders)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-    except OSError as error:
-        raise OutputError(f"{final}: cannot be written ({error.strerror or error})") from None
-    return final
+    return replace_folder(root / task, lambda folder: BUILDERS[task](folder, folders))

@@ -14,18 +14,18 @@ from daisy.errors import UsageError
 
 Scores = Mapping[str, Mapping[str, float]]
 """Task to metric to value."""
-LEAST_LEAD = 0.02
+MIN_LEAD = 0.02
 """Of the reference over log-mel features, relative to what these have, for a metric to count."""
 
 
-def leads(floor: float, best: float, higher_is_better: bool) -> bool:
-    """Whether the reference is far enough ahead of log-mel features."""
+def is_ahead(floor: float, best: float, higher_is_better: bool) -> bool:
+    """Tell whether the reference is far enough ahead of log-mel features."""
     lead = best - floor if higher_is_better else floor - best
-    return lead >= LEAST_LEAD * abs(floor) and lead > 0
+    return lead >= MIN_LEAD * abs(floor) and lead > 0
 
 
-def task_score(values: Mapping[str, float], floor: Mapping[str, float], best: Mapping[str, float]) -> float:
-    """A task's share of the way from log-mel features (0) to the reference (1).
+def score_task(values: Mapping[str, float], floor: Mapping[str, float], best: Mapping[str, float]) -> float:
+    """Score a task: its share of the way from log-mel features (0) to the reference (1).
 
     Args:
         values: metric to the model's value.
@@ -47,8 +47,8 @@ def task_score(values: Mapping[str, float], floor: Mapping[str, float], best: Ma
     return sum(shares) / len(shares)
 
 
-def score(values: Scores, floor: Scores, best: Scores) -> float:
-    """The MiniSUPERB score over the tasks that ``values`` has: 0 for log-mel features, 1000 for the reference.
+def score_model(values: Scores, floor: Scores, best: Scores) -> float:
+    """Score a model over the tasks that ``values`` has: 0 for log-mel features, 1000 for the reference.
 
     Args:
         values: of the model.
@@ -56,11 +56,11 @@ def score(values: Scores, floor: Scores, best: Scores) -> float:
         best: of the reference model.
 
     Raises:
-        UsageError: as `task_score`, or where there is no task.
+        UsageError: as `score_task`, or where there is no task.
     """
     if not values:
         raise UsageError("a score needs at least one task")
     for task in values:
         if task not in floor or task not in best:
             raise UsageError(f"no reference figures for task {task}")
-    return 1000 * sum(task_score(values[task], floor[task], best[task]) for task in values) / len(values)
+    return 1000 * sum(score_task(values[task], floor[task], best[task]) for task in values) / len(values)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,16 +13,15 @@ import soundfile
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from common import DATA, noises, rows
-
-from daisy import audio
+from benchmarks.shared.recordings import SAMPLE_RATE, SNRS_DB_COARSE, read_index, read_noises, read_waveform
 from daisy.audio import mixing
 
-RATE = 16000
-CONDITIONS: dict[str, float | None] = {"clean": None, "20": 20.0, "10": 10.0, "0": 0.0}
+CONDITIONS: dict[str, float | None] = {
+    "clean" if snr_db is None else f"{snr_db:g}": snr_db for snr_db in SNRS_DB_COARSE
+}
 """Name of a test set to the decibels that its noise is below the speech."""
+TRAINING: dict[str, tuple[float | None, ...]] = {"clean": (None,), "noisy": tuple(CONDITIONS.values())}
+"""Kind of training audio to the ratios that its recordings are drawn from, in decibels."""
 PEAK = 0.99
 
 
@@ -38,39 +37,37 @@ class Clip:
     slots: dict[str, str] = field(default_factory=dict)
 
 
-def generator(*key: object) -> torch.Generator:
-    """The same draws for the same key, on every machine."""
+def make_generator(*key: object) -> torch.Generator:
+    """Make a generator with the same draws for the same key, on every machine."""
     return torch.Generator().manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
 
-def clips(set_name: str, split: str, limit: int | None = None) -> list[Clip]:
-    """Recordings of a shared set's split; at most ``limit``, evenly spread."""
-    found = rows(set_name, split)
-    if limit is not None and len(found) > limit:
-        found = found[:: -(-len(found) // limit)]
+def read_clips(set_name: str, split: str, limit: int | None = None) -> list[Clip]:
+    """Read recordings of a shared set's split; at most ``limit``, evenly spread."""
     return [
         Clip(
             name=f"{set_name}-{Path(row['path']).stem}",
-            waveform=audio.read(DATA / set_name / row["path"]),
+            waveform=read_waveform(set_name, row["path"]),
             speaker=row["speaker"],
             label=row["text_or_label"],
             text=row.get("text_clean") or row["text_or_label"],
             slots=json.loads(row.get("slots") or "{}"),
         )
-        for row in found
+        for row in read_index(set_name, split, limit)
     ]
 
 
-def piece(clip: Clip, seconds: float, seed: int) -> Clip:
-    """At most so many seconds of a recording, from a place that its name and the seed decide."""
-    length = min(len(clip.waveform), round(seconds * RATE))
-    start = int(torch.randint(len(clip.waveform) - length + 1, (1,), generator=generator(seed, clip.name, "piece")))
+def cut_piece(clip: Clip, seconds: float, seed: int) -> Clip:
+    """Cut at most so many seconds out of a recording, from a place that its name and the seed decide."""
+    length = min(len(clip.waveform), round(seconds * SAMPLE_RATE))
+    generator = make_generator(seed, clip.name, "piece")
+    start = int(torch.randint(len(clip.waveform) - length + 1, (1,), generator=generator))
     return replace(clip, waveform=clip.waveform[start : start + length])
 
 
-def pieces(clip: Clip, seconds: float) -> list[Clip]:
-    """A recording cut into pieces of so many seconds, the shorter rest left out; whole where it is shorter itself."""
-    length = round(seconds * RATE)
+def cut_pieces(clip: Clip, seconds: float) -> list[Clip]:
+    """Cut a recording into pieces of so many seconds, without a shorter rest; what is shorter itself stays whole."""
+    length = round(seconds * SAMPLE_RATE)
     if len(clip.waveform) <= length:
         return [clip]
     parts = clip.waveform[: len(clip.waveform) // length * length].split(length)
@@ -78,38 +75,34 @@ def pieces(clip: Clip, seconds: float) -> list[Clip]:
 
 
 @cache
-def noise_bank(split: str) -> mixing.NoiseBank:
-    """Recorded noise of a split; no source recording is in both."""
-    return noises(split)
+def load_noise_bank(split: str) -> mixing.NoiseBank:
+    """Load the recorded noise of a split, once; no source recording is in both."""
+    return read_noises(split)
 
 
-def noise_for(clip: Clip, split: str, seed: int) -> Tensor:
-    """An excerpt as long as a recording, the same at every ratio."""
-    return noise_bank(split).draw(len(clip.waveform), generator(seed, clip.name, "noise"))
+def draw_noise(clip: Clip, split: str, seed: int) -> Tensor:
+    """Draw an excerpt as long as a recording, the same at every ratio."""
+    return load_noise_bank(split).draw(len(clip.waveform), make_generator(seed, clip.name, "noise"))
 
 
-def noisy(clip: Clip, snr_db: float | None, split: str, seed: int) -> Clip:
-    """A recording with noise of a split."""
+def add_noise(clip: Clip, snr_db: float | None, split: str, seed: int) -> Clip:
+    """Mix a recording with noise of a split; None: with none."""
     if snr_db is None:
         return clip
-    return replace(clip, waveform=mixing.mix(clip.waveform, noise_for(clip, split, seed), snr_db))
+    return replace(clip, waveform=mixing.mix(clip.waveform, draw_noise(clip, split, seed), snr_db))
 
 
-TRAINING: dict[str, tuple[float | None, ...]] = {"clean": (None,), "noisy": tuple(CONDITIONS.values())}
-"""Kind of training audio to the ratios that its recordings are drawn from, in decibels."""
-
-
-def heard(clip: Clip, training: str, seed: int) -> Clip:
-    """A recording of a train or dev split, with noise of the train split where its draw says so."""
+def add_training_noise(clip: Clip, training: str, seed: int) -> Clip:
+    """Mix a recording of a train or dev split with noise of the train split, where its draw says so."""
     ratios = TRAINING[training]
-    drawn = int(torch.randint(len(ratios), (1,), generator=generator(seed, clip.name, "ratio")))
-    return noisy(clip, ratios[drawn], "train", seed)
+    index = int(torch.randint(len(ratios), (1,), generator=make_generator(seed, clip.name, "ratio")))
+    return add_noise(clip, ratios[index], "train", seed)
 
 
-def save(waveforms: dict[Path, Tensor]) -> None:
+def save_waveforms(waveforms: Mapping[Path, Tensor]) -> None:
     """Write 16-bit files; where one would be cut off at full scale, all are scaled down alike."""
     loudest = max(float(waveform.abs().max()) for waveform in waveforms.values())
     gain = min(1.0, PEAK / loudest) if loudest > 0 else 1.0
     for path, waveform in waveforms.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, (waveform * gain).numpy(), RATE, subtype="PCM_16")
+        soundfile.write(path, (waveform * gain).numpy(), SAMPLE_RATE, subtype="PCM_16")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sources import CONDITIONS
-
+from benchmarks.minisuperb.sources import CONDITIONS
 from daisy.errors import OutputError
+from daisy.evaluation.figures import format_snr
 
 HERE = Path(__file__).parent
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))"
@@ -32,33 +32,33 @@ class Metric:
     published: bool = True
     """Whether the score counts it on the published corpora."""
 
-    def values(self, text: str, split: str) -> list[float]:
-        """All that a log says of a split, in order."""
+    def read_all(self, text: str, split: str) -> list[float]:
+        """Read all that a log says of a split, in order."""
         line = re.compile(f"^{self.pattern.format(split=re.escape(split))}$", re.MULTILINE | re.IGNORECASE)
-        return [float(found.group(line.groups)) / self.unit for found in line.finditer(text)]
+        return [float(match.group(line.groups)) / self.unit for match in line.finditer(text)]
 
-    def value(self, text: str, split: str, where: Path) -> float:
-        """The last that a log says of a split.
+    def read_last(self, text: str, split: str, where: Path) -> float:
+        """Read the last that a log says of a split.
 
         Raises:
             OutputError: where it says nothing.
         """
-        found = self.values(text, split)
-        if not found:
+        values = self.read_all(text, split)
+        if not values:
             raise OutputError(f"{where}: no line with {self.name} of {split}; s3prl stopped before its result")
-        return found[-1]
+        return values[-1]
 
 
-def _accuracy() -> tuple[Metric, ...]:
+def _make_accuracy() -> tuple[Metric, ...]:
     return (Metric(name="accuracy", pattern="{split} acc: " + NUMBER, higher_is_better=True),)
 
 
-def _average(name: str, shown: str) -> Metric:
+def _make_average(name: str, shown: str) -> Metric:
     return Metric(name=shown, pattern=rf"Average {name} of (\d+) utts(?: is|:) " + NUMBER, higher_is_better=True)
 
 
-def slot_accuracy(folder: Path, split: str) -> dict[str, float]:
-    """Share of slots that are right: of a few dozen orders, hardly any has all three.
+def score_slots(folder: Path, split: str) -> dict[str, float]:
+    """Score the share of slots that are right: of a few dozen orders, hardly any has all three.
 
     Args:
         folder: where s3prl wrote its table of predictions and of the truth, a line an utterance, its name first.
@@ -68,11 +68,11 @@ def slot_accuracy(folder: Path, split: str) -> dict[str, float]:
         OutputError: where the tables are not there or do not match.
     """
     try:
-        said, true = (
+        predicted, true = (
             [line.split(",") for line in (folder / f"{split}_{kind}.csv").read_text(encoding="utf-8").splitlines()]
             for kind in ("predict", "truth")
         )
-        right = [a == b for p, t in zip(said, true, strict=True) for a, b in zip(p[1:], t[1:], strict=True)]
+        right = [a == b for p, t in zip(predicted, true, strict=True) for a, b in zip(p[1:], t[1:], strict=True)]
         return {"slot_accuracy": sum(right) / len(right)}
     except (OSError, ValueError, ZeroDivisionError) as error:
         raise OutputError(f"{folder}: no predictions of {split} to score ({error})") from None
@@ -96,13 +96,13 @@ class Task:
     in_score: bool = False
     """Whether MiniSUPERB's score counts it."""
     published_split: str = "test"
-    also: Callable[[Path, str], dict[str, float]] | None = None
+    score_more: Callable[[Path, str], dict[str, float]] | None = None
     """Further metrics, from what s3prl wrote into a test set's folder."""
     needs: str = ""
     """A module that s3prl's wheel may lack."""
 
-    def evaluation(self, condition: str | None, corpus: Path, folder: Path) -> tuple[str, str]:
-        """s3prl's split and override for a test set.
+    def locate_test_set(self, condition: str | None, corpus: Path, folder: Path) -> tuple[str, str]:
+        """Return s3prl's split and override for a test set.
 
         Args:
             condition: of `CONDITIONS`, or None for the published corpus's own test set.
@@ -140,7 +140,7 @@ TASKS = {
             name="sid",
             test_audio="{condition}/dev/wav/*/3/*.wav",
             downstream="voxceleb1",
-            metrics=_accuracy(),
+            metrics=_make_accuracy(),
             where=lambda c: ("test", {"datarc.file_path": c, "datarc.meta_data": f"{c}/split.txt"}),
             pooled=True,
             in_score=True,
@@ -149,7 +149,7 @@ TASKS = {
             name="se",
             test_audio="test-{condition}/wav/noisy/*.wav",
             downstream="enhancement_stft2",
-            metrics=(_average("pesq", "pesq"), _average("stoi", "stoi")),
+            metrics=(_make_average("pesq", "pesq"), _make_average("stoi", "stoi")),
             where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
             in_score=True,
         ),
@@ -157,7 +157,7 @@ TASKS = {
             name="ss",
             test_audio="test-{condition}/wav/mix_clean/*.wav",
             downstream="separation_stft2",
-            metrics=(_average("si_sdr", "si_sdri_db"),),
+            metrics=(_make_average("si_sdr", "si_sdri_db"),),
             where=lambda condition: ("test", {"loaderrc.test_dir": f"test-{condition}"}),
             in_score=True,
         ),
@@ -165,7 +165,7 @@ TASKS = {
             name="ks",
             test_audio="test-{condition}/*/*.wav",
             downstream="keywords",
-            metrics=_accuracy(),
+            metrics=_make_accuracy(),
             where=lambda condition: ("test", {"datarc.speech_commands_test_root": f"test-{condition}"}),
             pooled=True,
         ),
@@ -173,10 +173,10 @@ TASKS = {
             name="ic",
             test_audio="{condition}/wavs/test/*.wav",
             downstream="fluent_commands",
-            metrics=_accuracy(),
+            metrics=_make_accuracy(),
             where=lambda condition: ("test", {"datarc.file_path": condition}),
             pooled=True,
-            also=slot_accuracy,
+            score_more=score_slots,
         ),
         Task(
             name="pr",
@@ -189,17 +189,19 @@ TASKS = {
 }
 AT_HAND = tuple(name for name in TASKS if name != "pr")
 """Tasks with a corpus of the shared recordings; none has phonemes."""
+TITLES = {"test": "test", **{name: format_snr(snr_db) for name, snr_db in CONDITIONS.items()}}
+"""Test sets' names in tables; "test" is a published corpus's own."""
 UNSCORED = {("se", "clean")}
 """Test sets where a task asks for nothing: there is no noise to take away."""
 
 
-def conditions(published: bool) -> list[str | None]:
-    """Test sets of a task: those of the corpora at hand, or a published corpus's own."""
+def list_conditions(published: bool) -> list[str | None]:
+    """List a task's test sets: those of the corpora at hand, or a published corpus's own, which is None."""
     return [None] if published else list(CONDITIONS)
 
 
-def configuration(task: Task, corpus: Path, published: bool) -> str:
-    """The task's s3prl configuration as YAML text, with the corpus's paths.
+def read_configuration(task: Task, corpus: Path, published: bool) -> str:
+    """Read the task's s3prl configuration as YAML text, with the corpus's paths.
 
     Raises:
         OutputError: where there is none.
@@ -210,8 +212,8 @@ def configuration(task: Task, corpus: Path, published: bool) -> str:
     return path.read_text(encoding="utf-8").replace("{corpus}", str(corpus))
 
 
-def scored_checkpoint(folder: Path, total_steps: int, published: bool) -> Path:
-    """What s3prl saved as best on dev; on the shared recordings the last.
+def choose_checkpoint(folder: Path, total_steps: int, published: bool) -> Path:
+    """Choose what s3prl saved as best on dev; on the shared recordings the last.
 
     Their dev sets are so small that a tie, or luck, would choose, and s3prl keeps the earliest of equals.
 

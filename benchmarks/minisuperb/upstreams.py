@@ -13,7 +13,7 @@ import torch
 from benchmarks.minisuperb.policy_files import PolicyFiles
 from benchmarks.shared.recordings import DEPTHS_COARSE
 from daisy import _files, checkpoints
-from daisy.calibration.depth import FAMILIES
+from daisy.calibration.families import FAMILIES
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.errors import UsageError, unknown_name
 

@@ -1,6 +1,6 @@
 """One run: trains a task on an upstream, scores it on every test set, and writes result.json. Goes on where it stopped.
 
-    python benchmarks/minisuperb/worker.py FOLDER        # holds run.json; benchmarks/minisuperb/run.py makes it
+    python -m benchmarks.minisuperb.worker FOLDER        # holds run.json, which run.py writes
 
 One process for training and all test sets: s3prl's start takes longer than many of them.
 """
@@ -10,23 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
-from tasks import HERE, TASKS, scored_checkpoint
 
+from benchmarks.minisuperb.tasks import HERE, TASKS, choose_checkpoint
+from benchmarks.shared.script import make_parser, run_script
 from daisy import _files
-from daisy.errors import DaisyError, OutputError
+from daisy.errors import OutputError
 
-S3prl = Callable[[Sequence[str]], None]
+RunDownstream = Callable[[Sequence[str]], None]
+"""Called with run_downstream's command line."""
 
 
-def s3prl() -> S3prl:
-    """s3prl's run_downstream with daisy's upstreams and this folder's downstreams."""
+def load_s3prl() -> RunDownstream:
+    """Load s3prl's run_downstream with daisy's upstreams and this folder's downstreams."""
     import s3prl.downstream
 
     from s3prl_upstream.run_downstream import run
@@ -36,20 +37,20 @@ def s3prl() -> S3prl:
     return run
 
 
-def said(folder: Path, name: str, call: Callable[[], None]) -> str:
-    """Run something; what it prints goes to a file, after what an earlier sitting printed, and is returned."""
+def run_logged(folder: Path, name: str, call: Callable[[], None]) -> str:
+    """Run something; what it prints goes to a file, after what an earlier run printed, and is returned."""
     path = folder / f"{name}.log"
     with open(path, "a", encoding="utf-8", buffering=1) as stream, contextlib.redirect_stdout(stream):
         call()
     return path.read_text(encoding="utf-8")
 
 
-def train(spec: dict, folder: Path, run: S3prl) -> dict:
-    """Train to the last step; a training that is whole is left alone. Seconds are of one sitting, or unknown."""
+def train(spec: dict, folder: Path, run: RunDownstream) -> dict:
+    """Train to the last step; a training that is whole is left alone. Seconds are of one run, or unknown."""
     out, config, done = folder / "train", folder / "config.yaml", folder / "train.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
-    drop_broken(out)
+    remove_broken(out)
     _files.write(config, yaml.safe_dump(spec["config"], sort_keys=False).encode())
     options = ["-m", "train", "-d", TASKS[spec["task"]].downstream, "-c", str(config), "-p", str(out), "-a"]
     options += spec.get("training_upstream") or spec["upstream"]
@@ -60,20 +61,20 @@ def train(spec: dict, folder: Path, run: S3prl) -> dict:
     if (out / f"states-{runner['total_steps']}.ckpt").is_file():  # killed between its end and the file that says so
         text = (folder / "train.log").read_text(encoding="utf-8")
     else:
-        text = said(folder, "train", lambda: run([*options, *cache_options(spec)]))
+        text = run_logged(folder, "train", lambda: run([*options, *make_cache_options(spec)]))
     metric = TASKS[spec["task"]].metrics[0]
-    found = {
+    result = {
         "resumed": resumed,
         "train_sec": None if resumed else round(time.perf_counter() - start, 1),
         "train_cpu_sec": None if resumed else round(time.process_time() - used, 1),
-        "dev": metric.values(text, runner["eval_dataloaders"][0]),
+        "dev": metric.read_all(text, runner["eval_dataloaders"][0]),
         "dev_every_steps": runner["eval_step"],
     }
-    _files.write_json(done, found)
-    return found
+    _files.write_json(done, result)
+    return result
 
 
-def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dict:
+def evaluate(spec: dict, folder: Path, condition: str | None, run: RunDownstream) -> dict:
     """Score one test set; one that was scored is left alone."""
     task, name = TASKS[spec["task"]], condition or "test"
     out = folder / f"test-{name}" if condition else folder / "test"
@@ -82,27 +83,27 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: S3prl) -> dic
         return json.loads(done.read_text(encoding="utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     total_steps = spec["config"]["runner"]["total_steps"]
-    scored = scored_checkpoint(folder / "train", total_steps, spec["data"] == "published")
-    split, override = task.evaluation(condition, Path(spec["corpus"]), out)
+    scored = choose_checkpoint(folder / "train", total_steps, spec["data"] == "published")
+    split, override = task.locate_test_set(condition, Path(spec["corpus"]), out)
     if spec.get("training_upstream"):
         override += f",,args.upstream_model_config={spec['upstream'][spec['upstream'].index('-g') + 1]!r}"
     options = ["-m", "evaluate", "-e", str(scored), "-t", split, "-o", override, "--device", spec["device"]]
     start = time.perf_counter()
-    text = said(out, "evaluate", lambda: run([*options, *cache_options(spec)]))
-    metrics = {metric.name: metric.value(text, split, out / "evaluate.log") for metric in task.metrics}
-    found = {
+    text = run_logged(out, "evaluate", lambda: run([*options, *make_cache_options(spec)]))
+    metrics = {metric.name: metric.read_last(text, split, out / "evaluate.log") for metric in task.metrics}
+    result = {
         "condition": name,
         "checkpoint": scored.name,
-        "metrics": metrics | (task.also(out, split) if task.also else {}),
+        "metrics": metrics | (task.score_more(out, split) if task.score_more else {}),
         "evaluate_sec": round(time.perf_counter() - start, 1),
-        "exits": exits(out, split),
+        "exits": read_exits(out, split),
     }
-    _files.write_json(done, found)
-    return found
+    _files.write_json(done, result)
+    return result
 
 
-def exits(folder: Path, split: str) -> dict | None:
-    """What the exit log sums up of a split; None for upstreams without exits.
+def read_exits(folder: Path, split: str) -> dict | None:
+    """Read what the exit log sums up of a split; None for upstreams without exits.
 
     Raises:
         OutputError: where the summary cannot be read.
@@ -116,14 +117,14 @@ def exits(folder: Path, split: str) -> dict | None:
         raise OutputError(f"{path}: has no split {split} ({error})") from None
 
 
-def cache_options(spec: dict) -> list[str]:
-    """Where the upstream's states are kept; not part of what a run is."""
+def make_cache_options(spec: dict) -> list[str]:
+    """Make the options that say where the upstream's states are kept; they are not part of what a run is."""
     if not spec["cache"]:
         return []
     return ["--cache", spec["cache"], "--cache-full", *(["--cache-mean"] if TASKS[spec["task"]].pooled else [])]
 
 
-def drop_broken(folder: Path) -> None:
+def remove_broken(folder: Path) -> None:
     """Remove checkpoints that a kill cut off while s3prl wrote them: it would go on from the newest, and fail."""
     import torch
 
@@ -134,7 +135,7 @@ def drop_broken(folder: Path) -> None:
             path.unlink()
 
 
-def work(folder: Path, start: Callable[[], S3prl] = s3prl) -> dict:
+def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict:
     """Finish the run that a folder's run.json describes.
 
     Raises:
@@ -153,8 +154,11 @@ def work(folder: Path, start: Callable[[], S3prl] = s3prl) -> dict:
         raise OutputError(f"{folder}: another process is at this run") from None
 
 
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("folder", type=Path)
+    work(parser.parse_args().folder)
+
+
 if __name__ == "__main__":
-    try:
-        work(Path(sys.argv[1]))
-    except DaisyError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    run_script(main)

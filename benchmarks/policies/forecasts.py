@@ -126,8 +126,7 @@ def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable
         **make_gain_fields(overall),
         "over_chance": overall.random[LOSS] - overall.losses[LOSS].mean,
         **{
-            f"spearman_{kind}": study.correlate_with_snr(evaluations, name, kind, NOISY_SNRS_DB)
-            for kind in NOISE_KINDS
+            f"spearman_{kind}": study.correlate_with_snr(evaluations, name, kind, NOISY_SNRS_DB) for kind in NOISE_KINDS
         },
     }
 

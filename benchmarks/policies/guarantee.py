@@ -1,24 +1,26 @@
 """Does the guarantee hold? Calibrated and tested on random halves of real audio, split by speaker, again and again.
 
-    python benchmarks/guarantee.py daisy-mini
+    python -m benchmarks.policies.guarantee daisy-mini
 
-Runs of benchmarks/full_runs.py: dev and test audio of five sets. In each split half of the speakers calibrate (a third
-of them learn the policy, two thirds certify it), the other half tests. A violation is a test risk, the mean over the
-test speakers, above the target. With clean audio alone, and with all SNRs of recorded noise; and what a certificate
+Runs of benchmarks/shared/full_runs.py: dev and test audio of five sets. In each split half of the speakers calibrate (a
+third of them learn the policy, two thirds certify it), the other half tests. A violation is a test risk, the mean over
+the test speakers, above the target. With clean audio alone, and with all SNRs of recorded noise; and what a certificate
 from clean audio is worth under noise. Beside it what the same audio would choose without certifying: the cheapest
 setting whose mean loss is below the target.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator
 
 import numpy
-import torch
-from common import guarded, write
-from full_runs import calibration_runs, judged_runs
+from numpy.typing import NDArray
 from rich.progress import Progress
+from torch import Tensor
 
+from benchmarks.shared.full_runs import load_calibration_runs, load_test_runs
+from benchmarks.shared.results import write_result
+from benchmarks.shared.script import make_parser, parse_positive, run_script
 from daisy.calibration import guarantee, traces
 from daisy.calibration.traces import Traces
 
@@ -28,119 +30,131 @@ DELTA = 0.1
 POLICIES = ("forecast", "entropy")
 
 
-def group_losses(runs: Traces, exits: torch.Tensor, loss: str) -> numpy.ndarray:
-    """(groups, S) losses of each speaker under each setting."""
+def split_conditions(runs: Traces, exits: Tensor) -> Iterator[tuple[Traces, Tensor]]:
+    """Yield each condition's runs, and their rows of the exits (B, S)."""
+    for condition in dict.fromkeys(runs.conditions):
+        rows = runs.rows_of(condition)
+        yield runs.select(rows), exits[rows]
+
+
+def compute_losses(runs: Traces, exits: Tensor, loss: str) -> NDArray[numpy.floating]:
+    """Compute the (groups, S) losses of each speaker under each setting's exits (B, S)."""
     return guarantee.compute_risks(runs, exits, loss, CEILING[loss])
 
 
-def uncertified(runs: Traces, exits: torch.Tensor, loss: str, alpha: float) -> int | None:
-    """The cheapest setting whose mean loss on the certifying speakers is at most alpha in every condition."""
-    means = [
-        group_losses(part, exits[rows], loss).mean(0)
-        for condition in dict.fromkeys(runs.conditions)
-        for rows in [runs.rows_of(condition)]
-        for part in [runs.select(rows)]
-    ]
+def choose_uncertified(runs: Traces, exits: Tensor, loss: str, alpha: float) -> int | None:
+    """Choose the cheapest setting whose mean loss on the certifying speakers is at most alpha in every condition."""
+    means = [compute_losses(part, rows, loss).mean(0) for part, rows in split_conditions(runs, exits)]
     fits = numpy.flatnonzero(numpy.stack(means).max(0) <= alpha)
     return int(fits[-1]) if len(fits) else None
 
 
-def one_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]:
-    """Chosen settings and their test risks, for every method, loss and target."""
-    calibrate, test = pool.halves(seed)
-    learn, judge = calibrate.split(guarantee.LEARN_SHARE, seed)
+def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]:
+    """Measure one split: settings that are chosen and their test risks, for every method, loss and target."""
+    calibrating, test = pool.halves(seed)
+    learning, certifying = calibrating.split(guarantee.LEARN_SHARE, seed)
     noisy_test = noisy.of_groups(test.groups)
+    return [
+        row for loss in TARGETS for row in _measure_loss(loss, policy, learning, certifying, test, noisy_test, seed)
+    ]
+
+
+def _measure_loss(
+    loss: str, policy: str, learning: Traces, certifying: Traces, test: Traces, noisy_test: Traces, seed: int
+) -> list[dict]:
+    ladder = guarantee.ladder(policy, learning, loss)
+    certifying_exits, test_exits, noisy_exits = (
+        guarantee.compute_exits(ladder, runs) for runs in (certifying, test, noisy_test)
+    )
+    test_risks = numpy.stack(
+        [compute_losses(part, rows, loss).mean(0) for part, rows in split_conditions(test, test_exits)]
+    ).max(0)  # (S,), in the worst condition
+    noisy_risks = compute_losses(noisy_test, noisy_exits, loss).mean(0)
+    depths = test_exits.double().mean(0).numpy() / test.num_layers
     rows = []
-    for loss, targets in TARGETS.items():
-        ladder_policies = guarantee.ladder(policy, learn, loss)
-        exits = {name: guarantee.compute_exits(ladder_policies, runs) for name, runs in (("judge", judge), ("test", test))}
-        noisy_exits = guarantee.compute_exits(ladder_policies, noisy_test)
-        test_losses = {
-            condition: group_losses(test.select(index), exits["test"][index], loss)
-            for condition in dict.fromkeys(test.conditions)
-            for index in [test.rows_of(condition)]
-        }
-        depths = exits["test"].double().mean(0).numpy() / pool.num_layers
-        noisy_risk = group_losses(noisy_test, noisy_exits, loss).mean(0)
-        for alpha in targets:
-            plain = uncertified(judge, exits["judge"], loss, alpha)
-            for method in guarantee.METHODS:
-                chosen = guarantee.certify(
-                    exits["judge"], judge, alpha, DELTA, method=method, loss=loss, ceiling=CEILING[loss], seed=seed
-                )
-                worst = max(of[:, chosen].mean() for of in test_losses.values()) if chosen is not None else 0.0
-                rows.append(
-                    {
-                        "loss": loss,
-                        "risk": alpha,
-                        "method": method,
-                        "test_risk": worst,
-                        "noisy_test_risk": noisy_risk[chosen] if chosen is not None else 0.0,
-                        "depth": depths[chosen] if chosen is not None else 1.0,
-                        "none": not chosen,
-                        "uncertified_depth": depths[plain] if plain is not None else 1.0,
-                        "uncertified_risk": max(of[:, plain].mean() for of in test_losses.values())
-                        if plain is not None
-                        else 0.0,
-                    }
-                )
+    for alpha in TARGETS[loss]:
+        uncertified = choose_uncertified(certifying, certifying_exits, loss, alpha)
+        for method in guarantee.METHODS:
+            chosen = guarantee.certify(
+                certifying_exits, certifying, alpha, DELTA,
+                method=method, loss=loss, ceiling=CEILING[loss], seed=seed,
+            )  # fmt: skip
+            rows.append(
+                {
+                    "loss": loss,
+                    "risk": alpha,
+                    "method": method,
+                    "test_risk": 0.0 if chosen is None else test_risks[chosen],
+                    "noisy_test_risk": 0.0 if chosen is None else noisy_risks[chosen],
+                    "depth": 1.0 if chosen is None else depths[chosen],
+                    "none": not chosen,
+                    "uncertified_depth": 1.0 if uncertified is None else depths[uncertified],
+                    "uncertified_risk": 0.0 if uncertified is None else test_risks[uncertified],
+                }
+            )
     return rows
 
 
-def summarise(name: str, policy: str, rows: list[dict], splits: int) -> list[dict]:
-    found = []
-    for loss, targets in TARGETS.items():
-        for alpha in targets:
-            for method in guarantee.METHODS:
-                chosen = [r for r in rows if (r["loss"], r["risk"], r["method"]) == (loss, alpha, method)]
-                mean = lambda field, chosen=chosen: float(numpy.mean([row[field] for row in chosen]))  # noqa: E731
-                found.append(
-                    {
-                        "audio": name,
-                        "policy": policy,
-                        "method": method,
-                        "risk_name": loss,
-                        "risk": alpha,
-                        "delta": DELTA,
-                        "splits": splits,
-                        "violations": sum(row["test_risk"] > alpha for row in chosen) / splits,
-                        "uncertified_violations": sum(row["uncertified_risk"] > alpha for row in chosen) / splits,
-                        "violations_under_noise": sum(row["noisy_test_risk"] > alpha for row in chosen) / splits,
-                        "mean_test_risk": mean("test_risk"),
-                        "mean_risk_under_noise": mean("noisy_test_risk"),
-                        "depth": mean("depth"),
-                        "uncertified_depth": mean("uncertified_depth"),
-                        "none_certified": mean("none"),
-                    }
-                )
-    return found
+def summarise(pool: str, policy: str, rows: list[dict], splits: int) -> list[dict]:
+    """Summarise all splits of a pool of audio: a row of guarantee.json for each loss, target and method."""
+    settings = ((loss, alpha, method) for loss in TARGETS for alpha in TARGETS[loss] for method in guarantee.METHODS)
+    summaries = []
+    for loss, alpha, method in settings:
+        of_setting = [row for row in rows if (row["loss"], row["risk"], row["method"]) == (loss, alpha, method)]
+        violations = {
+            field: sum(row[field] > alpha for row in of_setting) / splits
+            for field in ("test_risk", "uncertified_risk", "noisy_test_risk")
+        }
+        means = {
+            field: float(numpy.mean([row[field] for row in of_setting]))
+            for field in ("test_risk", "noisy_test_risk", "depth", "uncertified_depth", "none")
+        }
+        summaries.append(
+            {
+                "audio": pool,
+                "policy": policy,
+                "method": method,
+                "risk_name": loss,
+                "risk": alpha,
+                "delta": DELTA,
+                "splits": splits,
+                "violations": violations["test_risk"],
+                "uncertified_violations": violations["uncertified_risk"],
+                "violations_under_noise": violations["noisy_test_risk"],
+                "mean_test_risk": means["test_risk"],
+                "mean_risk_under_noise": means["noisy_test_risk"],
+                "depth": means["depth"],
+                "uncertified_depth": means["uncertified_depth"],
+                "none_certified": means["none"],
+            }
+        )
+    return summaries
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__, quick="a few splits; nothing is written")
     parser.add_argument("model")
-    parser.add_argument("--splits", type=int, default=300)
-    parser.add_argument("--quick", action="store_true", help="a few splits; nothing is written")
+    parser.add_argument("--splits", type=parse_positive, default=300)
     arguments = parser.parse_args()
     splits = 5 if arguments.quick else arguments.splits
     runs = traces.join_traces(
-        [calibration_runs(arguments.model, parts=["recorded"]), judged_runs(arguments.model, parts=["recorded"])]
+        [load(arguments.model, parts=["recorded"]) for load in (load_calibration_runs, load_test_runs)]
     )
-    noisy_names = [c for c in dict.fromkeys(runs.conditions) if c.startswith("recorded")]
+    noisy_names = [name for name in dict.fromkeys(runs.conditions) if name.startswith("recorded")]
     noisy = traces.join_traces([runs.of_condition(name) for name in noisy_names])
     clean = runs.of_condition("clean")
     pools = {"clean": clean, "clean and recorded noise": traces.join_traces([clean, noisy])}
-    measured = []
+    summaries = []
     with Progress() as bar:
         task = bar.add_task("splits", total=splits * len(pools) * len(POLICIES))
         for name, pool in pools.items():
             for policy in POLICIES:
                 rows = []
                 for seed in range(splits):
-                    rows += one_split(pool, noisy, policy, seed)
+                    rows += measure_split(pool, noisy, policy, seed)
                     bar.advance(task)
-                measured += summarise(name, policy, rows, splits)
-    for row in measured:
+                summaries += summarise(name, policy, rows, splits)
+    for row in summaries:
         print(
             f"{row['audio']:24} {row['policy']:9} {row['risk_name']:12} {row['risk']:.1f} {row['method']:18} "
             f"violations {row['violations']:.3f} (uncertified {row['uncertified_violations']:.3f}, under noise "
@@ -148,8 +162,8 @@ def main() -> None:
             f"(uncertified {row['uncertified_depth']:.3f})"
         )
     if not arguments.quick:
-        write("guarantee", measured)
+        write_result("guarantee", summaries)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """Full runs of the shared recordings under noise, made once for a checkpoint and kept in runs/traces.
 
-    python -m benchmarks.shared.full_runs daisy-mini [--parts recorded white]      # in several processes, if there are cores
+    python -m benchmarks.shared.full_runs daisy-mini [--parts recorded white]  # several at once, if there are cores
 
 Calibration: dev splits of librispeech, commands and keywords, clean and with noise of the train split. Test: the test
 splits of all five sets, clean, with noise of the test split, white, pink and babble, in rooms and clipped. Groups are

@@ -132,7 +132,11 @@ def build_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = pad_batch(waveforms)
-        mask = None if have_one_length(waveforms) else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
+        mask = (
+            None
+            if have_one_length(waveforms)
+            else torch.arange(batch.shape[1], device=batch.device) >= lengths[:, None]
+        )
         return list(model.extract_features(batch.to(dtype), padding_mask=mask, mask=False)[0])
 
     return run

@@ -231,9 +231,7 @@ def measure_setting(setting: dict, systems: dict[str, Forms], waveforms: list[Te
 def merge_result(rows: list[dict], name: str) -> None:
     """Put rows into results/NAME.json, in place of those of the same settings; parts may come in any order."""
     measured = {tuple(row[key] for key in SETTING) for row in rows}
-    others = [
-        row for row in read_rows_of_this_machine(name) if tuple(row[key] for key in SETTING) not in measured
-    ]
+    others = [row for row in read_rows_of_this_machine(name) if tuple(row[key] for key in SETTING) not in measured]
     ordered = sorted([*others, *rows], key=_order)
     write_result(name, ordered, arguments=() if name == "latency" else ("--device", name.removeprefix("latency_")))
     draw_latency(ordered, name)

@@ -130,7 +130,9 @@ class Stages:
         config, frames = self.backbone.config, self.layout.total
         if stage == "product":
             return float(PRODUCTS * frames * config.width * config.ffn_width)
-        times, macs = (1, cost.count_front_end_macs) if stage == "front end" else (config.num_layers, cost.count_layer_macs)
+        times, macs = (
+            (1, cost.count_front_end_macs) if stage == "front end" else (config.num_layers, cost.count_layer_macs)
+        )
         return times * sum(c * frames**power for power, c in enumerate(macs(config)))
 
 

@@ -1,6 +1,6 @@
-"""Held-out loss and accuracy of every exit head, and how well its regressor foretells that loss.
+"""Held-out loss and accuracy of every exit head, and how well its regressor predicts that loss.
 
-    python benchmarks/heads.py clean=clean.safetensors denoising=denoising.safetensors
+    python -m benchmarks.training.heads clean=clean.safetensors denoising=denoising.safetensors
 
 Dev splits of librispeech, commands and keywords; noise of the train split (its test split is for tests); the units to
 be predicted are those of the full model on the clean audio. The correlation (Pearson) is over utterances.
@@ -8,46 +8,53 @@ be predicted are those of the full model on the clean audio. The correlation (Pe
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
 import torch
-from common import RESULTS, guarded, noises, utterances, write
 from matplotlib.figure import Figure
 from rich.progress import Progress
+from torch import Tensor
 
 import daisy
+from benchmarks.shared.drawing import style_axes
+from benchmarks.shared.recordings import SNRS_DB_COARSE, TRAINING_SETS, Utterance, read_noises, read_utterances
+from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.script import make_parser, parse_pairs, run_script
+from daisy.audio import mixing
 from daisy.calibration import traces, tracing
+from daisy.calibration.traces import Traces
 from daisy.evaluation.figures import format_snr
 
-SNRS_DB = (None, 20.0, 10.0, 0.0)
-SETS = ("librispeech", "commands", "keywords")
 
-
-def measure(name: str, model: daisy.Model, speech, bank, bar: Progress) -> list[dict]:
+def measure(
+    name: str, model: daisy.Model, speech: Sequence[Utterance], bank: mixing.NoiseBank, bar: Progress
+) -> list[dict]:
+    """Measure every head of a model, in each condition and in all of them together."""
     waveforms, names = [utterance.waveform for utterance in speech], [str(index) for index in range(len(speech))]
-    frames = torch.tensor([len(w) for w in waveforms], dtype=torch.float64)
-    runs, reference = {}, None
-    task = bar.add_task(name, total=len(SNRS_DB) * len(waveforms))
-    for snr_db in SNRS_DB:
+    num_samples = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.float64)
+    runs: dict[str, Traces] = {}
+    reference: Sequence[Tensor] | None = None
+    task = bar.add_task(name, total=len(SNRS_DB_COARSE) * len(waveforms))
+    for snr_db in SNRS_DB_COARSE:
         mixed = tracing.mix_noise(waveforms, bank, snr_db)
         runs[format_snr(snr_db)], units = tracing.trace(
-            model, mixed, names, reference=reference, progress=lambda n: bar.advance(task, n)
+            model, mixed, names, reference=reference, progress=lambda count: bar.advance(task, count)
         )
         reference = reference or units
     runs["all"] = traces.join_traces(list(runs.values()))
     return [
-        row(name, condition, layer, run, frames.repeat(len(run) // len(frames)).numpy())
+        make_row(name, condition, layer, run, num_samples.repeat(len(run) // len(num_samples)).numpy())
         for condition, run in runs.items()
         for layer in range(model.backbone.config.num_layers)
     ]
 
 
-def row(name: str, condition: str, layer: int, run: traces.Traces, weights: numpy.ndarray) -> dict:
-    """One line of the result: means over frames, correlations over utterances."""
-    loss, wrong = run.losses["loss"][:, layer].numpy(), run.losses["clean_disagreement"][:, layer].numpy()
-    entropy, regressed = run.scores["entropy"][:, layer].numpy(), run.scores["regressed"][:, layer].numpy()
+def make_row(name: str, condition: str, layer: int, runs: Traces, weights: numpy.ndarray) -> dict:
+    """Make a row of heads.json: means over frames, correlations over utterances."""
+    loss, wrong = runs.losses["loss"][:, layer].numpy(), runs.losses["clean_disagreement"][:, layer].numpy()
+    entropy, regressed = runs.scores["entropy"][:, layer].numpy(), runs.scores["regressed"][:, layer].numpy()
     return {
         "heads": name,
         "set": "dev",
@@ -56,57 +63,54 @@ def row(name: str, condition: str, layer: int, run: traces.Traces, weights: nump
         "loss_nats": float(numpy.average(loss, weights=weights)),
         "accuracy": float(numpy.average(1 - wrong, weights=weights)),
         "entropy_nats": float(numpy.average(entropy, weights=weights)),
-        "regressor_correlation": correlation(regressed, loss),
-        "entropy_correlation": correlation(entropy, loss),
+        "regressor_correlation": correlate(regressed, loss),
+        "entropy_correlation": correlate(entropy, loss),
     }
 
 
-def correlation(a, b) -> float:
-    return float(numpy.corrcoef(numpy.asarray(a), numpy.asarray(b))[0, 1])
+def correlate(scores: numpy.ndarray, losses: numpy.ndarray) -> float:
+    """Compute Pearson's correlation of (B,) scores with losses."""
+    return float(numpy.corrcoef(scores, losses)[0, 1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--quick", action="store_true", help="a few utterances of each set")
-    arguments = parser.parse_args()
-    speech = utterances(SETS, "dev", limit=5 if arguments.quick else None)
-    bank = noises("train")
-    measured = []
-    with Progress() as bar:
-        for text in arguments.models:
-            name, _, path = text.partition("=")
-            measured += measure(name, daisy.load(path), speech, bank, bar)
-    for line in measured:
-        if line["condition"] in ("clean", "0 dB", "all"):
-            print(
-                f"{line['heads']:10} {line['condition']:6} layer {line['layer']:2}  loss {line['loss_nats']:.3f} nats  "
-                f"accuracy {line['accuracy']:.3f}  regressor r {line['regressor_correlation']:.3f}  "
-                f"entropy r {line['entropy_correlation']:.3f}"
-            )
-    if not arguments.quick:
-        write("heads", measured)
-        draw(measured, RESULTS / "heads.png")
-
-
-def draw(measured: list[dict], path: Path) -> None:
-    """Loss of each head against its layer, by kind of heads and condition."""
+def draw(rows: list[dict], path: Path) -> None:
+    """Draw the loss of each head against its layer, by kind of heads and condition."""
     figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for color, kind in enumerate(dict.fromkeys(line["heads"] for line in measured)):
+    for color, kind in enumerate(dict.fromkeys(row["heads"] for row in rows)):
         for style, condition in (("-", "clean"), ("--", "10 dB"), (":", "0 dB")):
-            lines = [line for line in measured if (line["heads"], line["condition"]) == (kind, condition)]
-            losses = [line["loss_nats"] for line in lines]
-            layers = [line["layer"] for line in lines]
+            curve = [row for row in rows if (row["heads"], row["condition"]) == (kind, condition)]
+            losses = [row["loss_nats"] for row in curve]
+            layers = [row["layer"] for row in curve]
             axes.plot(layers, losses, style, color=f"C{color}", label=f"{kind} heads, {condition}")
     axes.set_xlabel("layer")
     axes.set_ylabel("unit loss on held-out audio (nats)")
     axes.set_title("targets: the full model's units on the clean audio")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes([axes])
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path)
 
 
+def main() -> None:
+    parser = make_parser(__doc__, quick="a few utterances of each set; nothing is written")
+    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+    arguments = parser.parse_args()
+    paths = parse_pairs(arguments.models)
+    speech = read_utterances(TRAINING_SETS, "dev", limit=5 if arguments.quick else None)
+    bank = read_noises("train")
+    with Progress() as bar:
+        rows = [row for name, path in paths for row in measure(name, daisy.load(path), speech, bank, bar)]
+    for row in rows:
+        if row["condition"] in ("clean", "0 dB", "all"):
+            print(
+                f"{row['heads']:10} {row['condition']:6} layer {row['layer']:2}  loss {row['loss_nats']:.3f} nats  "
+                f"accuracy {row['accuracy']:.3f}  regressor r {row['regressor_correlation']:.3f}  "
+                f"entropy r {row['entropy_correlation']:.3f}"
+            )
+    if not arguments.quick:
+        write_result("heads", rows)
+        draw(rows, RESULTS / "heads.png")
+
+
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

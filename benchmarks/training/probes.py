@@ -1,6 +1,6 @@
 """What a linear classifier reads off each layer's mean over time: the digit, its speaker, the keyword.
 
-    python benchmarks/probes.py hubert_mini=hubert_mini.safetensors daisy-mini=daisy-mini
+    python -m benchmarks.training.probes hubert_mini=hubert_mini.safetensors daisy-mini=daisy-mini
 
 Logistic regression on standardised features, fitted on the train splits (its regularisation by cross-validation there),
 scored once on the test splits. Beside each layer: the mean log-mel spectrum, and the layers of a network of the same
@@ -9,13 +9,12 @@ shape with random weights. The six digit speakers, and some of the keywords' spe
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
-import torchaudio
-from common import RESULTS, Utterance, guarded, rows, utterances, write
 from matplotlib.figure import Figure
 from rich.progress import Progress
 from sklearn.linear_model import LogisticRegressionCV
@@ -25,135 +24,165 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import daisy
+from benchmarks.shared.drawing import style_axes
+from benchmarks.shared.recordings import SAMPLE_RATE, Utterance, read_index, read_utterances
+from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from daisy.calibration import intervals
+from daisy.encoder import EarlyExitEncoder
 from daisy.models import Backbone
+from daisy.policies import Never
 
 TASKS = {
     "digit": ("digits", "text_or_label"),
     "digit speaker": ("digits", "speaker"),
     "keyword": ("keywords", "text_or_label"),
 }
+"""Task to the set and the column of its index that is to be told."""
+SPLITS = ("train", "test")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-Pooled = Callable[[Tensor], Tensor]
-"""(N,) waveform to (layers, F)."""
+Extractor = Callable[[Tensor], Tensor]
+"""(N,) waveform to (layers, F), means over time."""
 
 
-def pooled_layers(backbone: Backbone) -> Pooled:
-    """Mean over time of layers 0 to L."""
-    encoder = daisy.EarlyExitEncoder(backbone, None, daisy.policies.Never())
+def make_layer_extractor(backbone: Backbone) -> Extractor:
+    """Make what computes the means over time of layers 0 to L."""
+    encoder = EarlyExitEncoder(backbone, None, Never())
     return lambda waveform: encoder([waveform]).states[0].mean(1)
 
 
-def pooled_log_mel(waveform: Tensor) -> Tensor:
-    """(1, 80): mean over time of the log-mel spectrum, 25 ms windows every 10 ms."""
-    spectrum = torchaudio.compliance.kaldi.fbank(waveform[None] * 32768, num_mel_bins=80, sample_frequency=16000)
+def extract_log_mel(waveform: Tensor) -> Tensor:
+    """Compute the mean over time of the log-mel spectrum, (1, 80): 25 ms windows every 10 ms."""
+    from torchaudio.compliance import kaldi
+
+    spectrum = kaldi.fbank(waveform[None] * 32768, num_mel_bins=80, sample_frequency=SAMPLE_RATE)
     return spectrum.mean(0, keepdim=True)
 
 
-def probe(train: numpy.ndarray, train_labels, test: numpy.ndarray, test_labels) -> tuple[numpy.ndarray, float]:
-    """Whether each test utterance is classified rightly; and the accuracy in cross-validation on the train split."""
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be some speakers
-    classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
-    model = make_pipeline(StandardScaler(), classifier).fit(train, train_labels)
-    on_train = next(iter(classifier.scores_.values())).mean(0).max()
-    return model.predict(test) == numpy.asarray(test_labels), float(on_train)
+@dataclass(frozen=True)
+class Split:
+    """A split of a set: recordings, and the lines of its index."""
+
+    utterances: list[Utterance]
+    index: list[dict[str, str]]
 
 
-def measure(kinds: dict[str, Pooled], quick: bool, bar: Progress) -> list[dict]:
-    measured = []
+def measure(extractors: dict[str, Extractor], quick: bool, bar: Progress) -> list[dict]:
+    """Measure all tasks on all features."""
+    rows = []
+    limit = 120 if quick else None
     for set_name in dict.fromkeys(name for name, _ in TASKS.values()):
-        limit = 120 if quick else None
-        sets = {split: utterances((set_name,), split, limit) for split in ("train", "test")}
-        index = {split: _index(set_name, split, limit) for split in sets}
-        task = bar.add_task(set_name, total=len(kinds) * sum(map(len, sets.values())))
-        for name, features in kinds.items():
-            arrays = {}
-            for split, spoken in sets.items():
-                found = []
-                for utterance in spoken:
-                    found.append(features(utterance.waveform))
-                    bar.advance(task)
-                arrays[split] = torch.stack(found).numpy()  # (utterances, layers, F)
+        splits = {
+            split: Split(read_utterances((set_name,), split, limit), read_index(set_name, split, limit))
+            for split in SPLITS
+        }
+        total = len(extractors) * sum(len(split.utterances) for split in splits.values())
+        task = bar.add_task(set_name, total=total)
+        for name, extract in extractors.items():
+            features = {
+                split: extract_all(extract, recordings.utterances, partial(bar.advance, task))
+                for split, recordings in splits.items()
+            }
             for kind, (of_set, column) in TASKS.items():
                 if of_set == set_name:
-                    measured += score(kind, name, arrays, index, column, sets["test"])
-    return measured
+                    rows += probe_layers(kind, name, features, splits, column)
+    return rows
 
 
-def score(kind: str, name: str, arrays, index, column: str, spoken: Sequence[Utterance]) -> list[dict]:
-    wanted = {split: [row[column] for row in lines] for split, lines in index.items()}
-    lines = []
-    for layer in range(arrays["train"].shape[1]):
-        right, on_train = probe(arrays["train"][:, layer], wanted["train"], arrays["test"][:, layer], wanted["test"])
-        groups = [u.speaker for u in spoken] if kind == "keyword" else [str(i) for i in range(len(spoken))]
-        estimate = intervals.bootstrap(right.tolist(), groups)
-        lines.append(
+def extract_all(extract: Extractor, utterances: Sequence[Utterance], advance: Callable[[], None]) -> numpy.ndarray:
+    """Extract the features of all utterances, (B, layers, F)."""
+    features = []
+    for utterance in utterances:
+        features.append(extract(utterance.waveform))
+        advance()
+    return torch.stack(features).numpy()
+
+
+def probe_layers(
+    task: str, name: str, features: dict[str, numpy.ndarray], splits: dict[str, Split], column: str
+) -> list[dict]:
+    """Probe each layer: rows of probes.json."""
+    labels = {split: [row[column] for row in splits[split].index] for split in SPLITS}
+    utterances = splits["test"].utterances
+    groups = [utterance.speaker for utterance in utterances] if task == "keyword" else map(str, range(len(utterances)))
+    groups = list(groups)
+    rows = []
+    for layer in range(features["train"].shape[1]):
+        is_right, train_accuracy = fit_probe(
+            features["train"][:, layer], labels["train"], features["test"][:, layer], labels["test"]
+        )
+        estimate = intervals.bootstrap(is_right.tolist(), groups)
+        rows.append(
             {
-                "task": kind,
+                "task": task,
                 "features": name,
                 "layer": layer,
                 "accuracy": estimate.mean,
                 "low": estimate.low,
                 "high": estimate.high,
-                "train_accuracy": on_train,
-                "num_train": len(wanted["train"]),
-                "num_test": len(wanted["test"]),
+                "train_accuracy": train_accuracy,
+                "num_train": len(labels["train"]),
+                "num_test": len(labels["test"]),
             }
         )
-    print(f"{kind:14} {name:14}", " ".join(f"{line['accuracy']:.3f}" for line in lines))
-    return lines
+    print(f"{task:14} {name:14}", " ".join(f"{row['accuracy']:.3f}" for row in rows))
+    return rows
 
 
-def _index(set_name: str, split: str, limit: int | None) -> list[dict[str, str]]:
-    """The index lines of the recordings that `utterances` reads."""
-    lines = rows(set_name, split)
-    return lines if limit is None or len(lines) <= limit else lines[:: -(-len(lines) // limit)]
+def fit_probe(
+    train: numpy.ndarray, train_labels: Sequence[str], test: numpy.ndarray, test_labels: Sequence[str]
+) -> tuple[numpy.ndarray, float]:
+    """Fit a classifier on (B, F) features.
+
+    Returns:
+        Whether each test utterance is classified rightly; and the accuracy in cross-validation on the train split.
+    """
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be some speakers
+    classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
+    model = make_pipeline(StandardScaler(), classifier).fit(train, train_labels)
+    train_accuracy = next(iter(classifier.scores_.values())).mean(0).max()
+    return model.predict(test) == numpy.asarray(test_labels), float(train_accuracy)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--quick", action="store_true", help="a few recordings; nothing is written")
-    arguments = parser.parse_args()
-    kinds: dict[str, Pooled] = {"log-mel": pooled_log_mel}
-    backbones = {}
-    for text in arguments.models:
-        name, _, path = text.partition("=")
-        backbones[name] = daisy.load(path).backbone
-    torch.manual_seed(0)
-    kinds["random"] = pooled_layers(Backbone(next(reversed(backbones.values())).config))
-    kinds |= {name: pooled_layers(backbone) for name, backbone in backbones.items()}
-    with Progress() as bar:
-        measured = measure(kinds, arguments.quick, bar)
-    if not arguments.quick:
-        write("probes", measured)
-        draw(measured)
-
-
-def draw(measured: list[dict]) -> None:
-    """Accuracy against layer, one panel a task; log-mel as a line across."""
+def draw(rows: list[dict]) -> None:
+    """Draw accuracy against layer, one panel a task, log-mel as a line across: results/probes.png."""
     figure = Figure(figsize=(11.0, 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharex=True)
     for axes, task in zip(panels, TASKS, strict=True):
-        lines = [line for line in measured if line["task"] == task]
-        for color, name in enumerate(dict.fromkeys(line["features"] for line in lines)):
-            own = [line for line in lines if line["features"] == name]
+        names = dict.fromkeys(row["features"] for row in rows if row["task"] == task)
+        for color, name in enumerate(names):
+            curve = [row for row in rows if (row["task"], row["features"]) == (task, name)]
             if name == "log-mel":
-                axes.axhline(own[0]["accuracy"], color="0.4", linestyle="--", label=name)
+                axes.axhline(curve[0]["accuracy"], color="0.4", linestyle="--", label=name)
                 continue
-            layers = [line["layer"] for line in own]
-            axes.plot(layers, [line["accuracy"] for line in own], color=f"C{color}", label=name)
-            axes.fill_between(
-                layers, [line["low"] for line in own], [line["high"] for line in own], color=f"C{color}", alpha=0.15
+            layers, accuracies, low, high = (
+                [row[field] for row in curve] for field in ("layer", "accuracy", "low", "high")
             )
+            axes.plot(layers, accuracies, color=f"C{color}", label=name)
+            axes.fill_between(layers, low, high, color=f"C{color}", alpha=0.15)
         axes.set_title(task)
         axes.set_xlabel("layer")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    style_axes(panels)
     panels[0].set_ylabel("accuracy on the test split")
     panels[-1].legend(frameon=False, loc="lower right")
     figure.savefig(RESULTS / "probes.png")
 
 
+def main() -> None:
+    parser = make_parser(__doc__, quick="a few recordings; nothing is written")
+    parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
+    arguments = parser.parse_args()
+    backbones = {name: daisy.load(path).backbone for name, path in parse_pairs(arguments.models)}
+    torch.manual_seed(0)
+    random_backbone = Backbone(next(reversed(backbones.values())).config)
+    extractors: dict[str, Extractor] = {"log-mel": extract_log_mel, "random": make_layer_extractor(random_backbone)}
+    extractors |= {name: make_layer_extractor(backbone) for name, backbone in backbones.items()}
+    with Progress() as bar:
+        rows = measure(extractors, arguments.quick, bar)
+    if not arguments.quick:
+        write_result("probes", rows)
+        draw(rows)
+
+
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

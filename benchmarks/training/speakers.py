@@ -1,34 +1,31 @@
-"""Who speaks in each recording of the training sets, for `daisy manifest --speakers`; a cluster where nobody says.
+"""Who speaks in each recording of the training sets, for `daisy manifest --speakers`; a group where nobody says.
 
-python benchmarks/speakers.py speakers.csv
+python -m benchmarks.training.speakers speakers.csv
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from pathlib import Path
 
-from common import guarded, rows
-
+from benchmarks.shared.recordings import TRAINING_SETS, read_index
+from benchmarks.shared.script import make_parser, run_script
 from daisy import _files
-
-SETS = ("librispeech", "commands", "keywords")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     content = io.StringIO()
     writer = csv.writer(content)
     writer.writerow(["path", "speaker"])
-    for name in SETS:
-        for row in rows(name, "train"):
+    for name in TRAINING_SETS:
+        for row in read_index(name, "train"):
             writer.writerow([f"{name}/{row['path']}", f"{name}:{row['speaker'] or row['group']}"])
     _files.write(arguments.out, content.getvalue().encode())
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """How much k-means units tell about what is said, about who says it, and how well they stand noise; by layer.
 
-    python benchmarks/units.py hubert_mini=hubert_mini.safetensors iteration1=iteration1.safetensors
+    python -m benchmarks.training.units hubert_mini=hubert_mini.safetensors iteration1=iteration1.safetensors
 
 For choosing the layer that the next iteration's units are made of, before it is trained; hence on train splits alone.
 No phones are labelled in these recordings. What stands for them: the keyword and the tenth of it that a frame lies in,
@@ -13,169 +13,241 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
-from common import guarded, noises, rows, utterances, write
+from numpy.typing import NDArray
 from rich.progress import Progress
 from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 from torch import Tensor
 
 import daisy
+from benchmarks.shared.recordings import (
+    TRAINING_SETS,
+    Utterance,
+    read_index,
+    read_noises,
+    read_utterances,
+)
+from benchmarks.shared.results import write_result
+from benchmarks.shared.script import make_parser, parse_pairs, parse_positive, run_script
 from daisy.calibration import tracing
+from daisy.encoder import EarlyExitEncoder
 from daisy.extraction.units import fit_kmeans, make_mfcc
+from daisy.models import BackboneConfig
+from daisy.policies import Never
 
-FIT_SETS = ("librispeech", "commands", "keywords")
-FIT_FRAMES = 60_000
+MAX_FIT_FRAMES = 60_000
 LOUD_DB = 35.0
+NOISY_UTTERANCES, NOISY_SNR_DB = 60, 10.0
+"""Utterances that are also heard with noise, and its ratio."""
+Extractor = Callable[[Tensor], Tensor]
+"""(N,) waveform to (layers, T, D)."""
+Labels = NDArray[numpy.integer]
+"""One a frame; -1 where it has none."""
 
 
-def speech_tenths(waveform: Tensor, num_frames: int, parts: int) -> numpy.ndarray:
-    """Which of ``parts`` equal stretches of the word each frame lies in, -1 outside it."""
-    energy = waveform.unfold(0, 400, 320).square().mean(1)[:num_frames]
-    loud = (10 * torch.log10(energy + 1e-10) > 10 * torch.log10(energy.max() + 1e-10) - LOUD_DB).nonzero()[:, 0]
+def locate_parts(waveform: Tensor, num_frames: int, parts: int) -> Labels:
+    """Tell which of ``parts`` equal stretches of the word each frame lies in, -1 outside it."""
+    config = BackboneConfig()
+    energy = waveform.unfold(0, config.frame_span, config.frame_hop).square().mean(1)[:num_frames]
+    energy_db = 10 * torch.log10(energy + 1e-10)
+    loud = (energy_db > 10 * torch.log10(energy.max() + 1e-10) - LOUD_DB).nonzero()[:, 0]
     first, last = int(loud[0]), int(loud[-1])
     places = (torch.arange(len(energy)) - first) * parts // (last - first + 1)
     return torch.where((places >= 0) & (places < parts), places, -1).numpy()
 
 
-def information(units: numpy.ndarray, truth: numpy.ndarray) -> tuple[float, float]:
-    """(mutual information over the labels' entropy, purity): of frames whose label is not negative."""
-    units, truth = units[truth >= 0], truth[truth >= 0]
-    counts = numpy.zeros((units.max() + 1, truth.max() + 1))
-    numpy.add.at(counts, (units, truth), 1)
+def measure_information(units: Labels, labels: Labels) -> tuple[float, float]:
+    """Measure what units tell of labels: (mutual information over the labels' entropy, purity)."""
+    units, labels = units[labels >= 0], labels[labels >= 0]
+    counts = numpy.zeros((units.max() + 1, labels.max() + 1))
+    numpy.add.at(counts, (units, labels), 1)
     shares = counts.sum(0) / counts.sum()
     entropy = -(shares[shares > 0] * numpy.log(shares[shares > 0])).sum()
-    return float(mutual_info_score(units, truth) / entropy), float(counts.max(1).sum() / counts.sum())
+    return float(mutual_info_score(units, labels) / entropy), float(counts.max(1).sum() / counts.sum())
 
 
-def all_layers(model: daisy.Model) -> Callable[[Tensor], Tensor]:
-    """(N,) to (L + 1, T, D) float16: layers 0 to L."""
-    encoder = daisy.EarlyExitEncoder(model.backbone, None, daisy.policies.Never())
+def make_layer_extractor(model: daisy.Model) -> Extractor:
+    """Make what computes layers 0 to L in float16."""
+    encoder = EarlyExitEncoder(model.backbone, None, Never())
     return lambda waveform: encoder([waveform]).states[0].half()
 
 
-def mfcc(waveform: Tensor) -> Tensor:
-    """(N,) to (1, T, 39)."""
+def extract_mfcc(waveform: Tensor) -> Tensor:
+    """Compute (1, T, 39) from (N,)."""
     return make_mfcc(50)(waveform)[None]
 
 
-def gather(features: Callable[[Tensor], Tensor], waveforms: list[Tensor], advance: Callable[[], None]) -> list[Tensor]:
-    found = []
-    for waveform in waveforms:
-        found.append(features(waveform))
-        advance()
-    return found
-
-
-def less_means(recordings: list[Tensor]) -> list[Tensor]:
-    """(L, T, D) each: every layer less its mean over the recording."""
+def remove_means(recordings: list[Tensor]) -> list[Tensor]:
+    """Take every layer's mean over each recording (L, T, D) off."""
     return [(states.float() - states.float().mean(1, keepdim=True)).half() for states in recordings]
 
 
-def measure(
-    name: str,
-    features,
-    num_units: list[int],
-    layers: list[int] | None,
-    bar: Progress,
-    *,
-    digits: bool,
-    centre: bool,
-    quick: bool,
-) -> list[dict]:
-    """One line for each layer (raw, and with ``centre`` also centred) and number of units."""
-    generator = numpy.random.default_rng(0)
-    word_set, parts = ("digits", 5) if digits else ("keywords", 10)
-    fit_on = utterances(FIT_SETS, "train", 30 if quick else 120)
-    words = utterances((word_set,), "train", 60 if quick else None)
-    names = [row["text_or_label"] for row in rows(word_set, "train")]
-    if quick:
-        names = names[:: -(-len(names) // 60)]
-    kinds = {text: index for index, text in enumerate(sorted(set(names)))}
-    people = {speaker: index for index, speaker in enumerate(sorted({u.speaker for u in words}))}
-    task = bar.add_task(name, total=len(fit_on) + len(words) + 2 * 60)
-    advance = lambda: bar.advance(task)  # noqa: E731
-    drawn = gather(features, [u.waveform for u in fit_on], advance)
-    heard = gather(features, [u.waveform for u in words], advance)
-    robust = [u.waveform for u in words[:: max(1, len(words) // 60)]][:60]
-    clean = gather(features, robust, advance)
-    noisy = gather(features, tracing.mix_noise(robust, noises("train"), 10.0), advance)
-    lengths = [found.shape[1] for found in heard]
-    spoken = numpy.concatenate(
-        [
-            numpy.where(place >= 0, kinds[text] * parts + place, -1)
-            for text, u, length in zip(names, words, lengths, strict=True)
-            for place in [speech_tenths(u.waveform, length, parts)]
-        ]
+@dataclass(frozen=True)
+class Words:
+    """Recordings of words, and what they are."""
+
+    set_name: str
+    parts: int
+    """That each word is cut into."""
+    utterances: list[Utterance]
+    texts: list[str]
+
+    def label_frames(self, num_frames: Sequence[int]) -> tuple[Labels, Labels]:
+        """Label all frames of all recordings, one after the other: part of a word, and speaker."""
+        kinds = {text: index for index, text in enumerate(sorted(set(self.texts)))}
+        speakers = sorted({utterance.speaker for utterance in self.utterances})
+        numbers = {speaker: index for index, speaker in enumerate(speakers)}
+        words, talkers = [], []
+        for text, utterance, count in zip(self.texts, self.utterances, num_frames, strict=True):
+            places = locate_parts(utterance.waveform, count, self.parts)
+            words.append(numpy.where(places >= 0, kinds[text] * self.parts + places, -1))
+            talkers.append(numpy.full(count, numbers[utterance.speaker]))
+        return numpy.concatenate(words), numpy.concatenate(talkers)
+
+
+def read_words(set_name: str, parts: int, limit: int | None) -> Words:
+    """Read the train split of a set of words."""
+    texts = [row["text_or_label"] for row in read_index(set_name, "train", limit)]
+    return Words(set_name, parts, read_utterances((set_name,), "train", limit), texts)
+
+
+@dataclass(frozen=True)
+class Features:
+    """States (layers, T, D) of each recording."""
+
+    fitted: list[Tensor]
+    """That the units are fitted on."""
+    words: list[Tensor]
+    clean: list[Tensor]
+    """Of some of the words."""
+    noisy: list[Tensor]
+    """Of the same with noise."""
+
+    def centred(self) -> Features:
+        """Return the same without each recording's means."""
+        return Features(*(remove_means(part) for part in (self.fitted, self.words, self.clean, self.noisy)))
+
+
+def extract_features(name: str, extract: Extractor, words: Words, fit_on: list[Tensor], bar: Progress) -> Features:
+    """Extract all features that are measured."""
+    waveforms = [utterance.waveform for utterance in words.utterances]
+    clean = waveforms[:: max(1, len(waveforms) // NOISY_UTTERANCES)][:NOISY_UTTERANCES]
+    noisy = tracing.mix_noise(clean, read_noises("train"), NOISY_SNR_DB)
+    task = bar.add_task(name, total=len(fit_on) + len(waveforms) + 2 * len(clean))
+
+    def extract_all(recordings: Iterable[Tensor]) -> list[Tensor]:
+        features = []
+        for waveform in recordings:
+            features.append(extract(waveform))
+            bar.advance(task)
+        return features
+
+    return Features(*map(extract_all, (fit_on, waveforms, clean, noisy)))
+
+
+def assign_units(recordings: list[Tensor], layer: int, centres: numpy.ndarray) -> Labels:
+    """Assign a layer's frames, of all recordings one after the other, to the nearest centres (K, D)."""
+    nearest = (
+        torch.cdist(states[layer].float(), torch.from_numpy(centres).float()).argmin(1).numpy() for states in recordings
     )
-    speaker = numpy.concatenate([numpy.full(n, people[u.speaker]) for u, n in zip(words, lengths, strict=True)])
-    measured = []
-    forms = {False: (drawn, heard, clean, noisy)}
-    if centre:
-        forms[True] = tuple(less_means(recordings) for recordings in forms[False])
-    for layer, centred in itertools.product(layers or range(drawn[0].shape[0]), forms):
-        drawn, heard, clean, noisy = forms[centred]
-        frames = numpy.concatenate([found[layer].float().numpy() for found in drawn])
-        frames = frames[generator.permutation(len(frames))[:FIT_FRAMES]]
-        for clusters in num_units:
-            first, second = (fit_kmeans(frames[half::2], clusters, seed=half) for half in (0, 1))
-
-            def assign(found: list[Tensor], layer=layer, centres=first) -> numpy.ndarray:
-                return numpy.concatenate([nearest(each[layer], centres) for each in found])
-
-            units = assign(heard)
-            pnmi, purity = information(units, spoken)
-            clean_units = assign(clean)
-            measured.append(
-                {
-                    "features": name,
-                    "labels": f"{word_set}, {parts} parts of a word",
-                    "layer": layer,
-                    "centred": centred,
-                    "num_units": clusters,
-                    "word_information": pnmi,
-                    "word_purity": purity,
-                    "speaker_information": information(units, speaker)[0],
-                    "stability": adjusted_mutual_info_score(units, assign(heard, centres=second)),
-                    "noise_stability_10_db": adjusted_mutual_info_score(clean_units, assign(noisy)),
-                }
-            )
-            line = measured[-1]
-            form = "centred" if centred else "raw"
-            print(
-                f"{name:12} layer {layer:2} {form:7} {clusters:3} units: words {pnmi:.3f} (purity {purity:.3f})  "
-                f"speaker {line['speaker_information']:.3f}  stability {line['stability']:.3f}  "
-                f"at 10 dB {line['noise_stability_10_db']:.3f}",
-                flush=True,
-            )
-    return measured
+    return numpy.concatenate(list(nearest))
 
 
-def nearest(states: Tensor, centres: numpy.ndarray) -> numpy.ndarray:
-    return torch.cdist(states.float(), torch.from_numpy(centres).float()).argmin(1).numpy()
+def measure_units(
+    features: Features, layer: int, frames: numpy.ndarray, num_units: int, labels: tuple[Labels, Labels]
+) -> dict[str, float]:
+    """Measure units that are fitted on (F, D) frames, as a row's fields.
+
+    Args:
+        features: all of them.
+        layer: whose units.
+        frames: the half with even numbers is fitted on, the other tells how stable that is.
+        num_units: K.
+        labels: part of a word, and speaker, of each frame of ``features.words``.
+    """
+    centres, other_centres = (fit_kmeans(frames[half::2], num_units, seed=half) for half in (0, 1))
+    units = assign_units(features.words, layer, centres)
+    word_information, purity = measure_information(units, labels[0])
+    return {
+        "word_information": word_information,
+        "word_purity": purity,
+        "speaker_information": measure_information(units, labels[1])[0],
+        "stability": adjusted_mutual_info_score(units, assign_units(features.words, layer, other_centres)),
+        "noise_stability_10_db": adjusted_mutual_info_score(
+            assign_units(features.clean, layer, centres), assign_units(features.noisy, layer, centres)
+        ),
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def measure(
+    name: str, raw: Features, words: Words, numbers: list[int], layers: list[int] | None, centre: bool
+) -> list[dict]:
+    """Measure the units of features: a row for each layer (with ``centre`` in two forms) and number of units."""
+    generator = numpy.random.default_rng(0)
+    labels = words.label_frames([states.shape[1] for states in raw.words])
+    forms = {False: raw, **({True: raw.centred()} if centre else {})}
+    rows = []
+    for layer, is_centred in itertools.product(layers or range(raw.fitted[0].shape[0]), forms):
+        features = forms[is_centred]
+        frames = numpy.concatenate([states[layer].float().numpy() for states in features.fitted])
+        frames = frames[generator.permutation(len(frames))[:MAX_FIT_FRAMES]]
+        for num_units in numbers:
+            row = {
+                "features": name,
+                "labels": f"{words.set_name}, {words.parts} parts of a word",
+                "layer": layer,
+                "centred": is_centred,
+                "num_units": num_units,
+                **measure_units(features, layer, frames, num_units, labels),
+            }
+            rows.append(row)
+            show(row)
+    return rows
+
+
+def show(row: dict) -> None:
+    """Print a row."""
+    form = "centred" if row["centred"] else "raw"
+    print(
+        f"{row['features']:12} layer {row['layer']:2} {form:7} {row['num_units']:3} units: "
+        f"words {row['word_information']:.3f} (purity {row['word_purity']:.3f})  "
+        f"speaker {row['speaker_information']:.3f}  stability {row['stability']:.3f}  "
+        f"at 10 dB {row['noise_stability_10_db']:.3f}",
+        flush=True,
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__, quick="a few recordings; nothing is written")
     parser.add_argument("models", nargs="*", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--units", type=int, nargs="+", default=[100], help="numbers of clusters")
+    parser.add_argument("--units", type=parse_positive, nargs="+", default=[100], help="numbers of clusters")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to measure; all where not given")
     parser.add_argument("--digits", action="store_true", help="measure on digits, not on keywords")
     parser.add_argument("--centre", action="store_true", help="measure the centred form, too")
-    parser.add_argument("--quick", action="store_true", help="a few recordings; nothing is written")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    fit_on = read_utterances(TRAINING_SETS, "train", 30 if arguments.quick else 120)
+    fit_waveforms = [utterance.waveform for utterance in fit_on]
+    set_name, parts = ("digits", 5) if arguments.digits else ("keywords", 10)
+    words = read_words(set_name, parts, 60 if arguments.quick else None)
+    rows = []
     with Progress() as bar:
-        options = {"digits": arguments.digits, "centre": arguments.centre, "quick": arguments.quick}
-        measured = measure("mfcc", mfcc, arguments.units, None, bar, **options)
-        for text in arguments.models:
-            name, _, path = text.partition("=")
-            features = all_layers(daisy.load(path))
-            measured += measure(name, features, arguments.units, arguments.layers, bar, **options)
+        features = extract_features("mfcc", extract_mfcc, words, fit_waveforms, bar)
+        rows += measure("mfcc", features, words, arguments.units, None, arguments.centre)
+        for name, path in parse_pairs(arguments.models):
+            features = extract_features(name, make_layer_extractor(daisy.load(path)), words, fit_waveforms, bar)
+            rows += measure(name, features, words, arguments.units, arguments.layers, arguments.centre)
     if not arguments.quick:
-        write("units_digits" if arguments.digits else "units", measured)
+        write_result("units_digits" if arguments.digits else "units", rows)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_script(main)

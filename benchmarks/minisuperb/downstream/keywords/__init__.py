@@ -1,1 +1,1 @@
-"""Found by s3prl as a task of its own; see benchmarks/minisuperb/worker.py."""
+"""Keywords as a task of s3prl; see `benchmarks.minisuperb.worker`."""

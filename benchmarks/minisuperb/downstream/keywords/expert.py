@@ -13,12 +13,12 @@ import torch
 from s3prl.downstream.speech_commands import dataset, expert
 from torch import Tensor
 
-OUTPUTS = 12
+NUM_OUTPUTS = 12
 """Fixed in s3prl's code, whatever the number of words."""
 
 
-def read(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
-    """(1, N) of a recording that is mono and at 16 kHz already, 3 dB softer as s3prl's chain of effects has it."""
+def read_softer(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
+    """Read (1, N) of a recording at 16 kHz, 3 dB softer as s3prl's chain of effects has it; mono needs nothing else."""
     samples, rate = soundfile.read(path, dtype="float32")
     return torch.from_numpy(samples)[None] * 10 ** (-3 / 20), rate
 
@@ -29,6 +29,6 @@ class DownstreamExpert(expert.DownstreamExpert):
     def __init__(self, upstream_dim: int, downstream_expert: dict, expdir: str, **options: Any) -> None:
         # One list that both modules hold: the order of its entries is what s3prl counts by.
         classes = [*downstream_expert["datarc"]["words"], "_unknown_", "_silence_"]
-        dataset.CLASSES[:] = classes + [f"_unused_{index}_" for index in range(len(classes), OUTPUTS)]
-        dataset.apply_effects_file = read
+        dataset.CLASSES[:] = classes + [f"_unused_{index}_" for index in range(len(classes), NUM_OUTPUTS)]
+        dataset.apply_effects_file = read_softer
         super().__init__(upstream_dim, downstream_expert, expdir, **options)

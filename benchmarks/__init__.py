@@ -1,0 +1,11 @@
+"""Measurements behind the README's and docs' figures; each script runs as ``python -m benchmarks.ROOM.SCRIPT``.
+
+shared      recordings, results files, full runs, paired timing, other people's HuBERT
+speed       latency beside peers, where the time goes, memory, the s3prl upstream's cache
+policies    exits under noise, fidelity against depth, the risk guarantee, daisy extract on the noisy test sets
+training    what pre-training and exit heads learnt, and which units to train on
+minisuperb  MiniSUPERB's tasks on early-exit upstreams
+results     what was measured: one JSON file a measurement, and its figure
+
+From the root of the repository; ``benchmarks/real_run.sh`` runs all of them, ``benchmarks.readme`` renders the tables.
+"""

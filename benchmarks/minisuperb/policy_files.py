@@ -1,0 +1,146 @@
+"""Policy files that upstreams read, set on full runs of dev audio."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+import daisy
+from benchmarks.shared.full_runs import load_calibration_runs
+from benchmarks.shared.recordings import SNRS_DB_COARSE, TRAINING_SETS
+from daisy import _files, audio, checkpoints
+from daisy.audio import conditions
+from daisy.calibration import trace_conditions
+from daisy.calibration.depth import Setting, calibrate_depth, fit_window
+from daisy.calibration.traces import Traces
+from daisy.errors import UsageError
+from daisy.evaluation import comparison
+from daisy.policies import write_policy
+
+
+class PolicyFiles:
+    """Policy files of one model; the full runs are made when the first that needs them is asked for.
+
+    Args:
+        model: daisy checkpoint, or a bundled model's name.
+        policy: the rule that random exits are drawn from.
+        folder: for the files.
+        progress: called with what takes long.
+        limit: recordings of a set at most, to try things out.
+        recordings: files, folders or globs to set policies on; none: the shared dev sets.
+
+    Raises:
+        UsageError: where there are no such recordings.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        policy: str,
+        folder: Path,
+        progress: Callable[[str], None],
+        limit: int | None,
+        recordings: Sequence[str],
+    ):
+        self.model, self.policy, self.folder, self.progress = model, policy, folder, progress
+        self.limit, self.patterns = limit, recordings
+        self.recordings = audio.find(list(recordings)) if recordings else []
+
+    def get(self, kind: str, depth: float) -> Path:
+        """Return a policy's file, written where it is not there yet.
+
+        Args:
+            kind: "never", "fixed", a policy that is calibrated, "random..." or "daisy_window".
+            depth: mean executed share of the layers.
+        """
+        folder = self.folder
+        if self.recordings and kind not in ("never", "fixed"):
+            folder = folder / f"on-{digest_recordings(self.recordings)}"
+        path = folder / f"{kind}-{depth:.0%}.json".replace("%", "")
+        if not path.is_file():
+            if kind == "never":
+                _files.write_json(path, {"name": "never"})
+            elif kind == "fixed":
+                layers = daisy.load(self.model).backbone.config.num_layers
+                _files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
+            else:
+                self._calibrate(kind, depth, path)
+        return path
+
+    @cached_property
+    def runs(self) -> Traces:
+        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it.
+
+        Recordings of one's own instead are heard clean and with babble of themselves at these ratios.
+        """
+        source = "your audio" if self.recordings else "the shared dev audio (--calibrate-on takes your own)"
+        self.progress(f"setting policies: full runs of {source}")
+        return self._run_recordings() if self.recordings else self._load_shared_runs()
+
+    def _load_shared_runs(self) -> Traces:
+        runs = load_calibration_runs(self.model, self.limit, parts=("recorded",))
+        names = {condition.name for condition in conditions.make_conditions(("recorded",), SNRS_DB_COARSE)}
+        return runs.select([row for row, name in enumerate(runs.conditions) if name in names])
+
+    def _run_recordings(self) -> Traces:
+        model = daisy.load(self.model)
+        rate = model.backbone.config.sample_rate
+        speech = trace_conditions.read_speech(self.recordings[: self.limit], None, Path(), rate)
+        with_babble = conditions.make_conditions(("babble",), SNRS_DB_COARSE)
+        return trace_conditions.run_conditions(model, speech, with_babble, {})
+
+    def _calibrate(self, kind: str, depth: float, path: Path) -> None:
+        is_random = kind.startswith("random")
+        rule = self.policy if is_random else "entropy" if kind == "daisy_window" else kind
+        chosen = calibrate_depth(rule, self.runs, depth)
+        histogram = torch.bincount(chosen.exit_layers, minlength=self.runs.num_layers + 1)[1:].tolist()
+        if is_random:
+            _files.write_json(path, {"name": "random", "histogram": histogram})
+        elif kind == "daisy_window":
+            window = fit_window(chosen.policy.to_config()["threshold"], histogram)
+            _files.write_json(path, window.to_config())
+        else:
+            self._write(chosen, depth, path)
+
+    def _write(self, chosen: Setting, depth: float, path: Path) -> None:
+        """Write a policy with what it was set to and what it does there."""
+        evaluations = comparison.evaluate_by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
+        write_policy(
+            path,
+            chosen.policy,
+            checkpoint=Path(self.model).stem,
+            digest=checkpoints.digest(self.model),
+            target={"depth": depth, "of": "layers", "conditions": list(dict.fromkeys(self.runs.conditions))},
+            attained={
+                "conditions": [
+                    {
+                        "condition": evaluation.condition,
+                        "exit_layer": evaluation.mean_exit_layer.mean,
+                        "depth": evaluation.depth,
+                    }
+                    for evaluation in evaluations
+                ]
+            },
+            data={
+                "recordings": list(self.patterns) or [f"dev split of {name}" for name in TRAINING_SETS],
+                "num_recordings": len(set(self.runs.utterances)),
+            },
+        )
+
+
+def digest_recordings(recordings: Sequence[audio.Recording]) -> str:
+    """Digest which recordings these are: policies that were set on others are others.
+
+    Raises:
+        UsageError: where one is gone.
+    """
+    try:
+        states = [(str(recording.path.resolve()), recording.path.stat().st_size) for recording in recordings]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    return hashlib.sha256(json.dumps(sorted(states)).encode()).hexdigest()[:12]

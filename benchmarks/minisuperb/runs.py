@@ -1,0 +1,169 @@
+"""Runs of a task on an upstream: what they are, how they are finished, and the rows of those that are."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.minisuperb.tasks import TITLES
+from benchmarks.minisuperb.upstreams import Upstream
+from benchmarks.shared.script import module_command, module_environment
+from daisy import _files
+from daisy.errors import OutputError
+
+NOT_IDENTITY = ("cache",)
+"""Settings that are not part of what a run is."""
+MAX_WORDS = 30
+"""Of a failed run's output that are shown."""
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row's work."""
+
+    task: str
+    upstream: Upstream
+    seed: int
+    folder: Path
+    spec: dict
+
+    @property
+    def title(self) -> str:
+        """What the progress bar says."""
+        return f"{self.task} {self.upstream.name} seed {self.seed}"
+
+    def prepare(self, overwrite: bool) -> bool:
+        """Write run.json; return whether there is anything left to do.
+
+        Raises:
+            OutputError: where the folder holds a run with other settings.
+        """
+        path = self.folder / "run.json"
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            keys = {*before, *self.spec} - {*NOT_IDENTITY}
+            changed = sorted(key for key in keys if before.get(key) != self.spec.get(key))
+            if changed and not overwrite:
+                raise OutputError(f"{self.folder}: holds a run with another {', '.join(changed)}; give --overwrite")
+            if changed:
+                shutil.rmtree(self.folder)
+            elif (self.folder / "result.json").is_file():
+                return False
+        _files.write_json(path, self.spec)
+        return True
+
+
+def execute(run: Run) -> str:
+    """Finish a run in a process of its own; return what went wrong, or nothing."""
+    environment = {**module_environment(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    command = module_command("benchmarks.minisuperb.worker", [str(run.folder)])
+    log = run.folder / "stderr.log"
+    with open(log, "w", encoding="utf-8") as stream:
+        ended = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+    if ended.returncode == 0:
+        return ""
+    words = log.read_text(encoding="utf-8", errors="replace").split()
+    return f"{run.title}: {' '.join(words[-MAX_WORDS:]) or f'ended with {ended.returncode}'} ({log})"
+
+
+def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
+    """Finish all runs, task by task; return what went wrong with some.
+
+    Ctrl-C ends those at work and begins no other.
+
+    Args:
+        runs: finished ones among them are left alone.
+        jobs: runs at a time.
+        overwrite: whether a run with other settings is begun anew.
+    """
+    unfinished = [run for run in runs if run.prepare(overwrite)]
+    console.print(f"{len(unfinished)} runs to do, {len(runs) - len(unfinished)} finished before")
+    failures: list[str] = []
+    stopped = threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar, ThreadPoolExecutor(jobs) as pool:
+        progress = bar.add_task("runs", total=len(unfinished))
+
+        def finish(run: Run) -> None:
+            if stopped.is_set():
+                return
+            bar.update(progress, description=run.title)
+            failure = execute(run)
+            if failure and not stopped.is_set():
+                failures.append(failure)
+                bar.console.print(failure, style="red", soft_wrap=True, markup=False)
+            bar.advance(progress)
+
+        try:
+            for future in [pool.submit(finish, run) for run in unfinished]:
+                future.result()
+        except KeyboardInterrupt:
+            stopped.set()  # the workers have had Ctrl-C too
+            raise
+    return failures
+
+
+def read_rows(
+    folder: Path, real_time_factors: Mapping[str, float], belongs: Callable[[dict], bool] = lambda spec: True
+) -> list[dict]:
+    """Read the rows of all finished runs: one for each metric, test set and seed.
+
+    Args:
+        folder: of the runs.
+        real_time_factors: of `timing.read_factors`.
+        belongs: asked with a run's run.json whether it belongs into the table.
+
+    Raises:
+        OutputError: where a run's files cannot be read.
+    """
+    rows = []
+    for path in sorted(folder.glob("*/*/*/*/result.json")):
+        try:
+            spec = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+            if not belongs(spec):
+                continue
+            result = json.loads(path.read_text(encoding="utf-8"))
+            for test in result["tests"]:
+                key = f"{spec['task']} {spec['name']} {test['condition']}"
+                factor = {"upstream_real_time_factor": real_time_factors.get(key)}
+                rows += [_make_row(spec, result, test, *metric) | factor for metric in test["metrics"].items()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path}: not a finished run ({error!r}); remove its folder") from None
+    return rows
+
+
+def _make_row(spec: dict, result: dict, test: dict, metric: str, value: float) -> dict:
+    exits = test["exits"] or {}
+    full = {"depth": 1.0, "macs_share": 1.0} if spec["name"] == "hubert" else {}
+    return {
+        "task": spec["task"],
+        "upstream": spec["name"],
+        "policy": spec["policy"],
+        "featurizer": spec["featurizer"],
+        "target_depth": spec["target_depth"],
+        "depth": exits.get("depth", full.get("depth")),
+        "mean_exit_layer": exits.get("mean_exit_layer"),
+        "macs_share": exits.get("macs_share", full.get("macs_share")),
+        "condition": TITLES[test["condition"]],
+        "metric": metric,
+        "value": value if math.isfinite(value) else None,
+        "seed": spec["seed"],
+        "num_utterances": exits.get("utterances"),
+        "steps": spec["config"]["runner"]["total_steps"],
+        "scored": test["checkpoint"],
+        "model": spec["checkpoint"] and spec["checkpoint"][:12],
+        "train_sec": result["train_sec"],
+        "evaluate_sec": test["evaluate_sec"],
+    }

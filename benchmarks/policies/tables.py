@@ -1,0 +1,181 @@
+"""Tables of the README and docs/policies.md about exits: noise_curve.json, policies.json, guarantee.json and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.shared.rendering import format_interval, render_result
+from benchmarks.shared.results import read_result
+from daisy.cli.options import DEFAULT_POLICY
+from daisy.evaluation.figures import format_snr
+
+SHOWN_POLICIES = ("plateau", "forecast", "entropy")
+
+
+def _list_snrs(rows: list[dict]) -> list[float | None]:
+    """List the ratios of the rows, clean first."""
+    return [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
+
+
+def _format_gain(row: dict) -> str:
+    """Format how much above the static cut a policy is, with its interval."""
+    return f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+
+
+def render_exits(kinds: tuple[str, ...] = ()) -> str:
+    """Render the mean exit layer of three policies by SNR, for some kinds of noise; all where none is given."""
+    result = read_result("noise_curve")
+    rows = [row for row in result["rows"] if row["set"] == "all"]
+    snrs = _list_snrs(rows)
+    rho = {(row["policy"], row["noise"]): row["spearman"] for row in read_result("adaptivity")["rows"]}
+    lines = []
+    for policy in SHOWN_POLICIES:
+        of_policy = [row for row in rows if row["policy"] == policy]
+        for kind in kinds or dict.fromkeys(row["noise"] for row in of_policy if row["snr_db"] is not None):
+            by_snr = {row["snr_db"]: row for row in of_policy if row["noise"] in (kind, "none")}
+            cells = [format_interval(by_snr[snr], "mean_exit_layer", digits=1) for snr in snrs]
+            lines.append([policy, kind, *cells, f"{rho[policy, kind]:.2f}"])
+    return render_result(result, ["policy", "noise", *map(format_snr, snrs), "Spearman"], lines)
+
+
+def render_sets() -> str:
+    """Render the default policy's mean exit layer by SNR of recorded noise, set by set."""
+    result = read_result("noise_curve")
+    rows = [row for row in result["rows"] if row["policy"] == DEFAULT_POLICY and row["noise"] in ("none", "recorded")]
+    snrs = _list_snrs(rows)
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        by_snr = {row["snr_db"]: row for row in rows if row["set"] == name}
+        layers = [f"{by_snr[snr]['mean_exit_layer']:.1f}" for snr in snrs]
+        lines.append([name, str(by_snr[None]["num_utterances"]), *layers])
+    return render_result(result, ["set", "utterances", *map(format_snr, snrs)], lines)
+
+
+def render_policies(name: str) -> str:
+    """Render each policy's fidelity at each depth, and how much above the static cut's, from results/NAME.json."""
+    result = read_result(name)
+    targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
+    lines = []
+    for policy in dict.fromkeys(row["policy"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["policy"] == policy]
+        cells = [f"{row['depth']:.0%}: {row['unit_agreement']:.3f} ({row['gain']:+.3f})" for row in rows]
+        lines.append([policy, *cells])
+    return render_result(result, ["policy", *(f"set for {target:.0%}" for target in targets)], lines)
+
+
+def render_forecasts() -> str:
+    """Render what look-ahead policies were learnt with and on: fidelity, and how well the exit follows the noise."""
+    result = read_result("forecasts")
+    targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
+    learnt: dict[tuple, list[str]] = {}
+    for row in result["rows"]:
+        worst = max(value for key, value in row.items() if key.startswith("spearman"))
+        cell = f"{row['gain']:+.3f}, {row['over_chance']:+.3f}, {worst:.2f}"
+        learnt.setdefault((row["policy"], row["learnt_on"], row["learner"]), []).append(cell)
+    header = ["policy", "noise", "learner", *(f"set for {t:.0%}: static cut, chance, Spearman" for t in targets)]
+    return render_result(result, header, [[*how, *cells] for how, cells in learnt.items()])
+
+
+def render_default_policy() -> str:
+    """Render the default policy at each depth, with intervals, beside what it is compared with."""
+    result = read_result("policies")
+    rows = {(row["policy"], row["target_depth"]): row for row in result["rows"]}
+    header = ["set for", "depth", "agreement", "static cut", "chance", "above the static cut by", "oracle", "hindsight"]
+    lines = []
+    for target in dict.fromkeys(target for _, target in rows):
+        row, bounds = rows[DEFAULT_POLICY, target], [rows[name, target] for name in ("oracle", "hindsight")]
+        lines.append(
+            [
+                f"{target:.0%}",
+                f"{row['depth']:.1%}",
+                format_interval(row, "unit_agreement"),
+                *(f"{row[f'{name}_unit_agreement']:.3f}" for name in ("fixed", "random")),
+                _format_gain(row),
+                *(f"{bound['unit_agreement']:.3f} at {bound['depth']:.0%}" for bound in bounds),
+            ]
+        )
+    return render_result(result, header, lines)
+
+
+def render_regimes() -> str:
+    """Render where depth still buys something."""
+    result = read_result("regimes")
+    header = [
+        "condition", "full model's units, layer 1 to 12", "clean audio's units, layer 1 to the best",
+        "gained after layer 6", "hindsight leaves at", "for the clean audio's units",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["condition"], f"{row['unit_agreement_first']:.2f} to {row['unit_agreement_last']:.2f}",
+            f"{row['clean_unit_agreement_first']:.2f} to {row['clean_unit_agreement_best']:.2f} "
+            f"({row['clean_unit_agreement_best_layer']})",
+            f"{row['clean_unit_agreement_after_layer_6']:.2f}", f"{row['hindsight_exit_layer']:.1f}",
+            f"{row['hindsight_clean_exit_layer']:.1f}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return render_result(result, header, lines)
+
+
+def render_guarantee() -> str:
+    """Render the share of splits whose test risk was above the target, and the depth that was bought."""
+    result = read_result("guarantee")
+    header = [
+        "audio", "policy", "risk of", "target", "method", "violations", "not certified", "from clean, under noise",
+        "depth", "not certified",
+    ]  # fmt: skip
+    lines = [
+        [
+            row["audio"], row["policy"], row["risk_name"], f"{row['risk']:.1f}", row["method"],
+            f"{row['violations']:.3f}", f"{row['uncertified_violations']:.3f}",
+            f"{row['violations_under_noise']:.3f}" if row["audio"] == "clean" else "",
+            f"{row['depth']:.3f}", f"{row['uncertified_depth']:.3f}",
+        ]
+        for row in result["rows"]
+        if row["risk_name"] == "disagreement" or row["risk"] == 0.2  # the others are in the file
+    ]  # fmt: skip
+    return render_result(result, header, lines)
+
+
+def render_windows() -> str:
+    """Render the published code's window by batch size."""
+    result = read_result("windows")
+    lines = [
+        [
+            row["policy"], str(row["batch"]), row["layers"], f"{row['depth']:.1%}", f"{row['unit_agreement']:.3f}",
+            _format_gain(row), f"{row['other_than_alone']:.1%}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = [
+        "policy", "batch", "layers looked at", "depth", "agreement", "against the static cut", "exits unlike alone",
+    ]  # fmt: skip
+    return render_result(result, header, lines)
+
+
+def render_decisions() -> str:
+    """Render microseconds an utterance to decide."""
+    result = read_result("decisions")
+    cells: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        cell = f"{row['decision_us']:.1f} ({row['low_us']:.1f}-{row['high_us']:.1f})"
+        cells.setdefault(row["policy"], []).append(cell)
+    sizes = list(dict.fromkeys(row["batch"] for row in result["rows"]))
+    header = ["policy", *(f"batch of {size}: us" for size in sizes)]
+    return render_result(result, header, [[policy, *times] for policy, times in cells.items()])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "exits": partial(render_exits, ("recorded",)),
+    "exits_by_noise": render_exits,
+    "sets": render_sets,
+    "policies": partial(render_policies, "policies"),
+    "policies_dev": partial(render_policies, "policies_dev"),
+    "default_policy": render_default_policy,
+    "forecasts": render_forecasts,
+    "regimes": render_regimes,
+    "guarantee": render_guarantee,
+    "windows": render_windows,
+    "decisions": render_decisions,
+}

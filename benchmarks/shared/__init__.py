@@ -1,0 +1,1 @@
+"""What the rooms share: recordings, results files, full runs, paired timing, peers and Markdown tables."""

@@ -1,0 +1,95 @@
+"""The shared recordings: sets, splits and noise; and the constants that measurements on them agree about."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.shared.script import ROOT
+from daisy import audio
+from daisy.audio import mixing
+from daisy.errors import UsageError
+from daisy.models import BackboneConfig
+
+SHARED = Path(os.environ.get("DAISY_SHARED", ROOT.parent / "shared")).absolute()
+"""Folder of data/ and models/."""
+DATA = SHARED / "data"
+SAMPLE_RATE = BackboneConfig().sample_rate
+"""Hz, of HuBERT and of every shared recording."""
+TRAINING_SETS = ("librispeech", "commands", "keywords")
+"""Whose train splits networks and heads learn from, and whose dev splits policies are set on."""
+TEST_SETS = (*TRAINING_SETS, "digits", "mboshi")
+"""Whose test splits policies are judged on; nothing was learnt or set on the last two."""
+SNRS_DB_COARSE: tuple[float | None, ...] = (None, 20.0, 10.0, 0.0)
+"""In place of `daisy.cli.demonstration.SNRS_DB` where each ratio costs a training or a test set."""
+DEPTHS_COARSE = (0.4, 0.6, 0.8)
+"""Likewise in place of `daisy.evaluation.study.DEPTHS`."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording of the shared sets."""
+
+    waveform: Tensor
+    speaker: str
+    """Speaker, or the group of recordings that stands for one."""
+    set: str
+
+
+def read_index(set_name: str, split: str, limit: int | None = None) -> list[dict[str, str]]:
+    """Read a split's lines of a set's index.csv, at most ``limit``, evenly spread.
+
+    Raises:
+        UsageError: where the set is not there.
+    """
+    index = DATA / set_name / "index.csv"
+    if not index.is_file():
+        raise UsageError(f"{index}: not there; set DAISY_SHARED to the folder that holds data/ and models/")
+    with open(index, newline="", encoding="utf-8") as stream:
+        return spread_evenly([row for row in csv.DictReader(stream) if row["split"] == split], limit)
+
+
+def spread_evenly(items: list[Item], limit: int | None) -> list[Item]:
+    """Return at most ``limit`` of the items, every n-th; all where it is None."""
+    return items if limit is None or len(items) <= limit else items[:: -(-len(items) // limit)]
+
+
+def read_waveform(set_name: str, path: str) -> Tensor:
+    """Read a recording (N,) by its path in its set's index."""
+    return audio.read(DATA / set_name / path)
+
+
+def read_utterances(sets: Iterable[str], split: str, limit: int | None = None) -> list[Utterance]:
+    """Read recordings of a split, in the index's order; at most ``limit`` a set, evenly spread."""
+    return [
+        Utterance(
+            waveform=read_waveform(name, row["path"]),
+            speaker=f"{name}:{row['speaker'] or row.get('group') or row['path']}",
+            set=name,
+        )
+        for name in sets
+        for row in read_index(name, split, limit)
+    ]
+
+
+def read_noises(split: str) -> mixing.NoiseBank:
+    """Read all recordings of a split of the noise set."""
+    return mixing.NoiseBank([read_waveform("noise", row["path"]) for row in read_index("noise", split)])
+
+
+def make_noise(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw (N,) of white noise, for measurements that no speech is needed for."""
+    return 0.1 * torch.randn(num_samples, generator=generator)
+
+
+def count_seconds(waveforms: Sequence[Tensor]) -> float:
+    """Return how many seconds of audio there are."""
+    return sum(map(len, waveforms)) / SAMPLE_RATE
