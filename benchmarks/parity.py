@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from benchmarks.shared.recordings import SAMPLE_RATE, SHARED, read_utterances
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.checkpoints import Model
 from daisy.checkpoints.converters import convert
@@ -42,7 +43,7 @@ RANDOM_UTTERANCES, RANDOM_SEC = 2, 5
 SHARED_UNITS = 100
 
 
-def make_random_pair(options: dict, normalize: bool) -> tuple[nn.Module, Model]:
+def make_random_pair(options: dict[str, Any], normalize: bool) -> tuple[nn.Module, Model]:
     """Make fairseq's model with random weights, and ours from them."""
     dictionary = Dictionary()
     for unit in range(500):
@@ -64,7 +65,7 @@ def load_shared_pair() -> tuple[nn.Module, Model]:
 
 
 @torch.no_grad()
-def compare(name: str, theirs: nn.Module, ours: Model, waveforms: Sequence[Tensor]) -> list[dict]:
+def compare(name: str, theirs: nn.Module, ours: Model, waveforms: Sequence[Tensor]) -> list[Row]:
     """Compare all layers: the largest difference over the utterances, in the layer's standard deviations."""
     num_layers = ours.backbone.config.num_layers
     encoder = EarlyExitEncoder(ours.backbone, None, Never())

@@ -6,12 +6,13 @@ import pandas
 
 from benchmarks.minisuperb.score import Scores, is_ahead, score_model
 from benchmarks.minisuperb.tasks import TASKS, TITLES, UNSCORED
+from benchmarks.shared.results import Row
 
 FLOOR, FULL = "fbank", "never"
 """Reference figures of the score: 0 and 1000."""
 
 
-def score_upstreams(table: pandas.DataFrame) -> list[dict]:
+def score_upstreams(table: pandas.DataFrame) -> list[Row]:
     """Score each upstream in each condition, where it has all tasks that the full model has.
 
     Reference figures: fbank (0) and the full model (1000) of the same table, task and condition. A metric in which the

@@ -13,6 +13,7 @@ import pandas
 
 from benchmarks.minisuperb.ranking import FULL, score_upstreams
 from benchmarks.shared.rendering import render_table
+from benchmarks.shared.results import Row
 from benchmarks.shared.script import script_command
 from daisy import _files
 from daisy.evaluation import figures
@@ -31,7 +32,7 @@ SCORE_NOTE = (
 )
 
 
-def average_seeds(rows: list[dict]) -> pandas.DataFrame:
+def average_seeds(rows: list[Row]) -> pandas.DataFrame:
     """Average over seeds: a line for each task, upstream, featurizer, condition and metric."""
     grouped = pandas.DataFrame(rows).groupby([*KEYS, "condition", "metric"], sort=False, dropna=False)
     table = grouped.agg(
@@ -117,7 +118,7 @@ def _format(value: float | None, form: str) -> str:
     return "" if value is None or pandas.isna(value) else form.format(value)
 
 
-def make_score_section(scores: list[dict]) -> figures.Section:
+def make_score_section(scores: list[Row]) -> figures.Section:
     """Make the section of MiniSUPERB's score, by upstream and condition."""
     conditions = list(dict.fromkeys(row["condition"] for row in scores))
     by_upstream: dict[tuple[str, str], dict[str, float]] = {}
@@ -133,7 +134,7 @@ def make_score_section(scores: list[dict]) -> figures.Section:
     return figures.Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(rows))
 
 
-def make_sections(rows: list[dict]) -> list[figures.Section]:
+def make_sections(rows: list[Row]) -> list[figures.Section]:
     """Make all sections from the rows of finished runs."""
     table = add_static_cut(average_seeds(rows))
     scores = score_upstreams(table)
@@ -141,7 +142,7 @@ def make_sections(rows: list[dict]) -> list[figures.Section]:
     return sections + [make_task_section(table, task) for task in dict.fromkeys(table.task)]
 
 
-def render_markdown(rows: list[dict]) -> str:
+def render_markdown(rows: list[Row]) -> str:
     """Render the table as Markdown."""
     parts = [NOTE]
     for section in make_sections(rows):
@@ -151,7 +152,7 @@ def render_markdown(rows: list[dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(rows: list[dict], folder: Path) -> list[Path]:
+def write_report(rows: list[Row], folder: Path) -> list[Path]:
     """Write table.csv (flat rows), table.md and table.html.
 
     Raises:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -155,7 +156,9 @@ def make_runs(
             yield Run(task=task, upstream=upstream, seed=seed, folder=folder / f"seed{seed}", spec=of_seed)
 
 
-def make_spec(task: str, corpus: Path, config: dict, upstream: Upstream, arguments: argparse.Namespace) -> dict:
+def make_spec(
+    task: str, corpus: Path, config: dict[str, Any], upstream: Upstream, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Make what run.json says of the runs of a task on an upstream, but for the seed."""
     published = arguments.data == "published"
     featurizer = arguments.featurizer if upstream.exits else "stock"
@@ -182,14 +185,14 @@ def make_spec(task: str, corpus: Path, config: dict, upstream: Upstream, argumen
     }
 
 
-def read_policy_file(arguments: Sequence[str]) -> dict | None:
+def read_policy_file(arguments: Sequence[str]) -> dict[str, Any] | None:
     """Read the policy file of a command line."""
     if "-g" not in arguments:
         return None
     return json.loads(Path(arguments[arguments.index("-g") + 1]).read_text(encoding="utf-8"))
 
 
-def belongs_to_table(arguments: argparse.Namespace, digest: str, spec: dict) -> bool:
+def belongs_to_table(arguments: argparse.Namespace, digest: str, spec: dict[str, Any]) -> bool:
     """Tell whether a finished run is of this model (log-mel features of any) and of today's configuration."""
     if spec["checkpoint"] not in (None, digest):
         return False

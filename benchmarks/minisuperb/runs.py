@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.minisuperb.tasks import TITLES
 from benchmarks.minisuperb.upstreams import Upstream
+from benchmarks.shared.results import Row
 from benchmarks.shared.script import module_command, module_environment
 from daisy import _files
 from daisy.errors import OutputError
@@ -37,7 +39,7 @@ class Run:
     upstream: Upstream
     seed: int
     folder: Path
-    spec: dict
+    spec: dict[str, Any]
 
     @property
     def title(self) -> str:
@@ -116,8 +118,8 @@ def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
 
 
 def read_rows(
-    folder: Path, real_time_factors: Mapping[str, float], belongs: Callable[[dict], bool] = lambda spec: True
-) -> list[dict]:
+    folder: Path, real_time_factors: Mapping[str, float], belongs: Callable[[dict[str, Any]], bool] = lambda spec: True
+) -> list[Row]:
     """Read the rows of all finished runs: one for each metric, test set and seed.
 
     Args:
@@ -144,7 +146,7 @@ def read_rows(
     return rows
 
 
-def _make_row(spec: dict, result: dict, test: dict, metric: str, value: float) -> dict:
+def _make_row(spec: dict[str, Any], result: dict[str, Any], test: dict[str, Any], metric: str, value: float) -> Row:
     exits = test["exits"] or {}
     full = {"depth": 1.0, "macs_share": 1.0} if spec["name"] == "hubert" else {}
     return {

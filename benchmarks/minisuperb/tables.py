@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.shared.rendering import render_result
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 
 UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "forecast", "fixed", "random", "daisy_window", "fbank")
@@ -19,7 +19,7 @@ def render_minisuperb(name: str) -> str:
     result = read_result(name)
     rows = [row for row in result["rows"] if row["value"] is not None]
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    seeds: dict[tuple[str, str, str], dict[str, list[dict]]] = {}
+    seeds: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     for row in rows:
         is_named = row["featurizer"] not in ("dynamic", None) and row["upstream"] not in ("hubert", "fbank")
         featurizer = f", {row['featurizer']}" if is_named else ""
@@ -39,7 +39,7 @@ def _place(upstream: str) -> int:
     return next(place for place, name in enumerate(UPSTREAMS) if upstream.startswith(name))
 
 
-def _format_seeds(rows: list[dict]) -> str:
+def _format_seeds(rows: list[Row]) -> str:
     if not rows:
         return ""
     values = [row["value"] for row in rows]

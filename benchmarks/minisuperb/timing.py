@@ -65,7 +65,7 @@ def measure(upstreams: list[Upstream], corpora: dict[str, Path], device: str, pa
     """Time these upstreams on the tasks' test audio, on one thread, and write the medians in place of older ones."""
     torch.set_num_threads(1)
     models = load_models(upstreams, device)
-    factors = {}
+    factors: dict[str, float] = {}
     for task, corpus in corpora.items():
         for condition in TIMED_CONDITIONS:
             repeats = time_models(models, read_recordings(task, corpus, condition), device)

@@ -100,8 +100,8 @@ def _make_upstream(name: str, model: str, files: PolicyFiles) -> Upstream:
         return Upstream(name=name, arguments=("-u", "fbank"), exits=False)
     if name == "hubert":
         path = make_stock_checkpoint(model, files.folder / "hubert_s3prl.pt")
-        arguments = ("-u", "hubert_local", "-k", str(path))
-        return Upstream(name=name, arguments=arguments, policy="never", target_depth=1.0, exits=False)
+        stock = ("-u", "hubert_local", "-k", str(path))
+        return Upstream(name=name, arguments=stock, policy="never", target_depth=1.0, exits=False)
     kind, _, percent = name.rpartition("-") if "-" in name else (name, "", "")
     depth = int(percent) / 100 if percent else 1.0
     arguments = ("-u", "daisy_local", "-k", model, "-g", str(files.get(kind, depth)))
@@ -120,10 +120,11 @@ def make_stock_checkpoint(model: str, path: Path) -> Path:
     try:
         from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
 
-        from fairseq_plugins import export
+        from fairseq_plugins.export import stock_checkpoint
+        from fairseq_plugins.model import read_backbone
     except ModuleNotFoundError as error:
         raise UsageError(f"upstream hubert needs {error.name}: pip install 'daisy-speech[fairseq,s3prl]'") from None
-    content = export.stock_checkpoint(export.read_backbone(model))
+    content = stock_checkpoint(read_backbone(model))
     fairseq_form = path.with_name("hubert_fairseq.pt")
     _files.write(fairseq_form, lambda stream: torch.save(content, stream))
     beside = path.with_suffix(".part")

@@ -13,6 +13,7 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -45,7 +46,7 @@ def run_logged(folder: Path, name: str, call: Callable[[], None]) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def train(spec: dict, folder: Path, run: RunDownstream) -> dict:
+def train(spec: dict[str, Any], folder: Path, run: RunDownstream) -> dict[str, Any]:
     """Train to the last step; a training that is whole is left alone. Seconds are of one run, or unknown."""
     out, config, done = folder / "train", folder / "config.yaml", folder / "train.json"
     if done.is_file():
@@ -74,7 +75,7 @@ def train(spec: dict, folder: Path, run: RunDownstream) -> dict:
     return result
 
 
-def evaluate(spec: dict, folder: Path, condition: str | None, run: RunDownstream) -> dict:
+def evaluate(spec: dict[str, Any], folder: Path, condition: str | None, run: RunDownstream) -> dict[str, Any]:
     """Score one test set; one that was scored is left alone."""
     task, name = TASKS[spec["task"]], condition or "test"
     out = folder / f"test-{name}" if condition else folder / "test"
@@ -102,7 +103,7 @@ def evaluate(spec: dict, folder: Path, condition: str | None, run: RunDownstream
     return result
 
 
-def read_exits(folder: Path, split: str) -> dict | None:
+def read_exits(folder: Path, split: str) -> dict[str, Any] | None:
     """Read what the exit log sums up of a split; None for upstreams without exits.
 
     Raises:
@@ -117,7 +118,7 @@ def read_exits(folder: Path, split: str) -> dict | None:
         raise OutputError(f"{path}: has no split {split} ({error})") from None
 
 
-def make_cache_options(spec: dict) -> list[str]:
+def make_cache_options(spec: dict[str, Any]) -> list[str]:
     """Make the options that say where the upstream's states are kept; they are not part of what a run is."""
     if not spec["cache"]:
         return []
@@ -135,7 +136,7 @@ def remove_broken(folder: Path) -> None:
             path.unlink()
 
 
-def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict:
+def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict[str, Any]:
     """Finish the run that a folder's run.json describes.
 
     Raises:

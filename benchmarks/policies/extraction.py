@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.policies.noisy_sets import name_folder
 from benchmarks.shared.results import write_result
 from benchmarks.shared.script import make_parser, run_script
-from daisy.cli.demonstration import SNRS_DB
+from daisy.cli.options import SNRS_DB
 from daisy.evaluation.figures import format_snr
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.policies.rows import LOSS, make_gain_fields
 from benchmarks.shared.full_runs import NOISE_KINDS, NOISY_SNRS_DB, load_calibration_runs
 from benchmarks.shared.recordings import DEPTHS_COARSE
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import policies
 from daisy.calibration import forecast
@@ -30,6 +30,7 @@ from daisy.calibration.depth import STEPS, mean_depth
 from daisy.calibration.families import LOOK_AHEAD, critical_prices
 from daisy.calibration.traces import Traces
 from daisy.evaluation import comparison, study
+from daisy.policies.rules import LookAhead
 
 PENALTIES = (0.001, forecast.RIDGE_PENALTY, 0.1, 1.0)
 ENTROPY_SHARES = (0.25, 0.5, 0.75)
@@ -57,6 +58,7 @@ def make_ridge(
             loss = (1 - entropy_share) * loss + entropy_share * entropy * (loss.std() / entropy.std())
         fitted = forecast.fit_gains(learning.scores, loss, scores or features, penalty=penalty)
         rule = policies.make_policy(name, {**fitted._asdict(), "price": 0.0})
+        assert isinstance(rule, LookAhead)
         return critical_prices(rule, others.scores)
 
     return predict_prices
@@ -114,7 +116,7 @@ def find_price(prices: Tensor, target: float, runs: Traces) -> float:
     return high
 
 
-def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable: list[bool]) -> dict:
+def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable: list[bool]) -> Row:
     """Measure a policy that is set on the rows that were learnt from, on all rows."""
     rows = torch.tensor(is_learnable).nonzero()[:, 0]
     exits = exit_at(find_price(prices[rows], target, runs.select(rows)), prices)

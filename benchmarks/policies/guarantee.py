@@ -12,6 +12,7 @@ setting whose mean loss is below the target.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.shared.full_runs import load_calibration_runs, load_test_runs
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from daisy.calibration import guarantee, traces
 from daisy.calibration.traces import Traces
@@ -37,7 +38,7 @@ def split_conditions(runs: Traces, exits: Tensor) -> Iterator[tuple[Traces, Tens
         yield runs.select(rows), exits[rows]
 
 
-def compute_losses(runs: Traces, exits: Tensor, loss: str) -> NDArray[numpy.floating]:
+def compute_losses(runs: Traces, exits: Tensor, loss: str) -> NDArray[numpy.floating[Any]]:
     """Compute the (groups, S) losses of each speaker under each setting's exits (B, S)."""
     return guarantee.compute_risks(runs, exits, loss, CEILING[loss])
 
@@ -49,7 +50,7 @@ def choose_uncertified(runs: Traces, exits: Tensor, loss: str, alpha: float) -> 
     return int(fits[-1]) if len(fits) else None
 
 
-def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[dict]:
+def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[Row]:
     """Measure one split: settings that are chosen and their test risks, for every method, loss and target."""
     calibrating, test = pool.halves(seed)
     learning, certifying = calibrating.split(guarantee.LEARN_SHARE, seed)
@@ -61,7 +62,7 @@ def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[d
 
 def _measure_loss(
     loss: str, policy: str, learning: Traces, certifying: Traces, test: Traces, noisy_test: Traces, seed: int
-) -> list[dict]:
+) -> list[Row]:
     ladder = guarantee.ladder(policy, learning, loss)
     certifying_exits, test_exits, noisy_exits = (
         guarantee.compute_exits(ladder, runs) for runs in (certifying, test, noisy_test)
@@ -95,7 +96,7 @@ def _measure_loss(
     return rows
 
 
-def summarise(pool: str, policy: str, rows: list[dict], splits: int) -> list[dict]:
+def summarise(pool: str, policy: str, rows: list[Row], splits: int) -> list[Row]:
     """Summarise all splits of a pool of audio: a row of guarantee.json for each loss, target and method."""
     settings = ((loss, alpha, method) for loss in TARGETS for alpha in TARGETS[loss] for method in guarantee.METHODS)
     summaries = []

@@ -15,12 +15,13 @@ from torch import Tensor
 from benchmarks.policies.rows import make_agreement_fields
 from benchmarks.shared.full_runs import NOISE_KINDS, NOISY_SNRS_DB, load_calibration_runs, load_test_runs
 from benchmarks.shared.recordings import TEST_SETS
-from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration.depth import calibrate_depth
 from daisy.calibration.intervals import Estimate
 from daisy.calibration.traces import Traces
-from daisy.cli.demonstration import DEPTH, SNRS_DB
+from daisy.cli.demonstration import DEPTH
+from daisy.cli.options import SNRS_DB
 from daisy.evaluation import comparison, figures, study
 from daisy.evaluation.comparison import Evaluation
 
@@ -28,7 +29,7 @@ POLICIES = ("forecast", "plateau", "entropy", "regressed", "confidence", "margin
 DRAWN = ("forecast", "plateau", "entropy")
 
 
-def measure_sets(policy: str, runs: Traces, exits: Tensor) -> list[dict]:
+def measure_sets(policy: str, runs: Traces, exits: Tensor) -> list[Row]:
     """Measure a policy's exits (B,) in each condition, on all sets and on each."""
     rows = []
     for set_name in ("all", *TEST_SETS):
@@ -38,7 +39,7 @@ def measure_sets(policy: str, runs: Traces, exits: Tensor) -> list[dict]:
     return rows
 
 
-def make_row(policy: str, set_name: str, evaluation: Evaluation) -> dict:
+def make_row(policy: str, set_name: str, evaluation: Evaluation) -> Row:
     """Make a row of noise_curve.json."""
     kind, _, level = evaluation.condition.partition(" ")
     layer = evaluation.mean_exit_layer
@@ -57,7 +58,7 @@ def make_row(policy: str, set_name: str, evaluation: Evaluation) -> dict:
     }
 
 
-def measure_regimes(runs: Traces) -> list[dict]:
+def measure_regimes(runs: Traces) -> list[Row]:
     """Measure where depth still buys something: what layers keep, and where hindsight would leave at `DEPTH`."""
     exits = {loss: comparison.find_best_exits(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     rows = []
@@ -81,7 +82,7 @@ def measure_regimes(runs: Traces) -> list[dict]:
     return rows
 
 
-def correlate(policy: str, evaluations: Sequence[Evaluation]) -> tuple[list[dict], dict[str, list[Estimate]]]:
+def correlate(policy: str, evaluations: Sequence[Evaluation]) -> tuple[list[Row], dict[str, list[Estimate]]]:
     """Correlate a policy's exits with the ratio, for each kind of noise.
 
     Returns:

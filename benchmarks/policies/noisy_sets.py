@@ -14,7 +14,7 @@ from benchmarks.shared.script import make_parser, run_script
 from daisy import _files
 from daisy.audio.files import encode_wav
 from daisy.calibration import tracing
-from daisy.cli.demonstration import SNRS_DB
+from daisy.cli.options import SNRS_DB
 from daisy.evaluation.figures import format_snr
 
 

@@ -18,7 +18,7 @@ from benchmarks.policies.plateau_forms import fit_plateau_forms
 from benchmarks.policies.rows import LOSS, make_agreement_fields, make_gain_fields
 from benchmarks.policies.windows import calibrate_threshold, exit_alone, exit_in_batches, fit_windows
 from benchmarks.shared.full_runs import NOISE_KINDS, load_calibration_runs, load_test_runs
-from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import policies
 from daisy.calibration.depth import calibrate_depth, find_quantile
@@ -40,7 +40,7 @@ def select_noise(runs: Traces) -> Traces:
     return runs.select([index for index, name in enumerate(runs.conditions) if name.split()[0] in kinds])
 
 
-def measure_frontier(tune: Traces, test: Traces) -> list[dict]:
+def measure_frontier(tune: Traces, test: Traces) -> list[Row]:
     """Measure every policy, and the other forms of plateau, tuned for each depth and judged on other runs."""
     names = [name for name in FAMILIES if name in comparison.list_families(tune, LOSS)]
     evaluations = comparison.trace_frontier(tune, test, [*names, "hindsight"], DEPTHS, LOSS)
@@ -51,7 +51,7 @@ def measure_frontier(tune: Traces, test: Traces) -> list[dict]:
     return [make_row(target, evaluation) for target, evaluation in evaluations]
 
 
-def measure_on_dev(tune: Traces) -> list[dict]:
+def measure_on_dev(tune: Traces) -> list[Row]:
     """Measure what the default was chosen by: the audio that policies are set on, those that learn cross-fitted."""
     rows = []
     for name in FAMILIES:
@@ -62,7 +62,7 @@ def measure_on_dev(tune: Traces) -> list[dict]:
     return rows
 
 
-def make_row(target: float, evaluation: Evaluation) -> dict:
+def make_row(target: float, evaluation: Evaluation) -> Row:
     """Make a row of policies.json, policies_dev.json and windows.json."""
     loss = evaluation.losses[LOSS]
     return {
@@ -78,7 +78,7 @@ def make_row(target: float, evaluation: Evaluation) -> dict:
     }
 
 
-def measure_windows(tune: Traces, test: Traces) -> list[dict]:
+def measure_windows(tune: Traces, test: Traces) -> list[Row]:
     """Measure the published form against exits of each utterance: one entropy threshold, batches as they come."""
     threshold = calibrate_threshold(tune, DEPTH)
     by_utterance = policies.Entropy(threshold=threshold).exit_layers(test.scores)
@@ -105,7 +105,7 @@ def make_timed_policies(tune: Traces) -> dict[str, Policy]:
     return chosen
 
 
-def time_decisions(tune: Traces, num_utterances: int = 32) -> list[dict]:
+def time_decisions(tune: Traces, num_utterances: int = 32) -> list[Row]:
     """Time the decisions at all layers, in microseconds an utterance, by batch size; heads not included."""
     rows = []
     for name, policy in make_timed_policies(tune).items():
@@ -122,7 +122,7 @@ def time_decisions(tune: Traces, num_utterances: int = 32) -> list[dict]:
     return rows
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Draw fidelity against depth."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

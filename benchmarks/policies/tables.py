@@ -6,19 +6,19 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.shared.rendering import format_interval, render_result
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.evaluation.figures import format_snr
 
 SHOWN_POLICIES = ("plateau", "forecast", "entropy")
 
 
-def _list_snrs(rows: list[dict]) -> list[float | None]:
+def _list_snrs(rows: list[Row]) -> list[float | None]:
     """List the ratios of the rows, clean first."""
     return [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
 
 
-def _format_gain(row: dict) -> str:
+def _format_gain(row: Row) -> str:
     """Format how much above the static cut a policy is, with its interval."""
     return f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
 
@@ -68,7 +68,7 @@ def render_forecasts() -> str:
     """Render what look-ahead policies were learnt with and on: fidelity, and how well the exit follows the noise."""
     result = read_result("forecasts")
     targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
-    learnt: dict[tuple, list[str]] = {}
+    learnt: dict[tuple[str, str, str], list[str]] = {}
     for row in result["rows"]:
         worst = max(value for key, value in row.items() if key.startswith("spearman"))
         cell = f"{row['gain']:+.3f}, {row['over_chance']:+.3f}, {worst:.2f}"

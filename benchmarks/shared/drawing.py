@@ -1,13 +1,13 @@
 """The style of figures."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def style_axes(panels: Iterable["Axes"], grid: str = "both") -> None:
+def style_axes(panels: Iterable["Axes"], grid: Literal["both", "x", "y"] = "both") -> None:
     """Give axes a faint grid, and no frame above and to the right."""
     for axes in panels:
         axes.grid(axis=grid, alpha=0.3)

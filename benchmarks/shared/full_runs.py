@@ -23,7 +23,7 @@ from daisy.audio.conditions import Condition
 from daisy.calibration import trace_conditions, traces
 from daisy.calibration.trace_conditions import Speech
 from daisy.calibration.traces import Traces
-from daisy.cli.demonstration import SNRS_DB
+from daisy.cli.options import SNRS_DB
 
 NOISE_KINDS = ("recorded", *conditions.GENERATED)
 NOISY_SNRS_DB = tuple(snr_db for snr_db in SNRS_DB if snr_db is not None)

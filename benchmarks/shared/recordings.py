@@ -28,7 +28,7 @@ TRAINING_SETS = ("librispeech", "commands", "keywords")
 TEST_SETS = (*TRAINING_SETS, "digits", "mboshi")
 """Whose test splits policies are judged on; nothing was learnt or set on the last two."""
 SNRS_DB_COARSE: tuple[float | None, ...] = (None, 20.0, 10.0, 0.0)
-"""In place of `daisy.cli.demonstration.SNRS_DB` where each ratio costs a training or a test set."""
+"""In place of `daisy.cli.options.SNRS_DB` where each ratio costs a training or a test set."""
 DEPTHS_COARSE = (0.4, 0.6, 0.8)
 """Likewise in place of `daisy.evaluation.study.DEPTHS`."""
 Item = TypeVar("Item")

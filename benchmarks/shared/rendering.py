@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from benchmarks.shared.results import Result, Row
+
 
 def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Render the lines of a table."""
@@ -10,7 +12,7 @@ def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def render_source(result: dict, threads: bool = True) -> str:
+def render_source(result: Result, threads: bool = True) -> str:
     """Say how and on what a result was measured; without the number of threads where rows have their own."""
     machine = result["machine"]
     if "--device cuda" in result["command"]:
@@ -20,17 +22,17 @@ def render_source(result: dict, threads: bool = True) -> str:
     return f"\n`{result['command']}`, {result['date']}, {device}.\n"
 
 
-def render_result(result: dict, header: Iterable[str], rows: Iterable[Iterable[str]], threads: bool = True) -> str:
+def render_result(result: Result, header: Iterable[str], rows: Iterable[Iterable[str]], threads: bool = True) -> str:
     """Render a table and what it was measured on."""
     return render_table(header, rows) + render_source(result, threads)
 
 
-def format_ratio(row: dict, name: str = "ratio", digits: int = 2) -> str:
+def format_ratio(row: Row, name: str = "ratio", digits: int = 2) -> str:
     """Format a median with its quartiles."""
     median, low, high = (f"{row[key]:.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
     return f"{median} ({low}-{high})"
 
 
-def format_interval(row: dict, name: str, digits: int = 3) -> str:
+def format_interval(row: Row, name: str, digits: int = 3) -> str:
     """Format an estimate with its interval, whose ends are the row's ``low`` and ``high``."""
     return f"{row[name]:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,10 @@ from benchmarks.shared.script import ROOT, script_command
 from daisy import _files
 from daisy.errors import DaisyError
 
+Row = dict[str, Any]
+"""Of a result: flat, with units in the fields' names."""
+Result = dict[str, Any]
+"""What results/NAME.json holds."""
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
     "torch",
@@ -33,7 +38,7 @@ PACKAGES = (
 """Whose versions stand beside what was measured."""
 
 
-def write_result(name: str, rows: list[dict], arguments: Sequence[str] | None = None) -> None:
+def write_result(name: str, rows: list[Row], arguments: Sequence[str] | None = None) -> None:
     """Write results/NAME.json, in the form that the README's tables are made from.
 
     Args:
@@ -56,12 +61,13 @@ def write_result(name: str, rows: list[dict], arguments: Sequence[str] | None = 
     print(f"{path}: {len(rows)} rows")
 
 
-def read_result(name: str) -> dict:
+def read_result(name: str) -> Result:
     """Read a result that was written."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    result: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
 
 
-def read_rows_of_this_machine(name: str) -> list[dict]:
+def read_rows_of_this_machine(name: str) -> list[Row]:
     """Read the rows of results/NAME.json, beside which others are to stand; none where there is no such file.
 
     Raises:
@@ -76,10 +82,11 @@ def read_rows_of_this_machine(name: str) -> list[dict]:
             f"results/{name}.json was measured on another machine or with other versions: --quick writes nothing; "
             "to measure all anew remove the file"
         )
-    return result["rows"]
+    rows: list[Row] = result["rows"]
+    return rows
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """Describe what is measured on."""
     return {
         "processor": read_processor(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
 import daisy
 from benchmarks.shared.paired import time_in_turns
+from benchmarks.shared.results import Row
 from benchmarks.speed.measures import (
     FLOAT_PRECISIONS,
     PRECISIONS,
@@ -24,6 +25,7 @@ from benchmarks.speed.measures import (
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
 from daisy.policies import Never
+from daisy.runtime.dtypes import Precision
 from daisy.runtime.exit_output import ExitOutput
 
 DRIFTING = ("entropy", "regressed")
@@ -31,18 +33,20 @@ DRIFTING = ("entropy", "regressed")
 STRIDES = (1, 2, 4)
 
 
-def measure_precision(quick: bool, device: str) -> list[dict]:
+def measure_precision(quick: bool, device: str) -> list[Row]:
     """Measure fewer bits against float32, on real recordings one by one; Base has random weights."""
     return [row for size in SIZES for row in _measure_precision(size, quick, device)]
 
 
-def _measure_precision(size: str, quick: bool, device: str) -> list[dict]:
+def _measure_precision(size: str, quick: bool, device: str) -> list[Row]:
     backbone = make_backbone(size).to(device)
     waveforms = read_test_waveforms(2 if quick or size == "base" else 100 if device == "cpu" else 20, device)
     timed = waveforms[: 4 if quick else 24 if size == "mini" else 6]
     precisions = PRECISIONS if device == "cpu" else FLOAT_PRECISIONS
     encoders = {name: EarlyExitEncoder(backbone, None, Never(), dtype=name) for name in precisions}
-    calls = {name: run_over(encoder, [[waveform] for waveform in timed]) for name, encoder in encoders.items()}
+    calls: dict[str, Callable[[], object]] = {
+        name: run_over(encoder, [[waveform] for waveform in timed]) for name, encoder in encoders.items()
+    }
     times = time_in_turns(calls, count_repeats(3 if quick else 7, device))
     model = daisy.load("daisy-mini", device=device)
     exact = run_default_policy(model, waveforms) if size == "mini" else []
@@ -73,7 +77,7 @@ def _measure_precision(size: str, quick: bool, device: str) -> list[dict]:
     return rows
 
 
-def measure_stride(quick: bool, device: str) -> list[dict]:
+def measure_stride(quick: bool, device: str) -> list[Row]:
     """Measure the default policy on scores of every n-th frame, real recordings one by one."""
     model = daisy.load("daisy-mini", device=device)
     waveforms = read_test_waveforms(2 if quick else 100 if device == "cpu" else 20, device)
@@ -103,7 +107,7 @@ def measure_stride(quick: bool, device: str) -> list[dict]:
 
 
 def run_default_policy(
-    model: daisy.Model, waveforms: Sequence[Tensor], precision: str = "float32", stride: int = 1
+    model: daisy.Model, waveforms: Sequence[Tensor], precision: Precision = "float32", stride: int = 1
 ) -> list[ExitOutput]:
     """Run each recording with the default policy, for exit layers and the scores whose change is measured."""
     encoder = model.encoder(DEFAULT_POLICY, scores=DRIFTING, dtype=precision, score_stride=stride, keep="last")

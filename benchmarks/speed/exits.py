@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,6 +13,7 @@ import daisy
 from benchmarks.shared.paired import Times, summarise, time_in_turns
 from benchmarks.shared.peers import NUM_UNITS, build_peers
 from benchmarks.shared.recordings import SAMPLE_RATE, count_seconds, make_noise, read_noises
+from benchmarks.shared.results import Row
 from benchmarks.speed.approximations import measure_fidelity, run_default_policy, run_full_depth
 from benchmarks.speed.measures import (
     FLOAT_PRECISIONS,
@@ -26,8 +27,7 @@ from benchmarks.speed.measures import (
 )
 from daisy import audio
 from daisy.calibration import tracing
-from daisy.cli.demonstration import SNRS_DB
-from daisy.cli.options import DEFAULT_POLICY
+from daisy.cli.options import DEFAULT_POLICY, SNRS_DB
 from daisy.encoder import EarlyExitEncoder
 from daisy.models.heads import ExitHeads, HeadsConfig
 from daisy.policies import Fixed, Never, Policy
@@ -43,7 +43,7 @@ SCORES_AND_STRIDES: dict[str, tuple[tuple[str, ...], int]] = {
 BATCH_SEC = 30.0
 
 
-def measure_deciding(quick: bool, device: str) -> list[dict]:
+def measure_deciding(quick: bool, device: str) -> list[Row]:
     """Measure scores at all layers against none; heads have random weights."""
     backbone = make_backbone("base").to(device)
     config = backbone.config
@@ -73,12 +73,12 @@ class Spread(Policy):
         return 3 + trajectories["num_frames"][:, -1].long() * 7 % 10 <= layer
 
 
-def measure_mixed(quick: bool, device: str) -> list[dict]:
+def measure_mixed(quick: bool, device: str) -> list[Row]:
     """Measure one batch whose utterances leave at layers 3 to 12, against each part at the full batch's speed."""
     return [_measure_mixed(size, 3 if quick else 9, device) for size in (SIZES[:1] if quick else SIZES)]
 
 
-def _measure_mixed(size: str, repeats: int, device: str) -> dict:
+def _measure_mixed(size: str, repeats: int, device: str) -> Row:
     backbone = make_backbone(size).to(device)
     waveforms = read_test_waveforms(7, device)[:32]
     num_layers = backbone.config.num_layers
@@ -119,7 +119,7 @@ def _over_ideal(times: Mapping[str, Times], num_layers: int, mean_layers: float)
     return ratios
 
 
-def measure_end_to_end(quick: bool, device: str) -> list[dict]:
+def measure_end_to_end(quick: bool, device: str) -> list[Row]:
     """Measure test recordings from waveforms to states: clean, and each clean or in noise."""
     clean = read_test_waveforms(3 if quick else 40)
     bank = read_noises("test")
@@ -132,10 +132,10 @@ def measure_end_to_end(quick: bool, device: str) -> list[dict]:
     ]
 
 
-def _measure_end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) -> list[dict]:
+def _measure_end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) -> list[Row]:
     """Measure one by one and in batches, with the default policy, at full depth, and by stock s3prl."""
     model = daisy.load("daisy-mini", device=device)
-    systems = {
+    systems: dict[str, Callable[[list[Tensor]], object]] = {
         DEFAULT_POLICY: model.encoder(DEFAULT_POLICY),
         "never": EarlyExitEncoder(model.backbone, None, Never()),
         **build_peers(["s3prl"], model.backbone),

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from benchmarks.shared.drawing import style_axes
-from benchmarks.shared.results import RESULTS
-from benchmarks.speed.measures import group_by_setting
+from benchmarks.shared.results import RESULTS, Row
+from benchmarks.speed.measures import Setting, group_by_setting
 
 
-def draw_latency(rows: Sequence[dict], name: str) -> None:
+def draw_latency(rows: Sequence[Row], name: str) -> None:
     """Draw each peer's time over ours in every setting, with quartiles: results/NAME.png."""
     settings = group_by_setting(rows)
     order = list(settings)
@@ -34,20 +34,20 @@ def draw_latency(rows: Sequence[dict], name: str) -> None:
     figure.savefig(RESULTS / f"{name}.png")
 
 
-def _format_setting(setting: tuple) -> str:
+def _format_setting(setting: Setting) -> str:
     size, precision, batch, lengths, threads = setting
     kind = "10 s" if lengths == "fixed" else "mixed"
     return f"{size}, {precision}, {batch} x {kind}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def draw_memory(rows: Sequence[dict]) -> None:
+def draw_memory(rows: Sequence[Row]) -> None:
     """Draw seconds and peak memory by number of recordings and by length: results/memory.png."""
     figure = Figure(figsize=(8.0, 6.0), dpi=150, layout="constrained")
     panels = figure.subplots(2, 2, sharex="col")
     for column, (measure, key, title) in enumerate(
         (("utterances", "num_utterances", "recordings of 4 s"), ("length", "audio_sec", "seconds in one recording"))
     ):
-        curves: dict[str, list[dict]] = {}
+        curves: dict[str, list[Row]] = {}
         for row in rows:
             if row["measure"] == measure:
                 curves.setdefault(row.get("mode", "batches of 28 s"), []).append(row)

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -43,7 +44,7 @@ from benchmarks.shared.recordings import (
     read_utterances,
 )
 from benchmarks.shared.rendering import format_ratio
-from benchmarks.shared.results import read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.figures import draw_latency
 from benchmarks.speed.measures import FLOAT_PRECISIONS, SETTING, SIZES, group_by_setting, make_backbone
@@ -53,6 +54,7 @@ from daisy.encoder import EarlyExitEncoder
 from daisy.errors import DaisyError
 from daisy.models import Backbone
 from daisy.policies import Never
+from daisy.runtime.dtypes import Precision
 
 FIXED_SEC = 10.0
 MIXED_SETS = tuple(name for name in TEST_SETS if name != "digits")
@@ -104,7 +106,7 @@ def make_batch(lengths: str, batch: int) -> list[Tensor]:
     return waveforms[:: max(1, len(waveforms) // batch)][:batch]
 
 
-def build_ours(backbone: Backbone, precision: str) -> System:
+def build_ours(backbone: Backbone, precision: Precision) -> System:
     """Build our encoder: all layers' states, no scores."""
     encoder = EarlyExitEncoder(backbone, None, Never(), dtype=precision)
     return lambda waveforms: [states[-1] for states in encoder(waveforms).states]
@@ -124,7 +126,7 @@ Forms = dict[str, System]
 """Ways to run a system in a precision."""
 
 
-def build_forms(names: Sequence[str], backbone: Backbone, precision: str, waveform: Tensor) -> dict[str, Forms]:
+def build_forms(names: Sequence[str], backbone: Backbone, precision: Precision, waveform: Tensor) -> dict[str, Forms]:
     """Build all systems, each in the ways that give our states.
 
     Args:
@@ -137,7 +139,7 @@ def build_forms(names: Sequence[str], backbone: Backbone, precision: str, wavefo
         DaisyError: naming a peer that has no such way: what computes something else is not timed.
     """
     ours = build_ours(backbone, precision)
-    peers = {name: {precision: system} for name, system in build_peers(names, backbone).items()}
+    peers: dict[str, Forms] = {name: {precision: system} for name, system in build_peers(names, backbone).items()}
     if precision == "bfloat16":
         halved = build_peers(list(peers), backbone, torch.bfloat16)
         device = backbone.device.type
@@ -182,7 +184,7 @@ def list_batches(arguments: argparse.Namespace) -> list[tuple[int, str]]:
     ]
 
 
-def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[list[dict]]:
+def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[list[Row]]:
     """Measure one setting after the other.
 
     Args:
@@ -205,7 +207,9 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
             yield measure_setting(setting, systems, waveforms, arguments.repeats)
 
 
-def measure_setting(setting: dict, systems: dict[str, Forms], waveforms: list[Tensor], repeats: int) -> list[dict]:
+def measure_setting(
+    setting: dict[str, Any], systems: dict[str, Forms], waveforms: list[Tensor], repeats: int
+) -> list[Row]:
     """Time all systems on a batch in turns, each in its fastest form: a row each."""
     forms = {name: choose_fastest(by_form, waveforms) for name, by_form in systems.items()}
     times = time_in_turns({name: partial(systems[name][form], waveforms) for name, form in forms.items()}, repeats)
@@ -228,7 +232,7 @@ def measure_setting(setting: dict, systems: dict[str, Forms], waveforms: list[Te
     return rows
 
 
-def merge_result(rows: list[dict], name: str) -> None:
+def merge_result(rows: list[Row], name: str) -> None:
     """Put rows into results/NAME.json, in place of those of the same settings; parts may come in any order."""
     measured = {tuple(row[key] for key in SETTING) for row in rows}
     others = [row for row in read_rows_of_this_machine(name) if tuple(row[key] for key in SETTING) not in measured]
@@ -237,11 +241,11 @@ def merge_result(rows: list[dict], name: str) -> None:
     draw_latency(ordered, name)
 
 
-def _order(row: dict) -> tuple:
+def _order(row: Row) -> tuple[Any, ...]:
     return row["size"] != "mini", row["precision"] != "float32", *(row[key] for key in SETTING[2:])
 
 
-def show(rows: list[dict], console: Console) -> None:
+def show(rows: list[Row], console: Console) -> None:
     """Print a line for each setting."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
@@ -262,7 +266,7 @@ def main() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
     settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(list_batches(arguments))
-    rows: list[dict] = []
+    rows: list[Row] = []
     with Progress(console=console) as progress:
         bar = progress.add_task("preparing", total=settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -12,15 +12,18 @@ from torch import Tensor
 import daisy
 from benchmarks.shared.paired import Times
 from benchmarks.shared.recordings import TEST_SETS, read_utterances
+from benchmarks.shared.results import Row
 from daisy.models import Backbone, BackboneConfig
 from daisy.runtime.dtypes import Precision
 
 SIZES = ("mini", "base")
-PRECISIONS = get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "int8")
 """Those of GPUs and of other people's networks."""
 SETTING = ("size", "precision", "batch", "lengths", "threads")
 """Fields of a row of latency.json that all systems of a setting share."""
+Setting = tuple[Any, ...]
+"""Their values."""
 console = Console()
 
 
@@ -49,7 +52,7 @@ def run_over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Te
     return run
 
 
-def make_row(measure: str, **values: object) -> dict:
+def make_row(measure: str, **values: object) -> Row:
     """Make a row, and show it."""
     row = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
     console.print(measure, *(f"{key} {value}" for key, value in row.items()), highlight=False, soft_wrap=True)
@@ -67,9 +70,9 @@ def count_repeats(repeats: int, device: str) -> int:
     return repeats if device == "cpu" else 5 * repeats
 
 
-def group_by_setting(rows: Iterable[dict]) -> dict[tuple, dict[str, dict]]:
+def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[str, Row]]:
     """Group rows of latency.json by setting, and there by system."""
-    settings: dict[tuple, dict[str, dict]] = {}
+    settings: dict[Setting, dict[str, Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[key] for key in SETTING), {})[row["system"]] = row
     return settings

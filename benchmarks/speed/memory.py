@@ -19,7 +19,7 @@ import torch
 
 import daisy
 from benchmarks.shared.recordings import SAMPLE_RATE, make_noise
-from benchmarks.shared.results import read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
 from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
 from benchmarks.speed.figures import draw_memory
 from benchmarks.speed.measures import make_row
@@ -33,7 +33,7 @@ WINDOW_SEC = 30.0
 MAX_SEC_IN_ONE_RUN = 240
 
 
-def measure_by_utterances(quick: bool) -> list[dict]:
+def measure_by_utterances(quick: bool) -> list[Row]:
     """Measure 1 to 1,000 recordings of four seconds, seven in a batch, each count in a process of its own."""
     counts = (1, 10, 30) if quick else (1, 3, 10, 30, 100, 300, 1000)
     return [
@@ -42,7 +42,7 @@ def measure_by_utterances(quick: bool) -> list[dict]:
     ]
 
 
-def measure_by_length(quick: bool) -> list[dict]:
+def measure_by_length(quick: bool) -> list[Row]:
     """Measure a recording of 1 s to an hour, in windows and, where it is short enough, in one run."""
     lengths = (1, 10, 60) if quick else (1, 3, 10, 30, 60, 240, 600, 1800, 3600)
     short = [seconds for seconds in lengths if seconds <= MAX_SEC_IN_ONE_RUN]

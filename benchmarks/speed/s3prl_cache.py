@@ -16,13 +16,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from benchmarks.shared.recordings import DATA, read_index
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from s3prl_upstream import run_downstream
 
@@ -50,7 +51,7 @@ def make_corpus(folder: Path, num_train: int, num_dev: int) -> Path:
     return path
 
 
-def make_configuration(corpus: Path, num_train: int) -> dict:
+def make_configuration(corpus: Path, num_train: int) -> dict[str, Any]:
     """Make s3prl's configuration for a corpus."""
     steps = EPOCHS * num_train // BATCH
     return {
@@ -109,7 +110,7 @@ def read_upstream_seconds(folder: Path) -> float:
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings; nothing is written")
     quick = parser.parse_args().quick
-    rows: list[dict] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_corpus(folder / "corpus", *((16, 8) if quick else (NUM_TRAIN, NUM_DEV)))

@@ -12,19 +12,21 @@ from torch import Tensor
 
 from benchmarks.shared.paired import Times, time_in_turns
 from benchmarks.shared.recordings import SAMPLE_RATE, make_noise
+from benchmarks.shared.results import Row
 from benchmarks.speed.measures import FLOAT_PRECISIONS, SIZES, compare_times, make_backbone, make_row, run_over
 from daisy.calibration import cost
 from daisy.encoder import EarlyExitEncoder
 from daisy.models.packing import PackedLayout
 from daisy.policies import Never
 from daisy.runtime import attention, cpu_front_end, cuda_graphs, linear
+from daisy.runtime.dtypes import Precision
 from daisy.runtime.packing_cache import pack_backbone
 
 PRODUCTS = 20
 """Matrix products in a call: one takes too little time."""
 
 
-def measure_stages(quick: bool, device: str) -> list[dict]:
+def measure_stages(quick: bool, device: str) -> list[Row]:
     """Measure front end and layers, plain modules and ours; and the machine's matrix product in the same turns."""
     return [
         row
@@ -34,7 +36,7 @@ def measure_stages(quick: bool, device: str) -> list[dict]:
     ]
 
 
-def _measure_stages(size: str, precision: str, seconds: int, repeats: int) -> list[dict]:
+def _measure_stages(size: str, precision: Precision, seconds: int, repeats: int) -> list[Row]:
     stages = Stages(size, precision, seconds)
     calls = {
         "front end before": stages.run_plain_front_end,
@@ -78,7 +80,7 @@ class Stages:
     Plain stages are the modules of `daisy.models`, the same operations as torchaudio's; in bfloat16 under autocast.
     """
 
-    def __init__(self, size: str, precision: str, seconds: int):
+    def __init__(self, size: str, precision: Precision, seconds: int):
         self.backbone, self.precision = make_backbone(size), precision
         self.waveform = make_noise(seconds * SAMPLE_RATE)
         self.num_samples = torch.tensor([len(self.waveform)])
@@ -145,7 +147,7 @@ def exact_row_counts() -> Iterator[None]:
         yield
 
 
-def measure_shapes(quick: bool, device: str) -> list[dict]:
+def measure_shapes(quick: bool, device: str) -> list[Row]:
     """Measure recordings of many lengths one by one; a turn of one system evicts the other's compiled code."""
     backbone, rows = make_backbone("mini"), []
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.shared.rendering import format_ratio, render_result, render_source, render_table
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Result, Row, read_result
 from benchmarks.speed.measures import SETTING, group_by_setting
 from daisy.errors import UsageError
 
@@ -26,7 +26,7 @@ def render_latency(name: str = "latency") -> str:
     return render_result(result, [*SETTING, "audio, s", "ours, ms", *peers], lines, threads=False)
 
 
-def _format_peer(row: dict) -> str:
+def _format_peer(row: Row) -> str:
     """Format a peer's ratio, and which of two forms it ran in."""
     return format_ratio(row) + (f", {row['form']}" if row["form"] != row["precision"] else "")
 
@@ -35,7 +35,7 @@ def render_latency_range(name: str = "latency") -> str:
     """Render every peer's time over ours: least and greatest median of sizes, precisions and numbers of threads."""
     result = read_result(name)
     _ours, *peers = dict.fromkeys(row["system"] for row in result["rows"])
-    ratios: dict[tuple, list[float]] = {}
+    ratios: dict[tuple[int, str, str], list[float]] = {}
     for row in result["rows"]:
         ratios.setdefault((row["batch"], row["lengths"], row["system"]), []).append(row["ratio"])
     lines = []
@@ -46,7 +46,7 @@ def render_latency_range(name: str = "latency") -> str:
     return render_result(result, ["recordings in a batch", *peers], lines, threads=False)
 
 
-def read_measure(measure: str, name: str) -> tuple[dict, list[dict]]:
+def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:
     """Read results/NAME.json, and its rows of one measure.
 
     Raises:
@@ -74,7 +74,7 @@ def render_precision(name: str = "speed") -> str:
     return render_result(result, [*header, "recordings timed, compared"], lines)
 
 
-def _format_exits(row: dict) -> str:
+def _format_exits(row: Row) -> str:
     return f"{row['same_exit']:.1%}, {row['within_one_layer']:.1%}" if "same_exit" in row else ""
 
 
@@ -177,7 +177,7 @@ def render_growth(measure: str, key: str, title: str) -> str:
     return render_result(result, [*(["how"] if "mode" in rows[0] else []), *header], lines)
 
 
-def _format_slope(before: dict | None, row: dict, key: str, field: str) -> str:
+def _format_slope(before: Row | None, row: Row, key: str, field: str) -> str:
     if before is None:
         return ""
     slope = math.log(row[field] / before[field]) / math.log(row[key] / before[key])

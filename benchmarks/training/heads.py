@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
 import daisy
 from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.recordings import SNRS_DB_COARSE, TRAINING_SETS, Utterance, read_noises, read_utterances
-from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from daisy.audio import mixing
 from daisy.calibration import traces, tracing
@@ -30,7 +32,7 @@ from daisy.evaluation.figures import format_snr
 
 def measure(
     name: str, model: daisy.Model, speech: Sequence[Utterance], bank: mixing.NoiseBank, bar: Progress
-) -> list[dict]:
+) -> list[Row]:
     """Measure every head of a model, in each condition and in all of them together."""
     waveforms, names = [utterance.waveform for utterance in speech], [str(index) for index in range(len(speech))]
     num_samples = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.float64)
@@ -51,7 +53,7 @@ def measure(
     ]
 
 
-def make_row(name: str, condition: str, layer: int, runs: Traces, weights: numpy.ndarray) -> dict:
+def make_row(name: str, condition: str, layer: int, runs: Traces, weights: NDArray[Any]) -> Row:
     """Make a row of heads.json: means over frames, correlations over utterances."""
     loss, wrong = runs.losses["loss"][:, layer].numpy(), runs.losses["clean_disagreement"][:, layer].numpy()
     entropy, regressed = runs.scores["entropy"][:, layer].numpy(), runs.scores["regressed"][:, layer].numpy()
@@ -68,12 +70,12 @@ def make_row(name: str, condition: str, layer: int, runs: Traces, weights: numpy
     }
 
 
-def correlate(scores: numpy.ndarray, losses: numpy.ndarray) -> float:
+def correlate(scores: NDArray[Any], losses: NDArray[Any]) -> float:
     """Compute Pearson's correlation of (B,) scores with losses."""
     return float(numpy.corrcoef(scores, losses)[0, 1])
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Draw the loss of each head against its layer, by kind of heads and condition."""
     figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
     axes = figure.add_subplot()

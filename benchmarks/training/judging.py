@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -31,7 +32,7 @@ RECORDINGS = {"train": 150, "valid": 60}
 FOLDS = 5
 
 
-def judge(model: Model, runs: Path) -> dict:
+def judge(model: Model, runs: Path) -> dict[str, Any]:
     """Judge a network: the fields of a row of ablations.json, as the docstring of ablations.py says.
 
     Args:

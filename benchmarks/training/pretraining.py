@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import daisy
 from benchmarks.shared.recordings import SAMPLE_RATE, SNRS_DB_COARSE, read_noises
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from daisy import audio
 from daisy.audio import mixing
@@ -109,7 +109,7 @@ def count_units(*sets: UnitSet) -> int:
 
 def measure(
     models: dict[str, daisy.Model], folders: dict[str, tuple[Path, Path]], own: set[tuple[str, str]], quick: bool
-) -> list[dict]:
+) -> list[Row]:
     """Measure networks on units: a row for each units, network, classifier and condition.
 
     Args:
@@ -151,7 +151,7 @@ def measure_condition(
     condition: str,
     dev: UnitSet,
     bank: mixing.NoiseBank,
-) -> list[dict]:
+) -> list[Row]:
     """Measure a network's classifiers, by (units, kind), in one condition; ``columns`` names the units' columns."""
     waveforms = apply_condition(condition, dev.waveforms, bank)
     states, targets = masked.masked_frames(model, waveforms, dev.units, seed=2)
@@ -176,7 +176,7 @@ def measure_condition(
     return rows
 
 
-def show(rows: list[dict]) -> None:
+def show(rows: list[Row]) -> None:
     """Print a line for each classifier of a network."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:

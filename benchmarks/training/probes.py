@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.progress import Progress
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
@@ -26,7 +28,7 @@ from torch import Tensor
 import daisy
 from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.recordings import SAMPLE_RATE, Utterance, read_index, read_utterances
-from benchmarks.shared.results import RESULTS, write_result
+from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from daisy.calibration import intervals
 from daisy.encoder import EarlyExitEncoder
@@ -67,7 +69,7 @@ class Split:
     index: list[dict[str, str]]
 
 
-def measure(extractors: dict[str, Extractor], quick: bool, bar: Progress) -> list[dict]:
+def measure(extractors: dict[str, Extractor], quick: bool, bar: Progress) -> list[Row]:
     """Measure all tasks on all features."""
     rows = []
     limit = 120 if quick else None
@@ -89,7 +91,7 @@ def measure(extractors: dict[str, Extractor], quick: bool, bar: Progress) -> lis
     return rows
 
 
-def extract_all(extract: Extractor, utterances: Sequence[Utterance], advance: Callable[[], None]) -> numpy.ndarray:
+def extract_all(extract: Extractor, utterances: Sequence[Utterance], advance: Callable[[], None]) -> NDArray[Any]:
     """Extract the features of all utterances, (B, layers, F)."""
     features = []
     for utterance in utterances:
@@ -99,8 +101,8 @@ def extract_all(extract: Extractor, utterances: Sequence[Utterance], advance: Ca
 
 
 def probe_layers(
-    task: str, name: str, features: dict[str, numpy.ndarray], splits: dict[str, Split], column: str
-) -> list[dict]:
+    task: str, name: str, features: dict[str, NDArray[Any]], splits: dict[str, Split], column: str
+) -> list[Row]:
     """Probe each layer: rows of probes.json."""
     labels = {split: [row[column] for row in splits[split].index] for split in SPLITS}
     utterances = splits["test"].utterances
@@ -130,8 +132,8 @@ def probe_layers(
 
 
 def fit_probe(
-    train: numpy.ndarray, train_labels: Sequence[str], test: numpy.ndarray, test_labels: Sequence[str]
-) -> tuple[numpy.ndarray, float]:
+    train: NDArray[Any], train_labels: Sequence[str], test: NDArray[Any], test_labels: Sequence[str]
+) -> tuple[NDArray[Any], float]:
     """Fit a classifier on (B, F) features.
 
     Returns:
@@ -144,7 +146,7 @@ def fit_probe(
     return model.predict(test) == numpy.asarray(test_labels), float(train_accuracy)
 
 
-def draw(rows: list[dict]) -> None:
+def draw(rows: list[Row]) -> None:
     """Draw accuracy against layer, one panel a task, log-mel as a line across: results/probes.png."""
     figure = Figure(figsize=(11.0, 3.6), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharex=True)

@@ -27,7 +27,7 @@ def render_pretraining() -> str:
     """Render masked prediction of each network, on the same units."""
     result = read_result("pretraining")
     conditions = list(dict.fromkeys(row["condition"] for row in result["rows"]))
-    cells: dict[tuple, list[str]] = {}
+    cells: dict[tuple[str, str, str], list[str]] = {}
     for row in result["rows"]:
         cell = f"{row['loss_nats']:.2f} / {row['accuracy']:.2f}"
         cells.setdefault((row["units"], row["model"], row["classifier"]), []).append(cell)

@@ -15,6 +15,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -31,7 +32,7 @@ from benchmarks.shared.recordings import (
     read_noises,
     read_utterances,
 )
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, parse_positive, run_script
 from daisy.calibration import tracing
 from daisy.encoder import EarlyExitEncoder
@@ -45,7 +46,7 @@ NOISY_UTTERANCES, NOISY_SNR_DB = 60, 10.0
 """Utterances that are also heard with noise, and its ratio."""
 Extractor = Callable[[Tensor], Tensor]
 """(N,) waveform to (layers, T, D)."""
-Labels = NDArray[numpy.integer]
+Labels = NDArray[numpy.integer[Any]]
 """One a frame; -1 where it has none."""
 
 
@@ -149,7 +150,7 @@ def extract_features(name: str, extract: Extractor, words: Words, fit_on: list[T
     return Features(*map(extract_all, (fit_on, waveforms, clean, noisy)))
 
 
-def assign_units(recordings: list[Tensor], layer: int, centres: numpy.ndarray) -> Labels:
+def assign_units(recordings: list[Tensor], layer: int, centres: NDArray[Any]) -> Labels:
     """Assign a layer's frames, of all recordings one after the other, to the nearest centres (K, D)."""
     nearest = (
         torch.cdist(states[layer].float(), torch.from_numpy(centres).float()).argmin(1).numpy() for states in recordings
@@ -158,7 +159,7 @@ def assign_units(recordings: list[Tensor], layer: int, centres: numpy.ndarray) -
 
 
 def measure_units(
-    features: Features, layer: int, frames: numpy.ndarray, num_units: int, labels: tuple[Labels, Labels]
+    features: Features, layer: int, frames: NDArray[Any], num_units: int, labels: tuple[Labels, Labels]
 ) -> dict[str, float]:
     """Measure units that are fitted on (F, D) frames, as a row's fields.
 
@@ -185,7 +186,7 @@ def measure_units(
 
 def measure(
     name: str, raw: Features, words: Words, numbers: list[int], layers: list[int] | None, centre: bool
-) -> list[dict]:
+) -> list[Row]:
     """Measure the units of features: a row for each layer (with ``centre`` in two forms) and number of units."""
     generator = numpy.random.default_rng(0)
     labels = words.label_frames([states.shape[1] for states in raw.words])
@@ -209,7 +210,7 @@ def measure(
     return rows
 
 
-def show(row: dict) -> None:
+def show(row: Row) -> None:
     """Print a row."""
     form = "centred" if row["centred"] else "raw"
     print(

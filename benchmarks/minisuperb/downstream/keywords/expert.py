@@ -26,7 +26,7 @@ def read_softer(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, in
 class DownstreamExpert(expert.DownstreamExpert):
     """Keywords, unknown words and silence; the rest of s3prl's twelve outputs stands for nothing."""
 
-    def __init__(self, upstream_dim: int, downstream_expert: dict, expdir: str, **options: Any) -> None:
+    def __init__(self, upstream_dim: int, downstream_expert: dict[str, Any], expdir: str, **options: Any) -> None:
         # One list that both modules hold: the order of its entries is what s3prl counts by.
         classes = [*downstream_expert["datarc"]["words"], "_unknown_", "_silence_"]
         dataset.CLASSES[:] = classes + [f"_unused_{index}_" for index in range(len(classes), NUM_OUTPUTS)]
