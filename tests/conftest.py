@@ -143,13 +143,13 @@ class Products(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._opname == "_linear_pointwise":
             x, *_others, weight, _, after = args[:5] if func._overloadname == "binary" else args[:4]
-            self.seen.append((len(x), after, *weight.shape))
+            self.calls.append((len(x), after, *weight.shape))
         return func(*args, **(kwargs or {}))
 
     def rows(self, *shape, after="none"):
-        return [rows for rows, *what in self.seen if what == [after, *shape]]
+        return [rows for rows, *what in self.calls if what == [after, *shape]]

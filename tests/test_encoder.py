@@ -250,17 +250,17 @@ def test_scores_that_remember_are_the_same_in_any_batch(model, waveforms, stride
 def test_a_stride_reads_every_so_manieth_frame(waveforms):
     model = tiny_model()
     waveform = waveforms[5]
-    out = EarlyExitEncoder(
+    encoder = EarlyExitEncoder(
         model.backbone, model.heads, policies.Never(), scores=["entropy", "regressed"], score_stride=4
     )
-    found = out([waveform])
+    out = encoder([waveform])
     states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
     with torch.no_grad():
         read = states[2][::4]
         log_probs = model.heads.unit_logits(2, read).log_softmax(-1)
         regressed = model.heads.predicted_loss(2, mean_and_std(read, PackedLayout(torch.tensor([len(read)]))))
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
-    assert float(found.scores["entropy"][0, 1]) == pytest.approx(float(entropy), rel=1e-5)
-    assert float(found.scores["regressed"][0, 1]) == pytest.approx(float(regressed), rel=1e-5)
+    assert float(out.scores["entropy"][0, 1]) == pytest.approx(float(entropy), rel=1e-5)
+    assert float(out.scores["regressed"][0, 1]) == pytest.approx(float(regressed), rel=1e-5)
     with pytest.raises(PolicyError, match="score_stride must be at least 1 frame, found 0"):
         EarlyExitEncoder(model.backbone, model.heads, policies.Never(), score_stride=0)

@@ -68,9 +68,9 @@ def package_graph():
     """Each package and module at the top, and those that it imports, anywhere in its files."""
     arrows = {}
     for path in PACKAGE.rglob("*.py"):
-        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         named = {name.split(".")[1] for name in imports(path) if name.startswith("daisy.")}
-        arrows.setdefault(own, set()).update(named - {own})
+        arrows.setdefault(package, set()).update(named - {package})
     return arrows
 
 
@@ -79,13 +79,13 @@ def test_packages_import_what_stands_before_them(capsys):
     lazy = set(daisy.__all__)  # attributes of the package itself
     rank = {name: index for index, names in enumerate(RANKS) for name in names}
     assert set(graph) - {"__init__", "__main__"} == set(rank)
-    arrows = {own: sorted(named & set(rank)) for own, named in graph.items() if own in rank}
+    arrows = {package: sorted(named & set(rank)) for package, named in graph.items() if package in rank}
     with capsys.disabled():
         print(f"\n{len(rank)} packages, {len(RANKS)} levels, {sum(map(len, arrows.values()))} arrows")
-        for own in sorted(rank, key=rank.get):
-            print(f"  {rank[own]} {own}: {', '.join(arrows[own]) or '-'}")
-    for own, named in arrows.items():
-        assert all(rank[name] < rank[own] for name in named), f"{own} imports {named}"
+        for package in sorted(rank, key=rank.get):
+            print(f"  {rank[package]} {package}: {', '.join(arrows[package]) or '-'}")
+    for package, named in arrows.items():
+        assert all(rank[name] < rank[package] for name in named), f"{package} imports {named}"
     unknown = set().union(*graph.values()) - set(rank) - lazy
     assert not unknown, unknown
 

@@ -33,7 +33,7 @@ def test_by_default_speech_stays_as_it_is(speech):
 def test_ratios_cover_the_range_and_the_share_is_the_one_asked_for(speech, bank):
     augmenter = Augmenter(Augmentation(noise_prob=0.5, snr_db=(-5.0, 20.0)), bank)
     heard = [augmenter(speech, generator(seed)) for seed in range(300)]
-    ratios = torch.tensor([ratio_db(speech, each) for each in heard if not torch.equal(each, speech)])
+    ratios = torch.tensor([ratio_db(speech, noisy) for noisy in heard if not torch.equal(noisy, speech)])
     assert 120 < len(ratios) < 180  # 150 expected, standard deviation 8.7
     assert ratios.min() > -5.01
     assert ratios.max() < 20.01

@@ -66,11 +66,11 @@ def test_longer_reverberation_smears_more(speech):
 
 
 def test_names_and_grid():
-    found = conditions.make_conditions(["white", "rain"], [None, 10.0], [0.5], [5.0])
-    assert [condition.name for condition in found] == [
+    grid = conditions.make_conditions(["white", "rain"], [None, 10.0], [0.5], [5.0])
+    assert [condition.name for condition in grid] == [
         "clean", "white 10 dB", "rain 10 dB", "reverberation 0.5 s", "clipping 5 %",
     ]  # fmt: skip
-    assert conditions.apply_condition(found[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
+    assert conditions.apply_condition(grid[0], [torch.ones(3)], {})[0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_exit_loop_does_what_is_counted(kind):
         encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=layer), scores=["entropy"])
         with Products() as products:
             out = encoder(waveforms)
-        return sum(rows * width * inputs for rows, _, width, inputs in products.seen), out.num_frames.tolist()
+        return sum(rows * width * inputs for rows, _, width, inputs in products.calls), out.num_frames.tolist()
 
     done, num_frames = counted_until(config.num_layers)
     _, per_frame, _ = cost.count_layer_macs(config, model.heads.config)  # attention's products are no linear maps

@@ -37,8 +37,8 @@ def test_the_last_bits_of_scores_decide_nothing(traces, name, target):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_go_from_all_layers_to_few(traces, name):
-    found = fit_family(name, traces)
-    depths = [mean_depth(found.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    family = fit_family(name, traces)
+    depths = [mean_depth(family.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]
     assert depths[0] == 1.0
     assert depths == sorted(depths, reverse=True)
     assert depths[-1] < 0.35
@@ -74,11 +74,11 @@ def test_looking_ahead_learns_what_there_is_to_gain(traces):
 
 def test_gains_are_foretold_from_what_was_executed_only(traces):
     policy = calibrate_depth("forecast", traces, 0.5).policy
-    seen = {name: values[:5, :4] for name, values in traces.scores.items()}
-    assert policy.gains(seen, 4).shape == (5, 8)
+    executed = {name: values[:5, :4] for name, values in traces.scores.items()}
+    assert policy.gains(executed, 4).shape == (5, 8)
     true = traces.losses["disagreement"][:, 3:4] - traces.losses["disagreement"][:, 4:]
-    found = policy.gains({name: values[:, :4] for name, values in traces.scores.items()}, 4)
-    assert torch.corrcoef(torch.stack([true[:, -1], found[:, -1]]))[0, 1] > 0.9
+    predicted = policy.gains({name: values[:, :4] for name, values in traces.scores.items()}, 4)
+    assert torch.corrcoef(torch.stack([true[:, -1], predicted[:, -1]]))[0, 1] > 0.9
 
 
 def test_cross_fitting_does_not_see_what_it_judges():
@@ -95,10 +95,10 @@ def test_cross_fitting_does_not_see_what_it_judges():
         costs=torch.arange(1, LAYERS + 1).float(),
         layers=tuple(range(1, LAYERS + 1)),
     )
-    found = fit_family("forecast", table)
+    family = fit_family("forecast", table)
     for place in (0.3, 0.6):
-        held_out = found.exit_layers(place)
-        in_sample = found.at(place).exit_layers(table.scores)
+        held_out = family.exit_layers(place)
+        in_sample = family.at(place).exit_layers(table.scores)
         at_exit = [loss.gather(1, exits[:, None] - 1).mean() for exits in (held_out, in_sample)]
         assert abs(at_exit[0] - 0.5) < 0.06
         assert at_exit[1] < at_exit[0]  # what fitting and judging on the same utterances would have claimed

@@ -23,14 +23,14 @@ def test_a_ladder_goes_from_everything_to_little(traces, name):
 
 @pytest.mark.parametrize("method", guarantee.METHODS)
 def test_the_certified_policy_is_cheaper_than_never_and_safe(traces, method):
-    found = guarantee.calibrate_risk("forecast", traces, 0.3, 0.1, method=method)
-    assert found.policy.name == "forecast"
-    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0)
-    risk = float(losses.gather(1, found.exit_layers[:, None] - 1).mean())
+    certified = guarantee.calibrate_risk("forecast", traces, 0.3, 0.1, method=method)
+    assert certified.policy.name == "forecast"
+    losses = guarantee.bound_losses(certified.runs.losses["disagreement"], 1.0)
+    risk = float(losses.gather(1, certified.exit_layers[:, None] - 1).mean())
     assert 0.1 < risk <= 0.3
-    assert torch.equal(found.policy.exit_layers(found.runs.scores), found.exit_layers)
+    assert torch.equal(certified.policy.exit_layers(certified.runs.scores), certified.exit_layers)
     tighter = guarantee.calibrate_risk("forecast", traces, 0.25, 0.1, method=method)
-    assert tighter.exit_layers.double().mean() > found.exit_layers.double().mean()
+    assert tighter.exit_layers.double().mean() > certified.exit_layers.double().mean()
 
 
 def test_a_hard_condition_holds_all_back(traces):
@@ -49,15 +49,15 @@ def test_a_hard_condition_holds_all_back(traces):
 def test_a_certificate_for_running_everything_says_never(traces):
     """40 speakers without any loss are enough to certify 0.06, but nothing cheaper is where leaving is always wrong."""
     wrong = dataclasses.replace(traces, losses={"disagreement": torch.ones_like(traces.losses["disagreement"])})
-    found = guarantee.calibrate_risk("entropy", wrong, 0.06, 0.1, method="hoeffding-bentkus")
-    assert found.policy == policies.Never()
+    certified = guarantee.calibrate_risk("entropy", wrong, 0.06, 0.1, method="hoeffding-bentkus")
+    assert certified.policy == policies.Never()
     assert guarantee.certify(torch.full((len(wrong), 1), 12), wrong, 0.06, 0.1, method="hoeffding-bentkus") == 0
 
 
 def test_nothing_certified_means_never(traces):
-    found = guarantee.calibrate_risk("entropy", traces, 0.001, 0.1)
-    assert found.policy == policies.Never()
-    assert (found.exit_layers == 12).all()
+    certified = guarantee.calibrate_risk("entropy", traces, 0.001, 0.1)
+    assert certified.policy == policies.Never()
+    assert (certified.exit_layers == 12).all()
 
 
 def test_running_everything_has_no_risk(traces):
@@ -66,9 +66,9 @@ def test_running_everything_has_no_risk(traces):
 
 
 def test_no_speaker_learns_and_certifies(traces):
-    found = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1, seed=3)
+    certified = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1, seed=3)
     learn, judge = traces.split(guarantee.LEARN_SHARE, 3)
-    assert set(found.runs.groups) == set(judge.groups)
+    assert set(certified.runs.groups) == set(judge.groups)
     assert not set(learn.groups) & set(judge.groups)
 
 
@@ -123,12 +123,11 @@ def test_speakers_of_unequal_size_do_not_break_it(method):
 
 
 def test_what_is_attained_is_what_was_certified(traces):
-    found = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1)
-    shown = guarantee.measure_attained(found.runs, found.exit_layers, "disagreement", 1.0)
+    certified = guarantee.calibrate_risk("entropy", traces, 0.3, 0.1)
+    shown = guarantee.measure_attained(certified.runs, certified.exit_layers, "disagreement", 1.0)
     assert shown["by_condition"][0]["risk"] <= 0.3
-    losses = guarantee.bound_losses(found.runs.losses["disagreement"], 1.0).gather(1, found.exit_layers[:, None] - 1)[
-        :, 0
-    ]
+    bounded = guarantee.bound_losses(certified.runs.losses["disagreement"], 1.0)
+    losses = bounded.gather(1, certified.exit_layers[:, None] - 1)
     total = sum(row["risk"] * row["num_runs"] for row in shown["by_exit_layer"])
     assert total == pytest.approx(float(losses.sum()), rel=1e-4)
 

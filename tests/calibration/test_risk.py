@@ -89,10 +89,10 @@ def test_learn_then_test_holds_its_promise(p_value):
 def test_on_the_boundary_it_is_near_delta():
     """A setting of exactly too much risk, after one of none: the share of violations is the test's own level."""
     rng = numpy.random.default_rng(4)
-    found = [risk.learn_then_test([graded(rng, [0.0, 0.1], 300)], 0.1, 0.1) == 1 for _ in range(2000)]
+    violated = [risk.learn_then_test([graded(rng, [0.0, 0.1], 300)], 0.1, 0.1) == 1 for _ in range(2000)]
     critical = next(k for k in range(300) if risk.hoeffding_bentkus([1.0] * (k + 1) + [0.0] * (299 - k), 0.1) > 0.1)
     level = binom.cdf(critical, 300, 0.1)
-    assert numpy.mean(found) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 2000))
+    assert numpy.mean(violated) == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 2000))
     assert level <= 0.1
 
 
@@ -109,11 +109,11 @@ def test_conditions_must_all_hold():
 def test_many_conditions_need_no_correction():
     """Five conditions of which one's risk is too high: violations stay below delta without dividing it."""
     rng = numpy.random.default_rng(6)
-    found = [
+    chosen = [
         risk.learn_then_test([graded(rng, [0.1 if index == 2 else 0.02], 200) for index in range(5)], 0.1, 0.1)
         for _ in range(1000)
     ]
-    assert sum(index is not None for index in found) / 1000 <= 0.1 + 3 * math.sqrt(0.09 / 1000)
+    assert sum(index is not None for index in chosen) / 1000 <= 0.1 + 3 * math.sqrt(0.09 / 1000)
 
 
 def test_conformal_risk_control_bounds_the_expected_risk():

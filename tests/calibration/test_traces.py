@@ -39,12 +39,12 @@ def test_anybodys_traces(tmp_path):
     """Exits at every second layer only, errors among words, no group, no cost, lines in any order."""
     lines = ["layer,utterance,posterior,errors,words", "4,u1,0.9,1,10", "2,u1,0.5,4,10", "2,u2,0.8,0,4", "4,u2,0.7,2,4"]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    found = traces.read_traces(tmp_path / "t.csv")
-    assert found.groups == ("u1", "u2")
-    assert found.costs.tolist() == [2.0, 4.0]
-    torch.testing.assert_close(found.losses["errors"], torch.tensor([[0.4, 0.1], [0.0, 0.5]]))
-    assert found.weights.tolist() == [10.0, 4.0]
-    torch.testing.assert_close(found.scores["posterior"], torch.tensor([[0.5, 0.9], [0.8, 0.7]]))
+    table = traces.read_traces(tmp_path / "t.csv")
+    assert table.groups == ("u1", "u2")
+    assert table.costs.tolist() == [2.0, 4.0]
+    torch.testing.assert_close(table.losses["errors"], torch.tensor([[0.4, 0.1], [0.0, 0.5]]))
+    assert table.weights.tolist() == [10.0, 4.0]
+    torch.testing.assert_close(table.scores["posterior"], torch.tensor([[0.5, 0.9], [0.8, 0.7]]))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_losses_against_their_definition(waveforms):
     reference = [torch.randint(11, (n,)) for n in (49, 74)]
     pair = [waveforms[4], waveforms[6]]
     run, units = tracing.trace(model, pair, ["a", "b"], reference=reference)
-    own, _ = tracing.trace(model, pair, ["a", "b"])
+    without_reference, _ = tracing.trace(model, pair, ["a", "b"])
     for index, waveform in enumerate(pair):
         states = EarlyExitEncoder(model.backbone, None, policies.Never())([waveform]).states[0]
         with torch.no_grad():
@@ -44,8 +44,8 @@ def test_losses_against_their_definition(waveforms):
                 }
                 for name, value in expected.items():
                     torch.testing.assert_close(run.losses[name][index, layer - 1], value, atol=1e-4, rtol=1e-4)
-    assert torch.equal(own.losses["clean_disagreement"], own.losses["disagreement"])
-    assert torch.equal(own.scores["final_agreement"], 1 - own.losses["disagreement"])
+    assert torch.equal(without_reference.losses["clean_disagreement"], without_reference.losses["disagreement"])
+    assert torch.equal(without_reference.scores["final_agreement"], 1 - without_reference.losses["disagreement"])
 
 
 def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):

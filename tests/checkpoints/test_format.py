@@ -66,7 +66,7 @@ def edit(metadata, **changes):
         ),
         (
             lambda m, t: m.pop("daisy"),
-            "a .safetensors file, but not a daisy checkpoint; other forms are read by daisy.checkpoints.converters.convert",
+            "a .safetensors file, but not a daisy checkpoint; other forms are read by .*converters.convert",
         ),
         (lambda m, t: m.update(daisy='{"format_version": 2}'), "format version 2, this daisy reads 1; update daisy"),
         (lambda m, t: m.update(daisy="{"), "damaged configuration"),

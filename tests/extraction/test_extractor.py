@@ -247,9 +247,9 @@ def test_long_recordings_run_in_windows(tmp_path, format):
     pieces = windows.run(used, lambda a, b: waveform[a:b], 50000, window_sec=1.2, context_sec=0.3)
     expected = torch.cat([piece.states for piece in pieces])
     path = out / f"long.{format}"
-    found = torch.from_numpy(numpy.load(path)) if format == "npy" else load_file(path)["states"]
-    assert found.dtype == torch.float16
-    torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=2e-3)
+    states = torch.from_numpy(numpy.load(path)) if format == "npy" else load_file(path)["states"]
+    assert states.dtype == torch.float16
+    torch.testing.assert_close(states.float(), expected, atol=2e-3, rtol=2e-3)
     files = {"index.json", "index.csv", "journal.jsonl", f"long.{format}", f"short.{format}"}
     assert {path.name for path in out.iterdir()} == files
     table = list(csv.DictReader((out / "index.csv").read_text().splitlines()))

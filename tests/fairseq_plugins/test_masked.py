@@ -35,11 +35,11 @@ def test_spans_cover_about_the_share_that_hubert_masks():
 def test_frames_that_are_masked_are_seen_as_masked(speech):
     model = tiny_model(POST_NORM)
     waveforms, units = speech
-    found, targets = masked.masked_frames(model, waveforms[:1], [units[0][:78]], seed=3)
+    masked_states, targets = masked.masked_frames(model, waveforms[:1], [units[0][:78]], seed=3)
     where = masked.spans(79, 0.65, 10, numpy.random.default_rng(3))
     where[78:] = False  # no unit, no mask
     states = masked.states(model, waveforms[0], where)
-    assert torch.equal(found, states[where])
+    assert torch.equal(masked_states, states[where])
     assert torch.equal(targets, units[0][:79][where])
     encoder = EarlyExitEncoder(model.backbone, None, policies.Never())
     clear = masked.states(model, waveforms[0], torch.zeros(79, dtype=torch.bool))

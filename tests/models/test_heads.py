@@ -15,8 +15,8 @@ def test_statistics_are_of_own_frames_only():
     lengths = torch.tensor([6, 4])
     states = torch.cat([states[0], states[1, :4]])
     pooled = mean_and_std(states, PackedLayout(lengths))
-    for row, own in enumerate(states.split([6, 4])):
-        torch.testing.assert_close(pooled[row], torch.cat([own.mean(0), own.std(0, correction=0)]))
+    for row, frames in enumerate(states.split([6, 4])):
+        torch.testing.assert_close(pooled[row], torch.cat([frames.mean(0), frames.std(0, correction=0)]))
 
 
 def test_statistics_far_from_zero_keep_their_digits():
@@ -37,13 +37,13 @@ def test_a_new_regressor_predicts_the_loss_of_knowing_nothing():
 def test_regressor_statistics_are_those_of_everything_seen():
     regressor = LossRegressor(3, start=9.0)
     generator = torch.Generator().manual_seed(0)
-    seen, losses = 5 + 2 * torch.randn(100, 6, generator=generator), 1 + torch.rand(100, generator=generator)
+    pooled, losses = 5 + 2 * torch.randn(100, 6, generator=generator), 1 + torch.rand(100, generator=generator)
     for start, end in ((0, 1), (1, 8), (8, 60), (60, 100)):
-        regressor.observe(seen[start:end], losses[start:end])
-    both = torch.cat([seen, losses[:, None]], 1)
+        regressor.observe(pooled[start:end], losses[start:end])
+    both = torch.cat([pooled, losses[:, None]], 1)
     torch.testing.assert_close(regressor.mean, both.mean(0))
     torch.testing.assert_close(regressor.variance, both.var(0, correction=0))
-    torch.testing.assert_close(regressor(seen), losses.mean().expand(100))  # its weights are still zero
+    torch.testing.assert_close(regressor(pooled), losses.mean().expand(100))  # its weights are still zero
 
 
 def test_regressors_stay_in_single_precision():

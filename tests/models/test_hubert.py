@@ -36,8 +36,8 @@ def test_pre_norm_ends_with_the_final_norm(model, waveforms):
     spread = ((states[-1] - norm.bias) / norm.weight).std(-1)
     if model.backbone.config.pre_norm:
         torch.testing.assert_close(spread, torch.ones_like(spread), atol=0.05, rtol=0)
-        own = ((states[-2] - norm.bias) / norm.weight).std(-1)
-        assert (own - 1).abs().mean() > 0.05  # and no layer before it
+        spread_before = ((states[-2] - norm.bias) / norm.weight).std(-1)
+        assert (spread_before - 1).abs().mean() > 0.05  # and no layer before it
 
 
 def test_normalised_input_ignores_gain_and_offset(waveforms):

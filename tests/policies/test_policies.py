@@ -66,8 +66,8 @@ def test_the_loop_and_a_full_run_agree(policy):
     exits = torch.full((200,), LAYERS)
     active = torch.arange(200)
     for layer in range(1, LAYERS):
-        seen = {name: scores[name][active, :layer] for name in policy.reads}
-        leave = policy.decide(seen, layer).expand(len(active))
+        prefixes = {name: scores[name][active, :layer] for name in policy.reads}
+        leave = policy.decide(prefixes, layer).expand(len(active))
         exits[active[leave]] = layer
         active = active[~leave]
         if not len(active):

@@ -20,12 +20,12 @@ def hubert(shared):
 @pytest.fixture(scope="module")
 def recordings(shared):
     """64 utterances of 1 to 17 seconds from four sets."""
-    found = []
+    waveforms = []
     for name in ("librispeech", "commands", "keywords", "digits"):
         with open(shared / "data" / name / "index.csv", newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
-        found += [audio.read(shared / "data" / name / row["path"]) for row in rows[:: len(rows) // 16][:16]]
-    return found
+        waveforms += [audio.read(shared / "data" / name / row["path"]) for row in rows[:: len(rows) // 16][:16]]
+    return waveforms
 
 
 def test_states_are_fairseqs_own(shared, hubert, tmp_path):

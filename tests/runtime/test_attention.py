@@ -25,6 +25,6 @@ def test_bfloat16_attention_by_blocks_and_of_short_recordings(lengths, monkeypat
     layout = PackedLayout(torch.tensor(lengths))
     expected = attend(projected, layout, 2)
     rows_that_mean_nothing = torch.full((5, 3 * 64), torch.nan)
-    found = attend(torch.cat([projected, rows_that_mean_nothing]).bfloat16(), layout, 2)[: sum(lengths)]
-    assert found.dtype == torch.bfloat16
-    assert (found.float() - expected).norm() < 0.01 * expected.norm()
+    attended = attend(torch.cat([projected, rows_that_mean_nothing]).bfloat16(), layout, 2)[: sum(lengths)]
+    assert attended.dtype == torch.bfloat16
+    assert (attended.float() - expected).norm() < 0.01 * expected.norm()

@@ -15,8 +15,8 @@ def test_fourier_convolution_is_the_convolution(kernel, groups):
     expected = [F.conv1d(u.T, weight, bias, padding=kernel // 2, groups=groups)[:, : len(u)].T for u in utterances]
     for some in (slice(None), slice(2, 3)):
         layout = PackedLayout(torch.tensor([len(u) for u in utterances[some]]))
-        found = FourierConv(weight, bias, groups)(torch.cat(utterances[some]), layout)
-        torch.testing.assert_close(found, torch.cat(expected[some]), atol=2e-5, rtol=1e-4)
+        convolved = FourierConv(weight, bias, groups)(torch.cat(utterances[some]), layout)
+        torch.testing.assert_close(convolved, torch.cat(expected[some]), atol=2e-5, rtol=1e-4)
 
 
 def test_convolutions_of_any_kernel_and_stride():

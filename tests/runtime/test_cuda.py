@@ -33,40 +33,40 @@ def pair(config, policy=None, **settings):
 
 def replays(monkeypatch):
     """Layers that are replayed."""
-    seen = []
+    replayed = []
     replay = torch.cuda.CUDAGraph.replay
-    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (seen.append(graph), replay(graph)))
-    return seen
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replayed.append(graph), replay(graph)))
+    return replayed
 
 
-def check(found, expected, atol=1e-4):
-    assert found.exit_layer.tolist() == expected.exit_layer.tolist()
-    for one, other in zip(found.states, expected.states, strict=True):
+def check(out, expected, atol=1e-4):
+    assert out.exit_layer.tolist() == expected.exit_layer.tolist()
+    for one, other in zip(out.states, expected.states, strict=True):
         torch.testing.assert_close(one.cpu(), other, atol=atol, rtol=1e-3)
     for name, values in expected.scores.items():
-        torch.testing.assert_close(found.scores[name], values, atol=atol, rtol=1e-3, equal_nan=True)
+        torch.testing.assert_close(out.scores[name], values, atol=atol, rtol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("chosen", [slice(None), slice(4, 5), slice(0, 1), slice(1, 6)])
 @pytest.mark.parametrize("stride", [1, 3])
 def test_the_numbers_of_the_cpu(config, waveforms, chosen, stride, monkeypatch):
     cpu, cuda = pair(config, scores=SCORES, score_stride=stride)
-    seen, expected = replays(monkeypatch), cpu(waveforms[chosen])
+    replayed, expected = replays(monkeypatch), cpu(waveforms[chosen])
     for _ in range(5):  # plain, timed, captured, replayed, replayed
-        found = cuda([waveform.cuda() for waveform in waveforms[chosen]])
-        assert found.states[0].device.type == "cuda"
-        check(found, expected)
-    assert len(seen) == 2 * (1 + config.num_layers)
+        out = cuda([waveform.cuda() for waveform in waveforms[chosen]])
+        assert out.states[0].device.type == "cuda"
+        check(out, expected)
+    assert len(replayed) == 2 * (1 + config.num_layers)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_utterances_leave_in_any_batch(config, waveforms, monkeypatch, stride):
     policy = spread_policy(tiny_model(config), waveforms)
     cpu, cuda = pair(config, policy, scores=SCORES, score_stride=stride)
-    seen = replays(monkeypatch)
+    replayed = replays(monkeypatch)
     for batch in 4 * (waveforms, waveforms[::-1], waveforms[2:5], waveforms[:1], waveforms[3:]):
         check(cuda(batch), cpu(batch))
-    assert seen
+    assert replayed
 
 
 def test_large_batches_go_without_graphs_until_they_are_small(config, waveforms, monkeypatch):
@@ -77,33 +77,33 @@ def test_large_batches_go_without_graphs_until_they_are_small(config, waveforms,
     monkeypatch.setattr(
         "daisy.runtime.static_buffers.MAX_STATE_VALUES", round_up_rows(rows[-1]) * config.width
     )  # too few for the front end
-    seen = replays(monkeypatch)
+    replayed = replays(monkeypatch)
     for _ in range(5):
         check(cuda(waveforms), expected)
     small = [r for r in rows if round_up_rows(r) <= round_up_rows(rows[-1])]
     assert len(small) < len(rows)
-    assert len(seen) == 2 * len(small)
+    assert len(replayed) == 2 * len(small)
 
 
 def test_a_graph_that_does_not_pay_is_not_made(config, waveforms, monkeypatch):
     cpu, cuda = pair(config)
     monkeypatch.setattr("daisy.runtime.graph_cache.LAUNCH_BOUND_RATIO", 0.0)
-    seen = replays(monkeypatch)
+    replayed = replays(monkeypatch)
     for _ in range(5):
         check(cuda(waveforms), cpu(waveforms))
-    assert len(seen) == 2  # of the small kernels before the convolutions
+    assert len(replayed) == 2  # of the small kernels before the convolutions
 
 
 def test_bfloat16(config, waveforms, monkeypatch):
     cpu, cuda = pair(config, dtype="bfloat16", scores=("entropy",))
-    seen, expected = replays(monkeypatch), pair(config, scores=("entropy",))[0](waveforms)
+    replayed, expected = replays(monkeypatch), pair(config, scores=("entropy",))[0](waveforms)
     for _ in range(5):
-        found = cuda(waveforms)
-        torch.testing.assert_close(found.scores["entropy"], expected.scores["entropy"], atol=0.05, rtol=0)
-        for one, other in zip(found.states, expected.states, strict=True):
+        out = cuda(waveforms)
+        torch.testing.assert_close(out.scores["entropy"], expected.scores["entropy"], atol=0.05, rtol=0)
+        for one, other in zip(out.states, expected.states, strict=True):
             assert one.dtype == torch.bfloat16
             assert torch.cosine_similarity(one.cpu().float(), other, dim=-1).mean() > 0.999
-    assert len(seen) == 2 * (1 + config.num_layers)
+    assert len(replayed) == 2 * (1 + config.num_layers)
     assert cpu(waveforms).states[0].dtype == torch.bfloat16
 
 
@@ -119,8 +119,8 @@ def test_the_host_waits_once_a_layer(config, waveforms):
             cuda(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [each for each in caught if "synchroniz" in str(each.message)]
-    assert len(waits) == config.num_layers, [str(each.message) for each in waits]
+    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    assert len(waits) == config.num_layers, [str(warning.message) for warning in waits]
 
 
 def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
@@ -129,18 +129,18 @@ def test_what_is_no_number_stays_with_its_utterance(config, waveforms):
     broken = waveforms[4].clone()
     broken[[0, 8000, -1]] = torch.nan
     for _ in range(5):
-        found = cuda([waveforms[3].cuda(), broken.cuda(), waveforms[5].cuda()])
-        assert found.states[1].isnan().any()
+        out = cuda([waveforms[3].cuda(), broken.cuda(), waveforms[5].cuda()])
+        assert out.states[1].isnan().any()
         for utterance in (0, 2):
-            torch.testing.assert_close(found.states[utterance].cpu(), expected.states[utterance], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(out.states[utterance].cpu(), expected.states[utterance], atol=1e-4, rtol=1e-3)
             for name, values in expected.scores.items():
-                torch.testing.assert_close(found.scores[name][utterance], values[utterance], atol=1e-4, rtol=1e-3)
+                torch.testing.assert_close(out.scores[name][utterance], values[utterance], atol=1e-4, rtol=1e-3)
 
 
 def test_other_streams_and_threads(config, waveforms, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
     cpu, cuda = pair(config, scores=("entropy",))
-    seen, expected = replays(monkeypatch), cpu(waveforms)
+    replayed, expected = replays(monkeypatch), cpu(waveforms)
     for _ in range(4):
         check(cuda(waveforms), expected)
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -160,7 +160,7 @@ def test_other_streams_and_threads(config, waveforms, monkeypatch):
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
-    assert len(seen) > 2 * (1 + config.num_layers)
+    assert len(replayed) > 2 * (1 + config.num_layers)
 
 
 @pytest.mark.parametrize("keep", ["all", "last"])
@@ -168,10 +168,10 @@ def test_heads_that_read_the_feed_forward_output(config, waveforms, monkeypatch,
     cpu, cuda = pair(config, scores=("entropy", "change"), keep=keep)
     for encoder in (cpu, cuda):
         encoder.heads.config = dataclasses.replace(encoder.heads.config, reads="feed_forward")
-    seen, expected = replays(monkeypatch), cpu(waveforms)
+    replayed, expected = replays(monkeypatch), cpu(waveforms)
     for _ in range(5):
         check(cuda(waveforms), expected)
-    assert seen
+    assert replayed
 
 
 def test_a_start_in_inference_mode(config, waveforms):

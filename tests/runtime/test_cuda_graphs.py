@@ -70,12 +70,12 @@ class Watch(TorchDispatchMode):
         if Graph.capturing is not None and (there or arrives):
             assert not here, f"{func} would take again what the host had at the time"
             assert not leaves, f"{func} would wait in a capture"
-            found = Graph.capturing.note(func, *held)
+            result = Graph.capturing.note(func, *held)
         else:
-            found = func(*held[0], **held[1])
+            result = func(*held[0], **held[1])
         if leaves or not (there or arrives):
-            return found
-        return tree_map_only(torch.Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else Elsewhere(x), found)
+            return result
+        return tree_map_only(torch.Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else Elsewhere(x), result)
 
 
 def elsewhere(module):
@@ -104,9 +104,9 @@ class Graph:
     def note(self, func, args, kwargs):
         if func._schema.is_mutable:
             self.before += [(x, x.clone()) for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        found = func(*args, **kwargs)
-        self.noted.append((func, args, kwargs, found))
-        return found
+        result = func(*args, **kwargs)
+        self.noted.append((func, args, kwargs, result))
+        return result
 
     def capture_end(self):
         Graph.capturing = None
@@ -115,9 +115,9 @@ class Graph:
 
     def replay(self):
         Graph.replayed += 1
-        for func, args, kwargs, found in self.noted:
+        for func, args, kwargs, result in self.noted:
             again = func(*args, **kwargs)
-            for then, now in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
+            for then, now in zip(tree_flatten(result)[0], tree_flatten(again)[0], strict=True):
                 if isinstance(then, torch.Tensor) and then is not now:
                     then.copy_(now)
 
@@ -180,9 +180,9 @@ def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, 
         "daisy.runtime.cuda_graphs.MEMORY_FRACTION", 1 / 256 if whole else 2.0**-60
     )  # the front end is too large, but for its first part
     policy = spread_policy(model, waveforms)
-    expected = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
+    encoder_here = EarlyExitEncoder(model.backbone, model.heads, policy, scores=SCORES, score_stride=stride)
     batches = [waveforms, waveforms[6:], waveforms[1:4], waveforms[::-1], waveforms[3:]]
-    wanted = [expected(batch) for batch in batches]
+    all_expected = [encoder_here(batch) for batch in batches]
     monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
     there = tiny_model(config)
     with torch.no_grad(), Watch() as watch:
@@ -190,7 +190,7 @@ def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, 
         heads.config = model.heads.config
         encoder = EarlyExitEncoder(backbone, heads, policy, scores=SCORES, score_stride=stride)
         encoder._runner = GraphLayerRunner(*encoder.packed, encoder.score_names, stride)
-        for turn, (batch, want) in itertools.product(range(4), zip(batches, wanted, strict=True)):
+        for turn, (batch, expected) in itertools.product(range(4), zip(batches, all_expected, strict=True)):
             moved = [Elsewhere(waveform) for waveform in batch]
             if turn % 2:
                 with monkeypatch.context() as patch:  # a batch that is broken off
@@ -199,11 +199,11 @@ def test_batches_go_through_graphs(model, config, waveforms, monkeypatch, cuda, 
                         encoder(moved)
             watch.waits.clear()
             out = encoder(moved)
-            assert len(watch.waits) == int(want.exit_layer.max())
-            assert out.exit_layer.tolist() == want.exit_layer.tolist()
-            for one, other in zip(out.states, want.states, strict=True):
+            assert len(watch.waits) == int(expected.exit_layer.max())
+            assert out.exit_layer.tolist() == expected.exit_layer.tolist()
+            for one, other in zip(out.states, expected.states, strict=True):
                 torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
-            for one, other in zip(out.scores.values(), want.scores.values(), strict=True):
+            for one, other in zip(out.scores.values(), expected.scores.values(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
     assert Graph.replayed >= 1 + config.num_layers  # the front end, or its first part, and every layer at the least
 
@@ -254,19 +254,20 @@ def test_the_same_numbers_and_one_wait_a_layer(model, config, waveforms, monkeyp
         for scores, rule in ((SCORES, policies.Never()), (("entropy",), policy), ((), policies.Never())):
             yield EarlyExitEncoder(backbone, heads, rule, scores=scores, score_stride=stride)
 
-    expected = [encoder(waveforms) for encoder in runs(model.backbone, model.heads)]
+    all_expected = [encoder(waveforms) for encoder in runs(model.backbone, model.heads)]
     monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
     there = tiny_model(config)
     with torch.no_grad(), Watch() as watch:
         moved = [Elsewhere(waveform) for waveform in waveforms]
-        for encoder, want in zip(runs(elsewhere(there.backbone), elsewhere(there.heads)), expected, strict=True):
+        encoders = runs(elsewhere(there.backbone), elsewhere(there.heads))
+        for encoder, expected in zip(encoders, all_expected, strict=True):
             watch.waits.clear()
             out = encoder(moved)
-            layers = int(want.exit_layer.max()) if encoder.score_names else 0
+            layers = int(expected.exit_layer.max()) if encoder.score_names else 0
             assert len(watch.waits) == layers, watch.waits
-            assert out.exit_layer.tolist() == want.exit_layer.tolist()
-            for one, other in zip(out.states, want.states, strict=True):
+            assert out.exit_layer.tolist() == expected.exit_layer.tolist()
+            for one, other in zip(out.states, expected.states, strict=True):
                 assert one.device.type == DEVICE.type
                 torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
-            for one, other in zip(out.scores.values(), want.scores.values(), strict=True):
+            for one, other in zip(out.scores.values(), expected.scores.values(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)

@@ -24,9 +24,9 @@ def test_the_front_end_of_other_devices_is_that_of_cpus(config, waveforms, dtype
     waveforms = [waveform + 0.3 for waveform in waveforms]
     for some in (waveforms, waveforms[4:5], waveforms[:1] * 3):
         expected = CpuFrontEnd(backbone, "float32")(some)
-        found = CudaFrontEnd(backbone, dtype)(some)
-        assert found.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-        assert (found.float() - expected).norm() < error * expected.norm()
+        features = CudaFrontEnd(backbone, dtype)(some)
+        assert features.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        assert (features.float() - expected).norm() < error * expected.norm()
 
 
 @torch.no_grad()

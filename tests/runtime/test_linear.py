@@ -101,19 +101,19 @@ def test_linear_maps_with_what_follows(bias, products, rows, monkeypatch):
     before = plus.clone()
     weight = torch.randn(16, 24, generator=generator)
     offset = torch.randn(16, generator=generator) if bias else None
-    expected = F.linear(x, weight, offset)
+    product = F.linear(x, weight, offset)
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.03), ("int8", 0.03)):
         linear = make_linear(weight, offset, dtype)
         if dtype == "float32":
             assert type(linear) is {"onednn": OneDnnLinear, "mkl": MklLinear, "torch": TorchLinear}[products]
             assert linear.padded_rows(37) == (40 if products == "onednn" else 37)
         x_of, plus_of = (x.bfloat16(), plus.bfloat16()) if dtype == "bfloat16" else (x, plus)
-        for found, wanted in (
-            (linear(x_of), expected),
-            (linear(x_of, gelu=True), F.gelu(expected)),
-            (linear(x_of, residual=plus_of), expected + plus),
+        for result, expected in (
+            (linear(x_of), product),
+            (linear(x_of, gelu=True), F.gelu(product)),
+            (linear(x_of, residual=plus_of), product + plus),
         ):
-            assert (found.float() - wanted).abs().max() < tolerance * expected.abs().max()
+            assert (result.float() - expected).abs().max() < tolerance * product.abs().max()
     assert torch.equal(plus, before)  # what is added stays as it was
 
 

@@ -26,32 +26,32 @@ def test_it_is_the_backbone(model, waveforms, return_feed_forward, count, added,
     waveforms = waveforms[:count]
     states, fed, lengths = run_plain(model.backbone, waveforms)
     assert round_up_rows(sum(lengths)) == sum(lengths) + added
-    mine, mine_fed = run_packed(model.backbone, waveforms, lengths, return_feed_forward=return_feed_forward)
-    for layer, (one, other) in enumerate(zip(states, mine, strict=True)):
-        assert (one - other).abs().max() < 1e-5 * one.std(), f"layer {layer}"
-    for one, other in zip(fed if return_feed_forward else states[1:], mine_fed, strict=True):
-        assert (one - other).abs().max() < 1e-5 * one.std()
+    packed_states, packed_fed = run_packed(model.backbone, waveforms, lengths, return_feed_forward=return_feed_forward)
+    for layer, (plain, packed) in enumerate(zip(states, packed_states, strict=True)):
+        assert (plain - packed).abs().max() < 1e-5 * plain.std(), f"layer {layer}"
+    for plain, packed in zip(fed if return_feed_forward else states[1:], packed_fed, strict=True):
+        assert (plain - packed).abs().max() < 1e-5 * plain.std()
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.9995), ("int8", 0.998)])
 def test_fewer_bits_give_nearly_the_same(model, waveforms, dtype, least):
     states, _, lengths = run_plain(model.backbone, waveforms)
-    mine, _ = run_packed(model.backbone, waveforms, lengths, dtype)
+    packed_states, _ = run_packed(model.backbone, waveforms, lengths, dtype)
     expected = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    for one, other in zip(states, mine, strict=True):
-        assert other.dtype == expected
-        assert cosine(one, other).mean() > least
-        assert not torch.equal(one, other.float())
+    for plain, packed in zip(states, packed_states, strict=True):
+        assert packed.dtype == expected
+        assert cosine(plain, packed).mean() > least
+        assert not torch.equal(plain, packed.float())
 
 
 def test_half_weights_are_rounded_once(waveforms):
     """Queries are scaled by 0.354, no power of two, in float32."""
     backbone = tiny_model().backbone.bfloat16()
     expected = PackedBackbone(copy.deepcopy(backbone).float())
-    found = PackedBackbone(backbone)
-    for mine, exact in zip(found.layers, expected.layers, strict=True):
+    packed = PackedBackbone(backbone)
+    for layer, exact in zip(packed.layers, expected.layers, strict=True):
         x = torch.randn(5, backbone.config.width)
-        assert torch.equal(mine.inputs(x), exact.inputs(x))
+        assert torch.equal(layer.inputs(x), exact.inputs(x))
 
 
 def test_bfloat16_leaves_at_the_same_layers(waveforms):
@@ -82,8 +82,8 @@ def test_autocast_around_the_encoder_changes_nothing(waveforms):
     encoder = EarlyExitEncoder(tiny_model().backbone, None, policies.Never())
     expected = encoder(waveforms[:3]).states
     with torch.autocast("cpu", torch.bfloat16):
-        found = encoder(waveforms[:3]).states
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        under_autocast = encoder(waveforms[:3]).states
+    assert all(torch.equal(one, other) for one, other in zip(expected, under_autocast, strict=True))
 
 
 def test_refusals():

@@ -121,8 +121,8 @@ def states(folder, name="states-6.ckpt"):
 
 def weights(folder, name="states-6.ckpt"):
     """All trained weights of a checkpoint in one row."""
-    found = states(folder, name)
-    parts = [found[part][key] for part in ("Featurizer", "Downstream") for key in sorted(found[part])]
+    saved = states(folder, name)
+    parts = [saved[part][key] for part in ("Featurizer", "Downstream") for key in sorted(saved[part])]
     return torch.cat([part.flatten().double() for part in parts])
 
 
@@ -138,12 +138,12 @@ def losses(folder):
     """Of each logged step, from s3prl's tensorboard file."""
     from tensorboardX.proto import event_pb2
 
-    found = []
+    values = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
             length = int(numpy.frombuffer(content[at : at + 8], "<u8")[0])
             event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-            found += [v.simple_value for v in event.summary.value if v.tag == "fluent_commands/train-intent_loss"]
+            values += [v.simple_value for v in event.summary.value if v.tag == "fluent_commands/train-intent_loss"]
             at += 16 + length
-    return found
+    return values

@@ -47,10 +47,10 @@ def test_what_comes_back_is_what_went_in(make, wavs, tmp_path, dtype, tolerance)
     assert all(utterance.cached for utterance in again.last.utterances)
     assert again.last.computed_sec == 0
     assert second["exit_layer"].tolist() == [*expected.exit_layer.tolist()[::-1], int(expected.exit_layer[0])]
-    for states, mine, later in zip(expected.states, first["states"], second["states"][-2::-1], strict=True):
-        assert torch.equal(mine, later)  # the first epoch trains on what later ones do
-        assert mine.shape == states.shape  # repeats are not stored
-        assert (mine - states).abs().max() <= tolerance * states.abs().max() + 1e-5
+    for states, computed, later in zip(expected.states, first["states"], second["states"][-2::-1], strict=True):
+        assert torch.equal(computed, later)  # the first epoch trains on what later ones do
+        assert computed.shape == states.shape  # repeats are not stored
+        assert (computed - states).abs().max() <= tolerance * states.abs().max() + 1e-5
     assert all(states.data_ptr() % 64 == 0 for states in second["states"])  # else products may round otherwise
     sizes = sum(path.stat().st_size for path in stored(tmp_path))
     values = sum(states.numel() for states in expected.states)
@@ -70,9 +70,9 @@ def test_only_what_is_needed_is_stored(make, wavs):
     ):
         upstream = make(**needs)
         for _ in range(2):
-            found = upstream(wavs)["states"]
-            assert all(torch.allclose(mine, other, atol=1e-5) for mine, other in zip(found, expected, strict=True))
-            assert [mine.shape for mine in found] == [other.shape for other in expected]
+            again = upstream(wavs)["states"]
+            assert all(torch.allclose(layers, other, atol=1e-5) for layers, other in zip(again, expected, strict=True))
+            assert [layers.shape for layers in again] == [other.shape for other in expected]
     folders = {make(**needs).cache.folder for needs in ({}, {"layer": "exit"}, {"layer": 2}, {"mean": True})}
     assert len(folders) == 4
 
@@ -91,14 +91,16 @@ def test_one_full_recording_serves_all_policies(make, wavs, tmp_path, needs):
     exits = {}
     for index, policy in enumerate(policies):
         upstream = make(policy=policy, full=True, folder=tmp_path / "full", **needs)
-        found, own = upstream(wavs), make(policy=policy, folder=tmp_path / "own", **needs)
-        expected = own(wavs)
+        shared_out, separate = upstream(wavs), make(policy=policy, folder=tmp_path / "own", **needs)
+        expected = separate(wavs)
         assert all(utterance.cached for utterance in upstream.last.utterances) == (index > 0)
-        assert torch.equal(found["exit_layer"], expected["exit_layer"])
-        assert [u.scores.keys() for u in upstream.last.utterances] == [u.scores.keys() for u in own.last.utterances]
-        for mine, other in zip(found["states"], expected["states"], strict=True):
-            assert torch.allclose(mine, other, atol=1e-5)
-        exits[policy["name"]] = set(found["exit_layer"].tolist())
+        assert torch.equal(shared_out["exit_layer"], expected["exit_layer"])
+        assert [u.scores.keys() for u in upstream.last.utterances] == [
+            u.scores.keys() for u in separate.last.utterances
+        ]
+        for states, other in zip(shared_out["states"], expected["states"], strict=True):
+            assert torch.allclose(states, other, atol=1e-5)
+        exits[policy["name"]] = set(shared_out["exit_layer"].tolist())
     assert len(stored(tmp_path / "full")) == len(wavs)
     assert all(exits[name] == {1, 2, 3, 4} for name in ("entropy", "regressed", "confidence"))
 
@@ -133,9 +135,9 @@ def test_damaged_and_lost_files_are_made_again(make, wavs, tmp_path):
     lost.unlink()
     cut.write_bytes(before[cut][:300])
     empty.write_bytes(b"")
-    found = upstream(wavs)["states"]
+    remade = upstream(wavs)["states"]
     assert sum(utterance.cached for utterance in upstream.last.utterances) == len(rest)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(remade, expected, strict=True))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -148,8 +150,8 @@ def test_two_processes_fill_one_cache(make, wavs, tmp_path):
         torch.set_num_threads(1)  # the parent's threads are not there
         upstream = make(folder=tmp_path / "both")
         barrier.wait()
-        found = {i: upstream([wavs[i]])["states"][0].numpy() for i in order}
-        results.put([found[i] for i in range(len(wavs))])
+        arrays = {i: upstream([wavs[i]])["states"][0].numpy() for i in order}
+        results.put([arrays[i] for i in range(len(wavs))])
 
     processes = [context.Process(target=fill, args=(order,)) for order in (range(8), range(7, -1, -1))]
     for process in processes:

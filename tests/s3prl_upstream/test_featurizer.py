@@ -43,10 +43,10 @@ def test_stock_is_s3prls_sum_of_the_repeated_states(hub, checkpoint, upstream, w
     theirs.load_state_dict(featurizer.state_dict())
     assert (featurizer.output_dim, featurizer.downsample_rate) == (theirs.output_dim, theirs.downsample_rate)
     with torch.no_grad():
-        for wav, mine in zip(wavs, ours, strict=True):
+        for wav, weighted in zip(wavs, ours, strict=True):
             expected = theirs([wav], other([wav]))[0]
-            assert mine.shape == expected.shape
-            assert torch.allclose(mine, expected, atol=1e-5)
+            assert weighted.shape == expected.shape
+            assert torch.allclose(weighted, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -57,12 +57,12 @@ def test_dynamic_weighs_the_executed_layers_of_each_utterance(upstream, wavs, na
     assert set(out.exit_layer.tolist()) == {1, 2, 3, 4}
     rows = featurizer.weights.detach()
     assert rows.shape == ((LAYERS + 1,) if name == "dynamic" else (LAYERS, LAYERS + 1))
-    for mine, states, exit_layer in zip(ours, out.states, out.exit_layer.tolist(), strict=True):
+    for weighted, states, exit_layer in zip(ours, out.states, out.exit_layer.tolist(), strict=True):
         row = rows[: exit_layer + 1] if name == "dynamic" else rows[exit_layer - 1, : exit_layer + 1]
         expected = torch.zeros_like(states[0])
         for weight, state in zip(row.exp() / row.exp().sum(), states, strict=True):
             expected += weight * (F.layer_norm(state, state.shape[-1:]) if normalize else state)
-        assert torch.allclose(mine, expected, atol=1e-5)
+        assert torch.allclose(weighted, expected, atol=1e-5)
 
 
 def test_dynamic_s_learns_only_rows_that_were_used(upstream, wavs):

@@ -58,31 +58,29 @@ def test_policies_that_share_a_full_recording_train_as_on_their_own(train, tmp_p
         train(tmp_path / name, *both, "-g", policy, "--cache", tmp_path / "full", "--cache-full")
         assert losses(tmp_path / name) == losses(tmp_path / f"{name}-own")
         (totals,) = (run["splits"]["train"] for run in runs(tmp_path / name))
-        (own,) = (run["splits"]["train"] for run in runs(tmp_path / f"{name}-own"))
-        assert totals["exits"] == own["exits"]
+        (separate,) = (run["splits"]["train"] for run in runs(tmp_path / f"{name}-own"))
+        assert totals["exits"] == separate["exits"]
         assert totals["utterances_cached"] == (12 if name == "deep" else 24)
     assert losses(tmp_path / "deep") != losses(tmp_path / "shallow")
 
 
 def test_the_log_has_each_utterance_once_and_the_summary_adds_it_up(train, tmp_path, checkpoint, policy, hub, fluent):
     train(tmp_path)
-    found = lines(tmp_path)
-    assert sorted(row["utterance"] for row in found if row["split"] == "train") == sorted(
-        f"train{i}" for i in range(12)
-    )
-    assert sorted(row["utterance"] for row in found if row["split"] == "dev") == [f"valid{i}" for i in range(4)]
+    rows = lines(tmp_path)
+    assert sorted(row["utterance"] for row in rows if row["split"] == "train") == sorted(f"train{i}" for i in range(12))
+    assert sorted(row["utterance"] for row in rows if row["split"] == "dev") == [f"valid{i}" for i in range(4)]
     (run,) = runs(tmp_path)
-    own = [row["exit_layer"] for row in found if row["split"] == "train"]
+    exits = [row["exit_layer"] for row in rows if row["split"] == "train"]
     totals = run["splits"]["train"]
-    assert totals["exits"] == [own.count(layer) for layer in range(1, LAYERS + 1)]
-    assert totals["mean_exit_layer"] == pytest.approx(sum(own) / 12)
-    assert totals["depth"] == pytest.approx(sum(own) / 12 / LAYERS)
+    assert totals["exits"] == [exits.count(layer) for layer in range(1, LAYERS + 1)]
+    assert totals["mean_exit_layer"] == pytest.approx(sum(exits) / 12)
+    assert totals["depth"] == pytest.approx(sum(exits) / 12 / LAYERS)
     assert 0 < totals["macs_share"] < 1
     assert totals["utterances_run"] == 24
     assert totals["upstream_sec"] > 0
     assert (run["policy"]["name"], run["featurizer"], run["mode"]) == ("random", "stock", "train")
     encoder = hub.daisy_local(checkpoint, policy).encoder
-    row = next(row for row in found if row["utterance"] == "train5")
+    row = next(row for row in rows if row["utterance"] == "train5")
     out = encoder([audio.read(fluent.parent / "wavs" / "train5.wav")])
     assert row["exit_layer"] == int(out.exit_layer)
     assert row["scores"]["draw"] == pytest.approx(out.scores["draw"][0, : row["exit_layer"]].tolist(), abs=1e-6)
@@ -355,10 +353,10 @@ def test_where_libsox_is_missing_the_effects_of_speech_commands_are_ours(hub, tm
     wav = torch.stack([0.3 * torch.sin(torch.arange(8000) * pitch) for pitch in (0.2, 0.5)])
     soundfile.write(tmp_path / "a.wav", wav.T.numpy(), 8000, subtype="FLOAT")
     chain = [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
-    found, rate = sox.apply_effects_file(tmp_path / "a.wav", chain)
-    assert (found.shape, rate) == ((1, 16000), 16000)
+    effected, rate = sox.apply_effects_file(tmp_path / "a.wav", chain)
+    assert (effected.shape, rate) == ((1, 16000), 16000)
     mean = wav.mean(0)
-    assert torch.allclose(found[0, ::2][100:-100], mean[100:-100] * 10 ** (-3 / 20), atol=1e-4)
+    assert torch.allclose(effected[0, ::2][100:-100], mean[100:-100] * 10 ** (-3 / 20), atol=1e-4)
     loud, _ = sox.apply_effects_tensor(wav, 8000, [["norm", "-6"]])
     assert float(loud.abs().max()) == pytest.approx(10 ** (-6 / 20), rel=1e-5)
     with pytest.raises(daisy.AudioError, match="sox effect reverb 50: needs libsox"):

@@ -21,9 +21,9 @@ def wavs():
 
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
-    for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        assert mine.shape == other.shape
-        assert (mine - other).abs().max() < 1e-4 * other.std(), f"layer {layer}"
+    for layer, (states, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert states.shape == other.shape
+        assert (states - other).abs().max() < 1e-4 * other.std(), f"layer {layer}"
 
 
 def stock(hub, source, folder):
@@ -70,7 +70,7 @@ def test_the_same_of_a_trained_model_through_s3prl_nn(hub, shared, tmp_path):
     assert ours.num_layers == 13
     assert ours.hidden_sizes == theirs.hidden_sizes
     assert_same(states, expected)
-    assert [each.tolist() for each in lengths] == [each.tolist() for each in expected_lengths]
+    assert [counts.tolist() for counts in lengths] == [counts.tolist() for counts in expected_lengths]
 
 
 def test_ten_seconds_are_499_frames_and_500_through_s3prl_nn(hub, checkpoint):
@@ -79,27 +79,27 @@ def test_ten_seconds_are_499_frames_and_500_through_s3prl_nn(hub, checkpoint):
     model = S3PRLUpstream("daisy_local", path_or_url=str(checkpoint), extra_conf={"model_config": "never"}).eval()
     wav = waveform(0, 160000)
     with torch.no_grad():
-        own = model.upstream([wav])
+        direct = model.upstream([wav])
         states, lengths = model(wav[None], torch.tensor([160000]))
-    assert [state.shape[1] for state in own["hidden_states"]] == [499] * (LAYERS + 1)
+    assert [state.shape[1] for state in direct["hidden_states"]] == [499] * (LAYERS + 1)
     assert [state.shape[1] for state in states] == [500] * (LAYERS + 1)
     assert lengths[0].tolist() == [500]
     assert torch.equal(states[2][:, 499], states[2][:, 498])  # the last frame again
-    assert torch.equal(states[2][:, :499], own["hidden_states"][2])
+    assert torch.equal(states[2][:, :499], direct["hidden_states"][2])
 
 
 def test_layer_0_is_the_encoders_input_and_unexecuted_layers_repeat_the_exits(upstream, wavs):
     with torch.no_grad():
-        found = upstream(wavs)
+        out = upstream(wavs)
     expected = upstream.encoder(wavs)
-    assert len(set(found["exit_layer"].tolist())) > 1
-    assert found["exit_layer"].tolist() == expected.exit_layer.tolist()
+    assert len(set(out["exit_layer"].tolist())) > 1
+    assert out["exit_layer"].tolist() == expected.exit_layer.tolist()
     for b, (states, exit_layer) in enumerate(zip(expected.states, expected.exit_layer.tolist(), strict=True)):
         for layer in range(LAYERS + 1):
-            state = found["hidden_states"][layer][b, : states.shape[1]]
+            state = out["hidden_states"][layer][b, : states.shape[1]]
             assert torch.allclose(state, states[min(layer, exit_layer)], atol=1e-5), (b, layer)
-        assert torch.equal(found["last_hidden_state"][b], found["hidden_states"][exit_layer][b])
-        assert torch.equal(found[f"hidden_state_{exit_layer}"][b], found["last_hidden_state"][b])
+        assert torch.equal(out["last_hidden_state"][b], out["hidden_states"][exit_layer][b])
+        assert torch.equal(out[f"hidden_state_{exit_layer}"][b], out["last_hidden_state"][b])
 
 
 def test_an_utterance_is_the_same_alone_and_in_any_batch_in_training_and_evaluation(hub, checkpoint, wavs):
@@ -113,9 +113,9 @@ def test_an_utterance_is_the_same_alone_and_in_any_batch_in_training_and_evaluat
         exits = model.upstream(wavs)["exit_layer"].tolist()
         assert model.train().upstream(wavs)["exit_layer"].tolist() == exits
         for b in (1, 3, 5):
-            alone, own = model(wavs[b][None], lengths[b : b + 1])
+            alone, count_alone = model(wavs[b][None], lengths[b : b + 1])
             assert model.upstream([wavs[b]])["exit_layer"].tolist() == [exits[b]]
-            assert own[0].tolist() == num_frames[0][b : b + 1].tolist()
+            assert count_alone[0].tolist() == num_frames[0][b : b + 1].tolist()
             for layer, state in enumerate(alone):
                 assert torch.equal(together[layer][b, : state.shape[1]], state[0])
     assert len(set(exits)) > 1
@@ -123,9 +123,9 @@ def test_an_utterance_is_the_same_alone_and_in_any_batch_in_training_and_evaluat
 
 def test_a_training_upstream_runs_all_layers_and_gradients_stop_at_the_convolutions(upstream, wavs):
     upstream.train()
-    found = upstream(wavs[1:4])
-    assert found["exit_layer"].tolist() == [LAYERS] * 3
-    found["last_hidden_state"].square().sum().backward()
+    out = upstream(wavs[1:4])
+    assert out["exit_layer"].tolist() == [LAYERS] * 3
+    out["last_hidden_state"].square().sum().backward()
     backbone = upstream.encoder.backbone
     moved = {name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {f"encoder.transformer.layers.{i}.attention.q_proj.weight" for i in range(LAYERS)} <= moved
@@ -133,7 +133,7 @@ def test_a_training_upstream_runs_all_layers_and_gradients_stop_at_the_convoluti
     with torch.no_grad():
         expected = EarlyExitEncoder(backbone, None, policies.Never())(wavs[1:4]).states
     for b, states in enumerate(expected):
-        assert torch.allclose(found["hidden_states"][2][b, : states.shape[1]], states[2], atol=1e-5)
+        assert torch.allclose(out["hidden_states"][2][b, : states.shape[1]], states[2], atol=1e-5)
 
 
 def test_after_a_step_behind_autograds_back_evaluation_has_the_new_weights(upstream, wavs):
@@ -146,13 +146,13 @@ def test_after_a_step_behind_autograds_back_evaluation_has_the_new_weights(upstr
             weight.data.add_(weight.grad.sign(), alpha=-0.01)
     training = upstream(wavs[1:3])["hidden_states"]
     with torch.no_grad():
-        found = upstream.eval()(wavs[1:3])
-    exits = found["exit_layer"].tolist()
+        out = upstream.eval()(wavs[1:3])
+    exits = out["exit_layer"].tolist()
     for b, (exit_layer, wav) in enumerate(zip(exits, wavs[1:3], strict=True)):
         count = (len(wav) - 400) // 320 + 1
         expected = training[exit_layer][b, :count]
-        assert (found["last_hidden_state"][b, :count] - expected).abs().max() < 1e-4 * expected.std()
-    assert not torch.allclose(found["last_hidden_state"], before, atol=1e-2)
+        assert (out["last_hidden_state"][b, :count] - expected).abs().max() < 1e-4 * expected.std()
+    assert not torch.allclose(out["last_hidden_state"], before, atol=1e-2)
 
 
 def test_frozen_weights_exit_in_training_mode_too(hub, checkpoint, wavs):
@@ -166,9 +166,9 @@ def test_a_batch_together_is_as_its_utterances_alone(upstream, wavs):
 
     digests = list(map(str, range(len(wavs))))
     together, alone = (encode(upstream.encoder, wavs, digests, Needs(), alone).utterances for alone in (False, True))
-    assert [each.exit_layer for each in together] == [each.exit_layer for each in alone]
-    for mine, other in zip(together, alone, strict=True):
-        assert_same(mine.states, other.states)
+    assert [utterance.exit_layer for utterance in together] == [utterance.exit_layer for utterance in alone]
+    for batched, other in zip(together, alone, strict=True):
+        assert_same(batched.states, other.states)
 
 
 def test_a_short_utterance_is_named(upstream, wavs):
@@ -185,14 +185,14 @@ def test_the_published_window_decides_for_the_batch(hub, checkpoint, wavs, tmp_p
         for batch in (wavs, wavs[2:], wavs[:1], wavs):
             expected = plain.encoder(batch)
             with torch.no_grad():
-                found, again = plain(batch), cached(batch)
-            assert len(set(found["exit_layer"].tolist())) == 1
-            assert found["exit_layer"].tolist() == again["exit_layer"].tolist() == expected.exit_layer.tolist()
-            assert_same(again["hidden_states"], found["hidden_states"])
-            scores = torch.stack([each.scores["entropy"] for each in cached.last.utterances])
+                out, again = plain(batch), cached(batch)
+            assert len(set(out["exit_layer"].tolist())) == 1
+            assert out["exit_layer"].tolist() == again["exit_layer"].tolist() == expected.exit_layer.tolist()
+            assert_same(again["hidden_states"], out["hidden_states"])
+            scores = torch.stack([utterance.scores["entropy"] for utterance in cached.last.utterances])
             assert torch.equal(scores.isnan(), expected.scores["entropy"].isnan())
             assert torch.allclose(scores.nan_to_num(), expected.scores["entropy"].nan_to_num(), atol=1e-5)
-    assert all(each.cached for each in cached.last.utterances)
+    assert all(utterance.cached for utterance in cached.last.utterances)
 
 
 def test_which_policy(hub, checkpoint, tmp_path):
