@@ -20,8 +20,9 @@ from pathlib import Path
 import soundfile
 import torch
 
-from daisy.errors import DaisyError, UsageError
-from s3prl_upstream import command_line, sox
+from daisy.cli.console import explain
+from daisy.errors import AudioError, DaisyError, UsageError
+from s3prl_upstream import command_line, reading, sox
 from s3prl_upstream.command_line import Arguments
 from s3prl_upstream.options import Options, parse, parser
 from s3prl_upstream.register import register
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 warnings.filterwarnings("ignore", message=message)
             run(sys.argv[1:] if arguments is None else arguments)
     except DaisyError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; {GOES_ON}", file=sys.stderr)
@@ -68,15 +69,17 @@ def run(arguments: Sequence[str]) -> None:
     argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
     plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls what it wraps twice
     sys.argv = [PROGRAM, *rest]
-    run_downstream.get_downstream_args = partial(_arguments, stock[0], options)
+    run_downstream.get_downstream_args = partial(_read_arguments, stock[0], options)
     run_downstream.Runner = partial(ExitRunner, options=options)
     try:
-        with sox.stand_in():
+        with sox.stand_in(), reading.name_files():
             run_downstream.main()
+    except AudioError as error:
+        raise AudioError(f"{_describe(error)}; {GOES_ON}") from None
     except (OSError, soundfile.LibsndfileError) as error:
-        raise DaisyError(f"{_reason(error)}; {GOES_ON}") from None
+        raise DaisyError(f"{_describe(error)}; {GOES_ON}") from None
     except LookupError as error:
-        if not (reason := _of_the_data(error)):
+        if not (reason := _find_failed_lookup(error)):
             raise
         raise DaisyError(f"the task's data does not fit its checkpoint or configuration: {reason}") from None
     finally:
@@ -85,43 +88,43 @@ def run(arguments: Sequence[str]) -> None:
         run_downstream.get_downstream_args, run_downstream.Runner = stock
 
 
-def _reason(error: Exception) -> str:
-    """One line of an error that a task's data loader met; a worker process hands on its whole traceback."""
+def _describe(error: Exception) -> str:
+    """Return one line of an error that a task's data loader met; a worker process hands on its whole traceback."""
     handed_on = getattr(error, "code", None)  # soundfile cannot print what a worker made of its error
     message = handed_on if isinstance(handed_on, str) else str(error)
     line = (message.strip().splitlines() or [type(error).__name__])[-1]
     return (line.partition("Error: ")[2] if message.startswith("Caught ") else line).rstrip(".")
 
 
-def _of_the_data(error: Exception) -> str:
-    """What a task's dataset looked up in vain, here or in a worker process, and where; else nothing."""
+def _find_failed_lookup(error: Exception) -> str:
+    """Tell what a task's dataset looked up in vain, here or in a worker process, and where; else nothing."""
     handed_on = re.findall(r'File "(.*/downstream/.*/dataset\.py)", line (\d+)', str(error))
-    own = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    places = handed_on or [each for each in own if re.search(r"/downstream/.*/dataset\.py$", each[0])]
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places = handed_on or [place for place in frames if re.search(r"/downstream/.*/dataset\.py$", place[0])]
     if not places:
         return ""
     path, line = places[-1]
     kind = f"{type(error).__name__} " if not handed_on else ""
-    return f"{kind}{_reason(error)} ({path}:{line})"
+    return f"{kind}{_describe(error)} ({path}:{line})"
 
 
-def _arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:
-    """s3prl's arguments and configuration, checked, with our options that belong to an experiment.
+def _read_arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:
+    """Read s3prl's arguments and configuration, check them, and add our options that belong to an experiment.
 
     Raises:
         UsageError: on what s3prl would end with a traceback.
     """
     args, config, backup_files = command_line.read(stock)
-    saved = _saved(args)
+    saved = _read_saved_options(args)
     if saved and options.featurizer not in (None, saved["featurizer"]):
         raise UsageError(f"--featurizer {options.featurizer}: the checkpoint was trained with {saved['featurizer']}")
     args.daisy = saved or {"featurizer": options.featurizer or "stock"}
-    _check(args)
+    _check_arguments(args)
     return args, config, backup_files
 
 
-def _saved(args: Namespace) -> dict:
-    """Our options of the experiment that is gone on with (-e, -a), or whose weights are taken (-i); else none.
+def _read_saved_options(args: Namespace) -> dict:
+    """Read our options of the experiment that is gone on with (-e, -a), or whose weights are taken (-i); else none.
 
     Raises:
         UsageError: where ``-i`` cannot be read.
@@ -139,12 +142,17 @@ def _saved(args: Namespace) -> dict:
     return {"featurizer": getattr(begun, "daisy", {}).get("featurizer", "stock")}
 
 
-def _check(args: Namespace) -> None:
+def _check_arguments(args: Namespace) -> None:
+    """Refuse what s3prl does not have, and go to the CPU where there is no CUDA device.
+
+    Raises:
+        UsageError: naming the option.
+    """
     import s3prl.hub
 
     if args.hub == "torch" and not hasattr(s3prl.hub, args.upstream):
         raise UsageError(f"-u {args.upstream}: s3prl has no such upstream; daisy's: daisy_local, daisy_url, daisy_mini")
-    if not _exists(f"s3prl.downstream.{args.downstream}.expert"):
+    if not _has_module(f"s3prl.downstream.{args.downstream}.expert"):
         raise UsageError(f"-d {args.downstream}: s3prl has no such task")
     if args.mode == "inference" and not Path(args.evaluate_split).is_file():
         raise UsageError(f"-t {args.evaluate_split}: -m inference takes a recording, and there is no such file")
@@ -153,7 +161,7 @@ def _check(args: Namespace) -> None:
         args.device = "cpu"
 
 
-def _exists(module: str) -> bool:
+def _has_module(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
