@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import statistics
 import time
@@ -20,6 +21,12 @@ from daisy.errors import OutputError
 
 MAX_RECORDINGS, REPEATS = 8, 3
 TIMED_CONDITIONS = ("clean", "0")
+ENTRIES = {
+    "daisy_local": "s3prl_upstream.hubconf",
+    "hubert_local": "s3prl.upstream.hubert.hubconf",
+    "fbank": "s3prl.upstream.baseline.hubconf",
+}
+"""Where s3prl.hub has its entries from; to import the hub itself takes many seconds."""
 
 
 def read_recordings(task: str, corpus: Path, condition: str) -> list[Tensor]:
@@ -31,15 +38,10 @@ def read_recordings(task: str, corpus: Path, condition: str) -> list[Tensor]:
 
 def load_models(upstreams: list[Upstream], device: str) -> dict[str, nn.Module]:
     """Load s3prl's model of each upstream, by name."""
-    import s3prl.hub
-
-    from s3prl_upstream import register
-
-    register()
     models = {}
     for upstream in upstreams:
         options = dict(zip(upstream.arguments[::2], upstream.arguments[1::2], strict=True))
-        entry = getattr(s3prl.hub, options["-u"])
+        entry = getattr(importlib.import_module(ENTRIES[options["-u"]]), options["-u"])
         models[upstream.name] = entry(ckpt=options.get("-k"), model_config=options.get("-g")).eval().to(device)
     return models
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.results import RESULTS, Row
 from benchmarks.speed.measures import Setting, group_by_setting
@@ -13,6 +11,8 @@ from benchmarks.speed.measures import Setting, group_by_setting
 
 def draw_latency(rows: Sequence[Row], name: str) -> None:
     """Draw each peer's time over ours in every setting, with quartiles: results/NAME.png."""
+    from matplotlib.figure import Figure
+
     settings = group_by_setting(rows)
     order = list(settings)
     _ours, *peers = dict.fromkeys(row["system"] for row in rows)
@@ -42,6 +42,8 @@ def _format_setting(setting: Setting) -> str:
 
 def draw_memory(rows: Sequence[Row]) -> None:
     """Draw seconds and peak memory by number of recordings and by length: results/memory.png."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.0, 6.0), dpi=150, layout="constrained")
     panels = figure.subplots(2, 2, sharex="col")
     for column, (measure, key, title) in enumerate(

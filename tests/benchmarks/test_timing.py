@@ -1,55 +1,47 @@
 """How the benchmarks compare systems."""
 
-import importlib
+import json
+import logging
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import daisy
+from benchmarks.shared import paired, peers, results
+from benchmarks.shared.script import run_script
+from benchmarks.speed import latency, memory, speed
+from benchmarks.speed.measures import SETTING
+from benchmarks.speed.stages import exact_row_counts
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import DaisyError
-from tests.conftest import KINDS, POST_NORM, tiny_model
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from tests.conftest import KINDS, POST_NORM, Products, tiny_model
 
 
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == FOLDER:
-            del sys.modules[name]
-
-
-def test_ratios_are_taken_turn_by_turn(script):
-    times = script("paired").Times
-    one, other = times([1.0, 10.0, 4.0]), times([2.0, 5.0, 4.0])
+def test_ratios_are_taken_turn_by_turn():
+    one, other = paired.Times([1.0, 10.0, 4.0]), paired.Times([2.0, 5.0, 4.0])
     assert one.median == 4.0
     assert one.over(other) == (1.0, 0.75, 1.5)
-    assert times([3.0]).over(times([2.0])) == (1.5, 1.5, 1.5)
+    assert paired.Times([3.0]).over(paired.Times([2.0])) == (1.5, 1.5, 1.5)
 
 
-def test_systems_take_turns_and_nobody_is_always_first(script, monkeypatch):
+def test_systems_take_turns_and_nobody_is_always_first(monkeypatch):
     called = []
     systems = {name: lambda name=name: called.append(name) for name in "abc"}
-    found = script("paired").turns(systems, 3)
-    assert [len(times.seconds) for times in found.values()] == [3, 3, 3]
+    times = paired.time_in_turns(systems, 3)
+    assert [len(times[name].seconds) for name in "abc"] == [3, 3, 3]
     assert "".join(called[3:]) == "abcbcacab"  # after the warm-up
     called.clear()
-    monkeypatch.setattr(script("paired"), "LONG_SEC", 0.0)
-    script("paired").turns(systems, 3)
+    monkeypatch.setattr(paired, "MIN_SEC_WITHOUT_WARM_UP", 0.0)
+    paired.time_in_turns(systems, 3)
     assert "".join(called) == "abcbcacab"  # none where a turn takes long
-    short = script("paired").turns(systems, 9, budget_sec=0.0)
-    assert [len(times.seconds) for times in short.values()] == [3, 3, 3]
+    short = paired.time_in_turns(systems, 9, budget_sec=0.0)
+    assert [len(short[name].seconds) for name in "abc"] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
-def test_peers_compute_what_we_compute(script, waveforms, kind):
+def test_peers_compute_what_we_compute(waveforms, kind):
     pytest.importorskip("transformers", reason="a peer")
     backbone = tiny_model(KINDS[kind]).backbone
     names = ["torchaudio", "transformers"] if KINDS[kind].conv_norm == "group" else ["transformers"]
@@ -58,35 +50,94 @@ def test_peers_compute_what_we_compute(script, waveforms, kind):
     if backbone.config.normalize:  # their callers do it
         waveform = torch.nn.functional.layer_norm(waveform, waveform.shape)
     with torch.no_grad():
-        for name, system in script("peers").build(names, backbone).items():
+        for name, system in peers.build_peers(names, backbone).items():
             expected = ours([waveform]).states[0][0]
             torch.testing.assert_close(system([waveform])[0], expected, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_what_computes_something_else_is_not_timed(script, monkeypatch):
-    latency = script("latency")
+def test_what_computes_something_else_is_not_timed(monkeypatch):
     other = lambda waveforms: [torch.ones(5, POST_NORM.width)]  # noqa: E731
-    monkeypatch.setattr(latency.peers, "build", lambda names, backbone, dtype=None: {"other": other})
+    monkeypatch.setattr(latency, "build_peers", lambda names, backbone, dtype=None: {"other": other})
     with pytest.raises(DaisyError, match="the states of other are not ours in float32"):
-        latency.forms_of(["other"], tiny_model().backbone, "float32", 0.1 * torch.randn(1840))
+        latency.build_forms(["other"], tiny_model().backbone, "float32", 0.1 * torch.randn(1840))
 
 
-def test_a_peer_runs_in_bfloat16_as_is_faster_for_it(script, waveforms):
-    latency = script("latency")
+def test_a_peer_runs_in_bfloat16_as_is_faster_for_it(waveforms):
+    pytest.importorskip("torchaudio", reason="a peer")
     # daisy-mini: oneDNN's bfloat16 convolutions of few channels give other numbers from one process to the next.
-    systems = latency.forms_of(["torchaudio"], daisy.load("daisy-mini").backbone, "bfloat16", waveforms[4])
+    systems = latency.build_forms(["torchaudio"], daisy.load("daisy-mini").backbone, "bfloat16", waveforms[4])
     assert list(systems["daisy"]) == ["bfloat16"]
     assert set(systems["torchaudio"]) == {"autocast", "weights"}
     slow = lambda waveforms: time.sleep(0.05)  # noqa: E731
-    assert latency.fastest({"autocast": slow, "weights": len}, []) == "weights"
+    assert latency.choose_fastest({"autocast": slow, "weights": len}, []) == "weights"
 
 
-def test_results_of_another_machine_are_not_mixed_with_ours(script, monkeypatch, tmp_path):
-    common = script("common")
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    assert common.kept("speed") == []
-    common.write("speed", [{"measure": "deciding"}], results=tmp_path, arguments=())
-    assert common.kept("speed") == [{"measure": "deciding"}]
-    monkeypatch.setattr(common, "_processor", lambda: "another")
+@pytest.fixture
+def _as_before():
+    """What a script sets for its whole process is set back."""
+    threads, level = torch.get_num_threads(), logging.root.manager.disable
+    yield
+    torch.set_num_threads(threads)
+    logging.disable(level)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_the_quick_measure_writes_rows_in_the_form_of_the_results(monkeypatch, tmp_path):
+    """`latency --quick` on a tiny network beside its own plain modules, as a peer."""
+
+    def build_plain(names, backbone, dtype=torch.float32):
+        return {name: lambda waveforms: list(backbone(*peers.pad_batch(waveforms))[0][-1]) for name in names}
+
+    monkeypatch.setattr(latency, "make_backbone", lambda size: tiny_model().backbone)
+    monkeypatch.setattr(latency, "build_peers", build_plain)
+    path = tmp_path / "rows.json"
+    options = ["--quick", "--precisions", "float32", "--threads", "1", "--systems", "torchaudio", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["latency", *options])
+    latency.main()
+    rows = json.loads(path.read_text())
+    assert [tuple(row[key] for key in (*SETTING, "device", "system", "form")) for row in rows] == [
+        ("mini", "float32", batch, lengths, 1, "cpu", system, "float32")
+        for batch, lengths in ((1, "fixed"), (2, "mixed"))
+        for system in ("daisy", "torchaudio")
+    ]
+    for row in rows:
+        assert row["seconds"] > 0
+        assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["system"] != "daisy" or row["ratio"] == 1.0
+    assert rows[0]["audio_sec"] == 10.0
+
+
+def test_products_have_as_many_rows_as_frames_where_no_row_shall_be_added(waveforms):
+    encoder = EarlyExitEncoder(tiny_model().backbone, None, policies.Never())
+    shape = POST_NORM.ffn_width, POST_NORM.width
+    seen = {}
+    for name, run in (("shared", encoder), ("own", exact_row_counts()(encoder))):
+        with Products() as products:
+            run(waveforms[5:])  # 49 and 74 frames
+        seen[name] = {*products.rows(*shape, after="gelu")}
+    if not seen["shared"]:
+        pytest.skip("this torch has no products of oneDNN")
+    assert seen == {"shared": {128}, "own": {50 + 74}}
+
+
+def test_processes_find_the_package_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    measured = memory.measure_in_process("utterances", 1)
+    assert measured["seconds"] > 0
+    assert measured["peak_bytes"] >= measured["before_bytes"] > 2**20
+
+
+def test_a_refusal_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [speed.__file__, "--device", "cuda", "--only", "stages"])
+    with pytest.raises(SystemExit, match=r"^benchmarks\.speed\.speed: .*(--device cuda: |stages: on CPUs only).*$"):
+        run_script(speed.main)
+
+
+def test_results_of_another_machine_are_not_mixed_with_ours(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert results.read_rows_of_this_machine("speed") == []
+    results.write_result("speed", [{"measure": "deciding"}], arguments=())
+    assert results.read_rows_of_this_machine("speed") == [{"measure": "deciding"}]
+    monkeypatch.setattr(results, "read_processor", lambda: "another")
     with pytest.raises(DaisyError, match=r"speed\.json was measured on another machine or with other versions"):
-        common.kept("speed")
+        results.read_rows_of_this_machine("speed")

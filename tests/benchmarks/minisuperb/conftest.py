@@ -1,33 +1,14 @@
-"""benchmarks/minisuperb as its scripts see it, and a tiny stand-in for the shared recordings."""
+"""A tiny stand-in for the shared recordings."""
 
 import csv
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy
 import pytest
 import soundfile
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = (ROOT / "benchmarks" / "minisuperb", ROOT / "benchmarks")
-
-
-@pytest.fixture(scope="session")
-def script():
-    """Import a module of benchmarks/minisuperb; its plain name is forgotten again at the end."""
-    before = set(sys.modules)
-    sys.path[:0] = map(str, FOLDERS)
-    yield importlib.import_module
-    for folder in FOLDERS:
-        while str(folder) in sys.path:
-            sys.path.remove(str(folder))
-    for name in set(sys.modules) - before:
-        where = getattr(sys.modules[name], "__file__", None)
-        if where and Path(where).parent in FOLDERS:
-            del sys.modules[name]
-
+from benchmarks.minisuperb import sources
+from benchmarks.shared import recordings as shared_recordings
 
 SENTENCES = ("mbóyi a dí", "bέbi ya ngá", "ndá", "swá bísi")
 ORDERS = (
@@ -79,11 +60,18 @@ def recordings(tmp_path_factory):
 
 
 @pytest.fixture
-def corpora(script, recordings, monkeypatch):
-    """The builders, on the stand-in."""
-    sources, module = script("sources"), script("corpora")
-    monkeypatch.setattr(script("common"), "DATA", recordings)
-    monkeypatch.setattr(sources, "DATA", recordings)
-    sources.noise_bank.cache_clear()
-    yield module
-    sources.noise_bank.cache_clear()
+def use_recordings(monkeypatch):
+    """Have measurements read other recordings than the shared ones."""
+
+    def use(folder):
+        monkeypatch.setattr(shared_recordings, "DATA", folder)
+        sources.load_noise_bank.cache_clear()
+
+    yield use
+    sources.load_noise_bank.cache_clear()
+
+
+@pytest.fixture
+def stand_in(use_recordings, recordings):
+    """The builders read the stand-in."""
+    use_recordings(recordings)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.minisuperb import published
 from daisy.errors import UsageError
 
 
@@ -12,8 +13,8 @@ def touch(root, *paths):
     return root
 
 
-def test_says_exactly_what_is_missing(script, tmp_path):
-    missing = script("published").missing
+def test_says_exactly_what_is_missing(tmp_path):
+    missing = published.find_missing
     wanted = "VoiceBank-DEMAND of 28 speakers: the folder that holds clean_trainset_28spk_wav (at any sampling rate)"
     assert missing("voicebank", None) == [f"--voicebank not given: {wanted}"]
     assert missing("voicebank", tmp_path / "x") == [f"{tmp_path / 'x'}: no such folder; wanted is {wanted}"]
@@ -25,8 +26,8 @@ def test_says_exactly_what_is_missing(script, tmp_path):
     ]
 
 
-def test_samples_are_drawn_by_seed_whatever_the_order(script):
-    draw = script("published").draw
+def test_samples_are_drawn_by_seed_whatever_the_order():
+    draw = published.draw_names
     names = [f"p{index:03d}" for index in range(50)]
     chosen = draw(names, 5, 7)
     assert chosen == draw(reversed(names), 5, 7) == sorted(chosen)
@@ -36,8 +37,8 @@ def test_samples_are_drawn_by_seed_whatever_the_order(script):
         draw(names, 51, 7)
 
 
-def test_speakers_keep_eleven_utterances_and_all_of_dev_and_test(script):
-    published = pytest.importorskip("pandas") and script("published")
+def test_speakers_keep_eleven_utterances_and_all_of_dev_and_test():
+    pytest.importorskip("pandas")
     lines = [f"{part} id1000{s}/v/{part}{u:04d}.wav" for s in (1, 2) for part in "123" for u in range(20)]
     kept = published.draw_speakers(lines, 11, 42)
     assert [sum(line.startswith(part) for line in kept) for part in "123"] == [22, 40, 40]
@@ -48,8 +49,7 @@ def test_speakers_keep_eleven_utterances_and_all_of_dev_and_test(script):
         published.draw_speakers(["4 id10001/v/1.wav"], 1, 42)
 
 
-def test_lists_of_enhancement_and_separation(script, tmp_path, monkeypatch):
-    published = script("published")
+def test_lists_of_enhancement_and_separation(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "SAMPLED", 3)
     stems = [f"p{speaker}_{index:03d}" for speaker in (226, 230, 287) for index in range(6)]
     voicebank = touch(
@@ -69,10 +69,10 @@ def test_lists_of_enhancement_and_separation(script, tmp_path, monkeypatch):
     folders = {"voicebank": voicebank, "libri2mix": mix}
     sizes = {}
     for task, kinds in (("se", ("noisy", "clean")), ("ss", ("mix_clean", "s1", "s2"))):
-        out = published.build(task, tmp_path / "out", folders)
+        out = published.build_corpus(task, tmp_path / "out", folders)
         for split in ("train", "dev", "test"):
-            found = [(out / split / kind / "wav.scp").read_text().splitlines() for kind in kinds]
-            assert len({tuple(line.split()[0] for line in lines) for lines in found}) == 1
-            sizes[task, split] = len(found[0])
+            lists = [(out / split / kind / "wav.scp").read_text().splitlines() for kind in kinds]
+            assert len({tuple(line.split()[0] for line in lines) for lines in lists}) == 1
+            sizes[task, split] = len(lists[0])
     assert [sizes["se", s] for s in ("train", "dev", "test")] == [3, 12, 4]
     assert [sizes["ss", s] for s in ("train", "dev", "test")] == [3, 5, 5]

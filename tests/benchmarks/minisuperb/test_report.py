@@ -1,6 +1,5 @@
 """Runs that are there or not, and the table of those that are."""
 
-import argparse
 import json
 import signal
 import threading
@@ -11,9 +10,15 @@ import pytest
 import soundfile
 import torch
 
+from benchmarks.minisuperb import runs, timing
+from benchmarks.minisuperb.corpora import build_corpus
+from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
+from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
 from daisy.errors import OutputError, UsageError
 
 pandas = pytest.importorskip("pandas", reason="the table is pandas'")
+ranking = pytest.importorskip("benchmarks.minisuperb.ranking")
+report = pytest.importorskip("benchmarks.minisuperb.report")
 
 
 def finished(root, task, upstream, values, depth, seed=0):
@@ -46,43 +51,39 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_rows_are_flat(script, root):
-    rows = script("table").rows(root / "runs", {"sid never clean": 0.1})
+def test_rows_are_flat(root):
+    rows = read_rows(root / "runs", {"sid never clean": 0.1})
     assert len(rows) == 5
     row = next(row for row in rows if row["upstream"] == "plateau-60")
     assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
     assert (row["depth"], row["mean_exit_layer"], row["seed"], row["steps"]) == (0.7, pytest.approx(8.4), 0, 9)
     assert (row["scored"], row["model"]) == ("states-9.ckpt", "0123456789ab")
-    of_fbank = script("table").rows(root / "runs", {}, lambda spec: spec["checkpoint"] is None)
+    of_fbank = read_rows(root / "runs", {}, lambda spec: spec["checkpoint"] is None)
     assert [row["upstream"] for row in of_fbank] == ["fbank"]
 
 
-def test_policies_stand_beside_the_static_cut_at_their_own_depth(script, root):
-    table = script("table")
-    lines = table.with_static_cut(table.means(table.rows(root / "runs", {"sid never clean": 0.1}))).set_index(
-        "upstream"
-    )
+def test_policies_stand_beside_the_static_cut_at_their_own_depth(root):
+    rows = read_rows(root / "runs", {"sid never clean": 0.1})
+    lines = report.add_static_cut(report.average_seeds(rows)).set_index("upstream")
     assert lines.static_cut["plateau-60"] == pytest.approx(0.55)  # half way between 0.4 and the mean of 0.8 and 0.6
     assert lines.static_cut["never"] == lines.value["never"] == pytest.approx(0.7)
-    assert table.static_cut([(0.4, 1.0), (1.0, 2.0)], 0.3) is None
+    assert report.interpolate_static_cut([(0.4, 1.0), (1.0, 2.0)], 0.3) is None
 
 
-def test_the_page_and_the_score(script, root):
-    table = script("table")
-    rows = table.rows(root / "runs", {"sid never clean": 0.1})
-    found = {row["upstream"]: row["score"] for row in table.scores(table.with_static_cut(table.means(rows)))}
-    assert found["fbank"] == 0
-    assert found["never"] == pytest.approx(1000)
-    assert found["plateau-60"] == pytest.approx(900)
+def test_the_page_and_the_score(root):
+    rows = read_rows(root / "runs", {"sid never clean": 0.1})
+    scores = {row["upstream"]: row["score"] for row in ranking.score_upstreams(report.average_seeds(rows))}
+    assert scores["fbank"] == 0
+    assert scores["never"] == pytest.approx(1000)
+    assert scores["plateau-60"] == pytest.approx(900)
     pytest.importorskip("jinja2")
-    paths = {path.suffix: path.read_text(encoding="utf-8") for path in table.write(rows, root)}
+    paths = {path.suffix: path.read_text(encoding="utf-8") for path in report.write_report(rows, root)}
     assert "| plateau-60 | dynamic | 1 | 0.650 (+0.100) | 8.4 | 70% |" in paths[".md"]
     assert "do not compare with it" in paths[".html"]
     assert paths[".csv"].count("\n") == 6
 
 
-def test_a_metric_in_which_the_full_model_is_hardly_ahead_has_no_part_in_the_score(script):
-    table = script("table")
+def test_a_metric_in_which_the_full_model_is_hardly_ahead_has_no_part_in_the_score():
     values = {
         ("se", "pesq"): {"fbank": 1.329, "never": 1.331, "plateau-60": 1.4},
         ("se", "stoi"): {"fbank": 0.767, "never": 0.759, "plateau-60": 0.8},
@@ -92,26 +93,25 @@ def test_a_metric_in_which_the_full_model_is_hardly_ahead_has_no_part_in_the_sco
     }
     rows = [
         {"task": task, "metric": metric, "upstream": upstream, "featurizer": "dynamic", "condition": "0 dB", "value": v}
-        for (task, metric), found in values.items()
-        for upstream, v in found.items()
+        for (task, metric), by_upstream in values.items()
+        for upstream, v in by_upstream.items()
     ]
-    found = {row["upstream"]: row for row in table.scores(pandas.DataFrame(rows))}
-    assert found["plateau-60"]["score"] == pytest.approx(1000 * (0.3 / 0.4 + 0.7 / 0.8) / 2)
-    assert found["never"]["of"] == "asr cer, sid accuracy"
-    assert "random-60" not in found  # it has no figure of a task that counts
+    scores = {row["upstream"]: row for row in ranking.score_upstreams(pandas.DataFrame(rows))}
+    assert scores["plateau-60"]["score"] == pytest.approx(1000 * (0.3 / 0.4 + 0.7 / 0.8) / 2)
+    assert scores["never"]["of"] == "asr cer, sid accuracy"
+    assert "random-60" not in scores  # it has no figure of a task that counts
 
 
-def test_a_damaged_run_is_named(script, root):
+def test_a_damaged_run_is_named(root):
     (root / "runs" / "sid" / "fbank" / "dynamic" / "seed0" / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"fbank.*result.json: not a finished run"):
-        script("table").rows(root / "runs", {"sid never clean": 0.1})
+        read_rows(root / "runs", {"sid never clean": 0.1})
 
 
-def test_a_finished_run_is_not_repeated_and_another_not_overwritten(script, tmp_path):
-    run = script("run")
-    upstream = script("upstreams").Upstream(name="fbank", arguments=("-u", "fbank"))
+def test_a_finished_run_is_not_repeated_and_another_not_overwritten(tmp_path):
+    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
     spec = {"seed": 0, "config": {"a": [1]}, "cache": "somewhere"}
-    make = lambda **changes: run.Run(  # noqa: E731
+    make = lambda **changes: Run(  # noqa: E731
         task="ks", upstream=upstream, seed=0, folder=tmp_path / "r", spec={**spec, **changes}
     )
     assert make().prepare(False)
@@ -124,98 +124,100 @@ def test_a_finished_run_is_not_repeated_and_another_not_overwritten(script, tmp_
     assert not (tmp_path / "r" / "result.json").exists()
 
 
-def test_unknown_names_are_refused(script, tmp_path):
+def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
-        script("upstreams").find(["nevr"], "daisy-mini", "plateau", tmp_path, print)
+        make_upstreams(["nevr"], "daisy-mini", "plateau", tmp_path, print)
     with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
-        script("upstreams").find(["fixed-60@nevr"], "daisy-mini", "plateau", tmp_path, print)
+        make_upstreams(["fixed-60@nevr"], "daisy-mini", "plateau", tmp_path, print)
     with pytest.raises(UsageError, match="never@fbank: A@B takes two of daisy's upstreams"):
-        script("upstreams").find(["never@fbank"], "daisy-mini", "plateau", tmp_path, print)
+        make_upstreams(["never@fbank"], "daisy-mini", "plateau", tmp_path, print)
     with pytest.raises(UsageError, match="A@B takes two"):
-        script("upstreams").find(["never@never@never"], "daisy-mini", "plateau", tmp_path, print)
+        make_upstreams(["never@never@never"], "daisy-mini", "plateau", tmp_path, print)
 
 
-def test_any_depth_may_be_asked_for(script, tmp_path):
-    found = script("upstreams").find(["fixed-25", "fixed-3"], "daisy-mini", "plateau", tmp_path, print)
-    assert [json.loads(Path(each.arguments[-1]).read_text())["layer"] for each in found] == [3, 1]
-    assert [each.target_depth for each in found] == [0.25, 0.03]
+def test_any_depth_may_be_asked_for(tmp_path):
+    upstreams = make_upstreams(["fixed-25", "fixed-3"], "daisy-mini", "plateau", tmp_path, print)
+    files = [Path(upstream.arguments[-1]) for upstream in upstreams]
+    assert [json.loads(file.read_text())["layer"] for file in files] == [3, 1]
+    assert [upstream.target_depth for upstream in upstreams] == [0.25, 0.03]
     for name in ("fixed-0", "fixed-100", "forecast-60", "never-60"):
         with pytest.raises(UsageError, match=f"unknown upstream '{name}'"):
-            script("upstreams").check_names([name], "plateau")
+            check_names([name], "plateau")
     with pytest.raises(UsageError, match="unknown policy 'plateua': did you mean plateau"):
-        script("upstreams").check_names(["never"], "plateua")
+        check_names(["never"], "plateua")
 
 
-def test_exits_of_one_upstream_on_a_task_that_was_trained_on_another(script, tmp_path):
-    (found,) = script("upstreams").find(["fixed-60@never"], "daisy-mini", "plateau", tmp_path, print)
-    assert found.name == "fixed-60@never"
-    assert (found.policy, found.target_depth) == ("fixed", 0.6)
-    assert (Path(found.arguments[-1]).name, Path(found.training[-1]).name) == ("fixed-60.json", "never-100.json")
+def test_exits_of_one_upstream_on_a_task_that_was_trained_on_another(tmp_path):
+    (upstream,) = make_upstreams(["fixed-60@never"], "daisy-mini", "plateau", tmp_path, print)
+    assert upstream.name == "fixed-60@never"
+    assert (upstream.policy, upstream.target_depth) == ("fixed", 0.6)
+    assert (Path(upstream.arguments[-1]).name, Path(upstream.training[-1]).name) == ("fixed-60.json", "never-100.json")
 
 
-def test_a_static_cut_on_a_task_that_knew_other_exits_is_not_what_others_are_held_against(script):
+def test_a_static_cut_on_a_task_that_knew_other_exits_is_not_what_others_are_held_against():
     rows = [
         {"upstream": name, "depth": depth, "value": value}
         for name, depth, value in (("fixed-60", 0.5, 1.0), ("fixed-60@never", 0.75, 9.0), ("never", 1.0, 3.0))
     ]
     keys = {"task": "ks", "featurizer": "dynamic", "condition": "clean", "metric": "accuracy"}
-    found = script("table").with_static_cut(pandas.DataFrame([keys | row for row in rows]))
-    assert list(found.static_cut) == [1.0, 2.0, 3.0]
+    table = report.add_static_cut(pandas.DataFrame([keys | row for row in rows]))
+    assert list(table.static_cut) == [1.0, 2.0, 3.0]
 
 
-def test_random_exits_are_drawn_from_the_policy_that_they_are_held_against(script):
-    names = script("upstreams").names
-    assert {"plateau-60", "random-60"} < set(names("plateau"))
-    assert {"forecast-60", "random_forecast-60"} < set(names("forecast"))
-    assert "random-60" not in names("forecast")
+def test_random_exits_are_drawn_from_the_policy_that_they_are_held_against():
+    assert {"plateau-60", "random-60"} < set(list_names("plateau"))
+    assert {"forecast-60", "random_forecast-60"} < set(list_names("forecast"))
+    assert "random-60" not in list_names("forecast")
 
 
-def test_policies_are_set_on_recordings_of_ones_own(script, tmp_path):
+def test_policies_are_set_on_recordings_of_ones_own(tmp_path):
     draws = torch.Generator().manual_seed(0)
     for index in range(3):
         samples = 0.1 * torch.randn(16000, generator=draws)
         soundfile.write(tmp_path / f"{index}.wav", samples.numpy(), 16000)
-    upstreams = script("upstreams")
-    wanted = ["entropy-60", "random_entropy-60"]
-    found = upstreams.find(wanted, "daisy-mini", "entropy", tmp_path / "policies", print, recordings=[str(tmp_path)])
-    first, second = (json.loads(Path(each.arguments[-1]).read_text()) for each in found)
+    names = ["entropy-60", "random_entropy-60"]
+
+    def make(names, *recordings):
+        return make_upstreams(names, "daisy-mini", "entropy", tmp_path / "policies", print, recordings=recordings)
+
+    upstreams = make(names, str(tmp_path))
+    first, second = (json.loads(Path(upstream.arguments[-1]).read_text()) for upstream in upstreams)
     assert first["data"] == {"recordings": [str(tmp_path)], "num_recordings": 3}
-    assert [each["condition"] for each in first["attained"]["conditions"]] == [
+    assert [attained["condition"] for attained in first["attained"]["conditions"]] == [
         "all", "clean", "babble 20 dB", "babble 10 dB", "babble 0 dB",
     ]  # fmt: skip
     assert (second["name"], sum(second["histogram"])) == ("random", 12)
     soundfile.write(tmp_path / "0.wav", samples.numpy()[:8000], 16000)
-    (other,) = upstreams.find(
-        wanted[:1], "daisy-mini", "entropy", tmp_path / "policies", print, recordings=[str(tmp_path)]
-    )
-    assert other.arguments[-1] != found[0].arguments[-1]
+    (other,) = make(names[:1], str(tmp_path))
+    assert other.arguments[-1] != upstreams[0].arguments[-1]
     with pytest.raises(UsageError, match="nowhere"):
-        upstreams.find(wanted, "daisy-mini", "entropy", tmp_path / "policies", print, recordings=["nowhere"])
+        make(names, "nowhere")
 
 
-def test_ctrl_c_begins_no_other_run(script, tmp_path, monkeypatch):
-    run, begun = script("run"), []
+def test_ctrl_c_begins_no_other_run(tmp_path, monkeypatch):
+    begun = []
 
-    def interrupted(each):
-        begun.append(each.seed)
-        if each.seed == 1:
+    def execute(run):
+        begun.append(run.seed)
+        if run.seed == 1:
+            time.sleep(0.1)  # until the main thread waits: a signal just before that is seen only afterwards
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as a terminal does: not this thread
             time.sleep(0.3)
         return ""
 
-    monkeypatch.setattr(run, "execute", interrupted)
-    upstream = script("upstreams").Upstream(name="fbank", arguments=("-u", "fbank"))
-    runs = [
-        run.Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed})
+    monkeypatch.setattr(runs, "execute", execute)
+    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
+    five = [
+        Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed})
         for seed in range(5)
     ]
     with pytest.raises(KeyboardInterrupt):
-        run.finish(runs, argparse.Namespace(overwrite=False, jobs=1, drop_cache=False))
+        finish_runs(five, jobs=1, overwrite=False)
     assert begun == [0, 1]
 
 
-def test_times_are_read_or_refused(script, tmp_path):
-    read, path = script("timing").read, tmp_path / "times.json"
+def test_times_are_read_or_refused(tmp_path):
+    read, path = timing.read_factors, tmp_path / "times.json"
     assert read(path) == {}
     path.write_text("{")
     with pytest.raises(OutputError, match=r"times.json: no measured times; remove it"):
@@ -223,14 +225,15 @@ def test_times_are_read_or_refused(script, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_upstreams_are_timed_in_one_sitting(script, corpora, tmp_path):
+@pytest.mark.usefixtures("stand_in")
+def test_upstreams_are_timed_in_turns(tmp_path):
     pytest.importorskip("s3prl", reason="needs s3prl")
-    folder = corpora.build("ic", tmp_path, limit=3)
-    found = script("upstreams").find(["never", "fixed-40"], "daisy-mini", "plateau", tmp_path, print)
+    folder = build_corpus("ic", tmp_path, limit=3)
+    upstreams = make_upstreams(["never", "fixed-40"], "daisy-mini", "plateau", tmp_path, print)
     (tmp_path / "times.json").write_text('{"real_time_factors": {"ic older clean": 1.0}}')
     threads = torch.get_num_threads()
-    script("timing").measure(found, {"ic": folder}, "cpu", tmp_path / "times.json")
+    timing.measure(upstreams, {"ic": folder}, "cpu", tmp_path / "times.json")
     torch.set_num_threads(threads)
-    times = script("timing").read(tmp_path / "times.json")
+    times = timing.read_factors(tmp_path / "times.json")
     assert set(times) == {f"ic {name} {condition}" for name in ("never", "fixed-40") for condition in ("clean", "0")}
     assert 0 < times["ic fixed-40 clean"] < times["ic never clean"]

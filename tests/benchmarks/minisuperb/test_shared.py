@@ -4,18 +4,16 @@ import csv
 
 import pytest
 
-
-@pytest.fixture
-def real(script, shared, monkeypatch):
-    monkeypatch.setattr(script("common"), "DATA", shared / "data")
-    monkeypatch.setattr(script("sources"), "DATA", shared / "data")
-    script("sources").noise_bank.cache_clear()
-    yield script("corpora")
-    script("sources").noise_bank.cache_clear()
+from benchmarks.minisuperb.corpora import build_corpus
 
 
-def test_orders_fill_the_three_columns(real, tmp_path):
-    folder = real.build("ic", tmp_path, limit=30)
+@pytest.fixture(autouse=True)
+def _real(shared, use_recordings):
+    use_recordings(shared / "data")
+
+
+def test_orders_fill_the_three_columns(tmp_path):
+    folder = build_corpus("ic", tmp_path, limit=30)
     with open(folder / "clean" / "data" / "train_data.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert 20 < len(rows) <= 30
@@ -24,8 +22,8 @@ def test_orders_fill_the_three_columns(real, tmp_path):
     assert "none" not in {row["action"] for row in rows}
 
 
-def test_recognition_has_mboshis_letters(real, tmp_path):
-    folder = real.build("asr", tmp_path, limit=40)
+def test_recognition_has_mboshis_letters(tmp_path):
+    folder = build_corpus("asr", tmp_path, limit=40)
     letters = {line.split()[0] for line in (folder / "char.dict").read_text(encoding="utf-8").splitlines()}
     assert {"|", "Á", "A", "N", "Ω", "Ώ"} <= letters
     assert not any(letter.islower() or letter in ".,?!" for letter in letters)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.minisuperb import tasks
 from daisy.errors import OutputError
 
 LOGS = {
@@ -21,57 +22,54 @@ LOGS = {
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_metrics_are_read_from_what_s3prl_prints(script, name):
+def test_metrics_are_read_from_what_s3prl_prints(name):
     text, split, expected = LOGS[name]
-    task = script("tasks").TASKS[name]
-    assert [metric.value(text, split, Path("log")) for metric in task.metrics] == pytest.approx(expected)
+    task = tasks.TASKS[name]
+    assert [metric.read_last(text, split, Path("log")) for metric in task.metrics] == pytest.approx(expected)
 
 
-def test_a_log_without_a_result_is_refused(script):
-    metric = script("tasks").TASKS["ks"].metrics[0]
+def test_a_log_without_a_result_is_refused():
+    metric = tasks.TASKS["ks"].metrics[0]
     with pytest.raises(OutputError, match="evaluate.log: no line with accuracy of test"):
-        metric.value("dev acc: 0.9\nlatest acc: 0.5\n", "test", Path("evaluate.log"))
+        metric.read_last("dev acc: 0.9\nlatest acc: 0.5\n", "test", Path("evaluate.log"))
 
 
-def test_slots_are_scored_one_by_one(script, tmp_path):
-    slot_accuracy = script("tasks").slot_accuracy
+def test_slots_are_scored_one_by_one(tmp_path):
     (tmp_path / "test_predict.csv").write_text("a,latte,none,none\nb,mocha,large,none\n")
     with pytest.raises(OutputError, match="no predictions of test to score"):
-        slot_accuracy(tmp_path, "test")
+        tasks.score_slots(tmp_path, "test")
     (tmp_path / "test_truth.csv").write_text("a,latte,small,none\nb,latte,large,dark roast\n")
-    assert slot_accuracy(tmp_path, "test") == {"slot_accuracy": 0.5}
+    assert tasks.score_slots(tmp_path, "test") == {"slot_accuracy": 0.5}
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_every_task_has_its_configuration(script, published):
-    tasks = script("tasks")
+def test_every_task_has_its_configuration(published):
     for name in tasks.TASKS if published else tasks.AT_HAND:
-        config = yaml.safe_load(tasks.configuration(tasks.TASKS[name], Path("/corpora") / name, published))
+        config = yaml.safe_load(tasks.read_configuration(tasks.TASKS[name], Path("/corpora") / name, published))
         runner = config["runner"]
         assert runner["total_steps"] % runner["eval_step"] == runner["total_steps"] % runner["save_step"] == 0
         assert f"/corpora/{name}" in str(config)
         assert "{corpus}" not in str(config)
 
 
-def test_test_sets_are_pointed_at(script):
-    tasks = script("tasks")
-    split, override = tasks.TASKS["sid"].evaluation("10", Path("/c"), Path("/runs/x"))
+def test_test_sets_are_pointed_at():
+    split, override = tasks.TASKS["sid"].locate_test_set("10", Path("/c"), Path("/runs/x"))
     assert (split, override) == (
         "test",
         "args.expdir='/runs/x',,config.downstream_expert.datarc.file_path='/c/10',,"
         "config.downstream_expert.datarc.meta_data='/c/10/split.txt'",
     )
-    assert tasks.TASKS["asr"].evaluation("0", Path("/c"), Path("/x")) == ("test-0", "args.expdir='/x'")
-    assert tasks.TASKS["asr"].evaluation(None, Path("/c"), Path("/x")) == ("test-clean", "args.expdir='/x'")
+    assert tasks.TASKS["asr"].locate_test_set("0", Path("/c"), Path("/x")) == ("test-0", "args.expdir='/x'")
+    assert tasks.TASKS["asr"].locate_test_set(None, Path("/c"), Path("/x")) == ("test-clean", "args.expdir='/x'")
 
 
-def test_the_best_checkpoint_or_the_last(script, tmp_path):
-    scored = script("tasks").scored_checkpoint
+def test_the_best_checkpoint_or_the_last(tmp_path):
+    choose = tasks.choose_checkpoint
     with pytest.raises(OutputError, match="did not reach step 20"):
-        scored(tmp_path, 20, True)
+        choose(tmp_path, 20, True)
     for name in ("states-20.ckpt", "dev-clean-best.ckpt"):
         (tmp_path / name).touch()
-    assert scored(tmp_path, 20, True).name == "dev-clean-best.ckpt"
-    assert scored(tmp_path, 20, False).name == "states-20.ckpt"
+    assert choose(tmp_path, 20, True).name == "dev-clean-best.ckpt"
+    assert choose(tmp_path, 20, False).name == "states-20.ckpt"
     (tmp_path / "dev-clean-best.ckpt").unlink()
-    assert scored(tmp_path, 20, True).name == "states-20.ckpt"
+    assert choose(tmp_path, 20, True).name == "states-20.ckpt"

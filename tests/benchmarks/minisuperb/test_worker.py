@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.minisuperb.worker import work
 from daisy.errors import OutputError
 
 
@@ -54,9 +55,9 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-def test_trains_once_and_scores_every_test_set(script, folder):
+def test_trains_once_and_scores_every_test_set(folder):
     fake = FakeS3prl()
-    result = script("worker").work(folder, lambda: fake)
+    result = work(folder, lambda: fake)
     assert fake.calls == [("train", None), ("evaluate", "test"), ("evaluate", "test")]
     assert (result["dev"], result["resumed"]) == ([0.25, 0.5], False)
     assert result["train_sec"] < 60
@@ -65,8 +66,8 @@ def test_trains_once_and_scores_every_test_set(script, folder):
     assert json.loads((folder / "result.json").read_text()) == result
 
 
-def test_goes_on_where_it_was_killed(script, folder):
-    work, killed, second = script("worker").work, FakeS3prl(dies_at=2), FakeS3prl()
+def test_goes_on_where_it_was_killed(folder):
+    killed, second = FakeS3prl(dies_at=2), FakeS3prl()
     with pytest.raises(KeyboardInterrupt):
         work(folder, lambda: killed)
     assert not (folder / "result.json").exists()
@@ -75,18 +76,18 @@ def test_goes_on_where_it_was_killed(script, folder):
     assert result["dev"] == [0.25, 0.5]
 
 
-def test_a_checkpoint_that_a_kill_cut_off_is_not_gone_on_from(script, folder):
+def test_a_checkpoint_that_a_kill_cut_off_is_not_gone_on_from(folder):
     (folder / "train").mkdir()
     whole, cut = folder / "train" / "states-2.ckpt", folder / "train" / "states-4.ckpt"
     torch.save({"weights": torch.zeros(1000)}, whole)
     cut.write_bytes(whole.read_bytes()[:1500])
     fake = FakeS3prl()
-    script("worker").work(folder, lambda: fake)
+    work(folder, lambda: fake)
     assert fake.calls[0] == ("train", None)
     assert whole.is_file()
 
 
-def test_an_end_without_a_result_is_an_error(script, folder):
+def test_an_end_without_a_result_is_an_error(folder):
     fake = FakeS3prl()
 
     def silent(arguments):
@@ -94,11 +95,11 @@ def test_an_end_without_a_result_is_an_error(script, folder):
             fake(arguments)
 
     with pytest.raises(OutputError, match="no line with accuracy of test"):
-        script("worker").work(folder, lambda: silent)
+        work(folder, lambda: silent)
     assert not (folder / "result.json").exists()
 
 
-def test_trained_on_one_upstream_and_tested_on_another(script, folder):
+def test_trained_on_one_upstream_and_tested_on_another(folder):
     spec = json.loads((folder / "run.json").read_text())
     change = {
         "upstream": ["-u", "daisy_local", "-g", "a.json"],
@@ -111,24 +112,22 @@ def test_trained_on_one_upstream_and_tested_on_another(script, folder):
         given.append(dict(pairwise(arguments)))
         fake(arguments)
 
-    script("worker").work(folder, lambda: noting)
+    work(folder, lambda: noting)
     assert [call.get("-g") for call in given] == ["b.json", None, None]
     assert all(call["-o"].endswith(",,args.upstream_model_config='a.json'") for call in given[1:])
 
 
-def test_seconds_of_a_training_that_was_gone_on_with_are_unknown(script, folder):
+def test_seconds_of_a_training_that_was_gone_on_with_are_unknown(folder):
     (folder / "train").mkdir()
     torch.save({"Step": 2}, folder / "train" / "states-2.ckpt")
-    result = script("worker").work(folder, FakeS3prl)
+    result = work(folder, FakeS3prl)
     assert (result["resumed"], result["train_sec"]) == (True, None)
 
 
-def test_two_processes_are_not_at_one_run(script, folder):
-    worker = script("worker")
-
+def test_two_processes_are_not_at_one_run(folder):
     def meanwhile():
         with pytest.raises(OutputError, match="another process is at this run"):
-            worker.work(folder, FakeS3prl)
+            work(folder, FakeS3prl)
         return FakeS3prl()
 
-    assert worker.work(folder, meanwhile)["dev"] == [0.25, 0.5]
+    assert work(folder, meanwhile)["dev"] == [0.25, 0.5]
