@@ -165,7 +165,7 @@ class EarlyExitEncoder(nn.Module):
                 where looking is cheap) samples that are no numbers.
         """
         utterances = split_batch(waveforms, num_samples, mask, self.backbone.config.frame_span)
-        utterances = [waveform.to(self.backbone.device, torch.float32) for waveform in utterances]
+        utterances = [waveform.to(self.backbone.device) for waveform in utterances]
         with torch.autocast(self.backbone.device.type, enabled=False):  # dtype says what to compute in
             return self._run(utterances, observe, on_layer)
 

@@ -142,7 +142,13 @@ class Model(nn.Module):
     def _read_policy(self, path: Path) -> tuple[exit_policies.Policy, int]:
         if self.path is None:
             raise PolicyError(f"{path}: is for one checkpoint's file, and this model was not read from one")
-        return read_policy(path, checkpoint=self.path.stem, digest=_files.digest(self.path))
+        try:
+            digest = _files.digest(self.path)
+        except OSError as error:
+            raise PolicyError(
+                f"{path}: is for one checkpoint, and {self.path} cannot be read again to compare ({error.strerror})"
+            ) from None
+        return read_policy(path, checkpoint=self.path.stem, digest=digest)
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts that exist, by their prefix in the file."""

