@@ -18,8 +18,9 @@ export UV_HTTP_TIMEOUT ?= 600
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
 
+# Processes of their own for the tests of two modules at a time.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/.synced
 	$(BIN)/ruff check .
@@ -43,7 +44,7 @@ results: .venv/.synced
 	benchmarks/real_run.sh
 
 readme: .venv/.synced
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python -m benchmarks.readme
 
 # The library alone, without fairseq, on the other Pythons: import and an extraction. With the lock's versions, which it
 # has for Python 3.11 and 3.12, else with the newest.

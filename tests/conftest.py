@@ -23,7 +23,26 @@ from daisy.calibration.traces import Traces
 hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("daisy")
 
-SHARED = Path(__file__).parents[2] / "shared"
+TESTS = Path(__file__).parent
+SHARED = TESTS.parents[1] / "shared"
+HOSTS = {"fairseq_plugins": "fairseq", "s3prl_upstream": "s3prl", "benchmarks/minisuperb": "s3prl"}
+"""Folders whose tests import for seconds, and what."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Processes of pytest-xdist share no fixture: a module runs in one of them, and so does all that imports a host.
+
+    Such groups begin first: they take longest.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        module = item.path.relative_to(TESTS).as_posix()
+        group = next((host for folder, host in HOSTS.items() if module.startswith(folder)), module)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in HOSTS.values())
+
 
 POST_NORM = BackboneConfig(
     num_layers=4,

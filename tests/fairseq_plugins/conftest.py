@@ -63,11 +63,14 @@ def programs(tmp_path_factory):
         listener.listen()
         descriptor = listener.fileno()
         server = subprocess.Popen(
-            [sys.executable, fork_server.__file__, str(descriptor)], stdin=subprocess.PIPE, pass_fds=[descriptor]
+            [sys.executable, fork_server.__file__, str(descriptor)],
+            pass_fds=[descriptor],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # as its forks' are: Python's streams do not change from files to pipes
+            stderr=subprocess.STDOUT,
         )
     yield folder
-    server.stdin.close()
-    server.wait()
+    server.communicate()
 
 
 def command(*arguments):
