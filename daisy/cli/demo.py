@@ -25,7 +25,7 @@ def command(
     """
     from daisy.cli import demonstration
 
-    with track("extracting") as advance:
+    with track("extracting", len(demonstration.list_clips()) * len(SNRS_DB)) as advance:
         result = demonstration.run(out, checkpoint, advance)
     _say_exit_layers(result)
     layers = [layer for by_condition in result.exit_layers.values() for layer in by_condition]

@@ -39,6 +39,11 @@ class Demonstration:
     figure: Path
 
 
+def list_clips() -> list[Path]:
+    """List the bundled clips of speech."""
+    return sorted(path for path in FOLDER.glob("*.flac") if path.stem != "noise")
+
+
 def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda count: None) -> Demonstration:
     """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR.
 
@@ -55,7 +60,7 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     Raises:
         DaisyError: as loading, extracting and drawing do.
     """
-    clips = {path.stem: audio.read(path) for path in sorted(FOLDER.glob("*.flac")) if path.stem != "noise"}
+    clips = {path.stem: audio.read(path) for path in list_clips()}
     recordings = _write_noisy_clips(clips, out.absolute() / "audio")
     model = checkpoints.load(source)
     policy = _choose_policy(model, clips)

@@ -108,11 +108,12 @@ def test_a_pipe_gets_the_whole_digest(place):
 def test_no_width_cuts_or_breaks_a_value(place, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     lines = run("info", f"{NAME}.safetensors", cwd=place).stdout.splitlines()
-    assert f"sha256                 {digest(place / f'{NAME}.safetensors')}" in [line.rstrip() for line in lines]
+    assert all(line == line.rstrip() for line in lines)  # padding would fill a narrow terminal with empty lines
+    assert f"sha256                 {digest(place / f'{NAME}.safetensors')}" in lines
     done = run("extract", NAME, "-p", "never", "-o", f"wide {columns}", *MODEL, cwd=place)
     rows = [line for line in done.stdout.splitlines() if f"5 {NAME}" in line]
     assert len(rows) == 1
-    assert re.fullmatch(rf"5 {NAME} +0\.66 +4 of 4 *", rows[0])
+    assert re.fullmatch(rf"5 {NAME} +0\.66 +4 of 4", rows[0])
     assert "…" not in done.stdout
 
 
