@@ -1,6 +1,9 @@
 """Refusals as Python users meet them: one line, kinds that they can catch, the same on the far side of a process."""
 
+import ast
 import pickle
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -45,3 +48,16 @@ def test_the_tree_in_the_docstring_is_the_tree():
     for kind in KINDS[1:]:
         assert kind.__base__ is DaisyError
         assert said[kind.__name__].endswith("; a ValueError too") == issubclass(kind, ValueError)
+
+
+def test_the_librarys_refusals_name_no_options_of_the_command_line():
+    """Those are for the command line to add, by `Remedy`."""
+    package = Path(errors.__file__).parent
+    for path in package.rglob("*.py"):
+        if "cli" in path.relative_to(package).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                named = [text for text in texts if isinstance(text, str) and re.search(r"(^|\s)--[a-z]", text)]
+                assert not named, f"{path}:{node.lineno} {named}"

@@ -234,7 +234,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise OutputError(f"{path}: cannot be read ({error})") from None
     different = sorted(key for key, value in settings.items() if before.get(key, value) != value)
     if different:
-        raise OutputError(f"{folder}: holds units made with another {', '.join(different)}; use another --out")
+        raise OutputError(f"{folder}: holds units made with another {', '.join(different)}", remedy="other_out")
     _files.write_json(path, {**before, **settings})
 
 

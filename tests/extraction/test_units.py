@@ -94,7 +94,7 @@ def test_units_made_otherwise_are_refused(tmp_path):
     claim_folder(tmp_path, settings)
     claim_folder(tmp_path, settings)
     claim_folder(tmp_path, {**settings, "valid.tsv": "4567"})  # another split may come later
-    with pytest.raises(OutputError, match=r"units made with another clusters; use another --out"):
+    with pytest.raises(OutputError, match=r"units made with another clusters; use another folder"):
         claim_folder(tmp_path, {**settings, "clusters": 3})
     with pytest.raises(OutputError, match=r"units made with another train\.tsv"):
         claim_folder(tmp_path, {**settings, "train.tsv": "89ab"})
