@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pytest
 
@@ -35,3 +35,13 @@ def run_python(code, *arguments, cwd=".", **environment):
         capture_output=True,
         timeout=120,
     )
+
+
+def read_terminal(descriptor):
+    """What a pseudo-terminal was sent; one read returns a part of it."""
+    os.set_blocking(descriptor, False)
+    parts = []
+    with suppress(BlockingIOError):
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    return b"".join(parts).decode()

@@ -13,7 +13,7 @@ import torch
 import daisy
 from daisy.checkpoints import digest
 from daisy.cli import main
-from tests.cli.running import run, run_python
+from tests.cli.running import read_terminal, run, run_python
 from tests.conftest import tiny_model
 
 NAME = "grüße ☂"
@@ -127,7 +127,7 @@ def test_a_narrow_terminal_gets_the_whole_digest(place, monkeypatch):
         with pytest.raises(SystemExit) as end:
             main()
         stream.flush()
-        shown = os.read(ours, 65536).decode()
+        shown = read_terminal(ours)
     os.close(ours)
     assert end.value.code == 0
     assert digest(place / f"{NAME}.safetensors") in shown

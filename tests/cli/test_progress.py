@@ -1,6 +1,5 @@
 """Progress: lines where stderr is no terminal, at their times and with what remains; a bar on a terminal."""
 
-import contextlib
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ import soundfile
 import daisy
 from daisy.cli import progress
 from daisy.cli.progress import ProgressLines
-from tests.cli.running import run_python
+from tests.cli.running import read_terminal, run_python
 from tests.conftest import tiny_model
 
 
@@ -135,16 +134,6 @@ def test_a_real_run_whose_output_is_no_terminal(recordings):
     assert b"extracting" not in done.stdout
 
 
-def read_all(terminal):
-    """What stands in a terminal's buffer; one read returns a part of it."""
-    os.set_blocking(terminal, False)
-    parts = []
-    with contextlib.suppress(BlockingIOError):
-        while part := os.read(terminal, 65536):
-            parts.append(part)
-    return b"".join(parts).decode()
-
-
 @pytest.mark.parametrize(("term", "is_bar"), [("xterm", True), ("dumb", False)])
 def test_a_terminal_gets_a_bar_if_it_can_draw_one(monkeypatch, term, is_bar):
     ours, theirs = os.openpty()
@@ -156,7 +145,7 @@ def test_a_terminal_gets_a_bar_if_it_can_draw_one(monkeypatch, term, is_bar):
             advance(2)
             time.sleep(0.3)
             advance(1)
-        shown = read_all(ours)
+        shown = read_terminal(ours)
     os.close(ours)
     assert ("━" in shown) == is_bar
     assert ("3/3" in shown) == is_bar
