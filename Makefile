@@ -18,9 +18,8 @@ export UV_HTTP_TIMEOUT ?= 600
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
 
-# Processes of their own for the tests of two modules at a time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/.synced
 	$(BIN)/ruff check .

@@ -23,25 +23,39 @@ from daisy.calibration.traces import Traces
 hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("daisy")
 
-TESTS = Path(__file__).parent
-SHARED = TESTS.parents[1] / "shared"
-HOSTS = {"fairseq_plugins": "fairseq", "s3prl_upstream": "s3prl", "benchmarks/minisuperb": "s3prl"}
+SHARED = Path(__file__).parents[2] / "shared"
+HOSTS = {
+    "tests/fairseq_plugins/": "fairseq",
+    "tests/s3prl_upstream/": "s3prl",
+    "tests/benchmarks/minisuperb/": "s3prl",
+}
 """Folders whose tests import for seconds, and what."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Processes of pytest-xdist share no fixture: a module runs in one of them, and so does all that imports a host.
+def find_group(nodeid):
+    """Tests that run in one process of pytest-xdist, which shares no fixture with others: all of a host, or a module's.
 
-    Such groups begin first: they take longest.
+    It is a host's name, or the module's path.
     """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        module = item.path.relative_to(TESTS).as_posix()
-        group = next((host for folder, host in HOSTS.items() if module.startswith(folder)), module)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in HOSTS.values())
+    module = nodeid.split("::")[0]
+    return next((host for folder, host in HOSTS.items() if module.startswith(folder)), module)
+
+
+def pytest_collection_modifyitems(items):
+    """Hosts' tests begin first, as they take longest."""
+    items.sort(key=lambda item: find_group(item.nodeid) not in HOSTS.values())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return find_group(nodeid)
+
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
 
 
 POST_NORM = BackboneConfig(
