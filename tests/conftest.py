@@ -20,16 +20,19 @@ from daisy import (
 )
 from daisy.calibration.traces import Traces
 
-hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("daisy")
 
 SHARED = Path(__file__).parents[2] / "shared"
 HOSTS = {
-    "tests/fairseq_plugins/": "fairseq",
+    "tests/fairseq_plugins/": "fairseq and transformers",
+    "tests/checkpoints/converters/": "fairseq and transformers",
+    "tests/real/": "fairseq and transformers",
+    "tests/benchmarks/test_timing.py": "fairseq and transformers",
     "tests/s3prl_upstream/": "s3prl",
     "tests/benchmarks/minisuperb/": "s3prl",
 }
-"""Folders whose tests import for seconds, and what."""
+"""Where tests import for seconds, and what."""
 
 
 def find_group(nodeid):
@@ -38,7 +41,7 @@ def find_group(nodeid):
     It is a host's name, or the module's path.
     """
     module = nodeid.split("::")[0]
-    return next((host for folder, host in HOSTS.items() if module.startswith(folder)), module)
+    return next((host for path, host in HOSTS.items() if module.startswith(path)), module)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy
@@ -14,7 +15,8 @@ import daisy
 from tests.conftest import POST_NORM, tiny_model
 from tests.fairseq_plugins import fork_server
 
-pytest.importorskip("fairseq", reason="needs fairseq")
+if find_spec("fairseq") is None:  # found, not imported: that takes seconds in every process of pytest-xdist
+    pytest.skip("needs fairseq", allow_module_level=True)
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 

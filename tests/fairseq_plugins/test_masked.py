@@ -4,10 +4,16 @@ import torch
 
 from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
-from fairseq_plugins import masked
 from tests.conftest import POST_NORM, tiny_model
 
 UNITS = 3
+
+
+@pytest.fixture(scope="module")
+def masked():
+    from fairseq_plugins import masked
+
+    return masked
 
 
 @pytest.fixture
@@ -23,7 +29,7 @@ def speech():
     return waveforms, units
 
 
-def test_spans_cover_about_the_share_that_hubert_masks():
+def test_spans_cover_about_the_share_that_hubert_masks(masked):
     generator = numpy.random.default_rng(0)
     share = float(torch.cat([masked.spans(250, 0.65, 10, generator) for _ in range(200)]).float().mean())
     assert 0.42 < share < 0.52  # 1 - exp(-0.65) = 0.48 for overlapping spans, a little less at the ends
@@ -32,7 +38,7 @@ def test_spans_cover_about_the_share_that_hubert_masks():
     assert 10 < int(one.sum()) <= 20  # at least two spans
 
 
-def test_frames_that_are_masked_are_seen_as_masked(speech):
+def test_frames_that_are_masked_are_seen_as_masked(masked, speech):
     model = tiny_model(POST_NORM)
     waveforms, units = speech
     masked_states, targets = masked.masked_frames(model, waveforms[:1], [units[0][:78]], seed=3)
@@ -47,7 +53,7 @@ def test_frames_that_are_masked_are_seen_as_masked(speech):
     assert not torch.allclose(states, clear, atol=0.1)
 
 
-def test_a_refitted_head_predicts_before_any_training():
+def test_a_refitted_head_predicts_before_any_training(masked):
     """Also where the network never had one; special symbols are never the best."""
     generator = torch.Generator().manual_seed(0)
     units = torch.randint(UNITS, (300,), generator=generator)
@@ -64,13 +70,13 @@ def test_a_refitted_head_predicts_before_any_training():
         assert float((guesses - masked.SPECIAL_SYMBOLS == units).float().mean()) > 0.95
 
 
-def test_units_that_are_not_met_start_at_random(speech):
+def test_units_that_are_not_met_start_at_random(masked, speech):
     model = tiny_model()
     assert masked.refit(model, *masked.masked_frames(model, *speech), 5) == 2
     assert torch.allclose(model.final_head.embeddings.norm(dim=1), torch.ones(9))
 
 
-def test_units_at_another_rate_are_refused(speech):
+def test_units_at_another_rate_are_refused(masked, speech):
     waveforms, units = speech
     with pytest.raises(UsageError, match="158 units for 79 frames: make units at the rate of the frames"):
         masked.masked_frames(tiny_model(), waveforms[:1], [units[0].repeat_interleave(2)])

@@ -30,7 +30,7 @@ def draw_scores(seed):
 
 
 def look_ahead(kind, features):
-    """Policies that foretell from some of the scores; of `change`, nothing is known at layer 1."""
+    """Policies that predict from some of the scores; of `change`, nothing is known at layer 1."""
 
     def make(price, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -116,9 +116,9 @@ def test_utterances_decide_for_themselves(name, data, seed):
     together = policy.exit_layers(scores)
     alone = [
         int(policy.exit_layers({score: values[row : row + 1] for score, values in scores.items()}))
-        for row in range(UTTERANCES)
+        for row in range(0, UTTERANCES, 4)
     ]
-    assert together.tolist() == alone
+    assert together[::4].tolist() == alone
 
 
 EARLIER = {
