@@ -49,7 +49,7 @@ class EarlyExitEncoder(nn.Module):
             States come out as bfloat16 or float32. ``encoder.bfloat16()`` and ``encoder.float()`` set it too; the
             weights themselves stay as they are, and are packed from their full precision.
         fast: False runs the plain modules instead of packed weights: hooks on them fire, ``torch.compile`` sees
-            ordinary modules, and it computes in the type of the weights.
+            ordinary modules. It computes in float32, and needs float32 weights.
 
     Raises:
         UsageError: on a dtype or ``keep`` that is none of these, or "int8" elsewhere than on a CPU.
@@ -79,19 +79,34 @@ class EarlyExitEncoder(nn.Module):
     ):
         super().__init__()
         if keep not in get_args(Keep):
-            raise PolicyError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
-        if score_stride < 1:
-            raise PolicyError(f"score_stride must be at least 1 frame, found {score_stride}")
+            raise UsageError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
+        if not isinstance(score_stride, int) or isinstance(score_stride, bool) or score_stride < 1:
+            raise PolicyError(f"score_stride must be a whole number of frames, at least 1, found {score_stride!r}")
         if heads is not None:
             _check_fit(backbone, heads)
         self.backbone, self.heads = backbone, heads
-        self.keep, self.score_stride, self.fast = keep, score_stride, fast
+        self._keep, self._score_stride, self._fast = keep, score_stride, fast
         self._more_scores = frozenset(scores)
         self.dtype = parse_dtype(dtype, backbone.device)
         if not fast and self.dtype != "float32":
-            raise UsageError(f"plain modules (fast=False) compute in the type of their weights, not in {self.dtype}")
+            raise UsageError(f"plain modules (fast=False) compute in float32, not in {self.dtype}")
         self._runner: LayerRunner | None = None
         self.policy = policy
+
+    @property
+    def keep(self) -> Keep:
+        """Which states are kept."""
+        return self._keep
+
+    @property
+    def score_stride(self) -> int:
+        """Frames between those that the heads look at."""
+        return self._score_stride
+
+    @property
+    def fast(self) -> bool:
+        """Whether packed weights are run, and not the plain modules."""
+        return self._fast
 
     @property
     def policy(self) -> Policy:
@@ -228,8 +243,9 @@ class EarlyExitEncoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitEncoder:
         """Move the weights as ``nn.Module`` does; a cast sets ``dtype`` in place of casting them."""
-        if (precision := cast_precision(fn)) is not None and not self.fast:
-            raise UsageError("plain modules (fast=False) compute in float32; cast an encoder that is fast")
+        precision = cast_precision(fn)
+        if not self.fast and precision not in (None, self.dtype):
+            raise UsageError(f"plain modules (fast=False) compute in float32, not in {precision}")
         super()._apply(fn if precision is None else without_cast(fn), recurse)  # type: ignore[no-untyped-call]
         self.dtype = precision or self.dtype
         return self

@@ -32,7 +32,7 @@ Remedy = Literal[
 REMEDIES: dict[Remedy, str] = {
     "allow_pickle": "pass allow_pickle=True",
     "calibrate": "daisy.calibration.calibrate_depth makes one",
-    "convert": "other forms are read by daisy.checkpoints.converters.convert",
+    "convert": "other forms are read by daisy.checkpoints.convert",
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
     "no_overrides": "overrides are for torchaudio's state dicts",

@@ -57,7 +57,7 @@ def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, 
 
 
 def model_fields(model: checkpoints.Model) -> dict[str, Any]:
-    """Make the fields of fairseq's model configuration: undoes `converters.fairseq.backbone_fields`."""
+    """Make the fields of fairseq's model configuration, of which daisy's converter makes ours again."""
     config: BackboneConfig = model.backbone.config
     return {
         "label_rate": config.sample_rate / config.frame_hop,

@@ -262,5 +262,5 @@ def test_a_stride_reads_every_so_manieth_frame(waveforms):
     entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
     assert float(out.scores["entropy"][0, 1]) == pytest.approx(float(entropy), rel=1e-5)
     assert float(out.scores["regressed"][0, 1]) == pytest.approx(float(regressed), rel=1e-5)
-    with pytest.raises(PolicyError, match="score_stride must be at least 1 frame, found 0"):
+    with pytest.raises(PolicyError, match="score_stride must be a whole number of frames, at least 1, found 0"):
         EarlyExitEncoder(model.backbone, model.heads, policies.Never(), score_stride=0)

@@ -16,7 +16,7 @@ from benchmarks.shared.rendering import render_table
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import script_command
 from daisy import _files
-from daisy.evaluation import figures
+from daisy.evaluation.html import Page, Section, write_page
 
 KEYS = ("task", "upstream", "featurizer")
 NOTE = (
@@ -78,7 +78,7 @@ def add_static_cut(table: pandas.DataFrame) -> pandas.DataFrame:
     return table.assign(static_cut=values)
 
 
-def make_task_section(table: pandas.DataFrame, task: str) -> figures.Section:
+def make_task_section(table: pandas.DataFrame, task: str) -> Section:
     """Make the section of one task: value, and exit layer, in each condition."""
     of_task = table[table.task == task]
     conditions = list(dict.fromkeys(of_task.condition))
@@ -98,7 +98,7 @@ def make_task_section(table: pandas.DataFrame, task: str) -> figures.Section:
             _format(part.train_sec.mean(), "{:.0f}"),
         ]
         rows.append((upstream, featurizer, str(part.seeds.max()), *values, *layers, *costs))
-    return figures.Section(title=task, header=tuple(header), rows=tuple(rows))
+    return Section(title=task, header=tuple(header), rows=tuple(rows))
 
 
 def _format_value(line: Any) -> str:
@@ -118,7 +118,7 @@ def _format(value: float | None, form: str) -> str:
     return "" if value is None or pandas.isna(value) else form.format(value)
 
 
-def make_score_section(scores: list[Row]) -> figures.Section:
+def make_score_section(scores: list[Row]) -> Section:
     """Make the section of MiniSUPERB's score, by upstream and condition."""
     conditions = list(dict.fromkeys(row["condition"] for row in scores))
     by_upstream: dict[tuple[str, str], dict[str, float]] = {}
@@ -131,10 +131,10 @@ def make_score_section(scores: list[Row]) -> figures.Section:
     counted = {row["condition"]: row["of"] for row in scores if row["upstream"] == FULL}
     header = ("upstream", "featurizer", *conditions)
     text = SCORE_NOTE + "; ".join(f"{condition}: {metrics}" for condition, metrics in counted.items()) + "."
-    return figures.Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(rows))
+    return Section(title="MiniSUPERB score", text=text, header=header, rows=tuple(rows))
 
 
-def make_sections(rows: list[Row]) -> list[figures.Section]:
+def make_sections(rows: list[Row]) -> list[Section]:
     """Make all sections from the rows of finished runs."""
     table = add_static_cut(average_seeds(rows))
     scores = score_upstreams(table)
@@ -164,6 +164,6 @@ def write_report(rows: list[Row], folder: Path) -> list[Path]:
     _files.write(paths[1], render_markdown(rows).encode())
     command = shlex.join([*script_command(), *sys.argv[1:]])
     sections = make_sections(rows)
-    page = figures.Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
-    figures.write_page(page, paths[2])
+    page = Page(title="MiniSUPERB on early exits", summary=NOTE, command=command, sections=sections)
+    write_page(page, paths[2])
     return paths

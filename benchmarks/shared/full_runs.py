@@ -4,7 +4,7 @@
 
 Calibration: dev splits of librispeech, commands and keywords, clean and with noise of the train split. Test: the test
 splits of all five sets, clean, with noise of the test split, white, pink and babble, in rooms and clipped. Groups are
-speakers, or the groups of recordings that stand for them.
+speakers, or pseudo-speakers, groups of recordings.
 """
 
 from __future__ import annotations

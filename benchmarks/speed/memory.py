@@ -25,7 +25,7 @@ from benchmarks.speed.figures import draw_memory
 from benchmarks.speed.measures import make_row
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.encoder import EarlyExitEncoder
-from daisy.extraction import windows
+from daisy.extraction import Settings, windows
 
 BATCH = 7
 UTTERANCE_SEC = 4
@@ -94,7 +94,7 @@ def run_windows(encoder: EarlyExitEncoder, seconds: int, generator: torch.Genera
     def read(first: int, last: int) -> torch.Tensor:
         return make_noise(last - first, generator)
 
-    for _ in windows.run(encoder, read, seconds * SAMPLE_RATE, window_sec=WINDOW_SEC):
+    for _ in windows.run(encoder, read, seconds * SAMPLE_RATE, window_sec=WINDOW_SEC, context_sec=Settings.context_sec):
         pass
 
 

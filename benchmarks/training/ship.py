@@ -16,9 +16,15 @@ from daisy.calibration.depth import calibrate_depth
 from daisy.calibration.families import FAMILIES
 from daisy.checkpoints.format import ASSETS
 from daisy.cli.demonstration import DEPTH
-from daisy.evaluation import study
 
 POLICIES = [name for name in FAMILIES if name not in ("fixed", "oracle")]
+
+
+def round_digits(value: object, digits: int = 6) -> object:
+    """Round a setting to so many significant digits, in lists and tuples too: files stay short."""
+    if isinstance(value, list | tuple):
+        return [round_digits(item, digits) for item in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -30,7 +36,7 @@ def main() -> None:
     model.policies = {}
     for name in POLICIES:
         settings = calibrate_depth(name, runs, DEPTH).policy.to_config()
-        model.policies[name] = {key: study.round_digits(value) for key, value in settings.items() if key != "name"}
+        model.policies[name] = {key: round_digits(value) for key, value in settings.items() if key != "name"}
     conditions = ", ".join(dict.fromkeys(runs.conditions))
     model.provenance = {
         "backbone": "small HuBERT, 12 layers of 256, trained to denoise in three iterations (docs/pretraining.md)",

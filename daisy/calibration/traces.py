@@ -140,7 +140,7 @@ def write_traces(traces: Traces, path: Path) -> None:
         for place, (layer, cost) in enumerate(zip(traces.layers, costs, strict=True)):
             numbers = [f"{value:.9g}" for value in values[row][place]]
             writer.writerow([*keys, layer, f"{weight:.9g}", cost, *numbers])
-    _files.write(path, text.getvalue().encode())
+    _files.write(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def read_traces(path: Path) -> Traces:
@@ -156,7 +156,7 @@ def read_traces(path: Path) -> Traces:
         UsageError: on a file that is no such table, naming line or column.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
             header, lines = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:

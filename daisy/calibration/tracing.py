@@ -1,4 +1,4 @@
-"""What exits do under noise: full runs once, decisions from their scores, intervals by resampling speakers."""
+"""Full runs: every score of every layer, and how far each layer's head is from the full model."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ class _FullModel:
         full_units = full.argmax(-1)
         wanted = full_units if reference is None else torch.cat([reference[i] for i in indices]).to(full.device)
         rows = PackedLayout(out.num_frames, full.device).strided_rows(self.score_stride)
+        full_rows, wanted_rows = full[rows], wanted[rows]
         for layer, outputs in enumerate(layers):
-            for name, values in zip(LOSSES, _losses(outputs, full[rows], wanted[rows]), strict=True):
+            for name, values in zip(LOSSES, _losses(outputs, full_rows, wanted_rows), strict=True):
                 self.losses[name][indices, layer] = values.cpu()
         for index, units in zip(indices, full_units.cpu().split(out.num_frames.tolist()), strict=True):
             self.units[index] = units

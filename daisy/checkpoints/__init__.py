@@ -1,6 +1,7 @@
 """Checkpoints: daisy's own file format, and readers of others'."""
 
+from daisy.checkpoints.converters import convert
 from daisy.checkpoints.format import build, digest, find, load, load_weights, save
 from daisy.checkpoints.model import Model
 
-__all__ = ["Model", "build", "digest", "find", "load", "load_weights", "save"]
+__all__ = ["Model", "build", "convert", "digest", "find", "load", "load_weights", "save"]

@@ -20,7 +20,7 @@ from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
 from daisy.policies import make_policy
-from daisy.runtime.dtypes import Precision, parse_dtype
+from daisy.runtime.dtypes import Precision, check_device, parse_dtype
 
 FORMAT_VERSION = 1
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -125,7 +125,7 @@ def load(
 
     Raises:
         CheckpointError: where there is none, or it is damaged, of another format, or of a later version.
-        UsageError: where there is no such dtype, or not on this device.
+        UsageError: where there is no such device or dtype, or this dtype not on this device.
 
     Example:
         >>> import daisy
@@ -133,6 +133,7 @@ def load(
         >>> model.backbone.config.num_layers
         12
     """
+    device = check_device(device)
     precision = parse_dtype(dtype, device)
     path = find(source)
     metadata, tensors = _read(path)

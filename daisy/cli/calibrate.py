@@ -99,6 +99,8 @@ def command(
     if isinstance(goal, DepthGoal) and goal.in_time:
         traces = _count_costs_in_time(traces, model, speech, policy, score_stride)
     calibration = goal.calibrate(policy, traces, seed)
+    if calibration.note:
+        say(calibration.note)
     attained = _evaluate(calibration)
     target = {"conditions": [condition.name for condition in conditions], "seed": seed, **goal.to_json()}
     _write(out, calibration, target, attained, checkpoint, speech, score_stride)

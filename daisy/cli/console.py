@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,10 +78,20 @@ def report_failures(reasons: Sequence[str], num_done: int) -> None:
         reasons: a line for each that failed.
         num_done: number of the others.
     """
+    warn_of_failures(reasons)
+    end_with_failures(len(reasons), num_done)
+
+
+def warn_of_failures(reasons: Iterable[str]) -> None:
+    """Print why recordings failed, a line each."""
     for reason in reasons:
         warn(f"failed: {reason}")
-    if reasons:
-        warn(f"{len(reasons)} of {len(reasons) + num_done} recordings failed")
+
+
+def end_with_failures(num_failed: int, num_done: int) -> None:
+    """Print how many recordings failed; if any did, end with status 1, or 2 where nothing was done."""
+    if num_failed:
+        warn(f"{num_failed} of {num_failed + num_done} recordings failed")
         raise typer.Exit(1 if num_done else 2)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from daisy.cli.console import say
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ class Calibration:
     runs: Traces
     certified: dict[str, Any] = field(default_factory=dict)
     """The risk on those runs, as `daisy.calibration.guarantee.measure_attained` tells it; empty without one."""
+    note: str = ""
+    """What to say of it, where there is anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class RiskGoal:
         check_guarantee(self.risk, self.delta, self.method, self.loss, self.ceiling, num_speakers)
 
     def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
-        """Set a policy on full runs; where no setting is certified it never leaves early, and a line says so."""
+        """Set a policy on full runs; where no setting is certified it never leaves early, and its note says so."""
         from daisy.calibration.guarantee import calibrate_risk, measure_attained
 
         chosen, exit_layers, runs = calibrate_risk(
@@ -91,13 +92,14 @@ class RiskGoal:
             ceiling=self.ceiling,
             seed=seed,
         )
+        note = ""
         if chosen.name == "never":
-            say(
+            note = (
                 f"no setting of {policy} is certified at a risk of {self.risk:g}: the file says never. "
                 f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help"
             )
         certified = measure_attained(runs, exit_layers, self.loss, self.ceiling)
-        return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified)
+        return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified, note=note)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the policy file says of it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daisy.cli.console import report_failures, say
+from daisy.cli.console import end_with_failures, say, warn_of_failures
 from daisy.cli.full_runs import run_speech
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
@@ -93,17 +93,17 @@ def command(
     )
     _check_comparison(comparison)
     traces: dict[str, Traces] = {}
-    failed, num_read = list[str](), 0
+    num_failed, num_read = 0, 0
     for name, texts in {"tune": tune, "traces": inputs}.items():
         if texts:
             speech = _read_speech(texts, speakers, root, rate, is_split=not tune)
             traces[name] = run_speech(name, model, speech, conditions, recorded, seed=seed)
             write_traces(traces[name], out / f"{name}.csv")
-            failed += speech.failed.values()
+            num_failed += len(speech.failed)
             num_read += len(speech.names)
     comparison.run(*(traces.values() if tune else traces["traces"].halves(seed)))
     say(f"{out / 'traces.csv'}: {len(traces['traces'])} full runs")
-    report_failures(failed, num_read)
+    end_with_failures(num_failed, num_read)
 
 
 def _check_comparison(comparison: Comparison) -> None:
@@ -136,6 +136,7 @@ def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: 
     from daisy.calibration.trace_conditions import read_speech
 
     speech = read_speech(audio.find(texts), speakers, root, rate)
+    warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")
     return speech

@@ -42,15 +42,12 @@ def check_device(name: str) -> str:
     Raises:
         UsageError: saying why it does not.
     """
-    import torch
+    from daisy.runtime.dtypes import check_device as check
 
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: cpu, cuda, cuda:1 and so on are what there is")
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
+        return str(check(name))
+    except UsageError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:

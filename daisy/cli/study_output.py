@@ -102,7 +102,7 @@ def _write_tables(study: Study, out: Path) -> None:
 
 
 def _write_page(study: Study, comparison: Comparison, path: Path) -> None:
-    from daisy.evaluation.figures import Page, write_page
+    from daisy.evaluation.html import Page, write_page
     from daisy.evaluation.page import make_sections
 
     page = Page(

@@ -1,86 +1,24 @@
-"""Figures, and the one self-contained page."""
+"""Figures."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daisy import _files
 from daisy.calibration.intervals import Estimate
 from daisy.errors import UsageError
-from daisy.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "templates" / "report.html"
-
 
 def format_snr(snr_db: float | None) -> str:
     """Write a condition as tables and figures say it: "clean", "20 dB" and so on."""
     return "clean" if snr_db is None else f"{snr_db:g} dB"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the page."""
-
-    title: str
-    text: str = ""
-    figures: tuple[tuple[str, Figure], ...] = ()
-    """(caption, figure)."""
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    folded: bool = False
-    """Whether the table is shown only when asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """What `write_page` needs."""
-
-    title: str
-    summary: str
-    command: str
-    """The exact command line."""
-    footnote: str = ""
-    sections: list[Section] = field(default_factory=list)
-
-
-def write_page(page: Page, path: Path) -> None:
-    """Write one HTML file with everything in it, which opens without a network, anywhere.
-
-    Raises:
-        UsageError: where jinja2 is missing.
-        OutputError: where it cannot be written.
-    """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError:
-        raise UsageError("reports need jinja2: pip install 'daisy-speech[analysis]'") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    sections = [
-        {
-            "title": section.title,
-            "text": section.text,
-            "header": section.header,
-            "rows": section.rows,
-            "folded": section.folded,
-            "figures": [{"caption": caption, "source": _inline(figure)} for caption, figure in section.figures],
-        }
-        for section in page.sections
-    ]
-    text = template.render(
-        title=page.title, summary=page.summary, sections=sections, command=page.command, footnote=page.footnote,
-        version=__version__,
-    )  # fmt: skip
-    _files.write(path, text.encode())
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -180,9 +118,3 @@ def draw_lines(
     axes.set_title(title)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
-
-
-def _inline(figure: Figure) -> str:
-    content = io.BytesIO()
-    figure.savefig(content, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()

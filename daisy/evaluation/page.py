@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from daisy.calibration.intervals import Estimate
 from daisy.evaluation.comparison import Evaluation
-from daisy.evaluation.figures import Section, draw_exit_layers_by_snr, draw_lines, format_snr
+from daisy.evaluation.figures import draw_exit_layers_by_snr, draw_lines, format_snr
+from daisy.evaluation.html import Section
 from daisy.evaluation.study import Study, correlate_with_snr
 
 

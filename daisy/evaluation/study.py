@@ -94,9 +94,9 @@ def compare_policies(
         evaluations=evaluations,
         frontier=comparison.trace_frontier(tune, test, with_bound, depths, loss),
         layers={
-            condition: {name: values.mean(0).tolist() for name, values in test.of_condition(condition).losses.items()}
+            condition: {name: _average(values, runs.weights) for name, values in runs.losses.items()}
             for condition in dict.fromkeys(test.conditions)
-            for part in [test.of_condition(condition)]
+            for runs in [test.of_condition(condition)]
         },
         num_tuned=len(tune),
         num_judged=len(test),
@@ -123,8 +123,10 @@ def correlate_with_snr(evaluations: Sequence[Evaluation], policy: str, kind: str
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 
-def _mean(values: Tensor, weights: Tensor) -> list[float]:
-    return ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
+def _average(values: Tensor, weights: Tensor) -> list[float]:
+    """(B, L) losses to their weighted means at each layer."""
+    means: list[float] = ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
+    return means
 
 
 def to_rows(study: Study) -> list[dict[str, Any]]:
@@ -153,10 +155,3 @@ def _row(evaluation: Evaluation, target: float | None) -> dict[str, Any]:
         row |= {f"{loss}_gain": gain.mean, f"{loss}_gain_low": gain.low, f"{loss}_gain_high": gain.high}
         row[f"{loss}_by_exit_layer"] = list(evaluation.by_exit_layer[loss])
     return row
-
-
-def round_digits(value: object, digits: int = 6) -> object:
-    """Round a setting to so many significant digits, in lists and tuples too: files stay short."""
-    if isinstance(value, list | tuple):
-        return [round_digits(item, digits) for item in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value

@@ -75,18 +75,9 @@ class Extractor:
             windows.to_frames(window_sec, context_sec, encoder.backbone.config)
         self.encoder, self.out = encoder, Path(out)
         self.batch_sec, self.max_sec, self.window_sec = batch_sec, max_sec, window_sec
-        self.settings = Settings(
-            checkpoint=checkpoint,
-            policy=encoder.policy.to_config(),
-            layers=encoder.keep,
-            scores=encoder.score_names,
-            score_stride=encoder.score_stride,
-            format=format,
-            dtype=dtype,
-            window_sec=window_sec,
-            context_sec=Settings.context_sec if window_sec is None else context_sec,
-            precision=encoder.dtype,
-        )
+        self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
+        self.context_sec = Settings.context_sec if window_sec is None else context_sec
+        self.settings = self._make_settings()
         self.outputs: dict[Path, str] = {}
         self.failed: dict[str, AudioError] = {}
 
@@ -110,6 +101,7 @@ class Extractor:
             OutputError: where the folder cannot be written or holds a run with other settings.
             UsageError: where two recordings would have the same output file.
         """
+        self.settings = self._make_settings()
         self.outputs = name_outputs(recordings, self.settings.format)
         journal = Journal(self.out, self.settings, overwrite)
         journal.check_outputs(self.outputs)
@@ -130,6 +122,21 @@ class Extractor:
         )
         write_index(report, self.out)
         return report
+
+    def _make_settings(self) -> Settings:
+        """With the encoder's policy as it is now."""
+        return Settings(
+            checkpoint=self.checkpoint,
+            policy=self.encoder.policy.to_config(),
+            layers=self.encoder.keep,
+            scores=self.encoder.score_names,
+            score_stride=self.encoder.score_stride,
+            format=self.format,
+            dtype=self.dtype,
+            window_sec=self.window_sec,
+            context_sec=self.context_sec,
+            precision=self.encoder.dtype,
+        )
 
     def _measure(self, recordings: Sequence[Recording]) -> tuple[list[Recording], list[int]]:
         """The recordings that can be encoded, by their headers, and their numbers of samples."""

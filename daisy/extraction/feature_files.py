@@ -91,7 +91,11 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._waiting.close()
+        try:
+            self._waiting.close()  # writes what it still holds
+        except OSError:
+            if error is None:
+                raise
 
     def append(self, states: Tensor) -> None:
         """Take the next (T, D) states."""
@@ -101,8 +105,9 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
     def finish(self, row: Row) -> None:
         """Write the file."""
         kind = numpy.dtype(self.settings.dtype)
-        shape = (self._waiting.tell() // kind.itemsize // self.width, self.width)
-        self._waiting.seek(0)
+        with self._explained():
+            shape = (self._waiting.tell() // kind.itemsize // self.width, self.width)
+            self._waiting.seek(0)  # writes what it still holds
 
         def write(stream: BinaryIO) -> None:
             if self.settings.format == "npy":

@@ -48,7 +48,7 @@ def write_index(report: ExtractionReport, out: Path) -> None:
             "settings": asdict(report.settings),
             "totals": report.totals(),
             "recordings": [row.public() for row in report.rows],
-            "failed": [{"path": path, "reason": str(error)} for path, error in report.failed.items()],
+            "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
         },
     )
     num_layers = max((row.num_layers for row in report.rows), default=0)

@@ -80,7 +80,7 @@ def run(
     num_samples: int,
     *,
     window_sec: float,
-    context_sec: float = 2.0,
+    context_sec: float,
     batch_sec: float = 30.0,
 ) -> Iterator[Piece]:
     """Run a recording window by window.

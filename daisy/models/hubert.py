@@ -37,6 +37,9 @@ class Backbone(nn.Module):
     Args:
         config: its shape; the weights are random.
 
+    Raises:
+        CheckpointError: on a shape that no HuBERT can have.
+
     Example:
         >>> import torch
         >>> from daisy import Backbone, BackboneConfig
@@ -48,6 +51,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        config.validate()
         self.config = config
         self.feature_extractor = FeatureExtractor(config)
         self.encoder = Encoder(config)

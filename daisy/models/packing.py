@@ -158,7 +158,8 @@ class StaticLayout(FrameLayout):
         seqlens: (B,), likewise.
         cu_seqlens: (B + 1,), likewise.
         max_seqlen: at least the frames of any.
-        strided: the layout of the frames that heads look at, and their rows, where these are not all.
+        stride: of the frames that heads look at.
+        strided: their layout and rows, where these are not all frames.
     """
 
     def __init__(
@@ -167,19 +168,23 @@ class StaticLayout(FrameLayout):
         seqlens: Tensor,
         cu_seqlens: Tensor,
         max_seqlen: int,
+        stride: int = 1,
         strided: tuple[StaticLayout, Tensor] | None = None,
     ):
         self.segment_ids, self.seqlens, self.cu_seqlens = segment_ids, seqlens, cu_seqlens
-        self.total, self.max_seqlen, self._strided = len(segment_ids), max_seqlen, strided
+        self.total, self.max_seqlen = len(segment_ids), max_seqlen
+        self._stride, self._strided = stride, strided
 
     def __len__(self) -> int:
         return len(self.seqlens)
 
     def strided(self, stride: int) -> StaticLayout:
         """See `FrameLayout.strided`; of the one stride that it was made for."""
+        assert stride == self._stride
         return self if self._strided is None else self._strided[0]
 
     def strided_rows(self, stride: int) -> Tensor:
         """See `FrameLayout.strided_rows`; likewise."""
+        assert stride == self._stride
         assert self._strided is not None
         return self._strided[1]

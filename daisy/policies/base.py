@@ -91,7 +91,7 @@ class Policy(ABC):
         return exits
 
     def to_config(self) -> dict[str, Any]:
-        """Name and settings, for JSON; `from_config` is the inverse."""
+        """Return name and settings, for JSON; `from_config` is the inverse."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"name": self.name} | {
             name: value.to_config() if isinstance(value, Policy) else value for name, value in values.items()

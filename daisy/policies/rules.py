@@ -208,7 +208,8 @@ class Plateau(LookAhead):
     The improvement is that which is still to come, predicted from the course of the predicted loss so far. The naive
     form (less than a share of the loss was gained over the last layers) takes noise for a plateau, because there the
     loss falls slowly from a high level: noisy audio leaves as early as clean audio or earlier, and where the layers of
-    a model differ in what they gain it stops in front of the ones that matter. benchmarks/policies.py compares them.
+    a model differ in what they gain it stops in front of the ones that matter. `benchmarks.policies.policies`
+    compares them.
     """
 
     name: ClassVar[str] = "plateau"

@@ -14,8 +14,10 @@ from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.private_ops import has_varlen_attention, varlen_attention
 
-MIN_BLOCKED_FRAMES, QUERY_BLOCK = 64, 256
-"""Frames from which bfloat16 attention on CPUs goes in blocks, and queries of a block, whose weights stay in caches."""
+MIN_BLOCKED_FRAMES = 64
+"""Frames from which bfloat16 attention on CPUs goes in blocks."""
+QUERY_BLOCK = 256
+"""Queries of a block, whose weights stay in the caches."""
 
 
 def attend(projected: Tensor, layout: FrameLayout, num_heads: int) -> Tensor:

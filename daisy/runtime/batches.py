@@ -107,7 +107,8 @@ def _to_waveform(index: int, given: Any) -> Tensor:
 def _from_numpy(array: NDArray[Any]) -> Tensor:
     """The samples, copied only where torch cannot share them: read-only arrays, or strides that run backwards."""
     try:
-        return torch.from_numpy(numpy.require(array, requirements=["C", "W"]))
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(numpy.require(native, requirements=["C", "W"]))
     except TypeError:
         raise AudioError(f"waveforms must be floating point, full scale 1.0, found {array.dtype}") from None
 

@@ -1,10 +1,6 @@
-"""Products whose result has bfloat16's type but not its error, and float32 products that may use TF32."""
+"""Products whose result has bfloat16's type but not its error."""
 
 from __future__ import annotations
-
-import contextlib
-import threading
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,8 +9,8 @@ from torch import Tensor
 def split_inputs(windows: Tensor, dtype: torch.dtype) -> Tensor:
     """Make inputs for products with `split_weights`: (n, kernel) to (n, K).
 
-    In bfloat16 the samples stand there as they are rounded, and what rounding took off; so do the weights. A column of
-    ones is for the bias, and K a multiple of 8, which products on GPUs want.
+    In bfloat16 each sample is two numbers, its rounded value and the remainder, and so is each weight. A column of ones
+    is for the bias, and K a multiple of 8, which products on GPUs want.
     """
     count = len(windows)
     if dtype == torch.float32:
@@ -34,24 +30,3 @@ def split_weights(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         parts = [weight.to(dtype), weight.to(dtype), (weight - weight.to(dtype)).to(dtype)]
         parts += [bias.to(dtype), (bias - bias.to(dtype)).to(dtype)]
     return torch.cat([*parts, parts[0].new_zeros(*bias.shape[:-1], -sum(part.shape[-1] for part in parts) % 8)], -1)
-
-
-_SETTING = threading.Lock()
-
-
-@contextlib.contextmanager
-def allow_tf32_as_convolutions(dtype: torch.dtype) -> Iterator[None]:
-    """Let float32 products use TF32 where convolutions may: torch's defaults differ, and these stand for convolutions.
-
-    The setting is the process's: products of other threads see it meanwhile.
-    """
-    if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32:
-        yield
-        return
-    with _SETTING:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from daisy.models import Backbone
 from daisy.models.lengths import count_frames
 from daisy.models.packing import FrameLayout, PackedLayout
-from daisy.runtime.bf16_products import allow_tf32_as_convolutions, split_inputs, split_weights
+from daisy.runtime.bf16_products import split_inputs, split_weights
 from daisy.runtime.convolution import gather_windows
 from daisy.runtime.dtypes import Precision
 from daisy.runtime.front_end import FrontEnd
+from daisy.runtime.tf32 import allow_tf32_as_convolutions
 
 SLOT_HOPS = 4
 """Hops of a slot; in the sequence of `CudaFrontEnd` utterances begin with one."""

@@ -1,4 +1,4 @@
-"""What can be computed in, by name or as torch's dtypes."""
+"""What can be computed in, by name or as torch's dtypes, and where."""
 
 from __future__ import annotations
 
@@ -38,6 +38,26 @@ def parse_dtype(dtype: str | torch.dtype, device: torch.device | str = "cpu") ->
     if name == "int8" and torch.device(device).type != "cpu":
         raise UsageError(f"dtype int8 is for CPUs, and the weights are on {device}")
     return next(precision for precision in known if precision == name)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Check that a device is there and works.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1" and so on, or torch's.
+
+    Returns:
+        The device.
+
+    Raises:
+        UsageError: saying why it does not.
+    """
+    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"device {device}: cpu, cuda, cuda:1 and so on are what there is")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
 def floating(precision: Precision) -> Precision:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from daisy.runtime.tf32 import convolutions_may_use_tf32, products_may_use_tf32
+
 MAX_GRAPHS = 1024
 """One for each layer and size, some 100 kB each, and a megabyte with a first convolution's weights."""
 LAUNCH_BOUND_RATIO = 2.0
@@ -37,8 +39,8 @@ class GraphCache:
 
     def get(self, *what: object) -> Replay:
         """Return the replay of a function and a size, under torch's settings as they are, which a graph keeps."""
-        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        key = (*what, products, convolutions, torch.are_deterministic_algorithms_enabled())
+        settings = products_may_use_tf32(), convolutions_may_use_tf32(), torch.are_deterministic_algorithms_enabled()
+        key = (*what, *settings)
         if key not in self._replays:
             self._replays[key] = Replay(self)
         return self._replays[key]

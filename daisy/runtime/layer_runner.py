@@ -35,8 +35,6 @@ class LayerRunner(ABC):
     """A backbone from waveforms to layer 0, and from layer to layer with the scores that heads give.
 
     Args:
-        num_layers: L.
-        device: of the weights.
         heads: the exit heads, where a score reads any.
         return_feed_forward: whether heads read the feed-forward block's output.
         score_names: scores; those that need no head are left out.
@@ -45,14 +43,12 @@ class LayerRunner(ABC):
 
     def __init__(
         self,
-        num_layers: int,
-        device: torch.device,
         heads: Heads | None,
         return_feed_forward: bool,
         score_names: Iterable[str],
         score_stride: int,
     ):
-        self.num_layers, self.device, self.heads = num_layers, device, heads
+        self.heads = heads
         self.return_feed_forward, self.score_stride = return_feed_forward, score_stride
         self.score_names = sorted(set(score_names) - WITHOUT_HEADS)
 
@@ -97,9 +93,7 @@ class PackedLayerRunner(LayerRunner):
         self, backbone: PackedBackbone, heads: PackedHeads | None, score_names: Iterable[str], score_stride: int = 1
     ):
         reads_feed_forward = heads is not None and heads.config.reads == "feed_forward"
-        super().__init__(
-            backbone.config.num_layers, backbone.device, heads, reads_feed_forward, score_names, score_stride
-        )
+        super().__init__(heads, reads_feed_forward, score_names, score_stride)
         self.backbone = backbone
 
     @property
@@ -120,9 +114,7 @@ class PlainLayerRunner(LayerRunner):
 
     def __init__(self, backbone: Backbone, heads: ExitHeads | None, score_names: Iterable[str], score_stride: int = 1):
         reads_feed_forward = heads is not None and heads.config.reads == "feed_forward"
-        super().__init__(
-            backbone.config.num_layers, backbone.device, heads, reads_feed_forward, score_names, score_stride
-        )
+        super().__init__(heads, reads_feed_forward, score_names, score_stride)
         self.backbone = backbone
 
     @property

@@ -17,8 +17,8 @@ from daisy.runtime import private_ops
 from daisy.runtime.dtypes import STATE_DTYPES, Precision
 
 MAX_ROWS_WITH_SEPARATE_BIAS = 1024
-"""Up to which CUDA's float32 product with a bias in it takes longer than the product and the bias one after the other:
-by half at 3072 inputs, 768 outputs and 512 rows (H200, CUDA 13)."""
+"""Rows up to which CUDA's float32 product with a bias in it takes longer than the product and the bias one after the
+other: by half at 3072 inputs, 768 outputs and 512 rows (H200, CUDA 13)."""
 MKL_MIN_FEATURES = 384
 """Inputs and outputs from which MKL's float32 products, with the passes that follow, take less time than oneDNN's: 5 to
 20 % less at 384 and 768; at 256 it goes both ways (a Xeon with AMX, 150 and 499 rows, one thread)."""

@@ -5,6 +5,7 @@ They are faster than what torch offers in public, and may go with any release.
 
 from __future__ import annotations
 
+import functools
 import platform
 import warnings
 from collections.abc import Callable
@@ -16,8 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _is_right(compute: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype, tolerance: float) -> bool:
-    """Whether ``compute(x, weight, bias)`` is there and is the linear map that it should be."""
+def _is_right(
+    compute: Callable[[Tensor, Tensor, Tensor], Tensor],
+    dtype: torch.dtype,
+    tolerance: float,
+    then: Callable[[Tensor], Tensor] = lambda y: y,
+) -> bool:
+    """Whether ``compute(x, weight, bias)`` is there and is the linear map, with what follows, that it should be."""
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((24, 32), (16, 32), (16,)))
     try:
@@ -26,7 +32,7 @@ def _is_right(compute: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.
             y = compute(x.to(dtype), weight.to(dtype), bias.to(dtype)).float()
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False
-    expected = F.linear(x, weight, bias)
+    expected = then(F.linear(x, weight, bias))
     return y.shape == expected.shape and bool((y - expected).abs().max() < tolerance * expected.abs().max())
 
 
@@ -35,22 +41,29 @@ def has_onednn_linear(dtype: torch.dtype) -> bool:
     """Tell whether oneDNN's product with what follows it works here; bfloat16 needs a CPU that multiplies it."""
     if not torch.backends.mkldnn.is_available():
         return False
+    residual = torch.linspace(-3, 3, 24 * 16).view(24, 16)
 
-    def compute(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def multiply(x: Tensor, weight: Tensor, bias: Tensor, name: str, variant: str) -> Tensor:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        plain = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "none", [], "")
-        zeros = torch.zeros_like(plain)
-        summed = torch.ops.mkldnn._linear_pointwise.binary(x, zeros, packed, bias, "add")
-        torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, "gelu", [], "none")
-        mean: Tensor = (plain + summed) / 2
-        return mean
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, name, [], variant)
+        return y
+
+    def add(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual.to(dtype), packed, bias, "add")
+        return y
 
     try:
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
     except (RuntimeError, AttributeError):
         return False
-    return _is_right(compute, dtype, 1e-5 if dtype == torch.float32 else 0.03)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    return (
+        _is_right(functools.partial(multiply, name="none", variant=""), dtype, tolerance)
+        and _is_right(functools.partial(multiply, name="gelu", variant="none"), dtype, tolerance, F.gelu)
+        and _is_right(add, dtype, tolerance, lambda y: y + residual)
+    )
 
 
 @cache

@@ -143,9 +143,8 @@ class _LayoutBuffer:
         if not strided:
             return StaticLayout(segment_ids, seqlens, cu_seqlens, longest)
         ids, counts, strided_rows = strided
-        return StaticLayout(
-            segment_ids, seqlens, cu_seqlens, longest, (StaticLayout(ids, counts, cu_seqlens, longest), strided_rows)
-        )
+        of_strided = StaticLayout(ids, counts, cu_seqlens, longest)
+        return StaticLayout(segment_ids, seqlens, cu_seqlens, longest, self.stride, (of_strided, strided_rows))
 
     def _to_numbers(self, host: PackedLayout, num_strided: int) -> list[Tensor]:
         """What goes to the device of a layout; its last utterance takes the strided frames that are left over too."""

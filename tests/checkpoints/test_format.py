@@ -66,7 +66,7 @@ def edit(metadata, **changes):
         ),
         (
             lambda m, t: m.pop("daisy"),
-            "a .safetensors file, but not a daisy checkpoint; other forms are read by .*converters.convert",
+            "a .safetensors file, but not a daisy checkpoint; other forms are read by daisy.checkpoints.convert",
         ),
         (lambda m, t: m.update(daisy='{"format_version": 2}'), "format version 2, this daisy reads 1; update daisy"),
         (lambda m, t: m.update(daisy="{"), "damaged configuration"),
@@ -94,7 +94,7 @@ def test_truncated_missing_and_foreign_files(tmp_path):
     with pytest.raises(CheckpointError, match="not a whole .safetensors file"):
         daisy.load(path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="other forms are read by daisy.checkpoints.converters.convert"):
+    with pytest.raises(CheckpointError, match="other forms are read by daisy.checkpoints.convert"):
         daisy.load(tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint; bundled models: daisy-mini"):
         daisy.load("daisy-minni")

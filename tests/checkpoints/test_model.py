@@ -112,7 +112,7 @@ def test_policy_files_that_are_not_for_this_model(saved, tmp_path):
         (policies.Never(), {"threshold": 1.0}, "threshold cannot be set here: a policy that is made already has its"),
         (None, {}, "a policy is wanted (daisy.policies), found NoneType"),
         (policies.Never(), {"keep": "first"}, "keep must be one of all, last, found 'first'"),
-        (policies.Never(), {"score_stride": 0}, "score_stride must be at least 1 frame, found 0"),
+        (policies.Never(), {"score_stride": 0}, "score_stride must be a whole number of frames, at least 1, found 0"),
         (policies.Never(), {"scores": ["entropi"]}, "unknown score 'entropi': did you mean entropy?"),
     ],
 )

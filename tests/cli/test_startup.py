@@ -1,7 +1,7 @@
 """What needs no model is answered at once: help, the version, and what is typed wrongly."""
 
 import json
-import time
+import resource
 
 import pytest
 
@@ -9,7 +9,7 @@ from daisy.version import __version__
 from tests.cli.running import run_python
 
 HEAVY = ["torch", "torchaudio", "numpy", "scipy", "soundfile", "safetensors", "sklearn", "matplotlib", "rich"]
-MAX_SECONDS = 1.5
+MAX_SECONDS = 1.0
 CODE = f"""
 import json, sys
 from daisy.cli import main
@@ -33,12 +33,16 @@ COMMANDS = [
 
 
 def answer(*arguments):
-    """Exit status, heavy modules, stdout, stderr, and the seconds that it took: the fastest of up to three tries."""
+    """Exit status, heavy modules, stdout, stderr, and the seconds of a processor that it took: the least of three tries.
+
+    Not the seconds on the clock, which are those of whatever else the machine does.
+    """
     fastest = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run_python(CODE, *arguments)
-        fastest = min(fastest, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if fastest < MAX_SECONDS:
             break
     out, _, last = done.stdout.decode().rstrip().rpartition("\n")

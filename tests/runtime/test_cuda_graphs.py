@@ -26,7 +26,7 @@ def map_tensors(change, value, kind=torch.Tensor):
     """What an operator is given or gives, with its tensors changed; torch's own is four times as slow."""
     if isinstance(value, kind):
         return change(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)([map_tensors(change, item, kind) for item in value])
     if isinstance(value, dict):
         return {name: map_tensors(change, item, kind) for name, item in value.items()}

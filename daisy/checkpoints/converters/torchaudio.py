@@ -21,7 +21,6 @@ from daisy.models.lengths import HUBERT_CONV
 _POSITION = r"encoder\.transformer\.pos_conv_embed\.conv\."
 _KNOWN = r"((?:feature_extractor|encoder)\..*)"
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
-FIRST_CONV = "feature_extractor.conv_layers.0.conv.weight"
 GUESSED = ("num_heads", "pre_norm", "normalize", "pos_groups", "sample_rate")
 
 

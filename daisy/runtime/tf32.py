@@ -1,0 +1,65 @@
+"""Whether float32 products and convolutions may use TF32, by whichever of torch's two ways it was set.
+
+Since torch 2.9 there is ``fp32_precision`` beside ``allow_tf32``; where the former was set, reading the latter fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+_SETTING = threading.Lock()
+
+
+def products_may_use_tf32() -> bool:
+    """Tell whether float32 products may use TF32 on CUDA devices."""
+    try:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:
+        return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
+
+
+def convolutions_may_use_tf32() -> bool:
+    """Tell whether float32 convolutions may use TF32 on CUDA devices."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return str(torch.backends.cudnn.conv.fp32_precision) == "tf32"  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def allow_tf32_as_convolutions(dtype: torch.dtype) -> Iterator[None]:
+    """Let products use TF32 where convolutions may: torch's defaults differ, and these stand for convolutions.
+
+    The setting is the process's: products of other threads see it meanwhile.
+
+    Args:
+        dtype: of the products; only float32 ones are concerned.
+    """
+    if dtype != torch.float32 or products_may_use_tf32() == convolutions_may_use_tf32():
+        yield
+        return
+    with _SETTING, _set_products(convolutions_may_use_tf32()):
+        yield
+
+
+@contextlib.contextmanager
+def _set_products(may_use_tf32: bool) -> Iterator[None]:
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        precision = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if may_use_tf32 else "ieee"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = precision
+        return
+    torch.set_float32_matmul_precision("high" if may_use_tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
