@@ -33,7 +33,7 @@ COMMANDS = [
 
 
 def answer(*arguments):
-    """Exit status, heavy modules, stdout, stderr, and the seconds of a processor that it took: the least of three tries.
+    """Exit status, heavy modules, stdout, stderr, and the processor's seconds that it took: the least of three tries.
 
     Not the seconds on the clock, which are those of whatever else the machine does.
     """

@@ -121,6 +121,17 @@ def test_a_study_names_its_conditions(traces):
     )
 
 
+def test_the_loss_of_each_layer_is_weighted_as_all_others(traces):
+    tune, test = traces.halves(1)
+    weights = torch.rand(len(test), generator=torch.Generator().manual_seed(0)) ** 8
+    weighted = dataclasses.replace(test, weights=weights)
+    compared = study.compare_policies(tune, weighted, names=["fixed"], depth=0.5, depths=[])
+    clean = weighted.of_condition("clean")
+    expected = (clean.losses["disagreement"] * clean.weights[:, None]).sum(0) / clean.weights.sum()
+    assert compared.layers["clean"]["disagreement"] == pytest.approx(expected.tolist())
+    assert abs(expected - clean.losses["disagreement"].mean(0)).max() > 0.003
+
+
 def test_spearman_over_conditions():
     def verdict(condition, layer):
         table = Traces(

@@ -179,3 +179,8 @@ def test_arguments_of_a_wrong_kind_are_refused(encoder, given, options):
 def test_samples_beyond_float32_are_refused(encoder):
     with pytest.raises(AudioError, match="utterance 0 holds samples that are NaN or infinite"):
         encoder(torch.full((800,), 1e300, dtype=torch.float64))
+
+
+def test_arrays_in_another_machines_byte_order_are_read(encoder, batch):
+    waveform = batch[0].numpy()
+    assert_same_output(encoder(waveform.astype(">f4")), encoder(waveform))

@@ -1,0 +1,38 @@
+"""Whether products may use TF32 is read by whichever of torch's two ways it was set, and left as it was."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from daisy.runtime.tf32 import allow_tf32_as_convolutions, convolutions_may_use_tf32, products_may_use_tf32
+
+
+def test_products_follow_convolutions_for_a_while(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    assert not products_may_use_tf32()
+    assert convolutions_may_use_tf32()
+    with allow_tf32_as_convolutions(torch.float32):
+        assert products_may_use_tf32()
+    with allow_tf32_as_convolutions(torch.bfloat16):
+        assert not products_may_use_tf32()
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has one way of setting it")
+@pytest.mark.parametrize(("products", "convolutions"), [("tf32", "ieee"), ("ieee", "tf32")])
+def test_the_newer_settings_are_read_and_restored(products, convolutions):
+    code = f"""
+import torch
+from daisy.runtime.tf32 import allow_tf32_as_convolutions, convolutions_may_use_tf32, products_may_use_tf32
+torch.backends.cuda.matmul.fp32_precision = {products!r}
+torch.backends.cudnn.conv.fp32_precision = {convolutions!r}
+assert products_may_use_tf32() == ({products!r} == "tf32")
+assert convolutions_may_use_tf32() == ({convolutions!r} == "tf32")
+with allow_tf32_as_convolutions(torch.float32):
+    assert products_may_use_tf32() == ({convolutions!r} == "tf32")
+assert torch.backends.cuda.matmul.fp32_precision == {products!r}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
