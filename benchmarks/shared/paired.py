@@ -28,7 +28,7 @@ class Times:
 
     def over(self, other: Times) -> tuple[float, float, float]:
         """Return the median, lower and upper quartile of the turns' ratios of this to another system's time."""
-        return summarise([mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
+        return summarise([seconds / others for seconds, others in zip(self.seconds, other.seconds, strict=True)])
 
 
 def summarise(values: list[float]) -> tuple[float, float, float]:

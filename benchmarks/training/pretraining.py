@@ -108,14 +108,14 @@ def count_units(*sets: UnitSet) -> int:
 
 
 def measure(
-    models: dict[str, daisy.Model], folders: dict[str, tuple[Path, Path]], own: set[tuple[str, str]], quick: bool
+    models: dict[str, daisy.Model], folders: dict[str, tuple[Path, Path]], own_heads: set[tuple[str, str]], quick: bool
 ) -> list[Row]:
     """Measure networks on units: a row for each units, network, classifier and condition.
 
     Args:
         models: name to network; each runs once for all units.
         folders: name of units to the folders of manifests and of units.
-        own: (network, units) where the network's own head is measured too.
+        own_heads: (network, units) where the network's own prediction head is measured too.
         quick: whether a few recordings do.
     """
     bank = read_noises("train")
@@ -131,7 +131,7 @@ def measure(
             (units, "fitted"): fit_classifier(states, targets[:, column], num_units)
             for column, units in enumerate(folders)
         }
-        classifiers |= {(units, "own"): model.final_head for units in folders if (name, units) in own}
+        classifiers |= {(units, "own"): model.final_head for units in folders if (name, units) in own_heads}
         of_model = [
             row
             for condition in CONDITIONS

@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 import yaml
 
 from benchmarks.minisuperb import tasks
@@ -73,3 +75,14 @@ def test_the_best_checkpoint_or_the_last(tmp_path):
     assert choose(tmp_path, 20, False).name == "states-20.ckpt"
     (tmp_path / "dev-clean-best.ckpt").unlink()
     assert choose(tmp_path, 20, True).name == "states-20.ckpt"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_keywords_are_read_3_db_softer(tmp_path):
+    expert = pytest.importorskip("benchmarks.minisuperb.downstream.keywords.expert", reason="needs s3prl")
+    soundfile.write(tmp_path / "a.wav", numpy.full(160, 0.5), 16000)
+    waveform, rate = expert.read_softer(
+        str(tmp_path / "a.wav"), [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
+    )
+    assert (tuple(waveform.shape), rate) == ((1, 160), 16000)
+    assert waveform.unique().tolist() == pytest.approx([0.5 * 10 ** (-3 / 20)], abs=1e-4)
