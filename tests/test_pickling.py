@@ -163,13 +163,10 @@ OTHERS = {
     ),
 }
 """How each is made, and what it says or does."""
-CLOSURES = pytest.mark.xfail(reason="defect: closures, which cannot be pickled", raises=AttributeError)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_else_is_public(request, traces, copied, name):
-    if name == "PolicyFamily" and copied is not copy.deepcopy:
-        request.applymarker(CLOSURES)
+def test_what_else_is_public(traces, copied, name):
     make, describe = OTHERS[name]
     value = make(traces)
     assert describe(copied(value)) == describe(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -34,7 +35,10 @@ FULL_MODEL_FAMILIES = ("forecast", "agreement")
 
 
 class PolicyFamily(NamedTuple):
-    """All policies of one kind, from the safest (0, runs everything) to the cheapest (1)."""
+    """All policies of one kind, from the safest (0, runs everything) to the cheapest (1).
+
+    Its functions are of modules, with what was learnt bound to them, so that it can be pickled.
+    """
 
     at: Callable[[float], Policy]
     """The policy at a quantile from 0 to 1."""
@@ -67,18 +71,25 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     elif name == "agreement":
         at = _of_agreement(traces, loss)
     elif name == "fixed":
-        last = traces.num_layers
-        at = lambda quantile: policies.Fixed(layer=round(last - quantile * (last - 1)))  # noqa: E731
+        at = partial(_cut_at, num_layers=traces.num_layers)
     elif name in traces.scores:
         at = _of_column(name, traces, loss)
     else:
         raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
-    return PolicyFamily(at, lambda quantile: at(quantile).exit_layers(readable_scores(traces)))
+    return PolicyFamily(at, partial(_exit_at, at=at, scores=readable_scores(traces)))
 
 
 def readable_scores(traces: Traces) -> dict[str, Tensor]:
     """Return the scores to decide from; a policy that reads none needs their shape."""
     return traces.scores or {"none": torch.zeros(len(traces), traces.num_layers)}
+
+
+def _exit_at(quantile: float, at: Callable[[float], Policy], scores: dict[str, Tensor]) -> Tensor:
+    return at(quantile).exit_layers(scores)
+
+
+def _cut_at(quantile: float, num_layers: int) -> Policy:
+    return policies.Fixed(layer=round(num_layers - quantile * (num_layers - 1)))
 
 
 def _scores(traces: Traces, name: str, policy: str) -> Tensor:
@@ -96,12 +107,16 @@ def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callab
     values = sign * _scores(traces, score, name)[:, :-1].double()
     values = values[values.isfinite()].sort().values
     never = 0.0 if name == "entropy" else -sign * NEVER_EXIT
+    make = partial(_make_with, name=name, knob=knob, settings=settings)
+    return partial(_threshold_at, make=make, sign=sign, values=values, never=never)
 
-    def at(quantile: float) -> Policy:
-        value = never if quantile <= 0 else sign * _quantile(values, quantile)
-        return policies.make_policy(name, {**settings, knob: value})
 
-    return at
+def _make_with(value: float, name: str, knob: str, settings: dict[str, Any]) -> Policy:
+    return policies.make_policy(name, {**settings, knob: value})
+
+
+def _threshold_at(quantile: float, make: Callable[[float], Policy], sign: int, values: Tensor, never: float) -> Policy:
+    return make(never if quantile <= 0 else sign * _quantile(values, quantile))
 
 
 def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Policy]:
@@ -110,12 +125,8 @@ def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Poli
     below = bool(((values - values.mean()) * (wanted - wanted.mean())).sum() >= 0)
     sign = 1 if below else -1
     ordered = (sign * values).flatten().sort().values
-
-    def at(quantile: float) -> Policy:
-        value = -sign * NEVER_EXIT if quantile <= 0 else sign * _quantile(ordered, quantile)
-        return policies.Score(column=column, threshold=value, below=below)
-
-    return at
+    make = partial(_make_with, name="score", knob="threshold", settings={"column": column, "below": below})
+    return partial(_threshold_at, make=make, sign=sign, values=ordered, never=-sign * NEVER_EXIT)
 
 
 def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) -> PolicyFamily:
@@ -125,10 +136,6 @@ def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) ->
     if not features:
         raise PolicyError(f"policy {name} needs scores to learn from; the traces have none of those it reads")
     learnt = forecast.fit_gains(traces.scores, wanted, features)
-
-    def at(quantile: float) -> Policy:
-        return policies.make_policy(name, {**learnt._asdict(), **settings, "price": _price(prices, quantile)})
-
     held_out = torch.zeros(len(traces), traces.num_layers - 1, dtype=torch.float64)
     for fold in forecast.split_folds(traces.groups):
         rest = torch.ones(len(traces), dtype=torch.bool)
@@ -139,12 +146,14 @@ def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) ->
         assert isinstance(rule, LookAhead)
         held_out[fold] = critical_prices(rule, {f: traces.scores[f][fold] for f in features}).double()
     prices = held_out.flatten().sort().values
+    make = partial(_make_with, name=name, knob="price", settings={**learnt._asdict(), **settings})
+    at = partial(_threshold_at, make=make, sign=1, values=prices, never=-NEVER_EXIT)
+    return PolicyFamily(at, partial(_exit_at_price, held_out=held_out, prices=prices))
 
-    def exit_layers(quantile: float) -> Tensor:
-        stays = (held_out > _price(prices, quantile)).long()
-        return 1 + stays.cumprod(1).sum(1)
 
-    return PolicyFamily(at, exit_layers)
+def _exit_at_price(quantile: float, held_out: Tensor, prices: Tensor) -> Tensor:
+    price = -NEVER_EXIT if quantile <= 0 else _quantile(prices, quantile)
+    return 1 + (held_out > price).long().cumprod(1).sum(1)
 
 
 def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
@@ -156,10 +165,6 @@ def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _price(prices: Tensor, quantile: float) -> float:
-    return -NEVER_EXIT if quantile <= 0 else _quantile(prices, quantile)
-
-
 def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:
     entropy, losses = _scores(traces, "entropy", "agreement"), _scores(traces, loss, "agreement")
     order = entropy[:, :-1].argsort(0)
@@ -168,17 +173,17 @@ def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:
     bounds = torch.cat([sorted_entropy, beyond])
     counts = torch.arange(1, len(entropy) + 1, dtype=torch.float64)[:, None]
     accepted_loss = losses[:, :-1].gather(0, order).double().cumsum(0) / counts  # of those up to each entropy
-    rates = accepted_loss.flatten().sort().values
+    return partial(_agreement_at, accepted_loss=accepted_loss, bounds=bounds)
 
-    def at(quantile: float) -> Policy:
-        allowed = -1.0 if quantile <= 0 else _quantile(rates, quantile)
-        accepted = (accepted_loss <= allowed).long() * torch.arange(1, len(entropy) + 1)[:, None]
-        rows = accepted.amax(0)  # 0: nobody may leave there
-        last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
-        thresholds = torch.where(rows > 0, (last + first) / 2, 0.0)  # halfway to who may not: as in `find_quantile`
-        return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
-    return at
+def _agreement_at(quantile: float, accepted_loss: Tensor, bounds: Tensor) -> Policy:
+    allowed = -1.0 if quantile <= 0 else _quantile(accepted_loss.flatten().sort().values, quantile)
+    accepted = (accepted_loss <= allowed).long() * torch.arange(1, len(accepted_loss) + 1)[:, None]
+    rows = accepted.amax(0)  # 0: nobody may leave there
+    last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
+    # Halfway to who may not, as in `daisy.calibration.depth.find_quantile`.
+    thresholds = torch.where(rows > 0, (last + first) / 2, 0.0)
+    return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
 
 def _quantile(values: Tensor, quantile: float) -> float:
