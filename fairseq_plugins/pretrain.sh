@@ -12,7 +12,7 @@
 #   UPDATES="400 1700"    of each iteration, as many as there are; the default suits a small network with a warm start
 #   UNITS="100 100"       clusters of each iteration (the last number holds for all after it): of MFCC for iteration 1,
 #                         then of a layer of the iteration before
-#   LAYER="12 12"         that layer for iterations 2, 3 and so on, each recording's mean taken off; benchmarks/units.py
+#   LAYER="12 12"         that layer for iterations 2, 3 and so on, each recording's mean taken off; benchmarks.training.units
 #                         measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
 set -euo pipefail
