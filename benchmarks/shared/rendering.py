@@ -27,7 +27,7 @@ def render_source(result: Result, threads: bool = True) -> str:
 
 
 def as_module_command(command: str) -> str:
-    """Rewrite a command of when scripts were called by their files: "python benchmarks/NAME.py" is typed otherwise now."""
+    """Rewrite a command from when scripts were called by their files, so that it can be typed."""
 
     def rewrite(match: re.Match[str]) -> str:
         (script,) = HERE.glob(f"**/{match[1].rpartition('/')[2]}.py")
