@@ -13,7 +13,14 @@ import signal
 import socket
 import sys
 
-IMPORTED = ("fairseq_cli.hydra_train", "torch._dynamo", "sklearn.cluster", "daisy.encoder", "daisy.extraction.units")
+IMPORTED = (
+    "fairseq_cli.hydra_train",
+    "torch._dynamo",
+    "sklearn.cluster",
+    "pyroomacoustics",
+    "daisy.encoder",
+    "daisy.extraction.units",
+)
 CRASHED = 70
 """Exit status of a program that was killed."""
 
