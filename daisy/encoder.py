@@ -15,7 +15,7 @@ from daisy.models.heads import missing_heads
 from daisy.models.lengths import count_frames
 from daisy.models.packing import PackedLayout
 from daisy.policies import Policy
-from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores, check_scores, draws
+from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores, check_scores, make_draws
 from daisy.runtime.batch_state import BatchState
 from daisy.runtime.batches import split_batch
 from daisy.runtime.cuda_graphs import make_layer_runner
@@ -201,7 +201,7 @@ class EarlyExitEncoder(nn.Module):
             score_stride=self.score_stride,
         )
         if "draw" in self.score_names:
-            batch.draws = draws(utterances)
+            batch.draws = make_draws(utterances)
         with self._layer_runner().batch_session(with_head_outputs=observe is not None) as runner:
             states = runner.begin(utterances, batch.layout)
             batch.record_states(states)

@@ -25,7 +25,7 @@ from fairseq_plugins.masked import SPECIAL_SYMBOLS
 from fairseq_plugins.model import read_backbone
 
 
-def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
+def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
     """Make what fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
 
     Raises:
@@ -35,8 +35,8 @@ def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, 
         raise CheckpointError("has no prediction head of its own, and fairseq's HuBERT is built with one")
     cfg = {
         **_plain(FairseqConfig),
-        "model": {**_plain(HubertConfig), **model_fields(model), "_name": "hubert"},
-        "task": {**_plain(HubertPretrainingConfig), **task_fields(model), "_name": "hubert_pretraining"},
+        "model": {**_plain(HubertConfig), **make_model_fields(model), "_name": "hubert"},
+        "task": {**_plain(HubertPretrainingConfig), **make_task_fields(model), "_name": "hubert_pretraining"},
     }
     units = Dictionary()
     for unit in range(model.final_head.num_units - SPECIAL_SYMBOLS):
@@ -56,7 +56,7 @@ def stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, 
     }
 
 
-def model_fields(model: checkpoints.Model) -> dict[str, Any]:
+def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
     """Make the fields of fairseq's model configuration, of which daisy's converter makes ours again."""
     config: BackboneConfig = model.backbone.config
     return {
@@ -77,7 +77,7 @@ def model_fields(model: checkpoints.Model) -> dict[str, Any]:
     }
 
 
-def task_fields(model: checkpoints.Model) -> dict[str, Any]:
+def make_task_fields(model: checkpoints.Model) -> dict[str, Any]:
     """Make the fields of fairseq's task configuration."""
     config = model.backbone.config
     return {
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="float16 weights")
     arguments = parser.parse_args()
     try:
-        content = stock_checkpoint(read_backbone(arguments.source), arguments.half)
+        content = make_stock_checkpoint(read_backbone(arguments.source), arguments.half)
         _files.write(arguments.target, lambda stream: torch.save(content, stream))
     except DaisyError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

@@ -20,7 +20,7 @@ SPARE_FRAMES = 5
 """Frames by which units and frames of a recording may differ: other windows, other ends."""
 
 
-def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
+def draw_spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
     """Draw masked frames, (T,) bool, as in HuBERT's pre-training (static spans that may overlap, at least two)."""
     count = max(2, int(mask_prob * num_frames / mask_length + generator.random()))
     length = min(mask_length, max(1, num_frames - 1))
@@ -31,7 +31,7 @@ def spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.
 
 
 @torch.no_grad()
-def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
+def run_masked(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
     """Run a waveform (N,) to the last layer (T, D), with the masked frames (T,) replaced by the mask embedding."""
     backbone = model.backbone
     features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
@@ -40,7 +40,7 @@ def states(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
     return backbone.run_layers(backbone.position(projected, num_frames), num_frames)[-1][0]
 
 
-def masked_frames(
+def gather_masked_frames(
     model: Model,
     waveforms: Sequence[Tensor],
     units: Sequence[Tensor],
@@ -71,9 +71,9 @@ def masked_frames(
         num_frames = count_frames(len(waveform), model.backbone.config.conv_layers)
         if abs(num_frames - len(wanted)) > SPARE_FRAMES:
             raise UsageError(f"{len(wanted)} units for {num_frames} frames: make units at the rate of the frames")
-        where = spans(num_frames, mask_prob, mask_length, generator)
+        where = draw_spans(num_frames, mask_prob, mask_length, generator)
         where[len(wanted) :] = False
-        masked_states.append(states(model, waveform, where)[where])
+        masked_states.append(run_masked(model, waveform, where)[where])
         targets.append(wanted[: len(where)][where[: len(wanted)]])
     return torch.cat(masked_states), torch.cat(targets)
 
@@ -88,7 +88,7 @@ def refit(model: Model, masked_states: Tensor, units: Tensor, num_units: int) ->
     Args:
         model: changed in place; keeps its projection, and gets one that changes nothing where it had no head. Loses its
             exit heads and policies, which were of the old units.
-        masked_states: (S, D), of `masked_frames`.
+        masked_states: (S, D), of `gather_masked_frames`.
         units: (S,), 0 to ``num_units`` - 1.
         num_units: K, without special symbols.
 

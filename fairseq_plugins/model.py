@@ -59,7 +59,7 @@ class DaisyHubert(BaseFairseqModel):
             HeadsConfig(
                 num_layers=parts.backbone.config.num_layers,
                 width=parts.backbone.config.width,
-                num_units=num_units(parts, task),
+                num_units=find_num_units(parts, task),
                 regressors=not cfg.no_regressors,
             )
         )
@@ -201,7 +201,7 @@ def read_backbone(path: str) -> checkpoints.Model:
     return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
 
 
-def num_units(parts: checkpoints.Model, task: Any) -> int:
+def find_num_units(parts: checkpoints.Model, task: Any) -> int:
     """Find the width of the heads: that of the task's labels where it has any, else the teacher's.
 
     Raises:

@@ -104,7 +104,7 @@ class CorruptedSpeech(BaseWrapperDataset):
         source = self.augmenter(self.augmenter.change_speed(source, speed), generator)
         if self.normalize:
             source = F.layer_norm(source, source.shape)
-        return {"id": index, "source": source, "label_list": [_stretched(each, speed) for each in labels]}
+        return {"id": index, "source": source, "label_list": [_stretched(units, speed) for units in labels]}
 
     def _audio(self, index: int) -> Tensor:
         """A recording's samples, (N,); one that a balanced manifest lists many times is kept once."""
@@ -126,7 +126,7 @@ class CorruptedSpeech(BaseWrapperDataset):
         start = int(torch.randint(spare + 1, (1,), generator=generator)) if self.dataset.random_crop else 0
         first = start * self.samples_per_label
         stop = start + -(-wanted // self.samples_per_label)
-        return source[first : first + wanted], [each[start:stop] for each in labels]
+        return source[first : first + wanted], [units[start:stop] for units in labels]
 
 
 def _stretched(labels: Tensor, speed: float) -> Tensor:

@@ -33,7 +33,7 @@ def read_units(path: Path) -> list[Tensor]:
         raise UsageError(f"{path}: not a file of units, one line a recording ({error})") from None
 
 
-def num_units(dictionary: Path) -> int:
+def count_units(dictionary: Path) -> int:
     """Count the units of a fairseq dictionary.
 
     Raises:
@@ -61,8 +61,8 @@ def main() -> None:
             raise UsageError(f"{arguments.units}: {len(units)} lines for {len(recordings)} recordings")
         chosen = random.Random(0).sample(range(len(recordings)), min(arguments.recordings, len(recordings)))
         waveforms = [audio.read(recordings[index].path) for index in chosen]
-        states, masked_units = masked.masked_frames(model, waveforms, [units[index] for index in chosen])
-        unmet = masked.refit(model, states, masked_units, num_units(arguments.units.with_name("dict.km.txt")))
+        states, masked_units = masked.gather_masked_frames(model, waveforms, [units[index] for index in chosen])
+        unmet = masked.refit(model, states, masked_units, count_units(arguments.units.with_name("dict.km.txt")))
         checkpoints.save(model, arguments.out)
         if unmet:
             print(f"note: {unmet} units not met in {len(chosen)} recordings start at random", file=sys.stderr)

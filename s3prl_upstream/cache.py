@@ -165,7 +165,7 @@ class StateCache:
         self._expected = None
         size = sum(utterance.states.numel() for utterance in utterances) * self.dtype.itemsize * num_batches
         more = size * num_missing / len(utterances)
-        free = shutil.disk_usage(next(each for each in (self.folder, *self.folder.parents) if each.exists())).free
+        free = shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())).free
         short = "; NOT ENOUGH: --cache-dtype, -l, -s or --cache-mean make it smaller" if more > free else ""
         num_cached = len(utterances) - num_missing
         print(

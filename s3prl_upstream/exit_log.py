@@ -96,7 +96,7 @@ class ExitLog:
         sums.cache_sec += batch.cache_sec
         lines = []
         for name, utterance in zip(
-            names or [each.audio[:16] for each in batch.utterances], batch.utterances, strict=True
+            names or [utterance.audio[:16] for utterance in batch.utterances], batch.utterances, strict=True
         ):
             sums.utterances_run += 1
             sums.utterances_cached += utterance.cached
@@ -131,8 +131,8 @@ class ExitLog:
             except (OSError, ValueError, KeyError, TypeError):
                 raise OutputError(f"{path}: not a summary of daisy's; move it away") from None
             totals = self.totals()
-            own = [{"run": self.run, **self.settings, "splits": totals}] if totals else []
-            _files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *own]})
+            this_run = [{"run": self.run, **self.settings, "splits": totals}] if totals else []
+            _files.write_json(path, {"format_version": FORMAT_VERSION, "runs": [*others, *this_run]})
 
     def report(self) -> str:
         """Report one line for each split: mean exit layer, share of the operations, seconds."""

@@ -108,7 +108,7 @@ class UpstreamExpert(UpstreamBase):
         policy = self.encoder.policy
         self.records = full or isinstance(policy, Window)
         if self.records:
-            self._runs(frozen.recorder(self.encoder, full))
+            self._runs(frozen.make_recorder(self.encoder, full))
         self.cache = StateCache(
             folder,
             checkpoint=self.digest,
@@ -163,7 +163,7 @@ class UpstreamExpert(UpstreamBase):
         self._let_go()
         if self.executed_only:
             return {**outputs, "states": states}
-        layers = padded(states, self.num_layers)
+        layers = pad_states(states, self.num_layers)
         outputs |= {f"hidden_state_{layer}": state for layer, state in enumerate(layers)}
         return {**outputs, "hidden_states": layers, "last_hidden_state": layers[-1]}
 
@@ -196,7 +196,7 @@ class UpstreamExpert(UpstreamBase):
 
         batch = cache.batch(digests, self.encoder.backbone.device, compute)
         if self.records:
-            batch.utterances = frozen.decided(policy, batch.utterances, self.needs)
+            batch.utterances = frozen.decide_exits(policy, batch.utterances, self.needs)
         batch.cache_sec += digest_sec
         return batch
 
@@ -225,7 +225,7 @@ class UpstreamExpert(UpstreamBase):
         return Batch(utterances=utterances, computed_sec=time.perf_counter() - start)
 
 
-def padded(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
+def pad_states(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
     """Pad (exit_layer + 1, T_b, D) of each utterance to L + 1 tensors (B, T, D).
 
     Missing layers are the exit layer's. An utterance goes on with its last frame, as ``s3prl.nn`` lets it: its states

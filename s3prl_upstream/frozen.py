@@ -119,10 +119,10 @@ def encode(
     return batch
 
 
-def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
+def make_recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
     """Make an encoder for a cache, which runs as far as exits can come and notes the scores, in any batch alike.
 
-    From these `decided` makes each batch's exits.
+    From these `decide_exits` makes each batch's exits.
 
     Args:
         encoder: whose policy decides.
@@ -138,12 +138,12 @@ def recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
 
 
 def recorded_needs(needs: Needs) -> Needs:
-    """Return what `recorder`'s utterances keep: all layers, for the exit is not known yet."""
+    """Return what `make_recorder`'s utterances keep: all layers, for the exit is not known yet."""
     return replace(needs, layer="all")
 
 
-def decided(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
-    """Decide the exits of a batch whose utterances a `recorder` made, with `recorded_needs` of them."""
+def decide_exits(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
+    """Decide the exits of a batch whose utterances a `make_recorder` made, with `recorded_needs` of them."""
     needs = Needs(layer=needs.layer)  # the mean was taken before
     scores = {name: torch.stack([run.scores[name] for run in recorded]) for name in recorded[0].scores}
     exits = policy.exit_layers(scores).tolist()

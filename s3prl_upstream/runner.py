@@ -78,16 +78,16 @@ class ExitRunner(Runner):
         """
         encoder = expert.encoder
         policy = [encoder.policy.to_config(), encoder.score_stride]
-        own = {"checkpoint": expert.digest, "policy": hashlib.sha256(_canonical(policy)).hexdigest()}
+        made_with = {"checkpoint": expert.digest, "policy": hashlib.sha256(_canonical(policy)).hexdigest()}
         asked = self.args.override or ""
         for name, option in (("checkpoint", "upstream_ckpt"), ("policy", "upstream_model_config")):
             before = self.args.daisy.get(name)
-            if self.args.past_exp and before not in (None, own[name]) and f"args.{option}" not in asked:
+            if self.args.past_exp and before not in (None, made_with[name]) and f"args.{option}" not in asked:
                 raise UsageError(
                     f"the {name} is no longer the one that {self.args.past_exp} was trained with; "
                     f"-o args.{option}=... takes another on purpose"
                 )
-        self.args.daisy = {**self.args.daisy, **own}
+        self.args.daisy = {**self.args.daisy, **made_with}
 
     def _get_featurizer(self) -> ModelEntry:
         if self.expert is None:
@@ -217,7 +217,7 @@ def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]
     parameters = list(inspect.signature(model.forward).parameters)[2:]
     for name, value in zip(parameters, others, strict=False):
         if NAMES.fullmatch(name) and isinstance(value, list | tuple) and len(value) == batch:
-            return [str(each) for each in value]
+            return [str(item) for item in value]
     return []
 
 

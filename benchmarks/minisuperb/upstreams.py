@@ -120,11 +120,11 @@ def make_stock_checkpoint(model: str, path: Path) -> Path:
     try:
         from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
 
-        from fairseq_plugins.export import stock_checkpoint
+        from fairseq_plugins.export import make_stock_checkpoint
         from fairseq_plugins.model import read_backbone
     except ModuleNotFoundError as error:
         raise UsageError(f"upstream hubert needs {error.name}: pip install 'daisy-speech[fairseq,s3prl]'") from None
-    content = stock_checkpoint(read_backbone(model))
+    content = make_stock_checkpoint(read_backbone(model))
     fairseq_form = path.with_name("hubert_fairseq.pt")
     _files.write(fairseq_form, lambda stream: torch.save(content, stream))
     beside = path.with_suffix(".part")

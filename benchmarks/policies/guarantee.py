@@ -63,7 +63,7 @@ def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[R
 def _measure_loss(
     loss: str, policy: str, learning: Traces, certifying: Traces, test: Traces, noisy_test: Traces, seed: int
 ) -> list[Row]:
-    ladder = guarantee.ladder(policy, learning, loss)
+    ladder = guarantee.make_ladder(policy, learning, loss)
     certifying_exits, test_exits, noisy_exits = (
         guarantee.compute_exits(ladder, runs) for runs in (certifying, test, noisy_test)
     )

@@ -160,12 +160,12 @@ def build_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
 
 def _save_stock(backbone: Backbone, folder: Path) -> Path:
     """Save a backbone as fairseq's own code reads it."""
-    from fairseq_plugins.export import stock_checkpoint
+    from fairseq_plugins.export import make_stock_checkpoint
 
     head = FinalHead(backbone.config.width, 256, NUM_UNITS)
     backbone = copy.deepcopy(backbone).cpu()
     path = folder / "fairseq.pt"
-    torch.save(stock_checkpoint(checkpoints.Model(backbone=backbone, final_head=head)), path)
+    torch.save(make_stock_checkpoint(checkpoints.Model(backbone=backbone, final_head=head)), path)
     return path
 
 

@@ -56,8 +56,8 @@ def judge(model: Model, runs: Path) -> dict[str, Any]:
 
 def measure_masked_loss(model: Model, train: UnitSet, valid: UnitSet) -> float:
     """Measure the loss (nats) of masked frames' units, by a classifier that is fitted on other recordings."""
-    classifier = fit_classifier(*masked.masked_frames(model, *train, seed=1), count_units(train, valid))
-    states, targets = masked.masked_frames(model, *valid, seed=2)
+    classifier = fit_classifier(*masked.gather_masked_frames(model, *train, seed=1), count_units(train, valid))
+    states, targets = masked.gather_masked_frames(model, *valid, seed=2)
     return float(torch.nn.functional.cross_entropy(classifier(states), targets))
 
 

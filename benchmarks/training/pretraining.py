@@ -126,7 +126,7 @@ def measure(
     num_units = count_units(train, dev)
     rows = []
     for name, model in models.items():
-        states, targets = masked.masked_frames(model, *train, seed=1)
+        states, targets = masked.gather_masked_frames(model, *train, seed=1)
         classifiers: dict[tuple[str, str], nn.Module | None] = {
             (units, "fitted"): fit_classifier(states, targets[:, column], num_units)
             for column, units in enumerate(folders)
@@ -154,7 +154,7 @@ def measure_condition(
 ) -> list[Row]:
     """Measure a network's classifiers, by (units, kind), in one condition; ``columns`` names the units' columns."""
     waveforms = apply_condition(condition, dev.waveforms, bank)
-    states, targets = masked.masked_frames(model, waveforms, dev.units, seed=2)
+    states, targets = masked.gather_masked_frames(model, waveforms, dev.units, seed=2)
     rows = []
     for (units, kind), classifier in classifiers.items():
         if classifier is None:

@@ -72,7 +72,7 @@ def calibrate_risk(
     """
     check_guarantee(alpha, delta, method, loss, ceiling, len(set(traces.groups)))
     learning, certifying = traces.split(LEARN_SHARE, seed)
-    ladder_policies = ladder(name, learning, loss)
+    ladder_policies = make_ladder(name, learning, loss)
     exits = compute_exits(ladder_policies, certifying)
     chosen = certify(exits, certifying, alpha, delta, method=method, loss=loss, ceiling=ceiling, seed=seed)
     if not chosen:  # none, or the first, which runs everything
@@ -104,7 +104,7 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
         )
 
 
-def ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
+def make_ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
     """List a family's policies from the safest to the cheapest, learnt from runs that do not certify."""
     family = fit_family(name, learn, loss)
     return [family.at(quantile) for quantile in numpy.linspace(0, 1, NUM_STEPS + 1)]

@@ -121,7 +121,7 @@ class Model(nn.Module):
             Fixed(layer=6)
         """
         stride = 1
-        if isinstance(policy, Path) or (isinstance(policy, str) and policy.endswith(".json")):
+        if isinstance(policy, Path) or (isinstance(policy, str) and _is_file_name(policy)):
             _refuse_settings(settings, "a policy file brings its own")
             policy, stride = self._read_policy(Path(policy))
         elif isinstance(policy, str):
@@ -190,6 +190,11 @@ class Model(nn.Module):
             f"device: {self.device}, dtype: {self.dtype}",
         ]
         return "Model(\n" + "".join(f"  {line}\n" for line in lines) + ")"
+
+
+def _is_file_name(policy: str) -> bool:
+    """Whether a text is no policy's name, and looks like a file's."""
+    return policy not in exit_policies.POLICIES and (bool(Path(policy).suffix) or Path(policy).is_file())
 
 
 def _refuse_settings(settings: Mapping[str, object], reason: str) -> None:

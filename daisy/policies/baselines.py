@@ -60,7 +60,7 @@ class Deadline(Policy):
 class Random(Policy):
     """An exit layer drawn from a histogram, whatever the audio: what a policy must beat to have any information.
 
-    The draw depends on the samples alone (`daisy.policies.scores.draws`), so that exits stay the same in any batch.
+    The draw depends on the samples alone (`daisy.policies.scores.make_draws`): exits stay the same in any batch.
     """
 
     name: ClassVar[str] = "random"

@@ -48,7 +48,7 @@ class HeadOutputs:
         features: (F, D), what layer ``layer`` gives the heads.
         layout: of the utterances.
         previous_units: (F',) units of the layer before; None at layer 1.
-        draws: (B,) of `draws`.
+        draws: (B,) of `make_draws`.
         stride: the heads look at every ``stride``-th frame of an utterance.
     """
 
@@ -166,7 +166,7 @@ def check_scores(names: Iterable[str]) -> None:
             raise PolicyError(unknown_name("score", name, SCORES))
 
 
-def draws(waveforms: Iterable[Tensor]) -> Tensor:
+def make_draws(waveforms: Iterable[Tensor]) -> Tensor:
     """Draw (B,) numbers from [0, 1): as good as random, and the same for the same samples (N_b,) in any batch."""
     content = [waveform.cpu().numpy().tobytes() for waveform in waveforms]
     return torch.tensor([zlib.crc32(samples) >> 8 for samples in content]).float() / 2**24

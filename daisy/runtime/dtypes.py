@@ -60,7 +60,7 @@ def check_device(device: str | torch.device) -> torch.device:
         raise UsageError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
-def floating(precision: Precision) -> Precision:
+def to_floating(precision: Precision) -> Precision:
     """Return the precision of what int8 leaves alone."""
     return "float32" if precision == "int8" else precision
 

@@ -20,7 +20,7 @@ from daisy.runtime.attention import attend
 from daisy.runtime.convolution import FourierConv
 from daisy.runtime.cpu_front_end import CpuFrontEnd
 from daisy.runtime.cuda_front_end import CudaFrontEnd
-from daisy.runtime.dtypes import STATE_DTYPES, Precision, floating, parse_dtype
+from daisy.runtime.dtypes import STATE_DTYPES, Precision, parse_dtype, to_floating
 from daisy.runtime.front_end import FrontEnd
 from daisy.runtime.linear import make_linear, pack_linear, padded_view
 from daisy.runtime.private_ops import has_varlen_attention
@@ -45,11 +45,11 @@ class PackedBackbone:
     def __init__(self, backbone: Backbone, precision: Precision = "float32"):
         parse_dtype(precision, backbone.device)
         self.config, self.dtype, self.device = backbone.config, STATE_DTYPES[precision], backbone.device
-        self.front_end = make_front_end(backbone, floating(precision))
+        self.front_end = make_front_end(backbone, to_floating(precision))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
         self.feature_norm = PackedNorm(projection.layer_norm, self.dtype)
-        self.projection = pack_linear(projection.projection, floating(precision))
+        self.projection = pack_linear(projection.projection, to_floating(precision))
         positions = transformer.pos_conv_embed.conv
         self.positional = FourierConv(positions.weight, positions.bias, self.config.pos_groups)
         self.norm = PackedNorm(transformer.layer_norm, self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from daisy.models import ExitHeads
-from daisy.runtime.dtypes import Precision, floating
+from daisy.runtime.dtypes import Precision, to_floating
 from daisy.runtime.linear import pack_linear
 
 
@@ -18,7 +18,7 @@ class PackedHeads:
     """
 
     def __init__(self, heads: ExitHeads, precision: Precision = "float32"):
-        self.units = [pack_linear(classifier, floating(precision)) for classifier in heads.units]
+        self.units = [pack_linear(classifier, to_floating(precision)) for classifier in heads.units]
         self.config, self.regressors = heads.config, heads.regressors
 
     def unit_logits(self, layer: int, features: Tensor) -> Tensor:

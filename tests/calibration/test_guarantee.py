@@ -12,7 +12,7 @@ from daisy.calibration.traces import Traces, join_traces
 @pytest.mark.parametrize("name", ["entropy", "forecast", "plateau", "confidence", "patience", "agreement"])
 def test_a_ladder_goes_from_everything_to_little(traces, name):
     learn, judge = traces.split(1 / 3, 0)
-    ladder_policies = guarantee.ladder(name, learn)
+    ladder_policies = guarantee.make_ladder(name, learn)
     exits = guarantee.compute_exits(ladder_policies, judge)
     assert (exits[:, 0] == 12).all()
     means = exits.double().mean(0)

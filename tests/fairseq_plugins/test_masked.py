@@ -31,24 +31,24 @@ def speech():
 
 def test_spans_cover_about_the_share_that_hubert_masks(masked):
     generator = numpy.random.default_rng(0)
-    share = float(torch.cat([masked.spans(250, 0.65, 10, generator) for _ in range(200)]).float().mean())
+    share = float(torch.cat([masked.draw_spans(250, 0.65, 10, generator) for _ in range(200)]).float().mean())
     assert 0.42 < share < 0.52  # 1 - exp(-0.65) = 0.48 for overlapping spans, a little less at the ends
-    assert masked.spans(1, 0.65, 10, generator).tolist() == [True]
-    one = masked.spans(250, 0.0, 10, generator)
+    assert masked.draw_spans(1, 0.65, 10, generator).tolist() == [True]
+    one = masked.draw_spans(250, 0.0, 10, generator)
     assert 10 < int(one.sum()) <= 20  # at least two spans
 
 
 def test_frames_that_are_masked_are_seen_as_masked(masked, speech):
     model = tiny_model(POST_NORM)
     waveforms, units = speech
-    masked_states, targets = masked.masked_frames(model, waveforms[:1], [units[0][:78]], seed=3)
-    where = masked.spans(79, 0.65, 10, numpy.random.default_rng(3))
+    masked_states, targets = masked.gather_masked_frames(model, waveforms[:1], [units[0][:78]], seed=3)
+    where = masked.draw_spans(79, 0.65, 10, numpy.random.default_rng(3))
     where[78:] = False  # no unit, no mask
-    states = masked.states(model, waveforms[0], where)
+    states = masked.run_masked(model, waveforms[0], where)
     assert torch.equal(masked_states, states[where])
     assert torch.equal(targets, units[0][:79][where])
     encoder = EarlyExitEncoder(model.backbone, None, policies.Never())
-    clear = masked.states(model, waveforms[0], torch.zeros(79, dtype=torch.bool))
+    clear = masked.run_masked(model, waveforms[0], torch.zeros(79, dtype=torch.bool))
     assert torch.allclose(clear, encoder([waveforms[0]]).states[0][-1], atol=1e-5)
     assert not torch.allclose(states, clear, atol=0.1)
 
@@ -72,11 +72,11 @@ def test_a_refitted_head_predicts_before_any_training(masked):
 
 def test_units_that_are_not_met_start_at_random(masked, speech):
     model = tiny_model()
-    assert masked.refit(model, *masked.masked_frames(model, *speech), 5) == 2
+    assert masked.refit(model, *masked.gather_masked_frames(model, *speech), 5) == 2
     assert torch.allclose(model.final_head.embeddings.norm(dim=1), torch.ones(9))
 
 
 def test_units_at_another_rate_are_refused(masked, speech):
     waveforms, units = speech
     with pytest.raises(UsageError, match="158 units for 79 frames: make units at the rate of the frames"):
-        masked.masked_frames(tiny_model(), waveforms[:1], [units[0].repeat_interleave(2)])
+        masked.gather_masked_frames(tiny_model(), waveforms[:1], [units[0].repeat_interleave(2)])

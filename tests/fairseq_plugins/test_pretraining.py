@@ -85,7 +85,7 @@ def test_our_weights_under_fairseqs_names_come_back_the_same(kind):
             fairseq_form.weights(model)
         torch.nn.init.eye_(projection.weight)
         torch.nn.init.zeros_(projection.bias)
-    back = fairseq_form.read(export.stock_checkpoint(model))
+    back = fairseq_form.read(export.make_stock_checkpoint(model))
     assert back.backbone.config == model.backbone.config
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(back, wave), states(model, wave), atol=1e-5)

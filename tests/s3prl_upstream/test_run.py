@@ -176,10 +176,10 @@ def test_downstream_training_on_our_upstream_is_that_on_s3prls(train, launch, fl
     pytest.importorskip("fairseq", reason="s3prl converts with fairseq")
     from s3prl.upstream.hubert.convert import load_and_convert_fairseq_ckpt
 
-    from fairseq_plugins.export import stock_checkpoint
+    from fairseq_plugins.export import make_stock_checkpoint
     from tests.conftest import tiny_model
 
-    torch.save(stock_checkpoint(tiny_model()), tmp_path / "fairseq.pt")
+    torch.save(make_stock_checkpoint(tiny_model()), tmp_path / "fairseq.pt")
     load_and_convert_fairseq_ckpt(str(tmp_path / "fairseq.pt"), str(tmp_path / "converted.pt"))
     # One utterance a batch: s3prl's states depend on the batch, through group norm and padding.
     log = "config.runner.log_step=1,,config.downstream_expert.datarc.train_batch_size=1"

@@ -38,11 +38,11 @@ def stock(hub, source, folder):
 @pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
 def test_without_exits_the_states_are_s3prls_own(hub, kind, tmp_path, wavs):
     pytest.importorskip("fairseq", reason="s3prl converts with fairseq")
-    from fairseq_plugins.export import stock_checkpoint
+    from fairseq_plugins.export import make_stock_checkpoint
 
     model = tiny_model(KINDS[kind])
     daisy.save(model, tmp_path / "ours.safetensors")
-    torch.save(stock_checkpoint(model), tmp_path / "fairseq.pt")
+    torch.save(make_stock_checkpoint(model), tmp_path / "fairseq.pt")
     theirs = hub.hubert_local(str(stock(hub, tmp_path / "fairseq.pt", tmp_path))).eval()
     ours = hub.daisy_local(tmp_path / "ours.safetensors", "never").eval()
     with torch.no_grad():
