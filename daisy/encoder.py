@@ -21,7 +21,7 @@ from daisy.runtime.batches import split_batch
 from daisy.runtime.cuda_graphs import make_layer_runner
 from daisy.runtime.dtypes import Precision, cast_precision, parse_dtype, without_cast
 from daisy.runtime.exit_output import ExitOutput
-from daisy.runtime.layer_runner import LayerRunner, PlainLayerRunner
+from daisy.runtime.layer_runner import LayerRunner, PackedLayerRunner, PlainLayerRunner
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedHeads
 from daisy.runtime.packing_cache import forget_packed, pack_backbone, pack_heads
@@ -90,7 +90,7 @@ class EarlyExitEncoder(nn.Module):
         self.dtype = parse_dtype(dtype, backbone.device)
         if not fast and self.dtype != "float32":
             raise UsageError(f"plain modules (fast=False) compute in float32, not in {self.dtype}")
-        self._runner: LayerRunner | None = None
+        self._runner: PackedLayerRunner | None = None
         self.policy = policy
 
     @property

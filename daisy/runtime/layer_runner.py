@@ -12,7 +12,7 @@ from torch import Tensor
 
 from daisy.models import Backbone, ExitHeads
 from daisy.models.packing import FrameLayout, PackedLayout
-from daisy.policies.scores import SCORES, WITHOUT_HEADS, HeadOutputs, Heads
+from daisy.policies.scores import SCORES, WITHOUT_HEADS, HeadOutputs
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedHeads
 
@@ -36,26 +36,14 @@ class LayerRunner(ABC):
 
     Args:
         heads: the exit heads, where a score reads any.
-        return_feed_forward: whether heads read the feed-forward block's output.
         score_names: scores; those that need no head are left out.
         score_stride: of the frames that the heads look at.
     """
 
-    def __init__(
-        self,
-        heads: Heads | None,
-        return_feed_forward: bool,
-        score_names: Iterable[str],
-        score_stride: int,
-    ):
-        self.heads = heads
-        self.return_feed_forward, self.score_stride = return_feed_forward, score_stride
+    def __init__(self, heads: PackedHeads | ExitHeads | None, score_names: Iterable[str], score_stride: int):
+        self.heads, self.score_stride = heads, score_stride
+        self.return_feed_forward = heads is not None and heads.config.reads == "feed_forward"
         self.score_names = sorted(set(score_names) - WITHOUT_HEADS)
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[object, object]:
-        """What it was made of: backbone and heads."""
 
     @contextmanager
     def batch_session(self, with_head_outputs: bool) -> Iterator[LayerRunner]:
@@ -92,13 +80,12 @@ class PackedLayerRunner(LayerRunner):
     def __init__(
         self, backbone: PackedBackbone, heads: PackedHeads | None, score_names: Iterable[str], score_stride: int = 1
     ):
-        reads_feed_forward = heads is not None and heads.config.reads == "feed_forward"
-        super().__init__(heads, reads_feed_forward, score_names, score_stride)
+        super().__init__(heads, score_names, score_stride)
         self.backbone = backbone
 
     @property
     def parts(self) -> tuple[object, object]:
-        """See `LayerRunner.parts`."""
+        """What it was made of: backbone and heads."""
         return self.backbone, self.heads
 
     def begin(self, waveforms: Sequence[Tensor], layout: PackedLayout) -> Tensor:
@@ -113,14 +100,8 @@ class PlainLayerRunner(LayerRunner):
     """The plain modules, on padded batches: hooks on them fire, and ``torch.compile`` sees ordinary modules."""
 
     def __init__(self, backbone: Backbone, heads: ExitHeads | None, score_names: Iterable[str], score_stride: int = 1):
-        reads_feed_forward = heads is not None and heads.config.reads == "feed_forward"
-        super().__init__(heads, reads_feed_forward, score_names, score_stride)
+        super().__init__(heads, score_names, score_stride)
         self.backbone = backbone
-
-    @property
-    def parts(self) -> tuple[object, object]:
-        """See `LayerRunner.parts`."""
-        return self.backbone, self.heads
 
     def begin(self, waveforms: Sequence[Tensor], layout: PackedLayout) -> Tensor:
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
