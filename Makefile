@@ -18,6 +18,8 @@ export UV_HTTP_TIMEOUT ?= 600
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
 
+# Python starts two dozen times, and compiles torch each time where the environment lets it keep nothing.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -n 2
 

@@ -4,11 +4,18 @@ import math
 
 import numpy
 import pytest
-from scipy.stats import binom
 
 from daisy.calibration import risk
 
 ALPHA, DELTA = 0.1, 0.1
+
+
+@pytest.fixture
+def binom():
+    """scipy's binomial distribution, which takes two seconds to import."""
+    from scipy.stats import binom
+
+    return binom
 
 
 def two_point(rng, mean, count):
@@ -58,7 +65,7 @@ def test_betting_gains_where_losses_vary_little():
     assert numpy.median(p["betting"]) < 0.2 * numpy.median(p["hoeffding-bentkus"])
 
 
-def test_hoeffding_bentkus_of_known_losses():
+def test_hoeffding_bentkus_of_known_losses(binom):
     losses = numpy.array([1.0] * 3 + [0.0] * 97)
     bentkus = math.e * binom.cdf(3, 100, 0.1)
     hoeffding = math.exp(-100 * (0.03 * math.log(0.3) + 0.97 * math.log(0.97 / 0.9)))
@@ -86,7 +93,7 @@ def test_learn_then_test_holds_its_promise(p_value):
     assert sum(risks[index] > 0.05 for index in first_failing) / len(chosen) > DELTA
 
 
-def test_on_the_boundary_it_is_near_delta():
+def test_on_the_boundary_it_is_near_delta(binom):
     """A setting of exactly too much risk, after one of none: the share of violations is the test's own level."""
     rng = numpy.random.default_rng(4)
     violated = [risk.learn_then_test([graded(rng, [0.0, 0.1], 300)], 0.1, 0.1) == 1 for _ in range(2000)]
