@@ -3,6 +3,13 @@
 The backbone, heads, losses and checkpoint format are daisy's; here is only what fairseq needs to train the heads.
 """
 
-from fairseq_plugins import compatibility, criterion, model, pretraining_model, pretraining_task
+from fairseq_plugins import (
+    compatibility,
+    criterion,
+    model,
+    pretraining_criterion,
+    pretraining_model,
+    pretraining_task,
+)
 
-__all__ = ["compatibility", "criterion", "model", "pretraining_model", "pretraining_task"]
+__all__ = ["compatibility", "criterion", "model", "pretraining_criterion", "pretraining_model", "pretraining_task"]

@@ -88,40 +88,59 @@ class DaisyExitHeads(FairseqCriterion):
         return noisy
 
     def _losses(self, output) -> tuple[Tensor, dict[str, Any]]:
-        logging: dict[str, Any] = {}
-        total = output.unmasked[0].loss.new_zeros(())
         num_masked, num_unmasked = output.masked[0].num_counted.sum(), output.unmasked[0].num_counted.sum()
-        for layer, (masked, unmasked, judged) in enumerate(
-            zip(output.masked, output.unmasked, output.judged, strict=True), 1
-        ):
-            total = total + self.pred_masked_weight * masked.loss.sum() + self.pred_nomask_weight * unmasked.loss.sum()
-            logging[f"nats_{layer}"] = float(judged.loss.sum())
-            logging[f"correct_{layer}"] = float(judged.num_correct.sum())
-            logging["judged"] = float(judged.num_counted.sum())
-            if output.predicted:
-                predicted, wanted = output.predicted[layer - 1], judged.mean()
-                total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
-                logging[f"error_{layer}"] = float(((predicted - wanted).abs() * (judged.num_counted > 0)).sum())
+        total, logging = sum_layer_losses(output, self.pred_masked_weight, self.pred_nomask_weight)
         counted = num_masked * (self.pred_masked_weight > 0) + num_unmasked * (self.pred_nomask_weight > 0)
-        total = total / len(output.unmasked)
         return total, {"loss": float(total), "ntokens": float(counted), **logging}
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:
         """Log nats and accuracy per layer, on the masked frames where frames are masked, and the regressors' error."""
-        sums = {key: sum(float(log.get(key, 0)) for log in logging_outputs) for key in logging_outputs[0]}
-        layers = sorted(int(key.split("_")[1]) for key in sums if key.startswith("nats_"))
-        judged, sentences = max(sums["judged"], 1.0), max(sums["nsentences"], 1.0)
-        metrics.log_scalar("loss", sums["loss"] / max(sums["sample_size"], 1.0), sums["sample_size"], round=4)
-        for layer in layers:
-            metrics.log_scalar(f"nats_{layer}", sums[f"nats_{layer}"] / judged, judged, round=3)
-            metrics.log_scalar(f"accuracy_{layer}", sums[f"correct_{layer}"] / judged, judged, round=3)
-            if f"error_{layer}" in sums:
-                metrics.log_scalar(f"regressor_error_{layer}", sums[f"error_{layer}"] / sentences, sentences, round=3)
+        log_layers(logging_outputs)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+def sum_layer_losses(output, masked_weight: float, unmasked_weight: float) -> tuple[Tensor, dict[str, Any]]:
+    """Sum the losses of all frames, a mean over layers, and the regressors' Huber losses; nats are logged by layer."""
+    logging: dict[str, Any] = {}
+    total = output.unmasked[0].loss.new_zeros(())
+    for layer, (masked, unmasked, judged) in enumerate(
+        zip(output.masked, output.unmasked, output.judged, strict=True), 1
+    ):
+        total = total + masked_weight * masked.loss.sum() + unmasked_weight * unmasked.loss.sum()
+        logging[f"nats_{layer}"] = float(judged.loss.sum())
+        logging[f"correct_{layer}"] = float(judged.num_correct.sum())
+        logging["judged"] = float(judged.num_counted.sum())
+        if output.predicted:
+            predicted, wanted = output.predicted[layer - 1], judged.mean()
+            total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
+            logging[f"error_{layer}"] = float(((predicted - wanted).abs() * (judged.num_counted > 0)).sum())
+    return total / len(output.unmasked), logging
+
+
+def log_layers(logging_outputs: list[dict], final: tuple[str, ...] = ()) -> None:
+    """Log nats and accuracy of each layer's exit head, the regressors' error, and the last layer's own losses.
+
+    Args:
+        logging_outputs: of the processes.
+        final: names of the last layer's losses.
+    """
+    sums = {key: sum(float(log.get(key, 0)) for log in logging_outputs) for key in logging_outputs[0]}
+    layers = sorted(int(key.split("_")[1]) for key in sums if key.startswith("nats_"))
+    judged, sentences = max(sums["judged"], 1.0), max(sums["nsentences"], 1.0)
+    metrics.log_scalar("loss", sums["loss"] / max(sums["sample_size"], 1.0), sums["sample_size"], round=4)
+    for name in final:
+        counted = max(sums.get(f"{name}_counted", 0.0), 1.0)
+        metrics.log_scalar(name, sums.get(name, 0.0) / counted, counted, round=3)
+        metrics.log_scalar(f"{name}_accuracy", sums.get(f"{name}_correct", 0.0) / counted, counted, round=3)
+    for layer in layers:
+        metrics.log_scalar(f"nats_{layer}", sums[f"nats_{layer}"] / judged, judged, round=3)
+        metrics.log_scalar(f"accuracy_{layer}", sums[f"correct_{layer}"] / judged, judged, round=3)
+        if f"error_{layer}" in sums:
+            metrics.log_scalar(f"regressor_error_{layer}", sums[f"error_{layer}"] / sentences, sentences, round=3)
 
 
 def _seed(ids: Tensor) -> int:

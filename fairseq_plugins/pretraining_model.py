@@ -5,7 +5,7 @@ Its weights are the stock model's; `fairseq_plugins.export` writes a checkpoint 
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
 import torch
 from fairseq.models import register_model
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from daisy.checkpoints.converters import fairseq
 from daisy.errors import UsageError
 from fairseq_plugins.model import read_backbone
+from fairseq_plugins.pretraining_exits import ExitObjective, LayerStates
 from fairseq_plugins.stacking import spread
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,30 @@ class DaisyPretrainingHubertConfig(HubertConfig):
             "help": "HuBERT to start from, in any form that daisy reads; fewer layers are spread over this one's"
         },
     )
+    exit_heads: bool = field(
+        default=False, metadata={"help": "train an exit head on every layer beside (criterion daisy_exit_pretraining)"}
+    )
+    exit_layers: List[int] = field(
+        default_factory=list,
+        metadata={"help": "layers whose exit losses train the network too; the other heads learn on what they are given"},
+    )
+    unmasked_prob: float = field(default=0.0, metadata={"help": "share of utterances of which no frame is masked"})
 
 
 @register_model("daisy_hubert_pretraining", dataclass=DaisyPretrainingHubertConfig)
 class DaisyPretrainingHubert(HubertModel):
-    """The stock model. What differs is how fast, and where it starts."""
+    """The stock model. What differs is how fast, and where it starts; with exit heads, what its layers learn."""
+
+    def __init__(self, cfg: DaisyPretrainingHubertConfig, task_cfg: Any, dictionaries: list[Any]):
+        super().__init__(cfg, task_cfg, dictionaries)
+        self.unmasked_prob = cfg.unmasked_prob
+        self.exits = None
+        if cfg.exit_heads:
+            self.exits = ExitObjective(
+                cfg.encoder_layers, cfg.encoder_embed_dim, len(dictionaries[0]), list(cfg.exit_layers)
+            )
+            self._layer_states = LayerStates(self.encoder)
+            self._targets = self._masked = None
 
     @classmethod
     def build_model(cls, cfg: DaisyPretrainingHubertConfig, task: Any) -> "DaisyPretrainingHubert":
@@ -44,7 +64,10 @@ class DaisyPretrainingHubert(HubertModel):
         # The stock model draws them from [0, 1): all much alike, which costs the first hundreds of updates.
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
-            model.start_from(fairseq.weights(read_backbone(cfg.warm_start)), cfg.warm_start)
+            start = read_backbone(cfg.warm_start)
+            model.start_from(fairseq.weights(start), cfg.warm_start)
+            if model.exits is not None and start.heads is not None:
+                model.exits.start_from(start.heads)
         return model
 
     def start_from(self, weights: dict[str, Tensor], path: str) -> None:
@@ -58,6 +81,7 @@ class DaisyPretrainingHubert(HubertModel):
         if weights.get("label_embs_concat", current["mask_emb"]).shape != current["label_embs_concat"].shape:
             logger.warning(f"{path}: predicts another number of units: the prediction head starts at random")
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
+        current = {key: value for key, value in current.items() if not key.startswith("exits.")}
         wrong = [key for key, value in weights.items() if key not in current or current[key].shape != value.shape]
         missing = [key for key in current if key not in weights and not key.startswith(OF_THE_UNITS)]
         if wrong or missing:
@@ -76,3 +100,28 @@ class DaisyPretrainingHubert(HubertModel):
         target = (F.normalize(pos.float(), dim=-1) @ embeddings.T).argmax(-1, keepdim=True)
         wanted = logits.gather(1, target)
         return torch.cat([wanted, logits.scatter(1, target, float("-inf"))], dim=1)
+
+    def forward(self, source: Tensor, target_list: list[Tensor] | None = None, **options: Any) -> dict[str, Any]:
+        """Run the stock model; with exit heads and targets, ``exits`` holds their losses (`DaisyOutput`)."""
+        result = super().forward(source, target_list, **options)
+        if self.exits is not None and target_list is not None and "padding_mask" in result and "x" not in result:
+            valid = ~result["padding_mask"]
+            result["exits"] = self.exits(self._layer_states.take(valid.shape[1]), self._targets, valid, self._masked)
+        return result
+
+    def forward_targets(self, features: Tensor, target_list: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Align the targets as the stock model does, and remember them for the exit heads."""
+        features, target_list = super().forward_targets(features, target_list)
+        self._targets = target_list[0].long()
+        return features, target_list
+
+    def apply_mask(self, x: Tensor, padding_mask: Tensor, target_list: Any) -> tuple[Tensor, Tensor | None]:
+        """Mask as the stock model does, but for the utterances that are heard whole."""
+        whole = torch.rand(len(x)) < self.unmasked_prob if self.training else torch.zeros(len(x), dtype=torch.bool)
+        heard = x.clone() if whole.any() else x
+        x, masked = super().apply_mask(x, padding_mask, target_list)
+        if whole.any() and masked is not None:
+            whole = whole.to(x.device)
+            x, masked = torch.where(whole[:, None, None], heard, x), masked & ~whole[:, None]
+        self._masked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if masked is None else masked
+        return x, masked

@@ -51,6 +51,7 @@ HEAD_RULES = (
     (r"final_proj\.(weight|bias)", r"final_head.projection.\1"),
     (r"label_embs_concat", "final_head.embeddings"),
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
+    (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
 )
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
@@ -156,6 +157,7 @@ def from_parts(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) 
     fold_weight_norm(tensors)
     add_identity_projection(tensors, config["backbone"]["width"])
     config["final_head"] = _read_final_head(model_cfg, tensors)
+    config["heads"] = _read_exit_heads(tensors)
     return assemble(config, tensors)
 
 
@@ -272,3 +274,12 @@ def _read_final_head(model_cfg: Config, tensors: dict[str, Tensor]) -> Config | 
         "num_units": embeddings.shape[0],
         "temperature": float(model_cfg.get("logit_temp", 0.1)),
     }
+
+
+def _read_exit_heads(tensors: dict[str, Tensor]) -> Config | None:
+    """Configure the exit heads of the plugin's pre-training; None where there are none."""
+    first = tensors.get("heads.units.0.weight")
+    if first is None:
+        return None
+    num_layers = len([key for key in tensors if re.fullmatch(r"heads\.units\.\d+\.weight", key)])
+    return {"num_layers": num_layers, "width": first.shape[1], "num_units": first.shape[0]}

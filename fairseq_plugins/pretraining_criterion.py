@@ -1,0 +1,71 @@
+"""``daisy_exit_pretraining``: HuBERT's loss at the last layer, and the exit heads' at theirs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from daisy.errors import UsageError
+from fairseq_plugins.criterion import log_layers, sum_layer_losses
+
+
+@dataclass
+class DaisyExitPretrainingConfig(FairseqDataclass):
+    pred_masked_weight: float = field(default=1.0, metadata={"help": "weight of the losses on masked frames"})
+    pred_nomask_weight: float = field(default=0.0, metadata={"help": "weight of the losses on the other frames"})
+    exit_weight: float = field(
+        default=1.0, metadata={"help": "weight of the exit heads' mean loss beside the last layer's own"}
+    )
+    feature_weight: float = field(
+        default=0.0, metadata={"help": "weight of the mean square of the convolutions' output; 10 where they learn"}
+    )
+
+
+@register_criterion("daisy_exit_pretraining", dataclass=DaisyExitPretrainingConfig)
+class DaisyExitPretraining(FairseqCriterion):
+    """All losses in nats a frame. HuBERT's own is that of arXiv:2106.07447, equation 2."""
+
+    def __init__(self, task, pred_masked_weight, pred_nomask_weight, exit_weight, feature_weight):
+        super().__init__(task)
+        self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight
+        self.exit_weight, self.feature_weight = exit_weight, feature_weight
+
+    def forward(self, model, sample: dict, reduce: bool = True):
+        output = model(target_list=sample["target_list"], **sample["net_input"])
+        loss, counted, logging = self._final_losses(model, output)
+        exits, of_layers = sum_layer_losses(output["exits"], self.pred_masked_weight, self.pred_nomask_weight)
+        loss = loss + self.exit_weight * exits + self.feature_weight * output["features_pen"] * counted
+        logging |= {**of_layers, "loss": float(loss), "nsentences": len(sample["id"]), "sample_size": counted}
+        return loss, counted, logging
+
+    def _final_losses(self, model, output: dict) -> tuple[Tensor, int, dict[str, Any]]:
+        """HuBERT's own loss, the number of frames that count, and what is logged."""
+        loss, counted, logging = output["features_pen"].new_zeros(()), 0, {}
+        for name, is_masked, weight in (
+            ("masked", True, self.pred_masked_weight),
+            ("other", False, self.pred_nomask_weight),
+        ):
+            for logits in model.get_logits(output, is_masked):  # (S, 1 + K): the target's stands first
+                nats = F.cross_entropy(logits, logits.new_zeros(len(logits)).long(), reduction="sum")
+                loss = loss + weight * nats
+                counted += len(logits) * (weight > 0)
+                logging |= {
+                    f"final_{name}": float(nats),
+                    f"final_{name}_correct": float((logits.argmax(-1) == 0).sum()),
+                    f"final_{name}_counted": len(logits),
+                }
+        if not counted:
+            raise UsageError("no frame counts: give pred_masked_weight with mask_prob, or pred_nomask_weight")
+        return loss, counted, {"ntokens": counted, **logging}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict]) -> None:
+        """Log nats and accuracy of the last layer's own head and of each layer's exit head."""
+        log_layers(logging_outputs, ("final_masked", "final_other"))
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
