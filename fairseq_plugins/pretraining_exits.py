@@ -42,7 +42,7 @@ class LayerStates:
 
     def take(self, num_frames: int) -> list[Tensor]:
         """Return the states of the last pass, and forget them; fairseq pads them to an even number of frames."""
-        states, last = [], self._states.get(0)
+        states, last = [], self._states.get(0, self._states[self._num_layers])  # where every layer was left out
         for layer in range(1, self._num_layers + 1):
             last = self._states.get(layer, last)
             states.append(last[:, :num_frames])

@@ -36,7 +36,9 @@ class DaisyPretrainingHubertConfig(HubertConfig):
     )
     exit_layers: List[int] = field(
         default_factory=list,
-        metadata={"help": "layers whose exit losses train the network too; the other heads learn on what they are given"},
+        metadata={
+            "help": "layers whose exit losses train the network too; the other heads learn on what they are given"
+        },
     )
     unmasked_prob: float = field(default=0.0, metadata={"help": "share of utterances of which no frame is masked"})
 
@@ -115,13 +117,14 @@ class DaisyPretrainingHubert(HubertModel):
         self._targets = target_list[0].long()
         return features, target_list
 
-    def apply_mask(self, x: Tensor, padding_mask: Tensor, target_list: Any) -> tuple[Tensor, Tensor | None]:
+    def apply_mask(self, x: Tensor, padding_mask: Tensor, target_list: Any) -> tuple[Tensor, Tensor]:
         """Mask as the stock model does, but for the utterances that are heard whole."""
-        whole = torch.rand(len(x)) < self.unmasked_prob if self.training else torch.zeros(len(x), dtype=torch.bool)
-        heard = x.clone() if whole.any() else x
+        heard = x.clone()  # masking is in place
         x, masked = super().apply_mask(x, padding_mask, target_list)
-        if whole.any() and masked is not None:
-            whole = whole.to(x.device)
+        if masked is None:  # mask_prob is 0
+            masked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        if self.training and self.unmasked_prob > 0:
+            whole = (torch.rand(len(x)) < self.unmasked_prob).to(x.device)
             x, masked = torch.where(whole[:, None, None], heard, x), masked & ~whole[:, None]
-        self._masked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if masked is None else masked
+        self._masked = masked
         return x, masked

@@ -71,9 +71,7 @@ def run_layers(
 ) -> FullRun:
     """Run every layer of every recording, and the heads."""
     waveforms = tracing.mix_noise([utterance.waveform for utterance in utterances], noises, snr_db)
-    encoder = EarlyExitEncoder(
-        model.backbone, model.heads, Never(), keep="last", scores=available_scores(model.heads)
-    )
+    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), keep="last", scores=available_scores(model.heads))
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
     pooled, disagreement = torch.zeros(*size, config.width), torch.zeros(size)
@@ -122,7 +120,10 @@ def measure(name: str, model: Model, quick: bool, bar: Progress) -> list[Row]:
     is_right = [(1 - traces.losses["disagreement"]).double().numpy() for traces in on_test]
     rows += [{"network": name, "task": "agreement", **row} for row in compare_exits(is_right, on_test, settings)]
     for kind, (set_name, column) in TASKS.items():
-        rows += [{"network": name, "task": kind, **row} for row in probe(model, set_name, column, noises["test"], settings, quick, bar)]
+        rows += [
+            {"network": name, "task": kind, **row}
+            for row in probe(model, set_name, column, noises["test"], settings, quick, bar)
+        ]
     return rows
 
 
@@ -160,7 +161,9 @@ def probe(
     runs = [run_layers(model, splits["test"], snr_db, noises, advance) for snr_db in SNRS_DB]
     wanted = numpy.asarray(labels["test"])
     is_right = [
-        numpy.stack([fitted.predict(run.pooled[:, layer]) == wanted for layer, fitted in enumerate(probes)], 1).astype(float)
+        numpy.stack([fitted.predict(run.pooled[:, layer]) == wanted for layer, fitted in enumerate(probes)], 1).astype(
+            float
+        )
         for run in runs
     ]
     traces = [run.traces for run in runs]
@@ -207,8 +210,14 @@ def compare_exits(
         row: Row = {"policy": kind, "target_depth": target, "depth": depth / num_layers}
         for system, values in (("exit", at_exit), ("static", static), ("random", chance), ("full", gain[:, -1])):
             row[system] = float(values.mean())
-            row |= {f"{system}_{c.replace(' ', '_')}": float(values[of_condition == c].mean()) for c in dict.fromkeys(together.conditions)}
-        row |= {f"layers_{c.replace(' ', '_')}": float(exits[of_condition == c].mean()) for c in dict.fromkeys(together.conditions)}
+            row |= {
+                f"{system}_{c.replace(' ', '_')}": float(values[of_condition == c].mean())
+                for c in dict.fromkeys(together.conditions)
+            }
+        row |= {
+            f"layers_{c.replace(' ', '_')}": float(exits[of_condition == c].mean())
+            for c in dict.fromkeys(together.conditions)
+        }
         for other, values in (("static", static), ("random", chance), ("full", gain[:, -1])):
             row |= to_fields(intervals.bootstrap((at_exit - values).tolist(), together.groups), f"over_{other}")
         rows.append(row)

@@ -50,7 +50,9 @@ class WhisperTeacher:
         UsageError: on a layer that it does not have.
     """
 
-    def __init__(self, encoder: Any, layer: int, *, gap_sec: float = 0.4, context_sec: float = 1.0, bfloat16: bool = False):
+    def __init__(
+        self, encoder: Any, layer: int, *, gap_sec: float = 0.4, context_sec: float = 1.0, bfloat16: bool = False
+    ):
         from transformers import WhisperFeatureExtractor
 
         num_layers = len(encoder.layers)
@@ -90,9 +92,7 @@ class WhisperTeacher:
             starts.append(start)
             start += self._place(len(waveform))
         states = self._hear(window)
-        return [
-            self._take(states, start, len(waveform)) for start, waveform in zip(starts, waveforms, strict=True)
-        ]
+        return [self._take(states, start, len(waveform)) for start, waveform in zip(starts, waveforms, strict=True)]
 
     def _hear_in_pieces(self, waveform: Tensor) -> Tensor:
         """Compute a long recording's states: pieces overlap, and where they do, the one that hears more counts."""
