@@ -36,9 +36,7 @@ class DaisyPretrainingHubertConfig(HubertConfig):
     )
     exit_layers: List[int] = field(
         default_factory=list,
-        metadata={
-            "help": "layers whose exit losses train the network too; the other heads learn on what they are given"
-        },
+        metadata={"help": "layers whose exit losses train the network; the other heads learn on what they are given"},
     )
     unmasked_prob: float = field(default=0.0, metadata={"help": "share of utterances of which no frame is masked"})
 

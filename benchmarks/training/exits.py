@@ -2,11 +2,12 @@
 
     python -m benchmarks.training.exits daisy-mini=daisy-mini all=runs/all.safetensors
 
-Each layer has a linear probe (keywords, digits, their speakers) on the mean over time of its states, fitted on the clean
-train split, its regularisation by cross-validation there. A policy is set once, on dev audio, clean and noisy (training
-noise), to a mean depth. Then every test recording is read at its exit, clean and with test noise. Beside it stand the
-static cut at the same mean depth (between two layers their mean, weighted), exits drawn at random from the same histogram,
-and the last layer. Agreement is the share of frames whose unit, by the layer's exit head, is that of the last layer's.
+Each layer has a linear probe (keywords, digits, their speakers) on the mean over time of its states, fitted on the
+clean train split, its regularisation by cross-validation there. A policy is set once, on dev audio, clean and noisy
+(training noise), to a mean depth. Then every test recording is read at its exit, clean and with test noise. Beside it
+stand the static cut at the same mean depth (between two layers their mean, weighted), exits drawn at random from the
+same histogram, and the last layer. Agreement is the share of frames whose unit, by the layer's exit head, is that of
+the last layer's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 import daisy
 from benchmarks.shared.recordings import (
@@ -206,22 +206,21 @@ def compare_exits(
         below, share = int(depth), depth - int(depth)
         static = gain[:, below - 1] * (1 - share) + gain[:, min(below, num_layers - 1)] * share
         chance = gain @ (numpy.bincount(exits, minlength=num_layers + 1)[1:] / len(exits))
-        of_condition = numpy.asarray(together.conditions)
         row: Row = {"policy": kind, "target_depth": target, "depth": depth / num_layers}
         for system, values in (("exit", at_exit), ("static", static), ("random", chance), ("full", gain[:, -1])):
             row[system] = float(values.mean())
-            row |= {
-                f"{system}_{c.replace(' ', '_')}": float(values[of_condition == c].mean())
-                for c in dict.fromkeys(together.conditions)
-            }
-        row |= {
-            f"layers_{c.replace(' ', '_')}": float(exits[of_condition == c].mean())
-            for c in dict.fromkeys(together.conditions)
-        }
+            row |= average_by_condition(values, together.conditions, system)
+        row |= average_by_condition(exits, together.conditions, "layers")
         for other, values in (("static", static), ("random", chance), ("full", gain[:, -1])):
             row |= to_fields(intervals.bootstrap((at_exit - values).tolist(), together.groups), f"over_{other}")
         rows.append(row)
     return rows
+
+
+def average_by_condition(values: Floats, conditions: Sequence[str], name: str) -> Row:
+    """Average (B,) values of each condition: fields of a row."""
+    which = numpy.asarray(conditions)
+    return {f"{name}_{c.replace(' ', '_')}": float(values[which == c].mean()) for c in dict.fromkeys(conditions)}
 
 
 def to_fields(estimate: intervals.Estimate, name: str = "value") -> Row:
@@ -233,11 +232,13 @@ def print_rows(rows: list[Row]) -> None:
     """Print tables to read while it runs."""
     for row in rows:
         if "policy" in row:
+            systems = " ".join(f"{system} {row[system]:.3f}" for system in ("exit", "static", "random", "full"))
+            layers, exits = (
+                " ".join(f"{row[f'{name}_{c}']:.3g}" for c in ("clean", "10_dB", "0_dB")) for name in ("layers", "exit")
+            )
             print(
-                f"{row['network']:12} {row['task']:14} {row['policy']:8} {row['depth']:.2f} exit {row['exit']:.3f} static "
-                f"{row['static']:.3f} random {row['random']:.3f} full {row['full']:.3f} over static "
-                f"{row['over_static_low']:+.3f} {row['over_static_high']:+.3f} layers {row['layers_clean']:.1f} "
-                f"{row['layers_10_dB']:.1f} {row['layers_0_dB']:.1f} exit by noise {row['exit_clean']:.3f} {row['exit_10_dB']:.3f} {row['exit_0_dB']:.3f}"
+                f"{row['network']:12} {row['task']:14} {row['policy']:8} {row['depth']:.2f} {systems} over static "
+                f"{row['over_static_low']:+.3f} {row['over_static_high']:+.3f} by noise: layers {layers} exit {exits}"
             )
     curves = [row for row in rows if "layer" in row]
     for key in dict.fromkeys((row["network"], row["task"], row["condition"]) for row in curves):

@@ -1,26 +1,56 @@
-"""Teachers: networks of other people, whose states at HuBERT's frames are clustered into units (as in DiceHuBERT).
+"""Teachers: other networks' states at a HuBERT's frames, to be clustered into units (DiceHuBERT, arXiv:2507.02911).
 
-A teacher's frames are put to HuBERT's by time: frame t of a HuBERT hears the samples around 320 t + 200 (at 16 kHz), and
-gets the teacher's frame whose centre lies nearest.
-
-Source of the idea: arXiv:2507.02911.
+Frames are put to each other by time: a frame of HuBERT gets the teacher's frame whose middle lies nearest to its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from daisy.errors import UsageError
-from daisy.models.lengths import HUBERT_CONV, count_frames
+from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, compute_frame_span, count_frames
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLE_RATE = 16000
-FRAME_HOP, FRAME_CENTRE = 320, 200
-"""Samples from one frame of HuBERT to the next, and to the middle of the first (its span is 400)."""
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """Where a network's frames lie in time."""
+
+    hop: float
+    """Samples at 16 kHz from one frame to the next."""
+    middle: float
+    """Sample at the middle of the first."""
+
+
+HUBERT_TIMES = FrameTimes(hop=compute_frame_hop(HUBERT_CONV), middle=compute_frame_span(HUBERT_CONV) / 2)
+
+
+def pick_nearest(states: Tensor, times: FrameTimes, count: int, start: int = 0) -> Tensor:
+    """Pick the states nearest in time to a HuBERT's frames.
+
+    Args:
+        states: (T, D) of a teacher.
+        times: where they lie.
+        count: of the frames wanted.
+        start: sample of the teacher's audio at which HuBERT's begins.
+
+    Returns:
+        (count, D).
+    """
+    middles = start + HUBERT_TIMES.middle + HUBERT_TIMES.hop * torch.arange(count, dtype=torch.float64)
+    # of two that are as near, the earlier: torch.round would take the even one
+    nearest = torch.ceil((middles - times.middle) / times.hop - 0.5).long()
+    return states[nearest.clamp(0, len(states) - 1)]
 
 
 class Teacher(Protocol):
@@ -33,36 +63,85 @@ class Teacher(Protocol):
         """Compute the states of a group: (N_b,) waveforms at 16 kHz to (T_b, D), T_b as many as HuBERT has frames."""
 
 
+class WaveformTeacher:
+    """A layer of transformers' encoders that begin with convolutions on samples: wav2vec 2.0, HuBERT, WavLM, data2vec.
+
+    Args:
+        model: in any precision, on any device.
+        layer: 0, the input of the first, to its last; layers above are computed too.
+        normalize: whether each recording is brought to mean 0 and variance 1, as its feature extractor says.
+        bfloat16: multiply in bfloat16.
+
+    Raises:
+        UsageError: on a layer that it does not have, or where it takes no samples.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int, *, normalize: bool, bfloat16: bool = False):
+        config = model.config
+        kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+        if kernels is None or strides is None:
+            raise UsageError(f"a teacher of kind {config.model_type} is not known; Whisper and networks on samples are")
+        check_layer(layer, config.num_hidden_layers, first=0)
+        self.model, self.layer, self.normalize, self.bfloat16 = model.eval(), layer, normalize, bfloat16
+        convolutions = [(0, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
+        self.convolutions = convolutions
+        self.times = FrameTimes(hop=compute_frame_hop(convolutions), middle=compute_frame_span(convolutions) / 2)
+
+    def group(self, num_samples: Sequence[int]) -> Iterator[list[int]]:
+        """Yield each recording by itself: padding changes the states of many of these networks."""
+        yield from ([index] for index in range(len(num_samples)))
+
+    @torch.no_grad()
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """Compute states, (T_b, D) float32 on the CPU.
+
+        Raises:
+            UsageError: where the network makes another number of frames than its convolutions.
+        """
+        return [self._hear(waveform) for waveform in waveforms]
+
+    def _hear(self, waveform: Tensor) -> Tensor:
+        parameter = next(self.model.parameters())
+        if self.normalize:  # as Wav2Vec2FeatureExtractor
+            waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+        with torch.autocast(parameter.device.type, torch.bfloat16, enabled=self.bfloat16):
+            states = self.model(waveform[None].to(parameter), output_hidden_states=True).hidden_states[self.layer][0]
+        if len(states) != count_frames(len(waveform), self.convolutions):
+            raise UsageError(f"the teacher ({self.model.config.model_type}) makes other frames than its convolutions")
+        return pick_nearest(states.float().cpu(), self.times, count_frames(len(waveform), HUBERT_CONV))
+
+
 class WhisperTeacher:
-    """A Whisper encoder's layer. Its windows last 30 s whatever they hold, so short recordings share one.
+    """A layer of Whisper's encoder. Its windows last 30 s whatever they hold, so short recordings share one.
 
     They lie one after the other with silence between; what is said in one may change the states of its neighbours a
     little. A recording that is longer than a window is heard in pieces that overlap.
 
     Args:
         encoder: of ``transformers.WhisperModel``, in any precision, on any device.
-        layer: 1 to its last; layers above are not computed.
+        layer: 1 to its last, before the final norm; layers above are not computed.
+        bfloat16: multiply in bfloat16, half of the time where the processor has it.
         gap_sec: silence between recordings.
         context_sec: by which pieces of a long recording overlap on either side.
-        bfloat16: multiply in bfloat16, half of the time where the processor has it.
 
     Raises:
         UsageError: on a layer that it does not have.
     """
 
+    times = FrameTimes(hop=320, middle=0)
+    """Mel frames are centred at multiples of 160 samples, and every second of them in the second convolution."""
+
     def __init__(
-        self, encoder: Any, layer: int, *, gap_sec: float = 0.4, context_sec: float = 1.0, bfloat16: bool = False
+        self, encoder: Any, layer: int, *, bfloat16: bool = False, gap_sec: float = 0.4, context_sec: float = 1.0
     ):
         from transformers import WhisperFeatureExtractor
 
-        num_layers = len(encoder.layers)
-        if not 1 <= layer <= num_layers:
-            raise UsageError(f"the teacher has layers 1 to {num_layers}, found layer {layer}")
-        self.encoder, self.layer = encoder.eval(), layer
+        check_layer(layer, len(encoder.layers), first=1)
+        self.encoder, self.bfloat16 = encoder.eval(), bfloat16
         self.encoder.layers, self.encoder.layer_norm = self.encoder.layers[:layer], torch.nn.Identity()
         self.mel = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
-        self.gap, self.context = int(gap_sec * SAMPLE_RATE), int(context_sec * SAMPLE_RATE) // FRAME_HOP * FRAME_HOP
-        self.window, self.bfloat16 = self.mel.n_samples, bfloat16
+        self.window = self.mel.n_samples
+        self.gap, self.context = int(gap_sec * SAMPLE_RATE), self._round(int(context_sec * SAMPLE_RATE))
 
     def group(self, num_samples: Sequence[int]) -> Iterator[list[int]]:
         """Yield recordings that fit into a window, in order; one that needs several windows is by itself."""
@@ -77,73 +156,92 @@ class WhisperTeacher:
         if group:
             yield group
 
+    def _round(self, num_samples: int) -> int:
+        """Round up to whole frames."""
+        hop = int(self.times.hop)
+        return -(-num_samples // hop) * hop
+
     def _place(self, num_samples: int) -> int:
-        """Samples that a recording takes up in a window, silence and rounding up to frames included."""
-        return -(-(num_samples + self.gap) // FRAME_HOP) * FRAME_HOP
+        """Count the samples that a recording takes up in a window, the silence after it included."""
+        return self._round(num_samples + self.gap)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Compute the states of a group, (T_b, D) float32 on the CPU."""
         if len(waveforms) == 1 and self._place(len(waveforms[0])) > self.window:
             return [self._hear_in_pieces(waveforms[0])]
-        window = torch.zeros(self.window)
-        starts, start = [], 0
+        window, starts, start = torch.zeros(self.window), [], 0
         for waveform in waveforms:
             window[start : start + len(waveform)] = waveform
             starts.append(start)
             start += self._place(len(waveform))
         states = self._hear(window)
-        return [self._take(states, start, len(waveform)) for start, waveform in zip(starts, waveforms, strict=True)]
+        counts = [count_frames(len(waveform), HUBERT_CONV) for waveform in waveforms]
+        return [pick_nearest(states, self.times, count, start) for count, start in zip(counts, starts, strict=True)]
 
     def _hear_in_pieces(self, waveform: Tensor) -> Tensor:
-        """Compute a long recording's states: pieces overlap, and where they do, the one that hears more counts."""
-        num_frames = count_frames(len(waveform), HUBERT_CONV)
-        step = (self.window - 2 * self.context) // FRAME_HOP * FRAME_HOP
+        """Compute a long recording's states: of each piece those that hear enough before and after."""
+        num_frames, hop = count_frames(len(waveform), HUBERT_CONV), int(HUBERT_TIMES.hop)
+        step = (self.window - 2 * self.context - self._round(1)) // hop
         parts = []
-        for begin in range(0, num_frames * FRAME_HOP, step):
-            first = max(0, begin - self.context)
-            piece = torch.zeros(self.window)
-            heard = waveform[first : first + self.window]
-            piece[: len(heard)] = heard
-            count = min(step // FRAME_HOP, num_frames - begin // FRAME_HOP)
-            parts.append(self._take_frames(self._hear(piece), begin - first, count))
+        for first in range(0, num_frames, step):
+            begin = max(0, first * hop - self.context)
+            heard = waveform[begin : begin + self.window]
+            piece = torch.cat([heard, heard.new_zeros(self.window - len(heard))])
+            count = min(step, num_frames - first)
+            parts.append(pick_nearest(self._hear(piece), self.times, count, first * hop - begin))
         return torch.cat(parts)
 
     @torch.no_grad()
     def _hear(self, window: Tensor) -> Tensor:
-        """Run one window (30 s of samples) to (1500, D)."""
+        """Run one window of samples to (1500, D)."""
         weight = self.encoder.conv1.weight
         features = self.mel(window.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=self.bfloat16):
             states: Tensor = self.encoder(features.to(weight)).last_hidden_state[0]
         return states.float().cpu()
 
-    def _take(self, states: Tensor, start: int, num_samples: int) -> Tensor:
-        return self._take_frames(states, start, count_frames(num_samples, HUBERT_CONV))
 
-    def _take_frames(self, states: Tensor, start: int, count: int) -> Tensor:
-        """The states nearest to HuBERT's frames of what begins at sample ``start``: Whisper's are centred at 320 t."""
-        centres = start + FRAME_CENTRE + FRAME_HOP * torch.arange(count)
-        nearest: Tensor = states[((centres + FRAME_HOP // 2) // FRAME_HOP).clamp(max=len(states) - 1)]
-        return nearest
-
-
-def load_whisper(path: str | Path, layer: int, device: str = "cpu", *, bfloat16: bool = False) -> WhisperTeacher:
-    """Load a Whisper encoder from a folder of transformers, or by its name on the hub.
-
-    Args:
-        path: folder or name.
-        layer: 1 to its last.
-        device: to run on.
+def check_layer(layer: int, last: int, *, first: int) -> None:
+    """Refuse a layer that a teacher does not have.
 
     Raises:
-        UsageError: where it is no Whisper, lacks weights of the encoder, or transformers is missing.
+        UsageError: where it is not ``first`` to ``last``.
+    """
+    if not first <= layer <= last:
+        raise UsageError(f"the teacher has layers {first} to {last}, found layer {layer}")
+
+
+def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16: bool = False) -> Teacher:
+    """Load a network of transformers as a teacher.
+
+    Args:
+        name: folder, or name on the hub.
+        layer: of its encoder.
+        device: to run on.
+        bfloat16: multiply in bfloat16.
+
+    Raises:
+        UsageError: where it cannot be loaded, lacks weights of its encoder, is of no known kind, or transformers is
+            missing.
     """
     try:
-        from transformers import WhisperModel
+        from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     except ModuleNotFoundError:
-        raise UsageError("a teacher of transformers needs transformers: pip install 'daisy-speech[hf]'") from None
-    model, report = WhisperModel.from_pretrained(str(path), output_loading_info=True)
-    missing = [key for key in report["missing_keys"] if key.startswith("encoder.")]
+        raise UsageError("this teacher needs transformers: pip install 'daisy-speech[hf]'") from None
+    try:
+        config = AutoConfig.from_pretrained(name)
+        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
+        extractor = AutoFeatureExtractor.from_pretrained(name) if config.model_type != "whisper" else None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot be loaded by transformers ({str(error).splitlines()[0]})") from None
+    is_whisper = config.model_type == "whisper"
+    missing = [key for key in report["missing_keys"] if key.startswith("encoder.") or not is_whisper]
+    missing = [key for key in missing if "masked_spec_embed" not in key]
     if missing:
-        raise UsageError(f"{path}: lacks weights of a Whisper encoder: {', '.join(sorted(missing)[:3])}")
-    return WhisperTeacher(model.encoder.to(device), layer, bfloat16=bfloat16)
+        raise UsageError(f"{name}: lacks weights of its encoder: {', '.join(sorted(missing)[:3])}")
+    if is_whisper:
+        return WhisperTeacher(model.encoder.to(device), layer, bfloat16=bfloat16)
+    if (rate := getattr(extractor, "sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UsageError(f"{name}: takes audio at {rate} Hz, and teachers are given {SAMPLE_RATE} Hz")
+    normalize = bool(getattr(extractor, "do_normalize", True))
+    return WaveformTeacher(model.to(device), layer, normalize=normalize, bfloat16=bfloat16)

@@ -12,7 +12,7 @@ from daisy import EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert
 from daisy.errors import UsageError
 from daisy.models import ExitHeads, HeadsConfig
-from tests.conftest import POST_NORM, PRE_NORM, tiny_model
+from tests.conftest import POST_NORM, tiny_model
 from tests.fairseq_plugins.conftest import ROOT, command
 
 NUM_UNITS, NUM_LAYERS = 11, 4
@@ -184,8 +184,11 @@ def test_heads_that_predict_as_many_units_are_taken_over():
     assert model.exits.heads.units[3].weight.eq(1).all()
 
 
-TINY = [f"model.{name}={value!r}" if isinstance(value, str) else f"model.{name}={value}" for name, value in SHAPE.items()
-        if name not in ("conv_pos", "conv_pos_groups")] + ["+model.conv_pos=16", "+model.conv_pos_groups=4"]  # fmt: skip
+TINY = (
+    *(f"model.{name}={value!r}" for name, value in SHAPE.items() if not name.startswith("conv_pos")),
+    "+model.conv_pos=16",
+    "+model.conv_pos_groups=4",
+)
 
 
 def test_pretrain_with_exits_resume_and_convert(corpus, programs, tmp_path):
