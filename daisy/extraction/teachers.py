@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, compute_frame_span, count_frames
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SAMPLE_RATE = 16000
 
@@ -67,7 +64,7 @@ class WaveformTeacher:
     """A layer of transformers' encoders that begin with convolutions on samples: wav2vec 2.0, HuBERT, WavLM, data2vec.
 
     Args:
-        model: in any precision, on any device.
+        model: a `transformers.PreTrainedModel`, in any precision, on any device.
         layer: 0, the input of the first, to its last; layers above are computed too.
         normalize: whether each recording is brought to mean 0 and variance 1, as its feature extractor says.
         bfloat16: multiply in bfloat16.
@@ -76,7 +73,7 @@ class WaveformTeacher:
         UsageError: on a layer that it does not have, or where it takes no samples.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int, *, normalize: bool, bfloat16: bool = False):
+    def __init__(self, model: Any, layer: int, *, normalize: bool, bfloat16: bool = False):
         config = model.config
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
         if kernels is None or strides is None:
@@ -139,7 +136,7 @@ class WhisperTeacher:
         check_layer(layer, len(encoder.layers), first=1)
         self.encoder, self.bfloat16 = encoder.eval(), bfloat16
         self.encoder.layers, self.encoder.layer_norm = self.encoder.layers[:layer], torch.nn.Identity()
-        self.mel = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
+        self.mel = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)  # type: ignore[no-untyped-call]
         self.window = self.mel.n_samples
         self.gap, self.context = int(gap_sec * SAMPLE_RATE), self._round(int(context_sec * SAMPLE_RATE))
 
@@ -231,7 +228,7 @@ def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16:
     try:
         config = AutoConfig.from_pretrained(name)
         model, report = AutoModel.from_pretrained(name, output_loading_info=True)
-        extractor = AutoFeatureExtractor.from_pretrained(name) if config.model_type != "whisper" else None
+        extractor = AutoFeatureExtractor.from_pretrained(name) if config.model_type != "whisper" else None  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: cannot be loaded by transformers ({str(error).splitlines()[0]})") from None
     is_whisper = config.model_type == "whisper"
