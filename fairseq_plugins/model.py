@@ -13,6 +13,7 @@ from daisy.checkpoints.converters import convert
 from daisy.checkpoints.converters.plugin import STATE_KEY
 from daisy.checkpoints.format import ASSETS
 from daisy.errors import CheckpointError, UsageError
+from daisy.models import LayerLosses
 from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.models.lengths import make_valid_mask
 from daisy.models.losses import UnitLoss, unit_loss
@@ -80,7 +81,7 @@ class DaisyHubert(BaseFairseqModel):
         label_rate: float,
         noisy_source: Tensor | None,
         mask_seed: int,
-    ) -> "DaisyOutput":
+    ) -> LayerLosses:
         """Run one step.
 
         Args:
@@ -119,7 +120,7 @@ class DaisyHubert(BaseFairseqModel):
                 learnt_on = self._run_layers(self.backbone.position(projected, num_frames), num_frames)
         losses = self._unit_losses(learnt_on, targets, valid, masked)
         judged = [unmasked if masked is None else on_masked for on_masked, unmasked in losses]
-        return DaisyOutput(
+        return LayerLosses(
             masked=[loss for loss, _ in losses],
             unmasked=[loss for _, loss in losses],
             judged=judged,
@@ -178,18 +179,6 @@ class DaisyHubert(BaseFairseqModel):
             loss = unit_loss(self.heads.unit_logits(layer, states[valid]), wanted, group, 2 * batch)
             losses.append((UnitLoss(*(x[:batch] for x in loss)), UnitLoss(*(x[batch:] for x in loss))))
         return losses
-
-
-@dataclass
-class DaisyOutput:
-    """Per layer, 1 to L."""
-
-    masked: list[UnitLoss]
-    unmasked: list[UnitLoss]
-    judged: list[UnitLoss]
-    """What is logged, and what the regressors learn: the masked frames' where frames are masked, else all frames'."""
-    predicted: list[Tensor]
-    """The regressors' predictions of the judged loss, (B,) nats; empty without regressors."""
 
 
 def read_backbone(path: str) -> checkpoints.Model:

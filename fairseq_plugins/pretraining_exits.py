@@ -1,18 +1,10 @@
-"""Exit heads that learn while a HuBERT is pre-trained, and the states of every layer that they read."""
+"""The states of every layer of fairseq's HuBERT, which the exit heads read while it is pre-trained."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from daisy.errors import UsageError
-from daisy.models import ExitHeads, HeadsConfig
-from daisy.models.heads import mean_and_std
-from daisy.models.losses import UnitLoss, unit_loss
-from daisy.models.packing import PackedLayout
-from fairseq_plugins.model import DaisyOutput
 
 
 class LayerStates:
@@ -48,65 +40,3 @@ class LayerStates:
             states.append(last[:, :num_frames])
         self._states.clear()
         return states
-
-
-class ExitObjective(nn.Module):
-    """Exit heads on every layer, and the losses of what they make of one pass.
-
-    The losses of ``layers`` go back into the network (ILS-SSL, arXiv:2112.08778, has them at some layers); heads of the
-    others learn on states that are cut off from the gradient.
-
-    Args:
-        num_layers: L.
-        width: of the states, D.
-        num_units: K.
-        layers: whose losses train the network, 1 to L.
-
-    Raises:
-        UsageError: on a layer that there is not.
-    """
-
-    def __init__(self, num_layers: int, width: int, num_units: int, layers: list[int]):
-        super().__init__()
-        if wrong := [layer for layer in layers if not 1 <= layer <= num_layers]:
-            raise UsageError(f"exit_layers must be 1 to {num_layers}, found {wrong}")
-        self.layers = frozenset(layers)
-        self.heads = ExitHeads(HeadsConfig(num_layers=num_layers, width=width, num_units=num_units))
-
-    def start_from(self, heads: ExitHeads) -> None:
-        """Take the weights of other heads where they predict as many units on as many layers."""
-        if heads.config == self.heads.config:
-            self.heads.load_state_dict(heads.state_dict())
-
-    def forward(self, states: list[Tensor], targets: Tensor, valid: Tensor, masked: Tensor) -> DaisyOutput:
-        """Compute each layer's losses.
-
-        Args:
-            states: of layers 1 to L, (B, T, D).
-            targets: (B, T) int64 units.
-            valid: (B, T) bool, frames that are not padding.
-            masked: (B, T) bool, frames that the network did not see.
-
-        Returns:
-            Per layer the losses on masked and other frames, and what the regressors predict: the mean loss of all.
-        """
-        batch = len(valid)
-        utterance = valid.nonzero()[:, 0]
-        group = torch.where(masked[valid], utterance, utterance + batch)
-        layout = PackedLayout(valid.sum(1).cpu(), valid.device)
-        output = DaisyOutput(masked=[], unmasked=[], judged=[], predicted=[])
-        for layer, of_layer in enumerate(states, 1):
-            frames = of_layer[valid] if layer in self.layers else of_layer.detach()[valid]
-            loss = unit_loss(self.heads.unit_logits(layer, frames), targets[valid], group, 2 * batch)
-            output.masked.append(UnitLoss(*(sums[:batch] for sums in loss)))
-            output.unmasked.append(UnitLoss(*(sums[batch:] for sums in loss)))
-            output.judged.append(UnitLoss(*(sums[:batch] + sums[batch:] for sums in loss)))
-            output.predicted.append(self._predict(layer, frames.detach(), layout, output.judged[-1].mean()))
-        return output
-
-    def _predict(self, layer: int, frames: Tensor, layout: PackedLayout, losses: Tensor) -> Tensor:
-        """What the layer's regressor makes of the utterances, (B,) nats; it is no reason to change the network."""
-        regressor, pooled = self.heads.regressors[layer - 1], mean_and_std(frames, layout)
-        if self.training:
-            regressor.observe(pooled, losses)
-        return regressor(pooled)

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from daisy.checkpoints.converters import fairseq
 from daisy.errors import UsageError
+from daisy.models import ExitObjective
 from fairseq_plugins.model import read_backbone
-from fairseq_plugins.pretraining_exits import ExitObjective, LayerStates
+from fairseq_plugins.pretraining_exits import LayerStates
 from fairseq_plugins.stacking import spread
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class DaisyPretrainingHubert(HubertModel):
         return torch.cat([wanted, logits.scatter(1, target, float("-inf"))], dim=1)
 
     def forward(self, source: Tensor, target_list: list[Tensor] | None = None, **options: Any) -> dict[str, Any]:
-        """Run the stock model; with exit heads and targets, ``exits`` holds their losses (`DaisyOutput`)."""
+        """Run the stock model; with exit heads and targets, ``exits`` holds their losses (`LayerLosses`)."""
         result = super().forward(source, target_list, **options)
         if self.exits is not None and target_list is not None and "padding_mask" in result and "x" not in result:
             valid = ~result["padding_mask"]
