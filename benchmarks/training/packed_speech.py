@@ -74,8 +74,8 @@ def pack(folder: Path, out: Path, kbps: float) -> None:
     for split in ("train", "valid", "noise"):
         recordings = audio.read_manifest(folder / f"{split}.tsv")
         times = Counter(recording.path for recording in recordings)
-        first = {recording.path: index for index, recording in reversed(list(enumerate(recordings)))}
-        paths = list(first)[::-1]
+        paths = list(times)
+        line_of = {recording.path: index for index, recording in enumerate(recordings)}
         with ThreadPoolExecutor() as pool:
             coded = list(pool.map(lambda path: encode(audio.read(path), kbps), paths))
         tensors |= _join(f"{split}.audio", [numpy.frombuffer(content, numpy.uint8) for content in coded])
@@ -84,7 +84,7 @@ def pack(folder: Path, out: Path, kbps: float) -> None:
             lines = (folder / f"{split}.km").read_text(encoding="ascii").splitlines()
             if len(lines) != len(recordings):
                 raise UsageError(f"{folder / split}.km: {len(lines)} lines for {len(recordings)} recordings")
-            units = [numpy.array(lines[first[path]].split(), numpy.int16) for path in paths]
+            units = [numpy.array(lines[line_of[path]].split(), numpy.int16) for path in paths]
             tensors |= _join(f"{split}.units", units)
     save_file(tensors, out)
 

@@ -1,0 +1,120 @@
+"""Pre-training from one packed file in plain PyTorch, on the CPU: ten updates, stopped and gone on with."""
+
+import json
+
+import numpy
+import pytest
+import soundfile
+import torch
+
+import daisy
+from benchmarks.training import gpu_pretraining, packed_speech
+from benchmarks.training.gpu_pretraining import Run, Settings, Stream, corrupt, draw_masks
+from daisy.errors import UsageError
+from daisy.models.lengths import HUBERT_CONV, count_frames
+from tests.conftest import POST_NORM
+
+NUM_UNITS = 9
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Twelve recordings, the first listed twice; each frame's unit is the frame's number modulo 5."""
+    folder = tmp_path_factory.mktemp("packed")
+    generator = numpy.random.default_rng(0)
+    for split, count in (("train", 12), ("valid", 3), ("noise", 2)):
+        lines, units = [str(folder)], []
+        for index in range(count):
+            samples = 0.1 * generator.standard_normal(16000 + 1000 * index)
+            soundfile.write(folder / f"{split}{index}.flac", samples, 16000)
+            frames = count_frames(len(samples), HUBERT_CONV)
+            lines.append(f"{split}{index}.flac\t{len(samples)}")
+            units.append(" ".join(str(frame % 5) for frame in range(frames)))
+        if split == "train":
+            lines.append(lines[1])
+            units.append(units[0])
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}.km").write_text("\n".join(units) + "\n")
+    packed_speech.pack(folder, folder / "packed.safetensors", kbps=32)
+    return folder / "packed.safetensors"
+
+
+def test_a_packed_split_is_what_was_packed(packed):
+    frames = packed_speech.unpack(packed, "train")
+    assert frames.times.tolist() == [2] + [1] * 11
+    assert frames.counts.tolist() == [count_frames(16000 + 1000 * index, HUBERT_CONV) for index in range(12)]
+    assert frames.units[:50].tolist() == [frame % 5 for frame in range(49)] + [0]  # 49 frames, then the next recording
+    assert frames.samples.shape == (int(frames.counts.sum()), 320)
+    third = int(frames.starts[2])
+    samples, _ = soundfile.read(packed.parent / "train2.flac", dtype="float32")
+    decoded = frames.samples[third : third + 50].flatten().float() / 32768
+    assert numpy.corrcoef(samples[:16000], decoded)[0, 1] > 0.8  # white noise, coded
+    levels = [len(packed_speech.encode(torch.from_numpy(samples), kbps)) for kbps in (8, 16, 32)]
+    assert levels == sorted(levels)
+
+
+def test_a_stream_hears_every_frame_as_often_as_it_is_listed(packed):
+    frames = packed_speech.unpack(packed, "train")
+    stream = Stream(frames, torch.device("cpu"), torch.Generator().manual_seed(0))
+    total = int((frames.counts * frames.times).sum())
+    waveforms, units = stream.draw(1, total - 1)
+    assert waveforms.shape == (1, (total - 1) * 320 + 80)
+    assert units.shape == (1, total - 1)
+    heard = torch.bincount(units[0] - 4, minlength=5).sum()
+    assert int(heard) == total - 1
+    steps = (units[0, 1:] - units[0, :-1]) % 5
+    assert int((steps != 1).sum()) <= 12  # only where a recording ends
+
+
+def test_noise_is_mixed_at_the_ratios_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    waveforms, noise = torch.randn(64, 8000, generator=generator), 3000 * torch.randn(50000, generator=generator)
+    settings = Settings(noise_prob=1.0, talkers_prob=0.0, snr_db=(10.0, 10.0), gain_db=(0.0, 0.0))
+    mixed = corrupt(waveforms, noise, settings, generator)
+    ratios = 10 * torch.log10(waveforms.square().mean(1) / (mixed - waveforms).square().mean(1))
+    assert torch.allclose(ratios, torch.full((64,), 10.0), atol=0.1)
+    still = Settings(noise_prob=0.0, talkers_prob=0.0, gain_db=(0.0, 0.0))
+    assert torch.equal(corrupt(waveforms, noise, still, generator), waveforms)
+    talkers = Settings(noise_prob=0.0, talkers_prob=1.0, snr_db=(-5.0, 0.0), gain_db=(0.0, 0.0))
+    with_talker = corrupt(waveforms, noise, talkers, generator) - waveforms
+    correlation = torch.cosine_similarity(with_talker, waveforms.roll(1, 0), dim=1)
+    assert torch.allclose(correlation, torch.ones(64), atol=1e-4)
+
+
+def test_masks_are_spans_of_ten_and_some_rows_have_none():
+    settings = Settings(unmasked_prob=0.25)
+    masked = draw_masks(400, 500, settings, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert 0.18 < float((~masked.any(1)).float().mean()) < 0.33
+    share = float(masked[masked.any(1)].float().mean())
+    assert share == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.02)
+    row = masked[masked.any(1)][0].int()
+    edges = (torch.cat([row, row.new_zeros(1)]) - torch.cat([row.new_zeros(1), row])).nonzero()[:, 0]
+    lengths = edges[1::2] - edges[::2]
+    assert int(lengths[:-1].min()) >= 10
+
+
+def test_ten_updates_learn_and_go_on_where_they_were_stopped(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gpu_pretraining.SHAPES, "tiny", POST_NORM)
+    settings = Settings(shape="tiny", updates=10, batch=4, crop_frames=30, lr=0.01)
+    whole = Run(packed, tmp_path / "whole.safetensors", settings, torch.device("cpu"))
+    whole.train()
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed[-1]["valid_nats_4"] < printed[0]["nats_4"] - 0.2  # five of nine units occur
+
+    stopped = Run(packed, tmp_path / "stopped.safetensors", settings, torch.device("cpu"))
+    for _ in range(4):
+        progress = stopped._progress()
+        for group in stopped.optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, progress / settings.warmup) * max(0.02, 1 - progress)
+        stopped._step()
+        stopped.update += 1
+    stopped._save()
+    again = Run(packed, tmp_path / "stopped.safetensors", settings, torch.device("cpu"))
+    assert again.update == 4
+    again.train()
+    ours, theirs = (daisy.load(tmp_path / f"{name}.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    assert (ours.heads.config.num_units, ours.final_head.num_units) == (NUM_UNITS, NUM_UNITS)
+    assert int(ours.encoder("fixed", layer=2)(torch.zeros(16000)).exit_layer) == 2
+    with pytest.raises(UsageError, match="is of a run with other settings"):
+        Run(packed, tmp_path / "stopped.safetensors", Settings(shape="tiny", updates=11), torch.device("cpu"))
