@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
@@ -43,6 +44,21 @@ def test_a_killed_process_blocks_nobody(tmp_path, holder):
     assert _locks.acquire(tmp_path / "lock") is None
     lock.release()
     assert not os.listdir(tmp_path)
+
+
+def test_who_waited_for_a_lock_holds_the_file_that_others_see(tmp_path):
+    """It waits at a file that is then taken away."""
+    first = _locks.acquire(tmp_path / "lock")
+    later = []
+    waiting = threading.Thread(target=lambda: later.append(_locks.acquire(tmp_path / "lock", wait=True)))
+    waiting.start()
+    time.sleep(0.2)
+    assert not later
+    first.release()
+    waiting.join()
+    assert (tmp_path / "lock").is_file()
+    assert _locks.acquire(tmp_path / "lock") is None
+    later[0].release()
 
 
 def test_holders_take_turns_although_each_takes_the_file_away(tmp_path):
