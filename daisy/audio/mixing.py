@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from daisy.audio.files import read
-from daisy.audio.recordings import read_manifest
+from daisy.audio.manifests import read_manifest
 from daisy.errors import UsageError
 
 

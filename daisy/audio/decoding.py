@@ -1,0 +1,310 @@
+"""What libsndfile reads, block by block: a header's length is believed only once its samples have come."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import soundfile
+from numpy.typing import NDArray
+
+from daisy.audio import media
+from daisy.audio.media import Block
+from daisy.errors import AudioError, DaisyError
+
+BLOCK_VALUES = 2**20
+"""Samples of all channels that are decoded at once."""
+MAX_SAMPLES_PER_BYTE = 64
+"""More than speech coders reach, 6 kbit/s at 48 kHz: where a header promises more, the samples are counted."""
+SAMPLE_RATES = (1000, 1_000_000)
+"""Lowest and highest rate, in Hz, of a recording; what lies outside is a damaged header, and fills the memory."""
+UNSUPPORTED = 4
+"""libsndfile's code of a known container with an unknown coding (sndfile.h: SF_ERR_UNSUPPORTED_ENCODING)."""
+MP3_FRAME = 1152
+"""Samples of one channel in the longest."""
+MP3_SLACK = 2 * MP3_FRAME
+"""Samples that an MP3 may lack: encoders and cutting programs count the frames at its ends differently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is known of a file before its samples are decoded."""
+
+    sample_rate: int
+    """Hz."""
+    channels: int
+    num_samples: int | None
+    """Of one channel; None where the header does not tell it, or what it tells cannot be."""
+    format: str
+    """libsndfile's name of it, or `media.FORMAT`."""
+    promised: int | None
+    """Samples that the header tells, however unlikely; None where it tells none."""
+    links: tuple[tuple[int, int], ...] = ()
+    """First byte of each stream of an Ogg file that holds several, one after the other, and the byte after its last."""
+    seekable: bool = False
+    """Whether parts can be read, and are the same as in a whole reading."""
+
+
+class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
+    """Reads on from where it is.
+
+    soundfile seeks to its place after every block, which fails at the end of a FLAC file of unknown length and changes
+    the last bits of MP3.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def explain_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a reading library raises into an `AudioError` that names the file.
+
+    Raises:
+        AudioError: with the library's reason.
+    """
+    try:
+        yield
+    except DaisyError:
+        raise
+    except MemoryError:
+        raise AudioError(f"{path}: needs more memory than there is") from None
+    except Exception as error:  # damage raises nearly any kind, AssertionError and TypeError among them
+        raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file's header says.
+
+    Raises:
+        AudioError: where there is no readable header, or no rate of speech in it.
+    """
+    _check_file(path)
+    with explain_errors(path):
+        try:
+            with soundfile.SoundFile(os.fsencode(path)) as file:
+                header = _describe(path, file)
+        except soundfile.LibsndfileError as error:
+            header = _describe_media(path, error)
+    lowest, highest = SAMPLE_RATES
+    if not lowest <= header.sample_rate <= highest:
+        raise AudioError(f"{path}: {header.sample_rate} Hz is no sample rate of speech: its header is damaged")
+    return header
+
+
+def decode(path: Path, header: Header) -> Iterator[Block]:
+    """Decode a file from its beginning to its end.
+
+    Args:
+        path: of the file.
+        header: of the file.
+
+    Yields:
+        Blocks (samples, channels), float32 of full scale 1.
+
+    Raises:
+        AudioError: where it is damaged, or ends before its header says.
+    """
+    count = 0
+    with explain_errors(path):
+        for block in _decode_streams(path, header):
+            count += len(block)
+            yield block
+    missing = (header.promised or 0) - count
+    if missing > (MP3_SLACK if header.format == "MP3" else 0):
+        raise AudioError(f"{path}: ends {missing} samples before its header says")
+    if not count:
+        raise AudioError(f"{path}: holds no samples{_explain_emptiness(path)}")
+
+
+def decode_part(path: Path, start: int, stop: int) -> NDArray[numpy.float32]:
+    """Decode samples ``start`` to ``stop``, (stop - start, channels), of a file whose header says that it is seekable.
+
+    Raises:
+        AudioError: where they are damaged or missing.
+    """
+    with explain_errors(path):
+        samples, _ = soundfile.read(os.fsencode(path), stop - start, start, dtype="float32", always_2d=True)
+        if len(samples) < stop - start:
+            raise AudioError(f"{path}: ends {stop - start - len(samples)} samples before its header says")
+        return samples  # type: ignore[no-any-return]
+
+
+def count_samples(path: Path, header: Header) -> int:
+    """Count the samples of one channel, by decoding them where the header does not tell.
+
+    Raises:
+        AudioError: as `decode` does.
+    """
+    if header.num_samples is not None:
+        return header.num_samples
+    return sum(len(block) for block in decode(path, header))
+
+
+def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
+    """Find the streams that follow one another in an Ogg file, as radio stations and ``cat`` make them.
+
+    libsndfile reads the first one only. A stream begins with a page, or several that are interleaved, marked as
+    beginning (RFC 3533, section 6: the second bit of the header type).
+
+    Returns:
+        First byte of each, and the byte after its last.
+    """
+    starts: list[int] = []
+    was_beginning = False
+    place, size = 0, path.stat().st_size
+    with open(path, "rb") as stream:
+        while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
+            is_beginning = bool(page[5] & 2)
+            if is_beginning and not was_beginning:
+                starts.append(place)
+            was_beginning = is_beginning
+            place += 27 + page[26] + sum(stream.read(page[26]))
+            stream.seek(place)
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise AudioError(f"{path}: is a folder")
+        if not path.is_file():
+            raise AudioError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise AudioError(f"{path}: empty file (0 bytes)")
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _describe(path: Path, file: soundfile.SoundFile) -> Header:
+    links = find_ogg_streams(path) if file.format == "OGG" else []
+    promised: int | None = file.frames
+    is_unknown = file.frames > 2**62 or len(links) > 1 or (file.format == "MP3" and _is_guessed(path))
+    if is_unknown:
+        promised = None
+    is_likely = promised is not None and promised <= MAX_SAMPLES_PER_BYTE * path.stat().st_size
+    return Header(
+        sample_rate=file.samplerate,
+        channels=file.channels,
+        num_samples=promised if is_likely else None,
+        format=file.format,
+        promised=promised,
+        links=tuple(links) if len(links) > 1 else (),
+        seekable=file.seekable() and is_likely and file.format != "MP3",
+    )
+
+
+def _describe_media(path: Path, error: soundfile.LibsndfileError) -> Header:
+    """Describe what FFmpeg reads and libsndfile does not: by the ending, as FFmpeg makes something of nearly any file.
+
+    Raises:
+        AudioError, LibsndfileError: where neither does.
+    """
+    if path.suffix.lower() not in media.SUFFIXES and not (error.code == UNSUPPORTED and media.is_available()):
+        with open(path, "rb") as stream:
+            start = stream.read(1024)
+        if start.startswith(b"NIST_1A") and b"shorten" in start:
+            raise AudioError(f"{path}: NIST SPHERE compressed with shorten: decompress it with sph2pipe")
+        raise error
+    sample_rate, channels = media.read_header(path)
+    return Header(sample_rate=sample_rate, channels=channels, num_samples=None, format=media.FORMAT, promised=None)
+
+
+def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
+    if header.format == media.FORMAT:
+        yield from media.decode(path)
+    elif header.links:
+        for start, stop in header.links:
+            yield from _decode_link(path, header, start, stop)
+    elif header.format == "MP3" and header.promised is None:
+        yield from _decode_to_the_end(path)
+    else:
+        with _Sequential(os.fsencode(path)) as file:
+            if header.promised is not None and super(_Sequential, file).seekable():
+                file.seek(0)  # libsndfile skips what Opus puts before the first sample only after a seek
+            yield from _read_blocks(file)
+
+
+def _decode_link(path: Path, header: Header, start: int, stop: int) -> Iterator[Block]:
+    """Decode one of the streams that follow one another in a file."""
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        content = io.BytesIO(stream.read(stop - start))
+    with _Sequential(content) as file:
+        if (file.samplerate, file.channels) != (header.sample_rate, header.channels):
+            raise AudioError(
+                f"{path}: from byte {start} on {file.samplerate} Hz and {file.channels} channels, before that "
+                f"{header.sample_rate} Hz and {header.channels}: split it"
+            )
+        file.seek(0)
+        yield from _read_blocks(file)
+
+
+def _decode_to_the_end(path: Path) -> Iterator[Block]:
+    """Decode an MP3 that does not tell its length, frame by frame: the last may be cut off, as recorded streams are."""
+    with _as_pipe(path) as pipe, _Sequential(pipe, closefd=False) as file:
+        try:
+            yield from _read_blocks(file, MP3_FRAME)
+        except soundfile.LibsndfileError:
+            if not _is_drained(pipe):
+                raise
+
+
+def _read_blocks(file: soundfile.SoundFile, size: int | None = None) -> Iterator[Block]:
+    size = size or max(1, BLOCK_VALUES // file.channels)
+    remaining = file.frames  # what follows may be no audio
+    while remaining > 0 and len(block := file.read(min(size, remaining), dtype="float32", always_2d=True)):
+        remaining -= len(block)
+        yield block
+
+
+def _is_guessed(path: Path) -> bool:
+    """Whether an MP3's length is guessed from its size and its first frame's bit rate, as no Xing header tells it."""
+    with _as_pipe(path) as pipe:
+        try:
+            with _Sequential(pipe, closefd=False) as file:
+                return bool(file.frames > 2**62)
+        except soundfile.LibsndfileError:
+            return False
+
+
+@contextlib.contextmanager
+def _as_pipe(path: Path) -> Iterator[int]:
+    """Feed a file through a pipe, which has no size to guess a length from: libsndfile then decodes up to its end."""
+    receiver, sender = os.pipe()
+    feeder = threading.Thread(target=_feed, args=(path, sender), daemon=True)
+    feeder.start()
+    try:
+        yield receiver
+    finally:
+        os.close(receiver)
+        feeder.join(timeout=5)  # it ends as nobody listens, unless a process forked meanwhile holds the pipe open
+
+
+def _is_drained(pipe: int) -> bool:
+    """Whether everything was read that will ever come through a pipe."""
+    return bool(select.select([pipe], [], [], 1.0)[0]) and not os.read(pipe, 1)
+
+
+def _feed(path: Path, sender: int) -> None:
+    with contextlib.suppress(OSError), open(sender, "wb", buffering=0) as target, open(path, "rb") as source:
+        while content := source.read(2**16):
+            target.write(content)
+
+
+def _explain_emptiness(path: Path) -> str:
+    """A recording that was never closed has its samples behind a header that promises none."""
+    size = path.stat().st_size
+    return f" by its header, though it has {size} bytes: was it never closed?" if size > 4096 else ""
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
+    return " ".join(text.split()).rstrip(".")
