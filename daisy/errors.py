@@ -15,8 +15,10 @@ from typing import Literal
 
 Remedy = Literal[
     "allow_pickle",
+    "busy",
     "calibrate",
     "convert",
+    "float32",
     "make_manifest",
     "max_sec",
     "no_overrides",
@@ -31,8 +33,10 @@ Remedy = Literal[
 
 REMEDIES: dict[Remedy, str] = {
     "allow_pickle": "pass allow_pickle=True",
+    "busy": "wait for it, use another folder, or let several share the work with shard=(index, count)",
     "calibrate": "daisy.calibration.calibrate_depth makes one",
     "convert": "other forms are read by daisy.checkpoints.convert",
+    "float32": 'pass dtype="float32" and another folder',
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
     "no_overrides": "overrides are for torchaudio's state dicts",

@@ -52,6 +52,7 @@ def imports(path, top_level=False):
 RANKS = [
     {"errors", "version"},
     {"_files"},
+    {"_locks"},
     {"models"},
     {"audio", "policies"},
     {"runtime"},

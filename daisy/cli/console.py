@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 HINTS: dict[Remedy, str] = {
     "allow_pickle": "add --allow-pickle",
+    "busy": "wait for it, use another --out, or let several share the work with --shard I/N",
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
+    "float32": "use --dtype float32 with another --out",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",
     "no_overrides": "--set is for torchaudio's state dicts",
