@@ -79,7 +79,7 @@ class AudioFile:
         if self.whole is not None:
             return self.whole[start:stop]
         waveform = _take_channel(decoding.decode_part(self.path, start, stop), self.channel, self.path)
-        _check_values(waveform, self.path)
+        _check_values(waveform, self.path, start)
         return waveform
 
 
@@ -146,10 +146,14 @@ def _take_channel(block: Block, channel: int | None, path: Path) -> Tensor:
     return torch.from_numpy(block[:, channel].copy())
 
 
-def _check_values(waveform: Tensor, path: Path) -> None:
+def _check_values(waveform: Tensor, path: Path, start: int | None = None) -> None:
+    """Refuse what are no numbers, and what no scale has; ``start`` is where a part begins."""
     if bool((waveform.abs() <= MAX_LEVEL).all()):
         return
     if num_bad := int((~waveform.isfinite()).sum()):
+        if start is not None:
+            stop = start + len(waveform)
+            raise AudioError(f"{path}: samples {start} to {stop} hold some that are NaN or infinite")
         raise AudioError(f"{path}: {num_bad} of {len(waveform)} samples are NaN or infinite")
     raise AudioError(f"{path}: a sample of {waveform.abs().max():.0e}, where full scale is 1: damaged")
 

@@ -42,13 +42,19 @@ def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Rec
             ``call.0.wav``, ``call.1.wav`` after ``call.wav``, also where there is one channel only.
 
     Returns:
-        The recordings in their order. A file that cannot be read stays one recording: reading it says why.
+        The recordings in their order. A file that cannot be read stays one recording: reading it says why. One whose
+        channel was chosen before stays as it is.
+
+    Raises:
+        UsageError: on a number below 0.
     """
     if channel == "mean":
         return list(recordings)
-    if channel != "all":
-        return [replace(recording, channel=channel) for recording in recordings]
-    return [one for recording in recordings for one in _split_channels(recording)]
+    if channel == "all":
+        return [one for recording in recordings for one in _split_channels(recording)]
+    if channel < 0:
+        raise UsageError(f"channels are counted from 0, found {channel}")
+    return [one if one.channel is not None else replace(one, channel=channel) for one in recordings]
 
 
 def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
@@ -120,6 +126,8 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
 
 
 def _split_channels(recording: Recording) -> list[Recording]:
+    if recording.channel is not None:
+        return [recording]
     name = Path(recording.name)
     try:
         count = read_header(recording.path).channels

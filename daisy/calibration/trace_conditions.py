@@ -55,14 +55,14 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
     speech = Speech(waveforms=[], names=[], groups=[], failed={})
     for recording, speaker in zip(recordings, names, strict=True):
         try:
-            waveform = audio.read(recording.path, sample_rate)
+            waveform = audio.read(recording.path, sample_rate, recording.channel)
             if len(waveform) < MIN_SAMPLES:
                 raise AudioError(f"{recording.path}: too short for one frame")
         except AudioError as error:
-            speech.failed[str(recording.path)] = str(error)
+            speech.failed[recording.label] = str(error)
             continue
         speech.waveforms.append(waveform)
-        speech.names.append(str(recording.path))
+        speech.names.append(recording.label)
         speech.groups.append(speaker)
     if not speech.waveforms:
         raise UsageError("no recording could be read: " + next(iter(speech.failed.values()), "none was given"))

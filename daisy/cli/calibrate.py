@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import report_failures, say, warn
+from daisy.cli.console import report_failures, say, warn, warn_of_rest
 from daisy.cli.full_runs import run_speech
 from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    ChannelText,
     Checkpoint,
     Device,
     Noise,
     Root,
     Speakers,
     check_device,
+    parse_channel,
     parse_snrs,
 )
 from daisy.errors import UsageError, unknown_name
@@ -74,6 +76,7 @@ def command(
     speakers: Speakers = None,
     root: Root = Path("."),
     score_stride: ScoreStride = 1,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
@@ -92,7 +95,9 @@ def command(
     _check_final_head(model, checkpoint, policy, goal)
     kinds, recorded = read_noises(noise or (), model.backbone.config.sample_rate)
     conditions = make_conditions(kinds, parse_snrs(snr))
-    speech = read_speech(audio.find(inputs), speakers, root, model.backbone.config.sample_rate)
+    findings = audio.search(inputs)
+    recordings = audio.take_channels(findings.recordings, parse_channel(channel))
+    speech = read_speech(recordings, speakers, root, model.backbone.config.sample_rate)
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)
     traces = run_speech("full runs", model, speech, conditions, recorded, score_stride=score_stride, seed=seed)
@@ -107,6 +112,7 @@ def command(
     _say_attained(attained, calibration.certified, "time" if time else "layers", of)
     _warn_of_few_speakers(policy, speech)
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
+    warn_of_rest(findings)
     report_failures(list(speech.failed.values()), len(speech.names))
 
 

@@ -16,6 +16,8 @@ from daisy.errors import DaisyError, Remedy
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from daisy.audio import Findings
+
 HINTS: dict[Remedy, str] = {
     "allow_pickle": "add --allow-pickle",
     "busy": "wait for it, use another --out, or let several share the work with --shard I/N",
@@ -71,6 +73,12 @@ def explain(error: DaisyError) -> str:
     if error.remedy is None:
         return str(error)
     return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
+
+
+def warn_of_rest(findings: Findings) -> None:
+    """Print how many files a search has skipped, by ending, and which folders it could not read."""
+    for line in findings.describe_rest():
+        warn(line)
 
 
 def report_failures(reasons: Sequence[str], num_done: int) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daisy.cli.console import end_with_failures, say, warn_of_failures
+from daisy.cli.console import end_with_failures, say, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import run_speech
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     SNRS_DB,
+    ChannelText,
     Checkpoint,
     Depth,
     Depths,
@@ -23,6 +24,7 @@ from daisy.cli.options import (
     Root,
     Speakers,
     check_device,
+    parse_channel,
     parse_names,
     parse_numbers,
     parse_snrs,
@@ -33,6 +35,7 @@ from daisy.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from daisy.audio import Channel
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
 
@@ -59,6 +62,7 @@ def command(
     depth: Depth = 0.6,
     depths: Depths = "",
     report: Report = None,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
@@ -92,11 +96,12 @@ def command(
         snrs_db=snrs_db,
     )
     _check_comparison(comparison)
+    heard = parse_channel(channel)
     traces: dict[str, Traces] = {}
     num_failed, num_read = 0, 0
     for name, texts in {"tune": tune, "traces": inputs}.items():
         if texts:
-            speech = _read_speech(texts, speakers, root, rate, is_split=not tune)
+            speech = _read_speech(texts, speakers, root, rate, heard, is_split=not tune)
             traces[name] = run_speech(name, model, speech, conditions, recorded, seed=seed)
             write_traces(traces[name], out / f"{name}.csv")
             num_failed += len(speech.failed)
@@ -126,7 +131,9 @@ def _check_comparison(comparison: Comparison) -> None:
     _files.check_writable(comparison.out / "study.csv")
 
 
-def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: int, *, is_split: bool) -> Speech:
+def _read_speech(
+    texts: Sequence[str], speakers: Path | None, root: Path, rate: int, channel: Channel, *, is_split: bool
+) -> Speech:
     """Read recordings, whose speakers are split where policies are tuned on half of them.
 
     Raises:
@@ -135,7 +142,9 @@ def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: 
     from daisy import audio
     from daisy.calibration.trace_conditions import read_speech
 
-    speech = read_speech(audio.find(texts), speakers, root, rate)
+    findings = audio.search(texts)
+    speech = read_speech(audio.take_channels(findings.recordings, channel), speakers, root, rate)
+    warn_of_rest(findings)
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")
