@@ -50,6 +50,35 @@ def test_extract_prints_totals_and_resumes(place):
     assert "3 of them were finished before" in run(*arguments).stdout
 
 
+def test_shards_and_their_index(place):
+    out = place / "shards"
+    arguments = ("extract", place / "in", "-c", place / "tiny.safetensors", "-p", "never", "-o", out, "--shard")
+    counts = []
+    for shard in ("0/2", "1/2"):
+        done = run(*arguments, shard)
+        assert done.returncode == 0, done.stderr
+        first = done.stdout.splitlines()[0]
+        assert first.startswith(f"shard {shard[0]} of 2: ")
+        assert first.endswith(" of 3 recordings")
+        counts.append(int(first.split()[4]))
+    assert sum(counts) == 3
+    (out / "index.csv").unlink()
+    done = run("index", out)
+    assert (done.returncode, done.stdout) == (0, f"{out / 'index.json'} and index.csv: 3 recordings\n")
+    assert len((out / "index.csv").read_text().splitlines()) == 4
+    for wrong, message in (
+        ("2/2", "shard 2 of 2: shards are numbered from 0 to 1"),
+        ("1", "--shard takes I/N, such as 0/4 to 3/4, found '1'"),
+        ("-1/2", "--shard takes I/N"),
+    ):
+        done = run(*arguments, wrong)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
+    done = run("index", place / "in")
+    assert done.returncode == 2
+    assert "holds no extraction's journal" in done.stderr
+
+
 def test_extract_lists_what_failed_and_exits_with_1(place):
     (place / "in" / "text.wav").write_text("no audio")
     done = run(
