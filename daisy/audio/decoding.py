@@ -197,7 +197,7 @@ def _describe(path: Path, file: soundfile.SoundFile) -> Header:
         format=file.format,
         promised=promised,
         links=tuple(links) if len(links) > 1 else (),
-        seekable=file.seekable() and is_likely and file.format != "MP3",
+        seekable=file.seekable() and is_likely and file.frames > 0 and file.format != "MP3",
     )
 
 
