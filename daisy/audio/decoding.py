@@ -27,6 +27,10 @@ SAMPLE_RATES = (1000, 1_000_000)
 """Lowest and highest rate, in Hz, of a recording; what lies outside is a damaged header, and fills the memory."""
 UNSUPPORTED = 4
 """libsndfile's code of a known container with an unknown coding (sndfile.h: SF_ERR_UNSUPPORTED_ENCODING)."""
+EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG")
+EXACT_CODINGS = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS")
+"""In these libsndfile finds every place, and gives there what it gives when it reads on from the beginning, in damaged
+files too. Of MP3 the last bits differ, of damaged ADPCM and ALAC everything."""
 MP3_FRAME = 1152
 """Samples of one channel in the longest."""
 MP3_SLACK = 2 * MP3_FRAME
@@ -197,7 +201,10 @@ def _describe(path: Path, file: soundfile.SoundFile) -> Header:
         format=file.format,
         promised=promised,
         links=tuple(links) if len(links) > 1 else (),
-        seekable=file.seekable() and is_likely and file.frames > 0 and file.format != "MP3",
+        seekable=file.seekable()
+        and is_likely
+        and file.frames > 0
+        and (file.format in EXACT_FORMATS and file.subtype in EXACT_CODINGS),
     )
 
 

@@ -44,8 +44,8 @@ def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None)
 class AudioFile:
     """A file of which parts are read.
 
-    It is decoded whole where its rate is not the one asked for, and where libsndfile finds no place in it: MP3, FLAC of
-    unknown length, several Ogg streams in one file, and what FFmpeg reads.
+    It is decoded whole where its rate is not the one asked for, and where libsndfile does not find every place in it:
+    MP3, ADPCM, FLAC of unknown length, several Ogg streams in one file, rare formats, and what FFmpeg reads.
 
     Args:
         path: of the file.
