@@ -1,1 +1,1 @@
-"""What damage does: files broken at random, of which none may end a command, crash a library or give wrong numbers."""
+"""What damaged files, and kills at any moment, do to a run: seeded, many cases, and an exit status that tells."""

@@ -27,6 +27,9 @@ Speakers = Annotated[
     Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
 ]
 Root = Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; else it is left out.")
+]
 Policies = Annotated[
     str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; else all that the scores allow.")
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
-from daisy.extraction.run_folder import GATE, list_journals
+from daisy.extraction.run_folder import GATE, INDEX_FILES, list_journals
 
 
 @dataclass(kw_only=True)
@@ -68,6 +68,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
             rows=sorted(rows.values(), key=lambda row: row.place),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
         )
+        _files.remove_leftovers([out / name for name in INDEX_FILES])
         _write_json(report, out / "index.json")
         _write_csv(report, out / "index.csv")
     return report

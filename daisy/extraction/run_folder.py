@@ -155,6 +155,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             elif different:
                 raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
         self._journal = journals.setdefault(self.shard, self._journal)
+        _files.remove_leftovers([self._journal.path])
         if not self._journal.header:
             self._journal.begin(self.settings)
         self.rows, self.failures = merge(journals.values())

@@ -52,6 +52,20 @@ def test_a_line_every_ten_seconds_with_what_is_done_and_what_remains():
     ]
 
 
+def test_a_log_on_a_full_disk_ends_no_task(monkeypatch):
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        clock = Clock(waits=2)
+        task = ProgressLines("extracting", 3, interval=10.0, clock=clock)
+        with pytest.raises(OSError, match="No space left"):
+            print("a line", file=sys.stderr, flush=True)
+        task.report(clock.wait)
+        with pytest.raises(ZeroDivisionError), task:
+            raise ZeroDivisionError
+        monkeypatch.undo()
+        full.detach()  # which would write what it still holds
+
+
 def test_without_steps_there_is_no_estimate_and_without_a_total_none_is_named():
     clock = Clock(waits=1)
     written, task = lines_of(clock, "extracting", 500)
