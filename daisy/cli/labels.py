@@ -132,18 +132,28 @@ def _claim_folder(out: Path, settings: dict[str, Any], files: Sequence[UnitFile]
     if centres.is_file():
         settings = {**settings, centres.name: _files.digest(centres)}
     check_settings(out, before, settings)
+    _check_fitted_on(out, files[0])
     digests = {file.split.path.name: file.split.digest for file in files}
     for file in files:
         file.adopt_older(before.get(file.split.path.name) == file.split.digest)
     _files.write_json(path, {**before, **settings, **digests})
-    _note_what_is_gone(out, files[0])
 
 
-def _note_what_is_gone(out: Path, file: UnitFile) -> None:
-    """Say where k-means was fitted on recordings that are no longer listed: it stays, units of a folder are of one."""
+def _check_fitted_on(out: Path, file: UnitFile) -> None:
+    """Say where k-means was fitted on recordings that are no longer listed: it stays, units of a folder are of one.
+
+    Raises:
+        OutputError: where none of them is listed: this is another corpus.
+    """
     keys_path = out / "kmeans.keys"
     fitted_on = keys_path.read_text(encoding="ascii").split() if keys_path.is_file() else []
-    if gone := len(set(fitted_on) - set(file.split.keys)):
+    gone = len(set(fitted_on) - set(file.split.keys))
+    if fitted_on and gone == len(fitted_on):
+        raise OutputError(
+            f"{out}: holds units of other recordings: {file.split.path} lists none that k-means was fitted on",
+            remedy="other_out",
+        )
+    if gone:
         warn(
             f"note: k-means stays as it was fitted, on {len(fitted_on)} recordings, {gone} of which "
             f"{file.split.path} no longer lists"

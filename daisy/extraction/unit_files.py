@@ -2,7 +2,8 @@
 
 What is finished is kept by recording, not by line: a manifest may lose lines, gain some or change their order.
 
-``SPLIT.km.part``  lines ``@KEY 5 5 12``, appended as recordings are finished; all there is until the split is whole
+``SPLIT.km.part``  lines ``@KEY 5 5 12``, appended as recordings are finished; all there is until the split is whole,
+                   and afterwards where it has units of recordings that the manifest no longer lists
 ``SPLIT.km``       the units alone, in the manifest's order
 ``SPLIT.km.keys``  the key of each of its lines
 
@@ -194,7 +195,6 @@ class UnitFile:
             OutputError: where it cannot be written.
         """
         if self.is_whole:
-            self.part_path.unlink(missing_ok=True)
             return
         keys = [self.split.keys[index] for index in self.labelled]
         known = _find_lines(self.part_path)
@@ -203,7 +203,8 @@ class UnitFile:
         _files.write(self.keys_path, _join_keys(keys))
         with open(self.part_path, "rb") as part:
             _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))
-        self.part_path.unlink()
+        if known.keys() <= set(keys):  # or a manifest that lists less for once would cost the others' units
+            self.part_path.unlink()
 
     def _reopen(self) -> None:
         """Bring the lines of a .km file that was whole for another manifest into the part."""

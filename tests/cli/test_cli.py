@@ -162,7 +162,12 @@ def test_manifest_and_labels(place):
     (place / "changed.tsv").write_text((place / "train.tsv").read_text().splitlines()[0] + "\n1.wav\t16000\n")
     (place / "changed.tsv").rename(place / "km" / "train.tsv")
     done = run("labels", "km/train.tsv", "-o", "km", "--clusters", "4", cwd=place)
-    assert "holds units made with another train.tsv" in done.stderr
+    assert (done.returncode, (place / "km" / "train.km").read_text()) == (0, lines[1] + "\n")
+    (place / "in" / "3.wav").write_bytes((place / "in" / "1.wav").read_bytes())
+    (place / "km" / "train.tsv").write_text((place / "km" / "train.tsv").read_text().replace("1.wav", "3.wav"))
+    done = run("labels", "km/train.tsv", "-o", "km", "--clusters", "4", cwd=place)
+    (place / "in" / "3.wav").unlink()
+    assert "km: holds units of other recordings: km/train.tsv lists none that k-means was fitted on" in done.stderr
     done = run(
         "labels", "train.tsv", "-o", "km2", "--clusters", "4", "-c", "tiny.safetensors", "--layer", "2", cwd=place
     )

@@ -24,7 +24,8 @@ def corpus(tmp_path, waveforms):
         samples = waveforms[6][: 8000 + 700 * index] * (1 + index)
         soundfile.write(tmp_path / "wav" / f"{index}.wav", samples.numpy(), 16000, subtype="FLOAT")
         lines.append(f"{index}.wav\t{len(samples)}")
-    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    for name in ("whole.tsv", "train.tsv"):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
@@ -34,15 +35,15 @@ def centres(corpus):
     return fit_kmeans(sample_features(recordings, MFCC, 10**6, 0, ignore, ignore)[0], 5, 0)
 
 
-def relist(corpus, *indices, name="train.tsv"):
-    """Rewrite the manifest with some of its lines, in an order."""
-    root, *lines = (corpus / "train.tsv").read_text().splitlines()
+def relist(corpus, *indices):
+    """Rewrite the manifest with some of the corpus's lines, in an order."""
+    root, *lines = (corpus / "whole.tsv").read_text().splitlines()
     by_index = {int(line.partition(".")[0]): line for line in lines}
     text = "\n".join([root, *(by_index[index] for index in indices)]) + "\n"
-    (corpus / name).write_text(text)
+    (corpus / "train.tsv").write_text(text)
 
 
-def label(corpus, centres, fail=ignore, stop_after=None, name="train.tsv"):
+def label(corpus, centres, fail=ignore, stop_after=None):
     """Returns the file, and the names of the recordings that were computed."""
     computed = []
 
@@ -55,7 +56,7 @@ def label(corpus, centres, fail=ignore, stop_after=None, name="train.tsv"):
             return frames
 
     (corpus / "units").mkdir(exist_ok=True)
-    file = UnitFile(split=Split.read(corpus / name), folder=corpus / "units")
+    file = UnitFile(split=Split.read(corpus / "train.tsv"), folder=corpus / "units")
     for _ in file.label(Counted(**vars(MFCC)), centres, fail):
         pass
     file.finish()
@@ -104,6 +105,8 @@ def test_lines_follow_a_manifest_that_changes(corpus, centres, stop_after):
     assert lines == expected_lines(corpus, centres, file.split.recordings)
     assert lines[1] == lines[5]
     assert len(set(lines)) == 6
+    relist(corpus, *range(10))
+    assert label(corpus, centres)[1] == [f"{i}.wav" for i in (3, 5, 6, 7) if f"{i}.wav" not in done]  # nothing is lost
 
 
 def test_a_recording_that_got_another_length_is_labelled_anew(corpus, centres):
