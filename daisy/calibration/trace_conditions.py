@@ -39,7 +39,13 @@ class Speech:
         return state.hexdigest()
 
 
-def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Path, sample_rate: int) -> Speech:
+def read_speech(
+    recordings: Sequence[Recording],
+    speakers: Path | None,
+    root: Path,
+    sample_rate: int,
+    min_samples: int = MIN_SAMPLES,
+) -> Speech:
     """Read recordings; unreadable ones are left out and listed.
 
     Args:
@@ -47,6 +53,7 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
         speakers: CSV file of path and speaker; None: each recording is its own.
         root: what the paths there are relative to.
         sample_rate: of the backbone.
+        min_samples: that one frame of the backbone sees.
 
     Raises:
         UsageError: where the speakers are not all given, or nothing can be read.
@@ -56,7 +63,7 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
     for recording, speaker in zip(recordings, names, strict=True):
         try:
             waveform = audio.read(recording.path, sample_rate)
-            if len(waveform) < MIN_SAMPLES:
+            if len(waveform) < min_samples:
                 raise AudioError(f"{recording.path}: too short for one frame")
         except AudioError as error:
             speech.failed[str(recording.path)] = str(error)
@@ -130,6 +137,7 @@ def run_conditions(
     parts = [clean] if CLEAN in conditions else []
     for condition in conditions:
         if condition != CLEAN:
-            waveforms = apply_condition(condition, speech.waveforms, recorded, seed)
+            rate = model.backbone.config.sample_rate
+            waveforms = apply_condition(condition, speech.waveforms, recorded, seed, rate)
             parts.append(trace(waveforms, condition=condition.name, reference=reference or None)[0])
     return traces.join_traces(parts)

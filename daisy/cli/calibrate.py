@@ -92,7 +92,8 @@ def command(
     _check_final_head(model, checkpoint, policy, goal)
     kinds, recorded = read_noises(noise or (), model.backbone.config.sample_rate)
     conditions = make_conditions(kinds, parse_snrs(snr))
-    speech = read_speech(audio.find(inputs), speakers, root, model.backbone.config.sample_rate)
+    config = model.backbone.config
+    speech = read_speech(audio.find(inputs), speakers, root, config.sample_rate, config.frame_span)
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)
     traces = run_speech("full runs", model, speech, conditions, recorded, score_stride=score_stride, seed=seed)

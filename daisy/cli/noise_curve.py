@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
+    from daisy.models import BackboneConfig
 
 Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv).")]
 Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; else half of the speakers.")]
@@ -75,8 +76,7 @@ def command(
     from daisy.calibration.traces import write_traces
 
     model = checkpoints.load(checkpoint, device=check_device(device))
-    rate = model.backbone.config.sample_rate
-    kinds, recorded = read_noises(noise or (), rate)
+    kinds, recorded = read_noises(noise or (), model.backbone.config.sample_rate)
     snrs_db = parse_snrs(snr) or (list(SNRS_DB) if kinds else [None])
     seconds, percent = parse_numbers(reverberation, "--reverberation"), parse_numbers(clipping, "--clipping")
     conditions = make_conditions(kinds, snrs_db, seconds, percent)
@@ -96,7 +96,7 @@ def command(
     num_failed, num_read = 0, 0
     for name, texts in {"tune": tune, "traces": inputs}.items():
         if texts:
-            speech = _read_speech(texts, speakers, root, rate, is_split=not tune)
+            speech = _read_speech(texts, speakers, root, model.backbone.config, is_split=not tune)
             traces[name] = run_speech(name, model, speech, conditions, recorded, seed=seed)
             write_traces(traces[name], out / f"{name}.csv")
             num_failed += len(speech.failed)
@@ -126,7 +126,9 @@ def _check_comparison(comparison: Comparison) -> None:
     _files.check_writable(comparison.out / "study.csv")
 
 
-def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: int, *, is_split: bool) -> Speech:
+def _read_speech(
+    texts: Sequence[str], speakers: Path | None, root: Path, config: BackboneConfig, *, is_split: bool
+) -> Speech:
     """Read recordings, whose speakers are split where policies are tuned on half of them.
 
     Raises:
@@ -135,7 +137,7 @@ def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: 
     from daisy import audio
     from daisy.calibration.trace_conditions import read_speech
 
-    speech = read_speech(audio.find(texts), speakers, root, rate)
+    speech = read_speech(audio.find(texts), speakers, root, config.sample_rate, config.frame_span)
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")

@@ -151,7 +151,11 @@ def test_manifest_and_labels(place):
     assert done.returncode == 0, done.stderr
     soundfile.write(place / "in" / "slow.wav", numpy.zeros(8000), 8000)
     done = run("manifest", "in", "-o", "other.tsv", "--root", "in/../in", cwd=place)
-    (place / "in" / "slow.wav").unlink()
+    (place / "slow").mkdir()
+    (place / "in" / "slow.wav").rename(place / "slow" / "slow.wav")
+    slow = run("manifest", "slow", "-o", "slow.tsv", "--root", "slow", "--sample-rate", "8000", cwd=place)
+    assert slow.returncode == 0, slow.stderr
+    assert (place / "slow.tsv").read_text().endswith("\nslow.wav\t8000\n")
     assert done.returncode == 1
     assert "slow.wav: 8000 Hz" in done.stderr
     assert (place / "other.tsv").read_text() == (place / "train.tsv").read_text()
