@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import soundfile
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from daisy.audio.archives import find_member, open_source
 from daisy.errors import AudioError
 
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".mp3", ".opus", ".oga", ".aif"}
@@ -22,7 +22,7 @@ def read(path: str | Path, sample_rate: int = 16000) -> Tensor:
     """Read a whole file: channels averaged, resampled where needed.
 
     Args:
-        path: of the file, in any format that libsndfile reads.
+        path: of the file, in any format that libsndfile reads; or ``archive.zip:offset:length``, as fairseq has it.
         sample_rate: wanted, in Hz.
 
     Returns:
@@ -33,7 +33,7 @@ def read(path: str | Path, sample_rate: int = 16000) -> Tensor:
     """
     _check_file(path := Path(path))
     try:
-        samples, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(open_source(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
     waveform = torch.from_numpy(samples).mean(1) if samples.shape[1] > 1 else torch.from_numpy(samples[:, 0])
@@ -76,7 +76,7 @@ class AudioFile:
         if self.whole is not None:
             return self.whole[start:stop]
         try:
-            samples, _ = soundfile.read(os.fsencode(self.path), stop - start, start, dtype="float32", always_2d=True)
+            samples, _ = soundfile.read(open_source(self.path), stop - start, start, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
             raise AudioError(f"{self.path}: not readable as audio ({_reason(error)})") from None
         if len(samples) < stop - start:
@@ -140,6 +140,8 @@ def encode_wav(waveform: Tensor, sample_rate: int = 16000) -> bytes:
 
 
 def _check_file(path: Path) -> None:
+    if member := find_member(path):
+        path = member.archive
     if path.is_dir():
         raise AudioError(f"{path}: is a folder")
     if not path.is_file():
@@ -162,7 +164,7 @@ def read_header(path: str | Path) -> soundfile._SoundFileInfo:
     """
     _check_file(path := Path(path))
     try:
-        return soundfile.info(os.fsencode(path))
+        return soundfile.info(open_source(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from daisy.audio.archives import find_member
 from daisy.audio.files import SUFFIXES, read_header
+from daisy.audio.tables import describe_table
 from daisy.errors import AudioError, UsageError
 from daisy.models.lengths import MIN_SAMPLES
 
@@ -70,6 +72,8 @@ def read_manifest(path: str | Path) -> list[Recording]:
         root, *lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"{path}: not a fairseq manifest ({error})") from None
+    if table := describe_table(root):
+        raise UsageError(f"{path}: {table}; a fairseq manifest begins with the folder of its recordings", remedy="list")
     names = [line.split("\t")[0] for line in lines if line.strip()]
     return [Recording(path=_absolute(path.parent / root / name), name=name) for name in names]
 
@@ -181,7 +185,7 @@ def _expand(text: str) -> list[Recording]:
         return [Recording(path=_absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
-    if path.exists():
+    if path.exists() or find_member(path):
         return [Recording(path=_absolute(path), name=path.name)]
     matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).exists())
     if not matches:

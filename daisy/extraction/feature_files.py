@@ -16,6 +16,7 @@ from torch import Tensor
 
 from daisy import _files
 from daisy.audio import Recording
+from daisy.audio.archives import name_as_file
 from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
 
@@ -35,7 +36,7 @@ def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str
     """
     taken: dict[str, Path] = {}
     for recording in recordings:
-        name = Path(recording.name)
+        name = Path(name_as_file(recording.name))
         relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
         output = str(relative.with_suffix(f".{format}"))
         if output in taken:
