@@ -1,7 +1,7 @@
 """Recordings inside zip archives, as fairseq's manifests name them: ``archive.zip:offset:length``.
 
-As fairseq reads them (fairseq.data.audio.audio_utils: parse_path, read_from_stored_zip): so many bytes from a place of the
-archive on are an audio file, which was stored and not compressed.
+As fairseq 0.12.2 reads them (fairseq.data.audio.audio_utils: parse_path, read_from_stored_zip): so many bytes from a
+place of the archive on are an audio file, which was stored and not compressed.
 """
 
 from __future__ import annotations

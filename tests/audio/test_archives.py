@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy
 import pytest
@@ -62,7 +63,9 @@ def test_each_member_gets_a_file_of_features(archive, tmp_path):
     encoder = daisy.EarlyExitEncoder(model.backbone, None, daisy.policies.Never())
     recordings = audio.read_manifest(archive.with_name("train.tsv"))
     report = Extractor(encoder, tmp_path / "features", checkpoint="tiny").run(recordings)
-    assert [row.duration_sec for row in report.rows] == [length / 16000 for length in LENGTHS.values()]
+    seconds = {row.path: row.duration_sec for row in report.rows}
+    lengths = zip(recordings, LENGTHS.values(), strict=True)
+    assert seconds == {str(recording.path): length / 16000 for recording, length in lengths}
     places = [recording.name.split(":")[1:] for recording in recordings]
     expected = sorted(f"clips_{offset}_{length}.safetensors" for offset, length in places)
     assert sorted(path.name for path in (tmp_path / "features").glob("*.safetensors")) == expected
@@ -94,9 +97,7 @@ def test_what_is_no_recording_is_refused_in_one_line(archive, name, message):
 
 
 def test_names():
-    assert find_member("/data/a.zip:30:1000") == Member(
-        archive=audio.recordings.Path("/data/a.zip"), offset=30, length=1000
-    )
+    assert find_member("/data/a.zip:30:1000") == Member(archive=Path("/data/a.zip"), offset=30, length=1000)
     for plain in ("a.zip", "a.zip:30", "a.wav:30:1000", "a.zip:x:1", ".zip:1:2", "a.zip:1:-2", "a.zip:1:2:3"):
         assert find_member(plain) is None
         assert name_as_file(plain) == plain
@@ -108,8 +109,8 @@ def test_names():
     [
         (
             "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale\tsegment",
-            "Common Voice's table of clips: its column path names files in the folder clips beside it; a fairseq manifest "
-            "begins with the folder of its recordings; make one of those files",
+            "Common Voice's table of clips: its column path names files in the folder clips beside it; a fairseq "
+            "manifest begins with the folder of its recordings; make one of those files",
         ),
         (
             "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes",
