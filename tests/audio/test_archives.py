@@ -71,13 +71,6 @@ def test_each_member_gets_a_file_of_features(archive, tmp_path):
     assert sorted(path.name for path in (tmp_path / "features").glob("*.safetensors")) == expected
 
 
-def test_units_are_made_of_them(archive, tmp_path):
-    done = run("labels", archive.with_name("train.tsv"), "-o", tmp_path / "units", "--clusters", 4)
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "units" / "train.km").read_text().splitlines()
-    assert [len(line.split()) for line in lines] == [(length - 400) // 320 + 1 for length in LENGTHS.values()]
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 import daisy
+from tests.audio.test_archives import LENGTHS, archive  # noqa: F401  a fixture
 from tests.cli.running import run
 from tests.conftest import POST_NORM, tiny_model
 
@@ -165,3 +166,9 @@ def test_published_centres_must_be_as_many_as_the_dictionarys_units(place):
     refused = run(*arguments, "--clusters", 50)
     assert refused.returncode == 2
     assert "holds units made with another kmeans.npy" in refused.stderr
+
+
+def test_units_are_made_of_recordings_in_archives(archive, tmp_path):  # noqa: F811
+    done = run("labels", archive.with_name("train.tsv"), "-o", tmp_path / "units", "--clusters", 4)
+    assert done.returncode == 0, done.stderr
+    assert [len(line) for line in units(tmp_path)] == [(length - 400) // 320 + 1 for length in LENGTHS.values()]
