@@ -16,6 +16,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from daisy.audio import media
+from daisy.audio.archives import find_file, measure, open_bytes, open_source
 from daisy.audio.media import Block
 from daisy.errors import AudioError, DaisyError
 
@@ -93,7 +94,7 @@ def read_header(path: Path) -> Header:
     _check_file(path)
     with explain_errors(path):
         try:
-            with soundfile.SoundFile(os.fsencode(path)) as file:
+            with soundfile.SoundFile(open_source(path)) as file:
                 header = _describe(path, file)
         except soundfile.LibsndfileError as error:
             header = _describe_media(path, error)
@@ -135,7 +136,7 @@ def decode_part(path: Path, start: int, stop: int) -> NDArray[numpy.float32]:
         AudioError: where they are damaged or missing.
     """
     with explain_errors(path):
-        samples, _ = soundfile.read(os.fsencode(path), stop - start, start, dtype="float32", always_2d=True)
+        samples, _ = soundfile.read(open_source(path), stop - start, start, dtype="float32", always_2d=True)
         if len(samples) < stop - start:
             raise AudioError(f"{path}: ends {stop - start - len(samples)} samples before its header says")
         return samples  # type: ignore[no-any-return]
@@ -163,8 +164,8 @@ def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
     """
     starts: list[int] = []
     was_beginning = False
-    place, size = 0, path.stat().st_size
-    with open(path, "rb") as stream:
+    place, size = 0, measure(path)
+    with open_bytes(path) as stream:
         while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
             is_beginning = bool(page[5] & 2)
             if is_beginning and not was_beginning:
@@ -176,6 +177,7 @@ def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
 
 
 def _check_file(path: Path) -> None:
+    path = find_file(path)
     try:
         if path.is_dir():
             raise AudioError(f"{path}: is a folder")
@@ -193,7 +195,7 @@ def _describe(path: Path, file: soundfile.SoundFile) -> Header:
     is_unknown = file.frames > 2**62 or len(links) > 1 or (file.format == "MP3" and _is_guessed(path))
     if is_unknown:
         promised = None
-    is_likely = promised is not None and promised <= MAX_SAMPLES_PER_BYTE * path.stat().st_size
+    is_likely = promised is not None and promised <= MAX_SAMPLES_PER_BYTE * measure(path)
     return Header(
         sample_rate=file.samplerate,
         channels=file.channels,
@@ -215,7 +217,7 @@ def _describe_media(path: Path, error: soundfile.LibsndfileError) -> Header:
         AudioError, LibsndfileError: where neither does.
     """
     if path.suffix.lower() not in media.SUFFIXES and not (error.code == UNSUPPORTED and media.is_available()):
-        with open(path, "rb") as stream:
+        with open_bytes(path) as stream:
             start = stream.read(1024)
         if start.startswith(b"NIST_1A") and b"shorten" in start:
             raise AudioError(f"{path}: NIST SPHERE compressed with shorten: decompress it with sph2pipe")
@@ -233,7 +235,7 @@ def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
     elif header.format == "MP3" and header.promised is None:
         yield from _decode_to_the_end(path)
     else:
-        with _Sequential(os.fsencode(path)) as file:
+        with _Sequential(open_source(path)) as file:
             if header.promised is not None and super(_Sequential, file).seekable():
                 file.seek(0)  # libsndfile skips what Opus puts before the first sample only after a seek
             yield from _read_blocks(file)
@@ -241,7 +243,7 @@ def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
 
 def _decode_link(path: Path, header: Header, start: int, stop: int) -> Iterator[Block]:
     """Decode one of the streams that follow one another in a file."""
-    with open(path, "rb") as stream:
+    with open_bytes(path) as stream:
         stream.seek(start)
         content = io.BytesIO(stream.read(stop - start))
     with _Sequential(content) as file:
@@ -301,14 +303,18 @@ def _is_drained(pipe: int) -> bool:
 
 
 def _feed(path: Path, sender: int) -> None:
-    with contextlib.suppress(OSError), open(sender, "wb", buffering=0) as target, open(path, "rb") as source:
+    with (
+        contextlib.suppress(OSError, AudioError),
+        open(sender, "wb", buffering=0) as target,
+        open_bytes(path) as source,
+    ):
         while content := source.read(2**16):
             target.write(content)
 
 
 def _explain_emptiness(path: Path) -> str:
     """A recording that was never closed has its samples behind a header that promises none."""
-    size = path.stat().st_size
+    size = measure(path)
     return f" by its header, though it has {size} bytes: was it never closed?" if size > 4096 else ""
 
 

@@ -23,7 +23,8 @@ def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None)
     """Read a whole file, resampled where needed.
 
     Args:
-        path: of the file, in any format that libsndfile reads, or FFmpeg with the extra ``ffmpeg``.
+        path: of the file, in any format that libsndfile reads, or FFmpeg with the extra ``ffmpeg``; or
+            ``archive.zip:offset:length``, as fairseq has it.
         sample_rate: wanted, in Hz.
         channel: which to take, counted from 0; None: their mean.
 

@@ -11,8 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from daisy.audio.archives import find_file, find_member
 from daisy.audio.decoding import read_header
 from daisy.audio.recordings import Recording, absolute
+from daisy.audio.tables import describe_table
 from daisy.errors import AudioError, UsageError
 from daisy.models.lengths import MIN_SAMPLES
 
@@ -53,6 +55,8 @@ def read_manifest(path: str | Path) -> list[Recording]:
         raise UsageError(
             f"{path}: begins with a byte order mark, which fairseq takes for the root's first letter: remove it"
         )
+    if table := describe_table(lines[0]):
+        raise UsageError(f"{path}: {table}; a fairseq manifest begins with the folder of its recordings", remedy="list")
     root, *names = lines[0], *(line.split("\t")[0] for line in lines[1:] if line)
     folder = _resolve_root(path, root, names)
     return [Recording(path=absolute(folder / name), name=str(Path(name))) for name in names]
@@ -110,7 +114,8 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
 def _format_name(recording: Recording, name: str) -> str:
     """The path in a form that is read again."""
     reason = _explain_unwritable(name, "\t\n\r")
-    if ":" in str(recording.path) and recording.path.suffix not in PLAIN_SUFFIXES:
+    is_plain = recording.path.suffix in PLAIN_SUFFIXES and not find_member(recording.path)
+    if ":" in str(find_file(recording.path)) and not is_plain:
         reason = reason or f"a colon in the path of a {recording.path.suffix or 'nameless'} file"
     if reason:
         raise AudioError(f"{recording.path}: {reason}: fairseq cannot read it from a manifest; rename it")
@@ -138,7 +143,9 @@ def _resolve_root(path: Path, root: str, names: Sequence[str]) -> Path:
     theirs, beside = Path.cwd() / root, absolute(path.parent) / root
     if Path(root).is_absolute() or not names or absolute(theirs) == absolute(beside):
         return theirs
-    in_theirs, in_beside = ([name for name in names if (folder / name).exists()] for folder in (theirs, beside))
+    in_theirs, in_beside = (
+        [name for name in names if find_file(folder / name).exists()] for folder in (theirs, beside)
+    )
     if not in_theirs and not in_beside:
         raise UsageError(f"{path}: none of its {len(names)} recordings is below {theirs} or {beside}")
     if in_theirs and in_beside and not os.path.samefile(theirs, beside):

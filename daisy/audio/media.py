@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from daisy.audio.archives import open_bytes
 from daisy.errors import AudioError
 
 Block = NDArray[numpy.float32]
@@ -75,7 +76,7 @@ def _decode_frames(path: Path) -> Iterator[Any]:
     except ModuleNotFoundError:
         raise AudioError(f"{path}: {path.suffix.lower()} files need FFmpeg: {INSTALL}") from None
     # A stream, not a name: names may look like addresses, or be no UTF-8.
-    with open(path, "rb") as stream, av.open(stream, options={"format_whitelist": DEMUXERS}) as container:
+    with open_bytes(path) as stream, av.open(stream, options={"format_whitelist": DEMUXERS}) as container:
         if not container.streams.audio:
             raise AudioError(f"{path}: holds no audio")
         audio = container.streams.best("audio")

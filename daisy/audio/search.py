@@ -12,6 +12,7 @@ from pathlib import Path
 import soundfile
 
 from daisy.audio import media
+from daisy.audio.archives import find_member
 from daisy.audio.manifests import read_manifest
 from daisy.audio.recordings import Recording, absolute
 from daisy.errors import UsageError
@@ -105,7 +106,7 @@ def _expand(text: str, findings: Findings) -> list[Recording]:
         return [Recording(path=absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
-    if path.exists():
+    if path.exists() or find_member(path):
         return [Recording(path=absolute(path), name=path.name)]
     matches = _match(text)
     if not matches:

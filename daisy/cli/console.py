@@ -24,6 +24,7 @@ HINTS: dict[Remedy, str] = {
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
     "float32": "use --dtype float32 with another --out",
+    "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",
     "no_overrides": "--set is for torchaudio's state dicts",

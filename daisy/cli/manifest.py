@@ -16,6 +16,7 @@ def command(
     inputs: Annotated[list[str], typer.Argument(help="Recordings: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
     root: Annotated[Path, typer.Option(help="Folder that the paths in the manifest are relative to.")] = Path("."),
+    sample_rate: Annotated[int, typer.Option(help="Hz of the model that is trained: task.sample_rate.")] = 16000,
     speakers: Annotated[
         Path | None, typer.Option(help="CSV file of path (below the root) and speaker, for --balance.")
     ] = None,
@@ -40,7 +41,7 @@ def command(
     findings = audio.search(inputs)
     for recording in findings.recordings:
         try:
-            lines.append(audio.format_manifest_line(recording, folder))
+            lines.append(audio.format_manifest_line(recording, folder, sample_rate))
         except AudioError as error:
             failed.append(error)
     if speakers is not None:

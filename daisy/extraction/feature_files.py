@@ -20,6 +20,7 @@ from torch import Tensor
 
 from daisy import _files
 from daisy.audio import Recording
+from daisy.audio.archives import name_as_file
 from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
 
@@ -42,7 +43,7 @@ def name_outputs(recordings: Sequence[Recording], format: str) -> dict[str, str]
     """
     taken: dict[str, str] = {}
     for recording in recordings:
-        name = Path(recording.name)
+        name = Path(name_as_file(recording.name))
         relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
         output = str(relative.with_suffix(f".{format}"))
         if output in taken:

@@ -12,6 +12,7 @@ import torch
 
 from daisy import _files
 from daisy.audio import Channel, Recording
+from daisy.audio.archives import find_file
 from daisy.errors import OutputError, UsageError
 
 FORMATS = ("safetensors", "npy")
@@ -108,7 +109,7 @@ class Row:
 def stamp(recording: Recording) -> tuple[int, int]:
     """Read size and time of change of a recording's file; zeros where it is gone."""
     try:
-        status = recording.path.stat()
+        status = find_file(recording.path).stat()
     except OSError:
         return (0, 0)
     return status.st_size, status.st_mtime_ns
