@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import select
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from daisy.audio import media
 from daisy.audio.archives import find_file, measure, open_bytes, open_source
 from daisy.audio.media import Block
+from daisy.audio.streams import as_pipe, find_ogg_streams, is_drained
 from daisy.errors import AudioError, DaisyError
 
 BLOCK_VALUES = 2**20
@@ -153,29 +151,6 @@ def count_samples(path: Path, header: Header) -> int:
     return sum(len(block) for block in decode(path, header))
 
 
-def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
-    """Find the streams that follow one another in an Ogg file, as radio stations and ``cat`` make them.
-
-    libsndfile reads the first one only. A stream begins with a page, or several that are interleaved, marked as
-    beginning (RFC 3533, section 6: the second bit of the header type).
-
-    Returns:
-        First byte of each, and the byte after its last.
-    """
-    starts: list[int] = []
-    was_beginning = False
-    place, size = 0, measure(path)
-    with open_bytes(path) as stream:
-        while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
-            is_beginning = bool(page[5] & 2)
-            if is_beginning and not was_beginning:
-                starts.append(place)
-            was_beginning = is_beginning
-            place += 27 + page[26] + sum(stream.read(page[26]))
-            stream.seek(place)
-    return list(zip(starts, [*starts[1:], size], strict=True))
-
-
 def _check_file(path: Path) -> None:
     path = find_file(path)
     try:
@@ -258,11 +233,11 @@ def _decode_link(path: Path, header: Header, start: int, stop: int) -> Iterator[
 
 def _decode_to_the_end(path: Path) -> Iterator[Block]:
     """Decode an MP3 that does not tell its length, frame by frame: the last may be cut off, as recorded streams are."""
-    with _as_pipe(path) as pipe, _Sequential(pipe, closefd=False) as file:
+    with as_pipe(path) as pipe, _Sequential(pipe, closefd=False) as file:
         try:
             yield from _read_blocks(file, MP3_FRAME)
         except soundfile.LibsndfileError:
-            if not _is_drained(pipe):
+            if not is_drained(pipe):
                 raise
 
 
@@ -276,40 +251,12 @@ def _read_blocks(file: soundfile.SoundFile, size: int | None = None) -> Iterator
 
 def _is_guessed(path: Path) -> bool:
     """Whether an MP3's length is guessed from its size and its first frame's bit rate, as no Xing header tells it."""
-    with _as_pipe(path) as pipe:
+    with as_pipe(path) as pipe:
         try:
             with _Sequential(pipe, closefd=False) as file:
                 return bool(file.frames > 2**62)
         except soundfile.LibsndfileError:
             return False
-
-
-@contextlib.contextmanager
-def _as_pipe(path: Path) -> Iterator[int]:
-    """Feed a file through a pipe, which has no size to guess a length from: libsndfile then decodes up to its end."""
-    receiver, sender = os.pipe()
-    feeder = threading.Thread(target=_feed, args=(path, sender), daemon=True)
-    feeder.start()
-    try:
-        yield receiver
-    finally:
-        os.close(receiver)
-        feeder.join(timeout=5)  # it ends as nobody listens, unless a process forked meanwhile holds the pipe open
-
-
-def _is_drained(pipe: int) -> bool:
-    """Whether everything was read that will ever come through a pipe."""
-    return bool(select.select([pipe], [], [], 1.0)[0]) and not os.read(pipe, 1)
-
-
-def _feed(path: Path, sender: int) -> None:
-    with (
-        contextlib.suppress(OSError, AudioError),
-        open(sender, "wb", buffering=0) as target,
-        open_bytes(path) as source,
-    ):
-        while content := source.read(2**16):
-            target.write(content)
 
 
 def _explain_emptiness(path: Path) -> str:

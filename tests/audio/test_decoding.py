@@ -11,6 +11,7 @@ import torch
 
 from daisy import AudioError, audio
 from daisy.audio import decoding
+from daisy.audio.streams import find_ogg_streams
 
 RATE = 16000
 HUNDRED_HOURS = 100 * 3600 * RATE
@@ -269,8 +270,8 @@ def test_pages_of_an_ogg_file(tmp_path):
     path = tmp_path / "x.ogg"
     soundfile.write(path, noise(0.2), RATE, format="OGG", subtype="VORBIS")
     size = path.stat().st_size
-    assert decoding.find_ogg_streams(path) == [(0, size)]
+    assert find_ogg_streams(path) == [(0, size)]
     path.write_bytes(path.read_bytes() * 3)
-    links = decoding.find_ogg_streams(path)
+    links = find_ogg_streams(path)
     assert links == [(0, size), (size, 2 * size), (2 * size, 3 * size)]
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(links))
