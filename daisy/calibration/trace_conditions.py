@@ -65,8 +65,8 @@ def read_speech(
     speakers: Path | None,
     root: Path,
     sample_rate: int,
-    *,
     min_samples: int = MIN_SAMPLES,
+    *,
     strict: bool = False,
 ) -> Speech:
     """Read recordings; unreadable ones are left out and listed.
@@ -76,7 +76,7 @@ def read_speech(
         speakers: CSV file of path and speaker; None: each recording is its own.
         root: what the paths there are relative to.
         sample_rate: of the backbone.
-        min_samples: of a frame.
+        min_samples: that one frame of the backbone sees.
         strict: refuse the first that cannot be read, and leave none out.
 
     Raises:
@@ -87,16 +87,16 @@ def read_speech(
     speech = Speech(waveforms=[], names=[], groups=[], failed={})
     for recording, speaker in zip(recordings, names, strict=True):
         try:
-            waveform = audio.read(recording.path, sample_rate)
+            waveform = audio.read(recording.path, sample_rate, recording.channel)
             if len(waveform) < min_samples:
                 raise AudioError(f"{recording.path}: too short: {len(waveform)} samples, one frame needs {min_samples}")
         except AudioError as error:
             if strict:
                 raise
-            speech.failed[str(recording.path)] = str(error)
+            speech.failed[recording.label] = str(error)
             continue
         speech.waveforms.append(waveform)
-        speech.names.append(str(recording.path))
+        speech.names.append(recording.label)
         speech.groups.append(speaker)
     if not speech.waveforms:
         raise UsageError("no recording could be read: " + next(iter(speech.failed.values()), "none was given"))
@@ -226,11 +226,12 @@ def run_conditions(
         progress(sum(num_kept.values()))
     clean, reference = trace(speech.waveforms, kept_as=names[CLEAN])
     parts = [clean] if CLEAN in conditions else []
+    rate = model.backbone.config.sample_rate
     for condition in wanted[1:]:
         if num_kept[condition] == len(speech.waveforms):
             waveforms = speech.waveforms  # as long as the mixed ones would be, and none of them runs
         else:
-            waveforms = apply_condition(condition, speech.waveforms, recorded, seed)
+            waveforms = apply_condition(condition, speech.waveforms, recorded, seed, rate)
         noisy, _ = trace(waveforms, condition=condition.name, kept_as=names[condition], reference=reference or None)
         parts.append(noisy)
     return traces.join_traces(parts)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import end_with_failures, say, warn, warn_of_failures
+from daisy.cli.console import end_with_failures, say, warn, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import FullRuns, name_full_runs
 from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    ChannelText,
     Checkpoint,
     Device,
     Noise,
@@ -20,6 +21,7 @@ from daisy.cli.options import (
     Speakers,
     Strict,
     check_device,
+    parse_channel,
     parse_snrs,
 )
 from daisy.errors import UsageError, unknown_name
@@ -81,6 +83,7 @@ def command(
     speakers: Speakers = None,
     root: Root = Path("."),
     score_stride: ScoreStride = 1,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
     full_runs: FullRunsFile = None,
     strict: Strict = False,
@@ -104,7 +107,9 @@ def command(
     rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
     noises = read_noises(noise or (), rate, strict=strict)
     conditions = make_conditions(noises.kinds, parse_snrs(snr))
-    speech = read_speech(audio.find(inputs), speakers, root, rate, min_samples=frame_span, strict=strict)
+    findings = audio.search(inputs)
+    recordings = audio.take_channels(findings.recordings, parse_channel(channel))
+    speech = read_speech(recordings, speakers, root, rate, min_samples=frame_span, strict=strict)
     warn_of_failures([*noises.failed.values(), *speech.failed.values()])
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)
@@ -131,6 +136,7 @@ def command(
     _say_attained(attained, calibration.certified, "time" if time else "layers", of)
     _warn_of_few_speakers(policy, speech)
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
+    warn_of_rest(findings)
     end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))
 
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daisy.cli.console import explain, report_failures, say, say_table, warn
+from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    ChannelText,
     Checkpoint,
     Device,
     Out,
     check_device,
+    parse_channel,
     parse_names,
     parse_settings,
 )
@@ -25,7 +27,7 @@ from daisy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daisy.audio import Recording
+    from daisy.audio import Findings, Recording
     from daisy.checkpoints import Model
     from daisy.extraction import ExtractionReport, Extractor, Row, Shard
     from daisy.policies import Policy
@@ -90,6 +92,7 @@ def command(
     max_sec: MaxSec = 600.0,
     window: WindowSec = None,
     context: ContextSec = None,
+    channel: ChannelText = "mean",
     precision: ComputeDtype = "float32",
     device: Device = "cpu",
     shard: ShardText = "",
@@ -110,7 +113,8 @@ def command(
     if deadline_ms is not None and deadline_macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
     share = _parse_shard(shard)
-    recordings = audio.find(inputs)
+    findings, heard = audio.search(inputs), parse_channel(channel)
+    recordings = audio.take_channels(findings.recordings, heard)
     model = checkpoints.load(checkpoint, device=check_device(device))
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
@@ -132,11 +136,12 @@ def command(
         max_sec=max_sec,
         window_sec=window,
         context_sec=Settings.context_sec if context is None else context,
+        channel=heard,
     )
     report = _run(extractor, recordings, share, overwrite)
     if share.count > 1:
         say(f"{share}: {len(report.rows) + len(report.failed)} of {len(recordings)} recordings")
-    _say_report(report)
+    _say_report(report, findings)
 
 
 def _parse_shard(text: str) -> Shard:
@@ -194,7 +199,7 @@ def _run(extractor: Extractor, recordings: Sequence[Recording], share: Shard, ov
         raise typer.Exit(130) from None
 
 
-def _say_report(report: ExtractionReport) -> None:
+def _say_report(report: ExtractionReport, findings: Findings) -> None:
     """Print exit layers, totals and failures; the exit status says whether there were any."""
     if 0 < len(report.rows) <= MAX_TABLE_ROWS:
         _say_recordings(report.rows)
@@ -204,7 +209,8 @@ def _say_report(report: ExtractionReport) -> None:
         say(f"{report.num_resumed} of them were finished before")
     for row in report.rows:
         if row.silent:
-            warn(f"note: {row.path}: digital silence; its exit layer means nothing")
+            warn(f"note: {row.label}: digital silence; its exit layer means nothing")
+    warn_of_rest(findings)
     report_failures([f"{path}: {explain(error)}" for path, error in report.failed.items()], len(report.rows))
 
 

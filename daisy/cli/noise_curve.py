@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daisy.cli.console import end_with_failures, say, warn_of_failures
+from daisy.cli.console import end_with_failures, say, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import FullRuns
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     SNRS_DB,
+    ChannelText,
     Checkpoint,
     Depth,
     Depths,
@@ -24,6 +25,7 @@ from daisy.cli.options import (
     Speakers,
     Strict,
     check_device,
+    parse_channel,
     parse_names,
     parse_numbers,
     parse_snrs,
@@ -34,6 +36,7 @@ from daisy.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from daisy.audio import Channel
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
@@ -61,6 +64,7 @@ def command(
     depth: Depth = 0.6,
     depths: Depths = "",
     report: Report = None,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
     strict: Strict = False,
     device: Device = "cpu",
@@ -97,12 +101,13 @@ def command(
         snrs_db=snrs_db,
     )
     _check_comparison(comparison)
+    heard = parse_channel(channel)
     traces: dict[str, Traces] = {}
     num_failed, num_read = len(noises.failed), noises.count()
     with FullRuns() as runs:
         for name, texts in {"tune": tune, "traces": inputs}.items():
             if texts:
-                speech = _read_speech(texts, speakers, root, model, is_split=not tune, strict=strict)
+                speech = _read_speech(texts, speakers, root, model, heard, is_split=not tune, strict=strict)
                 num_failed += len(speech.failed)
                 num_read += len(speech.names)
                 traces[name] = runs.run(
@@ -142,7 +147,14 @@ def _check_comparison(comparison: Comparison) -> None:
 
 
 def _read_speech(
-    texts: Sequence[str], speakers: Path | None, root: Path, model: Model, *, is_split: bool, strict: bool
+    texts: Sequence[str],
+    speakers: Path | None,
+    root: Path,
+    model: Model,
+    channel: Channel,
+    *,
+    is_split: bool,
+    strict: bool,
 ) -> Speech:
     """Read recordings, whose speakers are split where policies are tuned on half of them.
 
@@ -152,10 +164,10 @@ def _read_speech(
     from daisy import audio
     from daisy.calibration.trace_conditions import read_speech
 
-    config = model.backbone.config
-    speech = read_speech(
-        audio.find(texts), speakers, root, config.sample_rate, min_samples=config.frame_span, strict=strict
-    )
+    config, findings = model.backbone.config, audio.search(texts)
+    recordings = audio.take_channels(findings.recordings, channel)
+    speech = read_speech(recordings, speakers, root, config.sample_rate, min_samples=config.frame_span, strict=strict)
+    warn_of_rest(findings)
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")

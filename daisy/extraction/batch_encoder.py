@@ -27,7 +27,7 @@ class BatchEncoder:
         encoder: what runs.
         out: the folder to write to.
         settings: of the run.
-        outputs: a recording's path to its file's, below the folder.
+        outputs: a recording's label to its file's path below the folder.
         batch_sec: seconds of audio that windows run in.
     """
 
@@ -36,7 +36,7 @@ class BatchEncoder:
         encoder: EarlyExitEncoder,
         out: Path,
         settings: Settings,
-        outputs: Mapping[Path, str],
+        outputs: Mapping[str, str],
         batch_sec: float,
     ):
         self.encoder, self.out, self.settings = encoder, out, settings
@@ -96,7 +96,7 @@ class BatchEncoder:
 
     def _read(self, recording: Recording) -> Tensor:
         config = self.encoder.backbone.config
-        waveform = audio.read(recording.path, config.sample_rate)
+        waveform = audio.read(recording.path, config.sample_rate, recording.channel)
         if len(waveform) < config.frame_span:
             milliseconds = 1000 * config.frame_span / config.sample_rate
             raise AudioError(
@@ -108,11 +108,11 @@ class BatchEncoder:
     def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
         """Encode one long recording, whose states go to the disk window by window."""
         start, config = time.perf_counter(), self.encoder.backbone.config
-        source = audio.AudioFile(recording.path, config.sample_rate)
+        source = audio.AudioFile(recording.path, config.sample_rate, recording.channel)
         silence = _SilenceWatch(source)
         exits: list[int] = []
         scores: list[dict[str, Tensor]] = []
-        with StreamedFeatures(self.out / self.outputs[recording.path], self.settings, config.width) as features:
+        with StreamedFeatures(self.out / self.outputs[recording.label], self.settings, config.width) as features:
             for piece in windows.run(
                 self.encoder,
                 silence.read,
@@ -150,7 +150,8 @@ class BatchEncoder:
         config = self.encoder.backbone.config
         return Row(
             path=str(recording.path),
-            output=self.outputs[recording.path],
+            channel=recording.channel,
+            output=self.outputs[recording.label],
             duration_sec=num_samples / config.sample_rate,
             exit_layer=exit_layer,
             num_layers=config.num_layers,

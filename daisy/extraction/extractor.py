@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from daisy import _files, audio
-from daisy.audio import Recording
+from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
@@ -36,6 +36,8 @@ class Extractor:
         window_sec: recordings longer than this run in windows of so many seconds, see `daisy.extraction.windows`; their
             exit layer's states only.
         context_sec: of each window, computed on either side and dropped.
+        channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
+            file of its own, ``call.0.safetensors`` and so on.
 
     Raises:
         UsageError: on an impossible setting.
@@ -64,6 +66,7 @@ class Extractor:
         max_sec: float = 600.0,
         window_sec: float | None = None,
         context_sec: float = Settings.context_sec,
+        channel: Channel = "mean",
     ):
         _check_seconds(batch_sec, max_sec)
         if window_sec is not None:
@@ -74,6 +77,7 @@ class Extractor:
         self.batch_sec, self.max_sec, self.window_sec = batch_sec, max_sec, window_sec
         self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
+        self.channel = channel
         self.settings = self._make_settings()
         self.failed: dict[str, DaisyError] = {}
 
@@ -108,6 +112,7 @@ class Extractor:
                 "one shard cannot begin again: it would take away what the others have written", remedy="other_out"
             )
         settings = self.settings = self._make_settings()
+        recordings = audio.take_channels(recordings, self.channel)
         outputs = name_outputs(recordings, settings.format)
         ours = [recording for recording in recordings if share.takes(recording)]
         self.failed = {}
@@ -115,13 +120,13 @@ class Extractor:
             folder.check_outputs(outputs)
             folder.forget_failures(recordings)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            _files.remove_leftovers(self.out / outputs[recording.path] for recording in unfinished)
+            _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
             self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
             rebuild_index(self.out)
-        paths = {str(recording.path) for recording in ours} if share.count > 1 else folder.rows.keys()
+        labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
-            rows=sorted((row for row in folder.rows.values() if row.path in paths), key=lambda row: row.path),
+            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.place),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
         )
@@ -130,7 +135,7 @@ class Extractor:
         self,
         unfinished: Sequence[Recording],
         folder: RunFolder,
-        outputs: dict[Path, str],
+        outputs: dict[str, str],
         progress: Callable[[int], None],
         *,
         num_finished: int,
@@ -141,7 +146,7 @@ class Extractor:
         lengths: list[int] = []
         for recording in unfinished:
             try:
-                check_name(self.out / outputs[recording.path])
+                check_name(self.out / outputs[recording.label])
                 lengths.append(self._read_length(recording))
                 pending.append(recording)
             except (AudioError, OutputError) as error:
@@ -156,10 +161,9 @@ class Extractor:
             progress(len(indices))
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
-        path = str(recording.path)
-        message = error.message.removeprefix(f"{path}: ")
-        self.failed[path] = type(error)(message, remedy=error.remedy, path=error.path)
-        folder.fail(path, message)
+        message = error.message.removeprefix(f"{recording.path}: ")
+        self.failed[recording.label] = type(error)(message, remedy=error.remedy, path=error.path)
+        folder.fail(recording.label, message)
 
     def _make_settings(self) -> Settings:
         """With the encoder's policy as it is now."""
@@ -174,6 +178,7 @@ class Extractor:
             window_sec=self.window_sec,
             context_sec=self.context_sec,
             precision=self.encoder.dtype,
+            channel=self.channel,
         )
 
     def _read_length(self, recording: Recording) -> int:
@@ -182,7 +187,7 @@ class Extractor:
         try:
             length = audio.num_samples(recording.path, rate)
         except AudioError:
-            audio.read(recording.path, rate)
+            audio.read(recording.path, rate, recording.channel)
             raise
         if self.window_sec is None and length > self.max_sec * rate:
             remedy: Remedy = "window" if self.encoder.keep == "last" else "max_sec"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from daisy import _files
 from daisy.audio import Recording
+from daisy.audio.archives import name_as_file
 from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
 
@@ -27,7 +28,7 @@ ROUNDED_TO_INFINITY = {"float32": math.inf, "float16": 65520.0}
 """The first number that a stored type rounds to infinity, halfway between its last one and the next there would be."""
 
 
-def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
+def name_outputs(recordings: Sequence[Recording], format: str) -> dict[str, str]:
     """Name each recording's file.
 
     Args:
@@ -35,22 +36,22 @@ def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str
         format: the files' ending.
 
     Returns:
-        A recording's path to its file's, below the run's folder.
+        A recording's label to its file's path below the run's folder.
 
     Raises:
         UsageError: where two recordings share one.
     """
-    taken: dict[str, Path] = {}
+    taken: dict[str, str] = {}
     for recording in recordings:
-        name = Path(recording.name)
+        name = Path(name_as_file(recording.name))
         relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
         output = str(relative.with_suffix(f".{format}"))
         if output in taken:
             raise UsageError(
-                f"{taken[output]} and {recording.path} would both be written to {output}", remedy="separate_out"
+                f"{taken[output]} and {recording.label} would both be written to {output}", remedy="separate_out"
             )
-        taken[output] = recording.path
-    return {path: output for output, path in taken.items()}
+        taken[output] = recording.label
+    return {label: output for output, label in taken.items()}
 
 
 def check_name(path: Path) -> None:

@@ -65,7 +65,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         settings = _settle_on_settings(out, [journal for journal in journals if journal.rows] or journals)
         report = ExtractionReport(
             settings=settings,
-            rows=sorted(rows.values(), key=lambda row: row.path),
+            rows=sorted(rows.values(), key=lambda row: row.place),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
         )
         _files.remove_leftovers([out / name for name in INDEX_FILES])
@@ -107,13 +107,15 @@ def _write_csv(report: ExtractionReport, path: Path) -> None:
     losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = ["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
+    channel = [] if report.settings.channel == "mean" else ["channel"]
+    columns = ["path", *channel, "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
     writer.writerow([*columns, *losses])
     for row in report.rows:
         cells = ["" if value is None else f"{value:.4f}" for value in row.predicted_loss]
         writer.writerow(
             [
                 row.path,
+                *([row.channel] if channel else []),
                 row.output,
                 f"{row.duration_sec:.4f}",
                 row.exit_layer,

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from daisy import _files
-from daisy.audio import Recording
+from daisy.audio import Channel, Recording
+from daisy.audio.archives import find_file
 from daisy.errors import OutputError, UsageError
 
 FORMATS = ("safetensors", "npy")
@@ -41,6 +42,8 @@ class Settings:
     """Of each window, computed on either side and dropped."""
     precision: str = "float32"
     """What the encoder computes in."""
+    channel: Channel = "mean"
+    """What is heard of files of several channels."""
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", tuple(STORED_DTYPES))):
@@ -71,6 +74,18 @@ class Row:
     """Size and time of change of the recording's file: a changed one is encoded again."""
     at: float = 0.0
     """When it was finished, in seconds of Unix time."""
+    channel: int | None = None
+    """Of the file, counted from 0; None: the mean of all."""
+
+    @property
+    def label(self) -> str:
+        """The recording's, `Recording.label`."""
+        return Recording(path=Path(self.path), name="", channel=self.channel).label
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it stands in the index: by path, then by channel."""
+        return self.path, -1 if self.channel is None else self.channel
 
     @property
     def predicted_loss(self) -> list[float | None]:
@@ -86,13 +101,15 @@ class Row:
         """Return what the index says of a recording."""
         fields = asdict(self)
         del fields["source"], fields["at"]
+        if self.channel is None:
+            del fields["channel"]
         return {**fields, "predicted_loss": self.predicted_loss}
 
 
 def stamp(recording: Recording) -> tuple[int, int]:
     """Read size and time of change of a recording's file; zeros where it is gone."""
     try:
-        status = recording.path.stat()
+        status = find_file(recording.path).stat()
     except OSError:
         return (0, 0)
     return status.st_size, status.st_mtime_ns
@@ -107,10 +124,16 @@ class Failure:
     """A recording that could not be extracted."""
 
     path: str
+    """Or path and channel: `Recording.label`."""
     reason: str | None
     """Without the path; None: an earlier failure no longer counts, as the recording is no longer asked for."""
     at: float = 0.0
     """When, in seconds of Unix time."""
+
+    @property
+    def label(self) -> str:
+        """The recording's, `Recording.label`."""
+        return self.path
 
 
 @dataclass
@@ -120,8 +143,8 @@ class Journal:
     Args:
         path: of the file.
         header: the line of settings; empty where there is none.
-        rows: finished recordings by path.
-        failures: others, by path.
+        rows: finished recordings by label.
+        failures: others, by label.
     """
 
     path: Path
@@ -144,7 +167,7 @@ class Journal:
         """Note that a recording is finished, or has failed."""
         if isinstance(event, Row):
             line = asdict(event)
-            self.rows[event.path] = event
+            self.rows[event.label] = event
         else:
             line = {"path": event.path, "failed": event.reason, "at": event.at}
             self.failures[event.path] = event
@@ -177,7 +200,7 @@ def read_journal(path: Path, *, repair: bool = False) -> Journal:
                 journal.failures[failure.path] = failure
             else:
                 row = Row(**{**line, "source": tuple(line["source"])})
-                journal.rows[row.path] = row
+                journal.rows[row.label] = row
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None
     return journal
@@ -187,14 +210,14 @@ def merge(journals: Iterable[Journal]) -> tuple[dict[str, Row], dict[str, Failur
     """Put journals together: what counts is what was noted last of each recording.
 
     Returns:
-        Finished recordings and failed ones by path; none is in both.
+        Finished recordings and failed ones by label; none is in both.
     """
     last: dict[str, Row | Failure] = {}
     for journal in journals:
         events: list[Row | Failure] = [*journal.failures.values(), *journal.rows.values()]
         for event in events:
-            if event.path not in last or event.at >= last[event.path].at:
-                last[event.path] = event
-    rows = {path: event for path, event in last.items() if isinstance(event, Row)}
+            if event.label not in last or event.at >= last[event.label].at:
+                last[event.label] = event
+    rows = {label: event for label, event in last.items() if isinstance(event, Row)}
     failures = {path: event for path, event in last.items() if isinstance(event, Failure) and event.reason is not None}
     return rows, failures

@@ -44,7 +44,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def __init__(self, out: Path, settings: Settings, shard: Shard, *, overwrite: bool = False):
         self.out, self.settings, self.shard, self.overwrite = out, settings, shard, overwrite
         self.rows: dict[str, Row] = {}
-        """Finished recordings of all journals, by path."""
+        """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
         """Failed ones."""
         self._journal = Journal(out / shard.journal)
@@ -73,26 +73,26 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def has(self, recording: Recording) -> bool:
         """Tell whether a recording is finished, unchanged since, and its file still there."""
-        row = self.rows.get(str(recording.path))
+        row = self.rows.get(recording.label)
         return row is not None and row.source == stamp(recording) and os.path.isfile(self.out / row.output)
 
-    def check_outputs(self, outputs: Mapping[Path, str]) -> None:
+    def check_outputs(self, outputs: Mapping[str, str]) -> None:
         """Refuse to write over another recording's file of an earlier run.
 
         Raises:
             UsageError: where a file of an earlier run would be overwritten by another recording's.
         """
-        taken = {row.output: row.path for row in self.rows.values()}
-        for path, output in outputs.items():
-            if taken.get(output, str(path)) != str(path):
-                raise UsageError(f"{self.out / output} holds {taken[output]}, not {path}", remedy="other_out")
+        taken = {row.output: row.label for row in self.rows.values()}
+        for label, output in outputs.items():
+            if taken.get(output, label) != label:
+                raise UsageError(f"{self.out / output} holds {taken[output]}, not {label}", remedy="other_out")
 
     def add(self, row: Row) -> None:
         """Note a finished recording."""
-        row = dataclasses.replace(row, at=self._now(row.path))
+        row = dataclasses.replace(row, at=self._now(row.label))
         self._journal.add(row)
-        self.rows[row.path] = row
-        self.failures.pop(row.path, None)
+        self.rows[row.label] = row
+        self.failures.pop(row.label, None)
 
     def fail(self, path: str, reason: str) -> None:
         """Note a recording that failed; once, where it fails in every run for the same reason."""
@@ -105,7 +105,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def forget_failures(self, recordings: Iterable[Recording]) -> None:
         """Let failures that earlier runs noted no longer count, but for those of some recordings."""
-        wanted = {str(recording.path) for recording in recordings}
+        wanted = {recording.label for recording in recordings}
         for path in [path for path in self.failures if path not in wanted]:
             self._journal.add(Failure(path=path, reason=None, at=self._now(path)))
             del self.failures[path]
