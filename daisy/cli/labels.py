@@ -180,17 +180,25 @@ def _fit_centres(
 
 def _finish(files: Sequence[UnitFile], out: Path, features: Features) -> None:
     """Write the .km files; where recordings were skipped, also manifests that go with them line by line."""
+    from daisy import _files
+
+    noted = json.loads((out / "labels.json").read_text(encoding="utf-8"))
+    ours = noted.get("manifests", [])
     copies = [out / file.split.path.name for file in files]
-    in_place = [copy.is_file() and copy.samefile(file.split.path) for copy, file in zip(copies, files, strict=True)]
+    # What lies there and was not written here is somebody's: it stays, and units that do not go with it are not made.
+    in_place = [
+        copy.is_file() and (copy.name not in ours or copy.samefile(file.split.path))
+        for copy, file in zip(copies, files, strict=True)
+    ]
     complete = all(len(file.labelled) == len(file.split.recordings) for file in files)
     rate = f"{features.per_sec:.10g}"
-    written = False
-    for file, copy, is_source in zip(files, copies, in_place, strict=True):
+    written: list[str] = []
+    for file, copy, is_theirs in zip(files, copies, in_place, strict=True):
         partly = len(file.labelled) < len(file.split.recordings)
-        if partly and is_source:
+        if partly and is_theirs:
             warn(
-                f"{file.path}: not written: {copy} lies beside it and lists recordings without units; take their lines "
-                "out and call this again, what is done is kept"
+                f"{file.path}: not written: fairseq would read {copy} with it, which lies there; take the lines of "
+                f"recordings without units out of {file.split.path} and call this again, what is done is kept"
             )
             continue
         if partly and not file.labelled:
@@ -198,9 +206,10 @@ def _finish(files: Sequence[UnitFile], out: Path, features: Features) -> None:
             continue
         file.finish()
         say(f"{file.path}: units of {len(file.labelled)} recordings at {rate} a second")
-        if not is_source and (copy.is_file() or not complete):
+        if not is_theirs and (copy.is_file() or not complete):
+            written.append(copy.name)
+            _files.write_json(out / "labels.json", {**noted, "manifests": sorted({*ours, *written})})
             file.split.write_part(copy, file.labelled)
-            written = True
     if written:
         say(f"{out}: holds manifests of the recordings that have units: train on them, with task.data={out}")
     if features.per_sec != USUAL_LABEL_RATE:

@@ -199,8 +199,7 @@ class UnitFile:
             return
         keys = [self.split.keys[index] for index in self.labelled]
         known = _find_lines(self.part_path)
-        # A .km file is never there with the keys of another: whoever is stopped here finds all lines in the part.
-        self.path.unlink(missing_ok=True)
+        # Keys first: a .km file is never there without its own; who is stopped here finds all lines in the part.
         _files.write(self.keys_path, _join_keys(keys))
         with open(self.part_path, "rb") as part:
             _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))

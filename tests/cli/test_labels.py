@@ -135,11 +135,28 @@ def test_beside_its_manifest_a_part_of_the_units_is_not_written(place):
     (place / "wav" / "2.wav").write_text("no audio")
     done = label(place, out=".")
     assert done.returncode == 1
-    assert f"{place}/train.km: not written: {place}/train.tsv lies beside it and lists" in done.stderr
+    assert f"{place}/train.km: not written: fairseq would read {place}/train.tsv with it" in done.stderr
     assert not (place / "train.km").exists()
     take_out(place, "2.wav")
     assert label(place, out=".").returncode == 0
     assert len(units(place, ".")) == 7
+
+
+def test_a_manifest_of_somebody_elses_is_not_written_over(place):
+    (place / "wav" / "2.wav").write_text("no audio")
+    (place / "units").mkdir()
+    (place / "units" / "train.tsv").write_text("theirs")
+    done = label(place)
+    assert done.returncode == 1
+    assert f"not written: fairseq would read {place / 'units' / 'train.tsv'} with it" in done.stderr
+    assert (place / "units" / "train.tsv").read_text() == "theirs"
+    (place / "units" / "train.tsv").unlink()
+    assert label(place).returncode == 1
+    assert len(listed(place / "units" / "train.tsv")) == len(units(place)) == 7
+    soundfile.write(place / "wav" / "2.wav", numpy.random.default_rng(1).standard_normal(11200), 16000)
+    done = label(place)  # ours: it follows
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(listed(place / "units" / "train.tsv")) == len(units(place)) == 8
 
 
 def test_nothing_usable_is_exit_status_2(place):
