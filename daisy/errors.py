@@ -35,7 +35,7 @@ REMEDIES: dict[Remedy, str] = {
     "convert": "other forms are read by daisy.checkpoints.convert",
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
-    "no_overrides": "overrides are for torchaudio's state dicts",
+    "no_overrides": "overrides are for weights without a configuration",
     "num_heads": 'pass overrides={"num_heads": "N"}',
     "other_out": "use another folder",
     "overwrite": "use another folder, or pass overwrite=True",

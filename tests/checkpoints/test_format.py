@@ -74,7 +74,10 @@ def edit(metadata, **changes):
         (lambda m, t: m.update(daisy="[]"), "damaged configuration"),
         (lambda m, t: edit(m, policies=None), "damaged configuration"),
         (lambda m, t: edit(m, policies={"entropy": {"threshold": "low"}}), "threshold must be a finite number"),
-        (lambda m, t: edit(m, final_head={"num_units": -3, "final_dim": 4}), "damaged configuration"),
+        (
+            lambda m, t: edit(m, final_head={"num_units": -3, "final_dim": 4}),
+            "final_dim and num_units must be whole numbers, at least 1, found 4 and -3",
+        ),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, how, message):
