@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from daisy import _files
 from daisy.checkpoints.content_digest import ContentDigest
 from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.model import Model
+from daisy.checkpoints.weights import check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
 from daisy.policies import make_policy
@@ -66,55 +67,6 @@ def build(config: dict[str, Any]) -> Model:
     )
 
 
-def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
-
-    Args:
-        model: changed in place.
-        tensors: by the names of ``model.state_dict()``.
-
-    Raises:
-        CheckpointError: naming what is missing, left over, of another shape, or no number.
-    """
-    check_weights(model, tensors)
-    model.load_state_dict(tensors)
-    model.eval()
-
-
-def check_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Check that tensors are a model's weights; its own may be on the meta device.
-
-    Raises:
-        CheckpointError: as `load_weights` does.
-    """
-    places = model.state_dict()
-    problems = []
-    if missing := sorted(set(places) - set(tensors)):
-        problems.append(f"missing {list_some(missing)}")
-    if extra := sorted(set(tensors) - set(places)):
-        problems.append(f"not part of this model {list_some(extra)}")
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)} where the configuration says {tuple(place.shape)}"
-        for key, place in places.items()
-        if key in tensors and tensors[key].shape != place.shape
-    ]
-    if problems:
-        raise CheckpointError("weights and configuration do not match: " + "; ".join(problems[:4]))
-    if damaged := {key: fault for key, tensor in tensors.items() if (fault := _find_fault(key, tensor))}:
-        faults = " and ".join(dict.fromkeys(damaged.values()))
-        raise CheckpointError(f"weights that are {faults}: {list_some(list(damaged))}; get the file again")
-
-
-def _find_fault(name: str, tensor: Tensor) -> str | None:
-    """Say why a trained network cannot have this weight. The extremes take a fortieth of isfinite's time."""
-    if not tensor.numel():
-        return None
-    low, high = torch.aminmax(tensor.detach())
-    if not (low.isfinite() and high.isfinite()):
-        return "not finite"
-    return "variances below 0" if name.endswith("running_var") and bool(low < 0) else None
-
-
 def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint, atomically.
 
@@ -140,7 +92,7 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
         for key, value in model.state_dict().items()
     }
-    if lost := [key for key, value in tensors.items() if _find_fault(key, value)]:
+    if lost := [key for key, value in tensors.items() if find_fault(key, value)]:
         raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}; save it as float32")
     config = {"format_version": FORMAT_VERSION, **model.config()}
     _files.save_tensors(tensors, Path(path), {**config, "digest": ContentDigest.of(config, tensors)})
@@ -292,9 +244,3 @@ def _parse_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: damaged configuration (no object); get the file again")
     return config
-
-
-def list_some(names: Sequence[str], limit: int = 3) -> str:
-    """List names in a line; from ``limit`` on only how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

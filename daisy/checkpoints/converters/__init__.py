@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio
+from daisy.checkpoints.converters.fairseq_configuration import tells_its_shape
 from daisy.checkpoints.converters.reading import read_state
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
@@ -78,7 +79,7 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None,
         _refuse_label_set(label_set)
         return torchaudio.read(state, overrides or {})
     if fairseq.recognises(state):
-        if fairseq.tells_its_shape(state):
+        if tells_its_shape(state):
             _refuse_overrides(overrides)
         return fairseq.read(state, overrides or {}, label_set)
     if any(str(key).startswith("backbone.") for key in state):

@@ -1,12 +1,11 @@
 """fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``).
 
-Source of names and meanings: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py; ``conv_pos_batch_norm`` and
-``pos_conv_depth``: its main branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
+Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py; of those with batch norm before the
+positional convolution: its main branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
 """
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from daisy.checkpoints.converters.fairseq_configuration import (
+    read_backbone_fields,
+    read_configuration,
+    tells_its_shape,
+)
 from daisy.checkpoints.converters.guessing import guess_backbone
 from daisy.checkpoints.converters.label_sets import LabelSets, read_label_sets, take_final_head
 from daisy.checkpoints.converters.mapping import (
@@ -30,7 +34,6 @@ from daisy.checkpoints.converters.mapping import (
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
-from daisy.models.lengths import HUBERT_CONV
 
 _LAYER = r"encoder\.layers\.(\d+)\."
 _OUR_LAYER = r"backbone.encoder.transformer.layers.\1."
@@ -86,9 +89,6 @@ THEIR_NAMES = (
     (r"final_head\.embeddings", "label_embs_concat"),
 )
 A_LAYER = re.compile(r"(?:(?:w2v_encoder|encoder)\.w2v_model\.)?encoder\.layers\.0\.self_attn\.k_proj\.weight")
-ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "pos_conv_depth": 1}
-"""Options that change the computation, with the one value that is supported."""
-EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
 EPS = 1e-5
 """Of every norm of fairseq's, and of its normalising of waveforms."""
 
@@ -98,11 +98,6 @@ def recognises(state: dict[str, Any]) -> bool:
     model = state.get("model", state)
     has_configuration = isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
     return has_configuration or (isinstance(model, dict) and any(A_LAYER.fullmatch(str(key)) for key in model))
-
-
-def tells_its_shape(state: dict[str, Any]) -> bool:
-    """Tell whether a fairseq checkpoint has a configuration."""
-    return bool(to_plain(state.get("cfg")) or to_plain(state.get("args")))
 
 
 def read(state: dict[str, Any], overrides: Mapping[str, str], label_set: int | None = None) -> Model:
@@ -121,47 +116,6 @@ def read(state: dict[str, Any], overrides: Mapping[str, str], label_set: int | N
         return from_parts(None, {}, weights, sets, overrides)
     model_cfg, task_cfg = read_configuration(state)
     return from_parts(model_cfg, task_cfg, weights, read_label_sets(task_cfg, dictionaries, label_set))
-
-
-def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
-    """Read the HuBERT's configuration from ``cfg``, the older ``args``, or inside a fine-tuned model's.
-
-    Args:
-        state: a loaded checkpoint.
-
-    Returns:
-        fairseq's configurations of the model and of the task.
-
-    Raises:
-        CheckpointError: where there is none.
-    """
-    source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
-    if not isinstance(source, dict):
-        raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
-    source = _resolve(source, source)
-    model_cfg, task_cfg = _split(source)
-    inner = model_cfg.get("w2v_args")
-    if inner:
-        inner_model, inner_task = _split(inner)
-        normalize = model_cfg.get("normalize")
-        return inner_model, inner_task if normalize is None else {**inner_task, "normalize": normalize}
-    return model_cfg, task_cfg
-
-
-def _resolve(node: Any, root: Config) -> Any:
-    """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
-    if isinstance(node, dict):
-        return {key: _resolve(value, root) for key, value in node.items()}
-    reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
-    if reference is None:
-        return node
-    section = root.get(reference[1])
-    return section.get(reference[2]) if isinstance(section, dict) else None
-
-
-def _split(source: Config) -> tuple[Config, Config]:
-    nested = isinstance(source.get("model"), dict)
-    return (source["model"], source.get("task") or {}) if nested else (source, source)
 
 
 def strip_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,64 +174,6 @@ def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         next((new + key.removeprefix(old) for old, new in places.items() if key.startswith(old)), key): value
         for key, value in weights.items()
     }
-
-
-def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
-    """Read the fields of `BackboneConfig` from fairseq's configuration.
-
-    Raises:
-        CheckpointError: on an option of fairseq's that changes the computation and is not supported.
-    """
-    for option, supported in ONLY.items():
-        if (value := model_cfg.get(option, supported)) != supported:
-            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
-    mode = model_cfg.get("extractor_mode", "default")
-    if mode not in EXTRACTOR_MODES:
-        raise CheckpointError(f"extractor_mode must be one of {', '.join(EXTRACTOR_MODES)}, found {mode!r}")
-    return {
-        "num_layers": model_cfg.get("encoder_layers", 12),
-        "width": model_cfg.get("encoder_embed_dim", 768),
-        "ffn_width": model_cfg.get("encoder_ffn_embed_dim", 3072),
-        "num_heads": model_cfg.get("encoder_attention_heads", 12),
-        "pre_norm": bool(model_cfg.get("layer_norm_first", False)),
-        "conv_layers": parse_conv_layers(model_cfg.get("conv_feature_layers")),
-        "conv_norm": EXTRACTOR_MODES[mode],
-        "conv_bias": bool(model_cfg.get("conv_bias", False)),
-        "pos_kernel": model_cfg.get("conv_pos", 128),
-        "pos_groups": model_cfg.get("conv_pos_groups", 16),
-        "pos_batch_norm": bool(model_cfg.get("conv_pos_batch_norm", False)),
-        "normalize": bool(task_cfg.get("normalize", False)),
-        "sample_rate": task_cfg.get("sample_rate", 16000),
-    }
-
-
-def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """Parse fairseq's Python expression of the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
-
-    Args:
-        text: the expression; HuBERT's own seven convolutions where it is None.
-
-    Returns:
-        (channels, kernel, stride) of each.
-
-    Raises:
-        CheckpointError: where it is another expression.
-    """
-    if text is None:
-        return HUBERT_CONV
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return value(node.left) + value(node.right)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return value(node.left) * value(node.right)
-        return ast.literal_eval(node)
-
-    try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        return tuple((int(c), int(k), int(s)) for c, k, s in layers)
-    except (ValueError, TypeError, SyntaxError):
-        raise CheckpointError(f"conv_feature_layers is not a list of (channels, kernel, stride): {text!r}") from None
 
 
 def weights(model: Model) -> dict[str, Tensor]:

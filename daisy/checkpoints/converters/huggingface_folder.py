@@ -9,7 +9,7 @@ from typing import Any
 from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.converters.mapping import Config
 from daisy.checkpoints.converters.reading import name_missing_file, read_state
-from daisy.checkpoints.format import list_some
+from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

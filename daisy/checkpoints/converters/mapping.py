@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daisy.checkpoints.format import build, list_some, load_weights
+from daisy.checkpoints.format import build
 from daisy.checkpoints.model import Model
+from daisy.checkpoints.weights import list_some, load_weights
 from daisy.errors import CheckpointError
 
 NO_WEIGHT = ""

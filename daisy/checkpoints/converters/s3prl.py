@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from daisy.checkpoints.converters import fairseq
+from daisy.checkpoints.converters.fairseq_configuration import read_backbone_fields, read_configuration
 from daisy.checkpoints.converters.label_sets import read_label_sets
 from daisy.checkpoints.converters.mapping import (
     Config,
@@ -45,12 +46,12 @@ def read(state: dict[str, Any], label_set: int | None = None) -> Model:
         return _build_published_daisy(model_cfg, task_cfg, weights)
     sets = read_label_sets(task_cfg, to_plain(state["dictionaries_symbols"]), label_set)
     if model_cfg.get("w2v_args"):
-        model_cfg, task_cfg = fairseq.read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
+        model_cfg, task_cfg = read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
     return fairseq.from_parts(model_cfg, task_cfg, fairseq.strip_fine_tuning(weights), sets)
 
 
 def _build_published_daisy(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) -> Model:
-    backbone = fairseq.read_backbone_fields(model_cfg, task_cfg)
+    backbone = read_backbone_fields(model_cfg, task_cfg)
     position = model_cfg.get("cls_pred_position", "before-norm")
     if position not in READS:
         raise CheckpointError(f"cls_pred_position must be one of {', '.join(READS)}, found {position!r}")

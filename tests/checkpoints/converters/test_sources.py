@@ -15,7 +15,7 @@ import torch
 
 from daisy import CheckpointError, EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert, fairseq, reading
-from daisy.checkpoints.converters.fairseq import parse_conv_layers
+from daisy.checkpoints.converters.fairseq_configuration import parse_conv_layers
 from daisy.models import Backbone
 from tests.conftest import POST_NORM, randomise, tiny_model
 
