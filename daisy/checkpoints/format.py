@@ -47,7 +47,7 @@ def build(config: dict[str, Any]) -> Model:
     """
     if "backbone" not in config:
         raise CheckpointError("the configuration has no backbone")
-    for name in ("policies", "provenance"):
+    for name in ("backbone", "policies", "provenance"):
         if not isinstance(config.get(name, {}), dict):
             raise CheckpointError(f"damaged configuration ({name} must be an object); get the file again")
     backbone = BackboneConfig.from_dict(config["backbone"])
