@@ -22,7 +22,7 @@ from daisy import _files
 from daisy.checkpoints.content_digest import ContentDigest
 from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.model import Model
-from daisy.checkpoints.weights import check_weights, find_fault, list_some
+from daisy.checkpoints.weights import NOT_FINITE, check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
 from daisy.policies import make_policy
@@ -67,6 +67,33 @@ def build(config: dict[str, Any]) -> Model:
     )
 
 
+def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Model:
+    """Build a model of this configuration with these weights.
+
+    Shapes are compared on the meta device first: nothing is allocated that a file only claims to have, nothing drawn.
+
+    Args:
+        config: as `build` takes it.
+        tensors: as `load_weights` does, on the CPU.
+
+    Returns:
+        The model, in evaluation mode, with copies of the weights.
+
+    Raises:
+        CheckpointError: as `build` and `load_weights` do.
+    """
+    backbone = config.get("backbone")
+    num_layers = backbone.get("num_layers") if isinstance(backbone, dict) else None
+    if isinstance(num_layers, int) and num_layers > len(tensors):
+        raise CheckpointError(f"the configuration says {num_layers} layers, and there are {len(tensors)} tensors")
+    with torch.device("meta"):
+        model = build(config)
+    check_weights(model, tensors)
+    model.to_empty(device=torch.device("cpu"))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
 def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint, atomically.
 
@@ -92,8 +119,13 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
         for key, value in model.state_dict().items()
     }
-    if lost := [key for key, value in tensors.items() if find_fault(key, value)]:
+    faults = {key: fault for key, value in tensors.items() if (fault := find_fault(key, value))}
+    if lost := [key for key, fault in faults.items() if fault == NOT_FINITE]:
         raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}; save it as float32")
+    if faults:
+        raise CheckpointError(
+            f"{path}: weights that are {list_some(list(faults.values()), 1)}: {list_some(list(faults))}"
+        )
     config = {"format_version": FORMAT_VERSION, **model.config()}
     _files.save_tensors(tensors, Path(path), {**config, "digest": ContentDigest.of(config, tensors)})
 
@@ -130,7 +162,7 @@ def load(
     try:
         if (version := config.get("format_version")) != FORMAT_VERSION:
             raise CheckpointError(f"format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
-        model = _build_empty(config, tensors)
+        model = build_with_weights(config, tensors)
         for name, settings in model.policies.items():
             make_policy(name, settings)
     except DaisyError as error:
@@ -146,22 +178,8 @@ def load(
         )
     elif not is_whole:
         raise CheckpointError(f"{path}: damaged: the content is not what was written (its digest); get the file again")
-    model.to_empty(device=torch.device("cpu"))
-    model.load_state_dict(tensors)
     model.path, model.dtype = path, precision
     return model.to(device)
-
-
-def _build_empty(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Model:
-    """Build a model on the meta device, to which the tensors fit: nothing is allocated that a file only claims."""
-    backbone = config.get("backbone")
-    num_layers = backbone.get("num_layers") if isinstance(backbone, dict) else None
-    if isinstance(num_layers, int) and num_layers > len(tensors):
-        raise CheckpointError(f"the configuration says {num_layers} layers, and there are {len(tensors)} tensors")
-    with torch.device("meta"):
-        model = build(config)
-    check_weights(model, tensors)
-    return model
 
 
 def find(source: str | Path) -> Path:

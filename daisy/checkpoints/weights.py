@@ -10,6 +10,10 @@ from torch import Tensor
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
+NOT_FINITE = "not finite"
+MAX_WEIGHT = 1e10
+"""No training leaves more (bfloat16's and float32's largest are 3e38): a flipped bit of the exponent does."""
+
 
 def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
     """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
@@ -56,7 +60,9 @@ def find_fault(name: str, tensor: Tensor) -> str | None:
         return None
     low, high = torch.aminmax(tensor.detach())
     if not (low.isfinite() and high.isfinite()):
-        return "not finite"
+        return NOT_FINITE
+    if max(-float(low), float(high)) > MAX_WEIGHT:
+        return f"beyond {MAX_WEIGHT:g}"
     return "variances below 0" if name.endswith("running_var") and bool(low < 0) else None
 
 

@@ -126,7 +126,7 @@ class BackboneConfig:
         if kind == "int":
             wanted, fits = "a whole number, at least 1", is_count(value)
         elif kind == "float":
-            wanted, fits = "a finite number, at least 0", is_number(value) and value >= 0
+            wanted, fits = "a number of at least 0, below 1", is_number(value) and 0 <= value < 1
         elif kind == "bool":
             wanted, fits = "true or false", isinstance(value, bool)
         elif name == "conv_norm":

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from daisy.checkpoints.format import build
+from daisy.checkpoints.format import build_with_weights
 from daisy.checkpoints.model import Model
-from daisy.checkpoints.weights import list_some, load_weights
+from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
 NO_WEIGHT = ""
@@ -24,6 +24,7 @@ Config = dict[str, Any]
 """A source's configuration, or ours as `Model.config` has it."""
 
 POSITION = "backbone.encoder.transformer.pos_conv_embed.conv."
+MASK_EMBEDDING = "backbone.mask_embedding"
 BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
 
 
@@ -94,9 +95,13 @@ def assemble(config: Config, tensors: dict[str, Tensor], *, left_out: str = "", 
     Raises:
         CheckpointError: where a tensor has no place, or a place no tensor of its shape, or a weight is not finite.
     """
-    model = build(config)
-    tensors.setdefault("backbone.mask_embedding", torch.zeros(model.backbone.config.width))
-    load_weights(model, tensors)
+    norm = tensors.get("backbone.encoder.transformer.layer_norm.weight")
+    if norm is not None and MASK_EMBEDDING not in tensors:
+        tensors[MASK_EMBEDDING] = torch.zeros(norm.shape)
+        assumed = "; ".join(
+            part for part in (assumed, "mask_embedding 0, which only training with masks reads") if part
+        )
+    model = build_with_weights(config, tensors)
     notes = {"left_out": left_out, "assumed": assumed}
     model.provenance.update({name: note for name, note in notes.items() if note})
     return model

@@ -1,0 +1,1 @@
+"""What damage does: files broken at random, of which none may end a command, crash a library or give wrong numbers."""
