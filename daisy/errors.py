@@ -41,7 +41,7 @@ REMEDIES: dict[Remedy, str] = {
     "list": "make one of those files with daisy.audio.format_manifest_line",
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
-    "no_overrides": "overrides are for torchaudio's state dicts",
+    "no_overrides": "overrides are for weights without a configuration",
     "num_heads": 'pass overrides={"num_heads": "N"}',
     "other_out": "use another folder",
     "overwrite": "use another folder, or pass overwrite=True",

@@ -27,7 +27,7 @@ HINTS: dict[Remedy, str] = {
     "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",
-    "no_overrides": "--set is for torchaudio's state dicts",
+    "no_overrides": "--set is for weights without a configuration",
     "num_heads": "add --set num_heads=N",
     "other_out": "use another --out",
     "overwrite": "use another --out, or --overwrite",

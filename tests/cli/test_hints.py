@@ -82,7 +82,7 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
         (
             "no_overrides",
             ("convert", "pickled.pt", "x.safetensors", "--set", "num_heads=4", "--allow-pickle"),
-            "tells its own num_heads; --set is for torchaudio's state dicts",
+            "tells its own num_heads; --set is for weights without a configuration",
         ),
         ("num_heads", ("convert", "plain.pth", "x.safetensors"), "is none of 768, 1024, 1280; add --set num_heads=N"),
         ("other_out", ("labels", "train.tsv", "-o", "units"), "another clusters; use another --out"),
