@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +60,10 @@ def decode(path: Path) -> Iterator[Block]:
     Raises:
         AudioError: where there is none, PyAV is missing, or the file ends before its header says.
     """
-    from av import AudioResampler
-
     converter: Any = None
     for frame in _decode_frames(path):
         if converter is None:
-            converter = AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+            converter = importlib.import_module("av").AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
         frame.pts = None  # gaps in the times are not filled
         for converted in converter.resample(frame):
             yield numpy.ascontiguousarray(converted.to_ndarray().T)
@@ -72,7 +71,7 @@ def decode(path: Path) -> Iterator[Block]:
 
 def _decode_frames(path: Path) -> Iterator[Any]:
     try:
-        import av
+        av: Any = importlib.import_module("av")
     except ModuleNotFoundError:
         raise AudioError(f"{path}: {path.suffix.lower()} files need FFmpeg: {INSTALL}") from None
     # A stream, not a name: names may look like addresses, or be no UTF-8.
