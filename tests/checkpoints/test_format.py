@@ -158,6 +158,15 @@ def test_a_configuration_allocates_nothing_that_the_tensors_do_not_have(tmp_path
         assert "\n" not in str(error.value)
 
 
+def test_layers_that_are_only_claimed_are_not_built(tmp_path):
+    path, model = tmp_path / "m.safetensors", tiny_model()
+    model.heads = None
+    daisy.save(model, path)
+    damage(path, lambda m, t: edit(m, backbone={**json.loads(m["daisy"])["backbone"], "num_layers": 5000}))
+    with pytest.raises(CheckpointError, match=r"the configuration says 5000 layers, and there are \d+ tensors"):
+        daisy.load(path)
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     daisy.save(tiny_model(), tmp_path / "m.safetensors")
     torch.manual_seed(3)
