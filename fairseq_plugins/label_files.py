@@ -124,7 +124,7 @@ def _check_lines(block: bytes, units: Sequence[str], path: Path, num_before: int
             if label not in known:
                 raise UsageError(
                     f"{path}: line {number}: {label!r} is none of the {len(units)} units of "
-                    f"{path.with_name(f'dict{path.suffix}.txt')}, and fairseq would train it as <unk>"
+                    f"{path.with_name(f'dict{path.suffix}.txt')}, and fairseq would take it for a special symbol"
                 )
 
 

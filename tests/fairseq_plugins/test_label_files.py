@@ -66,7 +66,10 @@ def change(path, old, new, line):
 @pytest.mark.parametrize(
     ("dictionary", "message"),
     [
-        ("", r"train\.km: line 1: '0' is none of the 0 units of .*dict\.km\.txt, and fairseq would train it as <unk>"),
+        (
+            "",
+            r"train\.km: line 1: '0' is none of the 0 units of .*dict\.km\.txt, and fairseq would take",
+        ),
         ("0 1\n1 1\n2 1\n3 1\n4 1\n", r"train\.km: line 1: '5' is none of the 5 units of .*dict\.km\.txt"),
         ("".join(f"{unit} 1\n" for unit in (0, 1, 2, 3, 5, 6, 7)), r"line 1: '4' is none of the 7 units"),
         ("".join(f"u{unit} 1\n" for unit in range(7)), r"line 1: '0' is none of the 7 units"),
