@@ -74,6 +74,15 @@ def test_channels_of_ffmpegs_formats(tmp_path):
     assert torch.allclose(mean, left / 4, atol=1e-4)
 
 
+def test_a_list_of_other_files_is_not_followed(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="needs PyAV")
+    monkeypatch.chdir(tmp_path)
+    soundfile.write(tmp_path / "other.wav", tone(), RATE)
+    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile other.wav\n")
+    with pytest.raises(AudioError, match="x.mp4: not readable as audio"):
+        audio.read(tmp_path / "x.mp4")
+
+
 def test_damage_is_refused(tmp_path):
     av = pytest.importorskip("av", reason="needs PyAV")
     whole = encode(tmp_path / "x.m4a", "aac", "mp4", tone(10.0)).read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import soundfile
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daisy import AudioError, audio
@@ -40,6 +40,8 @@ def sound(tmp_path_factory):
 NAMES = st.text(st.one_of(st.sampled_from(SEPARATORS), st.characters(blacklist_characters="\0/")), max_size=20)
 
 
+@settings(max_examples=150)
+@example(folder="a", name="b\rc", suffix=".wav")
 @example(folder="a ", name=" b\u2028c", suffix=".wav")
 @example(folder="\x85a", name="b\udce9", suffix=".wav")
 @example(folder="a:b", name="12:30", suffix=".flac")
