@@ -75,10 +75,13 @@ def _decode_frames(path: Path) -> Iterator[Any]:
     except ModuleNotFoundError:
         raise AudioError(f"{path}: {path.suffix.lower()} files need FFmpeg: {INSTALL}") from None
     # A stream, not a name: names may look like addresses, or be no UTF-8.
-    with open_bytes(path) as stream, av.open(stream, options={"format_whitelist": DEMUXERS}) as container:
+    with open_bytes(path) as stream, av.open(stream, options={"format_whitelist": DEMUXERS}) as opened:
+        container: Any = opened
         if not container.streams.audio:
             raise AudioError(f"{path}: holds no audio")
         audio = container.streams.best("audio")
+        if audio is None or audio.codec_context is None:  # PyAV 17 would crash on decoding it
+            raise AudioError(f"{path}: not readable as audio (FFmpeg does not know its coding)")
         seconds = 0.0
         for frame in container.decode(audio):
             seconds += frame.samples / frame.sample_rate

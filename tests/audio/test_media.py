@@ -83,6 +83,14 @@ def test_a_list_of_other_files_is_not_followed(tmp_path, monkeypatch):
         audio.read(tmp_path / "x.mp4")
 
 
+def test_codings_that_nobody_knows_are_refused(tmp_path):
+    """With FFmpeg too, which is asked where libsndfile knows the file and not its coding."""
+    soundfile.write(tmp_path / "x.caf", tone(), RATE, format="CAF", subtype="FLOAT")
+    (tmp_path / "x.caf").write_bytes((tmp_path / "x.caf").read_bytes().replace(b"lpcm", b"lp?m"))
+    with pytest.raises(AudioError, match=r"x.caf: not readable as audio \((Supported file|FFmpeg does not know)"):
+        audio.read(tmp_path / "x.caf")
+
+
 def test_damage_is_refused(tmp_path):
     av = pytest.importorskip("av", reason="needs PyAV")
     whole = encode(tmp_path / "x.m4a", "aac", "mp4", tone(10.0)).read_bytes()
