@@ -63,7 +63,9 @@ def decode(path: Path) -> Iterator[Block]:
     converter: Any = None
     for frame in _decode_frames(path):
         if converter is None:
-            converter = importlib.import_module("av").AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+            converter = importlib.import_module("av").AudioResampler(
+                format="fltp", layout=frame.layout, rate=frame.sample_rate
+            )
         frame.pts = None  # gaps in the times are not filled
         for converted in converter.resample(frame):
             yield numpy.ascontiguousarray(converted.to_ndarray().T)
