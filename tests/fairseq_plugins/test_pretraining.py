@@ -86,7 +86,7 @@ def test_our_weights_under_fairseqs_names_come_back_the_same(kind):
             fairseq_form.weights(model)
         torch.nn.init.eye_(projection.weight)
         torch.nn.init.zeros_(projection.bias)
-    back = fairseq_form.read(export.make_stock_checkpoint(model))
+    back = fairseq_form.read(export.make_stock_checkpoint(model), {})
     assert back.backbone.config == model.backbone.config
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(back, wave), states(model, wave), atol=1e-5)
@@ -102,7 +102,7 @@ def test_a_shallow_network_spread_over_a_deep_one_starts_where_it_ended():
         deep = daisy.Model(backbone=daisy.Backbone(dataclasses.replace(KINDS[kind], num_layers=12)))
         weights = spread(fairseq_form.weights(shallow), 12)
         assert sum(key.endswith("fc1.weight") for key in weights) == 12
-        renamed = fairseq_form.rename(weights, fairseq_form.BACKBONE_RULES + fairseq_form.HEAD_RULES)
+        renamed, _ = fairseq_form.rename(weights, fairseq_form.BACKBONE_RULES + fairseq_form.HEAD_RULES)
         fairseq_form.fold_weight_norm(renamed)
         deep.backbone.load_state_dict({k[9:]: v for k, v in renamed.items() if k.startswith("backbone.")})
         wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
