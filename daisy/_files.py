@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import IO, Any, BinaryIO, TypeVar
 
+import numpy
+from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from daisy.errors import OutputError
 
+Stream = TypeVar("Stream", bound=IO[bytes])
 INNERMOST_LIST = re.compile(r"\[\n([-+.\d\s,eE]+)\n\s*\]")
 """Of numbers, as indented JSON has it."""
+LEFTOVER = re.compile(r"(\..*\.[0-9a-f]{8}\.)[0-9a-f]{12}\.part")
+"""A temporary name: what belongs to the file, and what belongs to one writer."""
+
+
+NAME_BYTES = 40
+"""Of a file's name, that its temporary one shows: with all of it long names would pass what file systems take."""
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -30,7 +41,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as stream:
+        with closing_after(open(beside, "wb")) as stream:
             if callable(content):
                 content(stream)
             else:
@@ -38,10 +49,11 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        if beside.parent.is_dir():
-            beside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except BaseException as error:  # an interrupt leaves nothing behind either
+        remove(beside)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: cannot be written ({explain(error)})") from None
+        raise
 
 
 def check_writable(path: Path) -> None:
@@ -50,16 +62,62 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: where it cannot.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder")
     beside = _beside(path)
-    write(beside, b"")
-    beside.unlink()
+    try:
+        write(beside, b"")
+    except OutputError as error:
+        reason = error.message.removeprefix(f"{beside}: ")
+        raise OutputError(f"{path}: {reason}") from None
+    remove(beside)
+
+
+def remove(path: Path) -> None:
+    """Take a file away that nobody needs. Where that fails it stays: no clean-up hides why it was called for."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def closing_after(stream: Stream) -> Iterator[Stream]:
+    """Close a stream at the end; where something failed before, that is what is raised and not the closing's error."""
+    try:
+        yield stream
+    except BaseException:
+        with contextlib.suppress(OSError):
+            stream.close()  # tries to write what it still holds
+        raise
+    stream.close()
+
+
+def explain(error: OSError) -> str:
+    """Return the system's reason in words."""
+    return error.strerror or str(error)
 
 
 def _beside(path: Path) -> Path:
     """A name of its own for each writer, on other hosts too."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    return path.with_name(f"{_beside_prefix(path.name)}{secrets.token_hex(6)}.part")
+
+
+def _beside_prefix(name: str) -> str:
+    """What a file's temporary names begin with: the beginning of its own for people, and a digest of all of it."""
+    whole = os.fsencode(name)
+    return f".{whole[:NAME_BYTES].decode(errors='ignore')}.{hashlib.sha256(whole).hexdigest()[:8]}."
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Take away what killed writers of some files left beside them. Nobody may be writing them now."""
+    prefixes: dict[Path, set[str]] = {}
+    for path in paths:
+        prefixes.setdefault(path.parent, set()).add(_beside_prefix(path.name))
+    for folder, known in prefixes.items():
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                match = LEFTOVER.fullmatch(entry.name)
+                if match is not None and match[1] in known:
+                    remove(folder / entry.name)
 
 
 def append(path: Path, lines: str, *, flush: bool = False) -> None:
@@ -74,19 +132,23 @@ def append(path: Path, lines: str, *, flush: bool = False) -> None:
         OutputError: where it cannot be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(descriptor, lines.encode())
+        # Unbuffered: all of it is one call of the system, unless the disk is full.
+        with closing_after(open(path, "ab", buffering=0)) as stream:
+            rest = memoryview(lines.encode())
+            while rest:
+                rest = rest[stream.write(rest) :]
             if flush:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+                os.fsync(stream.fileno())
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise OutputError(f"{path}: cannot be written ({explain(error)})") from None
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Read the lines of a file; none where there is none. One that a crash cut off is dropped, here and in the file.
+def whole_lines(path: Path, *, repair: bool = True) -> list[str]:
+    """Read the lines of a file; none where there is none. One that a crash cut off is dropped.
+
+    Args:
+        path: of the file.
+        repair: drop it in the file too: not where another process may be writing it.
 
     Raises:
         OutputError: where it cannot be read.
@@ -98,7 +160,7 @@ def whole_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{path}: cannot be read ({error})") from None
     whole, _, rest = text.rpartition("\n")
-    if rest:
+    if rest and repair:
         write(path, (whole + "\n").encode() if whole else b"")
     return whole.splitlines()
 
@@ -131,6 +193,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any
     Several keys would come out in another order each time; so the same content is the same bytes.
     """
     write(path, safetensors_bytes(tensors, {"daisy": json.dumps(metadata)}))
+
+
+def save_array(array: NDArray[Any], path: Path) -> None:
+    """Write a .npy file atomically."""
+
+    def save(stream: BinaryIO) -> None:
+        # numpy writes to files past Python, and then does not tell why it could not.
+        numpy.save(SimpleNamespace(write=stream.write), array)
+
+    write(path, save)
 
 
 def digest(path: Path) -> str:

@@ -15,8 +15,11 @@ from typing import Literal
 
 Remedy = Literal[
     "allow_pickle",
+    "busy",
     "calibrate",
     "convert",
+    "float32",
+    "list",
     "make_manifest",
     "max_sec",
     "no_overrides",
@@ -31,11 +34,14 @@ Remedy = Literal[
 
 REMEDIES: dict[Remedy, str] = {
     "allow_pickle": "pass allow_pickle=True",
+    "busy": "wait for it, use another folder, or let several share the work with shard=(index, count)",
     "calibrate": "daisy.calibration.calibrate_depth makes one",
     "convert": "other forms are read by daisy.checkpoints.convert",
+    "float32": 'pass dtype="float32" and another folder',
+    "list": "make one of those files with daisy.audio.format_manifest_line",
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
-    "no_overrides": "overrides are for torchaudio's state dicts",
+    "no_overrides": "overrides are for weights without a configuration",
     "num_heads": 'pass overrides={"num_heads": "N"}',
     "other_out": "use another folder",
     "overwrite": "use another folder, or pass overwrite=True",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from daisy.audio.mixing import NoiseBank, mix
 from daisy.errors import UsageError
+from fairseq_plugins.label_files import check_dataset
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
 
@@ -46,8 +47,11 @@ class DaisyExitHeads(FairseqCriterion):
         self.from_teacher = str(target) == "teacher"
         if not self.from_teacher and not task.cfg.labels:
             raise UsageError("target=labels needs label files: task.labels=[km], or --labels '[\"km\"]'")
+        if not self.from_teacher and not task.cfg.label_rate > 0:
+            rate = task.cfg.label_rate
+            raise UsageError(f"target=labels needs the labels' rate, task.label_rate=50 or so, found {rate:g}")
         self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight
-        self.noise = NoiseBank.from_manifest(noise_manifest) if noise_manifest else None
+        self.noise = NoiseBank.from_manifest(noise_manifest, task.cfg.sample_rate) if noise_manifest else None
         self.noise_prob, self.noise_snr_db = noise_prob, list(noise_snr_db)
         if len(self.noise_snr_db) != 2 or self.noise_snr_db[0] > self.noise_snr_db[1]:
             raise UsageError(f"noise_snr_db must be [low, high] in dB, found {self.noise_snr_db}")
@@ -61,6 +65,8 @@ class DaisyExitHeads(FairseqCriterion):
         noisy = self._noisy(source, num_samples, seed)
         labels = None
         if not self.from_teacher:
+            for dataset in self.task.datasets.values():
+                check_dataset(getattr(dataset, "dataset", dataset))
             labels = sample["target_list"][0].long()
             labels = labels.masked_fill(labels == self.task.dictionaries[0].pad(), -1)
         output = model(source, num_samples, labels, self.task.cfg.label_rate, noisy, seed)

@@ -101,8 +101,16 @@ def main() -> None:
     parser.add_argument("--half", action="store_true", help="float16 weights")
     arguments = parser.parse_args()
     try:
-        content = make_stock_checkpoint(read_backbone(arguments.source), arguments.half)
+        model = read_backbone(arguments.source)
+        content = make_stock_checkpoint(model, arguments.half)
         _files.write(arguments.target, lambda stream: torch.save(content, stream))
+        config = model.backbone.config
+        if config.normalize and config.normalize_eps != fairseq.EPS:
+            print(
+                f"note: fairseq normalises recordings with epsilon {fairseq.EPS:g}, this HuBERT with "
+                f"{config.normalize_eps:g}: states of quiet ones, below about -40 dBFS, will differ",
+                file=sys.stderr,
+            )
     except DaisyError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 

@@ -56,6 +56,7 @@ class DaisyHubert(BaseFairseqModel):
         if STATE_KEY in task.state.state_dict:
             return cls(cfg, checkpoints.build(task.state.state_dict[STATE_KEY]))
         parts = read_backbone(cfg.hubert_path)
+        check_sample_rate(cfg.hubert_path, parts, task)
         parts.heads = ExitHeads(
             HeadsConfig(
                 num_layers=parts.backbone.config.num_layers,
@@ -188,6 +189,20 @@ def read_backbone(path: str) -> checkpoints.Model:
     if path.endswith(".safetensors") or path in {file.stem for file in ASSETS.glob("*.safetensors")}:
         return checkpoints.load(path)
     return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
+
+
+def check_sample_rate(path: str, model: checkpoints.Model, task: Any) -> None:
+    """Check that a task's audio has the rate that a HuBERT was trained on.
+
+    Raises:
+        UsageError: where it has not.
+    """
+    rate = model.backbone.config.sample_rate
+    if task.cfg.sample_rate != rate:
+        raise UsageError(
+            f"{path}: takes audio at {rate} Hz, and the task gives it at {task.cfg.sample_rate} Hz "
+            f"(task.sample_rate={rate} with recordings of that rate)"
+        )
 
 
 def find_num_units(parts: checkpoints.Model, task: Any) -> int:

@@ -66,16 +66,28 @@ train() { # NUMBER UPDATES START [overrides]
     local number=$1 updates=$2 start=$3
     shift 3
     "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$here/config" \
-        --config-name "${CONFIG:-hubert_mini_pretraining}" common.user_dir="$here" task.data="$manifests" \
-        task.label_dir="$out/units$number" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
+        --config-name "${CONFIG:-hubert_mini_pretraining}" common.user_dir="$here" task.data="$(data "$number")" \
+        task.label_dir="$out/units$number" task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
         hydra.run.dir="$out/run$number" optimization.max_update="$updates" lr_scheduler.total_num_update="$updates" \
         "${spread[@]}" "$@" 2>&1 | tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle
 }
 
+labels() { # NUMBER [options]: units of an iteration; recordings that cannot be used are left out (exit status 1)
+    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$1" "${@:2}" || [ $? -eq 1 ]
+}
+
+data() { # NUMBER: where the manifests lie that go with an iteration's units
+    if [ -f "$out/units$1/train.tsv" ]; then echo "$out/units$1"; else echo "$manifests"; fi
+}
+
+label_rate() { # NUMBER: of an iteration's units
+    python -c 'import json, sys; print(json.load(open(sys.argv[1]))["label_rate"])' "$out/units$1/labels.json"
+}
+
 start() { # NUMBER SOURCE: the source with a head for this iteration's units
-    [ -f "$out/start$1.safetensors" ] || python -m fairseq_plugins.warm_start "$2" --manifest "$manifests/train.tsv" \
+    [ -f "$out/start$1.safetensors" ] || python -m fairseq_plugins.warm_start "$2" --manifest "$(data "$1")/train.tsv" \
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
@@ -85,11 +97,11 @@ for ((number = 1; number <= ${#updates[@]}; number++)); do
     clusters=$(nth "$number" "${units[@]}")
     if [ "$number" -eq 1 ]; then
         source=$warm_start
-        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units1" --clusters "$clusters"
+        labels 1 --clusters "$clusters"
     else
         source=$out/iteration$((number - 1)).safetensors
-        daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$number" --clusters "$clusters" --centre \
-            --fit-frames 100000 --checkpoint "$source" --layer "$(nth $((number - 1)) "${layers[@]}")"
+        labels "$number" --clusters "$clusters" --centre --fit-frames 100000 --checkpoint "$source" \
+            --layer "$(nth $((number - 1)) "${layers[@]}")"
     fi
     [ -z "$source" ] || start "$number" "$source"
     train "$number" "${updates[number - 1]}" "${source:+$out/start$number.safetensors}" "${learning[@]}" "$@"

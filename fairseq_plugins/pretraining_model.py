@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from daisy.checkpoints.converters import fairseq
 from daisy.errors import UsageError
 from daisy.models import ExitObjective
-from fairseq_plugins.model import read_backbone
+from fairseq_plugins.model import check_sample_rate, read_backbone
 from fairseq_plugins.pretraining_exits import LayerStates
 from fairseq_plugins.stacking import spread
 
@@ -59,6 +59,11 @@ class DaisyPretrainingHubert(HubertModel):
 
     @classmethod
     def build_model(cls, cfg: DaisyPretrainingHubertConfig, task: Any) -> "DaisyPretrainingHubert":
+        if cfg.label_rate != task.cfg.label_rate:
+            raise UsageError(
+                f"model.label_rate is {cfg.label_rate:g} and task.label_rate {task.cfg.label_rate:g}: targets would be "
+                "those of other frames; leave model.label_rate out"
+            )
         model = cls(cfg, task.cfg, task.dictionaries)
         if cfg.feature_grad_mult == 0:  # without gradient, weight decay would still shrink it
             model.feature_extractor.requires_grad_(False)
@@ -66,6 +71,7 @@ class DaisyPretrainingHubert(HubertModel):
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
             start = read_backbone(cfg.warm_start)
+            check_sample_rate(cfg.warm_start, start, task)
             model.start_from(fairseq.weights(start), cfg.warm_start)
             if model.exits is not None and start.heads is not None:
                 model.exits.start_from(start.heads)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from daisy.audio import mixing
 from daisy.audio.augmentation import Augmentation, Augmenter
 from daisy.errors import UsageError
+from fairseq_plugins.label_files import check_dataset
 
 MAX_TALKERS_BANK = 400
 MAX_ROOMS = 200
@@ -44,12 +45,13 @@ class DaisyPretrainingConfig(HubertPretrainingConfig):
 
 @register_task("daisy_hubert_pretraining", dataclass=DaisyPretrainingConfig)
 class DaisyPretrainingTask(HubertPretrainingTask):
-    """Everything is fairseq's but for what the training splits sound like."""
+    """Everything is fairseq's but for what the training splits sound like, and that labels are checked."""
 
     cfg: DaisyPretrainingConfig
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         super().load_dataset(split, **kwargs)
+        check_dataset(self.datasets[split])
         if split in self.cfg.augmented_splits.split(","):
             self.datasets[split] = CorruptedSpeech(self.datasets[split], self.cfg)
 

@@ -12,37 +12,45 @@ import sys
 from pathlib import Path
 
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor
 
 from daisy import audio, checkpoints
 from daisy.errors import DaisyError, UsageError
 from fairseq_plugins import masked
+from fairseq_plugins.label_files import check_units
 from fairseq_plugins.model import read_backbone
 
 
-def read_units(path: Path) -> list[Tensor]:
-    """Read a .km file: (T_b,) int64 units of each recording.
+def read_dictionary(units: Path) -> Dictionary:
+    """Read the fairseq dictionary that stands beside a file of units.
 
     Raises:
-        UsageError: where it is not one.
+        UsageError: where it is none, or has no units.
     """
+    path = units.with_name(f"dict{units.suffix}.txt")
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
-        return [torch.tensor([int(unit) for unit in line.split()]) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a file of units, one line a recording ({error})") from None
-
-
-def count_units(dictionary: Path) -> int:
-    """Count the units of a fairseq dictionary.
-
-    Raises:
-        UsageError: where it cannot be read.
-    """
-    try:
-        return len(dictionary.read_text(encoding="utf-8").splitlines())
+        dictionary = Dictionary.load(str(path))
     except OSError as error:
-        raise UsageError(f"{dictionary}: cannot be read ({error.strerror}); it stands beside the units") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); it stands beside the units") from None
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{path}: not a dictionary of fairseq's ({error})") from None
+    if len(dictionary) == dictionary.nspecial:
+        raise UsageError(f"{path}: has no units")
+    return dictionary
+
+
+def read_units(path: Path) -> list[Tensor]:
+    """Read a .km file: for each recording (T_b,) int64 units, counted in the order of the dictionary beside it.
+
+    Raises:
+        UsageError: where it is not one, or has labels that are no units of the dictionary.
+    """
+    dictionary = read_dictionary(path)
+    check_units(path, dictionary)
+    with open(path, encoding="utf-8") as stream:
+        lines = [[dictionary.index(label) - dictionary.nspecial for label in line.split()] for line in stream]
+    return [torch.tensor(line, dtype=torch.int64) for line in lines]
 
 
 def main() -> None:
@@ -56,13 +64,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         model, recordings = read_backbone(arguments.source), audio.read_manifest(arguments.manifest)
-        units = read_units(arguments.units)
+        dictionary, units = read_dictionary(arguments.units), read_units(arguments.units)
         if not recordings or len(units) != len(recordings):
             raise UsageError(f"{arguments.units}: {len(units)} lines for {len(recordings)} recordings")
         chosen = random.Random(0).sample(range(len(recordings)), min(arguments.recordings, len(recordings)))
-        waveforms = [audio.read(recordings[index].path) for index in chosen]
+        rate = model.backbone.config.sample_rate
+        waveforms = [audio.read(recordings[index].path, rate) for index in chosen]
         states, masked_units = masked.gather_masked_frames(model, waveforms, [units[index] for index in chosen])
-        unmet = masked.refit(model, states, masked_units, count_units(arguments.units.with_name("dict.km.txt")))
+        unmet = masked.refit(model, states, masked_units, len(dictionary) - dictionary.nspecial)
         checkpoints.save(model, arguments.out)
         if unmet:
             print(f"note: {unmet} units not met in {len(chosen)} recordings start at random", file=sys.stderr)

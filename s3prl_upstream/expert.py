@@ -145,7 +145,8 @@ class UpstreamExpert(UpstreamBase):
             what `needs` takes of the executed layers.
 
         Raises:
-            AudioError: on an utterance shorter than a frame, or (on the CPU) with samples that are no numbers.
+            AudioError: on an utterance shorter than a frame, of several channels, or (on the CPU) with samples that are
+            no numbers.
             OutputError: where the cache cannot be written.
         """
         self._check(wavs)
@@ -170,6 +171,11 @@ class UpstreamExpert(UpstreamBase):
     def _check(self, wavs: Sequence[Tensor]) -> None:
         span = self.encoder.backbone.config.frame_span
         for index, wav in enumerate(wavs):
+            if wav.dim() != 1:
+                raise AudioError(
+                    f"utterance {index} of a batch of {len(wavs)} is of shape {tuple(wav.shape)}: "
+                    "one channel is wanted, (samples,)"
+                )
             if len(wav) < span:
                 digest = frozen.audio_digest(wav)[:16]
                 raise AudioError(

@@ -1,37 +1,135 @@
-"""torchaudio's reading of files as s3prl's tasks call it: whichever backend reads, a refusal names the file."""
+"""Between s3prl's tasks and their audio: at the upstream's rate, of one channel, and a refusal names the file.
+
+Most tasks drop the rate that ``torchaudio.load`` returns, take two channels for one that is twice as long, or for a
+batch. So here every recording comes at one rate, which is returned with it: right for tasks that look at the rate and
+for those that do not.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import importlib
+import inspect
+import multiprocessing
+from collections.abc import Callable
+from types import ModuleType, TracebackType
 from typing import Any
 
+import soundfile
+import torch
 import torchaudio
+from torch import Tensor
 
+from daisy import audio
 from daisy.errors import AudioError
 
 Read = Callable[..., Any]
 
+RESAMPLE_THEMSELVES = frozenset(["audio_snips", "speech_translation"])
+"""Tasks that insist on the rate that their files have, and resample."""
+AVERAGE_CHANNELS = frozenset(["speech_translation"])
+"""Tasks that mean to take several channels."""
 
-@contextlib.contextmanager
-def name_files() -> Iterator[None]:
-    """Make ``torchaudio.load``, ``torchaudio.info`` and sox's ``apply_effects_file`` raise errors that name the file.
 
-    Each backend has errors of its own: libsndfile's sometimes say which file it was, libsox's and FFmpeg's are plain
-    RuntimeErrors with pages of C++ behind them. To be entered before a task's module is imported, as `sox.stand_in`.
+class Reading:
+    """A context in which s3prl's tasks read audio through this module.
+
+    To be entered before a task's module is imported, as `sox.stand_in`, and after that.
+
+    Args:
+        sample_rate: of the upstream, in Hz.
     """
-    effects = torchaudio.sox_effects
-    stock = torchaudio.load, torchaudio.info, effects.apply_effects_file
-    torchaudio.load, torchaudio.info, effects.apply_effects_file = map(name_file, stock)
-    try:
-        yield
-    finally:
-        torchaudio.load, torchaudio.info, effects.apply_effects_file = stock
+
+    def __init__(self, sample_rate: int):
+        self.sample_rate = sample_rate
+        self.task = ""
+        self._stock: list[tuple[ModuleType, str, Read]] = []
+        self._said = multiprocessing.Value("b", False)  # a task's worker processes are forks
+
+    def __enter__(self) -> Reading:
+        effects = torchaudio.sox_effects
+        self._replace(torchaudio, "load", lambda load: name_file(self._fit(load)))
+        self._replace(torchaudio, "info", name_file)
+        self._replace(effects, "apply_effects_file", lambda apply: name_file(self._fit(apply)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._stock:
+            module, name, read = self._stock.pop()
+            setattr(module, name, read)
+
+    def begin(self, task: str) -> None:
+        """Say which task will read; before it is imported."""
+        self.task = task
+        if task == "diarization":  # reads from sample to sample: of another rate these are other places
+            self._replace(soundfile, "read", lambda read: name_file(self._refuse_other_rates(read)))
+        elif task in ("separation_stft", "separation_stft2"):  # at the files' own rate, which they compare
+            librosa = importlib.import_module("librosa")
+            self._replace(librosa, "load", lambda load: name_file(self._refuse_other_rates(load)))
+
+    def _replace(self, module: ModuleType, name: str, wrap: Callable[[Read], Read]) -> None:
+        stock = getattr(module, name)
+        self._stock.append((module, name, stock))
+        setattr(module, name, wrap(stock))
+
+    def _fit(self, read: Read) -> Read:
+        """Wrap a function that returns samples and their rate, as torchaudio's do.
+
+        ``frame_offset`` and ``num_frames`` stay what they are for torchaudio, samples of the file.
+        """
+        signature = inspect.signature(read)
+
+        @functools.wraps(read)
+        def read_and_fit(uri: Any, *arguments: Any, **keywords: Any) -> tuple[Tensor, int]:
+            given = signature.bind(uri, *arguments, **keywords)
+            channels_first = given.arguments.get("channels_first", True)
+            given.arguments["channels_first"] = True
+            samples, rate = read(*given.args, **given.kwargs)
+            if len(samples) != 1 and self.task not in AVERAGE_CHANNELS:
+                raise _refuse_channels(uri, len(samples))
+            if rate != self.sample_rate and self.task not in RESAMPLE_THEMSELVES:
+                self._say(uri, rate)
+                resampled = [audio.resample(channel, rate, self.sample_rate) for channel in samples.float()]
+                samples, rate = torch.stack(resampled).to(samples.dtype), self.sample_rate
+            return samples if channels_first else samples.T, rate
+
+        return read_and_fit
+
+    def _refuse_other_rates(self, read: Read) -> Read:
+        """Wrap a function that returns an array (N,) or (N, channels) and its rate."""
+
+        @functools.wraps(read)
+        def read_and_check(uri: Any, *arguments: Any, **keywords: Any) -> tuple[Any, int]:
+            samples, rate = read(uri, *arguments, **keywords)
+            if rate != self.sample_rate:
+                raise AudioError(f"{uri}: {rate} Hz, and -d {self.task} takes {self.sample_rate} Hz only: resample it")
+            if samples.ndim > 1:
+                raise _refuse_channels(uri, samples.shape[-1])
+            return samples, rate
+
+        return read_and_check
+
+    def _say(self, uri: Any, rate: int) -> None:
+        with self._said.get_lock():
+            said, self._said.value = bool(self._said.value), True
+        if not said:
+            print(
+                f"[daisy] {uri}: {rate} Hz; recordings of other rates are brought to {self.sample_rate} Hz",
+                flush=True,
+            )
+
+
+def _refuse_channels(uri: Any, count: int) -> AudioError:
+    return AudioError(f"{uri}: {count} channels, and s3prl's tasks take one: mix them, or write one channel out")
 
 
 def name_file(read: Read) -> Read:
     """Wrap a function whose first argument is the file that it reads.
+
+    Each backend has errors of its own: libsndfile's sometimes say which file it was, libsox's and FFmpeg's are plain
+    RuntimeErrors with pages of C++ behind them.
 
     Returns:
         The same, but raising an `AudioError` of one line where the file cannot be read.
@@ -41,6 +139,8 @@ def name_file(read: Read) -> Read:
     def read_or_refuse(uri: Any, *arguments: Any, **keywords: Any) -> Any:
         try:
             return read(uri, *arguments, **keywords)
+        except AudioError:
+            raise
         except (OSError, RuntimeError, TypeError) as error:
             if isinstance(error, TypeError) and "get_src_stream_info" not in str(error):
                 raise

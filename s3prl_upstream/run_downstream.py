@@ -63,16 +63,18 @@ def run(arguments: Sequence[str]) -> None:
         print(parser().format_help())
     register()
     from s3prl import run_downstream
+    from s3prl.upstream.interfaces import SAMPLE_RATE
 
     from s3prl_upstream.runner import ExitRunner
 
     argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
     plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls what it wraps twice
     sys.argv = [PROGRAM, *rest]
-    run_downstream.get_downstream_args = partial(_read_arguments, stock[0], options)
+    audio_reading = reading.Reading(SAMPLE_RATE)
+    run_downstream.get_downstream_args = partial(_read_arguments, stock[0], options, audio_reading)
     run_downstream.Runner = partial(ExitRunner, options=options)
     try:
-        with sox.stand_in(), reading.name_files():
+        with sox.stand_in(), audio_reading:
             run_downstream.main()
     except AudioError as error:
         raise AudioError(f"{_describe(error)}; {GOES_ON}") from None
@@ -108,7 +110,7 @@ def _find_failed_lookup(error: Exception) -> str:
     return f"{kind}{_describe(error)} ({path}:{line})"
 
 
-def _read_arguments(stock: Callable[[], Arguments], options: Options, /) -> Arguments:
+def _read_arguments(stock: Callable[[], Arguments], options: Options, audio_reading: reading.Reading, /) -> Arguments:
     """Read s3prl's arguments and configuration, check them, and add our options that belong to an experiment.
 
     Raises:
@@ -120,6 +122,7 @@ def _read_arguments(stock: Callable[[], Arguments], options: Options, /) -> Argu
         raise UsageError(f"--featurizer {options.featurizer}: the checkpoint was trained with {saved['featurizer']}")
     args.daisy = saved or {"featurizer": options.featurizer or "stock"}
     _check_arguments(args)
+    audio_reading.begin(args.downstream)
     return args, config, backup_files
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from s3prl.downstream.runner import ModelEntry, Runner
 from s3prl.utility.helper import is_leader_process
 from torch import nn
 
-from daisy.errors import UsageError
+from daisy.errors import DaisyError, UsageError
 from s3prl_upstream.exit_log import ExitLog
 from s3prl_upstream.expert import UpstreamExpert
 from s3prl_upstream.featurizer import FEATURIZERS
@@ -121,17 +122,15 @@ class ExitRunner(Runner):
         return entry
 
     def train(self) -> None:
-        try:
+        with self._summarised():
             super().train()
-        finally:
-            self._summarise()
         self._report()
 
     def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
         try:
-            return super().evaluate(split, logger, global_step)
+            with self._summarised():
+                return super().evaluate(split, logger, global_step)
         finally:
-            self._summarise()
             if split is None:
                 self._report()
 
@@ -189,6 +188,17 @@ class ExitRunner(Runner):
             "cache": str(expert.cache.folder) if expert.cache else None,
             "recorded_to_the_end": expert.records,
         }
+
+    @contextlib.contextmanager
+    def _summarised(self) -> Iterator[None]:
+        """Write the summary at the end, however it comes; what ended a run is not hidden by a full disk here."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(DaisyError, OSError):
+                self._summarise()
+            raise
+        self._summarise()
 
     def _summarise(self) -> None:
         if self.log:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ def stand_in() -> Iterator[None]:
     try:
         effects.apply_effects_tensor(torch.zeros(1, 16), 16000, [["gain", "0"]])
     except (RuntimeError, OSError, ImportError):
-        effects.apply_effects_file, effects.apply_effects_tensor = apply_effects_file, apply_effects_tensor
+        effects.apply_effects_file = functools.partial(apply_effects_file, load=torchaudio.load)
+        effects.apply_effects_tensor = apply_effects_tensor
     try:
         yield
     finally:
@@ -33,7 +35,11 @@ def stand_in() -> Iterator[None]:
 
 
 def apply_effects_file(
-    path: str | Path, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True
+    path: str | Path,
+    effects: Sequence[Sequence[str]],
+    normalize: bool = True,
+    channels_first: bool = True,
+    load: Callable[..., tuple[Tensor, int]] = torchaudio.load,
 ) -> tuple[Tensor, int]:
     """Send a file through a chain of effects.
 
@@ -42,6 +48,7 @@ def apply_effects_file(
         effects: name and arguments of each.
         normalize: torchaudio's; samples are always floats of full scale 1.
         channels_first: (channels, samples) rather than (samples, channels).
+        load: what reads the file as it is, at its rate and with all its channels.
 
     Returns:
         The samples, and their rate.
@@ -49,7 +56,7 @@ def apply_effects_file(
     Raises:
         AudioError: on an effect that is not one of channels (to 1), rate, gain, norm.
     """
-    waveform, rate = torchaudio.load(str(path))
+    waveform, rate = load(str(path))
     waveform, rate = apply_effects_tensor(waveform, rate, effects)
     return waveform if channels_first else waveform.T, rate
 

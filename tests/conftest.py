@@ -74,6 +74,9 @@ POST_NORM = BackboneConfig(
 PRE_NORM = dataclasses.replace(POST_NORM, pre_norm=True, conv_norm="layer", conv_bias=True, normalize=True)
 ODD = dataclasses.replace(POST_NORM, num_layers=3, width=16, num_heads=2, pos_kernel=15)  # CNN as wide as the layers
 KINDS = {"post-norm": POST_NORM, "pre-norm": PRE_NORM, "odd": ODD}
+RARE = dict(pos_batch_norm=True, projection_norm=False, layer_norm_eps=0.05, normalize=True, normalize_eps=1e-7)
+RARE_KINDS = {name: dataclasses.replace(config, **RARE) for name, config in list(KINDS.items())[:2]}
+"""What transformers has, and neither torchaudio nor fairseq."""
 
 
 @pytest.fixture(params=KINDS, ids=str)
@@ -91,6 +94,11 @@ def randomise(module, seed=0):
             else:
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
                 parameter.copy_(noise * fan_in**-0.5)
+        for name, statistics in sorted(module.named_buffers()):
+            if name.endswith("running_mean"):
+                statistics.normal_(generator=generator)
+            elif name.endswith("running_var"):
+                statistics.uniform_(0.2, 3.0, generator=generator)
     return module
 
 

@@ -10,7 +10,7 @@ import daisy
 ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
-    *("kaldi_native_fbank", "pyroomacoustics", "jinja2"),
+    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 
@@ -52,6 +52,7 @@ def imports(path, top_level=False):
 RANKS = [
     {"errors", "version"},
     {"_files"},
+    {"_locks"},
     {"models"},
     {"audio", "policies"},
     {"runtime"},

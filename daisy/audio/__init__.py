@@ -4,22 +4,25 @@ from daisy.audio.augmentation import Augmentation, Augmenter
 from daisy.audio.batching import batch_by_length
 from daisy.audio.conditions import Condition
 from daisy.audio.files import AudioFile, encode_wav, num_samples, read, resample
+from daisy.audio.manifests import format_manifest_line, format_manifest_root, read_manifest
 from daisy.audio.mixing import NoiseBank, mix
 from daisy.audio.recordings import (
+    Channel,
     Recording,
     assign_speakers,
     count_repeats,
-    find,
-    format_manifest_line,
-    read_manifest,
     read_speakers,
+    take_channels,
 )
+from daisy.audio.search import Findings, find, search
 
 __all__ = [
     "AudioFile",
     "Augmentation",
     "Augmenter",
+    "Channel",
     "Condition",
+    "Findings",
     "NoiseBank",
     "Recording",
     "assign_speakers",
@@ -28,10 +31,13 @@ __all__ = [
     "encode_wav",
     "find",
     "format_manifest_line",
+    "format_manifest_root",
     "mix",
     "num_samples",
     "read",
     "read_manifest",
     "read_speakers",
     "resample",
+    "search",
+    "take_channels",
 ]

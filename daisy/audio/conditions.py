@@ -77,15 +77,20 @@ def make_conditions(
 
 
 def apply_condition(
-    condition: Condition, waveforms: Sequence[Tensor], recorded: Mapping[str, mixing.NoiseBank], seed: int = 0
+    condition: Condition,
+    waveforms: Sequence[Tensor],
+    recorded: Mapping[str, mixing.NoiseBank],
+    seed: int = 0,
+    sample_rate: int = 16000,
 ) -> list[Tensor]:
     """Play waveforms under a condition.
 
     Args:
         condition: what to do to them.
-        waveforms: clean ones (N_b,), 16 kHz. Babble is made of them.
+        waveforms: clean ones (N_b,). Babble is made of them.
         recorded: noise recordings by name.
         seed: of excerpts, talkers and rooms.
+        sample_rate: of waveforms and recordings, in Hz: rooms are simulated at it.
 
     Returns:
         (N_b,) each, as long as they were.
@@ -99,7 +104,7 @@ def apply_condition(
         return [mixing.clip(waveform, condition.level / 100) for waveform in waveforms]
     if condition.kind == "reverberation":
         low, high = condition.level - REVERBERATION_WIDTH / 2, condition.level + REVERBERATION_WIDTH / 2
-        rooms = mixing.simulate_rooms(min(len(waveforms), 50), seed, reverberation_sec=(low, high))
+        rooms = mixing.simulate_rooms(min(len(waveforms), 50), seed, sample_rate, reverberation_sec=(low, high))
         return [mixing.reverberate(waveform, rooms[i % len(rooms)]) for i, waveform in enumerate(waveforms)]
     if condition.kind not in GENERATED and condition.kind not in recorded:
         raise UsageError(f"noise {condition.kind!r} is neither recorded nor one of {', '.join(GENERATED)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import soundfile
@@ -12,53 +11,58 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from daisy.audio import decoding
+from daisy.audio.media import Block
 from daisy.errors import AudioError
 
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {".mp3", ".opus", ".oga", ".aif"}
-"""File name endings that a folder is searched for; raw samples do not tell their rate."""
+MAX_LEVEL = 2.0**31
+"""Of a sample: floats on the scale of 32-bit integers reach it. What is louder is damage; states would be infinite."""
 
 
-def read(path: str | Path, sample_rate: int = 16000) -> Tensor:
-    """Read a whole file: channels averaged, resampled where needed.
+def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None) -> Tensor:
+    """Read a whole file, resampled where needed.
 
     Args:
-        path: of the file, in any format that libsndfile reads.
+        path: of the file, in any format that libsndfile reads, or FFmpeg with the extra ``ffmpeg``; or
+            ``archive.zip:offset:length``, as fairseq has it.
         sample_rate: wanted, in Hz.
+        channel: which to take, counted from 0; None: their mean.
 
     Returns:
         (N,) float32 samples of full scale 1.
 
     Raises:
-        AudioError: where it is missing, no audio, damaged, empty, or holds values that are no numbers.
+        AudioError: where it is missing, no audio, damaged, empty, lacks the channel, or holds values that are no
+            numbers.
     """
-    _check_file(path := Path(path))
-    try:
-        samples, rate = soundfile.read(os.fsencode(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
-        raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
-    waveform = torch.from_numpy(samples).mean(1) if samples.shape[1] > 1 else torch.from_numpy(samples[:, 0])
-    if not len(waveform):
-        raise AudioError(f"{path}: holds no samples")
-    if num_bad := int((~waveform.isfinite()).sum()):
-        raise AudioError(f"{path}: {num_bad} of {len(waveform)} samples are NaN or infinite")
-    return resample(waveform, rate, sample_rate)
+    header = decoding.read_header(path := Path(path))
+    blocks = [_take_channel(block, channel, path) for block in decoding.decode(path, header)]
+    waveform = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    _check_values(waveform, path)
+    return resample(waveform, header.sample_rate, sample_rate)
 
 
 class AudioFile:
-    """A file of which parts are read; of another rate than asked for, it is read and resampled whole.
+    """A file of which parts are read.
+
+    It is decoded whole where its rate is not the one asked for, and where libsndfile does not find every place in it:
+    MP3, ADPCM, FLAC of unknown length, several Ogg streams in one file, rare formats, and what FFmpeg reads.
 
     Args:
         path: of the file.
         sample_rate: wanted, in Hz.
+        channel: which to take, counted from 0; None: their mean.
 
     Raises:
         AudioError: as `read` does.
     """
 
-    def __init__(self, path: str | Path, sample_rate: int = 16000):
-        self.path, self.info = Path(path), read_header(path)
-        self.whole = None if self.info.samplerate == sample_rate else read(path, sample_rate)
-        self.num_samples = self.info.frames if self.whole is None else len(self.whole)
+    def __init__(self, path: str | Path, sample_rate: int = 16000, channel: int | None = None):
+        self.path, self.channel = Path(path), channel
+        header = decoding.read_header(self.path)
+        in_parts = header.seekable and header.sample_rate == sample_rate
+        self.whole = None if in_parts else read(path, sample_rate, channel)
+        self.num_samples = decoding.count_samples(self.path, header) if self.whole is None else len(self.whole)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read a part of the file.
@@ -75,33 +79,26 @@ class AudioFile:
         """
         if self.whole is not None:
             return self.whole[start:stop]
-        try:
-            samples, _ = soundfile.read(os.fsencode(self.path), stop - start, start, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
-            raise AudioError(f"{self.path}: not readable as audio ({_reason(error)})") from None
-        if len(samples) < stop - start:
-            raise AudioError(f"{self.path}: ends {stop - start - len(samples)} samples before its header says")
-        waveform = torch.from_numpy(samples).mean(1)
-        if not waveform.isfinite().all():
-            raise AudioError(f"{self.path}: samples {start} to {stop} hold some that are NaN or infinite")
+        waveform = _take_channel(decoding.decode_part(self.path, start, stop), self.channel, self.path)
+        _check_values(waveform, self.path, start)
         return waveform
 
 
 def num_samples(path: str | Path, sample_rate: int = 16000) -> int:
-    """Tell a file's length after resampling by its header: for ordering before anything is read.
+    """Tell a file's length after resampling: for ordering before anything is read.
 
     Args:
         path: of the file.
         sample_rate: wanted, in Hz.
 
     Returns:
-        The number of samples that `read` returns, where the header is right.
+        The number of samples that `read` returns. By the header where that tells it, else counted by decoding.
 
     Raises:
-        AudioError: where there is no readable header.
+        AudioError: where there is no readable header, or what must be decoded is damaged.
     """
-    info = read_header(path)
-    return _resampled_length(info.frames, info.samplerate, sample_rate)
+    header = decoding.read_header(path := Path(path))
+    return _resampled_length(decoding.count_samples(path, header), header.sample_rate, sample_rate)
 
 
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
@@ -139,38 +136,28 @@ def encode_wav(waveform: Tensor, sample_rate: int = 16000) -> bytes:
     return content.getvalue()
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder")
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes)")
+def _take_channel(block: Block, channel: int | None, path: Path) -> Tensor:
+    """(N,) of a block (N, channels)."""
+    if channel is None:
+        samples = torch.from_numpy(block)
+        return samples.mean(1) if block.shape[1] > 1 else samples[:, 0]
+    if channel >= block.shape[1]:
+        count = f"{block.shape[1]} channel{'s' if block.shape[1] > 1 else ''}"
+        raise AudioError(f"{path}: has no channel {channel}, counted from 0: it has {count}")
+    return torch.from_numpy(block[:, channel].copy())
 
 
-def read_header(path: str | Path) -> soundfile._SoundFileInfo:
-    """Read what a file's header says: rate, channels, number of samples.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        An object with ``samplerate`` (Hz), ``channels`` and ``frames`` (samples of one channel).
-
-    Raises:
-        AudioError: where there is no readable header.
-    """
-    _check_file(path := Path(path))
-    try:
-        return soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
-        raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
+def _check_values(waveform: Tensor, path: Path, start: int | None = None) -> None:
+    """Refuse what are no numbers, and what no scale has; ``start`` is where a part begins."""
+    if bool((waveform.abs() <= MAX_LEVEL).all()):
+        return
+    if num_bad := int((~waveform.isfinite()).sum()):
+        if start is not None:
+            stop = start + len(waveform)
+            raise AudioError(f"{path}: samples {start} to {stop} hold some that are NaN or infinite")
+        raise AudioError(f"{path}: {num_bad} of {len(waveform)} samples are NaN or infinite")
+    raise AudioError(f"{path}: a sample of {waveform.abs().max():.0e}, where full scale is 1: damaged")
 
 
 def _resampled_length(num_samples: int, rate: int, target: int) -> int:
     return -(-num_samples * target // rate)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or str(error) or type(error).__name__
-    return text.strip().rstrip(".")

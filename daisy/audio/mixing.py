@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from daisy.audio.files import read
-from daisy.audio.recordings import read_manifest
+from daisy.audio.manifests import read_manifest
 from daisy.errors import UsageError
 
 
@@ -160,7 +160,7 @@ class NoiseBank:
     """Noise recordings in memory, to draw excerpts from.
 
     Args:
-        recordings: (N,) float32 tensors at the backbone's rate.
+        recordings: (N,) float32 tensors at the rate of what they will be mixed into.
 
     Raises:
         UsageError: where there are none.
@@ -177,7 +177,7 @@ class NoiseBank:
 
         Args:
             path: of the manifest.
-            sample_rate: wanted, in Hz.
+            sample_rate: of what they will be mixed into, in Hz.
 
         Raises:
             UsageError, AudioError: where the manifest or a recording cannot be read.

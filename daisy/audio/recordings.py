@@ -1,17 +1,19 @@
-"""Recordings: found in folders, by patterns or in fairseq's manifests, with their speakers."""
+"""Recordings: which file and channel, whose voice, how often to list it."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from daisy.audio.files import SUFFIXES, read_header
+from daisy.audio.decoding import read_header
 from daisy.errors import AudioError, UsageError
-from daisy.models.lengths import MIN_SAMPLES
+
+Channel = Literal["mean", "all"] | int
+"""The mean of a file's channels, each of them as a recording of its own, or one, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,83 +24,37 @@ class Recording:
     """Absolute."""
     name: str
     """Path relative to the folder or manifest root that it was found under."""
+    channel: int | None = None
+    """Which channel is heard, counted from 0; None: their mean."""
+
+    @property
+    def label(self) -> str:
+        """The path, and which channel it is where it is one of them."""
+        return str(self.path) if self.channel is None else f"{self.path} (channel {self.channel})"
 
 
-def find(inputs: Sequence[str | Path]) -> list[Recording]:
-    """Find the recordings that files, folders (searched through), globs or fairseq manifests (``.tsv``) name.
-
-    Files are not opened here: an unreadable one is refused when it is read.
-
-    Args:
-        inputs: paths or patterns.
-
-    Returns:
-        Each recording once, in the inputs' order; those of a folder by name.
-
-    Raises:
-        UsageError: where an input does not exist, or nothing at all was found.
-    """
-    recordings: dict[Path, Recording] = {}
-    for text in map(str, inputs):
-        if not text:
-            raise UsageError("an empty name among the inputs")
-        for recording in _expand(text):
-            recordings.setdefault(recording.path, recording)
-    if not recordings:
-        raise UsageError(f"no recordings in {', '.join(map(str, inputs)) or 'an empty list'}")
-    return list(recordings.values())
-
-
-def read_manifest(path: str | Path) -> list[Recording]:
-    """Read a fairseq manifest: the root folder, then ``path<TAB>num_samples`` lines.
+def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Recording]:
+    """Choose what is heard of recordings of several channels, such as the two sides of a telephone call.
 
     Args:
-        path: of the manifest.
+        recordings: of files.
+        channel: "mean"; a number, of every file; or "all", which makes a recording of each channel, named
+            ``call.0.wav``, ``call.1.wav`` after ``call.wav``, also where there is one channel only.
 
     Returns:
-        Its recordings, in its order.
+        The recordings in their order. A file that cannot be read stays one recording: reading it says why. One whose
+        channel was chosen before stays as it is.
 
     Raises:
-        UsageError: where it is not one.
+        UsageError: on a number below 0.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder", remedy="make_manifest", path=path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such manifest (looked for from {Path.cwd()})")
-    try:
-        root, *lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UsageError(f"{path}: not a fairseq manifest ({error})") from None
-    names = [line.split("\t")[0] for line in lines if line.strip()]
-    return [Recording(path=_absolute(path.parent / root / name), name=name) for name in names]
-
-
-def format_manifest_line(recording: Recording, root: str | Path, sample_rate: int = 16000) -> str:
-    """Format a recording's line in a fairseq manifest: its path below a root, and its length by its header.
-
-    Args:
-        recording: to list.
-        root: the manifest's folder.
-        sample_rate: that fairseq trains at, in Hz.
-
-    Returns:
-        The line, without its end.
-
-    Raises:
-        UsageError: where it is not below the root.
-        AudioError: where its header is not readable, or says that it is too short or of another rate.
-    """
-    if not recording.path.is_relative_to(root):
-        raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
-    info = read_header(recording.path)
-    if info.samplerate != sample_rate:
-        raise AudioError(
-            f"{recording.path}: {info.samplerate} Hz, and fairseq takes {sample_rate} Hz only: resample it"
-        )
-    if info.frames < MIN_SAMPLES:
-        raise AudioError(f"{recording.path}: too short: {info.frames} samples, one frame needs {MIN_SAMPLES}")
-    return f"{recording.path.relative_to(root)}\t{info.frames}"
+    if channel == "mean":
+        return list(recordings)
+    if channel == "all":
+        return [one for recording in recordings for one in _split_channels(recording)]
+    if channel < 0:
+        raise UsageError(f"channels are counted from 0, found {channel}")
+    return [one if one.channel is not None else replace(one, channel=channel) for one in recordings]
 
 
 def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
@@ -159,31 +115,30 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
     """
     if table is None:
         return [str(recording.path) for recording in recordings]
-    known = {_absolute(Path(root) / path): speaker for path, speaker in read_speakers(table).items() if path}
-    unknown = [recording.path for recording in recordings if not known.get(_absolute(recording.path))]
+    known = {absolute(Path(root) / path): speaker for path, speaker in read_speakers(table).items() if path}
+    unknown = [recording.path for recording in recordings if not known.get(absolute(recording.path))]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UsageError(
             f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root}", remedy="root"
         )
-    return [known[_absolute(recording.path)] for recording in recordings]
+    return [known[absolute(recording.path)] for recording in recordings]
 
 
-def _absolute(path: Path) -> Path:
+def _split_channels(recording: Recording) -> list[Recording]:
+    if recording.channel is not None:
+        return [recording]
+    name = Path(recording.name)
+    try:
+        count = read_header(recording.path).channels
+    except AudioError:
+        return [recording]
+    return [
+        replace(recording, name=str(name.with_name(f"{name.stem}.{index}{name.suffix}")), channel=index)
+        for index in range(count)
+    ]
+
+
+def absolute(path: Path) -> Path:
     """Without ".." and without following links, so that a name stays the name it was given."""
     return Path(os.path.abspath(path))
-
-
-def _expand(text: str) -> list[Recording]:
-    path = Path(text)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        return [Recording(path=_absolute(file), name=str(file.relative_to(path))) for file in files]
-    if path.suffix == ".tsv":
-        return read_manifest(path)
-    if path.exists():
-        return [Recording(path=_absolute(path), name=path.name)]
-    matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).exists())
-    if not matches:
-        raise UsageError(f"{text}: no such file, folder or manifest, and as a pattern it matches nothing")
-    return [recording for match in matches for recording in _expand(match)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from daisy import audio
 from daisy.audio import Recording, mixing
 from daisy.audio.conditions import CLEAN, GENERATED, RESERVED, Condition, apply_condition
 from daisy.calibration import traces, tracing
+from daisy.calibration.kept_runs import KeptRuns
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
 from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.models.lengths import MIN_SAMPLES
+from daisy.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,41 @@ class Speech:
     failed: dict[str, str]
     """Path to the reason."""
 
-    def digest(self) -> str:
-        """Compute the SHA-256 of all samples in order."""
+    @functools.cached_property
+    def _digest(self) -> str:
         state = hashlib.sha256()
         for waveform in self.waveforms:
             state.update(waveform.numpy().tobytes())
         return state.hexdigest()
 
+    def digest(self) -> str:
+        """Compute the SHA-256 of all samples in order."""
+        return self._digest
 
-def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Path, sample_rate: int) -> Speech:
+
+@dataclass(frozen=True, kw_only=True)
+class Noises:
+    """Kinds of noise, and the recordings of those that are recorded."""
+
+    kinds: list[str]
+    recorded: dict[str, mixing.NoiseBank]
+    failed: dict[str, str]
+    """Path of a recording to why it is left out."""
+
+    def count(self) -> int:
+        """Count the recordings."""
+        return sum(len(bank.recordings) for bank in self.recorded.values())
+
+
+def read_speech(
+    recordings: Sequence[Recording],
+    speakers: Path | None,
+    root: Path,
+    sample_rate: int,
+    min_samples: int = MIN_SAMPLES,
+    *,
+    strict: bool = False,
+) -> Speech:
     """Read recordings; unreadable ones are left out and listed.
 
     Args:
@@ -47,51 +76,107 @@ def read_speech(recordings: Sequence[Recording], speakers: Path | None, root: Pa
         speakers: CSV file of path and speaker; None: each recording is its own.
         root: what the paths there are relative to.
         sample_rate: of the backbone.
+        min_samples: that one frame of the backbone sees.
+        strict: refuse the first that cannot be read, and leave none out.
 
     Raises:
         UsageError: where the speakers are not all given, or nothing can be read.
+        AudioError: where one cannot be read, if ``strict``.
     """
     names = audio.assign_speakers(recordings, speakers, root)
     speech = Speech(waveforms=[], names=[], groups=[], failed={})
     for recording, speaker in zip(recordings, names, strict=True):
         try:
-            waveform = audio.read(recording.path, sample_rate)
-            if len(waveform) < MIN_SAMPLES:
-                raise AudioError(f"{recording.path}: too short for one frame")
+            waveform = audio.read(recording.path, sample_rate, recording.channel)
+            if len(waveform) < min_samples:
+                raise AudioError(f"{recording.path}: too short: {len(waveform)} samples, one frame needs {min_samples}")
         except AudioError as error:
-            speech.failed[str(recording.path)] = str(error)
+            if strict:
+                raise
+            speech.failed[recording.label] = str(error)
             continue
         speech.waveforms.append(waveform)
-        speech.names.append(str(recording.path))
+        speech.names.append(recording.label)
         speech.groups.append(speaker)
     if not speech.waveforms:
         raise UsageError("no recording could be read: " + next(iter(speech.failed.values()), "none was given"))
     return speech
 
 
-def read_noises(given: Iterable[str], sample_rate: int) -> tuple[list[str], dict[str, mixing.NoiseBank]]:
-    """Read kinds of noise: their names, and the recordings of those that are folders, files or manifests.
+def read_noises(given: Iterable[str], sample_rate: int, *, strict: bool = False) -> Noises:
+    """Read kinds of noise; recordings that cannot be read are left out and listed.
 
     Args:
         given: "white", "pink", "babble", or where recorded noise lies; its kind is the folder's or file's name.
         sample_rate: of the backbone.
+        strict: refuse the first that cannot be read, and leave none out.
 
     Raises:
-        UsageError, AudioError: where there is none, or where two kinds have one name.
+        UsageError: where there is none, or where two kinds have one name.
+        AudioError: where one cannot be read, if ``strict``.
     """
-    kinds, banks = [], {}
+    noises = Noises(kinds=[], recorded={}, failed={})
     for text in given:
         if text in GENERATED:
-            kinds.append(text)
+            noises.kinds.append(text)
             continue
         kind = Path(text).stem
-        if kind in (*kinds, *RESERVED):
+        if kind in (*noises.kinds, *RESERVED):
             raise UsageError(f"noise {text}: {kind!r} is the name of another condition; rename the folder")
         if not any(character in text for character in "/.*") and not Path(text).exists():
             raise UsageError(unknown_name("noise", text, GENERATED) + ", or a folder of recordings")
-        banks[kind] = mixing.NoiseBank([audio.read(recording.path, sample_rate) for recording in audio.find([text])])
-        kinds.append(kind)
-    return kinds, banks
+        noises.recorded[kind] = _read_bank(text, sample_rate, noises.failed, strict)
+        noises.kinds.append(kind)
+    return noises
+
+
+def _read_bank(text: str, sample_rate: int, failed: dict[str, str], strict: bool) -> mixing.NoiseBank:
+    """Read one kind of noise, and note in ``failed`` what cannot be read."""
+    waveforms, reasons = [], {}
+    for recording in audio.find([text]):
+        try:
+            waveforms.append(audio.read(recording.path, sample_rate))
+        except AudioError as error:
+            if strict:
+                raise
+            reasons[str(recording.path)] = str(error)
+    if not waveforms:
+        raise UsageError(f"noise {text}: no recording could be read: {next(iter(reasons.values()))}")
+    failed |= reasons
+    return mixing.NoiseBank(waveforms)
+
+
+def keep_runs(
+    path: str | Path, checkpoint: str, model: Model, speech: Speech, *, scores: Iterable[str] | None, score_stride: int
+) -> KeptRuns:
+    """Say where the full runs of recordings are kept, and what decides them.
+
+    Args:
+        path: of the file.
+        checkpoint: digest of the model's (`daisy.checkpoints.digest`).
+        model: what runs.
+        speech: clean recordings.
+        scores: which are computed; all where None.
+        score_stride: of the frames that the heads look at.
+
+    Returns:
+        The file, for `run_conditions`; to be entered.
+    """
+    lengths = json.dumps([len(waveform) for waveform in speech.waveforms])
+    settings = {
+        "daisy": __version__,
+        "checkpoint": checkpoint,
+        "recordings": hashlib.sha256(f"{speech.digest()} {lengths}".encode()).hexdigest(),
+        "scores": None if scores is None else sorted(scores),
+        "score_stride": score_stride,
+        "device": model.device.type,
+    }
+    return KeptRuns(path, settings)
+
+
+def count_kept(kept: KeptRuns, batches: Sequence[Sequence[int]], kept_as: str) -> int:
+    """Count the runs of a condition that are kept."""
+    return sum(len(indices) for indices in batches if kept.get(kept_as, indices) is not None)
 
 
 def run_conditions(
@@ -103,6 +188,8 @@ def run_conditions(
     scores: Iterable[str] | None = None,
     score_stride: int = 1,
     seed: int = 0,
+    batch_sec: float = tracing.BATCH_SEC,
+    kept: KeptRuns | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Traces:
     """Run the full model on every utterance and condition; losses against the clean version's units too.
@@ -115,7 +202,10 @@ def run_conditions(
         scores: which to compute; all where None.
         score_stride: heads look at every ``score_stride``-th frame.
         seed: of excerpts, talkers and rooms.
-        progress: called with the number of runs just done; those of clean speech come first, asked for or not.
+        batch_sec: seconds of audio in a batch.
+        kept: where runs are kept on the disk as they are made (`keep_runs`): those that are there are not made again.
+        progress: called with the number of runs just done: those that were kept first, then those of clean speech,
+            asked for or not.
     """
     trace = functools.partial(
         tracing.trace,
@@ -124,12 +214,37 @@ def run_conditions(
         groups=speech.groups,
         scores=None if scores is None else list(scores),
         score_stride=score_stride,
+        batch_sec=batch_sec,
+        kept=kept,
         progress=progress,
     )
-    clean, reference = trace(speech.waveforms)
+    batches = tracing.make_batches(speech.waveforms, model, batch_sec)
+    wanted = [CLEAN, *(condition for condition in conditions if condition != CLEAN)]
+    names = {condition: _name_kept(condition, recorded, seed) for condition in wanted}
+    num_kept = {c: 0 if kept is None else count_kept(kept, batches, name) for c, name in names.items()}
+    if sum(num_kept.values()):
+        progress(sum(num_kept.values()))
+    clean, reference = trace(speech.waveforms, kept_as=names[CLEAN])
     parts = [clean] if CLEAN in conditions else []
-    for condition in conditions:
-        if condition != CLEAN:
-            waveforms = apply_condition(condition, speech.waveforms, recorded, seed)
-            parts.append(trace(waveforms, condition=condition.name, reference=reference or None)[0])
+    rate = model.backbone.config.sample_rate
+    for condition in wanted[1:]:
+        if num_kept[condition] == len(speech.waveforms):
+            waveforms = speech.waveforms  # as long as the mixed ones would be, and none of them runs
+        else:
+            waveforms = apply_condition(condition, speech.waveforms, recorded, seed, rate)
+        noisy, _ = trace(waveforms, condition=condition.name, kept_as=names[condition], reference=reference or None)
+        parts.append(noisy)
     return traces.join_traces(parts)
+
+
+def _name_kept(condition: Condition, recorded: Mapping[str, mixing.NoiseBank], seed: int) -> str:
+    """Name a condition with all that decides what is heard: recorded noise by its samples, and the seed."""
+    if condition == CLEAN:
+        return condition.name
+    parts = [condition.kind, repr(condition.level), f"seed {seed}"]
+    if condition.kind in recorded:
+        state = hashlib.sha256()
+        for waveform in recorded[condition.kind].recordings:
+            state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
+        parts.append(state.hexdigest())
+    return ", ".join(parts)

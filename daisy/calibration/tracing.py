@@ -9,14 +9,17 @@ from torch import Tensor
 
 from daisy import audio
 from daisy.audio import conditions, mixing
+from daisy.calibration.kept_runs import BatchRuns, KeptRuns
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
+from daisy.errors import CheckpointError
 from daisy.models import FinalHead, PackedLayout
 from daisy.policies import Never
 from daisy.policies.scores import SCORES, HeadOutputs, available_scores
 from daisy.runtime.exit_output import ExitOutput
 
+BATCH_SEC = 30.0
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
 
@@ -38,7 +41,9 @@ def trace(
     scores: Iterable[str] | None = None,
     reference: Sequence[Tensor] | None = None,
     score_stride: int = 1,
-    batch_sec: float = 30.0,
+    batch_sec: float = BATCH_SEC,
+    kept: KeptRuns | None = None,
+    kept_as: str = "",
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[Traces, list[Tensor]]:
     """Run every layer, note every score, and compare each layer's head with the full model.
@@ -60,13 +65,16 @@ def trace(
         reference: (T_b,) units of each, such as the full model's on clean versions; those on the same input where None.
         score_stride: heads look at every ``score_stride``-th frame, and losses are of these.
         batch_sec: seconds of audio in a batch.
+        kept: where runs are kept on the disk as they are made; those that are there already are not made again.
+        kept_as: what the condition is called there; its own name where empty.
         progress: called with the number of utterances just run.
 
     Returns:
         The traces, and the full model's units (T_b,) on each utterance; none without a prediction head.
 
     Raises:
-        CheckpointError: where the model has no exit heads.
+        CheckpointError: where the model has no exit heads, or computes what is no number.
+        OutputError: where runs cannot be kept.
     """
     if scores is None:  # without heads the encoder says what is missing
         scores = available_scores(model.heads) if model.heads else SCORES
@@ -75,17 +83,25 @@ def trace(
     )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
+    full_head = model.final_head if model.heads else None
+    names_of_losses = LOSSES if full_head else ()
     traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
-    against_full = _FullModel(model.final_head, size, score_stride) if model.final_head and model.heads else None
-    for indices in audio.batch_by_length([len(w) for w in waveforms], int(batch_sec * config.sample_rate)):
-        layers: list[HeadOutputs] = []
-        out = encoder([waveforms[i] for i in indices], observe=layers.append)
-        for name, values in out.scores.items():
-            traced_scores[name][indices] = values
-        if against_full is not None:
-            against_full.compare(indices, out, layers, reference)
-        progress(len(indices))
-    losses = against_full.losses if against_full else {}
+    losses = {name: torch.zeros(size) for name in names_of_losses}
+    all_units: list[Tensor] = [torch.empty(0)] * (len(waveforms) if full_head else 0)
+    for indices in make_batches(waveforms, model, batch_sec):
+        runs = kept.get(kept_as or condition, indices) if kept is not None else None
+        if runs is None:
+            wanted = None if reference is None else [reference[i] for i in indices]
+            runs = _run(encoder, full_head, [waveforms[i] for i in indices], wanted)
+            _check_numbers(runs, [names[i] for i in indices])
+            if kept is not None:
+                kept.add(kept_as or condition, indices, runs)
+            progress(len(indices))
+        for table, values in ((traced_scores, runs.scores), (losses, runs.losses)):
+            for name in table:
+                table[name][indices] = values[name]
+        for index, units in zip(indices, runs.units, strict=bool(full_head)):
+            all_units[index] = units
     if losses:
         traced_scores["final_agreement"] = 1 - losses["disagreement"]
     traces = Traces(
@@ -98,37 +114,59 @@ def trace(
         costs=torch.arange(1, config.num_layers + 1).float(),
         layers=tuple(range(1, config.num_layers + 1)),
     )
-    return traces, against_full.units if against_full else []
+    return traces, all_units
 
 
-class _FullModel:
-    """What the full model predicts, and how far each layer's head is from it.
+def make_batches(waveforms: Sequence[Tensor], model: Model, batch_sec: float) -> list[list[int]]:
+    """Put utterances (N_b,) of similar length together: the indices of each batch's."""
+    max_samples = int(batch_sec * model.backbone.config.sample_rate)
+    return list(audio.batch_by_length([len(waveform) for waveform in waveforms], max_samples))
 
-    Args:
-        head: HuBERT's own prediction head.
-        size: (B, L) of all runs.
-        score_stride: of the frames that heads look at.
+
+def _run(
+    encoder: EarlyExitEncoder,
+    full_head: FinalHead | None,
+    waveforms: list[Tensor],
+    wanted: list[Tensor] | None,
+) -> BatchRuns:
+    """Run a batch; ``wanted`` are the units (T_b,) of each utterance that losses are measured against."""
+    layers: list[HeadOutputs] = []
+    out = encoder(waveforms, observe=layers.append)
+    if full_head is None:
+        return BatchRuns(scores=out.scores, losses={}, units=[])
+    losses, units = _compare_with_full_model(full_head, out, layers, wanted, encoder.score_stride)
+    return BatchRuns(scores=out.scores, losses=losses, units=units)
+
+
+def _compare_with_full_model(
+    head: FinalHead, out: ExitOutput, layers: list[HeadOutputs], wanted: list[Tensor] | None, score_stride: int
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The losses of a batch, (b, L) each, and the full model's units (T_b,)."""
+    full = head(torch.cat([states[-1] for states in out.states])).log_softmax(-1)  # (F, K)
+    full_units = full.argmax(-1)
+    wanted_units = full_units if wanted is None else torch.cat(wanted).to(full.device)
+    rows = PackedLayout(out.num_frames, full.device).strided_rows(score_stride)
+    full_rows, wanted_rows = full[rows], wanted_units[rows]
+    by_layer = [_losses(outputs, full_rows, wanted_rows) for outputs in layers]
+    losses = {
+        name: torch.stack([values.cpu() for values in by_name], 1)
+        for name, by_name in zip(LOSSES, zip(*by_layer, strict=True), strict=True)
+    }
+    return losses, list(full_units.cpu().split(out.num_frames.tolist()))
+
+
+def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:
+    """Refuse runs from which nothing could be concluded.
+
+    Raises:
+        CheckpointError: naming the first utterance and what is no number.
     """
-
-    def __init__(self, head: FinalHead, size: tuple[int, int], score_stride: int):
-        self.head, self.score_stride = head, score_stride
-        self.losses = {name: torch.zeros(size) for name in LOSSES}
-        self.units: list[Tensor] = [torch.empty(0)] * size[0]
-
-    def compare(
-        self, indices: list[int], out: ExitOutput, layers: list[HeadOutputs], reference: Sequence[Tensor] | None
-    ) -> None:
-        """Note the losses and the full model's units of a batch: utterances ``indices`` of all."""
-        full = self.head(torch.cat([states[-1] for states in out.states])).log_softmax(-1)  # (F, K)
-        full_units = full.argmax(-1)
-        wanted = full_units if reference is None else torch.cat([reference[i] for i in indices]).to(full.device)
-        rows = PackedLayout(out.num_frames, full.device).strided_rows(self.score_stride)
-        full_rows, wanted_rows = full[rows], wanted[rows]
-        for layer, outputs in enumerate(layers):
-            for name, values in zip(LOSSES, _losses(outputs, full_rows, wanted_rows), strict=True):
-                self.losses[name][indices, layer] = values.cpu()
-        for index, units in zip(indices, full_units.cpu().split(out.num_frames.tolist()), strict=True):
-            self.units[index] = units
+    for name, values in {**runs.scores, **runs.losses}.items():
+        finite = values[:, 1:].isfinite()  # some scores have none at the first layer
+        if not finite.all():
+            row, layer = (~finite).nonzero()[0].tolist()
+            where = f"{names[row]}: {name} is {float(values[row, layer + 1])} at layer {layer + 2}"
+            raise CheckpointError(f"{where}: the model's weights are damaged, or its numbers pass their range")
 
 
 def _losses(outputs: HeadOutputs, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:

@@ -1,13 +1,16 @@
 """The one checkpoint format: a .safetensors file whose metadata holds the configuration as JSON.
 
 Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`BackboneConfig`), ``final_head`` and
-``heads`` (or null), ``policies`` (default settings by policy name) and ``provenance`` (free).
+``heads`` (or null), ``policies`` (default settings by policy name), ``provenance`` (free) and ``digest``, the SHA-256
+of tensors and configuration (`ContentDigest`), which older files do not have.
 Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*`` and ``heads.*``; any float type, read as float32.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from daisy import _files
+from daisy.checkpoints.content_digest import ContentDigest
+from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.model import Model
+from daisy.checkpoints.weights import NOT_FINITE, check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
 from daisy.policies import make_policy
@@ -24,6 +30,7 @@ from daisy.runtime.dtypes import Precision, check_device, parse_dtype
 
 FORMAT_VERSION = 1
 ASSETS = Path(__file__).parents[1] / "assets"
+logger = logging.getLogger(__name__)
 
 
 def build(config: dict[str, Any]) -> Model:
@@ -40,44 +47,51 @@ def build(config: dict[str, Any]) -> Model:
     """
     if "backbone" not in config:
         raise CheckpointError("the configuration has no backbone")
-    if not isinstance(config.get("policies", {}), dict):
-        raise CheckpointError("damaged configuration (policies must be settings by name); get the file again")
+    for name in ("backbone", "policies", "provenance"):
+        if not isinstance(config.get(name, {}), dict):
+            raise CheckpointError(f"damaged configuration ({name} must be an object); get the file again")
     backbone = BackboneConfig.from_dict(config["backbone"])
-    head, heads = config.get("final_head"), config.get("heads")
+    head = config.get("final_head")
+    heads = HeadsConfig.from_dict(config["heads"]) if config.get("heads") else None
+    if heads and (heads.num_layers, heads.width) != (backbone.num_layers, backbone.width):
+        raise CheckpointError(
+            f"exit heads for {heads.num_layers} layers of width {heads.width}, and a backbone with "
+            f"{backbone.num_layers} of width {backbone.width}"
+        )
     return Model(
         backbone=Backbone(backbone),
         final_head=FinalHead(backbone.width, **head) if head else None,
-        heads=ExitHeads(HeadsConfig.from_dict(heads)) if heads else None,
+        heads=ExitHeads(heads) if heads else None,
         policies=config.get("policies", {}),
         provenance=config.get("provenance", {}),
     )
 
 
-def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Model:
+    """Build a model of this configuration with these weights.
+
+    Shapes are compared on the meta device first: nothing is allocated that a file only claims to have, nothing drawn.
 
     Args:
-        model: changed in place.
-        tensors: by the names of ``model.state_dict()``.
+        config: as `build` takes it.
+        tensors: as `load_weights` does, on the CPU.
+
+    Returns:
+        The model, in evaluation mode, with copies of the weights.
 
     Raises:
-        CheckpointError: naming what is missing, left over or of another shape.
+        CheckpointError: as `build` and `load_weights` do.
     """
-    places = model.state_dict()
-    problems = []
-    if missing := sorted(set(places) - set(tensors)):
-        problems.append(f"missing {_some(missing)}")
-    if extra := sorted(set(tensors) - set(places)):
-        problems.append(f"not part of this model {_some(extra)}")
-    problems += [
-        f"{key} is {tuple(tensors[key].shape)} where the configuration says {tuple(place.shape)}"
-        for key, place in places.items()
-        if key in tensors and tensors[key].shape != place.shape
-    ]
-    if problems:
-        raise CheckpointError("weights and configuration do not match: " + "; ".join(problems[:4]))
+    backbone = config.get("backbone")
+    num_layers = backbone.get("num_layers") if isinstance(backbone, dict) else None
+    if isinstance(num_layers, int) and num_layers > len(tensors):
+        raise CheckpointError(f"the configuration says {num_layers} layers, and there are {len(tensors)} tensors")
+    with torch.device("meta"):
+        model = build(config)
+    check_weights(model, tensors)
+    model.to_empty(device=torch.device("cpu"))
     model.load_state_dict(tensors)
-    model.eval()
+    return model.eval()
 
 
 def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -105,15 +119,23 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
         for key, value in model.state_dict().items()
     }
-    if lost := [key for key, value in tensors.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"{path}: {_some(lost)} would not be finite in {dtype}; save it as float32")
-    _files.save_tensors(tensors, Path(path), {"format_version": FORMAT_VERSION, **model.config()})
+    faults = {key: fault for key, value in tensors.items() if (fault := find_fault(key, value))}
+    if lost := [key for key, fault in faults.items() if fault == NOT_FINITE]:
+        raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}; save it as float32")
+    if faults:
+        raise CheckpointError(
+            f"{path}: weights that are {list_some(list(faults.values()), 1)}: {list_some(list(faults))}"
+        )
+    config = {"format_version": FORMAT_VERSION, **model.config()}
+    _files.save_tensors(tensors, Path(path), {**config, "digest": ContentDigest.of(config, tensors)})
 
 
 def load(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: Precision | torch.dtype = "float32"
 ) -> Model:
-    """Read a checkpoint.
+    """Read a checkpoint, and check that its content is what was written.
+
+    A file from before contents had a digest is read with a note in the log (``logging.getLogger("daisy")``).
 
     Args:
         source: a path, or the name of a bundled model ("daisy-mini").
@@ -136,21 +158,26 @@ def load(
     device = check_device(device)
     precision = parse_dtype(dtype, device)
     path = find(source)
-    metadata, tensors = _read(path)
-    if "daisy" not in metadata:
-        raise CheckpointError(f"{path}: a .safetensors file, but not a daisy checkpoint", remedy="convert", path=path)
+    config, tensors, is_whole = _read(path)
     try:
-        config = json.loads(metadata["daisy"])
         if (version := config.get("format_version")) != FORMAT_VERSION:
             raise CheckpointError(f"format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
-        model = build(config)
-        load_weights(model, tensors)
+        model = build_with_weights(config, tensors)
         for name, settings in model.policies.items():
             make_policy(name, settings)
     except DaisyError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy, path=error.path) from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        first_line = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(f"{path}: damaged configuration ({first_line}); get the file again") from None
+    if is_whole is None:
+        logger.warning(
+            "%s: written before checkpoints had a digest of their content, so damage to it would not be noticed; "
+            "saving it again adds one",
+            path,
+        )
+    elif not is_whole:
+        raise CheckpointError(f"{path}: damaged: the content is not what was written (its digest); get the file again")
     model.path, model.dtype = path, precision
     return model.to(device)
 
@@ -194,11 +221,24 @@ def digest(source: str | Path) -> str:
     return _files.digest(find(source))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool | None]:
+    """Read a file's configuration, its tensors as float32, and whether they are what was written; None: unknown."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  safe_open is no dict
+            config = _parse_metadata(path, file.metadata() or {})
+            wanted = config.get("digest") or _read_bundled_digest(path)
+            content, tensors = ContentDigest(), {}
+            for key in sorted(file.keys()):  # safe_open is no dict
+                tensor = file.get_tensor(key)
+                if not tensor.is_floating_point():
+                    raise CheckpointError(f"{path}: {key} is {tensor.dtype}, no weight; get the file again")
+                if wanted:
+                    content.add(key, tensor)
+                tensors[key] = tensor.float()
+            return config, tensors, content.finish(config) == wanted if wanted else None
     except SafetensorError as error:
+        if other := name_other_content(path):
+            raise CheckpointError(f"{path}: is {other}") from None
         if path.suffix == ".safetensors":
             raise CheckpointError(f"{path}: not a whole .safetensors file ({error}); get it again") from None
         raise CheckpointError(f"{path}: not a whole .safetensors file ({error})", remedy="convert", path=path) from None
@@ -206,6 +246,19 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
 
 
-def _some(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _read_bundled_digest(path: Path) -> str | None:
+    """Read the digest beside a bundled model, which is older than digests; policy files name the file as it is."""
+    beside = path.with_suffix(".digest")
+    return beside.read_text(encoding="ascii").strip() if path.parent == ASSETS and beside.is_file() else None
+
+
+def _parse_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "daisy" not in metadata:
+        raise CheckpointError(f"{path}: a .safetensors file, but not a daisy checkpoint", remedy="convert", path=path)
+    try:
+        config = json.loads(metadata["daisy"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged configuration ({error}); get the file again") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: damaged configuration (no object); get the file again")
+    return config

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import report_failures, say, warn
-from daisy.cli.full_runs import run_speech
+from daisy.cli.console import end_with_failures, say, warn, warn_of_failures, warn_of_rest
+from daisy.cli.full_runs import FullRuns, name_full_runs
 from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    ChannelText,
     Checkpoint,
     Device,
     Noise,
     Root,
     Speakers,
+    Strict,
     check_device,
+    parse_channel,
     parse_snrs,
 )
 from daisy.errors import UsageError, unknown_name
@@ -55,6 +58,12 @@ Snr = Annotated[
 ]
 ScoreStride = Annotated[int, typer.Option(min=1, help="Let the exit heads look at every n-th frame only.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise excerpts, and of who certifies a risk.")]
+FullRunsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--full-runs", help="Keep the full runs in this file, for other goals and policies too; else until it is done."
+    ),
+]
 
 
 def command(
@@ -74,13 +83,18 @@ def command(
     speakers: Speakers = None,
     root: Root = Path("."),
     score_stride: ScoreStride = 1,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
+    full_runs: FullRunsFile = None,
+    strict: Strict = False,
     device: Device = "cpu",
 ) -> None:
     """Set a policy on unlabelled audio, for a depth or for a risk.
 
     Writes a policy file for daisy extract --policy: with --depth its mean exit comes to that share of the layers, with
-    --risk it is the cheapest setting whose risk stays below that, with a statistical guarantee.
+    --risk it is the cheapest setting whose risk stays below that, with a statistical guarantee. Each recording runs
+    once in each condition with all layers; a stopped command goes on from the runs that it has made. Exit status 1:
+    some recordings could not be read, and were left out.
     """
     from daisy import _files, audio, checkpoints
     from daisy.audio.conditions import make_conditions
@@ -90,24 +104,40 @@ def command(
     _check_policy(policy)
     model = checkpoints.load(checkpoint, device=check_device(device))
     _check_final_head(model, checkpoint, policy, goal)
-    kinds, recorded = read_noises(noise or (), model.backbone.config.sample_rate)
-    conditions = make_conditions(kinds, parse_snrs(snr))
-    speech = read_speech(audio.find(inputs), speakers, root, model.backbone.config.sample_rate)
+    rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
+    noises = read_noises(noise or (), rate, strict=strict)
+    conditions = make_conditions(noises.kinds, parse_snrs(snr))
+    findings = audio.search(inputs)
+    recordings = audio.take_channels(findings.recordings, parse_channel(channel))
+    speech = read_speech(recordings, speakers, root, rate, min_samples=frame_span, strict=strict)
+    warn_of_failures([*noises.failed.values(), *speech.failed.values()])
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)
-    traces = run_speech("full runs", model, speech, conditions, recorded, score_stride=score_stride, seed=seed)
-    if isinstance(goal, DepthGoal) and goal.in_time:
-        traces = _count_costs_in_time(traces, model, speech, policy, score_stride)
-    calibration = goal.calibrate(policy, traces, seed)
+    with FullRuns(stay=full_runs is not None) as runs:
+        traces = runs.run(
+            "full runs",
+            model,
+            speech,
+            conditions,
+            noises,
+            path=full_runs or name_full_runs(out),
+            checkpoint=checkpoints.digest(checkpoint),
+            score_stride=score_stride,
+            seed=seed,
+        )
+        if isinstance(goal, DepthGoal) and goal.in_time:
+            traces = _count_costs_in_time(traces, model, speech, policy, score_stride)
+        calibration = goal.calibrate(policy, traces, seed)
+        attained = _evaluate(calibration)
+        target = {"conditions": [condition.name for condition in conditions], "seed": seed, **goal.to_json()}
+        _write(out, calibration, target, attained, checkpoint, speech, score_stride)
     if calibration.note:
         say(calibration.note)
-    attained = _evaluate(calibration)
-    target = {"conditions": [condition.name for condition in conditions], "seed": seed, **goal.to_json()}
-    _write(out, calibration, target, attained, checkpoint, speech, score_stride)
     _say_attained(attained, calibration.certified, "time" if time else "layers", of)
     _warn_of_few_speakers(policy, speech)
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
-    report_failures(list(speech.failed.values()), len(speech.names))
+    warn_of_rest(findings)
+    end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))
 
 
 def _check_policy(policy: str) -> None:

@@ -16,13 +16,18 @@ from daisy.errors import DaisyError, Remedy
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from daisy.audio import Findings
+
 HINTS: dict[Remedy, str] = {
     "allow_pickle": "add --allow-pickle",
+    "busy": "wait for it, use another --out, or let several share the work with --shard I/N",
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
+    "float32": "use --dtype float32 with another --out",
+    "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",
-    "no_overrides": "--set is for torchaudio's state dicts",
+    "no_overrides": "--set is for weights without a configuration",
     "num_heads": "add --set num_heads=N",
     "other_out": "use another --out",
     "overwrite": "use another --out, or --overwrite",
@@ -69,6 +74,12 @@ def explain(error: DaisyError) -> str:
     if error.remedy is None:
         return str(error)
     return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
+
+
+def warn_of_rest(findings: Findings) -> None:
+    """Print how many files a search has skipped, by ending, and which folders it could not read."""
+    for line in findings.describe_rest():
+        warn(line)
 
 
 def report_failures(reasons: Sequence[str], num_done: int) -> None:

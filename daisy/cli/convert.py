@@ -26,7 +26,11 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     set: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE that a torchaudio state dict does not tell, such as num_heads=12."),
+        typer.Option(help="KEY=VALUE that weights without a configuration do not tell, such as num_heads=12."),
+    ] = None,
+    label_set: Annotated[
+        int | None,
+        typer.Option(help="Of fairseq's several label sets, the one whose prediction head is kept, counted from 1."),
     ] = None,
 ) -> None:
     """Convert a HuBERT checkpoint to daisy's format."""
@@ -37,9 +41,16 @@ def command(
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; add --overwrite to replace it")
-    model = convert(source, allow_pickle=allow_pickle, overrides=parse_pairs(set or ()))
+    model = convert(source, allow_pickle=allow_pickle, overrides=parse_pairs(set or ()), label_set=label_set)
     checkpoints.save(model, out, dtype=torch.float16 if half else torch.float32)
     config = model.backbone.config
     heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
+    if model.final_head:
+        heads += f", prediction head for {model.final_head.num_units} units"
     megabytes = out.stat().st_size / 1e6
     say(f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {megabytes:.1f} MB")
+    if left_out := model.provenance.get("left_out"):
+        chooses = "; --label-set N keeps one" if label_set is None and "label sets" in left_out else ""
+        say(f"left out: {left_out}{chooses}")
+    if assumed := model.provenance.get("assumed"):
+        say(f"assumed: {assumed}")

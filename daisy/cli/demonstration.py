@@ -60,9 +60,10 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     Raises:
         DaisyError: as loading, extracting and drawing do.
     """
-    clips = {path.stem: audio.read(path) for path in list_clips()}
-    recordings = _write_noisy_clips(clips, out.absolute() / "audio")
     model = checkpoints.load(source)
+    sample_rate = model.backbone.config.sample_rate
+    clips = {path.stem: audio.read(path, sample_rate) for path in list_clips()}
+    recordings = _write_noisy_clips(clips, out.absolute() / "audio", sample_rate)
     policy = _choose_policy(model, clips)
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
     extractor = Extractor(encoder, out / "features", checkpoint=checkpoints.digest(source))
@@ -80,16 +81,16 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     )
 
 
-def _write_noisy_clips(clips: dict[str, Tensor], folder: Path) -> list[audio.Recording]:
+def _write_noisy_clips(clips: dict[str, Tensor], folder: Path, sample_rate: int) -> list[audio.Recording]:
     """Write each clip with noise at each ratio, a folder a ratio; the recordings come ratio after ratio."""
-    noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac")])
+    noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac", sample_rate)])
     recordings = []
     for snr_db in SNRS_DB:
         condition = figures.format_snr(snr_db).replace(" ", "")
         mixed = tracing.mix_noise(list(clips.values()), noises, snr_db)
         for name, waveform in zip(clips, mixed, strict=True):
             path = folder / condition / f"{name}.wav"
-            _files.write(path, audio.encode_wav(waveform))
+            _files.write(path, audio.encode_wav(waveform, sample_rate))
             recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
     return recordings
 

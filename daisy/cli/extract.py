@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daisy.cli.console import explain, report_failures, say, say_table, warn
+from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    ChannelText,
     Checkpoint,
     Device,
     Out,
     check_device,
+    parse_channel,
     parse_names,
     parse_settings,
 )
@@ -25,9 +27,9 @@ from daisy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daisy.audio import Recording
+    from daisy.audio import Findings, Recording
     from daisy.checkpoints import Model
-    from daisy.extraction import ExtractionReport, Extractor, Row
+    from daisy.extraction import ExtractionReport, Extractor, Row, Shard
     from daisy.policies import Policy
     from daisy.runtime.dtypes import Precision
 
@@ -63,6 +65,14 @@ ContextSec = Annotated[
 ComputeDtype = Annotated[
     Literal["float32", "bfloat16", "int8"], typer.Option(help="Type to compute in; int8 on CPUs only.")
 ]
+ShardText = Annotated[
+    str,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Take share I, from 0, of N; all may run at once into one folder, as in a job array.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")]
 
 
@@ -82,13 +92,16 @@ def command(
     max_sec: MaxSec = 600.0,
     window: WindowSec = None,
     context: ContextSec = None,
+    channel: ChannelText = "mean",
     precision: ComputeDtype = "float32",
     device: Device = "cpu",
+    shard: ShardText = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features, each recording at its own exit layer.
 
-    Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. Exit status 1: some
+    Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. In a SLURM job array:
+    --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT with --array=0-15. Exit status 1: some
     recordings could not be read; 2: nothing was done.
     """
     from daisy import audio, checkpoints
@@ -99,7 +112,9 @@ def command(
         raise UsageError("--context is of windows: give --window SEC too")
     if deadline_ms is not None and deadline_macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
-    recordings = audio.find(inputs)
+    share = _parse_shard(shard)
+    findings, heard = audio.search(inputs), parse_channel(channel)
+    recordings = audio.take_channels(findings.recordings, heard)
     model = checkpoints.load(checkpoint, device=check_device(device))
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
@@ -121,8 +136,22 @@ def command(
         max_sec=max_sec,
         window_sec=window,
         context_sec=Settings.context_sec if context is None else context,
+        channel=heard,
     )
-    _say_report(_run(extractor, recordings, overwrite))
+    report = _run(extractor, recordings, share, overwrite)
+    if share.count > 1:
+        say(f"{share}: {len(report.rows) + len(report.failed)} of {len(recordings)} recordings")
+    _say_report(report, findings)
+
+
+def _parse_shard(text: str) -> Shard:
+    """Turn "I/N" into a share; everything where none is given."""
+    from daisy.extraction import Shard
+
+    index, slash, count = text.partition("/")
+    if text and not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
+        raise UsageError(f"--shard takes I/N, such as 0/4 to 3/4, found {text!r}")
+    return Shard(int(index), int(count)) if text else Shard(0, 1)
 
 
 def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
@@ -159,17 +188,18 @@ def _limit_cost(
     return policy
 
 
-def _run(extractor: Extractor, recordings: Sequence[Recording], overwrite: bool) -> ExtractionReport:
+def _run(extractor: Extractor, recordings: Sequence[Recording], share: Shard, overwrite: bool) -> ExtractionReport:
     """Extract with progress shown; Ctrl-C is one line and exit status 130."""
+    total = sum(map(share.takes, recordings))
     try:
-        with track("extracting", len(recordings)) as advance:
-            return extractor.run(recordings, overwrite=overwrite, progress=advance)
+        with track("extracting", total) as advance:
+            return extractor.run(recordings, shard=(share.index, share.count), overwrite=overwrite, progress=advance)
     except KeyboardInterrupt:
         warn("stopped: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
 
 
-def _say_report(report: ExtractionReport) -> None:
+def _say_report(report: ExtractionReport, findings: Findings) -> None:
     """Print exit layers, totals and failures; the exit status says whether there were any."""
     if 0 < len(report.rows) <= MAX_TABLE_ROWS:
         _say_recordings(report.rows)
@@ -179,7 +209,8 @@ def _say_report(report: ExtractionReport) -> None:
         say(f"{report.num_resumed} of them were finished before")
     for row in report.rows:
         if row.silent:
-            warn(f"note: {row.path}: digital silence; its exit layer means nothing")
+            warn(f"note: {row.label}: digital silence; its exit layer means nothing")
+    warn_of_rest(findings)
     report_failures([f"{path}: {explain(error)}" for path, error in report.failed.items()], len(report.rows))
 
 

@@ -1,35 +1,118 @@
-"""Full runs with progress shown, for the commands that decide from them."""
+"""Full runs with progress shown, for the commands that decide from them; kept on the disk until these are done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
+import typer
+
+from daisy.cli.console import warn
 from daisy.cli.progress import track
 
 if TYPE_CHECKING:
-    from daisy.audio import Condition, NoiseBank
-    from daisy.calibration.trace_conditions import Speech
+    from daisy.audio import Condition
+    from daisy.calibration.kept_runs import KeptRuns
+    from daisy.calibration.trace_conditions import Noises, Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
 
 
-def run_speech(
-    description: str,
-    model: Model,
-    speech: Speech,
-    conditions: Sequence[Condition],
-    recorded: Mapping[str, NoiseBank],
-    *,
-    score_stride: int = 1,
-    seed: int,
-) -> Traces:
-    """Run all layers for every recording and condition; see `daisy.calibration.trace_conditions.run_conditions`."""
-    from daisy.audio.conditions import CLEAN
-    from daisy.calibration.trace_conditions import run_conditions
+SHOWN = 60
+"""Characters of an output's name in that of its full runs: not more than file systems take, with their endings."""
 
-    num_runs = len(speech.waveforms) * len({CLEAN, *conditions})
-    with track(description, num_runs) as advance:
-        return run_conditions(
-            model, speech, conditions, recorded, score_stride=score_stride, seed=seed, progress=advance
-        )
+
+def name_full_runs(out: Path) -> Path:
+    """Name the file beside an output in which its full runs are kept until it is written."""
+    return out.with_name(f"{out.name[:SHOWN]}.full-runs")
+
+
+class FullRuns(AbstractContextManager["FullRuns"]):
+    """Full runs that a command makes and works with.
+
+    They are kept as they are made. Where the command is stopped, or refuses what was asked of them, they stay, and the
+    same command goes on from there; when it has done its work they are taken away, unless they are to stay for good.
+    Ctrl-C is one line that says how far it came, and exit status 130.
+
+    Args:
+        stay: keep the files for good.
+    """
+
+    def __init__(self, *, stay: bool = False):
+        self.stay = stay
+        self._files = ExitStack()
+        self._kept: list[KeptRuns] = []
+        self._num_wanted = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and not self.stay:
+            for kept in self._kept:
+                kept.discard()
+        self._files.close()
+        if isinstance(error, KeyboardInterrupt):
+            warn(self._describe())
+            raise typer.Exit(130) from None
+
+    def run(
+        self,
+        description: str,
+        model: Model,
+        speech: Speech,
+        conditions: Sequence[Condition],
+        noises: Noises,
+        *,
+        path: Path,
+        checkpoint: str,
+        score_stride: int = 1,
+        seed: int,
+    ) -> Traces:
+        """Run all layers for every recording and condition; see `daisy.calibration.trace_conditions.run_conditions`.
+
+        Args:
+            description: what is shown beside the progress.
+            model: with exit heads.
+            speech: clean recordings.
+            conditions: what they are heard through.
+            noises: the recorded ones.
+            path: of the file in which the runs are kept.
+            checkpoint: digest of the model's.
+            score_stride: of the frames that the heads look at.
+            seed: of excerpts, talkers and rooms.
+
+        Raises:
+            OutputError: where the file holds other runs, or cannot be written.
+        """
+        from daisy.audio.conditions import CLEAN
+        from daisy.calibration.trace_conditions import keep_runs, run_conditions
+
+        kept = keep_runs(path, checkpoint, model, speech, scores=None, score_stride=score_stride)
+        self._kept.append(self._files.enter_context(kept))
+        self._num_wanted = len(speech.waveforms) * len({CLEAN, *conditions})
+        if len(kept):
+            warn(f"note: {path} holds {len(kept)} full runs that were made before; they are not made again")
+        with track(description, self._num_wanted) as advance:
+            return run_conditions(
+                model,
+                speech,
+                conditions,
+                noises.recorded,
+                score_stride=score_stride,
+                seed=seed,
+                kept=kept,
+                progress=advance,
+            )
+
+    def _describe(self) -> str:
+        """Say how far it came."""
+        if not any(map(len, self._kept)):
+            return "stopped before the first full run"
+        place = self._kept[-1].path
+        if len(self._kept) > 1:
+            place = place.parent
+        done = f"stopped after {self._kept[-1].count_used()} of {self._num_wanted} full runs"
+        return f"{done}: they are kept in {place}, and the same command goes on from there"

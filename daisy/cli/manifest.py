@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from daisy.cli.console import explain, say, warn
+from daisy.cli.console import explain, say, warn, warn_of_rest
 from daisy.errors import AudioError, UsageError
 
 
@@ -16,6 +16,7 @@ def command(
     inputs: Annotated[list[str], typer.Argument(help="Recordings: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
     root: Annotated[Path, typer.Option(help="Folder that the paths in the manifest are relative to.")] = Path("."),
+    sample_rate: Annotated[int, typer.Option(help="Hz of the model that is trained: task.sample_rate.")] = 16000,
     speakers: Annotated[
         Path | None, typer.Option(help="CSV file of path (below the root) and speaker, for --balance.")
     ] = None,
@@ -26,25 +27,28 @@ def command(
 ) -> None:
     """Write a fairseq manifest of recordings.
 
-    Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers show that
-    fairseq could not use them are left out and listed; exit status 1 then.
+    Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers or names
+    show that fairseq could not use them are left out and listed; exit status 1 then.
     """
     from daisy import _files, audio
 
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
     folder = Path(os.path.abspath(root))
+    first_line = audio.format_manifest_root(folder)
     lines: list[str] = []
     failed: list[AudioError] = []
-    for recording in audio.find(inputs):
+    findings = audio.search(inputs)
+    for recording in findings.recordings:
         try:
-            lines.append(audio.format_manifest_line(recording, folder))
+            lines.append(audio.format_manifest_line(recording, folder, sample_rate))
         except AudioError as error:
             failed.append(error)
     if speakers is not None:
         lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
-    _files.write(out, ("\n".join([str(folder), *lines]) + "\n").encode(errors="surrogateescape"))
+    _files.write(out, ("\n".join([first_line, *lines]) + "\n").encode())
     say(f"{out}: {len(lines)} recordings")
+    warn_of_rest(findings)
     for reason in failed:
         warn(f"left out: {explain(reason)}")
     if failed:
@@ -56,7 +60,7 @@ def _balance_speakers(lines: list[str], speakers: dict[str, str], power: float) 
     from daisy import audio
 
     fields = [line.rsplit("\t", 1) for line in lines]
-    paths, counts = [path for path, _ in fields], [int(count) for _, count in fields]
+    paths, counts = [str(Path(path)) for path, _ in fields], [int(count) for _, count in fields]
     unknown = [path for path in paths if path not in speakers]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daisy.cli.console import end_with_failures, say, warn_of_failures
-from daisy.cli.full_runs import run_speech
+from daisy.cli.console import end_with_failures, say, warn_of_failures, warn_of_rest
+from daisy.cli.full_runs import FullRuns
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     SNRS_DB,
+    ChannelText,
     Checkpoint,
     Depth,
     Depths,
@@ -22,7 +23,9 @@ from daisy.cli.options import (
     Report,
     Root,
     Speakers,
+    Strict,
     check_device,
+    parse_channel,
     parse_names,
     parse_numbers,
     parse_snrs,
@@ -33,8 +36,10 @@ from daisy.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from daisy.audio import Channel
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
+    from daisy.checkpoints import Model
 
 Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv).")]
 Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; else half of the speakers.")]
@@ -59,7 +64,9 @@ def command(
     depth: Depth = 0.6,
     depths: Depths = "",
     report: Report = None,
+    channel: ChannelText = "mean",
     seed: Seed = 0,
+    strict: Strict = False,
     device: Device = "cpu",
 ) -> None:
     """Measure exit layers, depth and fidelity under noise.
@@ -67,7 +74,8 @@ def command(
     Each recording runs once in each condition with all layers, and policies are decided from these full runs. Writes
     traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses are
     disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its units on
-    the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording.
+    the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording. A stopped command goes
+    on from the runs that it has made. Exit status 1: some recordings could not be read, and were left out.
     """
     from daisy import checkpoints
     from daisy.audio.conditions import make_conditions
@@ -76,10 +84,11 @@ def command(
 
     model = checkpoints.load(checkpoint, device=check_device(device))
     rate = model.backbone.config.sample_rate
-    kinds, recorded = read_noises(noise or (), rate)
-    snrs_db = parse_snrs(snr) or (list(SNRS_DB) if kinds else [None])
+    noises = read_noises(noise or (), rate, strict=strict)
+    warn_of_failures(noises.failed.values())
+    snrs_db = parse_snrs(snr) or (list(SNRS_DB) if noises.kinds else [None])
     seconds, percent = parse_numbers(reverberation, "--reverberation"), parse_numbers(clipping, "--clipping")
-    conditions = make_conditions(kinds, snrs_db, seconds, percent)
+    conditions = make_conditions(noises.kinds, snrs_db, seconds, percent)
     comparison = Comparison(
         out=out,
         policies=policies,
@@ -88,20 +97,31 @@ def command(
         report=report,
         title=f"Early exits of {Path(checkpoint).stem} under noise",
         loss="disagreement",
-        kinds=kinds,
+        kinds=noises.kinds,
         snrs_db=snrs_db,
     )
     _check_comparison(comparison)
+    heard = parse_channel(channel)
     traces: dict[str, Traces] = {}
-    num_failed, num_read = 0, 0
-    for name, texts in {"tune": tune, "traces": inputs}.items():
-        if texts:
-            speech = _read_speech(texts, speakers, root, rate, is_split=not tune)
-            traces[name] = run_speech(name, model, speech, conditions, recorded, seed=seed)
-            write_traces(traces[name], out / f"{name}.csv")
-            num_failed += len(speech.failed)
-            num_read += len(speech.names)
-    comparison.run(*(traces.values() if tune else traces["traces"].halves(seed)))
+    num_failed, num_read = len(noises.failed), noises.count()
+    with FullRuns() as runs:
+        for name, texts in {"tune": tune, "traces": inputs}.items():
+            if texts:
+                speech = _read_speech(texts, speakers, root, model, heard, is_split=not tune, strict=strict)
+                num_failed += len(speech.failed)
+                num_read += len(speech.names)
+                traces[name] = runs.run(
+                    name,
+                    model,
+                    speech,
+                    conditions,
+                    noises,
+                    path=out / f"{name}.full-runs",
+                    checkpoint=checkpoints.digest(checkpoint),
+                    seed=seed,
+                )
+                write_traces(traces[name], out / f"{name}.csv")
+        comparison.run(*(traces.values() if tune else traces["traces"].halves(seed)))
     say(f"{out / 'traces.csv'}: {len(traces['traces'])} full runs")
     end_with_failures(num_failed, num_read)
 
@@ -126,7 +146,16 @@ def _check_comparison(comparison: Comparison) -> None:
     _files.check_writable(comparison.out / "study.csv")
 
 
-def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: int, *, is_split: bool) -> Speech:
+def _read_speech(
+    texts: Sequence[str],
+    speakers: Path | None,
+    root: Path,
+    model: Model,
+    channel: Channel,
+    *,
+    is_split: bool,
+    strict: bool,
+) -> Speech:
     """Read recordings, whose speakers are split where policies are tuned on half of them.
 
     Raises:
@@ -135,7 +164,10 @@ def _read_speech(texts: Sequence[str], speakers: Path | None, root: Path, rate: 
     from daisy import audio
     from daisy.calibration.trace_conditions import read_speech
 
-    speech = read_speech(audio.find(texts), speakers, root, rate)
+    config, findings = model.backbone.config, audio.search(texts)
+    recordings = audio.take_channels(findings.recordings, channel)
+    speech = read_speech(recordings, speakers, root, config.sample_rate, min_samples=config.frame_span, strict=strict)
+    warn_of_rest(findings)
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daisy.errors import UsageError
 
+if TYPE_CHECKING:
+    from daisy.audio import Channel
+
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
+ChannelText = Annotated[
+    str,
+    typer.Option("--channel", help="Of stereo: mean of the channels, one of them (0, 1, ...), or all, each by itself."),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 and so on.")]
 Noise = Annotated[
     list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
@@ -20,6 +27,9 @@ Speakers = Annotated[
     Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
 ]
 Root = Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; else it is left out.")
+]
 Policies = Annotated[
     str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; else all that the scores allow.")
 ]
@@ -48,6 +58,21 @@ def check_device(name: str) -> str:
         return str(check(name))
     except UsageError as error:
         raise UsageError(f"--{error}") from None
+
+
+def parse_channel(text: str) -> Channel:
+    """Turn "mean", "all" or a channel's number into what `daisy.audio.take_channels` takes.
+
+    Raises:
+        UsageError: on anything else.
+    """
+    if text == "mean":
+        return "mean"
+    if text == "all":
+        return "all"
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise UsageError(f"--channel takes mean, all, or the number of a channel, 0 for the first, found {text!r}")
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:

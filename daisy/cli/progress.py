@@ -61,6 +61,12 @@ def _draw_bar(description: str, total: int | None) -> Iterator[Advance]:
         yield lambda count: bar.advance(task, count)
 
 
+def _print_if_possible(line: str) -> None:
+    """Print to stderr. Where that is a log on a full disk, the task matters more than how far it is."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 class ProgressLines:
     """A context in which a thread prints how far a task is, and at its end how long it took.
 
@@ -79,7 +85,7 @@ class ProgressLines:
         *,
         interval: float,
         clock: Callable[[], float] = time.monotonic,
-        write: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        write: Callable[[str], None] = _print_if_possible,
     ):
         self.description, self.total, self.interval = description, total, interval
         self.done = 0

@@ -1,8 +1,9 @@
 """Many recordings to files: features of each, resumable; units for training."""
 
 from daisy.extraction.extractor import Extractor
-from daisy.extraction.index import ExtractionReport
+from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
+from daisy.extraction.shards import Shard
 from daisy.extraction.windows import Piece, Window
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "Piece",
     "Row",
     "Settings",
+    "Shard",
     "Window",
+    "rebuild_index",
 ]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from daisy import audio
-from daisy.audio import Recording
+from daisy import _files, audio
+from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import AudioError, Remedy, UsageError
+from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.feature_files import StreamedFeatures, name_outputs, write_features
-from daisy.extraction.index import ExtractionReport, write_index
-from daisy.extraction.journal import Journal, Row, Settings, stamp
-from daisy.policies.scores import to_json
-from daisy.runtime.exit_output import ExitOutput
+from daisy.extraction.batch_encoder import BatchEncoder
+from daisy.extraction.feature_files import check_name, name_outputs
+from daisy.extraction.index import ExtractionReport, rebuild_index
+from daisy.extraction.journal import Row, Settings
+from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.shards import EVERYTHING, Shard
 
 
 class Extractor:
@@ -39,6 +36,8 @@ class Extractor:
         window_sec: recordings longer than this run in windows of so many seconds, see `daisy.extraction.windows`; their
             exit layer's states only.
         context_sec: of each window, computed on either side and dropped.
+        channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
+            file of its own, ``call.0.safetensors`` and so on.
 
     Raises:
         UsageError: on an impossible setting.
@@ -67,6 +66,7 @@ class Extractor:
         max_sec: float = 600.0,
         window_sec: float | None = None,
         context_sec: float = Settings.context_sec,
+        channel: Channel = "mean",
     ):
         _check_seconds(batch_sec, max_sec)
         if window_sec is not None:
@@ -77,51 +77,93 @@ class Extractor:
         self.batch_sec, self.max_sec, self.window_sec = batch_sec, max_sec, window_sec
         self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
+        self.channel = channel
         self.settings = self._make_settings()
-        self.outputs: dict[Path, str] = {}
-        self.failed: dict[str, AudioError] = {}
+        self.failed: dict[str, DaisyError] = {}
 
     def run(
         self,
         recordings: Sequence[Recording],
         *,
+        shard: tuple[int, int] | None = None,
         overwrite: bool = False,
         progress: Callable[[int], None] = lambda count: None,
     ) -> ExtractionReport:
-        """Extract what is not finished already.
+        """Extract what is not finished already, by this run or by any before in the same folder.
 
-        Unreadable recordings do not stop the run; they are in the report, and tried again by the next run.
+        Recordings that cannot be read, or whose features cannot be stored, do not stop the run; they are in the report,
+        and tried again by the next run.
 
         Args:
             recordings: what to encode.
+            shard: index, from 0, and number of shares of the recordings, for processes that write into one folder at
+                once, see `Shard`. Each is given all recordings, and takes its own.
             overwrite: begin again where the folder holds another run.
-            progress: called with the number of recordings just dealt with.
+            progress: called with the number of recordings just dealt with, of the shard's.
 
         Raises:
-            OutputError: where the folder cannot be written or holds a run with other settings.
-            UsageError: where two recordings would have the same output file.
+            OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
+                another process.
+            UsageError: where two recordings would have the same output file, or on an impossible shard.
         """
-        self.settings = self._make_settings()
-        self.outputs = name_outputs(recordings, self.settings.format)
-        journal = Journal(self.out, self.settings, overwrite)
-        journal.check_outputs(self.outputs)
+        share = Shard(*shard) if shard is not None else EVERYTHING
+        if overwrite and share.count > 1:
+            raise UsageError(
+                "one shard cannot begin again: it would take away what the others have written", remedy="other_out"
+            )
+        settings = self.settings = self._make_settings()
+        recordings = audio.take_channels(recordings, self.channel)
+        outputs = name_outputs(recordings, settings.format)
+        ours = [recording for recording in recordings if share.takes(recording)]
         self.failed = {}
-        unfinished = [recording for recording in recordings if not journal.has(recording)]
-        pending, lengths = self._measure(unfinished)
-        progress(len(recordings) - len(pending))
-        for indices in audio.batch_by_length(lengths, self._max_batch_samples()):
-            batch = [pending[index] for index in indices]
-            for row in self._encode(batch, lengths[indices[0]]):
-                journal.add(row)
-            progress(len(batch))
-        report = ExtractionReport(
-            settings=self.settings,
-            rows=sorted((r for r in journal.rows.values() if r.path not in self.failed), key=lambda row: row.path),
+        with RunFolder(self.out, settings, share, overwrite=overwrite) as folder:
+            folder.check_outputs(outputs)
+            folder.forget_failures(recordings)
+            unfinished = [recording for recording in ours if not folder.has(recording)]
+            _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
+            self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
+            rebuild_index(self.out)
+        labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
+        return ExtractionReport(
+            settings=settings,
+            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.place),
             failed=self.failed,
-            num_resumed=len(recordings) - len(unfinished),
+            num_resumed=len(ours) - len(unfinished),
         )
-        write_index(report, self.out)
-        return report
+
+    def _extract(
+        self,
+        unfinished: Sequence[Recording],
+        folder: RunFolder,
+        outputs: dict[str, str],
+        progress: Callable[[int], None],
+        *,
+        num_finished: int,
+    ) -> None:
+        """Encode recordings, longest first, and note in the folder what comes out."""
+        batch_encoder = BatchEncoder(self.encoder, self.out, self.settings, outputs, self.batch_sec)
+        pending: list[Recording] = []
+        lengths: list[int] = []
+        for recording in unfinished:
+            try:
+                check_name(self.out / outputs[recording.label])
+                lengths.append(self._read_length(recording))
+                pending.append(recording)
+            except (AudioError, OutputError) as error:
+                self._fail(folder, recording, error)
+        progress(num_finished + len(unfinished) - len(pending))
+        for indices in audio.batch_by_length(lengths, self._max_batch_samples()):
+            for recording, outcome in batch_encoder.encode([pending[i] for i in indices], lengths[indices[0]]):
+                if isinstance(outcome, Row):
+                    folder.add(outcome)
+                else:
+                    self._fail(folder, recording, outcome)
+            progress(len(indices))
+
+    def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
+        message = error.message.removeprefix(f"{recording.path}: ")
+        self.failed[recording.label] = type(error)(message, remedy=error.remedy, path=error.path)
+        folder.fail(recording.label, message)
 
     def _make_settings(self) -> Settings:
         """With the encoder's policy as it is now."""
@@ -136,18 +178,8 @@ class Extractor:
             window_sec=self.window_sec,
             context_sec=self.context_sec,
             precision=self.encoder.dtype,
+            channel=self.channel,
         )
-
-    def _measure(self, recordings: Sequence[Recording]) -> tuple[list[Recording], list[int]]:
-        """The recordings that can be encoded, by their headers, and their numbers of samples."""
-        pending, lengths = [], []
-        for recording in recordings:
-            try:
-                lengths.append(self._read_length(recording))
-                pending.append(recording)
-            except AudioError as error:
-                self._fail(recording, error)
-        return pending, lengths
 
     def _read_length(self, recording: Recording) -> int:
         """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
@@ -155,7 +187,7 @@ class Extractor:
         try:
             length = audio.num_samples(recording.path, rate)
         except AudioError:
-            audio.read(recording.path, rate)
+            audio.read(recording.path, rate, recording.channel)
             raise
         if self.window_sec is None and length > self.max_sec * rate:
             remedy: Remedy = "window" if self.encoder.keep == "last" else "max_sec"
@@ -167,138 +199,9 @@ class Extractor:
         seconds = min(self.batch_sec, self.window_sec or self.batch_sec)
         return int(seconds * self.encoder.backbone.config.sample_rate)
 
-    def _fail(self, recording: Recording, error: AudioError) -> None:
-        message = error.message.removeprefix(f"{recording.path}: ")
-        self.failed[str(recording.path)] = AudioError(message, remedy=error.remedy, path=error.path)
-
-    def _encode(self, batch: list[Recording], longest: int) -> Iterator[Row]:
-        """Encode a batch and write its files, one after the other."""
-        if self.window_sec is not None and longest > self.window_sec * self.encoder.backbone.config.sample_rate:
-            try:
-                yield self._encode_in_windows(batch[0], self.window_sec)
-            except AudioError as error:
-                self._fail(batch[0], error)
-        else:
-            yield from self._encode_batch(batch)
-
-    def _encode_batch(self, batch: list[Recording]) -> Iterator[Row]:
-        start = time.perf_counter()
-        readable: list[tuple[Recording, Tensor]] = []
-        for recording in batch:
-            try:
-                readable.append((recording, self._read(recording)))
-            except AudioError as error:
-                self._fail(recording, error)
-        if not readable:
-            return
-        result = self.encoder([waveform for _, waveform in readable])
-        states = [kept.cpu() for kept in result.states]  # also waits for a GPU
-        seconds = time.perf_counter() - start
-        total = sum(len(waveform) for _, waveform in readable)
-        for index, (recording, waveform) in enumerate(readable):
-            row = self._make_row(
-                recording,
-                num_samples=len(waveform),
-                exit_layer=int(result.exit_layer[index]),
-                seconds=seconds * len(waveform) / total,
-                scores=_executed_scores(result, index),
-                silent=not bool(waveform.any()),
-            )
-            write_features(states[index], self.out / row.output, self.settings, row)
-            yield row
-
-    def _read(self, recording: Recording) -> Tensor:
-        config = self.encoder.backbone.config
-        waveform = audio.read(recording.path, config.sample_rate)
-        if len(waveform) < config.frame_span:
-            milliseconds = 1000 * config.frame_span / config.sample_rate
-            raise AudioError(
-                f"too short: {len(waveform)} samples at {config.sample_rate} Hz, "
-                f"one frame needs {config.frame_span} ({milliseconds:.0f} ms)"
-            )
-        return waveform
-
-    def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
-        """Encode one long recording, whose states go to the disk window by window."""
-        start, config = time.perf_counter(), self.encoder.backbone.config
-        source = audio.AudioFile(recording.path, config.sample_rate)
-        silence = _SilenceWatch(source)
-        exits: list[int] = []
-        scores: list[dict[str, Tensor]] = []
-        with StreamedFeatures(self.out / self.outputs[recording.path], self.settings, config.width) as features:
-            for piece in windows.run(
-                self.encoder,
-                silence.read,
-                source.num_samples,
-                window_sec=window_sec,
-                context_sec=self.settings.context_sec,
-                batch_sec=self.batch_sec,
-            ):
-                features.append(piece.states)
-                exits.append(piece.exit_layer)
-                scores.append(piece.scores)
-            row = self._make_row(
-                recording,
-                num_samples=source.num_samples,
-                exit_layer=max(exits),
-                seconds=time.perf_counter() - start,
-                scores={name: to_json(_mean_over_windows(scores, name)[: max(exits)]) for name in scores[0]},
-                silent=silence.is_silent,
-                window_exits=exits,
-            )
-            features.finish(row)
-        return row
-
-    def _make_row(
-        self,
-        recording: Recording,
-        *,
-        num_samples: int,
-        exit_layer: int,
-        seconds: float,
-        scores: dict[str, list[float | None]],
-        silent: bool,
-        window_exits: Sequence[int] = (),
-    ) -> Row:
-        config = self.encoder.backbone.config
-        return Row(
-            path=str(recording.path),
-            output=self.outputs[recording.path],
-            duration_sec=num_samples / config.sample_rate,
-            exit_layer=exit_layer,
-            num_layers=config.num_layers,
-            seconds=seconds,
-            scores=scores,
-            window_exits=list(window_exits),
-            silent=silent,
-            source=stamp(recording),
-        )
-
-
-class _SilenceWatch:
-    """Reads a file, and tells whether all that was read was silent."""
-
-    def __init__(self, source: audio.AudioFile):
-        self._source, self.is_silent = source, True
-
-    def read(self, start: int, stop: int) -> Tensor:
-        waveform = self._source.read(start, stop)
-        self.is_silent = self.is_silent and not bool(waveform.any())
-        return waveform
-
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:
     if not batch_sec > 0 or not max_sec > 0:
         raise UsageError(f"batch_sec and max_sec must be above 0 s, found {batch_sec} and {max_sec}")
     if math.isinf(batch_sec):
         raise UsageError("batch_sec must be a number of seconds, found inf")
-
-
-def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
-    """(L,) means over the windows that executed a layer."""
-    return torch.stack([of_window[name] for of_window in scores]).nanmean(0)
-
-
-def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
-    last = int(result.exit_layer[index])
-    return {name: to_json(values[index, :last]) for name, values in result.scores.items()}

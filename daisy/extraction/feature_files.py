@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,15 +15,20 @@ from types import TracebackType
 from typing import IO, Any, BinaryIO
 
 import numpy
+import torch
 from torch import Tensor
 
 from daisy import _files
 from daisy.audio import Recording
-from daisy.errors import OutputError, UsageError
+from daisy.audio.archives import name_as_file
+from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
 
+ROUNDED_TO_INFINITY = {"float32": math.inf, "float16": 65520.0}
+"""The first number that a stored type rounds to infinity, halfway between its last one and the next there would be."""
 
-def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str]:
+
+def name_outputs(recordings: Sequence[Recording], format: str) -> dict[str, str]:
     """Name each recording's file.
 
     Args:
@@ -28,22 +36,74 @@ def name_outputs(recordings: Sequence[Recording], format: str) -> dict[Path, str
         format: the files' ending.
 
     Returns:
-        A recording's path to its file's, below the run's folder.
+        A recording's label to its file's path below the run's folder.
 
     Raises:
         UsageError: where two recordings share one.
     """
-    taken: dict[str, Path] = {}
+    taken: dict[str, str] = {}
     for recording in recordings:
-        name = Path(recording.name)
+        name = Path(name_as_file(recording.name))
         relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
         output = str(relative.with_suffix(f".{format}"))
         if output in taken:
             raise UsageError(
-                f"{taken[output]} and {recording.path} would both be written to {output}", remedy="separate_out"
+                f"{taken[output]} and {recording.label} would both be written to {output}", remedy="separate_out"
             )
-        taken[output] = recording.path
-    return {path: output for output, path in taken.items()}
+        taken[output] = recording.label
+    return {label: output for output, label in taken.items()}
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that the file system does not take: an ending longer than the recording's makes it too long.
+
+    Args:
+        path: of the file that is to be written.
+
+    Raises:
+        OutputError: saying why not.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except OSError as error:  # its name or path is too long, or has characters that it may not have
+        reason = _files.explain(error)
+        raise OutputError(
+            f"no file can be named {path.name} ({len(os.fsencode(path.name))} bytes: {reason}); rename the recording"
+        ) from None
+
+
+def check_storable(states: Tensor, dtype: str, first_layer: int) -> None:
+    """Refuse states that are no numbers, or that the stored type would turn into infinities.
+
+    Residual streams of pre-norm models have a few very large dimensions. One pass over the states, far below a
+    hundredth of what computing them takes.
+
+    Args:
+        states: (layers, T, D) or (T, D) of one layer, in the type that they were computed in.
+        dtype: to be stored in.
+        first_layer: number of the layer that comes first in ``states``.
+
+    Raises:
+        AudioError: naming the layer and its largest value.
+    """
+    lowest, highest = map(float, states.aminmax())
+    end = ROUNDED_TO_INFINITY[dtype]
+    if -end < lowest and highest < end:  # neither holds of NaN
+        return
+    for layer, values in enumerate(states if states.ndim == 3 else [states], first_layer):
+        if num_nan := int(values.isnan().sum()):
+            raise AudioError(f"{num_nan} of the {values.numel()} numbers of layer {layer} are NaN: nothing is written")
+        largest = float(values.abs().max())
+        if math.isinf(largest):
+            raise AudioError(f"the states of layer {layer} are infinite in places: nothing is written")
+        if largest >= end:
+            range_end = torch.finfo(STORED_DTYPES[dtype]).max
+            raise AudioError(
+                f"the states of layer {layer} reach {largest:.7g}, and {dtype} ends at {range_end:.7g}",
+                remedy="float32",
+            )
 
 
 def write_features(states: Tensor, path: Path, settings: Settings, row: Row) -> None:
@@ -56,12 +116,14 @@ def write_features(states: Tensor, path: Path, settings: Settings, row: Row) -> 
         row: of the recording.
 
     Raises:
-        OutputError: where it cannot be written.
+        AudioError: where the states cannot be stored in that type, see `check_storable`.
+        OutputError: where the file cannot be written.
     """
     states = states[-1] if settings.layers == "last" else states
+    check_storable(states, settings.dtype, row.exit_layer if settings.layers == "last" else 0)
     states = states.to(STORED_DTYPES[settings.dtype]).contiguous()
     if settings.format == "npy":
-        _files.write(path, lambda stream: numpy.save(stream, states.numpy()))
+        _files.save_array(states.numpy(), path)
     else:
         _files.save_tensors({"states": states}, path, _make_metadata(settings, row))
 
@@ -91,14 +153,17 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._waiting.close()  # writes what it still holds
-        except OSError:
-            if error is None:
-                raise
+        # Nothing that it still holds is wanted: the file has been written, or something has failed.
+        with contextlib.suppress(OSError):
+            self._waiting.close()
 
-    def append(self, states: Tensor) -> None:
-        """Take the next (T, D) states."""
+    def append(self, states: Tensor, layer: int) -> None:
+        """Take the next (T, D) states, of some layer.
+
+        Raises:
+            AudioError: where they cannot be stored, see `check_storable`.
+        """
+        check_storable(states, self.settings.dtype, layer)
         with self._explained():
             self._waiting.write(states.to("cpu", STORED_DTYPES[self.settings.dtype]).contiguous().numpy().data)
 
@@ -134,7 +199,7 @@ class _Explained(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, OSError):
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+            raise OutputError(f"{self.path}: cannot be written ({_files.explain(error)})") from None
 
 
 def _make_metadata(settings: Settings, row: Row) -> dict[str, Any]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from daisy import _files
-from daisy.errors import AudioError
-from daisy.extraction.journal import FORMAT_VERSION, Row, Settings
+from daisy import _files, _locks
+from daisy.errors import AudioError, DaisyError, OutputError, UsageError
+from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
+from daisy.extraction.run_folder import GATE, INDEX_FILES, list_journals
 
 
 @dataclass(kw_only=True)
 class ExtractionReport:
-    """What a run has produced, earlier runs included."""
+    """What a run has produced, earlier runs included; of a shard, what is in it."""
 
     settings: Settings
     rows: list[Row]
-    failed: dict[str, AudioError]
+    failed: Mapping[str, DaisyError]
     """Path to the reason, which does not name it again."""
     num_resumed: int = 0
     """Rows that an earlier run had finished."""
@@ -39,10 +41,56 @@ class ExtractionReport:
         }
 
 
-def write_index(report: ExtractionReport, out: Path) -> None:
-    """Write ``index.json`` (settings, totals, one object per recording, failures) and ``index.csv`` (one line each)."""
+def rebuild_index(out: str | Path) -> ExtractionReport:
+    """Write ``index.json`` and ``index.csv`` anew from the journals in a folder, those of all shards.
+
+    Extractions may still be writing there: the index then holds what they have finished so far.
+
+    Args:
+        out: the folder of an extraction.
+
+    Returns:
+        What the index says: every finished recording and every failed one, by path.
+
+    Raises:
+        UsageError: where the folder holds no extraction.
+        OutputError: where a journal is damaged, or of other settings than the others, or the index cannot be written.
+    """
+    out = Path(out)
+    if not out.is_dir() or not list_journals(out):
+        raise UsageError(f"{out}: holds no extraction's journal (journal.jsonl), of which an index could be made")
+    with _locks.hold(out / GATE):  # of two shards that end at once the later reads what both have done
+        journals = [read_journal(out / shard.journal) for shard in list_journals(out)]
+        rows, failures = merge(journals)
+        settings = _settle_on_settings(out, [journal for journal in journals if journal.rows] or journals)
+        report = ExtractionReport(
+            settings=settings,
+            rows=sorted(rows.values(), key=lambda row: row.place),
+            failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
+        )
+        _files.remove_leftovers([out / name for name in INDEX_FILES])
+        _write_json(report, out / "index.json")
+        _write_csv(report, out / "index.csv")
+    return report
+
+
+def _settle_on_settings(out: Path, journals: Sequence[Journal]) -> Settings:
+    """The settings that all journals share."""
+    names = {setting.name for setting in fields(Settings)}
+    try:
+        settings = Settings(**{name: value for name, value in journals[0].header.items() if name in names})
+    except TypeError as error:
+        raise OutputError(f"{journals[0].path}: damaged ({error})", remedy="overwrite") from None
+    for journal in journals[1:]:
+        if different := journal.find_differences(settings):
+            raise OutputError(f"{journal.path}: of a run with another {', '.join(different)} than {journals[0].path}")
+    return settings
+
+
+def _write_json(report: ExtractionReport, path: Path) -> None:
+    """Write settings, totals, one object per recording, failures."""
     _files.write_json(
-        out / "index.json",
+        path,
         {
             "format_version": FORMAT_VERSION,
             "settings": asdict(report.settings),
@@ -51,17 +99,23 @@ def write_index(report: ExtractionReport, out: Path) -> None:
             "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
         },
     )
+
+
+def _write_csv(report: ExtractionReport, path: Path) -> None:
+    """Write one line per recording."""
     num_layers = max((row.num_layers for row in report.rows), default=0)
     losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = ["path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
+    channel = [] if report.settings.channel == "mean" else ["channel"]
+    columns = ["path", *channel, "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
     writer.writerow([*columns, *losses])
     for row in report.rows:
-        cells = [f"{value:.4f}" for value in row.predicted_loss] + [""] * (num_layers - len(row.predicted_loss))
+        cells = ["" if value is None else f"{value:.4f}" for value in row.predicted_loss]
         writer.writerow(
             [
                 row.path,
+                *([row.channel] if channel else []),
                 row.output,
                 f"{row.duration_sec:.4f}",
                 row.exit_layer,
@@ -69,6 +123,7 @@ def write_index(report: ExtractionReport, out: Path) -> None:
                 f"{row.seconds:.4f}",
                 " ".join(map(str, row.window_exits)),
                 *cells,
+                *[""] * (num_layers - len(cells)),
             ]
         )
-    _files.write(out / "index.csv", text.getvalue().encode(errors="surrogateescape"))
+    _files.write(path, text.getvalue().encode(errors="surrogateescape"))

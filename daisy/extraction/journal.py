@@ -1,8 +1,9 @@
-"""The journal of an extraction: what was asked, what is finished; one flushed line per recording."""
+"""The journals of an extraction: what was asked, what is finished, what failed; one flushed line per recording."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import torch
 
 from daisy import _files
-from daisy.audio import Recording
+from daisy.audio import Channel, Recording
+from daisy.audio.archives import find_file
 from daisy.errors import OutputError, UsageError
 
 FORMATS = ("safetensors", "npy")
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 FORMAT_VERSION = 1
-JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Settings:
     """Of each window, computed on either side and dropped."""
     precision: str = "float32"
     """What the encoder computes in."""
+    channel: Channel = "mean"
+    """What is heard of files of several channels."""
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", tuple(STORED_DTYPES))):
@@ -69,6 +72,20 @@ class Row:
     """All samples were zero: the exit layer means nothing."""
     source: tuple[int, int] = (0, 0)
     """Size and time of change of the recording's file: a changed one is encoded again."""
+    at: float = 0.0
+    """When it was finished, in seconds of Unix time."""
+    channel: int | None = None
+    """Of the file, counted from 0; None: the mean of all."""
+
+    @property
+    def label(self) -> str:
+        """The recording's, `Recording.label`."""
+        return Recording(path=Path(self.path), name="", channel=self.channel).label
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it stands in the index: by path, then by channel."""
+        return self.path, -1 if self.channel is None else self.channel
 
     @property
     def predicted_loss(self) -> list[float | None]:
@@ -83,14 +100,16 @@ class Row:
     def public(self) -> dict[str, Any]:
         """Return what the index says of a recording."""
         fields = asdict(self)
-        del fields["source"]
+        del fields["source"], fields["at"]
+        if self.channel is None:
+            del fields["channel"]
         return {**fields, "predicted_loss": self.predicted_loss}
 
 
 def stamp(recording: Recording) -> tuple[int, int]:
     """Read size and time of change of a recording's file; zeros where it is gone."""
     try:
-        status = recording.path.stat()
+        status = find_file(recording.path).stat()
     except OSError:
         return (0, 0)
     return status.st_size, status.st_mtime_ns
@@ -100,53 +119,105 @@ DEFAULTS = {setting.name: setting.default for setting in fields(Settings) if set
 """What runs had before they could be asked for anything else."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A recording that could not be extracted."""
+
+    path: str
+    """Or path and channel: `Recording.label`."""
+    reason: str | None
+    """Without the path; None: an earlier failure no longer counts, as the recording is no longer asked for."""
+    at: float = 0.0
+    """When, in seconds of Unix time."""
+
+    @property
+    def label(self) -> str:
+        """The recording's, `Recording.label`."""
+        return self.path
+
+
+@dataclass
 class Journal:
-    """The rows finished so far, one JSON line each behind a line of settings; flushed to the disk row by row."""
+    """What a run has noted: a line of settings, then a JSON line for each recording, flushed to the disk line by line.
 
-    def __init__(self, out: Path, settings: Settings, overwrite: bool):
-        self.out, self.path = out, out / JOURNAL
-        self.rows: dict[str, Row] = {}
-        header = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))  # tuples as lists
-        try:
-            lines = [json.loads(line) for line in _files.whole_lines(self.path)]
-            self.rows = {line["path"]: Row(**{**line, "source": tuple(line["source"])}) for line in lines[1:]}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if not overwrite:
-                raise OutputError(f"{self.path}: damaged ({error})", remedy="overwrite") from None
-            lines = []
-        if not self.rows:
-            lines = []  # nothing was finished: a run with other settings may begin here
-        if overwrite:
-            self._forget()
-        different = sorted(key for key in header if {**DEFAULTS, **lines[0]}.get(key) != header[key]) if lines else []
-        if different and not overwrite:
-            raise OutputError(f"{out}: holds a run with another {', '.join(different)}", remedy="overwrite")
-        if overwrite or not lines:
-            _files.write(self.path, (json.dumps(header) + "\n").encode())
+    Args:
+        path: of the file.
+        header: the line of settings; empty where there is none.
+        rows: finished recordings by label.
+        failures: others, by label.
+    """
 
-    def _forget(self) -> None:
-        """Take away what an earlier run left, so that none of it is mistaken for this one's."""
-        for row in self.rows.values():
-            (self.out / row.output).unlink(missing_ok=True)
-        self.rows = {}
+    path: Path
+    header: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
 
-    def has(self, recording: Recording) -> bool:
-        """Tell whether a recording is finished, unchanged since, and its file still there."""
-        row = self.rows.get(str(recording.path))
-        return row is not None and row.source == stamp(recording) and (self.out / row.output).is_file()
+    def find_differences(self, settings: Settings) -> list[str]:
+        """List the names of the settings that are others here."""
+        wanted = make_header(settings)
+        header = {**DEFAULTS, **self.header}
+        return sorted(key for key in wanted if header.get(key) != wanted[key])
 
-    def check_outputs(self, outputs: dict[Path, str]) -> None:
-        """Refuse to write over another recording's file of an earlier run.
+    def begin(self, settings: Settings) -> None:
+        """Write the line of settings, and nothing else."""
+        self.header, self.rows, self.failures = make_header(settings), {}, {}
+        _files.write(self.path, (json.dumps(self.header) + "\n").encode())
 
-        Raises:
-            UsageError: where a file of an earlier run would be overwritten by another recording's.
-        """
-        taken = {row.output: row.path for row in self.rows.values()}
-        for path, output in outputs.items():
-            if taken.get(output, str(path)) != str(path):
-                raise UsageError(f"{self.path.parent / output} holds {taken[output]}, not {path}", remedy="other_out")
+    def add(self, event: Row | Failure) -> None:
+        """Note that a recording is finished, or has failed."""
+        if isinstance(event, Row):
+            line = asdict(event)
+            self.rows[event.label] = event
+        else:
+            line = {"path": event.path, "failed": event.reason, "at": event.at}
+            self.failures[event.path] = event
+        _files.append(self.path, json.dumps(line) + "\n", flush=True)
 
-    def add(self, row: Row) -> None:
-        """Note a finished row."""
-        _files.append(self.path, json.dumps(asdict(row)) + "\n", flush=True)
-        self.rows[row.path] = row
+
+def make_header(settings: Settings) -> dict[str, Any]:
+    """Make the first line of a journal, as JSON gives it back."""
+    header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
+    return header  # tuples as lists
+
+
+def read_journal(path: Path, *, repair: bool = False) -> Journal:
+    """Read a journal; an empty one where there is none.
+
+    Args:
+        path: of the file.
+        repair: cut off in the file what a crash has left unfinished. Nobody may be writing it then.
+
+    Raises:
+        OutputError: where it cannot be read, or is damaged.
+    """
+    journal = Journal(path)
+    try:
+        lines = [json.loads(line) for line in _files.whole_lines(path, repair=repair)]
+        journal.header = dict(lines[0]) if lines else {}
+        for line in lines[1:]:
+            if "failed" in line:
+                failure = Failure(path=line["path"], reason=line["failed"], at=line["at"])
+                journal.failures[failure.path] = failure
+            else:
+                row = Row(**{**line, "source": tuple(line["source"])})
+                journal.rows[row.label] = row
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None
+    return journal
+
+
+def merge(journals: Iterable[Journal]) -> tuple[dict[str, Row], dict[str, Failure]]:
+    """Put journals together: what counts is what was noted last of each recording.
+
+    Returns:
+        Finished recordings and failed ones by label; none is in both.
+    """
+    last: dict[str, Row | Failure] = {}
+    for journal in journals:
+        events: list[Row | Failure] = [*journal.failures.values(), *journal.rows.values()]
+        for event in events:
+            if event.label not in last or event.at >= last[event.label].at:
+                last[event.label] = event
+    rows = {label: event for label, event in last.items() if isinstance(event, Row)}
+    failures = {path: event for path, event in last.items() if isinstance(event, Failure) and event.reason is not None}
+    return rows, failures

@@ -1,17 +1,14 @@
-"""k-means units for fairseq's ``hubert_pretraining``: ``SPLIT.km`` for each manifest, and ``dict.km.txt``.
+"""k-means units for fairseq's ``hubert_pretraining``: the features that are clustered, and the centres.
 
 MFCC units are those of HuBERT's first iteration (arXiv:2106.07447, section IV-B; settings as in fairseq 0.12.2,
-examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 a second).
+examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 a second). `unit_files` writes them.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -22,32 +19,63 @@ from torch.nn import functional as F
 from daisy import _files, audio
 from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import AudioError, OutputError, UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.models import Backbone
-from daisy.models.lengths import MIN_SAMPLES
 from daisy.policies import Fixed
 
-Features = Callable[[Tensor], Tensor]
-"""(N,) waveform at 16 kHz to (T, F) features."""
+MFCC_RATE = 16000
+"""Hz at which MFCC are computed, whatever a recording has: 25 ms are 400 samples, as fairseq's recipe has it."""
 
 Frames = NDArray[numpy.float32]
 """(S, F) features of many recordings, or (K, F) centres."""
 
+Fail = Callable[[Recording, AudioError], None]
+"""Is told of a recording that cannot be used; raises where the work must not go on without it."""
 
-def make_mfcc(label_rate: int = 100) -> Features:
-    """Make the function that computes MFCC features.
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A function of a waveform, and at which rates it takes and gives."""
+
+    compute: Callable[[Tensor], Tensor]
+    """(N,) waveform to (T, F) features on the CPU."""
+    sample_rate: int
+    """Hz that the waveform must have."""
+    min_samples: int
+    """Samples of one frame: the shortest usable recording."""
+    per_sec: float
+    """Frames, and so units, a second."""
+    width: int
+    """F."""
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        return self.compute(waveform)
+
+    def read(self, recording: Recording) -> Tensor:
+        """Compute the features of a recording, (T, F).
+
+        Raises:
+            AudioError: where it cannot be read, or is too short for one frame.
+        """
+        waveform = audio.read(recording.path, self.sample_rate)
+        if len(waveform) < self.min_samples:
+            raise AudioError(
+                f"{recording.path}: too short: {len(waveform)} samples, one frame needs {self.min_samples}"
+            )
+        return self.compute(waveform)
+
+
+def make_mfcc(label_rate: float = 100) -> Features:
+    """Make the function that computes MFCC features, (T, 39).
 
     Args:
         label_rate: 100 a second, or every second of them at 50.
-
-    Returns:
-        From a waveform (N,) at 16 kHz to (T, 39).
 
     Raises:
         UsageError: on another rate, or where kaldi-native-fbank is missing.
     """
     if label_rate not in (50, 100):
-        raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate}")
+        raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate:g}")
     try:
         from kaldi_native_fbank import MfccOptions, OnlineMfcc
     except ModuleNotFoundError:
@@ -55,17 +83,24 @@ def make_mfcc(label_rate: int = 100) -> Features:
     options = MfccOptions()
     options.frame_opts.dither = 0.0
     options.use_energy = False
+    step = round(100 / label_rate)
 
     def compute_mfcc(waveform: Tensor) -> Tensor:
         stream = OnlineMfcc(options)
-        stream.accept_waveform(16000, waveform.tolist())
+        stream.accept_waveform(MFCC_RATE, waveform.tolist())
         stream.input_finished()
         frames = numpy.stack([stream.get_frame(frame) for frame in range(stream.num_frames_ready)])
         coefficients = torch.from_numpy(frames)
         deltas = compute_deltas(coefficients)
-        return torch.cat([coefficients, deltas, compute_deltas(deltas)], 1)[:: 100 // label_rate]
+        return torch.cat([coefficients, deltas, compute_deltas(deltas)], 1)[::step]
 
-    return compute_mfcc
+    return Features(
+        compute=compute_mfcc,
+        sample_rate=MFCC_RATE,
+        min_samples=MFCC_RATE // 40,
+        per_sec=100 / step,
+        width=3 * options.num_ceps,
+    )
 
 
 def compute_deltas(features: Tensor) -> Tensor:
@@ -82,7 +117,7 @@ def make_layer_states(backbone: Backbone, layer: int) -> Features:
         layer: 1 to L.
 
     Returns:
-        From a waveform (N,) to (T, D), 50 a second, on the CPU.
+        To (T, D), at the rates of the backbone: as many samples and frames a second as it was trained on.
 
     Raises:
         UsageError: on a layer that the backbone does not have.
@@ -90,7 +125,14 @@ def make_layer_states(backbone: Backbone, layer: int) -> Features:
     if not 1 <= layer <= backbone.config.num_layers:
         raise UsageError(f"layer must be 1 to {backbone.config.num_layers}, found {layer}")
     encoder = EarlyExitEncoder(backbone, None, Fixed(layer=layer), keep="last")
-    return lambda waveform: encoder([waveform]).states[0][-1].cpu()
+    config = backbone.config
+    return Features(
+        compute=lambda waveform: encoder([waveform]).states[0][-1].cpu(),
+        sample_rate=config.sample_rate,
+        min_samples=config.frame_span,
+        per_sec=config.sample_rate / config.frame_hop,
+        width=config.width,
+    )
 
 
 def centre_features(features: Features) -> Features:
@@ -100,40 +142,54 @@ def centre_features(features: Features) -> Features:
         frames = features(waveform)
         return frames - frames.mean(0)
 
-    return compute_centred
+    return replace(features, compute=compute_centred)
 
 
 def sample_features(
-    recordings: Sequence[Recording], features: Features, max_frames: int, seed: int, progress: Callable[[int], None]
-) -> Frames:
+    recordings: Sequence[Recording],
+    features: Features,
+    max_frames: int,
+    seed: int,
+    progress: Callable[[int], None],
+    fail: Fail,
+) -> tuple[Frames, list[int]]:
     """Compute the features of randomly drawn recordings until there are enough frames.
 
     Args:
-        recordings: to draw from.
+        recordings: to draw from. Their order and number decide, with the seed, which are drawn.
         features: to compute.
         max_frames: enough; the last recording is taken whole.
         seed: of the drawing.
-        progress: is told 1 after each recording.
+        progress: is told 1 with each recording.
+        fail: is told of each that cannot be used; the next one drawn takes its place.
 
     Returns:
-        (S, F).
+        (S, F), and the indices of the recordings that they are of.
 
     Raises:
-        UsageError: where there are no recordings.
-        AudioError: on one that cannot be used: labels need a line for each.
+        UsageError: where there are no recordings, or none can be used.
     """
     if not recordings:
         raise UsageError("the first manifest lists no recordings: there is nothing to fit k-means on")
     order = numpy.random.default_rng(seed).permutation(len(recordings))
     parts: list[Frames] = []
+    drawn: list[int] = []
     count = 0
-    for index in order:
-        parts.append(features(_read(recordings[index])).numpy().astype(numpy.float32))
-        count += len(parts[-1])
+    for index in order.tolist():
         progress(1)
+        try:
+            frames = features.read(recordings[index]).numpy().astype(numpy.float32)
+        except AudioError as error:
+            fail(recordings[index], error)
+            continue
+        parts.append(frames)
+        drawn.append(index)
+        count += len(frames)
         if count >= max_frames:
             break
-    return numpy.concatenate(parts)
+    if not parts:
+        raise UsageError(f"none of the {len(recordings)} recordings of the first manifest can be used")
+    return numpy.concatenate(parts), drawn
 
 
 def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:
@@ -170,91 +226,42 @@ def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:
     return centres
 
 
-def write_units(recordings: Sequence[Recording], features: Features, centres: Frames, path: Path) -> Iterator[int]:
-    """Write a .km file: a line of nearest centres for each recording. Goes on where a stopped call ended.
-
-    Args:
-        recordings: in the manifest's order.
-        features: that the centres were fitted on.
-        centres: (K, F).
-        path: of the file.
-
-    Yields:
-        The number of lines just written, or those that a stopped call left.
-
-    Raises:
-        OutputError: where it cannot be written.
-    """
-    if path.is_file():
-        yield len(recordings)
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        done = _count_whole_lines(part)
-        yield done
-        nearest = torch.from_numpy(centres).float()
-        with open(part, "a", encoding="ascii") as stream:
-            known: dict[Path, str] = {}  # a balanced manifest lists some recordings many times
-            times = Counter(recording.path for recording in recordings)
-            for recording in recordings[done:]:
-                line = known.get(recording.path)
-                if line is None:
-                    units = torch.cdist(features(_read(recording)), nearest).argmin(1)
-                    line = " ".join(map(str, units.tolist()))
-                    if times[recording.path] > 1:
-                        known[recording.path] = line
-                stream.write(line + "\n")
-                stream.flush()
-                yield 1
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def write_dictionary(num_clusters: int, folder: Path) -> None:
-    """Write ``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
-    _files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
-
-
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in ``labels.json`` what the units in a folder are made with, manifests by digest.
-
-    Args:
-        folder: of the units.
-        settings: by name, as JSON holds them.
-
-    Raises:
-        OutputError: where the folder holds units made otherwise, or of a manifest that has changed since.
-    """
-    path = folder / "labels.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error})") from None
-    different = sorted(key for key, value in settings.items() if before.get(key, value) != value)
-    if different:
-        raise OutputError(f"{folder}: holds units made with another {', '.join(different)}", remedy="other_out")
-    _files.write_json(path, {**before, **settings})
-
-
 def save_centres(centres: Frames, path: Path) -> None:
     """Save centres (K, F) as .npy."""
     _files.write(path, lambda stream: numpy.save(stream, centres))
 
 
-def _read(recording: Recording) -> Tensor:
-    waveform = audio.read(recording.path)
-    if len(waveform) < MIN_SAMPLES:
-        raise AudioError(f"{recording.path}: too short: {len(waveform)} samples, one frame needs {MIN_SAMPLES}")
-    return waveform
+def load_centres(path: Path, num_clusters: int, width: int) -> Frames:
+    """Load the centres (K, F) that `save_centres` wrote, or published ones.
+
+    Args:
+        path: of the file.
+        num_clusters: K that is asked for: the dictionary will have as many units.
+        width: F of the features.
+
+    Raises:
+        UsageError: where it holds anything else.
+    """
+    try:
+        with open(path, "rb") as stream:
+            centres: Frames = numpy.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: not a NumPy file of k-means centres ({error})") from None
+    if centres.ndim != 2 or centres.dtype.kind != "f":
+        raise UsageError(f"{path}: not a NumPy file of k-means centres, a row of floats for each unit")
+    if len(centres) != num_clusters:
+        raise UsageError(
+            f"{path}: holds {len(centres)} centres, and {num_clusters} units are asked for: ask for {len(centres)}, "
+            "or take the file away"
+        )
+    if centres.shape[1] != width:
+        raise UsageError(f"{path}: holds centres of features {centres.shape[1]} wide, and these are {width} wide")
+    if not numpy.isfinite(centres).all():
+        raise UsageError(f"{path}: holds centres that are NaN or infinite")
+    return centres.astype(numpy.float32)
 
 
-def _count_whole_lines(path: Path) -> int:
-    """Count the lines in a file that a stopped call left, after cutting off an unfinished last one."""
-    if not path.is_file():
-        return 0
-    whole = path.read_bytes().rpartition(b"\n")
-    with open(path, "r+b") as stream:
-        stream.truncate(len(whole[0]) + len(whole[1]))
-    return whole[0].count(b"\n") + 1 if whole[1] else 0
+def assign_units(frames: Tensor, centres: Frames) -> list[int]:
+    """Find the nearest centre (K, F) of each frame (T, F)."""
+    units: list[int] = torch.cdist(frames.float(), torch.from_numpy(centres)).argmin(1).tolist()
+    return units

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, compute_frame_span
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a value of a configuration is a whole number, at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of a configuration is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +52,16 @@ class BackboneConfig:
     """Frames that the positional convolution sees [conv_pos]."""
     pos_groups: int = 16
     """Groups of the positional convolution [conv_pos_groups]."""
+    pos_batch_norm: bool = False
+    """Whether a batch norm stands before the positional convolution [conv_pos_batch_norm]."""
+    projection_norm: bool = True
+    """Whether a layer norm stands before the projection to the width; Hugging Face's DistilHuBERT has none."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in the norms of projection and transformer, not of convolutions; Hugging Face tells it."""
     normalize: bool = False
     """Whether each waveform is brought to zero mean and unit variance first [task.normalize]."""
+    normalize_eps: float = 1e-5
+    """Added to the waveform's variance there: fairseq's 1e-5, Hugging Face's 1e-7. It decides on quiet recordings."""
     sample_rate: int = 16000
     """Hz."""
 
@@ -78,7 +98,9 @@ class BackboneConfig:
         """
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise CheckpointError(f"backbone configuration has unknown fields: {', '.join(sorted(unknown))}")
+            raise CheckpointError(
+                f"backbone configuration has unknown fields: {', '.join(sorted(unknown))}; a later daisy may know them"
+            )
         conv_layers = tuple((int(c), int(k), int(s)) for c, k, s in values.get("conv_layers", HUBERT_CONV))
         config = cls(**{**values, "conv_layers": conv_layers})
         config.validate()
@@ -90,19 +112,29 @@ class BackboneConfig:
         Raises:
             CheckpointError: naming every field that is wrong.
         """
-        wrong = [
-            f"{name} must be at least 1, found {getattr(self, name)}"
-            for name in ("num_layers", "width", "ffn_width", "num_heads", "pos_kernel", "pos_groups", "sample_rate")
-            if getattr(self, name) < 1
-        ]
+        wrong = [line for field in dataclasses.fields(self) if (line := self._find_fault(field.name, str(field.type)))]
         if not wrong and self.width % self.num_heads:
             wrong.append(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if not wrong and self.width % self.pos_groups:
             wrong.append(f"width {self.width} is not a multiple of pos_groups {self.pos_groups}")
-        if self.conv_norm not in ("group", "layer"):
-            wrong.append(f'conv_norm must be "group" or "layer", found {self.conv_norm!r}')
         if wrong:
             raise CheckpointError("backbone configuration: " + "; ".join(wrong))
+
+    def _find_fault(self, name: str, kind: str) -> str | None:
+        """Say what is wrong with one field, whose type is ``kind``; None where nothing is."""
+        value = getattr(self, name)
+        if kind == "int":
+            wanted, fits = "a whole number, at least 1", is_count(value)
+        elif kind == "float":
+            wanted, fits = "a number of at least 0, below 1", is_number(value) and 0 <= value < 1
+        elif kind == "bool":
+            wanted, fits = "true or false", isinstance(value, bool)
+        elif name == "conv_norm":
+            wanted, fits = '"group" or "layer"', value in ("group", "layer")
+        else:
+            wanted = "(channels, kernel, stride) of each convolution, each at least 1"
+            fits = bool(value) and all(len(layer) == 3 and min(layer) >= 1 for layer in value)
+        return None if fits else f"{name} must be {wanted}, found {value!r}"
 
     @property
     def frame_hop(self) -> int:

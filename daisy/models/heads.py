@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.errors import CheckpointError
+from daisy.models.config import is_count, is_number
 from daisy.models.packing import FrameLayout, PackedLayout
 
 READS = ("states", "feed_forward")
@@ -51,6 +52,13 @@ class HeadsConfig:
             raise CheckpointError(f"heads configuration: {error}") from None
         if config.reads not in READS:
             raise CheckpointError(f"heads configuration: reads must be one of {READS}, found {config.reads!r}")
+        for name in ("num_layers", "width", "num_units"):
+            if not is_count(value := getattr(config, name)):
+                raise CheckpointError(
+                    f"heads configuration: {name} must be a whole number, at least 1, found {value!r}"
+                )
+        if not isinstance(config.regressors, bool):
+            raise CheckpointError(f"heads configuration: regressors must be true or false, found {config.regressors!r}")
         return config
 
 
@@ -180,6 +188,9 @@ class FinalHead(nn.Module):
         num_units: K, the dictionary's special symbols included.
         temperature: what the similarities are divided by.
 
+    Raises:
+        CheckpointError: on a shape or temperature that no head can have.
+
     Example:
         >>> import daisy, torch
         >>> daisy.load("daisy-mini").final_head(torch.zeros(49, 256)).shape
@@ -188,6 +199,13 @@ class FinalHead(nn.Module):
 
     def __init__(self, width: int, final_dim: int, num_units: int, temperature: float = 0.1):
         super().__init__()
+        if not (is_count(final_dim) and is_count(num_units)):
+            raise CheckpointError(
+                f"final head: final_dim and num_units must be whole numbers, at least 1, found "
+                f"{final_dim!r} and {num_units!r}"
+            )
+        if not is_number(temperature) or temperature <= 0:
+            raise CheckpointError(f"final head: temperature must be a number above 0, found {temperature!r}")
         self.temperature = temperature
         self.projection = nn.Linear(width, final_dim)
         self.embeddings = nn.Parameter(torch.zeros(num_units, final_dim))

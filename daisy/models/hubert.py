@@ -111,7 +111,7 @@ class Backbone(nn.Module):
     def _convolve(self, waveforms: Tensor) -> Tensor:
         """(B, N) waveforms of one length to (B, T, C) features."""
         if self.config.normalize:
-            waveforms = F.layer_norm(waveforms, waveforms.shape[-1:])
+            waveforms = F.layer_norm(waveforms, waveforms.shape[-1:], eps=self.config.normalize_eps)
         features: Tensor = self.feature_extractor(waveforms.to(self.dtype))
         return features
 
@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         if valid is not None:
             projected = projected * valid[..., None]  # the convolution pads with zeros: so must we
         transformer = self.encoder.transformer
-        positioned: Tensor = projected + transformer.pos_conv_embed(projected)
+        positioned: Tensor = projected + transformer.pos_conv_embed(projected, valid)
         if self.config.pre_norm:
             return positioned
         normed: Tensor = transformer.layer_norm(positioned)

@@ -1,10 +1,13 @@
 """The modules of a HuBERT, with torchaudio's parameter names; they run plainly, and hooks on them fire.
 
-Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference.
+Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference; what torchaudio has not (the
+batch norm before the positional convolution, norms left out, their epsilon): transformers 4.57 and 5.20,
+transformers/models/hubert/modeling_hubert.py.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,13 +65,37 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         channels = config.conv_layers[-1][0]
-        self.layer_norm = nn.LayerNorm(channels)
+        self.layer_norm = nn.LayerNorm(channels, config.layer_norm_eps) if config.projection_norm else None
         self.projection = nn.Linear(channels, config.width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project (B, T, C) to (B, T, D)."""
-        projected: Tensor = self.projection(self.layer_norm(features))
+        projected: Tensor = self.projection(features if self.layer_norm is None else self.layer_norm(features))
         return projected
+
+
+class FixedBatchNorm(nn.Module):
+    """Batch norm over the channels of (B, T, D), with the statistics that training left, in training mode too."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm (..., D) to (..., D)."""
+        gain, shift = self.gain_and_shift()
+        return torch.addcmul(shift, x.float(), gain).to(x.dtype)
+
+    def gain_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return what a channel is multiplied by, and what is added to it then; (D,) float32 each."""
+        gain = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
+        return gain, self.bias.float() - self.running_mean.float() * gain
 
 
 class PositionalConvolution(nn.Module):
@@ -79,12 +106,22 @@ class PositionalConvolution(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        self.batch_norm = FixedBatchNorm(config.width) if config.pos_batch_norm else None
         self.conv = nn.Conv1d(
             config.width, config.width, config.pos_kernel, padding=config.pos_kernel // 2, groups=config.pos_groups
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, T, D) to (B, T, D)."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Convolve (B, T, D) to (B, T, D).
+
+        Args:
+            x: what comes in; zero where ``valid`` is not.
+            valid: (B, T) bool, True where a frame belongs to its utterance; None where all do.
+        """
+        if self.batch_norm is not None:
+            x = self.batch_norm(x)
+            if valid is not None:
+                x = x * valid[..., None]  # the norm moves zeros, and the convolution pads with zeros behind it
         y = self.conv(x.transpose(1, 2))
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
 
@@ -132,9 +169,9 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.attention = SelfAttention(config.width, config.num_heads)
-        self.layer_norm = nn.LayerNorm(config.width)
+        self.layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.feed_forward = FeedForward(config.width, config.ffn_width)
-        self.final_layer_norm = nn.LayerNorm(config.width)
+        self.final_layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer.
@@ -161,7 +198,7 @@ class Transformer(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.pos_conv_embed = PositionalConvolution(config)
-        self.layer_norm = nn.LayerNorm(config.width)
+        self.layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
 
 

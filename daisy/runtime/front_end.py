@@ -45,7 +45,8 @@ class FrontEnd(ABC):
         """Bring each waveform to zero mean and unit variance, where the backbone was trained so."""
         if not self.config.normalize:
             return waveforms
-        return [F.layer_norm(waveform, waveform.shape) for waveform in waveforms]
+        eps = self.config.normalize_eps
+        return [F.layer_norm(waveform, waveform.shape, eps=eps) for waveform in waveforms]
 
     @abstractmethod
     def _convolve(self, waveforms: Sequence[Tensor]) -> Tensor:

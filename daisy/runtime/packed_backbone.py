@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.models import Backbone, BackboneConfig
-from daisy.models.modules import TransformerLayer
+from daisy.models.modules import FixedBatchNorm, TransformerLayer
 from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.runtime.attention import attend
 from daisy.runtime.convolution import FourierConv
@@ -48,10 +48,11 @@ class PackedBackbone:
         self.front_end = make_front_end(backbone, to_floating(precision))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
-        self.feature_norm = PackedNorm(projection.layer_norm, self.dtype)
+        self.feature_norm = None if projection.layer_norm is None else PackedNorm(projection.layer_norm, self.dtype)
         self.projection = pack_linear(projection.projection, to_floating(precision))
-        positions = transformer.pos_conv_embed.conv
+        positions, batch_norm = transformer.pos_conv_embed.conv, transformer.pos_conv_embed.batch_norm
         self.positional = FourierConv(positions.weight, positions.bias, self.config.pos_groups)
+        self.position_norm = None if batch_norm is None else PackedBatchNorm(batch_norm)
         self.norm = PackedNorm(transformer.layer_norm, self.dtype)
         self.layers = [PackedLayer(layer, self.config, precision) for layer in transformer.layers]
 
@@ -62,8 +63,9 @@ class PackedBackbone:
 
     def embed(self, features: Tensor, layout: FrameLayout) -> Tensor:
         """Turn what `front_end` makes of waveforms, features (F, C), into layer 0 (F, D)."""
-        projected = self.projection(self.feature_norm(features))
-        states = projected + F.gelu(self.positional(projected, layout)).to(self.dtype)
+        projected = self.projection(features if self.feature_norm is None else self.feature_norm(features))
+        heard = projected if self.position_norm is None else self.position_norm(projected)
+        states = projected + F.gelu(self.positional(heard, layout)).to(self.dtype)
         return states if self.config.pre_norm else self.norm(states)
 
     def layer(
@@ -97,6 +99,17 @@ class PackedNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class PackedBatchNorm:
+    """Batch norm with fixed statistics: a factor and a summand for each channel, in float32."""
+
+    def __init__(self, module: FixedBatchNorm):
+        self.gain, self.shift = (values.detach() for values in module.gain_and_shift())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Norm (F, D) to float32, which is what the positional convolution computes in."""
+        return torch.addcmul(self.shift, x.float(), self.gain)
 
 
 class PackedLayer:

@@ -41,7 +41,8 @@ def forget_packed(module: nn.Module) -> None:
 
 
 def _get_or_build(module: nn.Module, precision: Precision, build: Callable[..., Packed]) -> Packed:
-    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()]
+    weights = (*module.parameters(), *module.buffers())
+    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
     known = _packed.setdefault(module, {})
     if precision not in known or known[precision][0] != now:
         known[precision] = (now, build(module, precision))

@@ -65,6 +65,18 @@ def test_longer_reverberation_smears_more(speech):
     assert tails[1] > 2 * tails[0]
 
 
+def test_a_room_is_the_same_at_every_rate(speech):
+    """What is heard later than 50 ms after the click, of the same rooms at 8 and at 16 kHz."""
+    tails = []
+    for rate in (8000, 16000):
+        click = torch.zeros(rate)
+        click[rate // 10] = 1.0
+        heard = conditions.apply_condition(Condition("reverberation", 0.5), [click] * 4, {}, sample_rate=rate)
+        tails.append([float(w[rate // 10 + rate // 20 :].square().sum() / w.square().sum()) for w in heard])
+    assert tails[0] == pytest.approx(tails[1], rel=0.25)
+    assert all(0.01 < share < 0.9 for share in tails[0])
+
+
 def test_names_and_grid():
     grid = conditions.make_conditions(["white", "rain"], [None, 10.0], [0.5], [5.0])
     assert [condition.name for condition in grid] == [

@@ -1,5 +1,8 @@
+import hashlib
 import json
+import logging
 import os
+import shutil
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from safetensors.torch import save_file
 
 import daisy
 from daisy import CheckpointError, EarlyExitEncoder, OutputError, checkpoints, policies
-from tests.conftest import tiny_model
+from tests.cli.running import run
+from tests.conftest import RARE_KINDS, tiny_model
 
 
 def test_round_trip(model, waveforms, tmp_path):
@@ -26,6 +30,17 @@ def test_round_trip(model, waveforms, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(runs[0].states, runs[1].states, strict=True))
 
 
+@pytest.mark.parametrize("name", RARE_KINDS)
+def test_statistics_of_a_batch_norm_stay_whole_in_half_a_file(name, tmp_path):
+    model = tiny_model(RARE_KINDS[name])
+    daisy.save(model, tmp_path / "m.safetensors", dtype=torch.float16)
+    again = daisy.load(tmp_path / "m.safetensors")
+    assert again.backbone.config == model.backbone.config
+    ours, theirs = (m.backbone.encoder.transformer.pos_conv_embed.batch_norm for m in (model, again))
+    assert torch.equal(ours.running_var, theirs.running_var)
+    assert torch.equal(ours.running_mean, theirs.running_mean)
+
+
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path):
     model = tiny_model()
     daisy.save(model, tmp_path / "full.safetensors")
@@ -34,6 +49,130 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path):
     weights = sum(p.numel() for part in model.parts().values() for p in part.parameters())
     assert 2 * weights <= full - half < 2 * weights + 1000  # and a few digits in the header
     assert daisy.load(tmp_path / "half.safetensors").backbone.dtype == torch.float32
+
+
+def read_parts(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_digest_is_of_configuration_and_tensors(dtype, tmp_path, caplog):
+    """Computed here by hand, as the format says it."""
+    daisy.save(tiny_model(), tmp_path / "m.safetensors", dtype=dtype)
+    metadata, tensors = read_parts(tmp_path / "m.safetensors")
+    config = json.loads(metadata["daisy"])
+    state = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        state.update(bytes(tensor.reshape(-1).view(torch.uint8).tolist()))
+    digest = config.pop("digest")
+    state.update(json.dumps(config, sort_keys=True).encode())
+    assert digest == state.hexdigest()
+    daisy.load(tmp_path / "m.safetensors")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, t: (
+            t["backbone.encoder.transformer.layers.2.attention.k_proj.weight"].view(torch.int32)[1, 1].bitwise_xor_(1)
+        ),
+        lambda m, t: t.update({"heads.units.0.bias": t["heads.units.0.bias"].half()}),
+        lambda m, t: t.update(
+            {"heads.units.0.bias": t["heads.units.1.bias"], "heads.units.1.bias": t["heads.units.0.bias"]}
+        ),
+        lambda m, t: edit(m, backbone={**json.loads(m["daisy"])["backbone"], "normalize": True}),
+        lambda m, t: edit(m, final_head={"final_dim": 8, "num_units": 11, "temperature": 0.2}),
+        lambda m, t: edit(m, policies={"entropy": {"threshold": 1.2}}),
+        lambda m, t: edit(m, digest="0" * 64),
+    ],
+    ids=["one bit", "type", "names", "normalize", "temperature", "policy", "digest"],
+)
+def test_other_content_than_was_written_is_refused(change, tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = tiny_model()
+    model.policies = {"entropy": {"threshold": 1.25}}
+    daisy.save(model, path)
+    damage(path, lambda metadata, tensors: None)
+    daisy.load(path)  # written by another program, the same content
+    damage(path, change)
+    with pytest.raises(CheckpointError) as error:
+        daisy.load(path)
+    assert str(error.value) == f"{path}: damaged: the content is not what was written (its digest); get the file again"
+
+
+def test_a_file_from_before_there_were_digests_loads_with_a_note(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    daisy.save(tiny_model(), path)
+    damage(path, forget_digest)
+    again = daisy.load(path)
+    (record,) = caplog.records
+    assert (record.name.partition(".")[0], record.levelname) == ("daisy", "WARNING")
+    assert record.getMessage().startswith(f"{path}: written before checkpoints had a digest of their content")
+    caplog.clear()
+    daisy.save(again, path)
+    daisy.load(path)
+    daisy.load("daisy-mini")  # whose digest stands beside it
+    assert not caplog.records
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's: a program has none, and prints what is logged
+    done = run("info", path, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    damage(path, forget_digest)
+    assert run("info", path, cwd=tmp_path).stderr.startswith(f"{path}: written before checkpoints had a digest")
+
+
+def test_a_bundled_model_is_compared_with_the_digest_beside_it(tmp_path, monkeypatch):
+    """The file itself stays as it is: policy files and results name its SHA-256."""
+    assert checkpoints.digest("daisy-mini").startswith("f26cb67a5f40")
+    shutil.copy(checkpoints.find("daisy-mini"), tmp_path / "daisy-mini.safetensors")
+    monkeypatch.setattr("daisy.checkpoints.format.ASSETS", tmp_path)
+    (tmp_path / "daisy-mini.digest").write_text("0" * 64 + "\n")
+    with pytest.raises(CheckpointError, match="damaged: the content is not what was written"):
+        daisy.load("daisy-mini")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("older", [False, True])
+def test_weights_that_are_no_numbers_are_refused(value, older, tmp_path):
+    path = tmp_path / "m.safetensors"
+    daisy.save(tiny_model(), path)
+    damage(path, lambda m, t: t["heads.units.1.weight"].view(-1)[7:8].fill_(value))
+    if older:
+        damage(path, forget_digest)
+    with pytest.raises(CheckpointError, match=r"weights that are not finite: heads\.units\.1\.weight; get the file"):
+        daisy.load(path)
+
+
+def test_a_configuration_allocates_nothing_that_the_tensors_do_not_have(tmp_path):
+    """A terabyte, if it did."""
+    path = tmp_path / "m.safetensors"
+    for changes in ({"ffn_width": 2**40}, {"num_layers": 10**9}, {"width": 2**24, "num_heads": 1, "pos_groups": 1}):
+        daisy.save(tiny_model(), path)
+        damage(path, lambda m, t, new=changes: edit(m, backbone={**json.loads(m["daisy"])["backbone"], **new}))
+        with pytest.raises(
+            CheckpointError, match=r"the configuration says|exit heads for 4 layers of width 32"
+        ) as error:
+            daisy.load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_layers_that_are_only_claimed_are_not_built(tmp_path):
+    path, model = tmp_path / "m.safetensors", tiny_model()
+    model.heads = None
+    daisy.save(model, path)
+    damage(path, lambda m, t: edit(m, backbone={**json.loads(m["daisy"])["backbone"], "num_layers": 5000}))
+    with pytest.raises(CheckpointError, match=r"the configuration says 5000 layers, and there are \d+ tensors"):
+        daisy.load(path)
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    daisy.save(tiny_model(), tmp_path / "m.safetensors")
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    daisy.load(tmp_path / "m.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_file_states_its_format(tmp_path):
@@ -45,14 +184,19 @@ def test_file_states_its_format(tmp_path):
 
 
 def damage(path, how):
-    with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata, tensors = read_parts(path)
     how(metadata, tensors)
     save_file(tensors, path, metadata)
 
 
 def edit(metadata, **changes):
     metadata["daisy"] = json.dumps(json.loads(metadata["daisy"]) | changes)
+
+
+def forget_digest(metadata, tensors):
+    config = json.loads(metadata["daisy"])
+    del config["digest"]
+    metadata["daisy"] = json.dumps(config)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +217,27 @@ def edit(metadata, **changes):
         (lambda m, t: m.update(daisy='{"format_version": 1}'), "the configuration has no backbone"),
         (lambda m, t: m.update(daisy="[]"), "damaged configuration"),
         (lambda m, t: edit(m, policies=None), "damaged configuration"),
+        (lambda m, t: edit(m, provenance="a test"), r"damaged configuration \(provenance must be an object\)"),
+        (lambda m, t: edit(m, backbone="base"), r"damaged configuration \(backbone must be an object\)"),
+        (lambda m, t: t.update({"heads.units.0.bias": torch.zeros(11).int()}), "heads.units.0.bias is torch.int32, no"),
+        (
+            lambda m, t: edit(m, heads={**json.loads(m["daisy"])["heads"], "num_layers": 3}),
+            "exit heads for 3 layers of width 32, and a backbone with 4 of width 32",
+        ),
+        (lambda m, t: edit(m, heads={**json.loads(m["daisy"])["heads"], "num_units": 0}), "num_units must be a whole"),
+        (
+            lambda m, t: edit(m, heads={**json.loads(m["daisy"])["heads"], "regressors": 1}),
+            "regressors must be true or",
+        ),
+        (
+            lambda m, t: edit(m, final_head={"num_units": 11, "final_dim": 8, "temperature": 0}),
+            "temperature must be a number above 0, found 0",
+        ),
         (lambda m, t: edit(m, policies={"entropy": {"threshold": "low"}}), "threshold must be a finite number"),
-        (lambda m, t: edit(m, final_head={"num_units": -3, "final_dim": 4}), "damaged configuration"),
+        (
+            lambda m, t: edit(m, final_head={"num_units": -3, "final_dim": 4}),
+            "final_dim and num_units must be whole numbers, at least 1, found 4 and -3",
+        ),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, how, message):

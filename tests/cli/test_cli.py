@@ -50,6 +50,35 @@ def test_extract_prints_totals_and_resumes(place):
     assert "3 of them were finished before" in run(*arguments).stdout
 
 
+def test_shards_and_their_index(place):
+    out = place / "shards"
+    arguments = ("extract", place / "in", "-c", place / "tiny.safetensors", "-p", "never", "-o", out, "--shard")
+    counts = []
+    for shard in ("0/2", "1/2"):
+        done = run(*arguments, shard)
+        assert done.returncode == 0, done.stderr
+        first = done.stdout.splitlines()[0]
+        assert first.startswith(f"shard {shard[0]} of 2: ")
+        assert first.endswith(" of 3 recordings")
+        counts.append(int(first.split()[4]))
+    assert sum(counts) == 3
+    (out / "index.csv").unlink()
+    done = run("index", out)
+    assert (done.returncode, done.stdout) == (0, f"{out / 'index.json'} and index.csv: 3 recordings\n")
+    assert len((out / "index.csv").read_text().splitlines()) == 4
+    for wrong, message in (
+        ("2/2", "shard 2 of 2: shards are numbered from 0 to 1"),
+        ("1", "--shard takes I/N, such as 0/4 to 3/4, found '1'"),
+        ("-1/2", "--shard takes I/N"),
+    ):
+        done = run(*arguments, wrong)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
+    done = run("index", place / "in")
+    assert done.returncode == 2
+    assert "holds no extraction's journal" in done.stderr
+
+
 def test_extract_lists_what_failed_and_exits_with_1(place):
     (place / "in" / "text.wav").write_text("no audio")
     done = run(
@@ -151,7 +180,11 @@ def test_manifest_and_labels(place):
     assert done.returncode == 0, done.stderr
     soundfile.write(place / "in" / "slow.wav", numpy.zeros(8000), 8000)
     done = run("manifest", "in", "-o", "other.tsv", "--root", "in/../in", cwd=place)
-    (place / "in" / "slow.wav").unlink()
+    (place / "slow").mkdir()
+    (place / "in" / "slow.wav").rename(place / "slow" / "slow.wav")
+    slow = run("manifest", "slow", "-o", "slow.tsv", "--root", "slow", "--sample-rate", "8000", cwd=place)
+    assert slow.returncode == 0, slow.stderr
+    assert (place / "slow.tsv").read_text().endswith("\nslow.wav\t8000\n")
     assert done.returncode == 1
     assert "slow.wav: 8000 Hz" in done.stderr
     assert (place / "other.tsv").read_text() == (place / "train.tsv").read_text()
@@ -162,7 +195,12 @@ def test_manifest_and_labels(place):
     (place / "changed.tsv").write_text((place / "train.tsv").read_text().splitlines()[0] + "\n1.wav\t16000\n")
     (place / "changed.tsv").rename(place / "km" / "train.tsv")
     done = run("labels", "km/train.tsv", "-o", "km", "--clusters", "4", cwd=place)
-    assert "holds units made with another train.tsv" in done.stderr
+    assert (done.returncode, (place / "km" / "train.km").read_text()) == (0, lines[1] + "\n")
+    (place / "in" / "3.wav").write_bytes((place / "in" / "1.wav").read_bytes())
+    (place / "km" / "train.tsv").write_text((place / "km" / "train.tsv").read_text().replace("1.wav", "3.wav"))
+    done = run("labels", "km/train.tsv", "-o", "km", "--clusters", "4", cwd=place)
+    (place / "in" / "3.wav").unlink()
+    assert "km: holds units of other recordings: km/train.tsv lists none that k-means was fitted on" in done.stderr
     done = run(
         "labels", "train.tsv", "-o", "km2", "--clusters", "4", "-c", "tiny.safetensors", "--layer", "2", cwd=place
     )

@@ -1,14 +1,17 @@
 """`daisy demo` with the bundled model: the whole chain, on real speech."""
 
+import dataclasses
 import itertools
 import json
 
 import pytest
+import soundfile
 
 import daisy
 from daisy.calibration.families import FAMILIES
 from daisy.cli import demonstration
 from daisy.errors import UsageError
+from tests.conftest import POST_NORM, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,15 @@ def test_it_leaves_features_index_and_figure(shown):
     assert index["totals"]["num_failed"] == 0
     assert index["settings"]["policy"] == result.policy.to_config()
     assert len(list((out / "features").rglob("*.safetensors"))) == 48
+
+
+def test_the_clips_come_at_the_rate_of_the_checkpoint(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    daisy.save(tiny_model(dataclasses.replace(POST_NORM, sample_rate=8000)), tmp_path / "narrow.safetensors")
+    result = demonstration.run(tmp_path / "out", str(tmp_path / "narrow.safetensors"))
+    seconds = sum(soundfile.info(path).duration for path in demonstration.list_clips())
+    assert result.audio_sec == pytest.approx(6 * seconds, abs=0.01)
+    assert {soundfile.info(path).samplerate for path in (tmp_path / "out" / "audio").rglob("*.wav")} == {8000}
 
 
 def test_the_bundled_model_is_small_and_complete():

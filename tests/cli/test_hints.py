@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 import daisy
+from daisy import _locks
 from daisy.cli.console import HINTS, explain
 from daisy.errors import AudioError, CheckpointError, OutputError, Remedy, UsageError
 from tests.cli.running import run
@@ -25,6 +26,9 @@ def place(tmp_path_factory):
     state = model.backbone.state_dict()
     del state["mask_embedding"]  # what torchaudio's models do not have
     torch.save(state, folder / "plain.pth")
+    with torch.no_grad():
+        model.backbone.encoder.transformer.layers[-1].final_layer_norm.bias[0] = 1e5
+    daisy.save(model, folder / "large.safetensors")
     torch.save({"args": argparse.Namespace(x=object), "model": {}}, folder / "pickled.pt")
     torch.save({"model_weight": {}}, folder / "other form.pt")
     (folder / "policy.json").write_text("{")
@@ -37,7 +41,11 @@ def place(tmp_path_factory):
     assert run("manifest", "speech", "-o", "train.tsv", cwd=folder).returncode == 0
     (folder / "units").mkdir()
     (folder / "units" / "labels.json").write_text(json.dumps({"clusters": 9}))
-    return folder
+    (folder / "held").mkdir()
+    lock = _locks.acquire(folder / "held" / "journal.jsonl.lock")
+    (folder / "held" / "journal.jsonl.lock").write_text("")  # who it is is tested where there is another process
+    yield folder
+    lock.release()
 
 
 EXTRACT = ("extract", "speech", "-c", "tiny.safetensors", "-o")
@@ -49,11 +57,22 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
     [
         ("allow_pickle", ("convert", "pickled.pt", "x.safetensors"), "from; add --allow-pickle"),
         (
+            "busy",
+            (*EXTRACT, "held", "-p", "never"),
+            "held: is being written by another process; "
+            "wait for it, use another --out, or let several share the work with --shard I/N",
+        ),
+        (
             "calibrate",
             (*EXTRACT, "no", "-p", "policy.json"),
             ": not a policy file; daisy calibrate makes one",
         ),
         ("convert", ("info", "other form.pt"), "; other forms are read by: daisy convert 'other form.pt' OUT"),
+        (
+            "float32",
+            ("extract", "speech", "-c", "large.safetensors", "-p", "never", "--dtype", "float16", "-o", "no"),
+            "and float16 ends at 65504; use --dtype float32 with another --out",
+        ),
         (
             "make_manifest",
             ("labels", "my speech", "-o", "no"),
@@ -63,7 +82,7 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
         (
             "no_overrides",
             ("convert", "pickled.pt", "x.safetensors", "--set", "num_heads=4", "--allow-pickle"),
-            "tells its own num_heads; --set is for torchaudio's state dicts",
+            "tells its own num_heads; --set is for weights without a configuration",
         ),
         ("num_heads", ("convert", "plain.pth", "x.safetensors"), "is none of 768, 1024, 1280; add --set num_heads=N"),
         ("other_out", ("labels", "train.tsv", "-o", "units"), "another clusters; use another --out"),

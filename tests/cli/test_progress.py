@@ -1,5 +1,7 @@
 """Progress: lines where stderr is no terminal, at their times and with what remains; a bar on a terminal."""
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -50,6 +52,22 @@ def test_a_line_every_ten_seconds_with_what_is_done_and_what_remains():
         "extracting: 440 of 500, 0:00:20 elapsed, 0:00:30 remaining",
         "extracting: 460 of 500, 0:00:30 elapsed, 0:00:20 remaining",
     ]
+
+
+def test_a_log_on_a_full_disk_ends_no_task(monkeypatch):
+    clock = Clock(waits=2)
+    task = ProgressLines("extracting", 3, interval=10.0, clock=clock)
+    with open("/dev/full", "wb", buffering=0) as device:
+        full = io.TextIOWrapper(device, write_through=True)
+        monkeypatch.setattr(sys, "stderr", full)
+        with pytest.raises(OSError, match="No space left"):
+            print("a line", file=sys.stderr, flush=True)
+        task.report(clock.wait)
+        with pytest.raises(ZeroDivisionError), task:
+            raise ZeroDivisionError
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()  # writes what it still holds
 
 
 def test_without_steps_there_is_no_estimate_and_without_a_total_none_is_named():

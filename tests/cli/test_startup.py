@@ -20,6 +20,7 @@ except SystemExit as end:
 """
 COMMANDS = [
     "extract",
+    "index",
     "calibrate",
     "noise-curve",
     "replay",

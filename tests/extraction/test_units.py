@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import numpy
@@ -5,19 +6,18 @@ import pytest
 import soundfile
 import torch
 
-from daisy import AudioError, OutputError, audio
+from daisy import audio
 from daisy.errors import UsageError
 from daisy.extraction.units import (
     centre_features,
-    claim_folder,
     fit_kmeans,
+    load_centres,
     make_layer_states,
     make_mfcc,
     sample_features,
-    write_dictionary,
-    write_units,
+    save_centres,
 )
-from tests.conftest import tiny_model
+from tests.conftest import POST_NORM, tiny_model
 
 
 @pytest.fixture
@@ -68,65 +68,69 @@ def test_states_are_the_layers_own(waveforms):
         make_layer_states(model.backbone, 5)
 
 
-def test_files_are_what_fairseq_reads_and_a_stopped_run_goes_on(recordings, tmp_path):
-    features = make_mfcc(50)
-    drawn = sample_features(recordings, features, 10_000, 0, lambda count: None)
-    centres = fit_kmeans(drawn, 5, 0)
-    assert centres.shape == (5, 39)
-    whole, stopped = tmp_path / "whole.km", tmp_path / "stopped.km"
-    assert sum(write_units(recordings, features, centres, whole)) == 4
-    lines = whole.read_text().splitlines()
-    for recording, line in zip(recordings, lines, strict=True):
-        units = numpy.array(line.split(), dtype=int)
-        expected = features(audio.read(recording.path)).numpy()
-        distances = ((expected[:, None] - centres[None]) ** 2).sum(-1)
-        assert (units == distances.argmin(1)).all()
-    (tmp_path / "stopped.km.part").write_text("\n".join(lines[:2]) + "\n" + lines[2][:5])
-    assert list(write_units(recordings, features, centres, stopped)) == [2, 1, 1]
-    assert stopped.read_text() == whole.read_text()
-    assert list(write_units(recordings, features, centres, stopped)) == [4]
-    write_dictionary(5, tmp_path)
-    assert (tmp_path / "dict.km.txt").read_text() == "0 1\n1 1\n2 1\n3 1\n4 1\n"
+def test_the_rates_are_the_checkpoints(recordings):
+    """25 frames a second with an eighth convolution; an 8 kHz model hears 8 kHz, and its frames are as long."""
+    mhubert = dataclasses.replace(POST_NORM, conv_layers=(*POST_NORM.conv_layers, (16, 2, 2)))
+    features = make_layer_states(tiny_model(mhubert).backbone, 2)
+    assert (features.sample_rate, features.per_sec, features.min_samples, features.width) == (16000, 25.0, 720, 32)
+    narrow = make_layer_states(tiny_model(dataclasses.replace(POST_NORM, sample_rate=8000)).backbone, 2)
+    assert (narrow.sample_rate, narrow.per_sec, narrow.min_samples) == (8000, 25.0, 400)
+    seconds = [soundfile.info(recording.path).duration for recording in recordings]
+    assert [len(features.read(r)) for r in recordings] == [int((16000 * s - 720) // 640) + 1 for s in seconds]
+    assert [len(narrow.read(r)) for r in recordings] == [int((8000 * s - 400) // 320) + 1 for s in seconds]
+    mfcc = make_mfcc(50)
+    assert (mfcc.sample_rate, mfcc.per_sec, mfcc.min_samples, mfcc.width) == (16000, 50.0, 400, 39)
 
 
-def test_units_made_otherwise_are_refused(tmp_path):
-    settings = {"source": "mfcc", "clusters": 2, "train.tsv": "0123"}
-    claim_folder(tmp_path, settings)
-    claim_folder(tmp_path, settings)
-    claim_folder(tmp_path, {**settings, "valid.tsv": "4567"})  # another split may come later
-    with pytest.raises(OutputError, match=r"units made with another clusters; use another folder"):
-        claim_folder(tmp_path, {**settings, "clusters": 3})
-    with pytest.raises(OutputError, match=r"units made with another train\.tsv"):
-        claim_folder(tmp_path, {**settings, "train.tsv": "89ab"})
-
-
-def test_recordings_without_units_stop_the_run(tmp_path):
+def test_what_cannot_be_fitted_on_is_refused():
     with pytest.raises(UsageError, match="7 clusters need as many frames, found 3"):
         fit_kmeans(numpy.zeros((3, 2)), 7, 0)
     with pytest.raises(UsageError, match="lists no recordings"):
-        sample_features([], make_mfcc(50), 10, 0, print)
-    soundfile.write(tmp_path / "short.wav", numpy.zeros(100), 16000)
-    with pytest.raises(AudioError, match=r"short\.wav: too short: 100 samples, one frame needs 400"):
-        sample_features(audio.find([str(tmp_path)]), make_mfcc(50), 10, 0, print)
+        sample_features([], make_mfcc(50), 10, 0, print, print)
+
+
+def test_a_bad_recording_gives_its_place_to_the_next_one_drawn(recordings, tmp_path):
+    """The order is the seed's and the number's: what is drawn of sound recordings stays what it was."""
+    soundfile.write(tmp_path / "4.wav", numpy.zeros(100), 16000)
+    (tmp_path / "5.wav").write_text("no audio")
+    listed = audio.find([str(tmp_path)])
+    failed = {}
+    frames, drawn = sample_features(
+        listed, make_mfcc(50), 10**6, 0, lambda count: None, lambda r, error: failed.setdefault(r.name, str(error))
+    )
+    order = numpy.random.default_rng(0).permutation(6).tolist()
+    assert drawn == [index for index in order if index < 4]
+    expected = [make_mfcc(50).read(listed[index]).numpy() for index in drawn]
+    assert (frames == numpy.concatenate(expected)).all()
+    assert sorted(failed) == ["4.wav", "5.wav"]
+    assert failed["4.wav"].endswith("4.wav: too short: 100 samples, one frame needs 400")
+    with pytest.raises(UsageError, match="none of the 2 recordings"):
+        sample_features(listed[4:], make_mfcc(50), 10, 0, lambda count: None, lambda *what: None)
+
+
+def test_centres_of_another_number_or_width_are_refused(tmp_path):
+    path = tmp_path / "kmeans.npy"
+    save_centres(numpy.ones((50, 39), dtype=numpy.float32), path)
+    assert load_centres(path, 50, 39).shape == (50, 39)
+    with pytest.raises(UsageError, match=r"kmeans\.npy: holds 50 centres, and 5 units are asked for: ask for 50"):
+        load_centres(path, 5, 39)
+    with pytest.raises(UsageError, match=r"centres of features 39 wide, and these are 768 wide"):
+        load_centres(path, 50, 768)
+    save_centres(numpy.full((5, 39), numpy.nan), path)
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        load_centres(path, 5, 39)
+    for content in (b"", b"PK\3\4", b"\x80\x04N."):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"kmeans\.npy: not a NumPy file of k-means centres"):
+            load_centres(path, 5, 39)
+    numpy.save(path, numpy.arange(10))
+    with pytest.raises(UsageError, match="not a NumPy file of k-means centres, a row of floats"):
+        load_centres(path, 5, 39)
 
 
 def test_centred_features_have_no_mean(waveforms):
-    plain, centred = make_mfcc(50)(waveforms[4]), centre_features(make_mfcc(50))(waveforms[4])
+    features = centre_features(make_mfcc(50))
+    assert (features.per_sec, features.sample_rate, features.width) == (50.0, 16000, 39)
+    plain, centred = make_mfcc(50)(waveforms[4]), features(waveforms[4])
     assert centred.mean(0).abs().max() < 1e-4
     assert torch.allclose(plain - centred, plain.mean(0).expand_as(plain), atol=1e-4)
-
-
-def test_a_recording_listed_twice_is_labelled_once(recordings, tmp_path):
-    calls = []
-    features = make_mfcc(50)
-
-    def counted(waveform):
-        calls.append(len(waveform))
-        return features(waveform)
-
-    centres = fit_kmeans(sample_features(recordings, features, 10_000, 0, lambda count: None), 5, 0)
-    twice = [recording for recording in recordings for _ in range(2)]
-    assert sum(write_units(twice, counted, centres, tmp_path / "twice.km")) == 8
-    lines = (tmp_path / "twice.km").read_text().splitlines()
-    assert lines[::2] == lines[1::2]
-    assert len(calls) == 4

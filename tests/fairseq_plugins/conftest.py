@@ -75,11 +75,22 @@ def programs(tmp_path_factory):
     server.communicate()
 
 
+def run(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    return subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
 def command(*arguments):
     """Runs a command and returns what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
-    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = run(*arguments)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def refuse(*arguments):
+    """Runs a command that fails and returns what it printed."""
+    done = run(*arguments)
+    assert done.returncode not in (0, fork_server.CRASHED), done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 

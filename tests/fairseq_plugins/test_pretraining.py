@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -85,7 +86,7 @@ def test_our_weights_under_fairseqs_names_come_back_the_same(kind):
             fairseq_form.weights(model)
         torch.nn.init.eye_(projection.weight)
         torch.nn.init.zeros_(projection.bias)
-    back = fairseq_form.read(export.make_stock_checkpoint(model))
+    back = fairseq_form.read(export.make_stock_checkpoint(model), {})
     assert back.backbone.config == model.backbone.config
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(back, wave), states(model, wave), atol=1e-5)
@@ -101,7 +102,7 @@ def test_a_shallow_network_spread_over_a_deep_one_starts_where_it_ended():
         deep = daisy.Model(backbone=daisy.Backbone(dataclasses.replace(KINDS[kind], num_layers=12)))
         weights = spread(fairseq_form.weights(shallow), 12)
         assert sum(key.endswith("fc1.weight") for key in weights) == 12
-        renamed = fairseq_form.rename(weights, fairseq_form.BACKBONE_RULES + fairseq_form.HEAD_RULES)
+        renamed, _ = fairseq_form.rename(weights, fairseq_form.BACKBONE_RULES + fairseq_form.HEAD_RULES)
         fairseq_form.fold_weight_norm(renamed)
         deep.backbone.load_state_dict({k[9:]: v for k, v in renamed.items() if k.startswith("backbone.")})
         wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
@@ -193,13 +194,17 @@ def test_settings_that_cannot_be_met_are_refused(task_config):
     task_config.noise_prob = 0.5
     with pytest.raises(UsageError, match="noise_prob is 0.5, and there is nothing to draw from"):
         dataset(task_config)
-    task_config.noise_prob, task_config.label_rate = 0.0, 33.0
+    task_config.noise_prob, task_config.label_rate = 0.0, 49.9
     with pytest.raises(UsageError, match="label_rate must divide the sample rate"):
         dataset(task_config)
 
 
 def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_path):
-    """pretrain.sh in two iterations, warm-started; run again, it does nothing but export."""
+    """pretrain.sh in two iterations, warm-started; run again, it only exports. A bad recording is left out."""
+    shutil.copytree(corpus / "data", tmp_path / "manifests")
+    (corpus / "wav" / "bad.wav").write_text("no audio")
+    with open(tmp_path / "manifests" / "train.tsv", "a") as stream:
+        stream.write("bad.wav\t16000\n")
     model = tiny_model(POST_NORM, num_units=9)
     daisy.save(model, tmp_path / "hubert.safetensors")
     variables = (
@@ -212,7 +217,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
 
     def call(updates: str):
         script = ROOT / "fairseq_plugins" / "pretrain.sh"
-        return "env", *variables, f"UPDATES={updates}", script, corpus / "data", tmp_path / "out", *options
+        return "env", *variables, f"UPDATES={updates}", script, tmp_path / "manifests", tmp_path / "out", *options
 
     command(*call("2 2"))
     first = daisy.load(tmp_path / "out" / "iteration1.safetensors")
@@ -225,6 +230,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
     exported = (tmp_path / "out" / "hubert.pt").stat().st_mtime
     units = (tmp_path / "out" / "units2" / "valid.km").read_text().split()
     assert set(units) <= set("012345")
+    assert len((tmp_path / "out" / "units2" / "train.km").read_text().splitlines()) == 12
     assert "train_inner" not in command(*call("2 2"))
     assert (tmp_path / "out" / "hubert.pt").stat().st_mtime == exported
     command(*call("2 2 1"))

@@ -5,7 +5,7 @@ import torch
 
 from daisy import BackboneConfig, CheckpointError
 from daisy.models import Backbone
-from tests.conftest import POST_NORM, PRE_NORM, tiny_model
+from tests.conftest import KINDS, POST_NORM, PRE_NORM, RARE_KINDS, tiny_model
 
 
 def run(backbone, waveforms):
@@ -19,11 +19,13 @@ def run(backbone, waveforms):
     return states, num_frames
 
 
-def test_what_lies_past_an_utterances_end_is_never_read(model, waveforms):
+@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values()])
+def test_what_lies_past_an_utterances_end_is_never_read(config, waveforms):
     """The batch is padded with NaN; alone, an utterance has no padding at all."""
-    together, num_frames = run(model.backbone, waveforms)
+    backbone = tiny_model(config).backbone
+    together, num_frames = run(backbone, waveforms)
     for index, waveform in enumerate(waveforms):
-        alone, own_frames = run(model.backbone, [waveform])
+        alone, own_frames = run(backbone, [waveform])
         assert own_frames[0] == num_frames[index]
         for layer, (one, many) in enumerate(zip(alone, together, strict=True)):
             difference = (one[0] - many[index, : own_frames[0]]).abs().max() / one.std()
@@ -61,7 +63,16 @@ def test_presets_have_hubert_sizes():
     ("wrong", "message"),
     [
         ({"num_heads": 5}, "width 32 is not a multiple of num_heads 5"),
-        ({"num_layers": 0}, "num_layers must be at least 1, found 0"),
+        ({"num_layers": 0}, "num_layers must be a whole number, at least 1, found 0"),
+        ({"num_layers": 2.0}, "num_layers must be a whole number, at least 1, found 2.0"),
+        ({"width": True}, "width must be a whole number, at least 1, found True"),
+        ({"pre_norm": "no"}, "pre_norm must be true or false, found 'no'"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps must be a number of at least 0, below 1, found -1e-05"),
+        ({"layer_norm_eps": 1e12}, "layer_norm_eps must be a number of at least 0, below 1, found 1000000000000.0"),
+        ({"normalize_eps": float("nan")}, "normalize_eps must be a number of at least 0, below 1, found nan"),
+        ({"normalize_eps": "1e-7"}, "normalize_eps must be a number of at least 0, below 1, found '1e-7'"),
+        ({"conv_layers": [[16, 10, 0]]}, r"conv_layers must be \(channels, kernel, stride\) of each convolution"),
+        ({"conv_layers": []}, r"conv_layers must be \(channels, kernel, stride\) of each convolution"),
         ({"conv_norm": "batch"}, 'conv_norm must be "group" or "layer", found \'batch\''),
         ({"depth": 3}, "unknown fields: depth"),
     ],
@@ -69,3 +80,42 @@ def test_presets_have_hubert_sizes():
 def test_impossible_configurations_are_refused(wrong, message):
     with pytest.raises(CheckpointError, match=message):
         BackboneConfig.from_dict({**dataclasses.asdict(POST_NORM), **wrong})
+
+
+@torch.no_grad()
+def test_batch_norm_before_the_positions_is_torchs_with_fixed_statistics():
+    backbone = tiny_model(RARE_KINDS["post-norm"]).backbone.train()
+    ours = backbone.encoder.transformer.pos_conv_embed.batch_norm
+    theirs = torch.nn.BatchNorm1d(len(ours.weight)).eval()
+    theirs.load_state_dict(ours.state_dict() | {"num_batches_tracked": torch.tensor(1)})
+    x = 3 * torch.randn(2, 9, len(ours.weight), generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    assert ours.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("eps", [1e-7, 1e-5])
+def test_a_quiet_recording_is_normalised_with_the_checkpoints_epsilon(eps):
+    """At -60 dBFS the variance is 1e-6."""
+    config = dataclasses.replace(PRE_NORM, normalize_eps=eps)
+    backbone, waveform = (
+        tiny_model(config).backbone,
+        1e-3 * torch.randn(8000, generator=torch.Generator().manual_seed(0)),
+    )
+    scale = (waveform.var(correction=0) + eps).rsqrt()
+    plain = tiny_model(dataclasses.replace(config, normalize=False)).backbone
+    expected = run(plain, [(waveform - waveform.mean()) * scale])[0]
+    for states, others in zip(run(backbone, [waveform])[0], expected, strict=True):
+        assert (states - others).abs().max() < 1e-4 * others.std()
+    assert (run(plain, [waveform])[0][-1] - expected[-1]).abs().max() > 0.1 * expected[-1].std()
+
+
+@torch.no_grad()
+def test_layer_norm_eps_is_that_of_all_norms_but_the_convolutions():
+    config = dataclasses.replace(PRE_NORM, layer_norm_eps=0.5)
+    modules = dict(tiny_model(config).backbone.named_modules())
+    norms = {name: module.eps for name, module in modules.items() if isinstance(module, torch.nn.LayerNorm)}
+    assert {eps for name, eps in norms.items() if "conv_layers" in name} == {1e-5}
+    assert {eps for name, eps in norms.items() if "conv_layers" not in name} == {0.5}
+    assert len(norms) == 7 + 2 + 2 * config.num_layers

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daisy import EarlyExitEncoder, policies
 from daisy.runtime.cuda_graphs import GraphLayerRunner
-from tests.conftest import spread_policy, tiny_model
+from tests.conftest import KINDS, RARE_KINDS, spread_policy, tiny_model
 
 DEVICE = torch.device("lazy")  # one that every build of torch knows
 SCORES = ("entropy", "confidence", "margin", "change", "regressed", "num_frames")
@@ -185,6 +185,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(Graph, "capturing", None)
 
 
+@pytest.mark.parametrize("config", [*KINDS.values(), RARE_KINDS["post-norm"]], ids=[*KINDS, "rare"])
 @pytest.mark.parametrize(
     ("stride", "whole", "alternate", "reads"), [(1, True, False, "feed_forward"), (3, False, True, "states")]
 )
@@ -261,6 +262,7 @@ def test_no_memory_for_a_graph(model, config, waveforms, monkeypatch, cuda, when
     assert Graph.replayed == 0
 
 
+@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values()], ids=[*KINDS, *RARE_KINDS])
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize("count", [7, 1])
 def test_the_same_numbers_and_one_wait_a_layer(model, config, waveforms, monkeypatch, stride, count):

@@ -8,7 +8,7 @@ from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.packed_backbone import PackedBackbone
-from tests.conftest import tiny_model
+from tests.conftest import RARE_KINDS, tiny_model
 from tests.runtime.conftest import run_packed, run_plain, use_mkl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
@@ -42,6 +42,19 @@ def test_fewer_bits_give_nearly_the_same(model, waveforms, dtype, least):
         assert packed.dtype == expected
         assert cosine(plain, packed).mean() > least
         assert not torch.equal(plain, packed.float())
+
+
+@pytest.mark.parametrize("name", RARE_KINDS)
+@pytest.mark.parametrize(("dtype", "error", "least"), [("float32", 1e-5, 0.999999), ("bfloat16", None, 0.9995)])
+def test_norms_that_few_checkpoints_have(name, dtype, error, least, waveforms):
+    """A batch norm before the positional convolution, none before the projection, other epsilons; quiet recordings."""
+    backbone = tiny_model(RARE_KINDS[name]).backbone
+    waveforms = [*waveforms[:-1], 1e-3 * waveforms[-1]]
+    states, _, lengths = run_plain(backbone, waveforms)
+    packed_states, _ = run_packed(backbone, waveforms, lengths, dtype)
+    for plain, packed in zip(states, packed_states, strict=True):
+        assert error is None or (plain - packed).abs().max() < error * plain.std()
+        assert cosine(plain, packed).mean() > least
 
 
 def test_half_weights_are_rounded_once(waveforms):

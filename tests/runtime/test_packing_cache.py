@@ -2,7 +2,7 @@ import torch
 
 from daisy import EarlyExitEncoder, policies
 from daisy.runtime.packing_cache import pack_backbone, pack_heads
-from tests.conftest import tiny_model
+from tests.conftest import RARE_KINDS, tiny_model
 from tests.runtime.conftest import run_plain
 
 
@@ -20,6 +20,14 @@ def test_changed_weights_are_laid_out_anew():
     with torch.no_grad():
         heads.units[1].weight.mul_(2)
     assert pack_heads(heads, "float32") is not laid_out
+
+
+def test_changed_statistics_are_laid_out_anew():
+    backbone = tiny_model(RARE_KINDS["post-norm"]).backbone
+    first = pack_backbone(backbone, "float32")
+    assert pack_backbone(backbone, "float32") is first
+    backbone.encoder.transformer.pos_conv_embed.batch_norm.running_mean.add_(1)
+    assert pack_backbone(backbone, "float32") is not first
 
 
 def test_weights_changed_behind_autograd_are_forgotten_on_demand(waveforms):

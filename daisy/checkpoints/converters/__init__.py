@@ -2,12 +2,12 @@
 
 | source | what it is | reader |
 |---|---|---|
-| fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older | `fairseq` |
+| fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older; also its weights without a configuration | `fairseq` |
 | daisy's own fairseq plugin | heads trained by fairseq-train | `plugin` |
 | s3prl | `python -m s3prl.upstream.hubert.convert` | `s3prl` |
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
-| Hugging Face | folder with `config.json` and weights | `huggingface` |
+| Hugging Face | folder with `config.json` and weights, also in the hub's cache | `huggingface` |
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio
+from daisy.checkpoints.converters.fairseq_configuration import tells_its_shape
 from daisy.checkpoints.converters.reading import read_state
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
@@ -22,13 +23,24 @@ from daisy.errors import CheckpointError
 __all__ = ["convert"]
 
 
-def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[str, str] | None = None) -> Model:
+def convert(
+    source: str | Path,
+    *,
+    allow_pickle: bool = False,
+    overrides: dict[str, str] | None = None,
+    label_set: int | None = None,
+) -> Model:
     """Convert a checkpoint of any of the forms above.
+
+    What of the source the model does not have, and what the source does not tell and had to be assumed, stands in its
+    ``provenance``, under "left_out" and "assumed".
 
     Args:
         source: a file, or a Hugging Face folder.
         allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
-        overrides: backbone fields that the source does not tell (torchaudio's state dicts), as text.
+        overrides: backbone fields that the source does not tell (weights without a configuration), as text.
+        label_set: of which of fairseq's label sets the prediction head is kept, counted from 1. Where there are
+            several, and this is None, the model has no prediction head.
 
     Returns:
         The model, in float32 on the CPU.
@@ -40,27 +52,36 @@ def convert(source: str | Path, *, allow_pickle: bool = False, overrides: dict[s
     try:
         if path.is_dir():
             _refuse_overrides(overrides)
+            _refuse_label_set(label_set)
             model = huggingface.read(path, allow_pickle)
         else:
-            model = _read_file(path, allow_pickle, overrides)
+            model = _read_file(path, allow_pickle, overrides, label_set)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         # The readers take a source's form for granted; one that has not got it can fail anywhere.
-        raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({error!r})") from None
+        first_line = (repr(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({first_line})") from None
     model.provenance.setdefault("converted_from", path.name)
     return model
 
 
-def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None) -> Model:
+def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None, label_set: int | None) -> Model:
     state = read_state(path, allow_pickle)
+    if plugin.recognises(state):
+        _refuse_overrides(overrides)
+        _refuse_label_set(label_set)
+        return plugin.read(state)
+    if s3prl.recognises(state):
+        _refuse_overrides(overrides)
+        return s3prl.read(state, label_set)
     if torchaudio.recognises(state):
+        _refuse_label_set(label_set)
         return torchaudio.read(state, overrides or {})
-    _refuse_overrides(overrides)
-    for reader in (plugin, s3prl, fairseq):
-        if reader.recognises(state):
-            model: Model = reader.read(state)
-            return model
+    if fairseq.recognises(state):
+        if tells_its_shape(state):
+            _refuse_overrides(overrides)
+        return fairseq.read(state, overrides or {}, label_set)
     if any(str(key).startswith("backbone.") for key in state):
         raise CheckpointError("is a daisy checkpoint already")
     if huggingface.recognises(state):
@@ -74,3 +95,10 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None)
 def _refuse_overrides(overrides: dict[str, str] | None) -> None:
     if overrides:
         raise CheckpointError(f"tells its own {', '.join(overrides)}", remedy="no_overrides")
+
+
+def _refuse_label_set(label_set: int | None) -> None:
+    if label_set is not None:
+        raise CheckpointError(
+            "has no label sets to choose from: leave label_set out; fairseq's and s3prl's HuBERTs have"
+        )

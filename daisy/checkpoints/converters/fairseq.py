@@ -1,30 +1,39 @@
 """fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``).
 
-Source of names and meanings: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py.
+Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py; of those with batch norm before the
+positional convolution: its main branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
 """
 
 from __future__ import annotations
 
-import ast
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from daisy.checkpoints.converters.fairseq_configuration import (
+    read_backbone_fields,
+    read_configuration,
+    tells_its_shape,
+)
+from daisy.checkpoints.converters.guessing import guess_backbone
+from daisy.checkpoints.converters.label_sets import LabelSets, read_label_sets, take_final_head
 from daisy.checkpoints.converters.mapping import (
+    BATCH_NORM,
+    NO_WEIGHT,
     POSITION,
     Config,
     add_identity_projection,
     assemble,
+    describe_keys,
     fold_weight_norm,
     rename,
 )
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
-from daisy.models.lengths import HUBERT_CONV
 
 _LAYER = r"encoder\.layers\.(\d+)\."
 _OUR_LAYER = r"backbone.encoder.transformer.layers.\1."
@@ -37,7 +46,9 @@ BACKBONE_RULES = (
     ),
     (r"layer_norm\.(weight|bias)", r"backbone.encoder.feature_projection.layer_norm.\1"),
     (r"post_extract_proj\.(weight|bias)", r"backbone.encoder.feature_projection.projection.\1"),
-    (r"encoder\.pos_conv\.0\.bias", POSITION + "bias"),
+    (r"encoder\.pos_conv\.0\.(weight|bias)", POSITION + r"\1"),
+    (r"encoder\.pos_conv\.batch_norm\.num_batches_tracked", NO_WEIGHT),
+    (r"encoder\.pos_conv\.batch_norm\.(.*)", BATCH_NORM + r"\1"),
     (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
     (r"encoder\.layer_norm\.(weight|bias)", r"backbone.encoder.transformer.layer_norm.\1"),
@@ -53,6 +64,9 @@ HEAD_RULES = (
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
     (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
 )
+FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
+FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
+OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
 THEIR_NAMES = (
@@ -75,158 +89,107 @@ THEIR_NAMES = (
     (r"final_head\.projection\.(.*)", r"final_proj.\1"),
     (r"final_head\.embeddings", "label_embs_concat"),
 )
-FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
-FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
+A_LAYER = re.compile(r"(?:(?:w2v_encoder|encoder)\.w2v_model\.)?encoder\.layers\.0\.self_attn\.k_proj\.weight")
+EPS = 1e-5
+"""Of every norm of fairseq's, and of its normalising of waveforms."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Tell whether a loaded file is a fairseq checkpoint."""
-    return isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
+    """Tell whether a loaded file is a fairseq checkpoint, or holds its weights alone."""
+    model = state.get("model", state)
+    has_configuration = isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
+    return has_configuration or (isinstance(model, dict) and any(A_LAYER.fullmatch(str(key)) for key in model))
 
 
-def read(state: dict[str, Any]) -> Model:
-    """Build a model from a loaded fairseq checkpoint."""
-    model_cfg, task_cfg = read_configuration(state)
-    return from_parts(model_cfg, task_cfg, strip_fine_tuning(state["model"]))
-
-
-def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
-    """Read the HuBERT's configuration from ``cfg``, the older ``args``, or inside a fine-tuned model's.
+def read(state: dict[str, Any], overrides: Mapping[str, str], label_set: int | None = None) -> Model:
+    """Build a model from a loaded fairseq checkpoint.
 
     Args:
-        state: a loaded checkpoint.
-
-    Returns:
-        fairseq's configurations of the model and of the task.
-
-    Raises:
-        CheckpointError: where there is none.
+        state: what the file holds.
+        overrides: fields that weights without a configuration do not tell, as text.
+        label_set: to keep the prediction head of, counted from 1; needed where there are several.
     """
-    source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
-    if not isinstance(source, dict):
-        raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
-    source = _resolve(source, source)
-    model_cfg, task_cfg = _split(source)
-    inner = model_cfg.get("w2v_args")
-    if inner:
-        inner_model, inner_task = _split(inner)
-        normalize = model_cfg.get("normalize")
-        return inner_model, inner_task if normalize is None else {**inner_task, "normalize": normalize}
-    return model_cfg, task_cfg
-
-
-def _resolve(node: Any, root: Config) -> Any:
-    """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
-    if isinstance(node, dict):
-        return {key: _resolve(value, root) for key, value in node.items()}
-    reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
-    if reference is None:
-        return node
-    section = root.get(reference[1])
-    return section.get(reference[2]) if isinstance(section, dict) else None
-
-
-def _split(source: Config) -> tuple[Config, Config]:
-    nested = isinstance(source.get("model"), dict)
-    return (source["model"], source.get("task") or {}) if nested else (source, source)
+    weights = strip_fine_tuning(state.get("model", state))
+    task_state = to_plain(state.get("task_state"))
+    dictionaries = task_state.get("dictionaries") if isinstance(task_state, dict) else None
+    if not tells_its_shape(state):
+        sets = read_label_sets({}, dictionaries, label_set)
+        return from_parts(None, {}, weights, sets, overrides)
+    model_cfg, task_cfg = read_configuration(state)
+    return from_parts(model_cfg, task_cfg, weights, read_label_sets(task_cfg, dictionaries, label_set))
 
 
 def strip_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the HuBERT out of a fine-tuned model, without its output layer or decoder; others stay as they are.
+    """Take the prefix off the HuBERT in a fine-tuned model; its output layer or decoder keeps its name.
 
     Raises:
         CheckpointError: on weights that belong to neither.
     """
     if not any(FINE_TUNED.fullmatch(key) for key in weights):
         return weights
-    inner = {match[1]: value for key, value in weights.items() if (match := FINE_TUNED.fullmatch(key))}
-    rest = [key for key in weights if not FINE_TUNED.fullmatch(key) and not FINE_TUNED_HEAD.fullmatch(key)]
+    names = {key: match[1] if (match := FINE_TUNED.fullmatch(key)) else key for key in weights}
+    rest = [key for key, name in names.items() if key == name and not FINE_TUNED_HEAD.fullmatch(key)]
     if rest:
         raise CheckpointError(f"fine-tuned model with weights of no known place: {', '.join(rest[:4])}")
-    return inner
+    return {names[key]: value for key, value in weights.items()}
 
 
-def from_parts(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) -> Model:
+def from_parts(
+    model_cfg: Config | None,
+    task_cfg: Config,
+    weights: dict[str, Tensor],
+    sets: LabelSets | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Model:
     """Build a model from fairseq's model and task configuration and its weights under fairseq's names.
+
+    Args:
+        model_cfg: None where there is none: the weights tell the shape then, and ``overrides`` what they do not.
+        task_cfg: of the task.
+        weights: of the network, perhaps with an output layer on it, which is left out.
+        sets: label sets of the prediction head; None: there is one.
+        overrides: of `guess_backbone`.
 
     Raises:
         CheckpointError: on options or weights that are not supported.
     """
-    config: Config = {"backbone": read_backbone_fields(model_cfg, task_cfg)}
-    tensors = rename(weights, BACKBONE_RULES + HEAD_RULES)
+    backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg)
+    tensors, left_out = rename(_separate_batch_norm(weights), (*BACKBONE_RULES, *HEAD_RULES, *OUTPUT_RULES))
     fold_weight_norm(tensors)
-    add_identity_projection(tensors, config["backbone"]["width"])
-    config["final_head"] = _read_final_head(model_cfg, tensors)
-    config["heads"] = _read_exit_heads(tensors)
-    return assemble(config, tensors)
+    add_identity_projection(tensors, len(tensors["backbone.encoder.transformer.layer_norm.weight"]))
+    assumed = ""
+    if backbone is None:
+        backbone, assumed = guess_backbone(tensors, overrides or {})
+    temperature = (model_cfg or {}).get("logit_temp", 0.1)
+    head, not_kept = take_final_head(temperature, sets or LabelSets(), tensors)
+    said = ", ".join(part for part in (describe_keys(left_out), not_kept) if part)
+    config = {"backbone": backbone, "final_head": head, "heads": _read_exit_heads(tensors)}
+    return assemble(config, tensors, left_out=said, assumed=assumed)
 
 
-def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
-    """Read the fields of `BackboneConfig` from fairseq's configuration.
-
-    Raises:
-        CheckpointError: on an option of fairseq's that changes the computation and is not supported.
-    """
-    for option, supported in (
-        ("activation_fn", "gelu"),
-        ("layer_type", "transformer"),
-        ("pos_conv_depth", 1),
-        ("conv_pos_batch_norm", False),
-    ):
-        value = model_cfg.get(option, supported)
-        if value != supported:
-            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
+def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the batch norm before the positional convolution, which then is the second of its modules, not the first."""
+    if "encoder.pos_conv.0.running_mean" not in weights:
+        return dict(weights)
+    places = {"encoder.pos_conv.0.": "encoder.pos_conv.batch_norm.", "encoder.pos_conv.1.": "encoder.pos_conv.0."}
     return {
-        "num_layers": model_cfg.get("encoder_layers", 12),
-        "width": model_cfg.get("encoder_embed_dim", 768),
-        "ffn_width": model_cfg.get("encoder_ffn_embed_dim", 3072),
-        "num_heads": model_cfg.get("encoder_attention_heads", 12),
-        "pre_norm": bool(model_cfg.get("layer_norm_first", False)),
-        "conv_layers": parse_conv_layers(model_cfg.get("conv_feature_layers")),
-        "conv_norm": "layer" if model_cfg.get("extractor_mode", "default") == "layer_norm" else "group",
-        "conv_bias": bool(model_cfg.get("conv_bias", False)),
-        "pos_kernel": model_cfg.get("conv_pos", 128),
-        "pos_groups": model_cfg.get("conv_pos_groups", 16),
-        "normalize": bool(task_cfg.get("normalize", False)),
-        "sample_rate": int(task_cfg.get("sample_rate", 16000)),
+        next((new + key.removeprefix(old) for old, new in places.items() if key.startswith(old)), key): value
+        for key, value in weights.items()
     }
-
-
-def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """Parse fairseq's Python expression of the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
-
-    Args:
-        text: the expression; HuBERT's own seven convolutions where it is None.
-
-    Returns:
-        (channels, kernel, stride) of each.
-
-    Raises:
-        CheckpointError: where it is another expression.
-    """
-    if text is None:
-        return HUBERT_CONV
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return value(node.left) + value(node.right)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return value(node.left) * value(node.right)
-        return ast.literal_eval(node)
-
-    try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        return tuple((int(c), int(k), int(s)) for c, k, s in layers)
-    except (ValueError, TypeError, SyntaxError):
-        raise CheckpointError(f"conv_feature_layers is not a list of (channels, kernel, stride): {text!r}") from None
 
 
 def weights(model: Model) -> dict[str, Tensor]:
     """Rename a model's backbone and final head to fairseq's names: what `from_parts` reads.
 
     Raises:
-        CheckpointError: where fairseq's HuBERT has no place for a weight.
+        CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
     """
+    config = model.backbone.config
+    if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != EPS:
+        raise CheckpointError(
+            "fairseq's HuBERT has no batch norm before the positional convolution, always a layer norm before the "
+            f"projection, and adds {EPS} to the variance in its norms: this one differs, and cannot be written for it"
+        )
     parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "heads"})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
     kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
@@ -251,29 +214,6 @@ def _rename_to_theirs(key: str) -> str:
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)
     raise CheckpointError(f"{key} has no place in fairseq's HuBERT")
-
-
-def _read_final_head(model_cfg: Config, tensors: dict[str, Tensor]) -> Config | None:
-    """Configure HuBERT's own head and bring its tensors into our form; None where it has none."""
-    embeddings = tensors.get("final_head.embeddings")
-    projection = tensors.get("final_head.projection.weight")
-    if embeddings is None or projection is None:
-        for key in [key for key in tensors if key.startswith(("final_head.", "target_glu."))]:
-            del tensors[key]
-        return None
-    if "target_glu.weight" in tensors:
-        gated = F.linear(embeddings, tensors.pop("target_glu.weight"), tensors.pop("target_glu.bias"))
-        embeddings = tensors["final_head.embeddings"] = F.glu(gated)
-    final_dim = embeddings.shape[1]
-    if projection.shape[0] != final_dim:
-        raise CheckpointError(
-            f"predicts {projection.shape[0] // final_dim} sets of units at once; only one set is supported"
-        )
-    return {
-        "final_dim": final_dim,
-        "num_units": embeddings.shape[0],
-        "temperature": float(model_cfg.get("logit_temp", 0.1)),
-    }
 
 
 def _read_exit_heads(tensors: dict[str, Tensor]) -> Config | None:

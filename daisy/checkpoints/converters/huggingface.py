@@ -1,32 +1,59 @@
-"""Hugging Face's HuBERT: a folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+"""Hugging Face's HuBERT: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
 
-Source: transformers 4.57 and 5.24, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py.
+Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py and
+transformers/models/wav2vec2/feature_extraction_wav2vec2.py (``zero_mean_unit_var_norm``: 1e-7).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from daisy.checkpoints.converters.mapping import POSITION, Config, assemble, fold_weight_norm, rename
-from daisy.checkpoints.converters.reading import read_state
+from torch import Tensor
+
+from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
+from daisy.checkpoints.converters.mapping import (
+    BATCH_NORM,
+    NO_WEIGHT,
+    POSITION,
+    Config,
+    assemble,
+    describe_keys,
+    fold_weight_norm,
+    rename,
+)
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
 _PREFIX = r"(?:hubert\.)?"
 _POSITION = _PREFIX + r"encoder\.pos_conv_embed\.conv\."
+_BATCH_NORM = _PREFIX + r"encoder\.pos_conv_embed\.batch_norm\."
 RULES = (
     (_PREFIX + r"masked_spec_embed", "backbone.mask_embedding"),
     (_PREFIX + r"(feature_extractor\..*)", r"backbone.\1"),
     (_PREFIX + r"(feature_projection\..*)", r"backbone.encoder.\1"),
-    (_POSITION + r"bias", POSITION + "bias"),
+    (_POSITION + r"(weight|bias)", POSITION + r"\1"),
     (_POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (_POSITION + r"(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+    (_BATCH_NORM + r"num_batches_tracked", NO_WEIGHT),
+    (_BATCH_NORM + r"(.*)", BATCH_NORM + r"\1"),
     (_PREFIX + r"encoder\.(layer_norm\..*|layers\..*)", r"backbone.encoder.transformer.\1"),
-    (r"(?:lm_head|projector|classifier)\.(?:weight|bias)|layer_weights", None),  # outputs of fine-tuned models
+    # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
+    (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ON_TOP = (r"(?!hubert\.).*", None)
+"""Where names begin with "hubert.", whatever has another name is no part of the network."""
+NORMALIZE_EPS = 1e-7
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""The second has the first's content under "feature_extractor": what transformers 5 writes for a whole processor."""
+CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
+ONLY = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+}
+"""Options that change the computation, with the one value that is supported."""
+NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
+"""Options that change the computation, which are to be null or empty."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
@@ -35,33 +62,47 @@ def recognises(state: dict[str, Any]) -> bool:
 
 
 def read(folder: Path, allow_pickle: bool) -> Model:
-    """Build a model from a folder as ``save_pretrained`` writes it."""
-    config = _read_json(folder / "config.json")
+    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it."""
+    folder = find_snapshot(folder)
+    config = read_json(folder / "config.json")
     if config.get("model_type") != "hubert":
         raise CheckpointError(f"config.json describes a model of type {config.get('model_type')!r}, not hubert")
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise CheckpointError(f"has no weights: neither {' nor '.join(WEIGHTS)}")
-    tensors = rename(read_state(weights, allow_pickle), RULES)
+    fields = read_backbone_fields(config)
+    heard, assumed = read_preprocessing(folder, fields["conv_norm"])
+    tensors, left_out = rename_weights(read_weights(folder, allow_pickle))
+    backbone = {"backbone": {**fields, **heard}}
+    model = assemble(backbone, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    model.provenance["converted_from"] = name_model(folder)
+    return model
+
+
+def rename_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename weights to ours, and list those that are no part of the network."""
+    rules = (*RULES, ON_TOP) if any(str(key).startswith("hubert.") for key in state) else RULES
+    tensors, left_out = rename(state, rules)
     fold_weight_norm(tensors)
-    return assemble({"backbone": _read_backbone_fields(config, folder)}, tensors)
+    return tensors, left_out
 
 
-def _read_backbone_fields(config: Config, folder: Path) -> Config:
-    for option, supported in (
-        ("hidden_act", "gelu"),
-        ("feat_extract_activation", "gelu"),
-        ("feat_proj_layer_norm", True),
-    ):
-        value = config.get(option, supported)
-        if value != supported:
+def read_backbone_fields(config: Config) -> Config:
+    """Read the fields of `BackboneConfig` from ``config.json``, but for those of the preprocessor.
+
+    Raises:
+        CheckpointError: on an option that changes the computation and is not supported.
+    """
+    for option, supported in ONLY.items():
+        if (value := config.get(option, supported)) != supported:
             raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
-    if config.get("conv_pos_batch_norm"):
-        raise CheckpointError("HuBERT with conv_pos_batch_norm is not supported")
-    preprocessor = folder / "preprocessor_config.json"
-    layer_norm = config.get("feat_extract_norm", "group") == "layer"
-    normalize = _read_json(preprocessor).get("do_normalize", layer_norm) if preprocessor.is_file() else layer_norm
-    conv = HF_CONV | {key: config[key] for key in HF_CONV if key in config}
+    for option in NONE_OF:
+        if config.get(option):
+            raise CheckpointError(f"HuBERT with {option} is not supported")
+    norm = config.get("feat_extract_norm", "group")
+    if norm not in ("group", "layer"):
+        raise CheckpointError(f"feat_extract_norm must be group or layer, found {norm!r}")
+    conv = CONVOLUTIONS | {key: config[key] for key in CONVOLUTIONS if key in config}
+    if len({len(values) for values in conv.values()}) > 1:
+        counts = ", ".join(f"{name} has {len(values)} values" for name, values in conv.items())
+        raise CheckpointError(f"config.json: {counts}: as many as convolutions are wanted of each")
     return {
         "num_layers": config.get("num_hidden_layers", 12),
         "width": config.get("hidden_size", 768),
@@ -69,24 +110,39 @@ def _read_backbone_fields(config: Config, folder: Path) -> Config:
         "num_heads": config.get("num_attention_heads", 12),
         "pre_norm": bool(config.get("do_stable_layer_norm", False)),
         "conv_layers": list(zip(conv["conv_dim"], conv["conv_kernel"], conv["conv_stride"], strict=True)),
-        "conv_norm": "layer" if layer_norm else "group",
+        "conv_norm": norm,
         "conv_bias": bool(config.get("conv_bias", False)),
         "pos_kernel": config.get("num_conv_pos_embeddings", 128),
         "pos_groups": config.get("num_conv_pos_embedding_groups", 16),
-        "normalize": bool(normalize),
+        "pos_batch_norm": bool(config.get("conv_pos_batch_norm", False)),
+        "projection_norm": bool(config.get("feat_proj_layer_norm", True)),
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
     }
 
 
-HF_CONV = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
+def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
+    """Read what is done to the audio: rate, and whether it is normalised.
+
+    Args:
+        folder: of the model.
+        conv_norm: of `BackboneConfig`; where no file tells, models of this kind were trained so or so.
+
+    Returns:
+        The fields of `BackboneConfig`, and a line's ending that says what was assumed.
+    """
+    for name in PREPROCESSORS:
+        if not (folder / name).is_file():
+            continue
+        content: Any = read_json(folder / name)
+        if name == PREPROCESSORS[1]:
+            content = content.get("feature_extractor")
+        if isinstance(content, dict):  # what is not in it is Wav2Vec2FeatureExtractor's default
+            return _make_preprocessing(content.get("sampling_rate", 16000), bool(content.get("do_normalize", True))), ""
+    normalize = conv_norm == "layer"
+    assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: there is no {PREPROCESSORS[0]}, which would tell"
+    return _make_preprocessing(16000, normalize), assumed
 
 
-def _read_json(path: Path) -> Config:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"has no {path.name}: not a Hugging Face model") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds no object")
-    return content
+def _make_preprocessing(sample_rate: int, normalize: bool) -> Config:
+    eps = {"normalize_eps": NORMALIZE_EPS} if normalize else {}
+    return {"sample_rate": sample_rate, "normalize": normalize, **eps}

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from daisy.checkpoints.format import build, load_weights
+from daisy.checkpoints.format import build_with_weights
 from daisy.checkpoints.model import Model
+from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
+NO_WEIGHT = ""
+"""As a replacement: a counter or the like, which nothing at inference reads."""
+
 Rules = Sequence[tuple[str, str | None]]
-"""(pattern of the whole key, replacement); None leaves the key out, by name."""
+"""(pattern of the whole key, replacement); None leaves the key out, which is said, `NO_WEIGHT` without a word."""
 
 Config = dict[str, Any]
 """A source's configuration, or ours as `Model.config` has it."""
 
 POSITION = "backbone.encoder.transformer.pos_conv_embed.conv."
+MASK_EMBEDDING = "backbone.mask_embedding"
+BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
 
 
-def rename(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+def rename(tensors: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tensor], list[str]]:
     """Rename every key by the first rule that matches it.
 
     Args:
@@ -30,25 +36,36 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
         rules: to try in turn.
 
     Returns:
-        float32 tensors by our names.
+        float32 tensors by our names, and the keys that a rule leaves out.
 
     Raises:
-        CheckpointError: naming the keys that no rule matches.
+        CheckpointError: naming the keys that no rule matches, and weights that are no floating-point tensors.
     """
     renamed: dict[str, Tensor] = {}
-    unknown = []
+    left_out, unknown = [], []
     for key, tensor in tensors.items():
-        for pattern, replacement in rules:
-            if match := re.fullmatch(pattern, key):
-                if replacement is not None:
-                    renamed[match.expand(replacement)] = tensor.float()
-                break
-        else:
-            unknown.append(key)
+        match, replacement = next(
+            ((match, to) for pattern, to in rules if (match := re.fullmatch(pattern, str(key)))), (None, None)
+        )
+        if match is None:
+            unknown.append(str(key))
+        elif replacement is None:
+            left_out.append(key)
+        elif replacement != NO_WEIGHT:
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise CheckpointError(
+                    f"{key} is {kind} where weights are floating-point: quantised models are not read"
+                )
+            renamed[match.expand(replacement)] = tensor.float()
     if unknown:
-        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        raise CheckpointError(f"has weights with no place in a HuBERT: {', '.join(unknown[:4])}{more}")
-    return renamed
+        raise CheckpointError(f"has weights with no place in a HuBERT: {list_some(unknown, 4)}")
+    return renamed, left_out
+
+
+def describe_keys(keys: Iterable[str]) -> str:
+    """Name the modules that keys belong to: "lm_head, final_proj"."""
+    return list_some(list(dict.fromkeys(key.rpartition(".")[0] or key for key in keys)), 4)
 
 
 def fold_weight_norm(tensors: dict[str, Tensor]) -> None:
@@ -66,13 +83,25 @@ def add_identity_projection(tensors: dict[str, Tensor], width: int) -> None:
         tensors[prefix + "bias"] = torch.zeros(width)
 
 
-def assemble(config: Config, tensors: dict[str, Tensor]) -> Model:
+def assemble(config: Config, tensors: dict[str, Tensor], *, left_out: str = "", assumed: str = "") -> Model:
     """Build a model from its configuration (as `Model.config`) and its tensors under our names.
 
+    Args:
+        config: the configuration.
+        tensors: the weights.
+        left_out: what of the source is not in the model; kept in its provenance.
+        assumed: what the source did not tell; likewise.
+
     Raises:
-        CheckpointError: where a tensor has no place, or a place no tensor of its shape.
+        CheckpointError: where a tensor has no place, or a place no tensor of its shape, or a weight is not finite.
     """
-    model = build(config)
-    tensors.setdefault("backbone.mask_embedding", torch.zeros(model.backbone.config.width))
-    load_weights(model, tensors)
+    norm = tensors.get("backbone.encoder.transformer.layer_norm.weight")
+    if norm is not None and MASK_EMBEDDING not in tensors:
+        tensors[MASK_EMBEDDING] = torch.zeros(norm.shape)
+        assumed = "; ".join(
+            part for part in (assumed, "mask_embedding 0, which only training with masks reads") if part
+        )
+    model = build_with_weights(config, tensors)
+    notes = {"left_out": left_out, "assumed": assumed}
+    model.provenance.update({name: note for name, note in notes.items() if note})
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from daisy.checkpoints.converters.mapping import assemble
+from daisy.checkpoints.converters.mapping import assemble, rename
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 
@@ -19,6 +19,5 @@ def recognises(state: dict[str, Any]) -> bool:
 
 def read(state: dict[str, Any]) -> Model:
     """Build a model from a loaded file."""
-    return assemble(
-        to_plain(state["task_state"][STATE_KEY]), {key: tensor.float() for key, tensor in state["model"].items()}
-    )
+    tensors, _ = rename(state["model"], ((r"(.*)", r"\1"),))  # our names already
+    return assemble(to_plain(state["task_state"][STATE_KEY]), tensors)

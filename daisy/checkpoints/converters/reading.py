@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from daisy.checkpoints.contents import name_other_content
 from daisy.errors import CheckpointError
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What torch's DistributedDataParallel and torch.compile put before each name."""
 
 IMPORTED = {
     ("torch._utils", "_rebuild_tensor"),
@@ -50,7 +56,7 @@ BUILTINS = {
 
 
 def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
-    """Read the dictionary in a .safetensors, .pt, .pth or .bin file.
+    """Read the dictionary in a .safetensors, .pt, .pth or .bin file; names lose the prefixes of `WRAPPERS`.
 
     Plain tensors and containers are read by torch's restricted loader. Anything else needs ``allow_pickle``; even
     then only what rebuilds tensors, arrays and plain containers is imported by name; everything else is stood in for
@@ -64,11 +70,16 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
         What the file holds, by key; tensors on the CPU.
 
     Raises:
-        CheckpointError: where the file is missing or damaged, or needs unpickling that was not allowed.
+        CheckpointError: where the file is missing or damaged, is something else altogether, such as a Git-LFS pointer,
+            or needs unpickling that was not allowed.
     """
     try:
+        if other := name_other_content(path):
+            raise CheckpointError(f"is {other}")
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return strip_wrappers(load_file(path))
+        if damaged := find_damaged_record(path):
+            raise CheckpointError(f"damaged: its record {damaged} is not what was written; get the file again")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -83,13 +94,58 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
     except CheckpointError:
         raise
     except FileNotFoundError:
-        raise CheckpointError("no such file") from None
+        raise CheckpointError(name_missing_file(path)) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror or error})") from None
     except Exception as error:  # a damaged pickle can raise anything
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"damaged, or no checkpoint at all ({first_line[:120]})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"holds a {type(state).__name__}, not a dictionary of weights")
-    return state
+    unwrapped = strip_wrappers(state)
+    if isinstance(weights := unwrapped.get("model"), dict) and not isinstance(weights, StandIn):
+        unwrapped["model"] = strip_wrappers(weights)
+    return unwrapped
+
+
+def strip_wrappers(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Take the prefixes of `WRAPPERS` off all keys; where one key has none, it is no wrapper, and they stay."""
+    stripped = dict(state)
+    while stripped and (
+        prefix := next((prefix for prefix in WRAPPERS if all(str(key).startswith(prefix) for key in stripped)), None)
+    ):
+        stripped = {str(key).removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped
+
+
+def find_damaged_record(path: Path) -> str | None:
+    """Find a record whose checksum is not its content's, in a file of torch.save's; torch.load does not look.
+
+    Where none fits, the file was written without checksums (``torch.serialization.set_crc32_options``).
+    """
+    if not zipfile.is_zipfile(path):  # torch's older form, which has none
+        return None
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        damaged = [record.filename for record in records if not _is_whole(archive, record)]
+    return damaged[0] if damaged and len(damaged) < len(records) else None
+
+
+def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(record) as stream:
+            while stream.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
+def name_missing_file(path: Path) -> str:
+    """Say that there is no file, or that a link leads nowhere, as in a cache whose files are gone."""
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}, which is not there: get it again"
+    return "no such file"
 
 
 class StandIn(dict[Any, Any]):

@@ -13,7 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from daisy.checkpoints.converters import fairseq
-from daisy.checkpoints.converters.mapping import Config, add_identity_projection, assemble, fold_weight_norm, rename
+from daisy.checkpoints.converters.fairseq_configuration import read_backbone_fields, read_configuration
+from daisy.checkpoints.converters.label_sets import read_label_sets
+from daisy.checkpoints.converters.mapping import (
+    Config,
+    add_identity_projection,
+    assemble,
+    describe_keys,
+    fold_weight_norm,
+    rename,
+)
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
@@ -28,23 +37,26 @@ def recognises(state: dict[str, Any]) -> bool:
     return set(state) >= KEYS
 
 
-def read(state: dict[str, Any]) -> Model:
-    """Build a model from a loaded file."""
+def read(state: dict[str, Any], label_set: int | None = None) -> Model:
+    """Build a model from a loaded file; ``label_set`` as of `fairseq.read`."""
     model_cfg, task_cfg, weights = to_plain(state["model_cfg"]), to_plain(state["task_cfg"]), state["model_weight"]
     if any(EXIT_HEAD.fullmatch(key) for key in weights):
+        if label_set is not None:
+            raise CheckpointError("has exit heads, and no label sets to choose from")
         return _build_published_daisy(model_cfg, task_cfg, weights)
+    sets = read_label_sets(task_cfg, to_plain(state["dictionaries_symbols"]), label_set)
     if model_cfg.get("w2v_args"):
-        model_cfg, task_cfg = fairseq.read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
-    return fairseq.from_parts(model_cfg, task_cfg, fairseq.strip_fine_tuning(weights))
+        model_cfg, task_cfg = read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
+    return fairseq.from_parts(model_cfg, task_cfg, fairseq.strip_fine_tuning(weights), sets)
 
 
 def _build_published_daisy(model_cfg: Config, task_cfg: Config, weights: dict[str, Tensor]) -> Model:
-    backbone = fairseq.read_backbone_fields(model_cfg, task_cfg)
+    backbone = read_backbone_fields(model_cfg, task_cfg)
     position = model_cfg.get("cls_pred_position", "before-norm")
     if position not in READS:
         raise CheckpointError(f"cls_pred_position must be one of {', '.join(READS)}, found {position!r}")
     rules = ((EXIT_HEAD.pattern, r"heads.units.\1.\2"), (r"label_embs_concat", None), *fairseq.BACKBONE_RULES)
-    tensors = rename(weights, rules)
+    tensors, left_out = rename(weights, rules)
     fold_weight_norm(tensors)
     add_identity_projection(tensors, backbone["width"])
     heads = [tensor for key, tensor in tensors.items() if re.fullmatch(r"heads\.units\.\d+\.weight", key)]
@@ -60,4 +72,4 @@ def _build_published_daisy(model_cfg: Config, task_cfg: Config, weights: dict[st
             "regressors": False,
         },
     }
-    return assemble(config, tensors)
+    return assemble(config, tensors, left_out=describe_keys(left_out))

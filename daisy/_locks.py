@@ -1,0 +1,135 @@
+"""Locks between processes: files that one process at a time holds, and that say who does.
+
+The system lets go of a lock when its holder ends, however it ends: one that was killed blocks nobody. On network file
+systems a lock holds between hosts where the system's ``flock`` does (NFS since Linux 2.6.12, Lustre mounted with
+``flock``, GPFS). A killed host's locks last until the server's lease ends, on NFS usually 90 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from daisy import _files
+from daisy.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What a file system that keeps no locks answers."""
+
+
+class Lock:
+    """A lock that this process holds, until it is released.
+
+    Args:
+        path: of its file, which is there as long as it is held.
+        descriptor: of the open file.
+    """
+
+    def __init__(self, path: Path, descriptor: int):
+        self.path, self._descriptor = path, descriptor
+
+    def release(self) -> None:
+        """Let go of it. Its file is taken away first, while nobody else can hold it."""
+        _files.remove(self.path)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+def acquire(path: Path, *, wait: bool = False) -> Lock | None:
+    """Take a lock.
+
+    Args:
+        path: of its file.
+        wait: until whoever holds it lets go of it.
+
+    Returns:
+        The lock; None where somebody else holds it.
+
+    Raises:
+        OutputError: where its file cannot be written.
+    """
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path.parent}: cannot be written ({_files.explain(error)})") from None
+        try:
+            taken = _flock(descriptor, path, wait)
+            if taken and _is_there(descriptor, path):
+                _sign(descriptor)
+                return Lock(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if not taken:
+            return None
+        # Its last holder took the file away between the two calls: there is, or will be, another one.
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a lock for a while, after waiting for it.
+
+    Raises:
+        OutputError: where its file cannot be written.
+    """
+    lock = acquire(path, wait=True)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def describe_holder(path: Path) -> str:
+    """Say who holds a lock: "process 4711 on node3, since 2026-11-28 10:20:31"."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has not signed yet, or has just ended
+
+
+def _flock(descriptor: int, path: Path, wait: bool) -> bool:
+    """Whether the lock was free; a file system that keeps no locks gets a warning, and then it was."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in UNSUPPORTED:
+            raise OutputError(f"{path}: cannot be locked ({_files.explain(error)})") from None
+        message = f"{path.parent}: this file system keeps no locks; let no two processes write the same there"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return True
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    """Write who holds a lock. It is held without a signature too, on a full disk."""
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode())

@@ -1,0 +1,63 @@
+"""Files that libsndfile reads to their end only when they are handed over in another way: chained Ogg, endless MP3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from daisy.audio.archives import measure, open_bytes
+from daisy.errors import AudioError
+
+
+def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
+    """Find the streams that follow one another in an Ogg file, as radio stations and ``cat`` make them.
+
+    libsndfile reads the first one only. A stream begins with a page, or several that are interleaved, marked as
+    beginning (RFC 3533, section 6: the second bit of the header type).
+
+    Returns:
+        First byte of each, and the byte after its last.
+    """
+    starts: list[int] = []
+    was_beginning = False
+    place, size = 0, measure(path)
+    with open_bytes(path) as stream:
+        while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
+            is_beginning = bool(page[5] & 2)
+            if is_beginning and not was_beginning:
+                starts.append(place)
+            was_beginning = is_beginning
+            place += 27 + page[26] + sum(stream.read(page[26]))
+            stream.seek(place)
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+@contextlib.contextmanager
+def as_pipe(path: Path) -> Iterator[int]:
+    """Feed a file through a pipe, which has no size to guess a length from: libsndfile then decodes up to its end."""
+    receiver, sender = os.pipe()
+    feeder = threading.Thread(target=_feed, args=(path, sender), daemon=True)
+    feeder.start()
+    try:
+        yield receiver
+    finally:
+        os.close(receiver)
+        feeder.join(timeout=5)  # it ends as nobody listens, unless a process forked meanwhile holds the pipe open
+
+
+def is_drained(pipe: int) -> bool:
+    """Whether everything was read that will ever come through a pipe."""
+    return not os.read(pipe, 1)
+
+
+def _feed(path: Path, sender: int) -> None:
+    with (
+        contextlib.suppress(OSError, AudioError),
+        open(sender, "wb") as target,
+        open_bytes(path) as source,
+    ):
+        while content := source.read(2**16):
+            target.write(content)

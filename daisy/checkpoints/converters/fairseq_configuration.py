@@ -1,0 +1,124 @@
+"""fairseq's configuration of a HuBERT: where a checkpoint keeps it, and which of our fields it gives.
+
+Source: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py, fairseq/tasks/hubert_pretraining.py;
+``conv_pos_batch_norm`` and ``pos_conv_depth``: its main branch, fairseq/models/wav2vec/wav2vec2.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from daisy.checkpoints.converters.mapping import Config
+from daisy.checkpoints.converters.reading import to_plain
+from daisy.errors import CheckpointError
+from daisy.models.lengths import HUBERT_CONV
+
+ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "pos_conv_depth": 1}
+"""Options that change the computation, with the one value that is supported."""
+EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
+
+
+def tells_its_shape(state: dict[str, Any]) -> bool:
+    """Tell whether a fairseq checkpoint has a configuration."""
+    return bool(to_plain(state.get("cfg")) or to_plain(state.get("args")))
+
+
+def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
+    """Read the HuBERT's configuration from ``cfg``, the older ``args``, or inside a fine-tuned model's.
+
+    Args:
+        state: a loaded checkpoint.
+
+    Returns:
+        fairseq's configurations of the model and of the task.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
+    if not isinstance(source, dict):
+        raise CheckpointError("holds neither cfg nor args: not a whole fairseq checkpoint")
+    source = _resolve(source, source)
+    model_cfg, task_cfg = _split(source)
+    inner = model_cfg.get("w2v_args")
+    if inner:
+        inner_model, inner_task = _split(inner)
+        normalize = model_cfg.get("normalize")
+        return inner_model, inner_task if normalize is None else {**inner_task, "normalize": normalize}
+    return model_cfg, task_cfg
+
+
+def _resolve(node: Any, root: Config) -> Any:
+    """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
+    if isinstance(node, dict):
+        return {key: _resolve(value, root) for key, value in node.items()}
+    reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
+    if reference is None:
+        return node
+    section = root.get(reference[1])
+    return section.get(reference[2]) if isinstance(section, dict) else None
+
+
+def _split(source: Config) -> tuple[Config, Config]:
+    nested = isinstance(source.get("model"), dict)
+    return (source["model"], source.get("task") or {}) if nested else (source, source)
+
+
+def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
+    """Read the fields of `BackboneConfig` from fairseq's configuration.
+
+    Raises:
+        CheckpointError: on an option of fairseq's that changes the computation and is not supported.
+    """
+    for option, supported in ONLY.items():
+        if (value := model_cfg.get(option, supported)) != supported:
+            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
+    mode = model_cfg.get("extractor_mode", "default")
+    if mode not in EXTRACTOR_MODES:
+        raise CheckpointError(f"extractor_mode must be one of {', '.join(EXTRACTOR_MODES)}, found {mode!r}")
+    return {
+        "num_layers": model_cfg.get("encoder_layers", 12),
+        "width": model_cfg.get("encoder_embed_dim", 768),
+        "ffn_width": model_cfg.get("encoder_ffn_embed_dim", 3072),
+        "num_heads": model_cfg.get("encoder_attention_heads", 12),
+        "pre_norm": bool(model_cfg.get("layer_norm_first", False)),
+        "conv_layers": parse_conv_layers(model_cfg.get("conv_feature_layers")),
+        "conv_norm": EXTRACTOR_MODES[mode],
+        "conv_bias": bool(model_cfg.get("conv_bias", False)),
+        "pos_kernel": model_cfg.get("conv_pos", 128),
+        "pos_groups": model_cfg.get("conv_pos_groups", 16),
+        "pos_batch_norm": bool(model_cfg.get("conv_pos_batch_norm", False)),
+        "normalize": bool(task_cfg.get("normalize", False)),
+        "sample_rate": task_cfg.get("sample_rate", 16000),
+    }
+
+
+def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
+    """Parse fairseq's Python expression of the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
+
+    Args:
+        text: the expression; HuBERT's own seven convolutions where it is None.
+
+    Returns:
+        (channels, kernel, stride) of each.
+
+    Raises:
+        CheckpointError: where it is another expression.
+    """
+    if text is None:
+        return HUBERT_CONV
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return value(node.left) + value(node.right)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            return value(node.left) * value(node.right)
+        return ast.literal_eval(node)
+
+    try:
+        layers = value(ast.parse(text.strip(), mode="eval").body)
+        return tuple((int(c), int(k), int(s)) for c, k, s in layers)
+    except (ValueError, TypeError, SyntaxError):
+        raise CheckpointError(f"conv_feature_layers is not a list of (channels, kernel, stride): {text!r}") from None

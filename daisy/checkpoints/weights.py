@@ -1,0 +1,72 @@
+"""Tensors into a model: every one finds its place, every place its tensor, and what no training leaves is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from daisy.checkpoints.model import Model
+from daisy.errors import CheckpointError
+
+NOT_FINITE = "not finite"
+MAX_WEIGHT = 1e10
+"""No training leaves more (bfloat16's and float32's largest are 3e38): a flipped bit of the exponent does."""
+
+
+def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+
+    Args:
+        model: changed in place.
+        tensors: by the names of ``model.state_dict()``.
+
+    Raises:
+        CheckpointError: naming what is missing, left over, of another shape, or no number.
+    """
+    check_weights(model, tensors)
+    model.load_state_dict(tensors)
+    model.eval()
+
+
+def check_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are a model's weights; its own may be on the meta device.
+
+    Raises:
+        CheckpointError: as `load_weights` does.
+    """
+    places = model.state_dict()
+    problems = []
+    if missing := sorted(set(places) - set(tensors)):
+        problems.append(f"missing {list_some(missing)}")
+    if extra := sorted(set(tensors) - set(places)):
+        problems.append(f"not part of this model {list_some(extra)}")
+    problems += [
+        f"{key} is {tuple(tensors[key].shape)} where the configuration says {tuple(place.shape)}"
+        for key, place in places.items()
+        if key in tensors and tensors[key].shape != place.shape
+    ]
+    if problems:
+        raise CheckpointError("weights and configuration do not match: " + "; ".join(problems[:4]))
+    if damaged := {key: fault for key, tensor in tensors.items() if (fault := find_fault(key, tensor))}:
+        faults = " and ".join(dict.fromkeys(damaged.values()))
+        raise CheckpointError(f"weights that are {faults}: {list_some(list(damaged))}; get the file again")
+
+
+def find_fault(name: str, tensor: Tensor) -> str | None:
+    """Say why a trained network cannot have this weight. The extremes take a fortieth of isfinite's time."""
+    if not tensor.numel():
+        return None
+    low, high = torch.aminmax(tensor.detach())
+    if not (low.isfinite() and high.isfinite()):
+        return NOT_FINITE
+    if max(-float(low), float(high)) > MAX_WEIGHT:
+        return f"beyond {MAX_WEIGHT:g}"
+    return "variances below 0" if name.endswith("running_var") and bool(low < 0) else None
+
+
+def list_some(names: Sequence[str], limit: int = 3) -> str:
+    """List names in a line; from ``limit`` on only how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,185 @@
+"""Recordings through the encoder and into their files: several at once, or one long one in windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from daisy import audio
+from daisy.audio import Recording
+from daisy.encoder import EarlyExitEncoder
+from daisy.errors import AudioError
+from daisy.extraction import windows
+from daisy.extraction.feature_files import StreamedFeatures, write_features
+from daisy.extraction.journal import Row, Settings, stamp
+from daisy.policies.scores import to_json
+from daisy.runtime.exit_output import ExitOutput
+
+
+class BatchEncoder:
+    """Encodes batches of recordings and writes a feature file for each.
+
+    Args:
+        encoder: what runs.
+        out: the folder to write to.
+        settings: of the run.
+        outputs: a recording's label to its file's path below the folder.
+        batch_sec: seconds of audio that windows run in.
+    """
+
+    def __init__(
+        self,
+        encoder: EarlyExitEncoder,
+        out: Path,
+        settings: Settings,
+        outputs: Mapping[str, str],
+        batch_sec: float,
+    ):
+        self.encoder, self.out, self.settings = encoder, out, settings
+        self.outputs, self.batch_sec = outputs, batch_sec
+
+    def encode(self, batch: Sequence[Recording], num_samples: int) -> Iterator[tuple[Recording, Row | AudioError]]:
+        """Encode recordings together and write their files, one after the other.
+
+        Args:
+            batch: the recordings; one that runs in windows is by itself.
+            num_samples: of the longest.
+
+        Yields:
+            Each recording, and its row or why there is none.
+
+        Raises:
+            OutputError: where a file cannot be written.
+        """
+        window_sec = self.settings.window_sec
+        if window_sec is not None and num_samples > window_sec * self.encoder.backbone.config.sample_rate:
+            try:
+                yield batch[0], self._encode_in_windows(batch[0], window_sec)
+            except AudioError as error:
+                yield batch[0], error
+        else:
+            yield from self._encode_together(batch)
+
+    def _encode_together(self, batch: Sequence[Recording]) -> Iterator[tuple[Recording, Row | AudioError]]:
+        start = time.perf_counter()
+        readable: list[tuple[Recording, Tensor]] = []
+        for recording in batch:
+            try:
+                readable.append((recording, self._read(recording)))
+            except AudioError as error:
+                yield recording, error
+        if not readable:
+            return
+        result = self.encoder([waveform for _, waveform in readable])
+        states = [kept.cpu() for kept in result.states]  # also waits for a GPU
+        seconds = time.perf_counter() - start
+        total = sum(len(waveform) for _, waveform in readable)
+        for index, (recording, waveform) in enumerate(readable):
+            row = self._make_row(
+                recording,
+                num_samples=len(waveform),
+                exit_layer=int(result.exit_layer[index]),
+                seconds=seconds * len(waveform) / total,
+                scores=_executed_scores(result, index),
+                silent=not bool(waveform.any()),
+            )
+            try:
+                write_features(states[index], self.out / row.output, self.settings, row)
+            except AudioError as error:
+                yield recording, error
+            else:
+                yield recording, row
+
+    def _read(self, recording: Recording) -> Tensor:
+        config = self.encoder.backbone.config
+        waveform = audio.read(recording.path, config.sample_rate, recording.channel)
+        if len(waveform) < config.frame_span:
+            milliseconds = 1000 * config.frame_span / config.sample_rate
+            raise AudioError(
+                f"too short: {len(waveform)} samples at {config.sample_rate} Hz, "
+                f"one frame needs {config.frame_span} ({milliseconds:.0f} ms)"
+            )
+        return waveform
+
+    def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
+        """Encode one long recording, whose states go to the disk window by window."""
+        start, config = time.perf_counter(), self.encoder.backbone.config
+        source = audio.AudioFile(recording.path, config.sample_rate, recording.channel)
+        silence = _SilenceWatch(source)
+        exits: list[int] = []
+        scores: list[dict[str, Tensor]] = []
+        with StreamedFeatures(self.out / self.outputs[recording.label], self.settings, config.width) as features:
+            for piece in windows.run(
+                self.encoder,
+                silence.read,
+                source.num_samples,
+                window_sec=window_sec,
+                context_sec=self.settings.context_sec,
+                batch_sec=self.batch_sec,
+            ):
+                features.append(piece.states, piece.exit_layer)
+                exits.append(piece.exit_layer)
+                scores.append(piece.scores)
+            row = self._make_row(
+                recording,
+                num_samples=source.num_samples,
+                exit_layer=max(exits),
+                seconds=time.perf_counter() - start,
+                scores={name: to_json(_mean_over_windows(scores, name)[: max(exits)]) for name in scores[0]},
+                silent=silence.is_silent,
+                window_exits=exits,
+            )
+            features.finish(row)
+        return row
+
+    def _make_row(
+        self,
+        recording: Recording,
+        *,
+        num_samples: int,
+        exit_layer: int,
+        seconds: float,
+        scores: dict[str, list[float | None]],
+        silent: bool,
+        window_exits: Sequence[int] = (),
+    ) -> Row:
+        config = self.encoder.backbone.config
+        return Row(
+            path=str(recording.path),
+            channel=recording.channel,
+            output=self.outputs[recording.label],
+            duration_sec=num_samples / config.sample_rate,
+            exit_layer=exit_layer,
+            num_layers=config.num_layers,
+            seconds=seconds,
+            scores=scores,
+            window_exits=list(window_exits),
+            silent=silent,
+            source=stamp(recording),
+        )
+
+
+class _SilenceWatch:
+    """Reads a file, and tells whether all that was read was silent."""
+
+    def __init__(self, source: audio.AudioFile):
+        self._source, self.is_silent = source, True
+
+    def read(self, start: int, stop: int) -> Tensor:
+        waveform = self._source.read(start, stop)
+        self.is_silent = self.is_silent and not bool(waveform.any())
+        return waveform
+
+
+def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
+    """(L,) means over the windows that executed a layer."""
+    return torch.stack([of_window[name] for of_window in scores]).nanmean(0)
+
+
+def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
+    last = int(result.exit_layer[index])
+    return {name: to_json(values[index, :last]) for name, values in result.scores.items()}

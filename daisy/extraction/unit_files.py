@@ -1,0 +1,285 @@
+"""Files of units as fairseq reads them: ``SPLIT.km``, a line for each recording of a manifest, and ``dict.km.txt``.
+
+What is finished is kept by recording, not by line: a manifest may lose lines, gain some or change their order.
+
+``SPLIT.km.part``  lines ``@KEY 5 5 12``, appended as recordings are finished; all there is until the split is whole,
+                   and afterwards where it has units of recordings that the manifest no longer lists
+``SPLIT.km``       the units alone, in the manifest's order
+``SPLIT.km.keys``  the key of each of its lines
+
+KEY stands for a recording's path and its length in the manifest: audio that got another length is labelled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from daisy import _files, audio
+from daisy.audio import Recording
+from daisy.errors import AudioError, OutputError, UsageError
+from daisy.extraction.units import Fail, Features, Frames, assign_units
+
+KEY_DIGITS = 24
+MARK = b"@"
+"""What lines with a key begin with. Older versions wrote them without, in the manifest's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A fairseq manifest."""
+
+    path: Path
+    recordings: list[Recording]
+    lines: list[bytes]
+    """Of the recordings, as the manifest has them."""
+    keys: list[str]
+    """Of the recordings: their paths and lengths."""
+    digest: str
+    """SHA-256 of the manifest."""
+
+    @property
+    def name(self) -> str:
+        """Of the split, as fairseq calls it."""
+        return self.path.stem
+
+    @classmethod
+    def read(cls, path: Path) -> Split:
+        """Read a manifest.
+
+        Raises:
+            UsageError: where it is not one.
+        """
+        recordings = audio.read_manifest(path)
+        content = path.read_bytes()
+        lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[1:]
+        lines = [line for line in lines if line.strip()]
+        if len(lines) != len(recordings):
+            raise UsageError(f"{path}: not a fairseq manifest: {len(lines)} lines list {len(recordings)} recordings")
+        keys = [_make_key(recording, line) for recording, line in zip(recordings, lines, strict=True)]
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=digest)
+
+    def write_part(self, path: Path, indices: Iterable[int]) -> None:
+        """Write a manifest of some of the recordings; its root is absolute.
+
+        Raises:
+            OutputError: where it cannot be written.
+        """
+        paths = [os.fsencode(recording.path) for recording in self.recordings]
+        names = [b"/" + os.fsencode(recording.name) for recording in self.recordings]
+        if paths and all(map(bytes.endswith, paths, names)):  # no name begins with "..", say
+            root, lines = paths[0].removesuffix(names[0]) or b"/", self.lines
+        else:
+            rests = [b"".join(line.partition(b"\t")[1:]) for line in self.lines]
+            root, lines = b"/", [path[1:] + rest for path, rest in zip(paths, rests, strict=True)]
+        first_line = os.fsencode(audio.format_manifest_root(os.fsdecode(root)))
+        _files.write(path, b"\n".join([first_line, *(lines[index] for index in indices), b""]))
+
+
+def _make_key(recording: Recording, line: bytes) -> str:
+    length = line.split(b"\t")[1].strip() if b"\t" in line else b""
+    return hashlib.sha256(os.fsencode(recording.path) + b"\0" + length).hexdigest()[:KEY_DIGITS]
+
+
+@dataclass
+class UnitFile:
+    """The units of a split on the disk."""
+
+    split: Split
+    folder: Path
+    """Where units are written."""
+    failed: dict[Path, str] = field(default_factory=dict)
+    """Recordings that cannot be used, and why."""
+    labelled: list[int] = field(default_factory=list)
+    """Indices of the recordings that have units, once `label` has gone through all."""
+
+    @property
+    def path(self) -> Path:
+        """Of the .km file."""
+        return self.folder / f"{self.split.name}.km"
+
+    @property
+    def keys_path(self) -> Path:
+        """Of the keys of its lines."""
+        return self.path.with_name(self.path.name + ".keys")
+
+    @property
+    def part_path(self) -> Path:
+        """Of the finished lines, until all are there."""
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every recording of the split has its line."""
+        return self.path.is_file() and self.keys_path.is_file() and _read_keys(self.keys_path) == self.split.keys
+
+    def adopt_older(self, same_manifest: bool) -> None:
+        """Take over what an older version left, whose lines have no keys: they are in the manifest's order.
+
+        Args:
+            same_manifest: whether the manifest is, to the last bit, the one that the lines were made of.
+
+        Raises:
+            OutputError: where it is not, or where the lines do not fit it.
+        """
+        keyless = self.path if self.path.is_file() and not self.keys_path.is_file() else None
+        if keyless is None and self.part_path.is_file():
+            with open(self.part_path, "rb") as stream:
+                keyless = None if stream.read(1) in (MARK, b"") else self.part_path
+        if keyless is None:
+            return
+        if not same_manifest:
+            raise OutputError(f"{keyless}: does not tell of which recordings its units are", remedy="other_out")
+        if keyless == self.path:
+            _files.write(self.keys_path, _join_keys(self.split.keys))
+            return
+        lines = _drop_unfinished(keyless.read_bytes()).splitlines(keepends=True)
+        if len(lines) > len(self.split.keys):
+            raise OutputError(f"{keyless}: has more lines than {self.split.path} has recordings", remedy="other_out")
+        pairs = zip(self.split.keys, lines, strict=False)
+        _files.write(keyless, b"".join(MARK + key.encode() + b" " + line for key, line in pairs))
+
+    def label(self, features: Features, centres: Frames, fail: Fail) -> Iterator[int]:
+        """Label every recording that has no line yet. Goes on where a stopped call ended.
+
+        Args:
+            features: that the centres were fitted on.
+            centres: (K, F).
+            fail: is told of each recording that cannot be used; it gets no line.
+
+        Yields:
+            The number of lines just gone through, or those that were there.
+
+        Raises:
+            OutputError: where it cannot be written.
+        """
+        keys = self.split.keys
+        if self.is_whole:
+            self.labelled = list(range(len(keys)))
+            yield len(keys)
+            return
+        try:
+            self._reopen()
+            known = _find_lines(self.part_path)
+            before = frozenset(known)
+            yield sum(key in before for key in keys)
+            with open(self.part_path, "ab") as stream:
+                for key, recording in zip(keys, self.split.recordings, strict=True):
+                    if key in before:
+                        continue
+                    if key not in known and recording.path not in self.failed:
+                        try:
+                            units = assign_units(features.read(recording), centres)
+                        except AudioError as error:
+                            self.failed[recording.path] = str(error)
+                            fail(recording, error)
+                        else:
+                            known[key] = stream.tell()
+                            stream.write(MARK + key.encode() + b" " + " ".join(map(str, units)).encode() + b"\n")
+                            stream.flush()
+                    yield 1
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{self.part_path}: cannot be written ({error.strerror or error})") from None
+        self.labelled = [index for index, key in enumerate(keys) if key in known]
+
+    def finish(self) -> None:
+        """Write the .km file, lines in the manifest's order; recordings without units have none.
+
+        Raises:
+            OutputError: where it cannot be written.
+        """
+        if self.is_whole:
+            return
+        keys = [self.split.keys[index] for index in self.labelled]
+        known = _find_lines(self.part_path)
+        # Keys first: a .km file is never there without its own; who is stopped here finds all lines in the part.
+        _files.write(self.keys_path, _join_keys(keys))
+        with open(self.part_path, "rb") as part:
+            _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))
+        if known.keys() <= set(keys):  # or a manifest that lists less for once would cost the others' units
+            self.part_path.unlink()
+
+    def _reopen(self) -> None:
+        """Bring the lines of a .km file that was whole for another manifest into the part."""
+        if not self.path.is_file():
+            self.part_path.touch()
+            return
+        known = set(_find_lines(self.part_path)) if self.part_path.is_file() else set()
+
+        def copy(target: BinaryIO) -> None:
+            if known:
+                with open(self.part_path, "rb") as part:
+                    shutil.copyfileobj(part, target)
+            with open(self.path, "rb") as lines:
+                for key, line in zip(_read_keys(self.keys_path), lines, strict=True):
+                    if key not in known:
+                        known.add(key)
+                        target.write(MARK + key.encode() + b" " + line)
+
+        try:
+            _files.write(self.part_path, copy)
+        except ValueError:  # zip's
+            raise OutputError(f"{self.path}: has not a line for each of its keys", remedy="other_out") from None
+        self.path.unlink()
+        self.keys_path.unlink()
+
+
+def write_dictionary(num_clusters: int, folder: Path) -> None:
+    """Write ``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
+    _files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
+
+
+def check_settings(path: Path, before: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Check that units in a folder are made as they were begun.
+
+    Args:
+        path: of the folder.
+        before: settings that were noted there, or none.
+        settings: of now.
+
+    Raises:
+        OutputError: where the folder holds units made otherwise.
+    """
+    different = sorted(key for key, value in settings.items() if before.get(key, value) != value)
+    if different:
+        raise OutputError(f"{path}: holds units made with another {', '.join(different)}", remedy="other_out")
+
+
+def _join_keys(keys: Sequence[str]) -> bytes:
+    return "".join(f"{key}\n" for key in keys).encode()
+
+
+def _read_keys(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").splitlines()
+
+
+def _find_lines(path: Path) -> dict[str, int]:
+    """Find where in a part each key's line begins, after cutting off what a stopped call left unfinished."""
+    with open(path, "r+b") as stream:
+        places: dict[str, int] = {}
+        place = 0
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            places.setdefault(line[1 : 1 + KEY_DIGITS].decode(errors="replace"), place)
+            place += len(line)
+        stream.truncate(place)
+    return places
+
+
+def _copy_lines(part: BinaryIO, places: Iterable[int], target: BinaryIO) -> None:
+    """Copy the units of the lines that begin at some places."""
+    for place in places:
+        part.seek(place)
+        target.write(part.readline()[1 + KEY_DIGITS + 1 :])
+
+
+def _drop_unfinished(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]

@@ -1,0 +1,173 @@
+"""Recordings of several channels: their mean, one of them, or each into a file of its own."""
+
+import csv
+import json
+
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from daisy import AudioError, EarlyExitEncoder, OutputError, audio, policies
+from daisy.errors import UsageError
+from daisy.extraction import Extractor
+from tests.conftest import tiny_model
+
+RATE = 16000
+
+
+@pytest.fixture
+def sides():
+    """(2, N): two who speak in turn."""
+    generator = torch.Generator().manual_seed(3)
+    sides = torch.randn(2, 20000, generator=generator) * 0.1
+    sides[0, 10000:] *= 0.01
+    sides[1, :10000] *= 0.01
+    return sides
+
+
+@pytest.fixture
+def folder(tmp_path, sides):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    soundfile.write(tmp_path / "in/call.wav", sides.T.numpy(), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "in/call.0.wav", sides[0].numpy(), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "in/sub/mono.flac", sides[1].numpy(), RATE)
+    return tmp_path / "in"
+
+
+def encoder():
+    model = tiny_model()
+    return EarlyExitEncoder(model.backbone, model.heads, policies.Fixed(layer=2), keep="last")
+
+
+def extract(folder, out, channel="mean", **options):
+    running = {name: options.pop(name) for name in ("overwrite", "shard") if name in options}
+    extractor = Extractor(encoder(), out, checkpoint="0" * 64, channel=channel, **options)
+    return extractor.run(audio.find([folder]), **running)
+
+
+def list_files(out):
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*.safetensors"))
+
+
+def read_index(out):
+    with open(out / "index.csv", newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def assert_states_of(path, waveform):
+    expected = encoder()([waveform]).states[0][-1]
+    torch.testing.assert_close(load_file(path)["states"], expected, rtol=0, atol=1e-4 * float(expected.std()))
+
+
+def test_reading_channels(folder, sides):
+    path = folder / "call.wav"
+    assert torch.equal(audio.read(path), sides.mean(0))
+    for channel in (0, 1):
+        assert torch.equal(audio.read(path, channel=channel), sides[channel])
+        assert torch.equal(audio.AudioFile(path, channel=channel).read(5000, 9000), sides[channel, 5000:9000])
+    resampled = audio.AudioFile(path, 8000, channel=1)
+    assert torch.equal(resampled.read(0, resampled.num_samples), audio.resample(sides[1], RATE, 8000))
+    for read in (lambda: audio.read(path, channel=2), lambda: audio.AudioFile(path, channel=2).read(0, 10)):
+        with pytest.raises(AudioError) as error:
+            read()
+        assert str(error.value) == f"{path}: has no channel 2, counted from 0: it has 2 channels"
+    with pytest.raises(AudioError, match="mono.flac: has no channel 1, counted from 0: it has 1 channel$"):
+        audio.read(folder / "sub/mono.flac", channel=1)
+
+
+def test_taking_channels(folder):
+    recordings = audio.find([folder])
+    assert audio.take_channels(recordings, "mean") == recordings
+    each = audio.take_channels(recordings, "all")
+    assert [(one.name, one.channel, one.path.name) for one in each] == [
+        ("call.0.0.wav", 0, "call.0.wav"),
+        ("call.0.wav", 0, "call.wav"),
+        ("call.1.wav", 1, "call.wav"),
+        ("sub/mono.0.flac", 0, "mono.flac"),
+    ]
+    assert audio.take_channels(each, "all") == each
+    assert each[2].label == f"{folder}/call.wav (channel 1)"
+    assert [one.name for one in audio.take_channels(recordings, 1)] == [recording.name for recording in recordings]
+    with pytest.raises(UsageError, match="counted from 0, found -1"):
+        audio.take_channels(recordings, -1)
+
+
+@pytest.mark.parametrize("window", [None, 0.6])
+def test_each_channel_into_its_own_file(folder, sides, tmp_path, window):
+    out = tmp_path / "out"
+    report = extract(folder, out, "all", window_sec=window, context_sec=0.2)
+    expected = ["call.0.0.safetensors", "call.0.safetensors", "call.1.safetensors", "sub/mono.0.safetensors"]
+    assert list_files(out) == sorted(row.output for row in report.rows) == expected
+    assert not report.failed
+    if window is None:
+        assert_states_of(out / "call.0.safetensors", sides[0])
+        assert_states_of(out / "call.1.safetensors", sides[1])
+    assert torch.equal(
+        load_file(out / "call.0.safetensors")["states"], load_file(out / "call.0.0.safetensors")["states"]
+    )
+    rows = read_index(out)
+    told = [(row["path"].rpartition("/")[2], row["channel"], row["output"]) for row in rows]
+    assert told == [
+        ("call.0.wav", "0", "call.0.0.safetensors"),
+        ("call.wav", "0", "call.0.safetensors"),
+        ("call.wav", "1", "call.1.safetensors"),
+        ("mono.flac", "0", "sub/mono.0.safetensors"),
+    ]
+    index = json.loads((out / "index.json").read_text())
+    assert [row["channel"] for row in index["recordings"]] == [0, 0, 1, 0]
+    with safe_open(out / "call.1.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["daisy"])["channel"] == 1
+
+
+def test_one_channel_of_every_file(folder, sides, tmp_path):
+    report = extract(folder, tmp_path / "out", 1)
+    assert list_files(tmp_path / "out") == ["call.safetensors"]
+    assert_states_of(tmp_path / "out/call.safetensors", sides[1])
+    assert {path.rpartition("/")[2]: str(reason) for path, reason in report.failed.items()} == {
+        "call.0.wav (channel 1)": "has no channel 1, counted from 0: it has 1 channel",
+        "mono.flac (channel 1)": "has no channel 1, counted from 0: it has 1 channel",
+    }
+
+
+def test_runs_go_on_channel_by_channel(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out, "all")
+    (out / "call.1.safetensors").unlink()
+    report = extract(folder, out, "all")
+    assert report.num_resumed == 3
+    assert len(list_files(out)) == len(report.rows) == 4
+    for channel in ("mean", 0):
+        with pytest.raises(OutputError, match="holds a run with another channel"):
+            extract(folder, out, channel)
+    assert extract(folder, out, "mean", overwrite=True).num_resumed == 0
+    assert list_files(out) == ["call.0.safetensors", "call.safetensors", "sub/mono.safetensors"]
+
+
+def test_channels_of_one_file_may_be_in_different_shards(folder, tmp_path):
+    extract(folder, tmp_path / "whole", "all")
+    for index in range(2):
+        extract(folder, tmp_path / "shards", "all", shard=(index, 2))
+    assert list_files(tmp_path / "shards") == list_files(tmp_path / "whole")
+    rows = [
+        [(row["path"], row["channel"], row["output"]) for row in read_index(tmp_path / name)]
+        for name in ("whole", "shards")
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4
+
+
+def test_the_mean_is_written_as_before(folder, tmp_path):
+    out = tmp_path / "out"
+    extract(folder, out)
+    assert list_files(out) == ["call.0.safetensors", "call.safetensors", "sub/mono.safetensors"]
+    assert "channel" not in (out / "index.csv").read_text().splitlines()[0]
+    assert "channel" not in json.loads((out / "index.json").read_text())["recordings"][0]
+
+
+def test_a_file_that_cannot_be_read_is_one_failure(folder, tmp_path):
+    (folder / "broken.wav").write_text("no audio")
+    report = extract(folder, tmp_path / "out", "all")
+    assert list(report.failed) == [str(folder / "broken.wav")]
+    assert len(report.rows) == 4
