@@ -56,6 +56,19 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def refusing(path: Path, what: str = "cannot be written") -> Iterator[None]:
+    """Turn the system's errors into refusals that name a file or folder.
+
+    Raises:
+        OutputError: where the system raised an error: ``path: what (its reason)``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {what} ({explain(error)})") from None
+
+
 def check_writable(path: Path) -> None:
     """Find out before long work whether a file can be written there.
 

@@ -28,6 +28,7 @@ Remedy = Literal[
     "overwrite",
     "root",
     "separate_out",
+    "wait",
     "window",
 ]
 """What would help, by name: a caller with words of its own (the command line has options) looks it up."""
@@ -47,6 +48,7 @@ REMEDIES: dict[Remedy, str] = {
     "overwrite": "use another folder, or pass overwrite=True",
     "root": "pass another root",
     "separate_out": "give them separate folders",
+    "wait": "wait for it, or use another folder",
     "window": "pass window_sec and another folder, or raise max_sec",
 }
 """What a Python program does about it."""

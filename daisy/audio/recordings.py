@@ -30,7 +30,12 @@ class Recording:
     @property
     def label(self) -> str:
         """The path, and which channel it is where it is one of them."""
-        return str(self.path) if self.channel is None else f"{self.path} (channel {self.channel})"
+        return format_label(str(self.path), self.channel)
+
+
+def format_label(path: str, channel: int | None) -> str:
+    """Return a path, and which channel of its file is meant where it is one of them."""
+    return path if channel is None else f"{path} (channel {channel})"
 
 
 def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Recording]:

@@ -220,7 +220,10 @@ def run_conditions(
     )
     batches = tracing.make_batches(speech.waveforms, model, batch_sec)
     wanted = [CLEAN, *(condition for condition in conditions if condition != CLEAN)]
-    names = {condition: _name_kept(condition, recorded, seed) for condition in wanted}
+    names = {condition: condition.name for condition in wanted}
+    if kept is not None:
+        digests = {kind: _digest_noise(bank) for kind, bank in recorded.items()}
+        names = {condition: _name_kept(condition, digests, seed) for condition in wanted}
     num_kept = {c: 0 if kept is None else count_kept(kept, batches, name) for c, name in names.items()}
     if sum(num_kept.values()):
         progress(sum(num_kept.values()))
@@ -237,14 +240,19 @@ def run_conditions(
     return traces.join_traces(parts)
 
 
-def _name_kept(condition: Condition, recorded: Mapping[str, mixing.NoiseBank], seed: int) -> str:
+def _name_kept(condition: Condition, digests: Mapping[str, str], seed: int) -> str:
     """Name a condition with all that decides what is heard: recorded noise by its samples, and the seed."""
     if condition == CLEAN:
         return condition.name
     parts = [condition.kind, repr(condition.level), f"seed {seed}"]
-    if condition.kind in recorded:
-        state = hashlib.sha256()
-        for waveform in recorded[condition.kind].recordings:
-            state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
-        parts.append(state.hexdigest())
+    if condition.kind in digests:
+        parts.append(digests[condition.kind])
     return ", ".join(parts)
+
+
+def _digest_noise(bank: mixing.NoiseBank) -> str:
+    """Compute the SHA-256 of the lengths and samples of one kind of noise."""
+    state = hashlib.sha256()
+    for waveform in bank.recordings:
+        state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
+    return state.hexdigest()

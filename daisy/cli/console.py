@@ -33,6 +33,7 @@ HINTS: dict[Remedy, str] = {
     "overwrite": "use another --out, or --overwrite",
     "root": "give another --root",
     "separate_out": "give them separate --out",
+    "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",
 }
 """What to type, for each remedy that the library names."""

@@ -44,8 +44,12 @@ def place(tmp_path_factory):
     (folder / "held").mkdir()
     lock = _locks.acquire(folder / "held" / "journal.jsonl.lock")
     (folder / "held" / "journal.jsonl.lock").write_text("")  # who it is is tested where there is another process
+    (folder / "labelled").mkdir()
+    other_lock = _locks.acquire(folder / "labelled" / "labels.json.lock")
+    (folder / "labelled" / "labels.json.lock").write_text("")
     yield folder
     lock.release()
+    other_lock.release()
 
 
 EXTRACT = ("extract", "speech", "-c", "tiny.safetensors", "-o")
@@ -96,6 +100,11 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             "separate_out",
             ("extract", "speech/0.wav", "long/0.wav", "-c", "tiny.safetensors", "-p", "never", "-o", "no"),
             "would both be written to 0.safetensors; give them separate --out",
+        ),
+        (
+            "wait",
+            ("labels", "train.tsv", "-o", "labelled"),
+            "labelled: is being written by another process; wait for it, or use another --out",
         ),
         ("window", LONG, "lasts 3 s, more than 2 s; give --window SEC with another --out, or raise --max-sec"),
     ],

@@ -103,6 +103,15 @@ def test_full_runs_that_stay_serve_other_goals(place):
     assert read_policy(place / "b.json") == read_policy(place / "c.json")
 
 
+@pytest.mark.parametrize("full_runs", ["p.json", "./p.json", "link.json"])
+def test_full_runs_are_not_kept_in_the_policy_file(place, full_runs):
+    (place / "link.json").symlink_to("p.json")
+    done = run(*CALIBRATE, "--full-runs", full_runs, "-o", "p.json", cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"daisy: --full-runs {full_runs.removeprefix('./')}: is the policy file too")
+    assert not (place / "p.json").exists()
+
+
 def test_noise_curve_goes_on_after_ctrl_c(place):
     call = (*CURVE, "--tune", "others", "--snr", "clean,10,5,0")
     assert run(*call, "-o", "whole", cwd=place).returncode == 0
