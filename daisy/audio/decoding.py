@@ -30,10 +30,12 @@ EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FL
 EXACT_CODINGS = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS")
 """In these libsndfile finds every place, and gives there what it gives when it reads on from the beginning, in damaged
 files too. Of MP3 the last bits differ, of damaged ADPCM and ALAC everything."""
+MPEG = "MPEG_LAYER_"
+"""What libsndfile's names of the codings of MP3 and its older kin begin with; WAV files hold them too."""
 MP3_FRAME = 1152
 """Samples of one channel in the longest."""
 MP3_SLACK = 2 * MP3_FRAME
-"""Samples that an MP3 may lack: encoders and cutting programs count the frames at its ends differently."""
+"""Samples that `MPEG` may lack: encoders and cutting programs count the frames at its ends differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Header:
     num_samples: int | None
     """Of one channel; None where the header does not tell it, or what it tells cannot be."""
     format: str
+    """libsndfile's name of it, or `media.FORMAT`."""
+    coding: str
     """libsndfile's name of it, or `media.FORMAT`."""
     promised: int | None
     """Samples that the header tells, however unlikely; None where it tells none."""
@@ -98,7 +102,7 @@ def read_header(path: Path) -> Header:
             header = _describe_media(path, error)
     lowest, highest = SAMPLE_RATES
     if not lowest <= header.sample_rate <= highest:
-        raise AudioError(f"{path}: {header.sample_rate} Hz is no sample rate of speech: its header is damaged")
+        raise AudioError(f"{path}: {header.sample_rate} Hz is no sample rate of speech, outside 1 kHz to 1 MHz")
     return header
 
 
@@ -121,7 +125,7 @@ def decode(path: Path, header: Header) -> Iterator[Block]:
             count += len(block)
             yield block
     missing = (header.promised or 0) - count
-    if missing > (MP3_SLACK if header.format == "MP3" else 0):
+    if missing > (MP3_SLACK if header.coding.startswith(MPEG) else 0):
         raise AudioError(f"{path}: ends {missing} samples before its header says")
     if not count:
         raise AudioError(f"{path}: holds no samples{_explain_emptiness(path)}")
@@ -167,7 +171,7 @@ def _check_file(path: Path) -> None:
 def _describe(path: Path, file: soundfile.SoundFile) -> Header:
     links = find_ogg_streams(path) if file.format == "OGG" else []
     promised: int | None = file.frames
-    is_unknown = file.frames > 2**62 or len(links) > 1 or (file.format == "MP3" and _is_guessed(path))
+    is_unknown = file.frames > 2**62 or len(links) > 1 or (file.subtype.startswith(MPEG) and _is_guessed(path))
     if is_unknown:
         promised = None
     is_likely = promised is not None and promised <= MAX_SAMPLES_PER_BYTE * measure(path)
@@ -176,6 +180,7 @@ def _describe(path: Path, file: soundfile.SoundFile) -> Header:
         channels=file.channels,
         num_samples=promised if is_likely else None,
         format=file.format,
+        coding=file.subtype,
         promised=promised,
         links=tuple(links) if len(links) > 1 else (),
         seekable=file.seekable()
@@ -198,7 +203,14 @@ def _describe_media(path: Path, error: soundfile.LibsndfileError) -> Header:
             raise AudioError(f"{path}: NIST SPHERE compressed with shorten: decompress it with sph2pipe")
         raise error
     sample_rate, channels = media.read_header(path)
-    return Header(sample_rate=sample_rate, channels=channels, num_samples=None, format=media.FORMAT, promised=None)
+    return Header(
+        sample_rate=sample_rate,
+        channels=channels,
+        num_samples=None,
+        format=media.FORMAT,
+        coding=media.FORMAT,
+        promised=None,
+    )
 
 
 def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
@@ -207,7 +219,7 @@ def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
     elif header.links:
         for start, stop in header.links:
             yield from _decode_link(path, header, start, stop)
-    elif header.format == "MP3" and header.promised is None:
+    elif header.coding.startswith(MPEG) and header.promised is None:
         yield from _decode_to_the_end(path)
     else:
         with _Sequential(open_source(path)) as file:
