@@ -65,14 +65,14 @@ def measure(path: str | Path) -> int:
     return member.length if member else os.path.getsize(path)
 
 
-def open_bytes(path: str | Path) -> BinaryIO:
-    """Open a recording's bytes for reading.
+def open_bytes(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open a recording's bytes for reading; ``buffering`` is of `open`.
 
     Raises:
         AudioError: as `Member.read` does.
     """
     member = find_member(path)
-    return io.BytesIO(member.read()) if member else open(path, "rb")
+    return io.BytesIO(member.read()) if member else open(path, "rb", buffering)
 
 
 def open_source(path: str | Path) -> bytes | io.BytesIO:

@@ -105,7 +105,7 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
         raise AudioError(
             f"{recording.path}: {header.sample_rate} Hz, and fairseq takes {sample_rate} Hz only: resample it"
         )
-    if header.promised is None:
+    if header.claimed_length is None:
         raise AudioError(f"{recording.path}: its header does not tell its length, which fairseq goes by: write it anew")
     num_samples = count_samples(recording.path, header)
     if num_samples < MIN_SAMPLES:

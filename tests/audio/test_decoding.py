@@ -311,3 +311,13 @@ def test_pages_of_an_ogg_file(tmp_path):
     links = find_ogg_streams(path)
     assert links == [(0, size), (size, 2 * size), (2 * size, 3 * size)]
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(links))
+
+
+@pytest.mark.parametrize("format", ["WAV", "OGG"])
+def test_reading_opens_a_file_once(tmp_path, format, monkeypatch):
+    """Of Ogg, opening takes as long as decoding a second."""
+    soundfile.write(tmp_path / "x", noise(), RATE, format=format)
+    opened, open_file = [], soundfile.SoundFile.__init__
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", lambda *args, **more: opened.append(open_file(*args, **more)))
+    assert len(audio.read(tmp_path / "x")) == 48000
+    assert len(opened) == 1
