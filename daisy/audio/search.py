@@ -101,12 +101,12 @@ def search(inputs: Sequence[str | Path]) -> Findings:
 
 def _expand(text: str, findings: Findings) -> list[Recording]:
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises on long names
         files = sorted(_choose_files(path, findings))
         return [Recording(path=absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
-    if path.exists() or find_member(path):
+    if os.path.exists(path) or find_member(path):
         return [Recording(path=absolute(path), name=path.name)]
     matches = _match(text)
     if not matches:

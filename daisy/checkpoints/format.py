@@ -126,7 +126,7 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         raise CheckpointError(
             f"{path}: weights that are {list_some(list(faults.values()), 1)}: {list_some(list(faults))}"
         )
-    config = {"format_version": FORMAT_VERSION, **model.config()}
+    config = json.loads(json.dumps({"format_version": FORMAT_VERSION, **model.config()}))  # as it will be read
     _files.save_tensors(tensors, Path(path), {**config, "digest": ContentDigest.of(config, tensors)})
 
 

@@ -161,6 +161,8 @@ def from_parts(
         backbone, assumed = guess_backbone(tensors, overrides or {})
     temperature = (model_cfg or {}).get("logit_temp", 0.1)
     head, not_kept = take_final_head(temperature, sets or LabelSets(), tensors)
+    if head and sets and not sets.names and not sets.sizes:
+        assumed = "; ".join(part for part in (assumed, f"one label set of {head['num_units']} units") if part)
     said = ", ".join(part for part in (describe_keys(left_out), not_kept) if part)
     return assemble({"backbone": backbone, "final_head": head}, tensors, left_out=said, assumed=assumed)
 
