@@ -13,6 +13,7 @@ from types import TracebackType
 
 from daisy import _files, _locks
 from daisy.audio import Recording
+from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import Failure, Journal, Row, Settings, merge, read_header, read_journal, stamp
 from daisy.extraction.shards import Shard, parse_journal_name
@@ -112,10 +113,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.failures[path] = failure
             self.rows.pop(path, None)
 
-    def forget_failures(self, recordings: Iterable[Recording]) -> None:
-        """Let failures that earlier runs noted no longer count, but for those of some recordings."""
+    def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
+        """Let failures that earlier runs noted no longer count, but for those of some recordings.
+
+        Args:
+            recordings: whose failures stay.
+            others: whose failures stay, and those of all channels of their files.
+        """
         wanted = {recording.label for recording in recordings}
-        for path in [path for path in self.failures if path not in wanted]:
+        files = {str(recording.path) for recording in others}
+        gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
+        for path in gone:
             self._journal.add(Failure(path=path, reason=None, at=self._now(path)))
             del self.failures[path]
 
