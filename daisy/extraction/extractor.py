@@ -125,7 +125,7 @@ class Extractor:
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
-            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.place),
+            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.sort_key),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
         )
