@@ -144,16 +144,13 @@ def append(path: Path, lines: str, *, flush: bool = False) -> None:
     Raises:
         OutputError: where it cannot be written.
     """
-    try:
-        # Unbuffered: all of it is one call of the system, unless the disk is full.
-        with closing_after(open(path, "ab", buffering=0)) as stream:
-            rest = memoryview(lines.encode())
-            while rest:
-                rest = rest[stream.write(rest) :]
-            if flush:
-                os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({explain(error)})") from None
+    # Unbuffered: all of it is one call of the system, unless the disk is full.
+    with refusing(path), closing_after(open(path, "ab", buffering=0)) as stream:
+        rest = memoryview(lines.encode())
+        while rest:
+            rest = rest[stream.write(rest) :]
+        if flush:
+            os.fsync(stream.fileno())
 
 
 def whole_lines(path: Path, *, repair: bool = True) -> list[str]:

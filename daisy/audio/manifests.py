@@ -39,6 +39,21 @@ def read_manifest(path: str | Path) -> list[Recording]:
     Raises:
         UsageError: where it is not one, or it is not clear which folder a relative root means.
     """
+    return read_manifest_lines(path)[0]
+
+
+def read_manifest_lines(path: str | Path) -> tuple[list[Recording], list[str]]:
+    """Read a fairseq manifest, and the lines of its recordings, without blanks at their ends.
+
+    Args:
+        path: of the manifest.
+
+    Returns:
+        Its recordings as `read_manifest` returns them, and a line for each.
+
+    Raises:
+        UsageError: as `read_manifest`.
+    """
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir() raises on long names
         raise UsageError(f"{path}: is a folder", remedy="make_manifest", path=path)
@@ -57,9 +72,10 @@ def read_manifest(path: str | Path) -> list[Recording]:
         )
     if table := describe_table(lines[0]):
         raise UsageError(f"{path}: {table}; a fairseq manifest begins with the folder of its recordings", remedy="list")
-    root, *names = lines[0], *(line.split("\t")[0] for line in lines[1:] if line)
+    root, listed = lines[0], [line for line in lines[1:] if line]
+    names = [line.split("\t")[0] for line in listed]
     folder = _resolve_root(path, root, names)
-    return [Recording(path=absolute(folder / name), name=str(Path(name))) for name in names]
+    return [Recording(path=absolute(folder / name), name=str(Path(name))) for name in names], listed
 
 
 def format_manifest_root(root: str | Path) -> str:

@@ -94,7 +94,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         _files.remove(self.path)
 
     def get(self, condition: str, indices: Sequence[int]) -> BatchRuns | None:
-        """Return the runs of a batch, where there are any.
+        """Return the runs of a batch, where there are any; they then count as used, see `count_used`.
 
         Args:
             condition: what the recordings were heard through, with all that decides it.

@@ -146,7 +146,7 @@ def _read_bank(text: str, sample_rate: int, failed: dict[str, str], strict: bool
     return mixing.NoiseBank(waveforms)
 
 
-def keep_runs(
+def open_kept_runs(
     path: str | Path, checkpoint: str, model: Model, speech: Speech, *, scores: Iterable[str] | None, score_stride: int
 ) -> KeptRuns:
     """Say where the full runs of recordings are kept, and what decides them.
@@ -203,7 +203,8 @@ def run_conditions(
         score_stride: heads look at every ``score_stride``-th frame.
         seed: of excerpts, talkers and rooms.
         batch_sec: seconds of audio in a batch.
-        kept: where runs are kept on the disk as they are made (`keep_runs`): those that are there are not made again.
+        kept: where runs are kept on the disk as they are made (`open_kept_runs`): those that are there are not
+            made again.
         progress: called with the number of runs just done: those that were kept first, then those of clean speech,
             asked for or not.
     """

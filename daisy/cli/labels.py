@@ -113,7 +113,7 @@ def _choose_features(
 
 
 def _without_zero(rate: float) -> float:
-    """Return a whole number as one: older versions noted it so."""
+    """Turn 50.0 into 50, and leave 68.9 as it is: older versions noted rates so."""
     return int(rate) if rate == int(rate) else rate
 
 

@@ -185,21 +185,8 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
 
         _files.write(self.path, write)
 
-    def _explained(self) -> _Explained:
-        return _Explained(self.path)
-
-
-class _Explained(AbstractContextManager[None]):
-    """Turns the system's errors into an `OutputError` that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise OutputError(f"{self.path}: cannot be written ({_files.explain(error)})") from None
+    def _explained(self) -> AbstractContextManager[None]:
+        return _files.refusing(self.path)
 
 
 def _make_metadata(settings: Settings, row: Row) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         rows, failures = merge(journals)
         report = ExtractionReport(
             settings=settings,
-            rows=sorted(rows.values(), key=lambda row: row.place),
+            rows=sorted(rows.values(), key=lambda row: row.sort_key),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
         )
         _files.remove_leftovers([out / name for name in INDEX_FILES])

@@ -84,7 +84,7 @@ class Row:
         return format_label(self.path, self.channel)
 
     @property
-    def place(self) -> tuple[str, int]:
+    def sort_key(self) -> tuple[str, int]:
         """Where it stands in the index: by path, then by channel."""
         return self.path, -1 if self.channel is None else self.channel
 

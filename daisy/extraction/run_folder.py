@@ -13,11 +13,12 @@ from types import TracebackType
 
 from daisy import _files, _locks
 from daisy.audio import Recording
+from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import Failure, Journal, Row, Settings, merge, read_header, read_journal, stamp
 from daisy.extraction.shards import Shard, parse_journal_name
 
-GATE = ".journal.lock"
+FOLDER_LOCK = ".journal.lock"
 """The lock that is held while locks are taken and journals are begun: for moments."""
 INDEX_LOCK = ".index.lock"
 """The lock that is held while the index is made of all journals, or all is taken away: for seconds, of large runs."""
@@ -55,20 +56,20 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def __enter__(self) -> RunFolder:
         with _files.refusing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        with _locks.hold(self.out / GATE):
+        with _locks.hold(self.out / FOLDER_LOCK):
             running = self._refuse_conflicts()
-            self._lock = self._take(self.shard)
+            self._lock = self._lock_shard(self.shard)
             try:
                 if self.overwrite:
                     with _locks.hold(self.out / INDEX_LOCK):
-                        self._forget()
+                        self._delete_earlier_run()
                 self._refuse_other_settings(running)
                 self._begin()
             except BaseException:
                 self._lock.release()
                 raise
         try:
-            self._read()  # seconds, of large runs: others need not wait for it
+            self._read_journals()  # seconds, of large runs: others need not wait for it
         except BaseException:
             self._lock.release()
             raise
@@ -112,10 +113,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.failures[path] = failure
             self.rows.pop(path, None)
 
-    def forget_failures(self, recordings: Iterable[Recording]) -> None:
-        """Let failures that earlier runs noted no longer count, but for those of some recordings."""
+    def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
+        """Let failures that earlier runs noted no longer count, but for those of some recordings.
+
+        Args:
+            recordings: whose failures stay.
+            others: whose failures stay, and those of all channels of their files.
+        """
         wanted = {recording.label for recording in recordings}
-        for path in [path for path in self.failures if path not in wanted]:
+        files = {str(recording.path) for recording in others}
+        gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
+        for path in gone:
             self._journal.add(Failure(path=path, reason=None, at=self._now(path)))
             del self.failures[path]
 
@@ -138,7 +146,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise OutputError(f"{self.out}:{what} is being written by {holder}", remedy="busy")
         return live
 
-    def _take(self, shard: Shard) -> _locks.Lock:
+    def _lock_shard(self, shard: Shard) -> _locks.Lock:
         lock = _locks.acquire(self.out / (shard.journal + LOCK_SUFFIX))
         assert lock is not None  # nobody takes one without the gate's
         return lock
@@ -166,7 +174,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         header = read_header(path)
         return [] if header is None else Journal(path, header=header).find_differences(self.settings)
 
-    def _read(self) -> None:
+    def _read_journals(self) -> None:
         """Read what is finished.
 
         Only the own journal is mended: where the file system keeps no locks, another may be written although nobody
@@ -184,7 +192,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 journals.append(journal)
         self.rows, self.failures = merge(journals)
 
-    def _forget(self) -> None:
+    def _delete_earlier_run(self) -> None:
         """Take away what earlier runs left, so that none of it is mistaken for this one's."""
         for shard in list_journals(self.out):
             path = self.out / shard.journal

@@ -22,7 +22,8 @@ from typing import BinaryIO
 
 from daisy import _files, audio
 from daisy.audio import Recording
-from daisy.errors import AudioError, OutputError, UsageError
+from daisy.audio.manifests import read_manifest_lines
+from daisy.errors import AudioError, OutputError
 from daisy.extraction.units import Fail, Features, Frames, assign_units
 
 KEY_DIGITS = 24
@@ -55,15 +56,10 @@ class Split:
         Raises:
             UsageError: where it is not one.
         """
-        recordings = audio.read_manifest(path)
-        content = path.read_bytes()
-        lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[1:]
-        lines = [line for line in lines if line.strip()]
-        if len(lines) != len(recordings):
-            raise UsageError(f"{path}: not a fairseq manifest: {len(lines)} lines list {len(recordings)} recordings")
+        recordings, listed = read_manifest_lines(path)
+        lines = [line.encode() for line in listed]
         keys = [_make_key(recording, line) for recording, line in zip(recordings, lines, strict=True)]
-        digest = hashlib.sha256(content).hexdigest()
-        return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=digest)
+        return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=_files.digest(path))
 
     def write_part(self, path: Path, indices: Iterable[int]) -> None:
         """Write a manifest of some of the recordings; its root is absolute.

@@ -10,7 +10,7 @@ from daisy import CheckpointError, OutputError, audio
 from daisy.audio.conditions import CLEAN, Condition
 from daisy.calibration import tracing
 from daisy.calibration.kept_runs import BatchRuns, KeptRuns
-from daisy.calibration.trace_conditions import Speech, keep_runs, run_conditions
+from daisy.calibration.trace_conditions import Speech, open_kept_runs, run_conditions
 from tests.conftest import POST_NORM, tiny_model
 
 CONDITIONS = [CLEAN, Condition("white", 10.0), Condition("rain", 0.0), Condition("babble", 5.0)]
@@ -31,7 +31,7 @@ def rain():
 
 
 def keep(path, speech, checkpoint=DIGEST, score_stride=1):
-    return keep_runs(path, checkpoint, tiny_model(), speech, scores=None, score_stride=score_stride)
+    return open_kept_runs(path, checkpoint, tiny_model(), speech, scores=None, score_stride=score_stride)
 
 
 class Stopped(BaseException):

@@ -64,7 +64,9 @@ def test_noise_is_hashed_once_for_all_ratios_and_only_where_runs_are_kept(record
     with contextlib.ExitStack() as stack:
         kept = None
         if keep:
-            kept = trace_conditions.keep_runs(tmp_path / "runs", "0" * 64, model, speech, scores=None, score_stride=1)
+            kept = trace_conditions.open_kept_runs(
+                tmp_path / "runs", "0" * 64, model, speech, scores=None, score_stride=1
+            )
             stack.enter_context(kept)
         trace_conditions.run_conditions(model, speech, conditions, rain, kept=kept)
     samples = rain["rain"].recordings[0].numpy().tobytes()

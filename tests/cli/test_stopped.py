@@ -67,6 +67,7 @@ def read_policy(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_calibrate_goes_on_after_ctrl_c(place):
     call = (*CALIBRATE, *CONDITIONS)
     assert run(*call, "-o", "whole.json", cwd=place).returncode == 0
@@ -112,6 +113,7 @@ def test_full_runs_are_not_kept_in_the_policy_file(place, full_runs):
     assert not (place / "p.json").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_noise_curve_goes_on_after_ctrl_c(place):
     call = (*CURVE, "--tune", "others", "--snr", "clean,10,5,0")
     assert run(*call, "-o", "whole", cwd=place).returncode == 0

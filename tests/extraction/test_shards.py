@@ -328,7 +328,7 @@ def test_shards_do_not_wait_while_others_journals_are_read_or_the_index_is_made(
     for module in (run_folder, index):
 
         def merge(journals, merge=module.merge):
-            lock = _locks.acquire(tmp_path / run_folder.GATE)
+            lock = _locks.acquire(tmp_path / run_folder.FOLDER_LOCK)
             were_free.append(lock is not None)
             if lock is not None:
                 lock.release()
