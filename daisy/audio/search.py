@@ -136,12 +136,12 @@ def _choose_files(root: Path, findings: Findings) -> Iterator[Path]:
         suffix = path.suffix.lower()
         if suffix in suffixes:
             yield path
-        elif suffix in others and not path.is_dir():
+        elif suffix in others:
             findings.skipped[suffix] += 1
 
 
 def _walk(root: Path, findings: Findings) -> list[Path]:
-    """List everything below a folder, and then what the folders that are linked into it add.
+    """List all files below a folder, and then what the folders that are linked into it add.
 
     So what lies below the folder keeps its own name, and links, which may lead in circles, add only what nothing but
     links leads to.
@@ -171,6 +171,6 @@ def _walk_unlinked(folder: Path, searched: set[str], linked: list[Path], finding
     for place, folders, files in os.walk(folder, onerror=note):
         searched.add(os.path.realpath(place))
         folders[:] = [name for name in folders if name not in IGNORED_FOLDERS and not name.startswith(".Trash-")]
-        yield from (Path(place, name) for name in (*folders, *files) if not name.startswith("._"))
+        yield from (Path(place, name) for name in files if not name.startswith("._"))
         linked += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in searched]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from daisy.audio.archives import measure, open_bytes
+from daisy.audio.mp3 import seek_frames
 from daisy.errors import AudioError
 
 
@@ -61,31 +60,6 @@ def _feed(path: Path, sender: int) -> None:
         open(sender, "wb") as target,
         open_bytes(path) as source,
     ):
-        remaining = _seek_frames(source)
+        remaining = seek_frames(source)
         while remaining > 0 and (content := source.read(min(2**16, remaining))):
             remaining -= target.write(content)
-
-
-def _seek_frames(source: BinaryIO) -> int:
-    """Go to an MP3's frames, behind the tags with which it begins, or in the chunk "data" of a WAV file.
-
-    libsndfile cannot skip tags above 64 kB, as covers of podcasts make them, where it cannot seek, and reads on behind
-    the chunk. (ID3 2.4, section 3.1: ten bytes, of which the last four tell the length of what follows, in seven bits
-    each; a footer has ten more.)
-
-    Returns:
-        Most bytes that they have.
-    """
-    place = 0
-    while len(head := source.read(10)) == 10 and head.startswith(b"ID3") and max(head[6:]) < 0x80:
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        place = source.seek(place + 10 + size + (10 if head[5] & 0x10 else 0))
-    if head.startswith(b"RIFF"):
-        source.seek(place + 12)
-        while len(head := source.read(8)) == 8:
-            size = int.from_bytes(head[4:], "little")
-            if head.startswith(b"data"):
-                return size
-            source.seek(size + size % 2, os.SEEK_CUR)
-    source.seek(place)
-    return sys.maxsize

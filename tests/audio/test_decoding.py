@@ -153,6 +153,53 @@ def test_mp3_in_wav(tmp_path, mode, header):
         assert_refused(tmp_path / "x.wav", "samples before its header says")
 
 
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+@pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)], ids=["bare", "tagged"])
+def test_mp3s_that_were_joined_are_read_to_the_end(tmp_path, mode, tag):
+    """The first one's header tells of its own samples only."""
+    contents, waveforms = [], []
+    for seed in range(2):
+        contents.append(tag + write_mp3(tmp_path / f"{seed}.mp3", noise(seed=seed), mode).read_bytes())
+        waveforms.append(audio.read(tmp_path / f"{seed}.mp3"))
+    (tmp_path / "x.mp3").write_bytes(b"".join(contents))
+    waveform = audio.read(tmp_path / "x.mp3")
+    assert 96000 < len(waveform) < 96000 + 6 * 1152
+    assert_same_everywhere(tmp_path / "x.mp3", waveform)
+    for expected in waveforms:  # in their order; between them is what the encoder puts at its ends
+        sound = expected[2000:-2000]
+        start = int(numpy.correlate(waveform.numpy(), sound[:1000].numpy()).argmax())
+        assert (waveform[start : start + len(sound)] - sound).abs().max() < 1e-3
+        waveform = waveform[start + len(sound) :]
+
+
+def test_mp3_whose_header_tells_no_number_is_read_to_its_end(tmp_path):
+    path = write_mp3(tmp_path / "x.mp3", noise(20.0), "CONSTANT")
+    expected = audio.read(write_mp3(tmp_path / "none.mp3", noise(20.0), "CONSTANT", header=False))
+    content = bytearray(path.read_bytes())
+    place = max(content.find(b"Xing"), content.find(b"Info"))
+    for flags, number in ((15, 0), (14, 557)):
+        content[place + 4 : place + 12] = struct.pack(">II", flags, number)
+        path.write_bytes(content)
+        assert_same_everywhere(path, expected)
+
+
+@pytest.mark.parametrize(
+    "tail", [b"TAG" + bytes(125), b"APETAGEX" + b"\xff\xf3" * 20000, b"ID3\4\0\0\0\4\0\0" + bytes(65536)]
+)
+def test_tags_behind_an_mp3_change_nothing(tmp_path, tail):
+    path = write_mp3(tmp_path / "x.mp3", noise())
+    expected = audio.read(path)
+    assert len(expected) == 48000
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content + tail)
+    assert_same_everywhere(path, expected)
+    place = max(content.find(b"Xing"), content.find(b"Info"))
+    (size,) = struct.unpack(">I", content[place + 12 : place + 16])
+    content[place + 12 : place + 16] = struct.pack(">I", size - content.index(content[:2], place + 16))
+    path.write_bytes(content + tail[:128])  # of an encoder that leaves its header's frame out
+    assert_same_everywhere(path, expected)
+
+
 def test_mp3_that_ends_before_its_header_says_is_refused(tmp_path):
     path = write_mp3(tmp_path / "x.mp3", noise())
     path.write_bytes(path.read_bytes()[:-4000])

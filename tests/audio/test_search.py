@@ -116,3 +116,10 @@ def test_names_that_are_no_utf8(tmp_path):
     put(tmp_path, os.fsdecode(b"caf\xe9.wav"))
     (tmp_path / "link").symlink_to(tmp_path)
     assert names(tmp_path) == [os.fsdecode(b"caf\xe9.wav")]
+
+
+def test_folders_that_are_called_like_recordings_are_searched_and_are_none(tmp_path):
+    put(tmp_path, "a.wav/b.wav", "c.m4a/d.wav", "e.raw/f.wav")
+    findings = audio.search([tmp_path])
+    assert [recording.name for recording in findings.recordings] == ["a.wav/b.wav", "c.m4a/d.wav", "e.raw/f.wav"]
+    assert not findings.skipped
