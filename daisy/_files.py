@@ -1,4 +1,4 @@
-"""Writing that is whole or absent: beside, flushed to the disk, renamed."""
+"""Writes files so that they are whole or absent: each is first written beside its place, then renamed."""
 
 from __future__ import annotations
 
