@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from daisy.audio import media
 from daisy.audio.archives import find_file, find_member
 from daisy.audio.decoding import count_samples, read_header
 from daisy.audio.recordings import Recording, absolute
@@ -117,6 +118,8 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
         raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
     name = _format_name(recording, str(recording.path.relative_to(root)))
     header = read_header(recording.path)
+    if header.format == media.FORMAT:
+        raise AudioError(f"{recording.path}: fairseq does not read {recording.path.suffix} files: convert it to FLAC")
     if header.sample_rate != sample_rate:
         raise AudioError(
             f"{recording.path}: {header.sample_rate} Hz, and fairseq takes {sample_rate} Hz only: resample it"

@@ -141,7 +141,7 @@ def _choose_files(root: Path, findings: Findings) -> Iterator[Path]:
 
 
 def _walk(root: Path, findings: Findings) -> list[Path]:
-    """List all files below a folder, and then what the folders that are linked into it add.
+    """List all files below a folder, and folders that are called like recordings; then what linked folders add.
 
     So what lies below the folder keeps its own name, and links, which may lead in circles, add only what nothing but
     links leads to.
@@ -172,5 +172,7 @@ def _walk_unlinked(folder: Path, searched: set[str], linked: list[Path], finding
         searched.add(os.path.realpath(place))
         folders[:] = [name for name in folders if name not in IGNORED_FOLDERS and not name.startswith(".Trash-")]
         yield from (Path(place, name) for name in files if not name.startswith("._"))
+        # Listed too, so that reading it says what it is: somebody may take it for a recording.
+        yield from (Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES)
         linked += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in searched]

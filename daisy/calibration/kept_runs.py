@@ -156,7 +156,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         different = sorted(name for name, value in self._header.items() if header.get(name) != value)
         if different:
             raise OutputError(
-                f"{self.path}: holds full runs of another {', '.join(different)}; "
+                f"{self.path}: holds full runs with other values of {', '.join(different)}; "
                 "remove it to begin anew, or use another file"
             )
 

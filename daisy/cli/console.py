@@ -24,6 +24,8 @@ HINTS: dict[Remedy, str] = {
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
     "float32": "use --dtype float32 with another --out",
+    "full_precision": "leave --half out",
+    "label_set": "leave --label-set out",
     "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",

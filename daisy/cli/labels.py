@@ -231,8 +231,8 @@ def _finish(files: Sequence[UnitFile], out: Path, features: Features) -> None:
         partly = len(file.labelled) < len(file.split.recordings)
         if partly and is_theirs:
             warn(
-                f"{file.path}: not written: fairseq would read {copy} with it, which lies there; take the lines of "
-                f"recordings without units out of {file.split.path} and call this again, what is done is kept"
+                f"{file.path}: not written: fairseq would read {copy} with it, which lies there; give another --out, "
+                f"or take the lines of recordings without units out of {file.split.path} and call this again"
             )
             continue
         if partly and not file.labelled:

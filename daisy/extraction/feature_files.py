@@ -63,8 +63,9 @@ def check_name(path: Path) -> None:
     Raises:
         OutputError: saying why not.
     """
+    folder = next((parent for parent in path.parents if os.path.isdir(parent)), path.parent)
     try:
-        os.lstat(path)
+        os.lstat(folder / path.name)  # in a folder that is not there, every name is taken
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     except OSError as error:  # its name or path is too long, or has characters that it may not have

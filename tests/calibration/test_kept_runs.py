@@ -120,7 +120,7 @@ def test_runs_of_something_else_are_refused_and_stay(speech, rain, tmp_path, cha
     changed = dict(changed)
     louder = [2 * waveform for waveform in speech.waveforms]
     used = dataclasses.replace(speech, waveforms=louder) if changed.pop("louder", False) else speech
-    message = rf"runs: holds full runs of another {named}; remove it to begin anew, or use another file$"
+    message = rf"runs: holds full runs with other values of {named}; remove it to begin anew, or use another file$"
     with pytest.raises(OutputError, match=message):
         keep(path, used, **changed).__enter__()
     assert path.read_bytes() == before

@@ -26,6 +26,8 @@ def place(tmp_path_factory):
     state = model.backbone.state_dict()
     del state["mask_embedding"]  # what torchaudio's models do not have
     torch.save(state, folder / "plain.pth")
+    beyond = {key: value * 0 + 1e5 if key.endswith("layer_norm.bias") else value for key, value in state.items()}
+    torch.save(beyond, folder / "beyond.pth")
     with torch.no_grad():
         model.backbone.encoder.transformer.layers[-1].final_layer_norm.bias[0] = 1e5
     daisy.save(model, folder / "large.safetensors")
@@ -76,6 +78,16 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             "float32",
             ("extract", "speech", "-c", "large.safetensors", "-p", "never", "--dtype", "float16", "-o", "no"),
             "and float16 ends at 65504; use --dtype float32 with another --out",
+        ),
+        (
+            "full_precision",
+            ("convert", "beyond.pth", "x.safetensors", "--set", "num_heads=4", "--half"),
+            "would not be finite in torch.float16; leave --half out",
+        ),
+        (
+            "label_set",
+            ("convert", "plain.pth", "x.safetensors", "--set", "num_heads=4", "--label-set", "2"),
+            "as fairseq's and s3prl's HuBERTs have; leave --label-set out",
         ),
         (
             "make_manifest",

@@ -82,7 +82,9 @@ def test_calibrate_goes_on_after_ctrl_c(place):
     assert not (place / "p.json").exists()
     refused = run(*call[:3], "other.safetensors", *call[4:], "-o", "p.json", cwd=place)
     assert refused.returncode == 2
-    assert "p.json.full-runs: holds full runs of another checkpoint; remove it to begin anew" in refused.stderr
+    assert (
+        "p.json.full-runs: holds full runs with other values of checkpoint; remove it to begin anew" in refused.stderr
+    )
     done = run(*call, "-o", "p.json", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr == (

@@ -100,5 +100,5 @@ def _refuse_overrides(overrides: dict[str, str] | None) -> None:
 def _refuse_label_set(label_set: int | None) -> None:
     if label_set is not None:
         raise CheckpointError(
-            "has no label sets to choose from: leave label_set out; fairseq's and s3prl's HuBERTs have"
+            "has no label sets to choose from, as fairseq's and s3prl's HuBERTs have", remedy="label_set"
         )
