@@ -1,4 +1,4 @@
-"""Writing that is whole or absent: beside, flushed to the disk, renamed."""
+"""Writes files so that they are whole or absent: each is first written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         if isinstance(error, OSError):
             raise OutputError(f"{path}: cannot be written ({explain(error)})") from None
         raise
+
+
+@contextlib.contextmanager
+def refusing(path: Path, what: str = "cannot be written") -> Iterator[None]:
+    """Turn the system's errors into refusals that name a file or folder.
+
+    Raises:
+        OutputError: where the system raised an error: ``path: what (its reason)``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {what} ({explain(error)})") from None
 
 
 def check_writable(path: Path) -> None:
@@ -131,16 +144,13 @@ def append(path: Path, lines: str, *, flush: bool = False) -> None:
     Raises:
         OutputError: where it cannot be written.
     """
-    try:
-        # Unbuffered: all of it is one call of the system, unless the disk is full.
-        with closing_after(open(path, "ab", buffering=0)) as stream:
-            rest = memoryview(lines.encode())
-            while rest:
-                rest = rest[stream.write(rest) :]
-            if flush:
-                os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({explain(error)})") from None
+    # Unbuffered: all of it is one call of the system, unless the disk is full.
+    with refusing(path), closing_after(open(path, "ab", buffering=0)) as stream:
+        rest = memoryview(lines.encode())
+        while rest:
+            rest = rest[stream.write(rest) :]
+        if flush:
+            os.fsync(stream.fileno())
 
 
 def whole_lines(path: Path, *, repair: bool = True) -> list[str]:

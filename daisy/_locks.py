@@ -61,10 +61,8 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
         OutputError: where its file cannot be written.
     """
     while True:
-        try:
+        with _files.refusing(path.parent):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise OutputError(f"{path.parent}: cannot be written ({_files.explain(error)})") from None
         try:
             taken = _flock(descriptor, path, wait)
             if taken and _is_there(descriptor, path):

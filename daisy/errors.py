@@ -19,6 +19,8 @@ Remedy = Literal[
     "calibrate",
     "convert",
     "float32",
+    "full_precision",
+    "label_set",
     "list",
     "make_manifest",
     "max_sec",
@@ -28,6 +30,7 @@ Remedy = Literal[
     "overwrite",
     "root",
     "separate_out",
+    "wait",
     "window",
 ]
 """What would help, by name: a caller with words of its own (the command line has options) looks it up."""
@@ -38,6 +41,8 @@ REMEDIES: dict[Remedy, str] = {
     "calibrate": "daisy.calibration.calibrate_depth makes one",
     "convert": "other forms are read by daisy.checkpoints.convert",
     "float32": 'pass dtype="float32" and another folder',
+    "full_precision": "save it as torch.float32",
+    "label_set": "leave label_set out",
     "list": "make one of those files with daisy.audio.format_manifest_line",
     "make_manifest": "make a manifest of it with daisy.audio.format_manifest_line",
     "max_sec": "split it, or raise max_sec",
@@ -47,6 +52,7 @@ REMEDIES: dict[Remedy, str] = {
     "overwrite": "use another folder, or pass overwrite=True",
     "root": "pass another root",
     "separate_out": "give them separate folders",
+    "wait": "wait for it, or use another folder",
     "window": "pass window_sec and another folder, or raise max_sec",
 }
 """What a Python program does about it."""

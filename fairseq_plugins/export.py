@@ -21,6 +21,7 @@ from daisy import _files, checkpoints
 from daisy.checkpoints.converters import fairseq
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import BackboneConfig
+from daisy.models.config import FAIRSEQ_EPS
 from fairseq_plugins.masked import SPECIAL_SYMBOLS
 from fairseq_plugins.model import read_backbone
 
@@ -105,9 +106,9 @@ def main() -> None:
         content = make_stock_checkpoint(model, arguments.half)
         _files.write(arguments.target, lambda stream: torch.save(content, stream))
         config = model.backbone.config
-        if config.normalize and config.normalize_eps != fairseq.EPS:
+        if config.normalize and config.normalize_eps != FAIRSEQ_EPS:
             print(
-                f"note: fairseq normalises recordings with epsilon {fairseq.EPS:g}, this HuBERT with "
+                f"note: fairseq normalises recordings with epsilon {FAIRSEQ_EPS:g}, this HuBERT with "
                 f"{config.normalize_eps:g}: states of quiet ones, below about -40 dBFS, will differ",
                 file=sys.stderr,
             )

@@ -40,6 +40,23 @@ def read_dictionary(units: Path) -> Dictionary:
     return dictionary
 
 
+def read_lines(path: Path, dictionary: Dictionary) -> list[str]:
+    """Read the lines of a .km file, one for each recording.
+
+    Raises:
+        UsageError: where it is not one, or has labels that are no units of the dictionary.
+    """
+    check_units(path, dictionary)
+    with open(path, encoding="utf-8") as stream:
+        return list(stream)
+
+
+def encode_line(line: str, dictionary: Dictionary) -> Tensor:
+    """Turn labels into (T_b,) int64 units, counted in the order of the dictionary."""
+    units = [dictionary.index(label) - dictionary.nspecial for label in line.split()]
+    return torch.tensor(units, dtype=torch.int64)
+
+
 def read_units(path: Path) -> list[Tensor]:
     """Read a .km file: for each recording (T_b,) int64 units, counted in the order of the dictionary beside it.
 
@@ -47,10 +64,7 @@ def read_units(path: Path) -> list[Tensor]:
         UsageError: where it is not one, or has labels that are no units of the dictionary.
     """
     dictionary = read_dictionary(path)
-    check_units(path, dictionary)
-    with open(path, encoding="utf-8") as stream:
-        lines = [[dictionary.index(label) - dictionary.nspecial for label in line.split()] for line in stream]
-    return [torch.tensor(line, dtype=torch.int64) for line in lines]
+    return [encode_line(line, dictionary) for line in read_lines(path, dictionary)]
 
 
 def main() -> None:
@@ -64,13 +78,15 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         model, recordings = read_backbone(arguments.source), audio.read_manifest(arguments.manifest)
-        dictionary, units = read_dictionary(arguments.units), read_units(arguments.units)
-        if not recordings or len(units) != len(recordings):
-            raise UsageError(f"{arguments.units}: {len(units)} lines for {len(recordings)} recordings")
+        dictionary = read_dictionary(arguments.units)
+        lines = read_lines(arguments.units, dictionary)
+        if not recordings or len(lines) != len(recordings):
+            raise UsageError(f"{arguments.units}: {len(lines)} lines for {len(recordings)} recordings")
         chosen = random.Random(0).sample(range(len(recordings)), min(arguments.recordings, len(recordings)))
         rate = model.backbone.config.sample_rate
         waveforms = [audio.read(recordings[index].path, rate) for index in chosen]
-        states, masked_units = masked.gather_masked_frames(model, waveforms, [units[index] for index in chosen])
+        units = [encode_line(lines[index], dictionary) for index in chosen]
+        states, masked_units = masked.gather_masked_frames(model, waveforms, units)
         unmet = masked.refit(model, states, masked_units, len(dictionary) - dictionary.nspecial)
         checkpoints.save(model, arguments.out)
         if unmet:

@@ -46,6 +46,10 @@ class Reading:
         self._stock: list[tuple[ModuleType, str, Read]] = []
         self._said = multiprocessing.Value("b", False)  # a task's worker processes are forks
 
+    def __reduce__(self) -> tuple[Callable[[int, str], Reading], tuple[int, str]]:
+        """Leave out what stays with this process: joblib sends wrapped functions to workers that are no forks."""
+        return _remake, (self.sample_rate, self.task)
+
     def __enter__(self) -> Reading:
         effects = torchaudio.sox_effects
         self._replace(torchaudio, "load", lambda load: name_file(self._fit(load)))
@@ -119,6 +123,14 @@ class Reading:
                 f"[daisy] {uri}: {rate} Hz; recordings of other rates are brought to {self.sample_rate} Hz",
                 flush=True,
             )
+
+
+def _remake(sample_rate: int, task: str) -> Reading:
+    """Make the context again in a worker, which says nothing: it cannot tell whether another has said it."""
+    reading = Reading(sample_rate)
+    reading.task = task
+    reading._said.value = True
+    return reading
 
 
 def _refuse_channels(uri: Any, count: int) -> AudioError:

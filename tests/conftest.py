@@ -1,6 +1,7 @@
 """Tiny models of both kinds, with weights random enough that no two parts can be confused."""
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -198,3 +199,11 @@ class Products(TorchDispatchMode):
 
     def rows(self, *shape, after="none"):
         return [rows for rows, *what in self.calls if what == [after, *shape]]
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where pytest was started with the signal ignored, as in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -36,16 +36,15 @@ class Member:
         """
         try:
             with open(self.archive, "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if not self.length or self.offset + self.length > size:
+                    raise AudioError(
+                        f"{self.archive}: has {size} bytes, none or not all of {self.length} from byte {self.offset} on"
+                    )
                 stream.seek(self.offset)
-                content = stream.read(self.length)
+                return stream.read(self.length)
         except OSError as error:
             raise AudioError(f"{self.archive}: cannot be read ({error.strerror or error})") from None
-        if len(content) < self.length or not content:
-            raise AudioError(
-                f"{self.archive}: has {self.archive.stat().st_size} bytes, none or not all of {self.length} from byte "
-                f"{self.offset} on"
-            )
-        return content
 
 
 def find_member(path: str | Path) -> Member | None:
@@ -66,14 +65,14 @@ def measure(path: str | Path) -> int:
     return member.length if member else os.path.getsize(path)
 
 
-def open_bytes(path: str | Path) -> BinaryIO:
-    """Open a recording's bytes for reading.
+def open_bytes(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open a recording's bytes for reading; ``buffering`` is of `open`.
 
     Raises:
         AudioError: as `Member.read` does.
     """
     member = find_member(path)
-    return io.BytesIO(member.read()) if member else open(path, "rb")
+    return io.BytesIO(member.read()) if member else open(path, "rb", buffering)
 
 
 def open_source(path: str | Path) -> bytes | io.BytesIO:

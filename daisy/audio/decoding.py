@@ -30,10 +30,12 @@ EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FL
 EXACT_CODINGS = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS")
 """In these libsndfile finds every place, and gives there what it gives when it reads on from the beginning, in damaged
 files too. Of MP3 the last bits differ, of damaged ADPCM and ALAC everything."""
+MPEG = "MPEG_LAYER_"
+"""What libsndfile's names of the codings of MP3 and its older kin begin with; WAV files hold them too."""
 MP3_FRAME = 1152
 """Samples of one channel in the longest."""
 MP3_SLACK = 2 * MP3_FRAME
-"""Samples that an MP3 may lack: encoders and cutting programs count the frames at its ends differently."""
+"""Samples that `MPEG` may lack: encoders and cutting programs count the frames at its ends differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +45,18 @@ class Header:
     sample_rate: int
     """Hz."""
     channels: int
-    num_samples: int | None
-    """Of one channel; None where the header does not tell it, or what it tells cannot be."""
+    length: int | None
+    """Samples of one channel; None where the header does not tell them, or what it tells cannot be."""
     format: str
     """libsndfile's name of it, or `media.FORMAT`."""
-    promised: int | None
+    coding: str
+    """libsndfile's name of it, or `media.FORMAT`."""
+    claimed_length: int | None
     """Samples that the header tells, however unlikely; None where it tells none."""
     links: tuple[tuple[int, int], ...] = ()
     """First byte of each stream of an Ogg file that holds several, one after the other, and the byte after its last."""
+    can_seek: bool = False
+    """Whether libsndfile finds places in it."""
     seekable: bool = False
     """Whether parts can be read, and are the same as in a whole reading."""
 
@@ -89,25 +95,43 @@ def read_header(path: Path) -> Header:
     Raises:
         AudioError: where there is no readable header, or no rate of speech in it.
     """
+    with open_file(path) as (header, _):
+        return header
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[tuple[Header, soundfile.SoundFile | None]]:
+    """Open a file and read what its header says.
+
+    Yields:
+        The header, and what `decode` takes so that the file need not be opened again: of Ogg that takes as long as
+        decoding a second. None where FFmpeg reads it.
+
+    Raises:
+        AudioError: as `read_header` does.
+    """
     _check_file(path)
-    with explain_errors(path):
-        try:
-            with soundfile.SoundFile(open_source(path)) as file:
+    with contextlib.ExitStack() as stack:
+        file: soundfile.SoundFile | None = None
+        with explain_errors(path):
+            try:
+                file = stack.enter_context(_Sequential(open_source(path)))
                 header = _describe(path, file)
-        except soundfile.LibsndfileError as error:
-            header = _describe_media(path, error)
-    lowest, highest = SAMPLE_RATES
-    if not lowest <= header.sample_rate <= highest:
-        raise AudioError(f"{path}: {header.sample_rate} Hz is no sample rate of speech: its header is damaged")
-    return header
+            except soundfile.LibsndfileError as error:
+                header = _describe_media(path, error)
+        lowest, highest = SAMPLE_RATES
+        if not lowest <= header.sample_rate <= highest:
+            raise AudioError(f"{path}: {header.sample_rate} Hz is no sample rate of speech, outside 1 kHz to 1 MHz")
+        yield header, file
 
 
-def decode(path: Path, header: Header) -> Iterator[Block]:
+def decode(path: Path, header: Header, file: soundfile.SoundFile | None = None) -> Iterator[Block]:
     """Decode a file from its beginning to its end.
 
     Args:
         path: of the file.
         header: of the file.
+        file: of `open_file`, from which nothing was read yet.
 
     Yields:
         Blocks (samples, channels), float32 of full scale 1.
@@ -117,11 +141,11 @@ def decode(path: Path, header: Header) -> Iterator[Block]:
     """
     count = 0
     with explain_errors(path):
-        for block in _decode_streams(path, header):
+        for block in _decode_streams(path, header, file):
             count += len(block)
             yield block
-    missing = (header.promised or 0) - count
-    if missing > (MP3_SLACK if header.format == "MP3" else 0):
+    missing = (header.claimed_length or 0) - count
+    if missing > (MP3_SLACK if header.coding.startswith(MPEG) else 0):
         raise AudioError(f"{path}: ends {missing} samples before its header says")
     if not count:
         raise AudioError(f"{path}: holds no samples{_explain_emptiness(path)}")
@@ -146,8 +170,8 @@ def count_samples(path: Path, header: Header) -> int:
     Raises:
         AudioError: as `decode` does.
     """
-    if header.num_samples is not None:
-        return header.num_samples
+    if header.length is not None:
+        return header.length
     return sum(len(block) for block in decode(path, header))
 
 
@@ -166,19 +190,22 @@ def _check_file(path: Path) -> None:
 
 def _describe(path: Path, file: soundfile.SoundFile) -> Header:
     links = find_ogg_streams(path) if file.format == "OGG" else []
-    promised: int | None = file.frames
-    is_unknown = file.frames > 2**62 or len(links) > 1 or (file.format == "MP3" and _is_guessed(path))
+    claimed_length: int | None = file.frames
+    is_unknown = file.frames > 2**62 or len(links) > 1 or (file.subtype.startswith(MPEG) and _is_guessed(path))
     if is_unknown:
-        promised = None
-    is_likely = promised is not None and promised <= MAX_SAMPLES_PER_BYTE * measure(path)
+        claimed_length = None
+    is_likely = claimed_length is not None and claimed_length <= MAX_SAMPLES_PER_BYTE * measure(path)
+    can_seek = soundfile.SoundFile.seekable(file)
     return Header(
         sample_rate=file.samplerate,
         channels=file.channels,
-        num_samples=promised if is_likely else None,
+        length=claimed_length if is_likely else None,
         format=file.format,
-        promised=promised,
+        coding=file.subtype,
+        claimed_length=claimed_length,
         links=tuple(links) if len(links) > 1 else (),
-        seekable=file.seekable()
+        can_seek=can_seek,
+        seekable=can_seek
         and is_likely
         and file.frames > 0
         and (file.format in EXACT_FORMATS and file.subtype in EXACT_CODINGS),
@@ -198,20 +225,27 @@ def _describe_media(path: Path, error: soundfile.LibsndfileError) -> Header:
             raise AudioError(f"{path}: NIST SPHERE compressed with shorten: decompress it with sph2pipe")
         raise error
     sample_rate, channels = media.read_header(path)
-    return Header(sample_rate=sample_rate, channels=channels, num_samples=None, format=media.FORMAT, promised=None)
+    return Header(
+        sample_rate=sample_rate,
+        channels=channels,
+        length=None,
+        format=media.FORMAT,
+        coding=media.FORMAT,
+        claimed_length=None,
+    )
 
 
-def _decode_streams(path: Path, header: Header) -> Iterator[Block]:
+def _decode_streams(path: Path, header: Header, opened: soundfile.SoundFile | None) -> Iterator[Block]:
     if header.format == media.FORMAT:
         yield from media.decode(path)
     elif header.links:
         for start, stop in header.links:
             yield from _decode_link(path, header, start, stop)
-    elif header.format == "MP3" and header.promised is None:
+    elif header.coding.startswith(MPEG) and header.claimed_length is None:
         yield from _decode_to_the_end(path)
     else:
-        with _Sequential(open_source(path)) as file:
-            if header.promised is not None and super(_Sequential, file).seekable():
+        with contextlib.nullcontext(opened) if opened is not None else _Sequential(open_source(path)) as file:
+            if header.claimed_length is not None and header.can_seek:
                 file.seek(0)  # libsndfile skips what Opus puts before the first sample only after a seek
             yield from _read_blocks(file)
 

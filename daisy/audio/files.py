@@ -35,8 +35,8 @@ def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None)
         AudioError: where it is missing, no audio, damaged, empty, lacks the channel, or holds values that are no
             numbers.
     """
-    header = decoding.read_header(path := Path(path))
-    blocks = [_take_channel(block, channel, path) for block in decoding.decode(path, header)]
+    with decoding.open_file(path := Path(path)) as (header, file):
+        blocks = [_take_channel(block, channel, path) for block in decoding.decode(path, header, file)]
     waveform = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     _check_values(waveform, path)
     return resample(waveform, header.sample_rate, sample_rate)
@@ -92,7 +92,8 @@ def num_samples(path: str | Path, sample_rate: int = 16000) -> int:
         sample_rate: wanted, in Hz.
 
     Returns:
-        The number of samples that `read` returns. By the header where that tells it, else counted by decoding.
+        The number of samples that `read` returns. By the header where that tells it, else counted by decoding. An
+        Ogg file's pages are looked at one by one, about 2 ms for ten minutes.
 
     Raises:
         AudioError: where there is no readable header, or what must be decoded is damaged.

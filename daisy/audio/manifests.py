@@ -11,8 +11,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from daisy.audio import media
 from daisy.audio.archives import find_file, find_member
-from daisy.audio.decoding import read_header
+from daisy.audio.decoding import count_samples, read_header
 from daisy.audio.recordings import Recording, absolute
 from daisy.audio.tables import describe_table
 from daisy.errors import AudioError, UsageError
@@ -39,10 +40,25 @@ def read_manifest(path: str | Path) -> list[Recording]:
     Raises:
         UsageError: where it is not one, or it is not clear which folder a relative root means.
     """
+    return read_manifest_lines(path)[0]
+
+
+def read_manifest_lines(path: str | Path) -> tuple[list[Recording], list[str]]:
+    """Read a fairseq manifest, and the lines of its recordings, without blanks at their ends.
+
+    Args:
+        path: of the manifest.
+
+    Returns:
+        Its recordings as `read_manifest` returns them, and a line for each.
+
+    Raises:
+        UsageError: as `read_manifest`.
+    """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises on long names
         raise UsageError(f"{path}: is a folder", remedy="make_manifest", path=path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{path}: no such manifest (looked for from {Path.cwd()})")
     try:
         with open(path, encoding="utf-8") as stream:
@@ -57,9 +73,10 @@ def read_manifest(path: str | Path) -> list[Recording]:
         )
     if table := describe_table(lines[0]):
         raise UsageError(f"{path}: {table}; a fairseq manifest begins with the folder of its recordings", remedy="list")
-    root, *names = lines[0], *(line.split("\t")[0] for line in lines[1:] if line)
+    root, listed = lines[0], [line for line in lines[1:] if line]
+    names = [line.split("\t")[0] for line in listed]
     folder = _resolve_root(path, root, names)
-    return [Recording(path=absolute(folder / name), name=str(Path(name))) for name in names]
+    return [Recording(path=absolute(folder / name), name=str(Path(name))) for name in names], listed
 
 
 def format_manifest_root(root: str | Path) -> str:
@@ -94,21 +111,25 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
     Raises:
         UsageError: where it is not below the root.
         AudioError: where fairseq could not use it: its name cannot stand in a manifest, its header is not readable, or
-            says that it is too short, of another rate or of unknown length.
+            says that it is too short, of another rate or of unknown length; where what must be decoded, as its header
+            is not to be believed, is damaged.
     """
     if not recording.path.is_relative_to(root):
         raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
     name = _format_name(recording, str(recording.path.relative_to(root)))
     header = read_header(recording.path)
+    if header.format == media.FORMAT:
+        raise AudioError(f"{recording.path}: fairseq does not read {recording.path.suffix} files: convert it to FLAC")
     if header.sample_rate != sample_rate:
         raise AudioError(
             f"{recording.path}: {header.sample_rate} Hz, and fairseq takes {sample_rate} Hz only: resample it"
         )
-    if header.num_samples is None:
+    if header.claimed_length is None:
         raise AudioError(f"{recording.path}: its header does not tell its length, which fairseq goes by: write it anew")
-    if header.num_samples < MIN_SAMPLES:
-        raise AudioError(f"{recording.path}: too short: {header.num_samples} samples, one frame needs {MIN_SAMPLES}")
-    return f"{name}\t{header.num_samples}"
+    num_samples = count_samples(recording.path, header)
+    if num_samples < MIN_SAMPLES:
+        raise AudioError(f"{recording.path}: too short: {num_samples} samples, one frame needs {MIN_SAMPLES}")
+    return f"{name}\t{num_samples}"
 
 
 def _format_name(recording: Recording, name: str) -> str:
@@ -144,7 +165,7 @@ def _resolve_root(path: Path, root: str, names: Sequence[str]) -> Path:
     if Path(root).is_absolute() or not names or absolute(theirs) == absolute(beside):
         return theirs
     in_theirs, in_beside = (
-        [name for name in names if find_file(folder / name).exists()] for folder in (theirs, beside)
+        [name for name in names if os.path.exists(find_file(folder / name))] for folder in (theirs, beside)
     )
     if not in_theirs and not in_beside:
         raise UsageError(f"{path}: none of its {len(names)} recordings is below {theirs} or {beside}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,24 @@ class Recording:
     """Which channel is heard, counted from 0; None: their mean."""
 
     @property
+    def file_name(self) -> str:
+        """Its name before `take_channels` gave each channel one."""
+        return self.name if self.channel is None else str(Path(self.name).with_name(self.path.name))
+
+    @property
     def label(self) -> str:
         """The path, and which channel it is where it is one of them."""
-        return str(self.path) if self.channel is None else f"{self.path} (channel {self.channel})"
+        return format_label(str(self.path), self.channel)
+
+
+def format_label(path: str, channel: int | None) -> str:
+    """Return a path, and which channel of its file is meant where it is one of them."""
+    return path if channel is None else f"{path} (channel {channel})"
+
+
+def parse_label(label: str) -> str:
+    """Return the path of a label."""
+    return re.sub(r" \(channel \d+\)$", "", label)
 
 
 def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Recording]:
@@ -128,15 +144,17 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
 def _split_channels(recording: Recording) -> list[Recording]:
     if recording.channel is not None:
         return [recording]
-    name = Path(recording.name)
     try:
         count = read_header(recording.path).channels
     except AudioError:
         return [recording]
-    return [
-        replace(recording, name=str(name.with_name(f"{name.stem}.{index}{name.suffix}")), channel=index)
-        for index in range(count)
-    ]
+    return [name_channel(recording, index) for index in range(count)]
+
+
+def name_channel(recording: Recording, index: int) -> Recording:
+    """Make a recording of one channel of a file, with a name of its own."""
+    name = Path(recording.name)
+    return replace(recording, name=str(name.with_name(f"{name.stem}.{index}{name.suffix}")), channel=index)
 
 
 def absolute(path: Path) -> Path:

@@ -101,12 +101,12 @@ def search(inputs: Sequence[str | Path]) -> Findings:
 
 def _expand(text: str, findings: Findings) -> list[Recording]:
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir() raises on long names
         files = sorted(_choose_files(path, findings))
         return [Recording(path=absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
-    if path.exists() or find_member(path):
+    if os.path.exists(path) or find_member(path):
         return [Recording(path=absolute(path), name=path.name)]
     matches = _match(text)
     if not matches:
@@ -136,12 +136,12 @@ def _choose_files(root: Path, findings: Findings) -> Iterator[Path]:
         suffix = path.suffix.lower()
         if suffix in suffixes:
             yield path
-        elif suffix in others and not path.is_dir():
+        elif suffix in others:
             findings.skipped[suffix] += 1
 
 
 def _walk(root: Path, findings: Findings) -> list[Path]:
-    """List everything below a folder, and then what the folders that are linked into it add.
+    """List all files below a folder, and folders that are called like recordings; then what linked folders add.
 
     So what lies below the folder keeps its own name, and links, which may lead in circles, add only what nothing but
     links leads to.
@@ -171,6 +171,8 @@ def _walk_unlinked(folder: Path, searched: set[str], linked: list[Path], finding
     for place, folders, files in os.walk(folder, onerror=note):
         searched.add(os.path.realpath(place))
         folders[:] = [name for name in folders if name not in IGNORED_FOLDERS and not name.startswith(".Trash-")]
-        yield from (Path(place, name) for name in (*folders, *files) if not name.startswith("._"))
+        yield from (Path(place, name) for name in files if not name.startswith("._"))
+        # Listed too, so that reading it says what it is: somebody may take it for a recording.
+        yield from (Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES)
         linked += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in searched]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daisy.audio.archives import measure, open_bytes
+from daisy.audio.mp3 import seek_frames
 from daisy.errors import AudioError
 
 
@@ -24,13 +25,13 @@ def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
     starts: list[int] = []
     was_beginning = False
     place, size = 0, measure(path)
-    with open_bytes(path) as stream:
-        while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
+    with open_bytes(path, buffering=0) as stream:  # a buffer would read thirty times as much
+        while len(page := stream.read(27 + 255)) >= 27 and page[:4] == b"OggS":
             is_beginning = bool(page[5] & 2)
             if is_beginning and not was_beginning:
                 starts.append(place)
             was_beginning = is_beginning
-            place += 27 + page[26] + sum(stream.read(page[26]))
+            place += 27 + page[26] + sum(page[27 : 27 + page[26]])
             stream.seek(place)
     return list(zip(starts, [*starts[1:], size], strict=True))
 
@@ -59,5 +60,6 @@ def _feed(path: Path, sender: int) -> None:
         open(sender, "wb") as target,
         open_bytes(path) as source,
     ):
-        while content := source.read(2**16):
-            target.write(content)
+        remaining = seek_frames(source)
+        while remaining > 0 and (content := source.read(min(2**16, remaining))):
+            remaining -= target.write(content)

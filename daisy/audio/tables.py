@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 COMMON_VOICE = frozenset(["client_id", "path", "sentence"])
 SPEECH_TO_TEXT = frozenset(["id", "audio", "n_frames"])
@@ -19,7 +19,7 @@ def describe_table(first_line: str) -> str | None:
         What it is, and where its recordings are; None where it may be a manifest.
     """
     columns = first_line.strip("\ufeff\r\n").split("\t")
-    if len(columns) < 2 or Path(first_line).is_dir():
+    if len(columns) < 2 or os.path.isdir(first_line):  # Path.is_dir() raises on long lines
         return None
     if set(columns) >= COMMON_VOICE:
         return "Common Voice's table of clips: its column path names files in the folder clips beside it"

@@ -94,7 +94,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         _files.remove(self.path)
 
     def get(self, condition: str, indices: Sequence[int]) -> BatchRuns | None:
-        """Return the runs of a batch, where there are any.
+        """Return the runs of a batch, where there are any; they then count as used, see `count_used`.
 
         Args:
             condition: what the recordings were heard through, with all that decides it.
@@ -156,7 +156,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         different = sorted(name for name, value in self._header.items() if header.get(name) != value)
         if different:
             raise OutputError(
-                f"{self.path}: holds full runs of another {', '.join(different)}; "
+                f"{self.path}: holds full runs with other values of {', '.join(different)}; "
                 "remove it to begin anew, or use another file"
             )
 

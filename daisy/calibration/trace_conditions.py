@@ -146,7 +146,7 @@ def _read_bank(text: str, sample_rate: int, failed: dict[str, str], strict: bool
     return mixing.NoiseBank(waveforms)
 
 
-def keep_runs(
+def open_kept_runs(
     path: str | Path, checkpoint: str, model: Model, speech: Speech, *, scores: Iterable[str] | None, score_stride: int
 ) -> KeptRuns:
     """Say where the full runs of recordings are kept, and what decides them.
@@ -203,7 +203,8 @@ def run_conditions(
         score_stride: heads look at every ``score_stride``-th frame.
         seed: of excerpts, talkers and rooms.
         batch_sec: seconds of audio in a batch.
-        kept: where runs are kept on the disk as they are made (`keep_runs`): those that are there are not made again.
+        kept: where runs are kept on the disk as they are made (`open_kept_runs`): those that are there are not
+            made again.
         progress: called with the number of runs just done: those that were kept first, then those of clean speech,
             asked for or not.
     """
@@ -220,7 +221,10 @@ def run_conditions(
     )
     batches = tracing.make_batches(speech.waveforms, model, batch_sec)
     wanted = [CLEAN, *(condition for condition in conditions if condition != CLEAN)]
-    names = {condition: _name_kept(condition, recorded, seed) for condition in wanted}
+    names = {condition: condition.name for condition in wanted}
+    if kept is not None:
+        digests = {kind: _digest_noise(bank) for kind, bank in recorded.items()}
+        names = {condition: _name_kept(condition, digests, seed) for condition in wanted}
     num_kept = {c: 0 if kept is None else count_kept(kept, batches, name) for c, name in names.items()}
     if sum(num_kept.values()):
         progress(sum(num_kept.values()))
@@ -237,14 +241,19 @@ def run_conditions(
     return traces.join_traces(parts)
 
 
-def _name_kept(condition: Condition, recorded: Mapping[str, mixing.NoiseBank], seed: int) -> str:
+def _name_kept(condition: Condition, digests: Mapping[str, str], seed: int) -> str:
     """Name a condition with all that decides what is heard: recorded noise by its samples, and the seed."""
     if condition == CLEAN:
         return condition.name
     parts = [condition.kind, repr(condition.level), f"seed {seed}"]
-    if condition.kind in recorded:
-        state = hashlib.sha256()
-        for waveform in recorded[condition.kind].recordings:
-            state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
-        parts.append(state.hexdigest())
+    if condition.kind in digests:
+        parts.append(digests[condition.kind])
     return ", ".join(parts)
+
+
+def _digest_noise(bank: mixing.NoiseBank) -> str:
+    """Compute the SHA-256 of the lengths and samples of one kind of noise."""
+    state = hashlib.sha256()
+    for waveform in bank.recordings:
+        state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
+    return state.hexdigest()

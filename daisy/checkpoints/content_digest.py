@@ -14,6 +14,8 @@ from torch import Tensor
 class ContentDigest:
     """The SHA-256 of tensors (names, types, shapes and bytes), in the order of their names, and of a configuration.
 
+    The configuration is one that JSON gives back as it is: keys are text, whose order is another than that of numbers.
+
     Tensors are added one by one as they are read, so that none has to be kept in its file's type.
     """
 

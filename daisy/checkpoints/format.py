@@ -121,12 +121,12 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
     }
     faults = {key: fault for key, value in tensors.items() if (fault := find_fault(key, value))}
     if lost := [key for key, fault in faults.items() if fault == NOT_FINITE]:
-        raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}; save it as float32")
+        raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}", remedy="full_precision")
     if faults:
         raise CheckpointError(
             f"{path}: weights that are {list_some(list(faults.values()), 1)}: {list_some(list(faults))}"
         )
-    config = {"format_version": FORMAT_VERSION, **model.config()}
+    config = json.loads(json.dumps({"format_version": FORMAT_VERSION, **model.config()}))  # as it will be read
     _files.save_tensors(tensors, Path(path), {**config, "digest": ContentDigest.of(config, tensors)})
 
 

@@ -13,6 +13,8 @@ from daisy.errors import CheckpointError
 NOT_FINITE = "not finite"
 MAX_WEIGHT = 1e10
 """No training leaves more (bfloat16's and float32's largest are 3e38): a flipped bit of the exponent does."""
+VARIANCES = ("variance", "running_var")
+"""How statistics end that are squares: of these the root is compared with `MAX_WEIGHT`."""
 
 
 def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
@@ -61,8 +63,9 @@ def find_fault(name: str, tensor: Tensor) -> str | None:
     low, high = torch.aminmax(tensor.detach())
     if not (low.isfinite() and high.isfinite()):
         return NOT_FINITE
-    if max(-float(low), float(high)) > MAX_WEIGHT:
-        return f"beyond {MAX_WEIGHT:g}"
+    limit = MAX_WEIGHT**2 if name.endswith(VARIANCES) else MAX_WEIGHT
+    if max(-float(low), float(high)) > limit:
+        return f"beyond {limit:g}"
     return "variances below 0" if name.endswith("running_var") and bool(low < 0) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,6 +103,8 @@ def command(
 
     goal = choose_goal(depth=depth, in_time=time, risk=risk, delta=delta, method=method, loss=of, ceiling=ceiling)
     _check_policy(policy)
+    if full_runs is not None and os.path.realpath(full_runs) == os.path.realpath(out):
+        raise UsageError(f"--full-runs {full_runs}: is the policy file too: give it a file of its own")
     model = checkpoints.load(checkpoint, device=check_device(device))
     _check_final_head(model, checkpoint, policy, goal)
     rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span

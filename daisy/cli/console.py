@@ -24,6 +24,8 @@ HINTS: dict[Remedy, str] = {
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
     "float32": "use --dtype float32 with another --out",
+    "full_precision": "leave --half out",
+    "label_set": "leave --label-set out",
     "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",
     "make_manifest": "make a manifest of it: daisy manifest {path} --out NAME.tsv",
     "max_sec": "split it, or raise --max-sec",
@@ -33,6 +35,7 @@ HINTS: dict[Remedy, str] = {
     "overwrite": "use another --out, or --overwrite",
     "root": "give another --root",
     "separate_out": "give them separate --out",
+    "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",
 }
 """What to type, for each remedy that the library names."""

@@ -107,6 +107,7 @@ def command(
     from daisy import audio, checkpoints
     from daisy.encoder import EarlyExitEncoder
     from daisy.extraction import Extractor, Settings
+    from daisy.extraction.shards import take_share
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
@@ -114,7 +115,7 @@ def command(
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
     share = _parse_shard(shard)
     findings, heard = audio.search(inputs), parse_channel(channel)
-    recordings = audio.take_channels(findings.recordings, heard)
+    ours, others = take_share(findings.recordings, share, heard)
     model = checkpoints.load(checkpoint, device=check_device(device))
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
@@ -138,9 +139,11 @@ def command(
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
     )
-    report = _run(extractor, recordings, share, overwrite)
+    report = _run(extractor, ours, others, share, overwrite)
     if share.count > 1:
-        say(f"{share}: {len(report.rows) + len(report.failed)} of {len(recordings)} recordings")
+        num_files = len({recording.path for recording in ours}), len(findings.recordings)
+        of = f" of {num_files[0]} of {num_files[1]} files" if heard == "all" else f" of {num_files[1]} recordings"
+        say(f"{share}: {len(report.rows) + len(report.failed)}{' recordings' if heard == 'all' else ''}{of}")
     _say_report(report, findings)
 
 
@@ -188,12 +191,14 @@ def _limit_cost(
     return policy
 
 
-def _run(extractor: Extractor, recordings: Sequence[Recording], share: Shard, overwrite: bool) -> ExtractionReport:
+def _run(
+    extractor: Extractor, ours: Sequence[Recording], others: Sequence[Recording], share: Shard, overwrite: bool
+) -> ExtractionReport:
     """Extract with progress shown; Ctrl-C is one line and exit status 130."""
-    total = sum(map(share.takes, recordings))
+    shard = (share.index, share.count)
     try:
-        with track("extracting", total) as advance:
-            return extractor.run(recordings, shard=(share.index, share.count), overwrite=overwrite, progress=advance)
+        with track("extracting", len(ours)) as advance:
+            return extractor.run([*ours, *others], shard=shard, overwrite=overwrite, progress=advance)
     except KeyboardInterrupt:
         warn("stopped: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -88,9 +88,9 @@ class FullRuns(AbstractContextManager["FullRuns"]):
             OutputError: where the file holds other runs, or cannot be written.
         """
         from daisy.audio.conditions import CLEAN
-        from daisy.calibration.trace_conditions import keep_runs, run_conditions
+        from daisy.calibration.trace_conditions import open_kept_runs, run_conditions
 
-        kept = keep_runs(path, checkpoint, model, speech, scores=None, score_stride=score_stride)
+        kept = open_kept_runs(path, checkpoint, model, speech, scores=None, score_stride=score_stride)
         self._kept.append(self._files.enter_context(kept))
         self._num_wanted = len(speech.waveforms) * len({CLEAN, *conditions})
         if len(kept):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daisy.cli.console import end_with_failures, explain, say, warn, warn_of_failures
-from daisy.cli.options import Device, Out, check_device
+from daisy.cli.options import Device, Out, Strict, check_device
 from daisy.cli.progress import track
 from daisy.errors import AudioError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from daisy.audio import Recording
     from daisy.extraction.unit_files import UnitFile
@@ -43,7 +44,7 @@ def command(
     fit_frames: Annotated[int, typer.Option(help="Most frames that k-means is fitted on.")] = 500_000,
     seed: Annotated[int, typer.Option(help="Seed of the frames drawn and of k-means.")] = 0,
     device: Device = "cpu",
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first recording that cannot be used.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Make k-means units for fairseq's hubert_pretraining.
 
@@ -67,8 +68,6 @@ def command(
         "seed": seed,
         "fit_on": manifests[0].name,
     }
-    centres = load_centres(path, clusters, features.width) if (path := out / "kmeans.npy").is_file() else None
-    _claim_folder(out, settings, files)
     failed: dict[Path, str] = {}
 
     def fail(recording: Recording, error: AudioError) -> None:
@@ -76,14 +75,17 @@ def command(
             raise error
         failed[recording.path] = explain(error)
 
-    if centres is None:
-        centres = _fit_centres(out, files[0], features, clusters, fit_frames, seed, fail)
-    write_dictionary(clusters, out)
-    for file in files:
-        with track(file.split.name, len(file.split.recordings)) as advance:
-            for count in file.label(features, centres, fail):
-                advance(count)
-    _finish(files, out, features)
+    with _lock_folder(out):
+        centres = load_centres(path, clusters, features.width) if (path := out / "kmeans.npy").is_file() else None
+        _claim_folder(out, settings, files)
+        if centres is None:
+            centres = _fit_centres(out, files[0], features, clusters, fit_frames, seed, fail)
+        write_dictionary(clusters, out)
+        for file in files:
+            with track(file.split.name, len(file.split.recordings)) as advance:
+                for count in file.label(features, centres, fail):
+                    advance(count)
+        _finish(files, out, features)
     num_done = sum(len(file.labelled) for file in files)
     warn_of_failures(failed.values())
     end_with_failures(sum(len(file.split.recordings) for file in files) - num_done, num_done)
@@ -111,8 +113,29 @@ def _choose_features(
 
 
 def _without_zero(rate: float) -> float:
-    """Return a whole number as one: older versions noted it so."""
+    """Turn 50.0 into 50, and leave 68.9 as it is: older versions noted rates so."""
     return int(rate) if rate == int(rate) else rate
+
+
+@contextlib.contextmanager
+def _lock_folder(out: Path) -> Iterator[None]:
+    """Let nobody else write units into a folder meanwhile.
+
+    Raises:
+        OutputError: where somebody does, or the folder cannot be written.
+    """
+    from daisy import _files, _locks
+
+    with _files.refusing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    path = out / "labels.json.lock"
+    lock = _locks.acquire(path)
+    if lock is None:
+        raise OutputError(f"{out}: is being written by {_locks.describe_holder(path)}", remedy="wait")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _claim_folder(out: Path, settings: dict[str, Any], files: Sequence[UnitFile]) -> None:
@@ -125,10 +148,7 @@ def _claim_folder(out: Path, settings: dict[str, Any], files: Sequence[UnitFile]
     from daisy.extraction.unit_files import check_settings
 
     path, centres = out / "labels.json", out / "kmeans.npy"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error})") from None
+    before = _read_notes(path) if path.is_file() else {}
     if centres.is_file():
         settings = {**settings, centres.name: _files.digest(centres)}
     check_settings(out, before, settings)
@@ -136,7 +156,19 @@ def _claim_folder(out: Path, settings: dict[str, Any], files: Sequence[UnitFile]
     digests = {file.split.path.name: file.split.digest for file in files}
     for file in files:
         file.adopt_older(before.get(file.split.path.name) == file.split.digest)
+        file.check_corpus()
     _files.write_json(path, {**before, **settings, **digests})
+
+
+def _read_notes(path: Path) -> dict[str, Any]:
+    """Read ``labels.json``."""
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(notes, dict):
+        raise OutputError(f"{path}: damaged: it does not tell how units are made", remedy="other_out")
+    return notes
 
 
 def _check_fitted_on(out: Path, file: UnitFile) -> None:
@@ -145,9 +177,11 @@ def _check_fitted_on(out: Path, file: UnitFile) -> None:
     Raises:
         OutputError: where none of them is listed: this is another corpus.
     """
+    from daisy.extraction.unit_files import read_keys
+
     keys_path = out / "kmeans.keys"
-    fitted_on = keys_path.read_text(encoding="ascii").split() if keys_path.is_file() else []
-    gone = len(set(fitted_on) - set(file.split.keys))
+    fitted_on = set(read_keys(keys_path)) if keys_path.is_file() else set()  # manifests may list a recording repeatedly
+    gone = len(fitted_on - set(file.split.keys))
     if fitted_on and gone == len(fitted_on):
         raise OutputError(
             f"{out}: holds units of other recordings: {file.split.path} lists none that k-means was fitted on",
@@ -173,7 +207,7 @@ def _fit_centres(
         centres = fit_kmeans(frames, clusters, seed)
     _files.write(out / "kmeans.keys", "".join(f"{file.split.keys[index]}\n" for index in drawn).encode())
     save_centres(centres, out / "kmeans.npy")
-    noted = json.loads((out / "labels.json").read_text(encoding="utf-8"))
+    noted = _read_notes(out / "labels.json")
     _files.write_json(out / "labels.json", {**noted, "kmeans.npy": _files.digest(out / "kmeans.npy")})
     return centres
 
@@ -182,7 +216,7 @@ def _finish(files: Sequence[UnitFile], out: Path, features: Features) -> None:
     """Write the .km files; where recordings were skipped, also manifests that go with them line by line."""
     from daisy import _files
 
-    noted = json.loads((out / "labels.json").read_text(encoding="utf-8"))
+    noted = _read_notes(out / "labels.json")
     ours = noted.get("manifests", [])
     copies = [out / file.split.path.name for file in files]
     # What lies there and was not written here is somebody's: it stays, and units that do not go with it are not made.
@@ -197,8 +231,8 @@ def _finish(files: Sequence[UnitFile], out: Path, features: Features) -> None:
         partly = len(file.labelled) < len(file.split.recordings)
         if partly and is_theirs:
             warn(
-                f"{file.path}: not written: fairseq would read {copy} with it, which lies there; take the lines of "
-                f"recordings without units out of {file.split.path} and call this again, what is done is kept"
+                f"{file.path}: not written: fairseq would read {copy} with it, which lies there; give another --out, "
+                f"or take the lines of recordings without units out of {file.split.path} and call this again"
             )
             continue
         if partly and not file.labelled:

@@ -16,7 +16,7 @@ def command(
     inputs: Annotated[list[str], typer.Argument(help="Recordings: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
     root: Annotated[Path, typer.Option(help="Folder that the paths in the manifest are relative to.")] = Path("."),
-    sample_rate: Annotated[int, typer.Option(help="Hz of the model that is trained: task.sample_rate.")] = 16000,
+    sample_rate: Annotated[int, typer.Option(min=1, help="Hz of the model that is trained: task.sample_rate.")] = 16000,
     speakers: Annotated[
         Path | None, typer.Option(help="CSV file of path (below the root) and speaker, for --balance.")
     ] = None,
@@ -28,7 +28,7 @@ def command(
     """Write a fairseq manifest of recordings.
 
     Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers or names
-    show that fairseq could not use them are left out and listed; exit status 1 then.
+    show that fairseq could not use them are left out and listed; exit status 1 then, or 2 where none is left.
     """
     from daisy import _files, audio
 
@@ -46,13 +46,16 @@ def command(
             failed.append(error)
     if speakers is not None:
         lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
-    _files.write(out, ("\n".join([first_line, *lines]) + "\n").encode())
-    say(f"{out}: {len(lines)} recordings")
+    if lines:
+        _files.write(out, ("\n".join([first_line, *lines]) + "\n").encode())
+        say(f"{out}: {len(lines)} recordings")
+    else:
+        warn(f"{out}: not written: no recording is left")
     warn_of_rest(findings)
     for reason in failed:
         warn(f"left out: {explain(reason)}")
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if lines else 2)
 
 
 def _balance_speakers(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:

@@ -17,7 +17,7 @@ from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
 from daisy.extraction.run_folder import RunFolder
-from daisy.extraction.shards import EVERYTHING, Shard
+from daisy.extraction.shards import EVERYTHING, Shard, take_share
 
 
 class Extractor:
@@ -112,13 +112,12 @@ class Extractor:
                 "one shard cannot begin again: it would take away what the others have written", remedy="other_out"
             )
         settings = self.settings = self._make_settings()
-        recordings = audio.take_channels(recordings, self.channel)
-        outputs = name_outputs(recordings, settings.format)
-        ours = [recording for recording in recordings if share.takes(recording)]
+        ours, others = take_share(recordings, share, self.channel)
+        outputs = name_outputs([*ours, *others], settings.format)
         self.failed = {}
         with RunFolder(self.out, settings, share, overwrite=overwrite) as folder:
             folder.check_outputs(outputs)
-            folder.forget_failures(recordings)
+            folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
             _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
             self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
@@ -126,7 +125,7 @@ class Extractor:
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
-            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.place),
+            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.sort_key),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
         )

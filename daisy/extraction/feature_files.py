@@ -63,8 +63,9 @@ def check_name(path: Path) -> None:
     Raises:
         OutputError: saying why not.
     """
+    folder = next((parent for parent in path.parents if os.path.isdir(parent)), path.parent)
     try:
-        os.lstat(path)
+        os.lstat(folder / path.name)  # in a folder that is not there, every name is taken
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     except OSError as error:  # its name or path is too long, or has characters that it may not have
@@ -185,21 +186,8 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
 
         _files.write(self.path, write)
 
-    def _explained(self) -> _Explained:
-        return _Explained(self.path)
-
-
-class _Explained(AbstractContextManager[None]):
-    """Turns the system's errors into an `OutputError` that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise OutputError(f"{self.path}: cannot be written ({_files.explain(error)})") from None
+    def _explained(self) -> AbstractContextManager[None]:
+        return _files.refusing(self.path)
 
 
 def _make_metadata(settings: Settings, row: Row) -> dict[str, Any]:

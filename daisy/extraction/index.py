@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
-from daisy.extraction.run_folder import GATE, INDEX_FILES, list_journals
+from daisy.extraction.run_folder import INDEX_FILES, INDEX_LOCK, list_journals
 
 
 @dataclass(kw_only=True)
@@ -59,13 +60,13 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
     out = Path(out)
     if not out.is_dir() or not list_journals(out):
         raise UsageError(f"{out}: holds no extraction's journal (journal.jsonl), of which an index could be made")
-    with _locks.hold(out / GATE):  # of two shards that end at once the later reads what both have done
+    with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
         journals = [read_journal(out / shard.journal) for shard in list_journals(out)]
+        settings, journals = _settle_on_settings(journals)
         rows, failures = merge(journals)
-        settings = _settle_on_settings(out, [journal for journal in journals if journal.rows] or journals)
         report = ExtractionReport(
             settings=settings,
-            rows=sorted(rows.values(), key=lambda row: row.place),
+            rows=sorted(rows.values(), key=lambda row: row.sort_key),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
         )
         _files.remove_leftovers([out / name for name in INDEX_FILES])
@@ -74,31 +75,43 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
     return report
 
 
-def _settle_on_settings(out: Path, journals: Sequence[Journal]) -> Settings:
-    """The settings that all journals share."""
+def _settle_on_settings(journals: Sequence[Journal]) -> tuple[Settings, list[Journal]]:
+    """The settings that all journals share in which anything is finished, and the journals of these settings.
+
+    Others, of runs that came to nothing, count for nothing: neither do the failures that they note.
+    """
+    finished = [journal for journal in journals if journal.rows]
+    begun = finished or [journal for journal in journals if journal.header] or journals
+    first = finished[0] if finished else max(begun, key=lambda journal: journal.path.stat().st_mtime)
     names = {setting.name for setting in fields(Settings)}
     try:
-        settings = Settings(**{name: value for name, value in journals[0].header.items() if name in names})
+        settings = Settings(**{name: value for name, value in first.header.items() if name in names})
     except TypeError as error:
-        raise OutputError(f"{journals[0].path}: damaged ({error})", remedy="overwrite") from None
-    for journal in journals[1:]:
+        raise OutputError(f"{first.path}: damaged ({error})", remedy="overwrite") from None
+    for journal in finished:
         if different := journal.find_differences(settings):
-            raise OutputError(f"{journal.path}: of a run with another {', '.join(different)} than {journals[0].path}")
-    return settings
+            raise OutputError(f"{journal.path}: of a run with another {', '.join(different)} than {first.path}")
+    return settings, [journal for journal in journals if not journal.find_differences(settings)]
 
 
 def _write_json(report: ExtractionReport, path: Path) -> None:
-    """Write settings, totals, one object per recording, failures."""
-    _files.write_json(
-        path,
-        {
-            "format_version": FORMAT_VERSION,
-            "settings": asdict(report.settings),
-            "totals": report.totals(),
-            "recordings": [row.public() for row in report.rows],
-            "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
-        },
-    )
+    """Write settings, totals, one object per recording, failures: a line each, as indented JSON takes longer."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": asdict(report.settings),
+        "totals": report.totals(),
+        "recordings": [row.public() for row in report.rows],
+        "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
+    }
+    members = (f" {json.dumps(name)}: {_format_value(value)}" for name, value in content.items())
+    _files.write(path, ("{\n" + ",\n".join(members) + "\n}\n").encode())
+
+
+def _format_value(value: object) -> str:
+    """Format JSON in one line, or a line for each member of a list."""
+    if not isinstance(value, list) or not value:
+        return json.dumps(value)
+    return "[\n" + ",\n".join(f"  {json.dumps(member)}" for member in value) + "\n ]"
 
 
 def _write_csv(report: ExtractionReport, path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from daisy import _files
 from daisy.audio import Channel, Recording
 from daisy.audio.archives import find_file
+from daisy.audio.recordings import format_label
 from daisy.errors import OutputError, UsageError
 
 FORMATS = ("safetensors", "npy")
@@ -80,10 +81,10 @@ class Row:
     @property
     def label(self) -> str:
         """The recording's, `Recording.label`."""
-        return Recording(path=Path(self.path), name="", channel=self.channel).label
+        return format_label(self.path, self.channel)
 
     @property
-    def place(self) -> tuple[str, int]:
+    def sort_key(self) -> tuple[str, int]:
         """Where it stands in the index: by path, then by channel."""
         return self.path, -1 if self.channel is None else self.channel
 
@@ -99,11 +100,11 @@ class Row:
 
     def public(self) -> dict[str, Any]:
         """Return what the index says of a recording."""
-        fields = asdict(self)
-        del fields["source"], fields["at"]
+        said = {**vars(self), "predicted_loss": self.predicted_loss}  # asdict copies every list, number by number
+        del said["source"], said["at"]
         if self.channel is None:
-            del fields["channel"]
-        return {**fields, "predicted_loss": self.predicted_loss}
+            del said["channel"]
+        return said
 
 
 def stamp(recording: Recording) -> tuple[int, int]:
@@ -178,6 +179,24 @@ def make_header(settings: Settings) -> dict[str, Any]:
     """Make the first line of a journal, as JSON gives it back."""
     header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
     return header  # tuples as lists
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """Read the line of settings of a journal, and nothing else; None where there is no whole line.
+
+    Raises:
+        OutputError: where it cannot be read, or is damaged.
+    """
+    try:
+        with open(path, "rb") as stream:
+            line = stream.readline()
+        return dict(json.loads(line)) if line.endswith(b"\n") else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({_files.explain(error)})") from None
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None
 
 
 def read_journal(path: Path, *, repair: bool = False) -> Journal:

@@ -13,12 +13,15 @@ from types import TracebackType
 
 from daisy import _files, _locks
 from daisy.audio import Recording
+from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
-from daisy.extraction.journal import Failure, Journal, Row, Settings, merge, read_journal, stamp
+from daisy.extraction.journal import Failure, Journal, Row, Settings, merge, read_header, read_journal, stamp
 from daisy.extraction.shards import Shard, parse_journal_name
 
-GATE = ".journal.lock"
-"""The lock that is held while locks are taken, and while the index is written: for moments."""
+FOLDER_LOCK = ".journal.lock"
+"""The lock that is held while locks are taken and journals are begun: for moments."""
+INDEX_LOCK = ".index.lock"
+"""The lock that is held while the index is made of all journals, or all is taken away: for seconds, of large runs."""
 INDEX_FILES = ("index.json", "index.csv")
 LOCK_SUFFIX = ".lock"
 """Behind a journal's name it is the lock of the process that writes the journal."""
@@ -51,18 +54,25 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._lock: _locks.Lock | None = None
 
     def __enter__(self) -> RunFolder:
-        try:
+        with _files.refusing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.out}: cannot be written ({_files.explain(error)})") from None
-        with _locks.hold(self.out / GATE):
-            others = self._refuse_conflicts()
-            self._lock = self._take(self.shard)
+        with _locks.hold(self.out / FOLDER_LOCK):
+            running = self._refuse_conflicts()
+            self._lock = self._lock_shard(self.shard)
             try:
-                self._open(others)
+                if self.overwrite:
+                    with _locks.hold(self.out / INDEX_LOCK):
+                        self._delete_earlier_run()
+                self._refuse_other_settings(running)
+                self._begin()
             except BaseException:
                 self._lock.release()
                 raise
+        try:
+            self._read_journals()  # seconds, of large runs: others need not wait for it
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
@@ -103,10 +113,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.failures[path] = failure
             self.rows.pop(path, None)
 
-    def forget_failures(self, recordings: Iterable[Recording]) -> None:
-        """Let failures that earlier runs noted no longer count, but for those of some recordings."""
+    def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
+        """Let failures that earlier runs noted no longer count, but for those of some recordings.
+
+        Args:
+            recordings: whose failures stay.
+            others: whose failures stay, and those of all channels of their files.
+        """
         wanted = {recording.label for recording in recordings}
-        for path in [path for path in self.failures if path not in wanted]:
+        files = {str(recording.path) for recording in others}
+        gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
+        for path in gone:
             self._journal.add(Failure(path=path, reason=None, at=self._now(path)))
             del self.failures[path]
 
@@ -129,46 +146,67 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise OutputError(f"{self.out}:{what} is being written by {holder}", remedy="busy")
         return live
 
-    def _take(self, shard: Shard) -> _locks.Lock:
+    def _lock_shard(self, shard: Shard) -> _locks.Lock:
         lock = _locks.acquire(self.out / (shard.journal + LOCK_SUFFIX))
         assert lock is not None  # nobody takes one without the gate's
         return lock
 
-    def _open(self, running: set[Shard]) -> None:
-        """Read what is finished, and begin or go on with the own journal."""
-        journals: dict[Shard, Journal] = {}
+    def _refuse_other_settings(self, running: set[Shard]) -> None:
+        """Refuse to go on in a run with other settings that is not done in vain: has finished anything, or is running.
+
+        Journals are read only where their first line tells other settings.
+        """
+        for shard in list_journals(self.out):
+            path = self.out / shard.journal
+            different = self._compare_header(path)
+            if different and (shard in running or read_journal(path).rows):
+                raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
+
+    def _begin(self) -> None:
+        """Write the first line of the own journal, unless it is there: whoever begins next goes by it."""
+        path = self._journal.path
+        _files.remove_leftovers([path])
+        if read_header(path) is None or self._compare_header(path):
+            self._journal.begin(self.settings)
+
+    def _compare_header(self, path: Path) -> list[str]:
+        """List the settings that are others by a journal's first line; none where it has none yet."""
+        header = read_header(path)
+        return [] if header is None else Journal(path, header=header).find_differences(self.settings)
+
+    def _read_journals(self) -> None:
+        """Read what is finished.
+
+        Only the own journal is mended: where the file system keeps no locks, another may be written although nobody
+        seems to.
+        """
+        journals = []
+        for shard in list_journals(self.out):
+            journal = read_journal(self.out / shard.journal, repair=shard == self.shard)
+            different = journal.find_differences(self.settings)
+            if different and journal.rows:
+                raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
+            if shard == self.shard:
+                self._journal = journal
+            if not different:  # else nothing was finished, and what failed has failed in another way
+                journals.append(journal)
+        self.rows, self.failures = merge(journals)
+
+    def _delete_earlier_run(self) -> None:
+        """Take away what earlier runs left, so that none of it is mistaken for this one's."""
         for shard in list_journals(self.out):
             path = self.out / shard.journal
             try:
-                journals[shard] = read_journal(path, repair=shard not in running)
+                rows = read_journal(path).rows
             except OutputError as error:
-                if not self.overwrite or error.remedy != "overwrite":
+                if error.remedy != "overwrite":
                     raise
-                journals[shard] = Journal(path)
-        if self.overwrite:
-            self._forget(journals)
-        for shard, journal in list(journals.items()):
-            different = journal.find_differences(self.settings) if journal.header or journal.rows else []
-            if different and not journal.rows and shard not in running:
-                _remove(journal.path)  # nothing was finished: it is nobody's
-                del journals[shard]
-            elif different:
-                raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
-        self._journal = journals.setdefault(self.shard, self._journal)
-        _files.remove_leftovers([self._journal.path])
-        if not self._journal.header:
-            self._journal.begin(self.settings)
-        self.rows, self.failures = merge(journals.values())
-
-    def _forget(self, journals: dict[Shard, Journal]) -> None:
-        """Take away what earlier runs left, so that none of it is mistaken for this one's."""
-        for journal in journals.values():
-            for row in journal.rows.values():
+                rows = {}
+            for row in rows.values():
                 _remove(self.out / row.output)
-            _remove(journal.path)
+            _remove(path)
         for name in INDEX_FILES:
             _remove(self.out / name)
-        journals.clear()
 
 
 def list_journals(out: Path) -> list[Shard]:
@@ -192,10 +230,8 @@ def list_running(out: Path) -> set[Shard]:
 
 
 def _list_shards(out: Path, suffix: str) -> list[Shard]:
-    try:
+    with _files.refusing(out, "cannot be read"):
         names = [name.removesuffix(suffix) for name in os.listdir(out) if name.endswith(suffix)]
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be read ({_files.explain(error)})") from None
     shards = filter(None, map(parse_journal_name, names))
     return sorted(shards, key=lambda shard: (shard.count, shard.index))
 

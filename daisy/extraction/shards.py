@@ -1,13 +1,15 @@
-"""Shares of an extraction for processes that run at once: each recording is in one of them, by its name alone."""
+"""Shares of an extraction for processes that run at once: each file is in one of them, by its name alone."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daisy.audio import Recording
+from daisy.audio import Channel, Recording, take_channels
+from daisy.audio.recordings import name_channel
 from daisy.errors import UsageError
 
 JOURNAL_NAME = re.compile(r"journal(?:-(\d+)-of-(\d+))?\.jsonl")
@@ -17,9 +19,9 @@ JOURNAL_NAME = re.compile(r"journal(?:-(\d+)-of-(\d+))?\.jsonl")
 class Shard:
     """A share of the recordings, one of ``count`` that have none in common and together have all.
 
-    A recording's share depends on its name and on ``count``, not on what other recordings there are or in which order:
-    so it stays the same when some are added or when a run goes on. Shares are equal up to chance: of 100,000 recordings
-    in 100 shares, most have 1,000 give or take 60.
+    A recording's share depends on its file's name and on ``count``, not on what other recordings there are or in which
+    order: so it stays the same when some are added or when a run goes on, and all channels of a file are in one.
+    Shares are equal up to chance: of 100,000 recordings in 100 shares, most have 1,000 give or take 60.
 
     Args:
         index: which one, 0 to ``count`` - 1.
@@ -48,7 +50,7 @@ class Shard:
 
     def takes(self, recording: Recording) -> bool:
         """Tell whether a recording is in this share."""
-        digest = hashlib.sha256(os.fsencode(recording.name)).digest()
+        digest = hashlib.sha256(os.fsencode(recording.file_name)).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
 
     @property
@@ -61,6 +63,32 @@ class Shard:
 
 
 EVERYTHING = Shard(0, 1)
+
+
+def take_share(
+    recordings: Sequence[Recording], shard: Shard, channel: Channel
+) -> tuple[list[Recording], list[Recording]]:
+    """Choose a share of some files, and what is heard of them.
+
+    Args:
+        recordings: of files, or already of channels.
+        shard: which share.
+        channel: as of `daisy.audio.take_channels`.
+
+    Returns:
+        The share's recordings; and the others. Files of the others are not opened: where each channel is heard, their
+        first stands for all, as it tells which outputs would be shared.
+
+    Raises:
+        UsageError: on a channel below 0.
+    """
+    ours = [recording for recording in recordings if shard.takes(recording)]
+    others = [recording for recording in recordings if not shard.takes(recording)]
+    if channel == "all":
+        others = [other if other.channel is not None else name_channel(other, 0) for other in others]
+    else:
+        others = take_channels(others, channel)
+    return take_channels(ours, channel), others
 
 
 def parse_journal_name(name: str) -> Shard | None:

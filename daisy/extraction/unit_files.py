@@ -22,7 +22,8 @@ from typing import BinaryIO
 
 from daisy import _files, audio
 from daisy.audio import Recording
-from daisy.errors import AudioError, OutputError, UsageError
+from daisy.audio.manifests import read_manifest_lines
+from daisy.errors import AudioError, OutputError
 from daisy.extraction.units import Fail, Features, Frames, assign_units
 
 KEY_DIGITS = 24
@@ -55,15 +56,10 @@ class Split:
         Raises:
             UsageError: where it is not one.
         """
-        recordings = audio.read_manifest(path)
-        content = path.read_bytes()
-        lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[1:]
-        lines = [line for line in lines if line.strip()]
-        if len(lines) != len(recordings):
-            raise UsageError(f"{path}: not a fairseq manifest: {len(lines)} lines list {len(recordings)} recordings")
+        recordings, listed = read_manifest_lines(path)
+        lines = [line.encode() for line in listed]
         keys = [_make_key(recording, line) for recording, line in zip(recordings, lines, strict=True)]
-        digest = hashlib.sha256(content).hexdigest()
-        return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=digest)
+        return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=_files.digest(path))
 
     def write_part(self, path: Path, indices: Iterable[int]) -> None:
         """Write a manifest of some of the recordings; its root is absolute.
@@ -117,7 +113,23 @@ class UnitFile:
     @property
     def is_whole(self) -> bool:
         """Whether every recording of the split has its line."""
-        return self.path.is_file() and self.keys_path.is_file() and _read_keys(self.keys_path) == self.split.keys
+        return self.path.is_file() and self.keys_path.is_file() and read_keys(self.keys_path) == self.split.keys
+
+    def check_corpus(self) -> None:
+        """Check that units that are there are of recordings that the manifest lists: of one at least.
+
+        Raises:
+            OutputError: where they are another corpus's, which would take their place.
+        """
+        there = set(read_keys(self.keys_path)) if self.keys_path.is_file() else set()
+        if self.part_path.is_file():
+            with _files.refusing(self.part_path):
+                there |= _find_lines(self.part_path).keys()
+        if there and there.isdisjoint(self.split.keys):
+            raise OutputError(
+                f"{self.path}: holds units of other recordings: {self.split.path} lists none of them",
+                remedy="other_out",
+            )
 
     def adopt_older(self, same_manifest: bool) -> None:
         """Take over what an older version left, whose lines have no keys: they are in the manifest's order.
@@ -164,7 +176,7 @@ class UnitFile:
             self.labelled = list(range(len(keys)))
             yield len(keys)
             return
-        try:
+        with _files.refusing(self.part_path):
             self._reopen()
             known = _find_lines(self.part_path)
             before = frozenset(known)
@@ -185,8 +197,6 @@ class UnitFile:
                             stream.flush()
                     yield 1
                 os.fsync(stream.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.part_path}: cannot be written ({error.strerror or error})") from None
         self.labelled = [index for index, key in enumerate(keys) if key in known]
 
     def finish(self) -> None:
@@ -198,13 +208,14 @@ class UnitFile:
         if self.is_whole:
             return
         keys = [self.split.keys[index] for index in self.labelled]
-        known = _find_lines(self.part_path)
-        # Keys first: a .km file is never there without its own; who is stopped here finds all lines in the part.
-        _files.write(self.keys_path, _join_keys(keys))
-        with open(self.part_path, "rb") as part:
-            _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))
-        if known.keys() <= set(keys):  # or a manifest that lists less for once would cost the others' units
-            self.part_path.unlink()
+        with _files.refusing(self.part_path):
+            known = _find_lines(self.part_path)
+            # Keys first: a .km file is never there without its own; who is stopped here finds all lines in the part.
+            _files.write(self.keys_path, _join_keys(keys))
+            with open(self.part_path, "rb") as part:
+                _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))
+            if known.keys() <= set(keys):  # or a manifest that lists less for once would cost the others' units
+                self.part_path.unlink()
 
     def _reopen(self) -> None:
         """Bring the lines of a .km file that was whole for another manifest into the part."""
@@ -218,7 +229,7 @@ class UnitFile:
                 with open(self.part_path, "rb") as part:
                     shutil.copyfileobj(part, target)
             with open(self.path, "rb") as lines:
-                for key, line in zip(_read_keys(self.keys_path), lines, strict=True):
+                for key, line in zip(read_keys(self.keys_path), lines, strict=True):
                     if key not in known:
                         known.add(key)
                         target.write(MARK + key.encode() + b" " + line)
@@ -256,8 +267,17 @@ def _join_keys(keys: Sequence[str]) -> bytes:
     return "".join(f"{key}\n" for key in keys).encode()
 
 
-def _read_keys(path: Path) -> list[str]:
-    return path.read_text(encoding="ascii").splitlines()
+def read_keys(path: Path) -> list[str]:
+    """Read the keys of recordings, a line each.
+
+    Raises:
+        OutputError: where the file cannot be read, or holds anything else.
+    """
+    with _files.refusing(path, "cannot be read"):
+        lines = path.read_bytes().splitlines()
+    if not all(len(line) == KEY_DIGITS and line.isalnum() for line in lines):
+        raise OutputError(f"{path}: damaged: not a line of {KEY_DIGITS} digits for each recording", remedy="other_out")
+    return [line.decode("ascii") for line in lines]
 
 
 def _find_lines(path: Path) -> dict[str, int]:
@@ -270,7 +290,8 @@ def _find_lines(path: Path) -> dict[str, int]:
                 break
             places.setdefault(line[1 : 1 + KEY_DIGITS].decode(errors="replace"), place)
             place += len(line)
-        stream.truncate(place)
+        if place < os.fstat(stream.fileno()).st_size:
+            stream.truncate(place)
     return places
 
 

@@ -55,14 +55,17 @@ class Features:
         """Compute the features of a recording, (T, F).
 
         Raises:
-            AudioError: where it cannot be read, or is too short for one frame.
+            AudioError: where it cannot be read, is too short for one frame, or has features that are no numbers.
         """
         waveform = audio.read(recording.path, self.sample_rate)
         if len(waveform) < self.min_samples:
             raise AudioError(
                 f"{recording.path}: too short: {len(waveform)} samples, one frame needs {self.min_samples}"
             )
-        return self.compute(waveform)
+        features = self.compute(waveform)
+        if not features.isfinite().all():  # the first centre would be called the nearest to all of them
+            raise AudioError(f"{recording.path}: its features are NaN or infinite: no unit is the nearest to them")
+        return features
 
 
 def make_mfcc(label_rate: float = 100) -> Features:
@@ -228,7 +231,7 @@ def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:
 
 def save_centres(centres: Frames, path: Path) -> None:
     """Save centres (K, F) as .npy."""
-    _files.write(path, lambda stream: numpy.save(stream, centres))
+    _files.save_array(centres, path)
 
 
 def load_centres(path: Path, num_clusters: int, width: int) -> Frames:

@@ -11,6 +11,9 @@ from typing import Any, Literal
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, compute_frame_span
 
+FAIRSEQ_EPS = 1e-5
+"""Of every norm of fairseq's, and of its normalising of waveforms."""
+
 
 def is_count(value: object) -> bool:
     """Tell whether a value of a configuration is a whole number, at least 1."""
@@ -56,11 +59,11 @@ class BackboneConfig:
     """Whether a batch norm stands before the positional convolution [conv_pos_batch_norm]."""
     projection_norm: bool = True
     """Whether a layer norm stands before the projection to the width; Hugging Face's DistilHuBERT has none."""
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = FAIRSEQ_EPS
     """Added to the variance in the norms of projection and transformer, not of convolutions; Hugging Face tells it."""
     normalize: bool = False
     """Whether each waveform is brought to zero mean and unit variance first [task.normalize]."""
-    normalize_eps: float = 1e-5
+    normalize_eps: float = FAIRSEQ_EPS
     """Added to the waveform's variance there: fairseq's 1e-5, Hugging Face's 1e-7. It decides on quiet recordings."""
     sample_rate: int = 16000
     """Hz."""

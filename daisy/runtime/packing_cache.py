@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from daisy.models import Backbone, ExitHeads
 from daisy.runtime.dtypes import Precision
@@ -41,10 +41,18 @@ def forget_packed(module: nn.Module) -> None:
 
 
 def _get_or_build(module: nn.Module, precision: Precision, build: Callable[..., Packed]) -> Packed:
-    weights = (*module.parameters(), *module.buffers())
-    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+    now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in _list_weights(module)]
     known = _packed.setdefault(module, {})
     if precision not in known or known[precision][0] != now:
         known[precision] = (now, build(module, precision))
     packed: Packed = known[precision][1]
     return packed
+
+
+def _list_weights(module: nn.Module) -> list[Tensor]:
+    """List parameters and buffers in one walk; ``parameters`` and ``buffers`` take two, at each call of an encoder."""
+    weights: list[Tensor | None] = []
+    for part in module.modules():
+        weights += part._parameters.values()
+        weights += part._buffers.values()
+    return [weight for weight in weights if weight is not None]

@@ -77,6 +77,8 @@ def test_each_member_gets_a_file_of_features(archive, tmp_path):
         ("gone.zip:30:100", r"gone\.zip: no such file"),
         ("clips.zip:99999999:100", r"clips\.zip: has \d+ bytes, none or not all of 100 from byte 99999999 on"),
         ("clips.zip:36:99999999", r"clips\.zip: has \d+ bytes, none or not all of 99999999 from byte 36 on"),
+        ("clips.zip:0:99999999999999", r"clips\.zip: has \d+ bytes, none or not all of 99999999999999 from byte 0 on"),
+        ("clips.zip:99999999999999999999:1", r"clips\.zip: has \d+ bytes, none or not all of 1 from byte 9+ on"),
         ("clips.zip:0:0", r"none or not all of 0 from byte 0 on"),
         ("clips.zip:100:5000", r"clips\.zip:100:5000: not readable as audio \(Format not recognised\)"),
         ("clips.zip:36", r"clips\.zip:36: no such file"),
@@ -112,6 +114,7 @@ def test_names():
         ("id\taudio\tn_frames\ttgt_text", "a table of fairseq's speech-to-text tasks: its column audio names"),
         ("file\tspeaker", "a table with the columns file, speaker; a fairseq manifest begins"),
         ("a\tb\tc\td\te\tf\tg", "a table with the columns a, b, c, d, e, f, …"),
+        ("\t".join(f"column{i}" for i in range(700)), "a table with the columns column0, column1, column2, "),
     ],
 )
 def test_a_table_is_called_what_it_is(tmp_path, first, message):

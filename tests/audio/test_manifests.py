@@ -139,3 +139,23 @@ def test_files_of_unknown_length_are_not_for_fairseq(tmp_path):
     (tmp_path / "x.flac").write_bytes(content)
     with pytest.raises(AudioError, match="its header does not tell its length, which fairseq goes by: write it anew"):
         audio.format_manifest_line(audio.Recording(path=Path(tmp_path / "x.flac"), name="x.flac"), tmp_path)
+
+
+def test_lines_longer_than_any_name(tmp_path, monkeypatch):
+    """What is no manifest may have such; a file system refuses to look for them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    put(tmp_path / "lists" / "a" / "b.wav")
+    manifest = write_manifest(tmp_path / "lists" / "x.tsv", "a", "b.wav", "x" * 5000)
+    assert paths(manifest) == [tmp_path / "lists" / "a" / "b.wav", tmp_path / "lists" / "a" / ("x" * 5000)]
+    for name in ("x" * 5000, "x" * 5000 + ".tsv"):
+        with pytest.raises(UsageError, match="no such"):
+            audio.find([name])
+
+
+def test_digital_silence_is_counted(tmp_path):
+    """More samples a byte than any speech has: its header is not believed, but it tells a length."""
+    soundfile.write(tmp_path / "x.flac", numpy.zeros(960000), 16000)
+    assert (tmp_path / "x.flac").stat().st_size * 64 < 960000
+    recording = audio.Recording(path=tmp_path / "x.flac", name="x.flac")
+    assert audio.format_manifest_line(recording, tmp_path) == "x.flac\t960000"

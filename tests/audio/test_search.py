@@ -9,7 +9,7 @@ import soundfile
 
 from daisy import audio
 from daisy.audio import media
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 
 
 @pytest.fixture
@@ -116,3 +116,13 @@ def test_names_that_are_no_utf8(tmp_path):
     put(tmp_path, os.fsdecode(b"caf\xe9.wav"))
     (tmp_path / "link").symlink_to(tmp_path)
     assert names(tmp_path) == [os.fsdecode(b"caf\xe9.wav")]
+
+
+def test_folders_that_are_called_like_recordings_are_searched_and_refused_by_name(tmp_path):
+    put(tmp_path, "a.wav/b.wav", "c.m4a/d.wav", "e.raw/f.wav")
+    findings = audio.search([tmp_path])
+    names = [recording.name for recording in findings.recordings]
+    assert names == ["a.wav", "a.wav/b.wav", "c.m4a/d.wav", "e.raw/f.wav"]
+    assert not findings.skipped
+    with pytest.raises(AudioError, match=r"a\.wav: is a folder"):
+        audio.read(findings.recordings[0].path)

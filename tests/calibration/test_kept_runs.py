@@ -10,7 +10,7 @@ from daisy import CheckpointError, OutputError, audio
 from daisy.audio.conditions import CLEAN, Condition
 from daisy.calibration import tracing
 from daisy.calibration.kept_runs import BatchRuns, KeptRuns
-from daisy.calibration.trace_conditions import Speech, keep_runs, run_conditions
+from daisy.calibration.trace_conditions import Speech, open_kept_runs, run_conditions
 from tests.conftest import POST_NORM, tiny_model
 
 CONDITIONS = [CLEAN, Condition("white", 10.0), Condition("rain", 0.0), Condition("babble", 5.0)]
@@ -31,7 +31,7 @@ def rain():
 
 
 def keep(path, speech, checkpoint=DIGEST, score_stride=1):
-    return keep_runs(path, checkpoint, tiny_model(), speech, scores=None, score_stride=score_stride)
+    return open_kept_runs(path, checkpoint, tiny_model(), speech, scores=None, score_stride=score_stride)
 
 
 class Stopped(BaseException):
@@ -120,7 +120,7 @@ def test_runs_of_something_else_are_refused_and_stay(speech, rain, tmp_path, cha
     changed = dict(changed)
     louder = [2 * waveform for waveform in speech.waveforms]
     used = dataclasses.replace(speech, waveforms=louder) if changed.pop("louder", False) else speech
-    message = rf"runs: holds full runs of another {named}; remove it to begin anew, or use another file$"
+    message = rf"runs: holds full runs with other values of {named}; remove it to begin anew, or use another file$"
     with pytest.raises(OutputError, match=message):
         keep(path, used, **changed).__enter__()
     assert path.read_bytes() == before

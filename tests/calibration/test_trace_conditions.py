@@ -1,6 +1,9 @@
 """Speech, noise and rooms at the rate of the checkpoint, recordings as short as its frames are."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 
 import numpy
 import pytest
@@ -45,3 +48,29 @@ def test_rooms_are_simulated_at_the_models_rate(recordings, tmp_path):
         heard = apply_condition(room, speech.waveforms, {}, sample_rate=rate)
         expected = tracing.trace(model, heard, speech.names, condition="room")[0].scores["entropy"]
         assert torch.allclose(entropy, expected, atol=1e-5) == (rate == 8000)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_noise_is_hashed_once_for_all_ratios_and_only_where_runs_are_kept(recordings, tmp_path, monkeypatch, keep):
+    model = tiny_model()
+    speech = trace_conditions.read_speech(recordings, None, tmp_path, 16000)
+    rain = {"rain": audio.NoiseBank([torch.randn(9000, generator=torch.Generator().manual_seed(5))])}
+    digests = []
+    digest_noise = trace_conditions._digest_noise
+    monkeypatch.setattr(
+        trace_conditions, "_digest_noise", lambda bank: digests.append(digest_noise(bank)) or digests[-1]
+    )
+    conditions = [Condition("rain", level) for level in (20.0, 10.0, 0.0)]
+    with contextlib.ExitStack() as stack:
+        kept = None
+        if keep:
+            kept = trace_conditions.open_kept_runs(
+                tmp_path / "runs", "0" * 64, model, speech, scores=None, score_stride=1
+            )
+            stack.enter_context(kept)
+        trace_conditions.run_conditions(model, speech, conditions, rain, kept=kept)
+    samples = rain["rain"].recordings[0].numpy().tobytes()
+    assert digests == [hashlib.sha256(b"9000 " + samples).hexdigest()] * keep
+    if keep:
+        names = {json.loads(line)["condition"] for line in (tmp_path / "runs").read_text().splitlines()[1:]}
+        assert names == {"clean", *(f"rain, {level}, seed 0, {digests[0]}" for level in (20.0, 10.0, 0.0))}

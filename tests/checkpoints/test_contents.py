@@ -3,6 +3,8 @@
 import gzip
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import daisy
 from daisy import CheckpointError
@@ -35,6 +37,21 @@ def test_it_is_called_what_it_is(said, name, tmp_path):
             read(path)
         assert str(error.value).startswith(f"{path}: is {said}")
         assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [int.from_bytes(b" {", "little"), int.from_bytes(b"\x1f\x8b", "little")])
+def test_a_length_that_looks_like_other_content(size, tmp_path):
+    """A .safetensors file begins with the length of its header: 31,520 is " {", and 35,615 is gzip's mark."""
+    save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors", {"note": "x" * (size - 200)})
+    content = (tmp_path / "x.safetensors").read_bytes()
+    header, rest = content[8 : 8 + (before := int.from_bytes(content[:8], "little"))], content[8 + before :]
+    content = size.to_bytes(8, "little") + header.ljust(size) + rest
+    (tmp_path / "x.safetensors").write_bytes(content)
+    for read in (daisy.load, convert):
+        with pytest.raises(
+            CheckpointError, match="not a daisy checkpoint|not a checkpoint that daisy knows .* weight$"
+        ):
+            read(tmp_path / "x.safetensors")
 
 
 def test_in_a_hugging_face_folder(tmp_path):

@@ -73,6 +73,34 @@ def test_the_digest_is_of_configuration_and_tensors(dtype, tmp_path, caplog):
     assert not caplog.records
 
 
+def test_the_digest_is_of_what_is_read_back(tmp_path):
+    """As text, 10 stands before 2; as a number behind it. And numbers beside text have no order at all."""
+    model = tiny_model()
+    model.provenance = {"epochs": {2: 0.5, 10: 0.25}, "mixed": {1: "a", "b": (2, None)}}
+    daisy.save(model, tmp_path / "m.safetensors")
+    again = daisy.load(tmp_path / "m.safetensors")
+    assert again.provenance == {"epochs": {"2": 0.5, "10": 0.25}, "mixed": {"1": "a", "b": [2, None]}}
+
+
+def test_of_variances_the_root_is_judged(tmp_path):
+    """Features of 1e6 are unusual; their variance, 1e12, is more than any weight."""
+    path, model = tmp_path / "m.safetensors", tiny_model(RARE_KINDS["post-norm"])
+    batch_norm = model.backbone.encoder.transformer.pos_conv_embed.batch_norm
+    batch_norm.running_var[3] = model.heads.regressors[1].variance[3] = 1e12
+    daisy.save(model, path)
+    again = daisy.load(path)
+    assert torch.equal(again.heads.regressors[1].variance, model.heads.regressors[1].variance)
+    for statistics, value, limit in (
+        (batch_norm.running_var, 1e21, "1e\\+20"),
+        (batch_norm.running_mean, 1e11, "1e\\+10"),
+    ):
+        before = statistics[3].item()
+        statistics[3] = value
+        with pytest.raises(CheckpointError, match=f"weights that are beyond {limit}: "):
+            daisy.save(model, path)
+        statistics[3] = before
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -26,6 +26,8 @@ def place(tmp_path_factory):
     state = model.backbone.state_dict()
     del state["mask_embedding"]  # what torchaudio's models do not have
     torch.save(state, folder / "plain.pth")
+    beyond = {key: value * 0 + 1e5 if key.endswith("layer_norm.bias") else value for key, value in state.items()}
+    torch.save(beyond, folder / "beyond.pth")
     with torch.no_grad():
         model.backbone.encoder.transformer.layers[-1].final_layer_norm.bias[0] = 1e5
     daisy.save(model, folder / "large.safetensors")
@@ -44,8 +46,12 @@ def place(tmp_path_factory):
     (folder / "held").mkdir()
     lock = _locks.acquire(folder / "held" / "journal.jsonl.lock")
     (folder / "held" / "journal.jsonl.lock").write_text("")  # who it is is tested where there is another process
+    (folder / "labelled").mkdir()
+    other_lock = _locks.acquire(folder / "labelled" / "labels.json.lock")
+    (folder / "labelled" / "labels.json.lock").write_text("")
     yield folder
     lock.release()
+    other_lock.release()
 
 
 EXTRACT = ("extract", "speech", "-c", "tiny.safetensors", "-o")
@@ -74,6 +80,16 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             "and float16 ends at 65504; use --dtype float32 with another --out",
         ),
         (
+            "full_precision",
+            ("convert", "beyond.pth", "x.safetensors", "--set", "num_heads=4", "--half"),
+            "would not be finite in torch.float16; leave --half out",
+        ),
+        (
+            "label_set",
+            ("convert", "plain.pth", "x.safetensors", "--set", "num_heads=4", "--label-set", "2"),
+            "as fairseq's and s3prl's HuBERTs have; leave --label-set out",
+        ),
+        (
             "make_manifest",
             ("labels", "my speech", "-o", "no"),
             "is a folder; make a manifest of it: daisy manifest 'my speech' --out NAME.tsv",
@@ -96,6 +112,11 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             "separate_out",
             ("extract", "speech/0.wav", "long/0.wav", "-c", "tiny.safetensors", "-p", "never", "-o", "no"),
             "would both be written to 0.safetensors; give them separate --out",
+        ),
+        (
+            "wait",
+            ("labels", "train.tsv", "-o", "labelled"),
+            "labelled: is being written by another process; wait for it, or use another --out",
         ),
         ("window", LONG, "lasts 3 s, more than 2 s; give --window SEC with another --out, or raise --max-sec"),
     ],

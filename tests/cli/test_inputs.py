@@ -118,3 +118,32 @@ def test_labels_of_a_flac_of_unknown_length(place):
     assert done.returncode == 0, done.stderr
     lines = (place / "units/train.km").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [38, 27]  # 25 ms windows, one every 20 ms
+
+
+def test_a_manifest_of_nothing_is_not_written(place):
+    """The one of an earlier call stays."""
+    command = ("manifest", "corpus/a.wav", "--root", "corpus", "-o", "a.tsv")
+    assert run(*command, cwd=place).returncode == 0
+    before = (place / "a.tsv").read_bytes()
+    done = run(*command, "--sample-rate", "8000", cwd=place)
+    assert done.returncode == 2
+    assert "a.tsv: not written: no recording is left" in done.stderr
+    assert "16000 Hz, and fairseq takes 8000 Hz only: resample it" in done.stderr
+    assert (place / "a.tsv").read_bytes() == before
+    assert run(*command, "--sample-rate", "0", cwd=place).returncode == 2
+
+
+def test_what_fairseq_does_not_read_is_said_to_be_that(place, monkeypatch):
+    monkeypatch.delitem(sys.modules, "av")
+    av = pytest.importorskip("av")
+    path = place / "corpus" / "speech.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        samples = (1000 * numpy.random.default_rng(0).standard_normal((1, RATE))).astype(numpy.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = RATE
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    done = run("manifest", "corpus/speech.m4a", "corpus/a.wav", "--root", "corpus", "-o", "m.tsv", cwd=place)
+    assert done.returncode == 1
+    assert "speech.m4a: fairseq does not read .m4a files: convert it to FLAC" in done.stderr

@@ -9,7 +9,7 @@ import soundfile
 
 import daisy
 from tests.audio.test_archives import LENGTHS, archive  # noqa: F401  a fixture
-from tests.cli.running import run
+from tests.cli.running import run, run_python
 from tests.conftest import POST_NORM, tiny_model
 
 
@@ -189,3 +189,103 @@ def test_units_are_made_of_recordings_in_archives(archive, tmp_path):  # noqa: F
     done = run("labels", archive.with_name("train.tsv"), "-o", tmp_path / "units", "--clusters", 4)
     assert done.returncode == 0, done.stderr
     assert [len(line) for line in units(tmp_path)] == [(length - 400) // 320 + 1 for length in LENGTHS.values()]
+
+
+def test_two_processes_do_not_write_into_one_folder(place):
+    """The second, in the middle of the first: it is refused, and nothing of the first's is changed."""
+    import daisy.extraction.unit_files as unit_files
+
+    refused = []
+
+    class Watched(unit_files.UnitFile):
+        def finish(self):
+            before = self.part_path.read_bytes()
+            lock = place / "units" / "labels.json.lock"
+            code = "import sys; from daisy.cli import main; sys.argv[0] = 'daisy'; main()"
+            call = ("labels", place / "train.tsv", "-o", place / "units", "--clusters", 4, "--fit-frames", 60)
+            refused.append((run_python(code, *call), json.loads(lock.read_text())))
+            assert self.part_path.read_bytes() == before
+            super().finish()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unit_files, "UnitFile", Watched)
+        done = label(place)
+    assert done.returncode == 0, done.stderr
+    ((second, holder),) = refused
+    assert second.returncode == 2
+    assert second.stderr.decode() == (
+        f"daisy: {place}/units: is being written by process {holder['pid']} on {holder['host']}, "
+        f"since {holder['since']}; wait for it, or use another --out\n"
+    )
+    assert len(units(place)) == 8
+    assert not (place / "units" / "labels.json.lock").exists()
+
+
+def write_corpus(place, name, repeats=1):
+    """Four recordings of another corpus, each listed some times."""
+    (place / name).mkdir()
+    generator = numpy.random.default_rng(len(name))
+    lines = [str(place / name)]
+    for index in range(4):
+        soundfile.write(place / name / f"{index}.wav", 0.1 * generator.standard_normal(9000 + 1000 * index), 16000)
+        lines += [f"{index}.wav\t{9000 + 1000 * index}"] * repeats
+    (place / name / "train.tsv").write_text("\n".join(lines) + "\n")
+    return place / name / "train.tsv"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_units_of_another_corpus_are_not_replaced_with_published_centres(place, stopped):
+    (place / "units").mkdir()
+    numpy.save(place / "units" / "kmeans.npy", numpy.random.default_rng(1).standard_normal((4, 39)))
+    manifest = write_corpus(place, "other")
+    assert label(place).returncode == 0
+    if stopped:
+        keys = (place / "units" / "train.km.keys").read_text().split()
+        km = (place / "units" / "train.km").read_text().splitlines()
+        lines = [f"@{key} {line}\n" for key, line in zip(keys, km, strict=True)]
+        (place / "units" / "train.km.part").write_text("".join(lines[:3]))
+        (place / "units" / "train.km").unlink()
+        (place / "units" / "train.km.keys").unlink()
+    before = {path.name: path.read_bytes() for path in (place / "units").iterdir()}
+    done = run("labels", manifest, "-o", place / "units", "--clusters", 4, "--fit-frames", 60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"daisy: {place}/units/train.km: holds units of other recordings: {manifest} lists none of them; "
+        "use another --out\n"
+    )
+    assert {path.name: path.read_bytes() for path in (place / "units").iterdir()} == before
+
+
+def test_units_of_another_corpus_are_not_replaced_where_recordings_are_listed_repeatedly(place):
+    """As balanced manifests have it: k-means is then fitted on some of them twice."""
+    call = ("-o", place / "units", "--clusters", 4)
+    assert run("labels", write_corpus(place, "balanced", repeats=2), *call).returncode == 0
+    assert (place / "units" / "kmeans.keys").read_text().count("\n") == 8
+    for name in ("train.km", "train.km.keys"):
+        (place / "units" / name).unlink()  # what k-means was fitted on is what tells
+    done = run("labels", write_corpus(place, "other"), *call)
+    assert done.returncode == 2
+    assert "other/train.tsv lists none that k-means was fitted on; use another --out\n" in done.stderr
+    lines = (place / "balanced" / "train.tsv").read_text().splitlines()
+    (place / "balanced" / "train.tsv").write_text("\n".join(lines[:-2]) + "\n")
+    done = run("labels", place / "balanced" / "train.tsv", *call)
+    assert (done.returncode, len(units(place))) == (0, 6)
+    assert "note: k-means stays as it was fitted, on 4 recordings, 1 of which" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.json", b"[]", "labels.json: damaged: it does not tell how units are made"),
+        ("labels.json", b"\xff", "labels.json: cannot be read ("),
+        ("kmeans.keys", b"\xff" * 24, "kmeans.keys: damaged: not a line of 24 digits for each recording"),
+        ("train.km.keys", "é".encode() * 12, "train.km.keys: damaged: not a line of 24 digits for each recording"),
+    ],
+)
+def test_damaged_notes_are_one_line(place, name, content, message):
+    assert label(place).returncode == 0
+    (place / "units" / name).write_bytes(content)
+    done = label(place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"daisy: {place}/units/{message}")
+    assert done.stderr.count("\n") == 1

@@ -67,6 +67,7 @@ def read_policy(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_calibrate_goes_on_after_ctrl_c(place):
     call = (*CALIBRATE, *CONDITIONS)
     assert run(*call, "-o", "whole.json", cwd=place).returncode == 0
@@ -81,7 +82,9 @@ def test_calibrate_goes_on_after_ctrl_c(place):
     assert not (place / "p.json").exists()
     refused = run(*call[:3], "other.safetensors", *call[4:], "-o", "p.json", cwd=place)
     assert refused.returncode == 2
-    assert "p.json.full-runs: holds full runs of another checkpoint; remove it to begin anew" in refused.stderr
+    assert (
+        "p.json.full-runs: holds full runs with other values of checkpoint; remove it to begin anew" in refused.stderr
+    )
     done = run(*call, "-o", "p.json", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr == (
@@ -103,6 +106,16 @@ def test_full_runs_that_stay_serve_other_goals(place):
     assert read_policy(place / "b.json") == read_policy(place / "c.json")
 
 
+@pytest.mark.parametrize("full_runs", ["p.json", "./p.json", "link.json"])
+def test_full_runs_are_not_kept_in_the_policy_file(place, full_runs):
+    (place / "link.json").symlink_to("p.json")
+    done = run(*CALIBRATE, "--full-runs", full_runs, "-o", "p.json", cwd=place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"daisy: --full-runs {full_runs.removeprefix('./')}: is the policy file too")
+    assert not (place / "p.json").exists()
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_noise_curve_goes_on_after_ctrl_c(place):
     call = (*CURVE, "--tune", "others", "--snr", "clean,10,5,0")
     assert run(*call, "-o", "whole", cwd=place).returncode == 0

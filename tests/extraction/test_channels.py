@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from daisy import AudioError, EarlyExitEncoder, OutputError, audio, policies
+from daisy.audio import recordings
+from daisy.audio.decoding import read_header
 from daisy.errors import UsageError
-from daisy.extraction import Extractor
+from daisy.extraction import Extractor, Shard
 from tests.conftest import tiny_model
 
 RATE = 16000
@@ -145,17 +147,51 @@ def test_runs_go_on_channel_by_channel(folder, tmp_path):
     assert list_files(out) == ["call.0.safetensors", "call.safetensors", "sub/mono.safetensors"]
 
 
-def test_channels_of_one_file_may_be_in_different_shards(folder, tmp_path):
+def test_a_shard_opens_its_own_files_only_and_has_all_their_channels(folder, tmp_path, sides, monkeypatch):
+    for index in range(6):
+        soundfile.write(folder / f"more{index}.wav", sides.T.numpy()[: 9000 + 100 * index], RATE, subtype="FLOAT")
     extract(folder, tmp_path / "whole", "all")
+    opened = []
+    monkeypatch.setattr(recordings, "read_header", lambda path: opened.append(path.name) or read_header(path))
+    shares = []
     for index in range(2):
-        extract(folder, tmp_path / "shards", "all", shard=(index, 2))
+        report = extract(folder, tmp_path / "shards", "all", shard=(index, 2))
+        shares.append({row.path.rpartition("/")[2] for row in report.rows})
+        assert len(report.rows) == sum(1 if name in ("call.0.wav", "mono.flac") else 2 for name in shares[-1])
+        assert sorted(opened) == sorted(shares[-1])
+        opened.clear()
+    assert all(shares)
+    assert not shares[0] & shares[1]
+    assert len(shares[0] | shares[1]) == 9
     assert list_files(tmp_path / "shards") == list_files(tmp_path / "whole")
     rows = [
         [(row["path"], row["channel"], row["output"]) for row in read_index(tmp_path / name)]
         for name in ("whole", "shards")
     ]
     assert rows[0] == rows[1]
-    assert len(rows[0]) == 4
+    assert len(rows[0]) == 16
+
+
+def test_files_of_other_shards_that_would_share_an_output_are_refused(folder, tmp_path, sides):
+    soundfile.write(folder / "call.flac", sides.T.numpy(), RATE)
+    for index in range(2):
+        with pytest.raises(UsageError, match=r"\(channel 0\) would both be written to call\.0\.safetensors"):
+            extract(folder, tmp_path / "out", "all", shard=(index, 2))
+
+
+def test_failures_of_other_shards_channels_stay(folder, tmp_path, sides):
+    """Both sides of a call are too long; the other shard, which does not open it, keeps them in the index."""
+    soundfile.write(folder / "long.wav", sides.T.repeat(2, 1).numpy(), RATE, subtype="FLOAT")
+    first, second = (0, 1) if Shard(0, 2).takes(audio.Recording(path=folder / "x", name="long.wav")) else (1, 0)
+    failed = [f"{folder}/long.wav (channel {channel})" for channel in (0, 1)]
+    report = extract(folder, tmp_path / "out", "all", shard=(first, 2), max_sec=2.0)
+    assert list(report.failed) == failed
+    assert not extract(folder, tmp_path / "out", "all", shard=(second, 2), max_sec=2.0).failed
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert [failure["path"] for failure in index["failed"]] == failed
+    (folder / "long.wav").unlink()
+    extract(folder, tmp_path / "out", "all", shard=(second, 2), max_sec=2.0)
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["failed"] == []
 
 
 def test_the_mean_is_written_as_before(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -14,10 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daisy import EarlyExitEncoder, OutputError, audio, policies
+from daisy import EarlyExitEncoder, OutputError, _locks, audio, policies
 from daisy.audio import Recording
 from daisy.errors import UsageError
 from daisy.extraction import Extractor, Shard, rebuild_index
+from daisy.extraction.journal import Failure
 from tests.conftest import tiny_model
 
 NUM_RECORDINGS = 9
@@ -260,3 +262,95 @@ def test_what_was_noted_last_counts_whatever_the_clocks_say(folder, tmp_path):
     assert extract(place, out).num_resumed == 2
     times = [[json.loads(line)["at"] for line in path.read_text().splitlines()[1:]] for path in out.glob("journal*")]
     assert len(list(itertools.chain(*times))) == 3
+
+
+def write_journal(out, shard, settings, rows=(), failures=(), end=""):
+    """As a run leaves it; returns its bytes."""
+    from daisy.extraction.journal import Journal
+
+    journal = Journal(out / Shard(*shard).journal)
+    journal.begin(settings)
+    for event in (*rows, *failures):
+        journal.add(event)
+    with open(journal.path, "a") as stream:
+        stream.write(end)
+    return journal.path.read_bytes()
+
+
+def test_other_shards_journals_are_left_as_they_are(folder, tmp_path):
+    """Where the file system keeps no locks somebody may be writing them, although nobody holds a lock."""
+    settings = extract(folder, tmp_path / "first").settings
+    out = tmp_path / "out"
+    out.mkdir()
+    halfway = write_journal(out, (1, 2), settings, end='{"path": "/being/writ')
+    other = write_journal(out, (2, 3), dataclasses.replace(settings, dtype="float16"), end='{"path": "/begu')
+    failed = Failure(path="/elsewhere/x.wav", reason="not readable", at=1.0)
+    in_vain = write_journal(out, (0, 4), dataclasses.replace(settings, format="npy"), failures=[failed])
+    report = extract(folder, out, shard=(0, 2))
+    assert 0 < len(report.rows) < NUM_RECORDINGS
+    assert (out / "journal-1-of-2.jsonl").read_bytes() == halfway
+    assert (out / "journal-2-of-3.jsonl").read_bytes() == other
+    assert (out / "journal-0-of-4.jsonl").read_bytes() == in_vain
+    outputs, failures = read_index(out)
+    assert (len(outputs), failures) == (len(report.rows), {})  # of another run's failures nothing is said
+    index = json.loads((out / "index.json").read_text())
+    assert (index["settings"]["dtype"], index["settings"]["format"]) == ("float32", "safetensors")
+
+
+def test_the_own_journal_is_mended(folder, tmp_path):
+    extract(folder, tmp_path, shard=(0, 2))
+    whole = (tmp_path / "journal-0-of-2.jsonl").read_bytes()
+    with open(tmp_path / "journal-0-of-2.jsonl", "a") as stream:
+        stream.write('{"path": "/being/writ')
+    extract(folder, tmp_path, shard=(0, 2))
+    assert (tmp_path / "journal-0-of-2.jsonl").read_bytes() == whole
+
+
+def test_a_run_of_nothing_is_not_in_the_way(tmp_path):
+    """No recordings, twice, with other settings: the index is of the later."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model = tiny_model()
+    for layer, shard in ((2, (0, 2)), (3, (1, 2))):
+        encoder = EarlyExitEncoder(model.backbone, None, policies.Fixed(layer=layer), keep="last")
+        Extractor(encoder, tmp_path / "out", checkpoint="0" * 64).run([], shard=shard)
+        os.utime(tmp_path / "out" / Shard(*shard).journal, (layer, layer))
+    rebuild_index(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["settings"]["policy"]["layer"] == 3
+
+
+def test_shards_do_not_wait_while_others_journals_are_read_or_the_index_is_made(folder, tmp_path, monkeypatch):
+    """Which takes seconds where there are many recordings: the lock that beginning takes is free then."""
+    from daisy.extraction import index, run_folder
+
+    report = extract(folder, tmp_path, shard=(0, 3))
+    were_free = []
+    for module in (run_folder, index):
+
+        def merge(journals, merge=module.merge):
+            lock = _locks.acquire(tmp_path / run_folder.FOLDER_LOCK)
+            were_free.append(lock is not None)
+            if lock is not None:
+                lock.release()
+            return merge(journals)
+
+        monkeypatch.setattr(module, "merge", merge)
+    with run_folder.RunFolder(tmp_path, report.settings, Shard(1, 3)) as entered:
+        assert entered.rows.keys() == {row.label for row in report.rows}
+    rebuild_index(tmp_path)
+    assert were_free == [True, True]
+
+
+def test_an_index_is_json_with_a_line_for_each_recording(folder, tmp_path):
+    report = extract(folder, tmp_path)
+    text = (tmp_path / "index.json").read_text()
+    lines = text.splitlines()
+    assert lines[0] == "{"
+    assert lines[-1] == "}"
+    rows = json.loads(text)["recordings"]
+    assert rows == [json.loads(json.dumps(row.public())) for row in report.rows]
+    assert [json.loads(line.rstrip(",")) for line in lines if line.startswith("  {")] == rows
+    assert list(rows[0]) == [
+        "path", "output", "duration_sec", "exit_layer", "num_layers", "seconds", "scores", "window_exits", "silent",
+        "predicted_loss",
+    ]  # fmt: skip

@@ -113,3 +113,9 @@ def test_names_as_long_as_can_be(folder, tmp_path):
     assert len(extract(folder, tmp_path / "npy", bias=0.0, format="npy").rows) == 4
     long = extract(folder, tmp_path / "windows", bias=0.0, **WINDOWS)
     assert (len(long.rows), len(long.failed)) == (3, 1)
+    below = tmp_path / "corpus" / "n"  # of which there is no folder among the outputs yet
+    below.mkdir(parents=True)
+    (below / too_long).write_bytes(wave)
+    (below / "z.wav").write_bytes(wave)
+    report = extract(below.parent, tmp_path / "below", bias=0.0)
+    assert ([row.output for row in report.rows], len(report.failed)) == (["n/z.safetensors"], 1)

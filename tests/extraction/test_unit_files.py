@@ -208,3 +208,29 @@ def test_units_made_otherwise_are_refused(tmp_path):
     check_settings(tmp_path, settings, {**settings, "label_rate": 50.0})
     with pytest.raises(OutputError, match=r"units made with another clusters; use another folder"):
         check_settings(tmp_path, settings, {**settings, "clusters": 3})
+
+
+def test_a_part_that_cannot_be_opened_at_the_end_is_refused_by_name(corpus, centres):
+    (corpus / "units").mkdir()
+    file = UnitFile(split=Split.read(corpus / "train.tsv"), folder=corpus / "units")
+    for _ in file.label(MFCC, centres, ignore):
+        pass
+    file.part_path.rename(corpus / "kept.part")
+    with pytest.raises(OutputError, match=r"train\.km\.part: cannot be written \(No such file or directory\)"):
+        file.finish()
+    (corpus / "kept.part").rename(file.part_path)
+    file.finish()
+    assert file.path.read_text().splitlines() == expected_lines(corpus, centres, file.split.recordings)
+
+
+def test_lines_are_what_recordings_are_read_from(corpus, centres):
+    """Blanks of every kind at their ends, lines of blanks, line ends of every kind."""
+    plain = Split.read(corpus / "train.tsv")
+    root, *lines = (corpus / "train.tsv").read_text().splitlines()
+    odd = [f" {lines[0]}", f"{lines[1]}\u00a0", "\u00a0", "", f"{lines[2]}\u2003 ", *lines[3:]]
+    (corpus / "train.tsv").write_bytes("\r".join([root, *odd, ""]).encode())
+    split = Split.read(corpus / "train.tsv")
+    assert (split.recordings, split.lines, split.keys) == (plain.recordings, plain.lines, plain.keys)
+    assert split.digest != plain.digest
+    assert split.lines[2] == b"2.wav\t9400"
+    assert label(corpus, centres)[0].path.read_text().count("\n") == 10

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from daisy import audio
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.extraction.units import (
     centre_features,
     fit_kmeans,
@@ -52,6 +52,26 @@ def test_mfcc_units_are_those_that_torchaudio_gives(waveforms):
         same += int((torch.cdist(features, centres).argmin(1) == torch.cdist(expected, centres).argmin(1)).sum())
         total += len(features)
     assert same == total == 380
+
+
+def test_features_that_are_no_numbers_are_refused(recordings, tmp_path):
+    """A checkpoint may have learnt such weights; or features are a share of something that is zero in silence."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.backbone.encoder.transformer.layers[1].final_layer_norm.bias[0] = float("nan")
+    with pytest.raises(AudioError, match=rf"^{recordings[0].path}: its features are NaN or infinite"):
+        make_layer_states(model.backbone, 2).read(recordings[0])
+    soundfile.write(tmp_path / "silent.wav", numpy.zeros(8000), 16000)
+    silent = audio.Recording(path=tmp_path / "silent.wav", name="silent.wav")
+    mfcc = make_mfcc(50)
+    loudness_free = dataclasses.replace(mfcc, compute=lambda waveform: mfcc(waveform) / waveform.std())
+    failed = []
+    frames, drawn = sample_features(
+        [silent, *recordings], loudness_free, 10**6, 0, lambda count: None, lambda bad, error: failed.append(bad)
+    )
+    assert failed == [silent]
+    assert sorted(drawn) == list(range(1, 1 + len(recordings)))
+    assert numpy.isfinite(frames).all()
 
 
 def test_a_missing_library_is_named(monkeypatch):

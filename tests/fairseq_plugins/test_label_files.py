@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import random
 import shutil
 
 import numpy
@@ -107,7 +108,9 @@ def test_labels_of_another_rate_are_refused(corpus, data, begin):
 def test_lines_of_other_recordings_are_refused(corpus, data, begin):
     lines = (data / "train.km").read_text().splitlines()
     (data / "train.km").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
-    with pytest.raises(UsageError, match=r"train\.km: 1 of 12 lines .* line 12 has 25 labels, and 1\.60 s .* have 80"):
+    with pytest.raises(
+        UsageError, match=r"train\.km: 1 of 12 lines is not .* line 12 has 25 labels, and 1\.60 s .* have 80"
+    ):
         begin(corpus, data)
 
 
@@ -119,15 +122,53 @@ def test_windows_line_ends_are_refused(corpus, data, begin):
         begin(corpus, data)
 
 
-def test_recordings_that_are_left_out_do_not_count(corpus, data):
+def test_recordings_that_are_left_out_do_not_count(corpus, data, caplog):
     """fairseq leaves out short recordings; line numbers are the file's all the same."""
     lines = (data / "train.km").read_text().splitlines()
     lines[0], lines[5] = "", lines[5] + " 0" * 50
     (data / "train.km").write_text("\n".join(lines) + "\n")
     with pytest.raises(UsageError, match=r"2 of 12 lines .* line 1 has 0 labels"):
         pretrain(corpus, data)
-    with pytest.raises(UsageError, match=r"1 of 11 lines .* line 6 has 100 labels, and 1\.00 s"):
-        pretrain(corpus, data, min_sample_size=8001)
+    pretrain(corpus, data, min_sample_size=8001)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "fairseq_plugins.label_files"]
+    assert said == (
+        f"{data}/train.km: 1 of 11 lines is not as long as its recording: line 6 has 100 labels, and 1.00 s at "
+        "label_rate 50 have 50; it is trained on as it is, as fairseq does"
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_lines", "num_odd", "shift", "refused"),
+    [
+        (1, 1, 0.0, True),  # all there is
+        (2, 1, 0.0, True),  # half of all
+        (12, 1, 0.0, False),
+        (12, 2, 0.0, True),
+        (1000, 10, 0.0, False),
+        (1000, 11, 0.0, True),
+        (1000, 1, 0.06, True),  # the others fit, but not well
+        (1000, 0, 0.06, False),
+    ],
+)
+def test_a_few_odd_lines_are_a_warning(num_lines, num_odd, shift, refused, caplog):
+    """The odd ones of half the labels; all others short by some seconds, as a frame's span makes them."""
+    from pathlib import Path
+
+    from fairseq_plugins.label_files import check_lengths
+
+    seconds = numpy.random.default_rng(0).uniform(1, 3, num_lines)
+    counts = numpy.floor((seconds - shift - 0.005) * 50).astype(numpy.int64)
+    counts[:num_odd] //= 2
+    arguments = (Path("x.km"), numpy.arange(num_lines), counts, (seconds * 16000).astype(numpy.int64), 16000, 50)
+    message = rf"^x\.km: {num_odd} of {num_lines} lines? "
+    if refused:
+        with pytest.raises(UsageError, match=message):
+            check_lengths(*arguments)
+        assert not caplog.records
+    else:
+        check_lengths(*arguments)
+        assert len(caplog.records) == bool(num_odd)
+        assert not num_odd or caplog.records[0].getMessage().startswith(f"x.km: {num_odd} of {num_lines} lines ")
 
 
 def test_words_are_units_too_and_blocks_change_nothing(tmp_path, monkeypatch):
@@ -176,6 +217,23 @@ def test_a_warm_starts_units_are_the_dictionarys(data):
     (data / "dict.km.txt").unlink()
     with pytest.raises(UsageError, match=r"dict\.km\.txt: cannot be read .*; it stands beside the units"):
         read_units(data / "train.km")
+
+
+def test_a_warm_start_looks_at_the_lines_of_the_recordings_that_it_hears(corpus, data, tmp_path, monkeypatch):
+    from fairseq_plugins import warm_start
+
+    encode_line, read_dictionary = warm_start.encode_line, warm_start.read_dictionary
+    encoded, read = [], []
+    monkeypatch.setattr(warm_start, "encode_line", lambda *given: encoded.append(given[0]) or encode_line(*given))
+    monkeypatch.setattr(warm_start, "read_dictionary", lambda path: read.append(path) or read_dictionary(path))
+    lines = (data / "train.km").read_text().splitlines(keepends=True)
+    out, units = tmp_path / "start.safetensors", str(data / "train.km")
+    call = ["warm_start", str(corpus / "hubert.safetensors"), "--manifest", str(data / "train.tsv"), "--units", units]
+    monkeypatch.setattr("sys.argv", [*call, "--out", str(out), "--recordings", "3"])
+    warm_start.main()
+    assert encoded == [lines[index] for index in random.Random(0).sample(range(12), 3)]
+    assert len(read) == 1
+    assert daisy.load(out).final_head.num_units == 7 + 4  # special symbols
 
 
 def test_nothing_is_trained_on_labels_outside_the_dictionary(corpus, data, programs, tmp_path):

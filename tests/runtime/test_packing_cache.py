@@ -30,6 +30,19 @@ def test_changed_statistics_are_laid_out_anew():
     assert pack_backbone(backbone, "float32") is not first
 
 
+def test_every_weight_and_statistic_is_looked_at():
+    """All that `Module.parameters` and `Module.buffers` have, one after the other."""
+    model = tiny_model(RARE_KINDS["pre-norm"])
+    for module, pack in ((model.backbone, pack_backbone), (model.heads, pack_heads)):
+        tensors = [*module.parameters(), *module.buffers()]
+        assert len(tensors) > 10
+        for tensor in tensors:
+            before = pack(module, "float32")
+            with torch.no_grad():
+                tensor.add_(1)
+            assert pack(module, "float32") is not before
+
+
 def test_weights_changed_behind_autograd_are_forgotten_on_demand(waveforms):
     backbone = tiny_model().backbone
     encoder = EarlyExitEncoder(backbone, None, policies.Never())

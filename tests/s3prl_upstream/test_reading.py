@@ -165,6 +165,26 @@ def test_tasks_that_resample_themselves_get_the_file_as_it_is(place):
         assert torchaudio.load(str(path))[0].shape == (2, 48000)
 
 
+def test_a_tasks_worker_processes_that_are_no_forks_read_the_same(place, capfd):
+    """sv_voxceleb1 sends a function of its own through joblib; the first recording is one of another rate."""
+    from joblib import Parallel, delayed
+
+    paths = [str(write_tone(place / f"{rate}.wav", rate)) for rate in (48000, 16000, 8000)]
+    with sox.stand_in(), reading.Reading(16000) as audio_reading:
+        audio_reading.begin("sv_voxceleb1")
+        apply_effects_file = torchaudio.sox_effects.apply_effects_file
+
+        def read_whole(path):
+            samples, rate = apply_effects_file(path, [["channels", "1"], ["norm"]])
+            return samples[0].numpy(), rate
+
+        outcomes = Parallel(n_jobs=2)(delayed(read_whole)(path) for path in paths)
+    assert [rate for _, rate in outcomes] == [16000] * 3
+    for samples, _ in outcomes:
+        assert_tone(samples)
+    assert "[daisy]" not in capfd.readouterr().out
+
+
 def test_parts_are_counted_in_samples_of_the_file(place):
     """As torchaudio has it, whose info tells the file's rate and length."""
     path = place / "a.wav"

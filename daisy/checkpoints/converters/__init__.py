@@ -58,7 +58,7 @@ def convert(
             model = _read_file(path, allow_pickle, overrides, label_set)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
         # The readers take a source's form for granted; one that has not got it can fail anywhere.
         first_line = (repr(error).splitlines() or [""])[0][:200]
         raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({first_line})") from None
@@ -100,5 +100,5 @@ def _refuse_overrides(overrides: dict[str, str] | None) -> None:
 def _refuse_label_set(label_set: int | None) -> None:
     if label_set is not None:
         raise CheckpointError(
-            "has no label sets to choose from: leave label_set out; fairseq's and s3prl's HuBERTs have"
+            "has no label sets to choose from, as fairseq's and s3prl's HuBERTs have", remedy="label_set"
         )

@@ -34,6 +34,7 @@ from daisy.checkpoints.converters.mapping import (
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
+from daisy.models.config import FAIRSEQ_EPS
 
 _LAYER = r"encoder\.layers\.(\d+)\."
 _OUR_LAYER = r"backbone.encoder.transformer.layers.\1."
@@ -90,8 +91,6 @@ THEIR_NAMES = (
     (r"final_head\.embeddings", "label_embs_concat"),
 )
 A_LAYER = re.compile(r"(?:(?:w2v_encoder|encoder)\.w2v_model\.)?encoder\.layers\.0\.self_attn\.k_proj\.weight")
-EPS = 1e-5
-"""Of every norm of fairseq's, and of its normalising of waveforms."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
@@ -162,6 +161,8 @@ def from_parts(
         backbone, assumed = guess_backbone(tensors, overrides or {})
     temperature = (model_cfg or {}).get("logit_temp", 0.1)
     head, not_kept = take_final_head(temperature, sets or LabelSets(), tensors)
+    if head and sets and not sets.names and not sets.sizes:
+        assumed = "; ".join(part for part in (assumed, f"one label set of {head['num_units']} units") if part)
     said = ", ".join(part for part in (describe_keys(left_out), not_kept) if part)
     config = {"backbone": backbone, "final_head": head, "heads": _read_exit_heads(tensors)}
     return assemble(config, tensors, left_out=said, assumed=assumed)
@@ -185,10 +186,11 @@ def weights(model: Model) -> dict[str, Tensor]:
         CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
     """
     config = model.backbone.config
-    if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != EPS:
+    if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != FAIRSEQ_EPS:
         raise CheckpointError(
             "fairseq's HuBERT has no batch norm before the positional convolution, always a layer norm before the "
-            f"projection, and adds {EPS} to the variance in its norms: this one differs, and cannot be written for it"
+            f"projection, and adds {FAIRSEQ_EPS} to the variance in its norms: this one differs, and cannot be written "
+            "for it"
         )
     parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "heads"})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}

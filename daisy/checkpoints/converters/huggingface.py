@@ -6,6 +6,7 @@ transformers/models/wav2vec2/feature_extraction_wav2vec2.py (``zero_mean_unit_va
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,30 @@ from daisy.checkpoints.converters.mapping import (
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
-_PREFIX = r"(?:hubert\.)?"
-_POSITION = _PREFIX + r"encoder\.pos_conv_embed\.conv\."
-_BATCH_NORM = _PREFIX + r"encoder\.pos_conv_embed\.batch_norm\."
-RULES = (
-    (_PREFIX + r"masked_spec_embed", "backbone.mask_embedding"),
-    (_PREFIX + r"(feature_extractor\..*)", r"backbone.\1"),
-    (_PREFIX + r"(feature_projection\..*)", r"backbone.encoder.\1"),
+_POSITION = r"encoder\.pos_conv_embed\.conv\."
+_BATCH_NORM = r"encoder\.pos_conv_embed\.batch_norm\."
+NETWORK_RULES = (
+    (r"masked_spec_embed", "backbone.mask_embedding"),
+    (r"(feature_extractor\..*)", r"backbone.\1"),
+    (r"(feature_projection\..*)", r"backbone.encoder.\1"),
     (_POSITION + r"(weight|bias)", POSITION + r"\1"),
     (_POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (_POSITION + r"(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
     (_BATCH_NORM + r"num_batches_tracked", NO_WEIGHT),
     (_BATCH_NORM + r"(.*)", BATCH_NORM + r"\1"),
-    (_PREFIX + r"encoder\.(layer_norm\..*|layers\..*)", r"backbone.encoder.transformer.\1"),
+    (r"encoder\.(layer_norm\..*|layers\..*)", r"backbone.encoder.transformer.\1"),
+)
+RULES = (
+    *NETWORK_RULES,
     # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-ON_TOP = (r"(?!hubert\.).*", None)
-"""Where names begin with "hubert.", whatever has another name is no part of the network."""
+PREFIX = "hubert."
+PREFIXED_RULES = (
+    *((re.escape(PREFIX) + pattern, replacement) for pattern, replacement in NETWORK_RULES),
+    (rf"(?!{re.escape(PREFIX)}).*", None),
+)
+"""Where names begin with the prefix, whatever has another name is no part of the network, a second encoder too."""
 NORMALIZE_EPS = 1e-7
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """The second has the first's content under "feature_extractor": what transformers 5 writes for a whole processor."""
@@ -58,7 +65,7 @@ NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
 
 def recognises(state: dict[str, Any]) -> bool:
     """Tell whether a loaded file holds Hugging Face's weights of a HuBERT."""
-    return any(str(key).removeprefix("hubert.").startswith("encoder.layers.0.attention.") for key in state)
+    return any(str(key).removeprefix(PREFIX).startswith("encoder.layers.0.attention.") for key in state)
 
 
 def read(folder: Path, allow_pickle: bool) -> Model:
@@ -78,8 +85,8 @@ def read(folder: Path, allow_pickle: bool) -> Model:
 
 def rename_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename weights to ours, and list those that are no part of the network."""
-    rules = (*RULES, ON_TOP) if any(str(key).startswith("hubert.") for key in state) else RULES
-    tensors, left_out = rename(state, rules)
+    has_prefix = any(str(key).startswith(PREFIX) for key in state)
+    tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES)
     fold_weight_norm(tensors)
     return tensors, left_out
 
@@ -143,6 +150,8 @@ def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
     return _make_preprocessing(16000, normalize), assumed
 
 
-def _make_preprocessing(sample_rate: int, normalize: bool) -> Config:
+def _make_preprocessing(sample_rate: float, normalize: bool) -> Config:
+    if isinstance(sample_rate, float) and sample_rate.is_integer():  # JSON tells 16000 and 16000.0 apart
+        sample_rate = int(sample_rate)
     eps = {"normalize_eps": NORMALIZE_EPS} if normalize else {}
     return {"sample_rate": sample_rate, "normalize": normalize, **eps}

@@ -39,9 +39,11 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tenso
         float32 tensors by our names, and the keys that a rule leaves out.
 
     Raises:
-        CheckpointError: naming the keys that no rule matches, and weights that are no floating-point tensors.
+        CheckpointError: naming the keys that no rule matches, weights that are no floating-point tensors, and two keys
+            that mean one weight.
     """
     renamed: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     left_out, unknown = [], []
     for key, tensor in tensors.items():
         match, replacement = next(
@@ -57,7 +59,13 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tenso
                 raise CheckpointError(
                     f"{key} is {kind} where weights are floating-point: quantised models are not read"
                 )
-            renamed[match.expand(replacement)] = tensor.float()
+            name = match.expand(replacement)
+            if name in sources:
+                raise CheckpointError(
+                    f"has one weight twice, as {sources[name]} and as {key}: which counts is not known"
+                )
+            sources[name] = key
+            renamed[name] = tensor.float()
     if unknown:
         raise CheckpointError(f"has weights with no place in a HuBERT: {list_some(unknown, 4)}")
     return renamed, left_out

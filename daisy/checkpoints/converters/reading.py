@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from daisy.checkpoints.contents import name_other_content
@@ -74,10 +75,10 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
             or needs unpickling that was not allowed.
     """
     try:
+        if path.suffix == ".safetensors":
+            return strip_wrappers(_load_safetensors(path))
         if other := name_other_content(path):
             raise CheckpointError(f"is {other}")
-        if path.suffix == ".safetensors":
-            return strip_wrappers(load_file(path))
         if damaged := find_damaged_record(path):
             raise CheckpointError(f"damaged: its record {damaged} is not what was written; get the file again")
         try:
@@ -116,6 +117,16 @@ def strip_wrappers(state: Mapping[Any, Any]) -> dict[Any, Any]:
     ):
         stripped = {str(key).removeprefix(prefix): value for key, value in stripped.items()}
     return stripped
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """Load a .safetensors file. It begins with the length of its header, whose bytes may look like another file's."""
+    try:
+        return load_file(path)
+    except SafetensorError:
+        if other := name_other_content(path):
+            raise CheckpointError(f"is {other}") from None
+        raise
 
 
 def find_damaged_record(path: Path) -> str | None:

@@ -194,6 +194,7 @@ def test_policies_are_set_on_recordings_of_ones_own(tmp_path):
         make(names, "nowhere")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_begins_no_other_run(tmp_path, monkeypatch):
     begun = []
 

@@ -75,6 +75,8 @@ HF_WITHOUT_EFFECT = {
     "add_adapter": True,
     "output_hidden_size": 64,
     "pad_token_id": 3,
+    "bos_token_id": 4,  # of this configuration's own from transformers 5 on
+    "eos_token_id": 5,
     # how attention is computed, and what a call returns
     "_attn_implementation": "eager",
     "output_attentions": False,

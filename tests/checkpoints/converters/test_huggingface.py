@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import daisy
 from daisy import CheckpointError
@@ -153,10 +155,46 @@ def test_a_head_of_any_name_is_left_out_where_the_networks_names_have_a_prefix(t
         convert(tmp_path / "other")
 
 
+def write_as_pickles(folder):
+    """Turn shards of safetensors into those of older models, which transformers 5 no longer writes."""
+    for path in folder.glob("model-*.safetensors"):
+        torch.save(load_file(path), folder / f"pytorch_{path.stem}.bin")
+        path.unlink()
+    index = folder / "model.safetensors.index.json"
+    text = re.sub(r'"(model-[^"]*)\.safetensors"', r'"pytorch_\1.bin"', index.read_text())
+    (folder / "pytorch_model.bin.index.json").write_text(text)
+    index.unlink()
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_second_encoder_is_left_out_where_the_networks_names_have_a_prefix(is_last, waveforms, tmp_path):
+    """As a conversion of voices may hold one: its weights have the names that HuBERT's have without the prefix."""
+    model, extractor = make(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    network = {f"hubert.{name}": weight for name, weight in model.state_dict().items()}
+    second = {name: weight + 1 for name, weight in model.state_dict().items()}
+    parts = (network, second) if is_last else (second, network)
+    torch.save({**parts[0], **parts[1]}, tmp_path / "hf" / "pytorch_model.bin")
+    ours = convert(tmp_path / "hf")
+    assert_parity(ours.encoder("never")([waveforms[4]]).states, their_states(model, extractor, [waveforms[4]]))
+    assert "feature_projection.projection" in ours.provenance["left_out"] or "more" in ours.provenance["left_out"]
+
+
+def test_one_weight_under_two_names_is_refused(tmp_path):
+    model, _ = make(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    state, name = model.state_dict(), "encoder.pos_conv_embed.conv."
+    state[name + "weight_g"] = state[name + "parametrizations.weight.original0"] + 1
+    torch.save(state, tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"one weight twice, as \S+original0 and as \S+weight_g: which counts"):
+        convert(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_shards(safe, waveforms, tmp_path):
-    saving = {"max_shard_size": "20KB", "safe_serialization": safe}
-    model, extractor = make(tmp_path / "hf", saving=saving)
+    model, extractor = make(tmp_path / "hf", saving={"max_shard_size": "20KB"})
+    if not safe:
+        write_as_pickles(tmp_path / "hf")
     ending = "safetensors" if safe else "bin"
     shards = sorted((tmp_path / "hf").glob(f"*-of-*.{ending}"))
     assert len(shards) > 2
@@ -235,6 +273,11 @@ def test_what_the_preprocessor_tells(tmp_path):
     )
     (folder / "preprocessor_config.json").write_text("{}")  # transformers' own defaults
     assert told().backbone.config == dataclasses.replace(config, sample_rate=16000)
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 22050.0}')
+    assert json.dumps(told().backbone.config.sample_rate) == "22050"
+    (folder / "preprocessor_config.json").write_text('{"sampling_rate": 22050.5}')
+    with pytest.raises(CheckpointError, match=r"sample_rate must be a whole number, at least 1, found 22050\.5"):
+        told()
     (folder / "preprocessor_config.json").write_text('{"sampling_rate": "16k"}')
     with pytest.raises(CheckpointError, match="sample_rate must be a whole number, at least 1, found '16k'"):
         told()

@@ -111,6 +111,25 @@ def test_dictionaries_that_are_missing_or_do_not_fit(tmp_path):
     assert ours.provenance["left_out"] == "a prediction head for 16 units, of which the dictionary has 9"
 
 
+@pytest.mark.parametrize("form", ["weights", "bare", "unnamed"])
+def test_several_label_sets_that_nothing_tells_of_are_one_and_it_is_said(form, tmp_path):
+    """Tied sets share a projection: nothing in the weights tells where one ends."""
+    _, state = make(3, untie_final_proj=False)
+    state["task_state"], state["cfg"]["task"]["labels"] = {}, []
+    path = save({"weights": {"model": state["model"]}, "bare": state["model"]}.get(form, state), tmp_path / "x.pt")
+    ours = convert(path, overrides={} if form == "unnamed" else {"num_heads": "4"})
+    assert ours.final_head.num_units == sum(SIZES) == 28
+    assert ours.provenance["assumed"].split("; ")[-1] == "one label set of 28 units"
+
+
+def test_a_head_without_a_width(tmp_path):
+    _, state = make(1)
+    state["model"]["label_embs_concat"] = torch.zeros(3, 0)
+    with pytest.raises(CheckpointError, match="not whole, or not of the form it seems to have") as error:
+        convert(save(state, tmp_path / "x.pt"), allow_pickle=True)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_the_command_line_says_it(tmp_path):
     save(make(2)[1], tmp_path / "x.pt")
     done = run("convert", "x.pt", "x.safetensors", "--allow-pickle", cwd=tmp_path)
@@ -152,6 +171,7 @@ def test_weights_tell_the_shape_and_what_they_do_not_is_said(name, form, wavefor
     large = str(config.pre_norm).lower()
     assert ours.provenance["assumed"] == (
         f"pre_norm {large}, normalize {large}, sample_rate 16000: the weights do not tell"
+        + ("" if form == "both None" else "; one label set of 9 units")
     )
     assert ours.final_head.num_units == SIZES[0]
     assert ours.final_head.temperature == 0.1
