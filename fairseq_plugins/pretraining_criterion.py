@@ -35,6 +35,8 @@ class DaisyExitPretraining(FairseqCriterion):
 
     def forward(self, model, sample: dict, reduce: bool = True):
         output = model(target_list=sample["target_list"], **sample["net_input"])
+        if "exits" not in output:
+            raise UsageError("daisy_exit_pretraining trains exit heads: give model.exit_heads=true (--exit-heads)")
         loss, counted, logging = self._final_losses(model, output)
         exits, of_layers = sum_layer_losses(output["exits"], self.pred_masked_weight, self.pred_nomask_weight)
         loss = loss + self.exit_weight * exits + self.feature_weight * output["features_pen"] * counted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +54,7 @@ def make_model() -> Model:
     return model
 
 
-class Form:
+class Form(ABC):
     """One checkpoint of a form, and what is done to it.
 
     Args:
@@ -78,13 +79,13 @@ class Form:
         """The undamaged weights, by our names."""
         return make_model().state_dict()
 
+    @abstractmethod
     def make_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make the tensors by this form's names, and its configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         """Write a checkpoint of this form."""
-        raise NotImplementedError
 
     def find(self, folder: Path) -> Path:
         """Return what is given to the reader."""

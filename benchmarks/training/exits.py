@@ -21,10 +21,6 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import daisy
 from benchmarks.shared.recordings import (
@@ -38,12 +34,13 @@ from benchmarks.shared.recordings import (
 )
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
-from benchmarks.training.probes import PENALTIES, TASKS
+from benchmarks.training.probes import TASKS, fit_classifier
 from daisy import audio, calibration
 from daisy.calibration import intervals, tracing
 from daisy.calibration.traces import Traces, join_traces
 from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
+from daisy.evaluation.figures import format_snr
 from daisy.policies import Never, Policy
 from daisy.policies.scores import HeadOutputs, available_scores
 
@@ -96,10 +93,6 @@ def run_layers(
         layers=tuple(range(1, config.num_layers + 1)),
     )
     return FullRun(pooled=pooled.numpy(), traces=traces)
-
-
-def format_snr(snr_db: float | None) -> str:
-    return "clean" if snr_db is None else f"{snr_db:g} dB"
 
 
 def measure(name: str, model: Model, quick: bool, bar: Progress) -> list[Row]:
@@ -157,7 +150,7 @@ def probe(
     task = bar.add_task(f"{set_name}: {column}", total=len(splits["train"]) + len(SNRS_DB) * len(splits["test"]))
     advance = partial(bar.advance, task)
     train = run_layers(model, splits["train"], None, noises, advance)
-    probes = [fit_probe(train.pooled[:, layer], labels["train"]) for layer in range(train.traces.num_layers)]
+    probes = [fit_classifier(train.pooled[:, layer], labels["train"]) for layer in range(train.traces.num_layers)]
     runs = [run_layers(model, splits["test"], snr_db, noises, advance) for snr_db in SNRS_DB]
     wanted = numpy.asarray(labels["test"])
     is_right = [
@@ -177,13 +170,6 @@ def probe(
         for layer in of_condition.layers
     ]
     return rows + compare_exits(is_right, traces, settings)
-
-
-def fit_probe(features: NDArray[numpy.float32], labels: Sequence[str]) -> Any:
-    """Fit a classifier on (B, D) features."""
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
-    return make_pipeline(StandardScaler(), classifier).fit(features, labels)
 
 
 def compare_exits(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import daisy
 from benchmarks.shared.script import make_parser, run_script
-from benchmarks.training.packed_speech import HOP, Frames, unpack
+from benchmarks.training.packed_speech import HOP, Frames, read_num_units, unpack
 from daisy import _files
 from daisy.checkpoints import Model
 from daisy.models import Backbone, BackboneConfig, ExitObjective, FinalHead, LayerLosses
@@ -184,8 +184,7 @@ class Run:
         train = unpack(packed, "train")
         self.valid = unpack(packed, "valid")
         self.noise = unpack(packed, "noise").samples.flatten().to(device)
-        num_units = int(max(train.units.max(), self.valid.units.max())) + 1 + SPECIAL_SYMBOLS
-        self.model = Pretraining(settings, num_units).to(device).train()
+        self.model = Pretraining(settings, read_num_units(packed) + SPECIAL_SYMBOLS).to(device).train()
         learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             learnt, lr=settings.lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=device.type == "cuda"

@@ -29,6 +29,8 @@ from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, count_frames
 
 SAMPLE_RATE, HOP = 16000, compute_frame_hop(HUBERT_CONV)
+SPARE_FRAMES = 5
+"""By which units and frames of a recording may differ: other windows, other ends."""
 OPUS_KBPS = (6.0, 256.0)
 """Of one channel: libsndfile's compression levels 1 and 0."""
 
@@ -68,25 +70,40 @@ def pack(folder: Path, out: Path, kbps: float) -> None:
     """Write a packed file of a folder's train, valid and noise.
 
     Raises:
-        UsageError: where a manifest and its units disagree.
+        UsageError: where a manifest, its units and the dictionary disagree, or units are not at the frames' rate.
     """
-    tensors: dict[str, Tensor] = {}
+    num_units = len((folder / "dict.km.txt").read_text(encoding="ascii").splitlines())
+    tensors: dict[str, Tensor] = {"num_units": torch.tensor(num_units)}
+
+    def read_and_encode(path: Path) -> tuple[bytes, int]:
+        waveform = audio.read(path)
+        return encode(waveform, kbps), count_frames(len(waveform), HUBERT_CONV)
+
     for split in ("train", "valid", "noise"):
         recordings = audio.read_manifest(folder / f"{split}.tsv")
         times = Counter(recording.path for recording in recordings)
         paths = list(times)
         line_of = {recording.path: index for index, recording in enumerate(recordings)}
         with ThreadPoolExecutor() as pool:
-            coded = list(pool.map(lambda path: encode(audio.read(path), kbps), paths))
-        tensors |= _join(f"{split}.audio", [numpy.frombuffer(content, numpy.uint8) for content in coded])
+            coded = list(pool.map(read_and_encode, paths))
+        tensors |= _join(f"{split}.audio", [numpy.frombuffer(content, numpy.uint8) for content, _ in coded])
         tensors[f"{split}.times"] = torch.tensor([times[path] for path in paths])
         if split != "noise":
             lines = (folder / f"{split}.km").read_text(encoding="ascii").splitlines()
             if len(lines) != len(recordings):
                 raise UsageError(f"{folder / split}.km: {len(lines)} lines for {len(recordings)} recordings")
             units = [numpy.array(lines[line_of[path]].split(), numpy.int16) for path in paths]
+            for path, of_recording, (_, num_frames) in zip(paths, units, coded, strict=True):
+                _check_units(path, of_recording, num_frames, num_units)
             tensors |= _join(f"{split}.units", units)
     save_file(tensors, out)
+
+
+def _check_units(path: Path, units: numpy.ndarray, num_frames: int, num_units: int) -> None:
+    if abs(len(units) - num_frames) > SPARE_FRAMES:
+        raise UsageError(f"{path}: {len(units)} units for {num_frames} frames: make units at 50 a second")
+    if len(units) and not 0 <= units.min() <= units.max() < num_units:
+        raise UsageError(f"{path}: has units {units.min()} to {units.max()}, and dict.km.txt has {num_units}")
 
 
 def _join(name: str, parts: Sequence[numpy.ndarray]) -> dict[str, Tensor]:
@@ -120,6 +137,12 @@ def unpack(path: Path, split: str) -> Frames:
     )
     ends = torch.tensor(counts).cumsum(0)
     return Frames(torch.cat(samples), torch.cat(labels), ends - torch.tensor(counts), torch.tensor(counts), times)
+
+
+def read_num_units(path: Path) -> int:
+    """Read how many units the dictionary has; some may not occur."""
+    with safe_open(path, "pt") as file:
+        return int(file.get_tensor("num_units"))
 
 
 def _decode(blob: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -139,11 +139,16 @@ def fit_probe(
     Returns:
         Whether each test utterance is classified rightly; and the accuracy in cross-validation on the train split.
     """
+    model = fit_classifier(train, train_labels)
+    train_accuracy = next(iter(model[-1].scores_.values())).mean(0).max()
+    return model.predict(test) == numpy.asarray(test_labels), float(train_accuracy)
+
+
+def fit_classifier(features: NDArray[Any], labels: Sequence[str]) -> Pipeline:
+    """Fit logistic regression on standardised (B, F) features, its regularisation by cross-validation."""
     folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be some speakers
     classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
-    model = make_pipeline(StandardScaler(), classifier).fit(train, train_labels)
-    train_accuracy = next(iter(classifier.scores_.values())).mean(0).max()
-    return model.predict(test) == numpy.asarray(test_labels), float(train_accuracy)
+    return make_pipeline(StandardScaler(), classifier).fit(features, labels)
 
 
 def draw(rows: list[Row]) -> None:

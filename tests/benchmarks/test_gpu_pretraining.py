@@ -14,7 +14,7 @@ from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, count_frames
 from tests.conftest import POST_NORM
 
-NUM_UNITS = 9
+NUM_UNITS = 10  # six in the dictionary, of which five occur, and fairseq's four
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def packed(tmp_path_factory):
             units.append(units[0])
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
         (folder / f"{split}.km").write_text("\n".join(units) + "\n")
+    (folder / "dict.km.txt").write_text("".join(f"{unit} 1\n" for unit in range(NUM_UNITS - 4)))
     packed_speech.pack(folder, folder / "packed.safetensors", kbps=32)
     return folder / "packed.safetensors"
 
@@ -51,6 +52,23 @@ def test_a_packed_split_is_what_was_packed(packed):
     assert numpy.corrcoef(samples[:16000], decoded)[0, 1] > 0.8  # white noise, coded
     levels = [len(packed_speech.encode(torch.from_numpy(samples), kbps)) for kbps in (8, 16, 32)]
     assert levels == sorted(levels)
+
+
+@pytest.mark.parametrize(
+    ("units", "refusal"),
+    [
+        ("0 1 2 3 4 " * 20, r"train0\.flac: 100 units for 49 frames: make units at 50 a second"),
+        ("0 1 2 3 7 " * 10, r"train0\.flac: has units 0 to 7, and dict\.km\.txt has 6"),
+    ],
+)
+def test_units_that_do_not_fit_are_refused(packed, tmp_path, units, refusal):
+    for path in packed.parent.glob("*.[tk]*"):
+        (tmp_path / path.name).write_text(path.read_text())
+    lines = (tmp_path / "train.km").read_text().splitlines()
+    (tmp_path / "train.km").write_text("\n".join([units, *lines[1:-1], units]) + "\n")
+    (tmp_path / "dict.km.txt").write_text((packed.parent / "dict.km.txt").read_text())
+    with pytest.raises(UsageError, match=refusal):
+        packed_speech.pack(tmp_path, tmp_path / "out.safetensors", kbps=32)
 
 
 def test_a_stream_hears_every_frame_as_often_as_it_is_listed(packed):

@@ -150,6 +150,11 @@ def test_the_whole_loss_is_the_weighted_sum_of_its_parts():
         compute(pred_masked_weight=0.0, pred_nomask_weight=0.0)
 
 
+def test_a_network_without_exit_heads_is_refused():
+    with pytest.raises(UsageError, match="give model.exit_heads=true"):
+        make_criterion()(make_model(exit_heads=False, exit_layers=[]), make_sample())
+
+
 def test_some_utterances_are_heard_whole():
     model = make_model(unmasked_prob=1.0)
     sample = make_sample()
