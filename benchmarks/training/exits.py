@@ -12,9 +12,10 @@ the last layer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -95,11 +96,11 @@ def run_layers(
     return FullRun(pooled=pooled.numpy(), traces=traces)
 
 
-def measure(name: str, model: Model, quick: bool, bar: Progress) -> list[Row]:
+def measure(name: str, model: Model, split: str, quick: bool, bar: Progress) -> list[Row]:
     """Measure a network: rows of exits.json."""
     dev = read_utterances(TRAINING_SETS, "dev", 8 if quick else DEV_LIMIT)
-    test = read_utterances(TEST_SETS, "test", 8 if quick else TEST_LIMIT)
-    noises = {split: read_noises(split) for split in ("train", "test")}
+    test = dev if split == "dev" else read_utterances(TEST_SETS, "test", 8 if quick else TEST_LIMIT)
+    noises = {"train": read_noises("train"), "test": read_noises("test" if split == "test" else "train")}
     task = bar.add_task(f"{name}: agreement", total=len(SNRS_DB) * (len(dev) + len(test)))
     advance = partial(bar.advance, task)
     on_dev = [run_layers(model, dev, snr_db, noises["train"], advance).traces for snr_db in SNRS_DB]
@@ -113,10 +114,9 @@ def measure(name: str, model: Model, quick: bool, bar: Progress) -> list[Row]:
     is_right = [(1 - traces.losses["disagreement"]).double().numpy() for traces in on_test]
     rows += [{"network": name, "task": "agreement", **row} for row in compare_exits(is_right, on_test, settings)]
     for kind, (set_name, column) in TASKS.items():
-        rows += [
-            {"network": name, "task": kind, **row}
-            for row in probe(model, set_name, column, noises["test"], settings, quick, bar)
-        ]
+        if read_index(set_name, split, 1):
+            of_task = probe(model, set_name, column, split, noises["test"], settings, quick, bar)
+            rows += [{"network": name, "task": kind, **row} for row in of_task]
     return rows
 
 
@@ -138,21 +138,22 @@ def probe(
     model: Model,
     set_name: str,
     column: str,
+    split: str,
     noises: Any,
     settings: dict[tuple[str, float], Policy],
     quick: bool,
     bar: Progress,
 ) -> list[Row]:
-    """Fit a probe for each layer on the clean train split, and read the test recordings at every layer and exit."""
+    """Fit a probe for each layer on the clean train split, and read the split's recordings at every layer and exit."""
     limit = 120 if quick else None
-    splits = {split: read_utterances((set_name,), split, limit) for split in ("train", "test")}
-    labels = {split: [row[column] for row in read_index(set_name, split, limit)] for split in splits}
-    task = bar.add_task(f"{set_name}: {column}", total=len(splits["train"]) + len(SNRS_DB) * len(splits["test"]))
+    speech = {name: read_utterances((set_name,), name, limit) for name in ("train", split)}
+    labels = {name: [row[column] for row in read_index(set_name, name, limit)] for name in speech}
+    task = bar.add_task(f"{set_name}: {column}", total=len(speech["train"]) + len(SNRS_DB) * len(speech[split]))
     advance = partial(bar.advance, task)
-    train = run_layers(model, splits["train"], None, noises, advance)
+    train = run_layers(model, speech["train"], None, noises, advance)
     probes = [fit_classifier(train.pooled[:, layer], labels["train"]) for layer in range(train.traces.num_layers)]
-    runs = [run_layers(model, splits["test"], snr_db, noises, advance) for snr_db in SNRS_DB]
-    wanted = numpy.asarray(labels["test"])
+    runs = [run_layers(model, speech[split], snr_db, noises, advance) for snr_db in SNRS_DB]
+    wanted = numpy.asarray(labels[split])
     is_right = [
         numpy.stack([fitted.predict(run.pooled[:, layer]) == wanted for layer, fitted in enumerate(probes)], 1).astype(
             float
@@ -232,18 +233,26 @@ def print_rows(rows: list[Row]) -> None:
         print(f"{key[0]:12} {key[1]:14} {key[2]:6}", " ".join(f"{value:.3f}" for value in values))
 
 
+def measure_networks(paths: Mapping[str, Path | str], split: str = "test", quick: bool = False) -> list[Row]:
+    """Measure checkpoints, by name: rows of the result."""
+    rows = []
+    for name, path in paths.items():
+        with Progress() as bar:
+            measured = measure(name, daisy.load(path), split, quick, bar)
+        print_rows(measured)
+        rows += measured
+    return rows
+
+
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings; nothing is written")
     parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
-    parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument(
+        "--split", choices=("dev", "test"), default="test", help="dev: to choose by; nothing is written"
+    )
     arguments = parser.parse_args()
-    rows = []
-    for name, path in parse_pairs(arguments.models):
-        with Progress() as bar:
-            measured = measure(name, daisy.load(path), arguments.quick, bar)
-        print_rows(measured)
-        rows += measured
-    if not arguments.quick and not arguments.dry:
+    rows = measure_networks(dict(parse_pairs(arguments.models)), arguments.split, arguments.quick)
+    if not arguments.quick and arguments.split == "test":
         write_result("exits", rows)
 
 
