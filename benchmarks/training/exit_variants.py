@@ -102,7 +102,8 @@ def train(name: str, units: Path, runs: Path, start: Path, updates: int) -> Path
         f"common.user_dir={plugin}", "common.cpu=true", f"task.data={units}", f"task.label_dir={units}",
         f"task.noise_manifest={runs / 'weighted' / 'noise.tsv'}", f"model.warm_start={start}",
         f"hydra.run.dir={folder}", "dataset.max_tokens=768000", "criterion.exit_weight=3.0",
-        "lr_scheduler.warmup_updates=50", f"lr_scheduler.total_num_update={updates}", f"optimization.max_update={updates}", *VARIANTS[name].overrides,
+        "lr_scheduler.warmup_updates=50", f"lr_scheduler.total_num_update={updates}",
+        f"optimization.max_update={updates}", *VARIANTS[name].overrides,
         log=folder / "train.log",
     )  # fmt: skip
     checkpoint = folder / "checkpoints" / "checkpoint_last.pt"
