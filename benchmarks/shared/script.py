@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from daisy.errors import DaisyError, UsageError
+from daisy.errors import DaisyError, OutputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
@@ -71,6 +72,22 @@ def parse_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
             raise UsageError(f"{text!r}: must be NAME=VALUE")
         pairs.append((name, value))
     return pairs
+
+
+def run_command(*command: str, log: Path | None = None) -> None:
+    """Run a command of this environment on one core; its output goes to ``log``, or nowhere.
+
+    Raises:
+        OutputError: where it fails.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    beside = Path(sys.executable).parent / command[0]
+    program = str(beside) if beside.exists() else command[0]
+    with open(log or os.devnull, "a", encoding="utf-8") as stream:
+        ended = subprocess.run([program, *command[1:]], stdout=stream, stderr=stream, env=environment)
+    if ended.returncode:
+        where = f"; see {log}" if log else ""
+        raise OutputError(f"{' '.join(command[:4])} …: exit status {ended.returncode}{where}")
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shared.results import write_result
-from benchmarks.shared.script import ROOT, make_parser, parse_positive, run_script
+from benchmarks.shared.script import ROOT, make_parser, parse_positive, run_command, run_script
 from benchmarks.training import exits
-from benchmarks.training.variants import run_command
 from daisy.errors import OutputError, UsageError, unknown_name
 
 LAYERS = 12

@@ -1,4 +1,4 @@
-"""Tables of the README and docs/pretraining.md, from results/{heads,pretraining,probes,units,ablations}.json."""
+"""Tables of the README and docs/pretraining.md, from results/{heads,probes,units,exits,exit_variants}.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.shared.rendering import format_interval, render_result
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Row, read_result
 
 
 def render_heads() -> str:
@@ -21,18 +21,6 @@ def render_heads() -> str:
         lines.append([str(layer), *(f"{row['loss_nats']:.2f} / {row['accuracy']:.2f}" for row in of_layer)])
     header = ["layer", *(f"{kind} heads, {condition}: nats / accuracy" for kind, condition in columns)]
     return render_result(result, header, lines)
-
-
-def render_pretraining() -> str:
-    """Render masked prediction of each network, on the same units."""
-    result = read_result("pretraining")
-    conditions = list(dict.fromkeys(row["condition"] for row in result["rows"]))
-    cells: dict[tuple[str, str, str], list[str]] = {}
-    for row in result["rows"]:
-        cell = f"{row['loss_nats']:.2f} / {row['accuracy']:.2f}"
-        cells.setdefault((row["units"], row["model"], row["classifier"]), []).append(cell)
-    header = ["units", "network", "head", *(f"{condition}: nats / accuracy" for condition in conditions)]
-    return render_result(result, header, [[*key, *losses] for key, losses in cells.items()])
 
 
 def render_probes() -> str:
@@ -66,28 +54,55 @@ def render_units(name: str) -> str:
     return render_result(result, header, lines)
 
 
-def render_ablations() -> str:
-    """Render each variant of the recipe: losses, agreement with clean units at two layers, keyword probe."""
-    result = read_result("ablations")
-    conditions = list(result["rows"][0]["agreement"])
-    header = [
-        "variant", "MFCC units, nats", "units of iteration 2, nats",
-        *(f"agreement, {condition}" for condition in conditions), "keyword",
-    ]  # fmt: skip
+def render_exit_curves(name: str) -> str:
+    """Render each network's agreement with its last layer and its probes at some layers, from results/NAME.json."""
+    result = read_result(name)
+    curves: dict[tuple[str, str], dict[tuple[str, int], Row]] = {}
+    for row in result["rows"]:
+        if "layer" in row:
+            curves.setdefault((row["task"], row["network"]), {})[row["condition"], row["layer"]] = row
+    last = max(layer for curve in curves.values() for _, layer in curve)
+    layers = range(last // 4, last + 1, last // 4)
+    conditions: list[str] = []
+    lines = []
+    for (task, network), curve in curves.items():
+        conditions = list(dict.fromkeys(condition for condition, _ in curve))
+        cells = [" ".join(f"{curve[condition, layer]['value']:.3f}" for condition in conditions) for layer in layers]
+        width = max((row["value_high"] - row["value_low"]) / 2 for row in curve.values())
+        lines.append([task, network, *cells, f"±{width:.3f}"])
+    header = ["what", "network", *(f"layer {layer}: {', '.join(conditions)}" for layer in layers), "interval, at most"]
+    return render_result(result, header, lines)
+
+
+def render_exit_systems(name: str) -> str:
+    """Render exits beside the static cut, random exits and the full model, from results/NAME.json."""
+    result = read_result(name)
     lines = []
     for row in result["rows"]:
-        losses = [f"{row[f'{units}_nats']:.3f}" for units in ("mfcc", "iteration2")]
-        shares = [row["agreement"][condition] for condition in conditions]
-        spans = [f"{share[0]:.2f} to {max(share):.2f} ({share.index(max(share)) + 1})" for share in shares]
-        lines.append([row["variant"], *losses, *spans, f"{row['keyword_accuracy']:.3f}"])
+        if "policy" in row:
+            values = [f"{row[system]:.3f}" for system in ("exit", "static", "random", "full")]
+            gains = [format_gain(row, system) for system in ("static", "random")]
+            lines.append([row["task"], row["network"], row["policy"], f"{row['depth']:.0%}", *values, *gains])
+    header = [
+        "what", "network", "policy", "depth", "exits", "static cut", "random exits", "full",
+        "above the static cut by", "above random exits by",
+    ]  # fmt: skip
     return render_result(result, header, lines)
+
+
+def format_gain(row: Row, system: str) -> str:
+    """Format how far exits are above a system, with the interval."""
+    gain, low, high = (row[f"over_{system}{end}"] for end in ("", "_low", "_high"))
+    return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "heads": render_heads,
-    "pretraining": render_pretraining,
     "probes": render_probes,
     "units": partial(render_units, "units"),
     "units_digits": partial(render_units, "units_digits"),
-    "ablations": render_ablations,
+    "exit_curves": partial(render_exit_curves, "exits"),
+    "exit_systems": partial(render_exit_systems, "exits"),
+    "exit_variants": partial(render_exit_curves, "exit_variants"),
+    "exit_variants_systems": partial(render_exit_systems, "exit_variants"),
 }
