@@ -63,7 +63,7 @@ def test_what_is_heard_in_a_frame_is_in_that_frame(whisper):
     teacher = make_teacher(whisper)
     waveforms = [make_click(16000, 10), make_click(23456, 41), make_click(8123, 3)]
     lengths = [len(waveform) for waveform in waveforms]
-    assert list(teacher.group(lengths)) == [[0, 1, 2]]
+    assert teacher.fit_together(lengths)
     shared = teacher(waveforms)
     for waveform, states, frame in zip(waveforms, shared, (10, 41, 3), strict=True):
         assert len(states) == count_frames(len(waveform), HUBERT_CONV)
@@ -90,8 +90,13 @@ def test_pieces_of_a_long_recording_say_what_one_window_says(whisper):
 
 def test_recordings_fill_windows_in_order(whisper):
     teacher = make_teacher(whisper)
-    lengths = [16000 * seconds for seconds in (10, 10, 8, 3, 29, 31, 5)]
-    assert list(teacher.group(lengths)) == [[0, 1, 2], [3], [4], [5], [6]]
+    fit = lambda *seconds: teacher.fit_together([16000 * length for length in seconds])  # noqa: E731
+    assert fit(10, 10, 8)
+    assert not fit(10, 10, 8, 3)
+    assert fit(14.6, 14.6)  # the silence after each counts
+    assert not fit(14.6, 14.61)
+    assert fit(31)
+    assert not fit(31, 1)
     with pytest.raises(UsageError, match="layers 1 to 3, found layer 4"):
         make_teacher(whisper, 4)
 
@@ -128,7 +133,7 @@ def test_networks_on_samples(wav2vec, tmp_path):
         for layer in range(3):
             (ours,) = load_teacher(tmp_path / "m", layer)([waveform])
             assert torch.allclose(ours, theirs[layer][0], atol=1e-5)
-    assert list(load_teacher(tmp_path / "m", 1).group([400, 800])) == [[0], [1]]
+    assert not load_teacher(tmp_path / "m", 1).fit_together([400, 400])
     (tmp_path / "m" / "preprocessor_config.json").write_text(
         '{"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 8000}'
     )
@@ -145,8 +150,11 @@ def test_a_teacher_without_its_weights_is_refused(whisper, tmp_path):
     with pytest.raises(UsageError, match=r"lacks weights of its encoder: encoder.layers.1.fc1.bias"):
         load_teacher(tmp_path / "w", 3)
     transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "b")
-    with pytest.raises(UsageError, match="cannot be loaded by transformers"):
+    with pytest.raises(UsageError, match="/b: a teacher of kind bert is not known; Whisper and networks on samples"):
         load_teacher(tmp_path / "b", 1)
+    (tmp_path / "w" / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="/w: cannot be loaded by transformers"):
+        load_teacher(tmp_path / "w", 1)
 
 
 def test_other_kinds_of_networks_are_refused(wav2vec):

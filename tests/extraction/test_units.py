@@ -8,12 +8,10 @@ import torch
 
 from daisy import audio
 from daisy.errors import AudioError, UsageError
+from daisy.extraction.features import centre_features, make_layer_states, make_mfcc
 from daisy.extraction.units import (
-    centre_features,
     fit_kmeans,
     load_centres,
-    make_layer_states,
-    make_mfcc,
     sample_features,
     save_centres,
 )
@@ -64,7 +62,9 @@ def test_features_that_are_no_numbers_are_refused(recordings, tmp_path):
     soundfile.write(tmp_path / "silent.wav", numpy.zeros(8000), 16000)
     silent = audio.Recording(path=tmp_path / "silent.wav", name="silent.wav")
     mfcc = make_mfcc(50)
-    loudness_free = dataclasses.replace(mfcc, compute=lambda waveform: mfcc(waveform) / waveform.std())
+    loudness_free = dataclasses.replace(
+        mfcc, compute=lambda waveforms: [mfcc(waveform) / waveform.std() for waveform in waveforms]
+    )
     failed = []
     frames, drawn = sample_features(
         [silent, *recordings], loudness_free, 10**6, 0, lambda count: None, lambda bad, error: failed.append(bad)
@@ -84,7 +84,7 @@ def test_states_are_the_layers_own(waveforms):
     model = tiny_model()
     features = make_layer_states(model.backbone, 2)(waveforms[4])
     assert features.shape == (49, 32)
-    with pytest.raises(UsageError, match="layer must be 1 to 4, found 5"):
+    with pytest.raises(UsageError, match="layers 1 to 4, found layer 5"):
         make_layer_states(model.backbone, 5)
 
 
