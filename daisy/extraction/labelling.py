@@ -80,8 +80,8 @@ def make_labels(
     the folder's units are made with stands in its ``labels.json``; to make others takes another folder.
 
     Frames of teachers are put to HuBERT's by time, 50 a second; a HuBERT's, and features that are already there, come
-    as they are. Recordings that share one of Whisper's windows of 30 s change each other's states a little: units of
-    a recording may depend on which are listed before and after it.
+    as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: units of a recording
+    depend on which are listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
 
     Args:
         manifests: of fairseq; k-means is fitted on recordings of the first.
@@ -96,7 +96,7 @@ def make_labels(
         feature_rate: of a folder of features, frames a second; None: 50, 100 or 25, which fits the recordings' lengths.
         fit_frames: most frames that k-means is fitted on.
         seed: of the frames drawn and of k-means.
-        precision: to compute a network's states in. bfloat16 changes a few units in a hundred.
+        precision: to compute a network's states in. bfloat16 changes about one unit in a hundred.
         device: to compute them on.
         allow_pickle: read checkpoints that hold pickled Python objects (fairseq's do).
         strict: stop at the first recording that cannot be used; else it has no units, and is in the report.

@@ -26,6 +26,8 @@ from daisy.runtime.dtypes import Precision
 
 Kind = Literal["mfcc", "checkpoint", "hubert folder", "transformers", "extraction", "fairseq dumps", "features"]
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+NO_TEACHERS = (".npy", ".len", ".json", ".tsv", ".km", ".txt", ".csv", ".wav", ".flac")
+"""Endings of files that are one of many, or none of all these."""
 JOURNALS = "*journal*.jsonl"
 KNOWN = (
     "a HuBERT's checkpoint, a folder of a transformers encoder (config.json), or a folder of features (.npy files, "
@@ -111,8 +113,8 @@ def recognise(name: str) -> Kind:
     if os.path.isdir(path):
         return _recognise_folder(path)
     if os.path.isfile(path):
-        if path.suffix in (".npy", ".len", ".json"):
-            raise UsageError(f"{name}: is one file; a teacher is {KNOWN}")
+        if path.suffix in NO_TEACHERS:
+            raise UsageError(f"{name}: is no teacher by itself, which is {KNOWN}")
         return "checkpoint"
     if HUB_NAME.fullmatch(name) and path.suffix != ".safetensors":
         return "transformers"

@@ -113,12 +113,44 @@ def test_layers_are_those_of_transformers(whisper):
     assert torch.allclose(ours, theirs[1 : len(ours) + 1], atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def wav2vec():
+def make_wav2vec(**changes):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
              "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}  # fmt: skip
-    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**small)).eval()
+    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**{**small, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def wav2vec():
+    return make_wav2vec()
+
+
+def test_layers_of_pre_norm_networks_are_before_the_final_norm_but_for_the_last():
+    model = make_wav2vec(do_stable_layer_norm=True, feat_extract_norm="layer", num_hidden_layers=3)
+    with torch.no_grad():
+        model.encoder.layer_norm.weight.fill_(3.0)
+        waveform = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+        theirs = model(waveform[None], output_hidden_states=True)
+    for layer in range(4):
+        (ours,) = WaveformTeacher(copy.deepcopy(model), layer, normalize=False)([waveform])
+        assert torch.allclose(ours, (theirs.hidden_states[layer] if layer < 3 else theirs.last_hidden_state)[0])
+    short = WaveformTeacher(copy.deepcopy(model), 1, normalize=False)
+    assert len(short.model.encoder.layers) == 2
+    assert short.digest == WaveformTeacher(copy.deepcopy(model), 2, normalize=False).digest
+    assert short.digest != WaveformTeacher(copy.deepcopy(model), 1, normalize=True).digest
+
+
+def test_frames_of_other_strides_are_put_to_huberts_by_time():
+    """Eight convolutions make 25 frames a second, the first around sample 360: HuBERT's frames 0 and 1, 2 and 3."""
+    model = make_wav2vec(conv_dim=[8] * 8, conv_kernel=[10, 3, 3, 3, 3, 2, 2, 2], conv_stride=[5, *[2] * 7])
+    teacher = WaveformTeacher(model, 2, normalize=False)
+    assert teacher.min_samples == 720
+    waveform = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = model(waveform[None]).last_hidden_state[0]
+    (ours,) = teacher([waveform])
+    assert (len(theirs), len(ours)) == (24, 49)
+    assert torch.equal(ours, theirs[[frame // 2 for frame in range(48)] + [23]])
 
 
 def test_networks_on_samples(wav2vec, tmp_path):
