@@ -5,8 +5,10 @@ import pytest
 import soundfile
 
 from daisy import OutputError, audio
-from daisy.extraction.unit_files import Split, UnitFile, check_settings, write_dictionary
-from daisy.extraction.units import fit_kmeans, make_mfcc, sample_features
+from daisy.extraction.features import make_mfcc
+from daisy.extraction.label_folder import check_settings
+from daisy.extraction.unit_files import Split, UnitFile, write_dictionary
+from daisy.extraction.units import fit_kmeans, sample_features
 
 MFCC = make_mfcc(50)
 
@@ -48,12 +50,12 @@ def label(corpus, centres, fail=ignore, stop_after=None):
     computed = []
 
     class Counted(type(MFCC)):
-        def read(self, recording):
-            frames = super().read(recording)
-            computed.append(recording.name)
-            if stop_after is not None and len(computed) > stop_after:
-                raise KeyboardInterrupt
-            return frames
+        def read_groups(self, recordings, fail):
+            for group in super().read_groups(recordings, fail):
+                computed.extend(recording.name for recording, _ in group)
+                if stop_after is not None and len(computed) > stop_after:
+                    raise KeyboardInterrupt
+                yield group
 
     (corpus / "units").mkdir(exist_ok=True)
     file = UnitFile(split=Split.read(corpus / "train.tsv"), folder=corpus / "units")
@@ -208,6 +210,12 @@ def test_units_made_otherwise_are_refused(tmp_path):
     check_settings(tmp_path, settings, {**settings, "label_rate": 50.0})
     with pytest.raises(OutputError, match=r"units made with another clusters; use another folder"):
         check_settings(tmp_path, settings, {**settings, "clusters": 3})
+    check_settings(tmp_path, settings, {**settings, "precision": "float32"})  # older ones do not say it
+    with pytest.raises(OutputError, match=r"units made with another precision; use"):
+        check_settings(tmp_path, settings, {**settings, "precision": "bfloat16"})
+    for before, now, what in (("ab:3", "ab:4", "layer"), ("ab:3", "cd:3", "teacher"), ("mfcc", "ab:3", "teacher")):
+        with pytest.raises(OutputError, match=f"units made with another {what}; use another folder"):
+            check_settings(tmp_path, {"source": before}, {"source": now})
 
 
 def test_a_part_that_cannot_be_opened_at_the_end_is_refused_by_name(corpus, centres):
