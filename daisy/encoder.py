@@ -59,7 +59,7 @@ class EarlyExitEncoder(nn.Module):
     Example:
         >>> import daisy, torch
         >>> model = daisy.load("daisy-mini")
-        >>> encoder = daisy.EarlyExitEncoder(model.backbone, model.heads, model.policy("plateau"))
+        >>> encoder = daisy.EarlyExitEncoder(model.backbone, model.heads, model.policy("forecast"))
         >>> out = encoder([torch.zeros(16000), torch.zeros(8000)])
         >>> out.num_frames.tolist()
         [49, 24]

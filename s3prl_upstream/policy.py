@@ -9,9 +9,8 @@ from pathlib import Path
 from daisy import checkpoints
 from daisy.checkpoints import Model
 from daisy.errors import PolicyError, unknown_name
-from daisy.policies import POLICIES, Policy, read_policy
+from daisy.policies import DEFAULT_POLICY, POLICIES, Policy, read_policy
 
-DEFAULT = "plateau"
 FOR_COMPARISONS = ("oracle", "score")
 
 
@@ -23,15 +22,15 @@ def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | 
         checkpoint: where the model came from.
         given: a policy file of ``daisy calibrate``, whose checkpoint must be this one; a JSON file (or a mapping) of a
             name and settings, such as ``{"name": "fixed", "layer": 7}``, with ``score_stride`` among them if wanted; a
-            policy's name, with the checkpoint's default settings; or None: `DEFAULT` where the checkpoint brings
-            settings for it, else ``never``.
+            policy's name, with the checkpoint's default settings; or None: the default one where the checkpoint
+            brings settings for it, else ``never``.
 
     Raises:
         PolicyError: where it is none of these, or does not fit the model.
         CheckpointError: where it reads heads, and the model has none.
     """
     if given is None:
-        return model.policy(DEFAULT if model.heads and DEFAULT in model.policies else "never"), 1
+        return model.policy(DEFAULT_POLICY if model.heads and DEFAULT_POLICY in model.policies else "never"), 1
     if isinstance(given, Mapping):
         return _plain(model, given, "model_config")
     if not Path(given).is_file():

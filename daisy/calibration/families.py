@@ -31,7 +31,7 @@ FAMILIES = (*EXIT_DIRECTION, *LOOK_AHEAD, "agreement", "fixed")
 CALIBRATED_FAMILIES = tuple(name for name in FAMILIES if name != "oracle")
 """Those that can decide for new recordings; the oracle is told what only a full run knows."""
 FULL_MODEL_FAMILIES = ("forecast", "agreement")
-"""Those that learn from the full model's units: the checkpoint must hold HuBERT's own prediction head."""
+"""Those that learn from the full model's units."""
 MEAN_LOSSES = {"mean_disagreement": ("disagreement", "clean_disagreement")}
 """Losses that may be learnt beside the traces' own: means of those."""
 

@@ -38,7 +38,7 @@ class BatchRuns:
     losses: dict[str, Tensor]
     """(b, L) each."""
     units: list[Tensor]
-    """(T_b,) of the full model; none without a prediction head."""
+    """(T_b,) of the full model."""
 
 
 class KeptRuns(AbstractContextManager["KeptRuns"]):

@@ -48,7 +48,8 @@ def trace(
 ) -> tuple[Traces, list[Tensor]]:
     """Run every layer, note every score, and compare each layer's head with the full model.
 
-    Losses (nats, or shares of frames), where the model has HuBERT's own prediction head, which is the full model's:
+    The full model's units are those of HuBERT's own prediction head or, where the checkpoint has none (Hugging Face's,
+    fine-tuned ones), of the last exit head. Losses (nats, or shares of frames):
 
     - ``disagreement``: frames whose unit at this layer is not the full model's on the same input;
     - ``clean_disagreement``: frames whose unit at this layer is not the reference's;
@@ -70,7 +71,7 @@ def trace(
         progress: called with the number of utterances just run.
 
     Returns:
-        The traces, and the full model's units (T_b,) on each utterance; none without a prediction head.
+        The traces, and the full model's units (T_b,) on each utterance.
 
     Raises:
         CheckpointError: where the model has no exit heads, or computes what is no number.
@@ -83,16 +84,14 @@ def trace(
     )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
-    full_head = model.final_head if model.heads else None
-    names_of_losses = LOSSES if full_head else ()
     traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
-    losses = {name: torch.zeros(size) for name in names_of_losses}
-    all_units: list[Tensor] = [torch.empty(0)] * (len(waveforms) if full_head else 0)
+    losses = {name: torch.zeros(size) for name in LOSSES}
+    all_units: list[Tensor] = [torch.empty(0)] * len(waveforms)
     for indices in make_batches(waveforms, model, batch_sec):
         runs = kept.get(kept_as or condition, indices) if kept is not None else None
         if runs is None:
             wanted = None if reference is None else [reference[i] for i in indices]
-            runs = _run(encoder, full_head, [waveforms[i] for i in indices], wanted)
+            runs = _run(encoder, model.final_head, [waveforms[i] for i in indices], wanted)
             _check_numbers(runs, [names[i] for i in indices])
             if kept is not None:
                 kept.add(kept_as or condition, indices, runs)
@@ -100,10 +99,9 @@ def trace(
         for table, values in ((traced_scores, runs.scores), (losses, runs.losses)):
             for name in table:
                 table[name][indices] = values[name]
-        for index, units in zip(indices, runs.units, strict=bool(full_head)):
+        for index, units in zip(indices, runs.units, strict=True):
             all_units[index] = units
-    if losses:
-        traced_scores["final_agreement"] = 1 - losses["disagreement"]
+    traced_scores["final_agreement"] = 1 - losses["disagreement"]
     traces = Traces(
         utterances=tuple(names),
         groups=tuple(groups or names),
@@ -125,24 +123,31 @@ def make_batches(waveforms: Sequence[Tensor], model: Model, batch_sec: float) ->
 
 def _run(
     encoder: EarlyExitEncoder,
-    full_head: FinalHead | None,
+    final_head: FinalHead | None,
     waveforms: list[Tensor],
     wanted: list[Tensor] | None,
 ) -> BatchRuns:
     """Run a batch; ``wanted`` are the units (T_b,) of each utterance that losses are measured against."""
     layers: list[HeadOutputs] = []
     out = encoder(waveforms, observe=layers.append)
-    if full_head is None:
-        return BatchRuns(scores=out.scores, losses={}, units=[])
-    losses, units = _compare_with_full_model(full_head, out, layers, wanted, encoder.score_stride)
+    losses, units = _compare_with_full_model(final_head, out, layers, wanted, encoder.score_stride)
     return BatchRuns(scores=out.scores, losses=losses, units=units)
 
 
 def _compare_with_full_model(
-    head: FinalHead, out: ExitOutput, layers: list[HeadOutputs], wanted: list[Tensor] | None, score_stride: int
+    final_head: FinalHead | None,
+    out: ExitOutput,
+    layers: list[HeadOutputs],
+    wanted: list[Tensor] | None,
+    score_stride: int,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The losses of a batch, (b, L) each, and the full model's units (T_b,)."""
-    full = head(torch.cat([states[-1] for states in out.states])).log_softmax(-1)  # (F, K)
+    if final_head is not None:
+        logits = final_head(torch.cat([states[-1] for states in out.states]))  # (F, K)
+    else:
+        last = layers[-1]
+        logits = last.heads.unit_logits(last.layer, last.all_features)
+    full = logits.float().log_softmax(-1)
     full_units = full.argmax(-1)
     wanted_units = full_units if wanted is None else torch.cat(wanted).to(full.device)
     rows = PackedLayout(out.num_frames, full.device).strided_rows(score_stride)

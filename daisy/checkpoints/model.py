@@ -90,7 +90,7 @@ class Model(nn.Module):
 
     def encoder(
         self,
-        policy: str | Path | exit_policies.Policy = "plateau",
+        policy: str | Path | exit_policies.Policy = exit_policies.DEFAULT_POLICY,
         *,
         keep: Keep = "all",
         scores: Iterable[str] = (),
@@ -102,7 +102,7 @@ class Model(nn.Module):
         """Make an encoder that leaves by a policy.
 
         Args:
-            policy: a name ("plateau"), a file of ``daisy calibrate`` ("policy.json"), or a policy.
+            policy: a name ("forecast"), a file of ``daisy calibrate`` ("policy.json"), or a policy.
             keep: of `EarlyExitEncoder`, as ``scores`` and ``fast``.
             scores: likewise.
             score_stride: likewise; where None that which the policy file was made with, or 1.

@@ -10,7 +10,7 @@ import typer
 
 from daisy.cli.console import end_with_failures, say, warn, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import FullRuns, name_full_runs
-from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, Units, choose_goal
+from daisy.cli.goals import Calibration, DepthGoal, Units, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -117,7 +117,6 @@ def command(
     if full_runs is not None and os.path.realpath(full_runs) == os.path.realpath(out):
         raise UsageError(f"--full-runs {full_runs}: is the policy file too: give it a file of its own")
     model = checkpoints.load(checkpoint, device=check_device(device))
-    _check_final_head(model, checkpoint, policy, goal)
     rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
     noises = read_noises(noise or (), rate, strict=strict)
     conditions = make_conditions(noises.kinds, parse_snrs(snr))
@@ -163,16 +162,6 @@ def _check_policy(policy: str, units: Units) -> None:
         raise UsageError(
             f"--units goes with policies that learn units ({', '.join(FULL_MODEL_FAMILIES)}), not {policy}"
         )
-
-
-def _check_final_head(model: Model, checkpoint: str, policy: str, goal: DepthGoal | RiskGoal) -> None:
-    """Refuse what is measured against the full model's units where the checkpoint cannot tell them."""
-    from daisy.calibration.families import FULL_MODEL_FAMILIES
-
-    is_risk = isinstance(goal, RiskGoal)
-    if model.final_head is None and (is_risk or policy in FULL_MODEL_FAMILIES):
-        measured = "a risk" if is_risk else policy
-        raise UsageError(f"{checkpoint} lacks HuBERT's own prediction head, which {measured} is measured against")
 
 
 def _count_costs_in_time(traces: Traces, model: Model, speech: Speech, policy: str, score_stride: int) -> Traces:

@@ -38,7 +38,8 @@ Depths = Annotated[str, typer.Option(help="Mean executed shares to compare polic
 Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML page here.")]
 
 DEFAULT_CHECKPOINT = "daisy-mini"
-DEFAULT_POLICY = "plateau"
+DEFAULT_POLICY = "forecast"
+"""That of `daisy.policies`, which is not imported here: help needs no torch."""
 SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
 """Signal-to-noise ratios of a noise curve; None: clean."""
 

@@ -7,7 +7,7 @@ ends the run, whatever the policy says. docs/policies.md has the table of all of
 from daisy.policies.base import Policy
 from daisy.policies.baselines import Deadline, Oracle, Random, Window
 from daisy.policies.file import read_policy, write_policy
-from daisy.policies.registry import POLICIES, from_config, make_policy
+from daisy.policies.registry import DEFAULT_POLICY, POLICIES, from_config, make_policy
 from daisy.policies.rules import (
     Agreement,
     Confidence,
@@ -27,6 +27,7 @@ from daisy.policies.scores import SCORES, HeadOutputs
 __all__ = [
     "Agreement",
     "Confidence",
+    "DEFAULT_POLICY",
     "Deadline",
     "Entropy",
     "Fixed",

@@ -24,6 +24,8 @@ from daisy.policies.rules import (
     Score,
 )
 
+DEFAULT_POLICY = "forecast"
+"""Where none is named."""
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
     for policy in (

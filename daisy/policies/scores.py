@@ -64,7 +64,7 @@ class HeadOutputs:
     ):
         self._heads, self.layer, self.layout, self.draws = heads, layer, layout, draws
         self.previous_units = previous_units
-        self._features, self._stride = features, stride
+        self.all_features, self._stride = features, stride
 
     @property
     def heads(self) -> Heads:
@@ -80,7 +80,7 @@ class HeadOutputs:
     @cached_property
     def features(self) -> Tensor:
         """What the heads look at, (F', D)."""
-        return self._features if self._stride == 1 else self._features[self.layout.strided_rows(self._stride)]
+        return self.all_features if self._stride == 1 else self.all_features[self.layout.strided_rows(self._stride)]
 
     @cached_property
     def strided_layout(self) -> FrameLayout:

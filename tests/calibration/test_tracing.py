@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from daisy import CheckpointError, EarlyExitEncoder, policies
+from daisy import CheckpointError, EarlyExitEncoder, Model, policies
 from daisy.calibration import tracing
-from tests.conftest import POST_NORM, tiny_model
+from daisy.models import ExitHeads, HeadsConfig, PackedLayout
+from tests.conftest import POST_NORM, randomise, tiny_model
 
 
 def test_traces_hold_the_scores_of_single_runs(model, waveforms):
@@ -59,12 +60,22 @@ def test_change_is_the_share_of_frames_whose_unit_changed(waveforms):
     assert table.scores["change"][:, 0].isnan().all()
 
 
-def test_without_the_full_models_head_there_are_scores_alone(waveforms):
-    model = tiny_model(POST_NORM, regressors=False)
-    model.final_head = None
-    table, units = tracing.trace(model, waveforms, list("abcdefg"))
-    assert not table.losses
-    assert not units
+@pytest.mark.parametrize("reads", ["states", "feed_forward"])
+def test_without_huberts_own_head_the_last_exit_head_is_the_full_model(waveforms, reads):
+    config = HeadsConfig(
+        num_layers=POST_NORM.num_layers, width=POST_NORM.width, num_units=11, reads=reads, regressors=False
+    )
+    model = Model(backbone=tiny_model(POST_NORM).backbone, heads=randomise(ExitHeads(config), 1))
+    layers = []
+    EarlyExitEncoder(model.backbone, model.heads, policies.Never())(waveforms, observe=layers.append)
+    table, units = tracing.trace(model, waveforms, list("abcdefg"), score_stride=2)
+    assert torch.equal(torch.cat(units), layers[-1].units)
+    assert table.losses["disagreement"][:, -1].tolist() == [0.0] * 7
+    assert table.losses["kl_nats"][:, -1].abs().max() < 1e-6
+    strided = PackedLayout(torch.tensor(list(map(len, units)))).strided_rows(2)
+    differs = (layers[0].units != layers[-1].units)[strided].float()
+    shares = [part.mean() for part in differs.split([-(-len(line) // 2) for line in units])]
+    assert torch.allclose(table.losses["disagreement"][:, 0], torch.stack(shares))
     assert "regressed" not in table.scores
     model.heads = None
     with pytest.raises(CheckpointError, match="no exit heads"):

@@ -29,9 +29,9 @@ def saved(tmp_path):
 
 
 def test_one_call_gives_the_encoder_that_three_objects_give(mini, waveforms):
-    encoder = mini.encoder("plateau")
-    assert encoder.policy == mini.policy("plateau")
-    by_hand = EarlyExitEncoder(mini.backbone, mini.heads, mini.policy("plateau"))
+    encoder = mini.encoder("forecast")
+    assert encoder.policy == mini.policy("forecast")
+    by_hand = EarlyExitEncoder(mini.backbone, mini.heads, mini.policy("forecast"))
     assert_same_output(encoder(waveforms), by_hand(waveforms))
     assert mini.encoder().policy == encoder.policy
     assert (encoder.keep, encoder.dtype, encoder.score_stride, encoder.fast) == ("all", "float32", 1, True)

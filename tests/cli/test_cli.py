@@ -121,9 +121,8 @@ def test_extract_lists_what_failed_and_exits_with_1(place):
         (("labels", "in/0.wav", "-o", "o"), "not a fairseq manifest"),
         (("labels", "in", "-o", "o"), "is a folder; make a manifest of it: daisy manifest in"),
         (("labels", "gone.tsv", "-o", "o"), "gone.tsv: no such manifest"),
-        (("labels", "a.tsv", "-o", "o", "--layer", "3"), "--checkpoint and --layer go together"),
         (("info", "in"), "daisy: in: is a folder"),
-        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy plateau reads entropy"),
+        (("extract", "in", "-o", "o", "-c", "bare.safetensors"), "no exit heads, and policy forecast reads entropy"),
         (("convert", "tiny.safetensors", "o.safetensors"), "is a daisy checkpoint already"),
         ((*EXTRACT, "--device", "foo"), "daisy: --device foo: "),
         (
@@ -236,7 +235,7 @@ def test_a_balanced_manifest(place):
 def test_info_of_the_bundled_model():
     done = run("info", "daisy-mini")
     assert done.returncode == 0, done.stderr
-    assert "policy plateau" in done.stdout
+    assert "policy forecast" in done.stdout
     assert "features=entropy" in done.stdout
 
 

@@ -44,9 +44,9 @@ SPEAKERS = ("--speakers", "speakers.csv")
 def test_calibrate_to_a_depth_and_extract_with_the_file(place):
     done = run("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.6", "-o", "p.json", *SPEAKERS, cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "note: plateau was learnt from 8 speakers" in done.stderr
+    assert "note: forecast was learnt from 8 speakers" in done.stderr
     content = json.loads((place / "p.json").read_text())
-    assert content["policy"]["name"] == "plateau"
+    assert content["policy"]["name"] == "forecast"
     assert len((place / "p.json").read_text().splitlines()) < 120  # the weights do not fill pages
     assert content["checkpoint"]["digest"] == daisy.checkpoints.format.digest(place / "tiny.safetensors")
     assert content["data"]["num_recordings"] == 24
@@ -129,7 +129,7 @@ def test_a_risk_that_cannot_be_certified_gives_never(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.01", "-o", "n.json", *SPEAKERS)
     done = run(*call, cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "no setting of plateau is certified at a risk of 0.01: the file says never" in done.stdout
+    assert "no setting of forecast is certified at a risk of 0.01: the file says never" in done.stdout
     assert json.loads((place / "n.json").read_text())["policy"] == {"name": "never"}
 
 
@@ -161,7 +161,7 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
             "unknown policy to calibrate 'never'",
         ),
         (
-            ("calibrate", "speech", "-o", "x.json", "--depth", "0.5", "--units", "both"),
+            ("calibrate", "speech", "-o", "x.json", "--depth", "0.5", "--units", "both", "-p", "plateau"),
             "--units goes with policies that learn units (forecast, agreement), not plateau",
         ),
         (("calibrate", "speech", "-o", "x.json", "--risk", "0.1", "--units", "clean"), "--units goes with --depth"),

@@ -91,3 +91,10 @@ def test_the_list_of_commands_cuts_no_summary():
     commands = out.partition("Commands:")[2].strip().splitlines()
     assert [line.split()[0] for line in commands] == COMMANDS
     assert all(line.endswith(".") and not line.endswith("...") for line in commands)
+
+
+def test_the_default_policy_is_the_librarys():
+    from daisy import policies
+    from daisy.cli import options
+
+    assert options.DEFAULT_POLICY == policies.DEFAULT_POLICY

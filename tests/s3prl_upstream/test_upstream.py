@@ -200,7 +200,7 @@ def test_which_policy(hub, checkpoint, tmp_path):
         return hub.daisy_local(source, model_config).encoder
 
     assert chosen(None).policy == policies.Never()  # no default settings in this checkpoint
-    assert hub.daisy_mini().encoder.policy.name == "plateau"
+    assert hub.daisy_mini().encoder.policy.name == "forecast"
     assert chosen({"name": "fixed", "layer": 2}).policy == policies.Fixed(layer=2)
     assert chosen({"name": "entropy", "threshold": 1.0, "score_stride": 3}).score_stride == 3
     path = tmp_path / "policy.json"
