@@ -25,6 +25,7 @@ from daisy.calibration.depth import calibrate_depth, find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
 from daisy.cli.demonstration import DEPTH
+from daisy.cli.options import DEFAULT_POLICY
 from daisy.evaluation import comparison, figures
 from daisy.evaluation.comparison import Evaluation
 from daisy.evaluation.study import DEPTHS
@@ -32,6 +33,7 @@ from daisy.policies import Policy
 
 BATCHES = (1, 8, 32)
 TIMED_DECISIONS = 200
+CHANCE = f"chance, of {DEFAULT_POLICY}'s histogram"
 
 
 def select_noise(runs: Traces) -> Traces:
@@ -127,13 +129,13 @@ def draw(rows: list[Row], path: Path) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         curves.setdefault(row["policy"], []).append((row["depth"], row["unit_agreement"]))
-    chance = [(row["depth"], row["random_unit_agreement"]) for row in rows if row["policy"] == "plateau"]
+    chance = [(row["depth"], row["random_unit_agreement"]) for row in rows if row["policy"] == DEFAULT_POLICY]
     figure = figures.draw_lines(
-        {**curves, "chance, of plateau's histogram": chance},
+        {**curves, CHANCE: chance},
         across="executed share of the layers",
         up="units that are the full model's",
         title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
-        black=("fixed", "oracle", "hindsight", "chance, of plateau's histogram"),
+        black=("fixed", "oracle", "hindsight", CHANCE),
     )
     figures.save(figure, path)
 

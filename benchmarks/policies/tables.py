@@ -10,7 +10,7 @@ from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.evaluation.figures import format_snr
 
-SHOWN_POLICIES = ("plateau", "forecast", "entropy")
+SHOWN_POLICIES = ("forecast", "plateau", "entropy")
 
 
 def _list_snrs(rows: list[Row]) -> list[float | None]:
