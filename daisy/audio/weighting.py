@@ -43,6 +43,9 @@ class SetShare:
 def check_weights(weights: Mapping[str, float]) -> None:
     """Check the weights of sets.
 
+    Args:
+        weights: by folder below a manifest's root.
+
     Raises:
         UsageError: where one is not above 0, or a folder is not below a root.
     """

@@ -69,7 +69,7 @@ def command(
         say(f"{out}: {len(repeated)} recordings")
         if weights:
             say(f"each epoch hears {', '.join(share.describe() for share in shares)}")
-        _note_weights(out, shares, {"balance": balance, "speakers": speakers and str(speakers)})
+        _note_weights(out, shares, {"balance": balance, "speakers": str(speakers) if speakers else None})
     else:
         warn(f"{out}: not written: no recording is left")
     warn_of_rest(findings)
