@@ -251,7 +251,8 @@ def test_fairseq_train_takes_the_same_options(corpus, programs):
         "--speeds", "[0.9,1.0]", "--arch", "daisy_hubert_pretraining", "--encoder-layers", "2",
         "--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "48", "--encoder-attention-heads", "4",
         "--final-dim", "8", "--conv-feature-layers",
-        "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2", "--criterion", "hubert", "--pred-masked-weight", "1",
+        "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2", "--feature-grad-mult", "-1", "--exit-heads", "--exit-layers",
+        "[1,2]", "--criterion", "daisy_exit_pretraining", "--exit-layer-weights", "[0.5,2]", "--feature-weight", "10",
         "--optimizer", "adam", "--lr", "0.001", "--lr-scheduler", "fixed", "--max-update", "2", "--max-tokens", "40000",
         "--cpu", "--num-workers", "0", "--disable-validation", "--no-save", "--log-format", "simple",
     )  # fmt: skip
