@@ -5,10 +5,10 @@
 #
 # MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out:
 #
-#   OUT/exits.safetensors   the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv:
-#                           daisy extract RECORDINGS --checkpoint OUT/exits.safetensors --policy OUT/exits.json --out FOLDER
-#   OUT/hubert.pt           the same network without them, which stock fairseq loads
-#   OUT/iteration1.safetensors and so on, as many as there are iterations: the last is exits.safetensors
+#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv:
+#                          daisy extract RECORDINGS --checkpoint OUT/exits.safetensors --policy OUT/exits.json --out DIR
+#   OUT/hubert.pt          the same network without them, which stock fairseq loads
+#   OUT/iteration1.safetensors and so on, one for each iteration; the last is exits.safetensors
 #
 # From a HuBERT or another model that knows speech, in one iteration on its units, to a smaller one or one like it:
 #
@@ -22,17 +22,18 @@
 #   TEACHER=hubert.pt     whose units iteration 1 learns: a HuBERT of daisy's, fairseq's or transformers', another
 #                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC
 #   TEACHER_LAYER=9       of the teacher; a folder of features has none
-#   WARM_START=hubert.pt  a HuBERT of the same shape (or of fewer layers) to start from; then its front end stays frozen.
-#                         Without it everything starts at random, and the front end learns too
-#   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits of fairseq_plugins/config, or
-#                         a file of your own
-#   UPDATES="400 1700"    of each iteration, as many as there are; the learning rate rises over the first 8 % of them. The
-#                         default: with a teacher one iteration of as many as the config says; else these two, which suit
-#                         a warm-started mini and nothing else
-#   EXITS=last            only the last iteration's exits train the network; before it they learn beside it (all)
+#   WARM_START=hubert.pt  a HuBERT of the same shape, or of fewer layers, to start from; then its front end stays
+#                         frozen. Without it everything starts at random, and the front end learns too
+#   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits, of
+#                         fairseq_plugins/config, or a file of your own
+#   UPDATES="400 1700"    of each iteration, as many as there are; the learning rate rises over the first 8 % of them.
+#                         Without it: with a teacher one iteration of as many as the configuration says; else these
+#                         two, which suit a warm-started mini and nothing else
+#   EXITS=last            only in the last iteration the exits' losses train the network; before it only their heads
+#                         (all: in every iteration)
 #   UNITS="100 100"       clusters of each iteration, the last number holds for all after it (100; 200 with a teacher)
-#   LAYER="12 12"         layer of the iteration before whose units iterations 2, 3 and so on learn, each recording's mean
-#                         taken off; benchmarks.training.units measures what each would give
+#   LAYER="12 12"         layer of the iteration before whose units iterations 2, 3 and so on learn, each recording's
+#                         mean taken off; benchmarks.training.units measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
 #   DEVICE=cuda           where units and exits.json are computed (cpu)
 #   DEPTH=0.6             mean share of the layers that exits.json lets run; DEPTH= makes none
@@ -66,7 +67,8 @@ for file in train.tsv valid.tsv noise.tsv; do
     [ -f "$manifests/$file" ] || fail "$manifests/$file: no such manifest; daisy manifest makes one"
 done
 for program in daisy fairseq-hydra-train python; do
-    command -v "$program" >/dev/null || fail "$program: not found; pip install 'daisy-speech[fairseq]', and activate its environment"
+    command -v "$program" >/dev/null ||
+        fail "$program: not found; pip install 'daisy-speech[fairseq]', and activate its environment"
 done
 [ -f "$config_dir/$config.yaml" ] || fail "CONFIG=$config: no such file in $config_dir"
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
@@ -105,15 +107,16 @@ if [ "$processes" -gt 1 ]; then
 fi
 
 train() { # NUMBER UPDATES START [overrides]
-    local number=$1 updates=$2 start=$3 length=()
+    local number=$1 num_updates=$2 start=$3 length=() heads_alone=()
     shift 3
-    [ "$updates" = config ] || length=(optimization.max_update="$updates" lr_scheduler.total_num_update="$updates"
-        lr_scheduler.warmup_updates=$((updates * 8 / 100)))
-    [ "$(exits "$number")" = network ] || length+=('model.exit_layers=[]')
-    "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" \
-        --config-name "$config" common.user_dir="$here" task.data="$(data "$number")" \
-        task.label_dir="$out/units$number" task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
-        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "$@" 2>&1 | tee -a "$out/iteration$number.log" |
+    [ "$num_updates" = config ] || length=(optimization.max_update="$num_updates"
+        lr_scheduler.total_num_update="$num_updates" lr_scheduler.warmup_updates=$((num_updates * 8 / 100)))
+    [ "$(exits "$number")" = network ] || heads_alone=('model.exit_layers=[]' 'criterion.exit_layer_weights=[]')
+    "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" --config-name "$config" \
+        common.user_dir="$here" task.data="$(data "$number")" task.label_dir="$out/units$number" \
+        task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
+        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "$@" "${heads_alone[@]}" 2>&1 |
+        tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle
 }
@@ -167,6 +170,6 @@ if [ ! -f "$out/hubert.pt" ] || [ "$(cat "$out/exported" 2>/dev/null)" != "$last
     echo "$last" >"$out/exported"
 fi
 if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ] && [ ! -f "$out/exits.json" ]; then
-    daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" --device "${DEVICE:-cpu}" \
-        --out "$out/exits.json" || [ $? -eq 1 ]
+    daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \
+        --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
 fi

@@ -211,6 +211,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
         f"WARM_START={tmp_path / 'hubert.safetensors'}",
         "UNITS=5 6",
         "LAYER=2",
+        "CONFIG=hubert_mini_pretraining",
         f"PATH={programs}:/usr/bin:/bin",
     )
     options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY)
@@ -228,6 +229,7 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(stock, wave), states(second, wave), atol=0.05)  # float16 weights
     exported = (tmp_path / "out" / "hubert.pt").stat().st_mtime
+    assert not (tmp_path / "out" / "exits.safetensors").exists()  # this configuration trains none
     units = (tmp_path / "out" / "units2" / "valid.km").read_text().split()
     assert set(units) <= set("012345")
     assert len((tmp_path / "out" / "units2" / "train.km").read_text().splitlines()) == 12
