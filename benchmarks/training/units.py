@@ -36,7 +36,8 @@ from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, parse_positive, run_script
 from daisy.calibration import tracing
 from daisy.encoder import EarlyExitEncoder
-from daisy.extraction.units import fit_kmeans, make_mfcc
+from daisy.extraction.features import make_mfcc
+from daisy.extraction.units import fit_kmeans
 from daisy.models import BackboneConfig
 from daisy.policies import Never
 

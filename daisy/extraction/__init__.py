@@ -3,16 +3,20 @@
 from daisy.extraction.extractor import Extractor
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
+from daisy.extraction.labelling import LabelReport, UnitReport, make_labels
 from daisy.extraction.shards import Shard
 from daisy.extraction.windows import Piece, Window
 
 __all__ = [
     "ExtractionReport",
     "Extractor",
+    "LabelReport",
     "Piece",
     "Row",
     "Settings",
     "Shard",
+    "UnitReport",
     "Window",
+    "make_labels",
     "rebuild_index",
 ]

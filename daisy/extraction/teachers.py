@@ -5,16 +5,20 @@ Frames are put to each other by time: a frame of HuBERT gets the teacher's frame
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from daisy.checkpoints.content_digest import ContentDigest
 from daisy.errors import UsageError
-from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, compute_frame_span, count_frames
+from daisy.models.lengths import HUBERT_CONV, MIN_SAMPLES, compute_frame_hop, compute_frame_span, count_frames
 
 SAMPLE_RATE = 16000
 
@@ -53,8 +57,20 @@ def pick_nearest(states: Tensor, times: FrameTimes, count: int, start: int = 0) 
 class Teacher(Protocol):
     """Computes states of recordings at HuBERT's frames."""
 
-    def group(self, num_samples: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the indices of recordings that are computed together, in order."""
+    @property
+    def width(self) -> int:
+        """D."""
+
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest recording that it takes."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights, all layers', and of what else decides the states."""
+
+    def fit_together(self, num_samples: Sequence[int]) -> bool:
+        """Tell whether recordings of so many samples, one after the other, are computed together."""
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Compute the states of a group: (N_b,) waveforms at 16 kHz to (T_b, D), T_b as many as HuBERT has frames."""
@@ -65,7 +81,7 @@ class WaveformTeacher:
 
     Args:
         model: a `transformers.PreTrainedModel`, in any precision, on any device.
-        layer: 0, the input of the first, to its last; layers above are computed too.
+        layer: 0, the input of the first, to its last; layers above the next are not computed, and taken off ``model``.
         normalize: whether each recording is brought to mean 0 and variance 1, as its feature extractor says.
         bfloat16: multiply in bfloat16.
 
@@ -76,17 +92,23 @@ class WaveformTeacher:
     def __init__(self, model: Any, layer: int, *, normalize: bool, bfloat16: bool = False):
         config = model.config
         kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
-        if kernels is None or strides is None:
-            raise UsageError(f"a teacher of kind {config.model_type} is not known; Whisper and networks on samples are")
+        if kernels is None or strides is None or not hasattr(getattr(model, "encoder", None), "layers"):
+            raise UsageError(unknown_kind(config.model_type))
         check_layer(layer, config.num_hidden_layers, first=0)
         self.model, self.layer, self.normalize, self.bfloat16 = model.eval(), layer, normalize, bfloat16
         convolutions = [(0, kernel, stride) for kernel, stride in zip(kernels, strides, strict=True)]
         self.convolutions = convolutions
+        self.width: int = config.hidden_size
         self.times = FrameTimes(hop=compute_frame_hop(convolutions), middle=compute_frame_span(convolutions) / 2)
+        self.min_samples = max(MIN_SAMPLES, compute_frame_span(convolutions))
+        self.digest = _digest_module(model, kind=config.model_type, normalize=normalize)
+        self._is_last = layer == config.num_hidden_layers
+        # One layer more is run: the last one's states are after the final norm in some of these networks.
+        model.encoder.layers = model.encoder.layers[: layer + 1]
 
-    def group(self, num_samples: Sequence[int]) -> Iterator[list[int]]:
-        """Yield each recording by itself: padding changes the states of many of these networks."""
-        yield from ([index] for index in range(len(num_samples)))
+    def fit_together(self, num_samples: Sequence[int]) -> bool:
+        """Tell that each recording is by itself: padding changes the states of many of these networks."""
+        return len(num_samples) == 1
 
     @torch.no_grad()
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
@@ -102,7 +124,10 @@ class WaveformTeacher:
         if self.normalize:  # as Wav2Vec2FeatureExtractor
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         with torch.autocast(parameter.device.type, torch.bfloat16, enabled=self.bfloat16):
-            states = self.model(waveform[None].to(parameter), output_hidden_states=True).hidden_states[self.layer][0]
+            output = self.model(waveform[None].to(parameter), output_hidden_states=True)
+        # Versions of transformers differ in whether the last of all states are after the final norm; these are.
+        at_end = self._is_last and not getattr(self.model.config, "add_adapter", False)
+        states = output.last_hidden_state[0] if at_end else output.hidden_states[self.layer][0]
         if len(states) != count_frames(len(waveform), self.convolutions):
             raise UsageError(f"the teacher ({self.model.config.model_type}) makes other frames than its convolutions")
         return pick_nearest(states.float().cpu(), self.times, count_frames(len(waveform), HUBERT_CONV))
@@ -111,8 +136,11 @@ class WaveformTeacher:
 class WhisperTeacher:
     """A layer of Whisper's encoder. Its windows last 30 s whatever they hold, so short recordings share one.
 
-    They lie one after the other with silence between; what is said in one may change the states of its neighbours a
-    little. A recording that is longer than a window is heard in pieces that overlap.
+    They lie one after the other with silence between. Where one lies, and what its neighbours say, changes its states.
+    Measured with layer 4 of Whisper base in 100 clusters on spoken digits: in another order 15 units in 100 are
+    others, and the most frequent digit of each unit is that of .85 of the frames; of .75 to .79 where each digit has a
+    window of its own. On recordings that are silent for the most part 40 units in 100 are others in another order.
+    A recording that is longer than a window is heard in pieces that overlap.
 
     Args:
         encoder: of ``transformers.WhisperModel``, in any precision, on any device.
@@ -125,6 +153,7 @@ class WhisperTeacher:
         UsageError: on a layer that it does not have.
     """
 
+    min_samples = MIN_SAMPLES
     times = FrameTimes(hop=320, middle=0)
     """Mel frames are centred at multiples of 160 samples, and every second of them in the second convolution."""
 
@@ -134,24 +163,15 @@ class WhisperTeacher:
         from transformers import WhisperFeatureExtractor
 
         check_layer(layer, len(encoder.layers), first=1)
-        self.encoder, self.bfloat16 = encoder.eval(), bfloat16
+        self.encoder, self.bfloat16, self.digest = encoder.eval(), bfloat16, _digest_module(encoder, kind="whisper")
         self.encoder.layers, self.encoder.layer_norm = self.encoder.layers[:layer], torch.nn.Identity()
         self.mel = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)  # type: ignore[no-untyped-call]
-        self.window = self.mel.n_samples
+        self.window, self.width = self.mel.n_samples, int(encoder.config.d_model)
         self.gap, self.context = int(gap_sec * SAMPLE_RATE), self._round(int(context_sec * SAMPLE_RATE))
 
-    def group(self, num_samples: Sequence[int]) -> Iterator[list[int]]:
-        """Yield recordings that fit into a window, in order; one that needs several windows is by itself."""
-        group: list[int] = []
-        end = 0
-        for index, length in enumerate(num_samples):
-            if group and end + self._place(length) > self.window:
-                yield group
-                group, end = [], 0
-            group.append(index)
-            end += self._place(length)
-        if group:
-            yield group
+    def fit_together(self, num_samples: Sequence[int]) -> bool:
+        """Tell whether recordings share a window; one that needs several windows is by itself."""
+        return len(num_samples) == 1 or sum(map(self._place, num_samples)) <= self.window
 
     def _round(self, num_samples: int) -> int:
         """Round up to whole frames."""
@@ -226,19 +246,51 @@ def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16:
     except ModuleNotFoundError:
         raise UsageError("this teacher needs transformers: pip install 'daisy-speech[hf]'") from None
     try:
-        config = AutoConfig.from_pretrained(name)
-        model, report = AutoModel.from_pretrained(name, output_loading_info=True)
-        extractor = AutoFeatureExtractor.from_pretrained(name) if config.model_type != "whisper" else None  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: cannot be loaded by transformers ({str(error).splitlines()[0]})") from None
-    is_whisper = config.model_type == "whisper"
+        with _without_warnings():
+            config = AutoConfig.from_pretrained(name)
+            is_whisper = config.model_type == "whisper"
+            if not is_whisper and getattr(config, "conv_kernel", None) is None:
+                raise UsageError(unknown_kind(config.model_type))
+            model, report = AutoModel.from_pretrained(name, output_loading_info=True)
+            extractor = None if is_whisper else AutoFeatureExtractor.from_pretrained(name)  # type: ignore[no-untyped-call]
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"{name}: cannot be loaded by transformers ({_first_line(error)})") from None
     missing = [key for key in report["missing_keys"] if key.startswith("encoder.") or not is_whisper]
     missing = [key for key in missing if "masked_spec_embed" not in key]
     if missing:
         raise UsageError(f"{name}: lacks weights of its encoder: {', '.join(sorted(missing)[:3])}")
+    model = model.float().to(device)
     if is_whisper:
-        return WhisperTeacher(model.encoder.to(device), layer, bfloat16=bfloat16)
+        return WhisperTeacher(model.encoder, layer, bfloat16=bfloat16)
     if (rate := getattr(extractor, "sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise UsageError(f"{name}: takes audio at {rate} Hz, and teachers are given {SAMPLE_RATE} Hz")
     normalize = bool(getattr(extractor, "do_normalize", True))
-    return WaveformTeacher(model.to(device), layer, normalize=normalize, bfloat16=bfloat16)
+    return WaveformTeacher(model, layer, normalize=normalize, bfloat16=bfloat16)
+
+
+def unknown_kind(model_type: str) -> str:
+    """Say that a network is none that can teach."""
+    return f"a teacher of kind {model_type} is not known; Whisper and networks on samples (wav2vec 2.0, WavLM, …) are"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep transformers from printing what of a model it does not use: what is missing is refused."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _digest_module(module: torch.nn.Module, **config: object) -> str:
+    return ContentDigest.of(config, {key: value.cpu() for key, value in module.state_dict().items()})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ from daisy import _files, audio
 from daisy.audio import Recording
 from daisy.audio.manifests import read_manifest_lines
 from daisy.errors import AudioError, OutputError
-from daisy.extraction.units import Fail, Features, Frames, assign_units
+from daisy.extraction.features import Fail, Features
+from daisy.extraction.units import Frames, assign_units
 
 KEY_DIGITS = 24
 MARK = b"@"
@@ -179,25 +181,51 @@ class UnitFile:
         with _files.refusing(self.part_path):
             self._reopen()
             known = _find_lines(self.part_path)
-            before = frozenset(known)
-            yield sum(key in before for key in keys)
+            yield sum(key in known for key in keys)
+            recordings = zip(keys, self.split.recordings, strict=True)
+            pending = {key: recording for key, recording in recordings if key not in known}
             with open(self.part_path, "ab") as stream:
-                for key, recording in zip(keys, self.split.recordings, strict=True):
-                    if key in before:
-                        continue
-                    if key not in known and recording.path not in self.failed:
-                        try:
-                            units = assign_units(features.read(recording), centres)
-                        except AudioError as error:
-                            self.failed[recording.path] = str(error)
-                            fail(recording, error)
-                        else:
-                            known[key] = stream.tell()
-                            stream.write(MARK + key.encode() + b" " + " ".join(map(str, units)).encode() + b"\n")
-                            stream.flush()
-                    yield 1
+                yield from self._label_pending(pending, features, centres, fail, stream, known)
                 os.fsync(stream.fileno())
         self.labelled = [index for index, key in enumerate(keys) if key in known]
+
+    def _label_pending(
+        self,
+        pending: Mapping[str, Recording],
+        features: Features,
+        centres: Frames,
+        fail: Fail,
+        stream: BinaryIO,
+        known: dict[str, int],
+    ) -> Iterator[int]:
+        """Label recordings, each once, and yield how many lines of the manifest are theirs.
+
+        Recordings that were computed together are written at once: who is stopped goes on with the same neighbours.
+        """
+        times = Counter(self.split.keys)
+        key_of = {id(recording): key for key, recording in pending.items()}
+        passed = 0
+
+        def note(recording: Recording, error: AudioError) -> None:
+            nonlocal passed
+            passed += times[key_of[id(recording)]]
+            if recording.path not in self.failed:
+                self.failed[recording.path] = str(error)
+                fail(recording, error)
+
+        for group in features.read_groups(pending.values(), note):
+            lines = b""
+            for recording, frames in group:
+                key = key_of[id(recording)]
+                known[key] = stream.tell() + len(lines)
+                units = " ".join(map(str, assign_units(frames, centres)))
+                lines += MARK + key.encode() + b" " + units.encode() + b"\n"
+                passed += times[key]
+            stream.write(lines)
+            stream.flush()
+            yield passed
+            passed = 0
+        yield passed
 
     def finish(self) -> None:
         """Write the .km file, lines in the manifest's order; recordings without units have none.
@@ -245,22 +273,6 @@ class UnitFile:
 def write_dictionary(num_clusters: int, folder: Path) -> None:
     """Write ``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
     _files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
-
-
-def check_settings(path: Path, before: Mapping[str, object], settings: Mapping[str, object]) -> None:
-    """Check that units in a folder are made as they were begun.
-
-    Args:
-        path: of the folder.
-        before: settings that were noted there, or none.
-        settings: of now.
-
-    Raises:
-        OutputError: where the folder holds units made otherwise.
-    """
-    different = sorted(key for key, value in settings.items() if before.get(key, value) != value)
-    if different:
-        raise OutputError(f"{path}: holds units made with another {', '.join(different)}", remedy="other_out")
 
 
 def _join_keys(keys: Sequence[str]) -> bytes:

@@ -1,151 +1,22 @@
-"""k-means units for fairseq's ``hubert_pretraining``: the features that are clustered, and the centres.
-
-MFCC units are those of HuBERT's first iteration (arXiv:2106.07447, section IV-B; settings as in fairseq 0.12.2,
-examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 a second). `unit_files` writes them.
-"""
+"""k-means units for fairseq's ``hubert_pretraining``: centres, and which is nearest. `unit_files` writes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from daisy import _files, audio
+from daisy import _files
 from daisy.audio import Recording
-from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, UsageError
-from daisy.models import Backbone
-from daisy.policies import Fixed
-
-MFCC_RATE = 16000
-"""Hz at which MFCC are computed, whatever a recording has: 25 ms are 400 samples, as fairseq's recipe has it."""
+from daisy.extraction.features import Fail, Features
 
 Frames = NDArray[numpy.float32]
 """(S, F) features of many recordings, or (K, F) centres."""
-
-Fail = Callable[[Recording, AudioError], None]
-"""Is told of a recording that cannot be used; raises where the work must not go on without it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """A function of a waveform, and at which rates it takes and gives."""
-
-    compute: Callable[[Tensor], Tensor]
-    """(N,) waveform to (T, F) features on the CPU."""
-    sample_rate: int
-    """Hz that the waveform must have."""
-    min_samples: int
-    """Samples of one frame: the shortest usable recording."""
-    per_sec: float
-    """Frames, and so units, a second."""
-    width: int
-    """F."""
-
-    def __call__(self, waveform: Tensor) -> Tensor:
-        return self.compute(waveform)
-
-    def read(self, recording: Recording) -> Tensor:
-        """Compute the features of a recording, (T, F).
-
-        Raises:
-            AudioError: where it cannot be read, is too short for one frame, or has features that are no numbers.
-        """
-        waveform = audio.read(recording.path, self.sample_rate)
-        if len(waveform) < self.min_samples:
-            raise AudioError(
-                f"{recording.path}: too short: {len(waveform)} samples, one frame needs {self.min_samples}"
-            )
-        features = self.compute(waveform)
-        if not features.isfinite().all():  # the first centre would be called the nearest to all of them
-            raise AudioError(f"{recording.path}: its features are NaN or infinite: no unit is the nearest to them")
-        return features
-
-
-def make_mfcc(label_rate: float = 100) -> Features:
-    """Make the function that computes MFCC features, (T, 39).
-
-    Args:
-        label_rate: 100 a second, or every second of them at 50.
-
-    Raises:
-        UsageError: on another rate, or where kaldi-native-fbank is missing.
-    """
-    if label_rate not in (50, 100):
-        raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate:g}")
-    try:
-        from kaldi_native_fbank import MfccOptions, OnlineMfcc
-    except ModuleNotFoundError:
-        raise UsageError("MFCC units need kaldi-native-fbank: pip install 'daisy-speech[analysis]'") from None
-    options = MfccOptions()
-    options.frame_opts.dither = 0.0
-    options.use_energy = False
-    step = round(100 / label_rate)
-
-    def compute_mfcc(waveform: Tensor) -> Tensor:
-        stream = OnlineMfcc(options)
-        stream.accept_waveform(MFCC_RATE, waveform.tolist())
-        stream.input_finished()
-        frames = numpy.stack([stream.get_frame(frame) for frame in range(stream.num_frames_ready)])
-        coefficients = torch.from_numpy(frames)
-        deltas = compute_deltas(coefficients)
-        return torch.cat([coefficients, deltas, compute_deltas(deltas)], 1)[::step]
-
-    return Features(
-        compute=compute_mfcc,
-        sample_rate=MFCC_RATE,
-        min_samples=MFCC_RATE // 40,
-        per_sec=100 / step,
-        width=3 * options.num_ceps,
-    )
-
-
-def compute_deltas(features: Tensor) -> Tensor:
-    """Compute the slopes of features over five frames, (T, F) to (T, F), by least squares; ends are repeated."""
-    padded = F.pad(features.T[None], (2, 2), mode="replicate")[0].T
-    return (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
-
-
-def make_layer_states(backbone: Backbone, layer: int) -> Features:
-    """Make the function that computes the hidden states of one layer.
-
-    Args:
-        backbone: to run, on any device.
-        layer: 1 to L.
-
-    Returns:
-        To (T, D), at the rates of the backbone: as many samples and frames a second as it was trained on.
-
-    Raises:
-        UsageError: on a layer that the backbone does not have.
-    """
-    if not 1 <= layer <= backbone.config.num_layers:
-        raise UsageError(f"layer must be 1 to {backbone.config.num_layers}, found {layer}")
-    encoder = EarlyExitEncoder(backbone, None, Fixed(layer=layer), keep="last")
-    config = backbone.config
-    return Features(
-        compute=lambda waveform: encoder([waveform]).states[0][-1].cpu(),
-        sample_rate=config.sample_rate,
-        min_samples=config.frame_span,
-        per_sec=config.sample_rate / config.frame_hop,
-        width=config.width,
-    )
-
-
-def centre_features(features: Features) -> Features:
-    """Subtract the mean over the recording: what stays the same all through it, voice and channel, goes."""
-
-    def compute_centred(waveform: Tensor) -> Tensor:
-        frames = features(waveform)
-        return frames - frames.mean(0)
-
-    return replace(features, compute=compute_centred)
 
 
 def sample_features(
@@ -174,25 +45,33 @@ def sample_features(
     """
     if not recordings:
         raise UsageError("the first manifest lists no recordings: there is nothing to fit k-means on")
-    order = numpy.random.default_rng(seed).permutation(len(recordings))
-    parts: list[Frames] = []
+    order: list[int] = numpy.random.default_rng(seed).permutation(len(recordings)).tolist()
+    computed: dict[Path, Frames] = {}
+    failed: set[Path] = set()
     drawn: list[int] = []
-    count = 0
-    for index in order.tolist():
-        progress(1)
-        try:
-            frames = features.read(recordings[index]).numpy().astype(numpy.float32)
-        except AudioError as error:
-            fail(recordings[index], error)
-            continue
-        parts.append(frames)
-        drawn.append(index)
-        count += len(frames)
+
+    def note(recording: Recording, error: AudioError) -> None:
+        failed.add(recording.path)
+        fail(recording, error)
+
+    count = position = 0
+    once = {recordings[index].path: recordings[index] for index in order}  # a balanced manifest lists some many times
+    for group in features.read_groups(once.values(), note):
+        computed.update((recording.path, frames.numpy().astype(numpy.float32)) for recording, frames in group)
+        while position < len(order) and count < max_frames:
+            path = recordings[order[position]].path
+            if path in computed:
+                drawn.append(order[position])
+                count += len(computed[path])
+            elif path not in failed:
+                break
+            position += 1
+            progress(1)
         if count >= max_frames:
             break
-    if not parts:
+    if not drawn:
         raise UsageError(f"none of the {len(recordings)} recordings of the first manifest can be used")
-    return numpy.concatenate(parts), drawn
+    return numpy.concatenate([computed[recordings[index].path] for index in drawn]), drawn
 
 
 def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:

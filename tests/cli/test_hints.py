@@ -74,6 +74,12 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             ": not a policy file; daisy calibrate makes one",
         ),
         ("convert", ("info", "other form.pt"), "; other forms are read by: daisy convert 'other form.pt' OUT"),
+        ("layer", ("labels", "train.tsv", "-o", "no", "-t", "tiny.safetensors"), "must be told; add --layer N"),
+        (
+            "feature_rate",
+            ("labels", "train.tsv", "-o", "no", "-t", "made", "--layer", "4", "--feature-rate", "20"),
+            "at 20 a second make 20; add --feature-rate N, how many of them a second has",
+        ),
         (
             "float32",
             ("extract", "speech", "-c", "large.safetensors", "-p", "never", "--dtype", "float16", "-o", "no"),

@@ -76,7 +76,7 @@ def test_units_come_at_the_rate_of_the_checkpoint(place, config, per_sec, notes)
     assert label(place, *known, "--label-rate", per_sec).returncode == 0
     refused = label(place, *known, "--label-rate", 2 * per_sec, out="other")
     assert refused.returncode == 2
-    assert f"--label-rate {2 * per_sec:g}: this checkpoint's states come at {per_sec} a second" in refused.stderr
+    assert f"label rate {2 * per_sec:g}: this teacher's frames come at {per_sec} a second" in refused.stderr
 
 
 def test_bad_recordings_are_skipped_listed_and_left_out_of_a_manifest_beside(place):
@@ -193,11 +193,11 @@ def test_units_are_made_of_recordings_in_archives(archive, tmp_path):  # noqa: F
 
 def test_two_processes_do_not_write_into_one_folder(place):
     """The second, in the middle of the first: it is refused, and nothing of the first's is changed."""
-    import daisy.extraction.unit_files as unit_files
+    from daisy.extraction import labelling
 
     refused = []
 
-    class Watched(unit_files.UnitFile):
+    class Watched(labelling.UnitFile):
         def finish(self):
             before = self.part_path.read_bytes()
             lock = place / "units" / "labels.json.lock"
@@ -208,7 +208,7 @@ def test_two_processes_do_not_write_into_one_folder(place):
             super().finish()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unit_files, "UnitFile", Watched)
+        patch.setattr(labelling, "UnitFile", Watched)
         done = label(place)
     assert done.returncode == 0, done.stderr
     ((second, holder),) = refused

@@ -63,7 +63,7 @@ def test_what_is_heard_in_a_frame_is_in_that_frame(whisper):
     teacher = make_teacher(whisper)
     waveforms = [make_click(16000, 10), make_click(23456, 41), make_click(8123, 3)]
     lengths = [len(waveform) for waveform in waveforms]
-    assert list(teacher.group(lengths)) == [[0, 1, 2]]
+    assert teacher.fit_together(lengths)
     shared = teacher(waveforms)
     for waveform, states, frame in zip(waveforms, shared, (10, 41, 3), strict=True):
         assert len(states) == count_frames(len(waveform), HUBERT_CONV)
@@ -90,8 +90,13 @@ def test_pieces_of_a_long_recording_say_what_one_window_says(whisper):
 
 def test_recordings_fill_windows_in_order(whisper):
     teacher = make_teacher(whisper)
-    lengths = [16000 * seconds for seconds in (10, 10, 8, 3, 29, 31, 5)]
-    assert list(teacher.group(lengths)) == [[0, 1, 2], [3], [4], [5], [6]]
+    fit = lambda *seconds: teacher.fit_together([16000 * length for length in seconds])  # noqa: E731
+    assert fit(10, 10, 8)
+    assert not fit(10, 10, 8, 3)
+    assert fit(14.6, 14.6)  # the silence after each counts
+    assert not fit(14.6, 14.61)
+    assert fit(31)
+    assert not fit(31, 1)
     with pytest.raises(UsageError, match="layers 1 to 3, found layer 4"):
         make_teacher(whisper, 4)
 
@@ -108,12 +113,44 @@ def test_layers_are_those_of_transformers(whisper):
     assert torch.allclose(ours, theirs[1 : len(ours) + 1], atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def wav2vec():
+def make_wav2vec(**changes):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
              "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}  # fmt: skip
-    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**small)).eval()
+    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**{**small, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def wav2vec():
+    return make_wav2vec()
+
+
+def test_layers_of_pre_norm_networks_are_before_the_final_norm_but_for_the_last():
+    model = make_wav2vec(do_stable_layer_norm=True, feat_extract_norm="layer", num_hidden_layers=3)
+    with torch.no_grad():
+        model.encoder.layer_norm.weight.fill_(3.0)
+        waveform = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+        theirs = model(waveform[None], output_hidden_states=True)
+    for layer in range(4):
+        (ours,) = WaveformTeacher(copy.deepcopy(model), layer, normalize=False)([waveform])
+        assert torch.allclose(ours, (theirs.hidden_states[layer] if layer < 3 else theirs.last_hidden_state)[0])
+    short = WaveformTeacher(copy.deepcopy(model), 1, normalize=False)
+    assert len(short.model.encoder.layers) == 2
+    assert short.digest == WaveformTeacher(copy.deepcopy(model), 2, normalize=False).digest
+    assert short.digest != WaveformTeacher(copy.deepcopy(model), 1, normalize=True).digest
+
+
+def test_frames_of_other_strides_are_put_to_huberts_by_time():
+    """Eight convolutions make 25 frames a second, the first around sample 360: HuBERT's frames 0 and 1, 2 and 3."""
+    model = make_wav2vec(conv_dim=[8] * 8, conv_kernel=[10, 3, 3, 3, 3, 2, 2, 2], conv_stride=[5, *[2] * 7])
+    teacher = WaveformTeacher(model, 2, normalize=False)
+    assert teacher.min_samples == 720
+    waveform = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = model(waveform[None]).last_hidden_state[0]
+    (ours,) = teacher([waveform])
+    assert (len(theirs), len(ours)) == (24, 49)
+    assert torch.equal(ours, theirs[[frame // 2 for frame in range(48)] + [23]])
 
 
 def test_networks_on_samples(wav2vec, tmp_path):
@@ -128,7 +165,7 @@ def test_networks_on_samples(wav2vec, tmp_path):
         for layer in range(3):
             (ours,) = load_teacher(tmp_path / "m", layer)([waveform])
             assert torch.allclose(ours, theirs[layer][0], atol=1e-5)
-    assert list(load_teacher(tmp_path / "m", 1).group([400, 800])) == [[0], [1]]
+    assert not load_teacher(tmp_path / "m", 1).fit_together([400, 400])
     (tmp_path / "m" / "preprocessor_config.json").write_text(
         '{"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 8000}'
     )
@@ -145,8 +182,11 @@ def test_a_teacher_without_its_weights_is_refused(whisper, tmp_path):
     with pytest.raises(UsageError, match=r"lacks weights of its encoder: encoder.layers.1.fc1.bias"):
         load_teacher(tmp_path / "w", 3)
     transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "b")
-    with pytest.raises(UsageError, match="cannot be loaded by transformers"):
+    with pytest.raises(UsageError, match="/b: a teacher of kind bert is not known; Whisper and networks on samples"):
         load_teacher(tmp_path / "b", 1)
+    (tmp_path / "w" / "config.json").write_text("{")
+    with pytest.raises(UsageError, match="/w: cannot be loaded by transformers"):
+        load_teacher(tmp_path / "w", 1)
 
 
 def test_other_kinds_of_networks_are_refused(wav2vec):

@@ -5,8 +5,10 @@ import pytest
 import soundfile
 
 from daisy import OutputError, audio
-from daisy.extraction.unit_files import Split, UnitFile, check_settings, write_dictionary
-from daisy.extraction.units import fit_kmeans, make_mfcc, sample_features
+from daisy.extraction.features import make_mfcc
+from daisy.extraction.label_folder import check_settings
+from daisy.extraction.unit_files import Split, UnitFile, write_dictionary
+from daisy.extraction.units import fit_kmeans, sample_features
 
 MFCC = make_mfcc(50)
 
@@ -48,12 +50,12 @@ def label(corpus, centres, fail=ignore, stop_after=None):
     computed = []
 
     class Counted(type(MFCC)):
-        def read(self, recording):
-            frames = super().read(recording)
-            computed.append(recording.name)
-            if stop_after is not None and len(computed) > stop_after:
-                raise KeyboardInterrupt
-            return frames
+        def read_groups(self, recordings, fail):
+            for group in super().read_groups(recordings, fail):
+                computed.extend(recording.name for recording, _ in group)
+                if stop_after is not None and len(computed) > stop_after:
+                    raise KeyboardInterrupt
+                yield group
 
     (corpus / "units").mkdir(exist_ok=True)
     file = UnitFile(split=Split.read(corpus / "train.tsv"), folder=corpus / "units")

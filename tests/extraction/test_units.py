@@ -8,12 +8,10 @@ import torch
 
 from daisy import audio
 from daisy.errors import AudioError, UsageError
+from daisy.extraction.features import ComputedFeatures, centre_features, make_layer_states, make_mfcc
 from daisy.extraction.units import (
-    centre_features,
     fit_kmeans,
     load_centres,
-    make_layer_states,
-    make_mfcc,
     sample_features,
     save_centres,
 )
@@ -64,7 +62,9 @@ def test_features_that_are_no_numbers_are_refused(recordings, tmp_path):
     soundfile.write(tmp_path / "silent.wav", numpy.zeros(8000), 16000)
     silent = audio.Recording(path=tmp_path / "silent.wav", name="silent.wav")
     mfcc = make_mfcc(50)
-    loudness_free = dataclasses.replace(mfcc, compute=lambda waveform: mfcc(waveform) / waveform.std())
+    loudness_free = dataclasses.replace(
+        mfcc, compute=lambda waveforms: [mfcc(waveform) / waveform.std() for waveform in waveforms]
+    )
     failed = []
     frames, drawn = sample_features(
         [silent, *recordings], loudness_free, 10**6, 0, lambda count: None, lambda bad, error: failed.append(bad)
@@ -84,7 +84,7 @@ def test_states_are_the_layers_own(waveforms):
     model = tiny_model()
     features = make_layer_states(model.backbone, 2)(waveforms[4])
     assert features.shape == (49, 32)
-    with pytest.raises(UsageError, match="layer must be 1 to 4, found 5"):
+    with pytest.raises(UsageError, match="layers 1 to 4, found layer 5"):
         make_layer_states(model.backbone, 5)
 
 
@@ -154,3 +154,38 @@ def test_centred_features_have_no_mean(waveforms):
     plain, centred = make_mfcc(50)(waveforms[4]), features(waveforms[4])
     assert centred.mean(0).abs().max() < 1e-4
     assert torch.allclose(plain - centred, plain.mean(0).expand_as(plain), atol=1e-4)
+
+
+def test_a_recording_that_spoils_its_group_does_not_spoil_the_others(recordings):
+    """Recordings that share a window: one whose states are NaN, or that is refused, is left out alone."""
+    refused = len(audio.read(recordings[2].path))
+
+    def compute(waveforms):
+        if any(len(waveform) == refused for waveform in waveforms):
+            if len(waveforms) == 3:
+                raise AudioError("not this one")
+            return [torch.full((3, 1), float("nan")) for _ in waveforms]
+        return [waveform[:3, None] for waveform in waveforms]
+
+    features = ComputedFeatures(
+        compute=compute, sample_rate=16000, min_samples=400, per_sec=50, width=1,
+        fit_together=lambda lengths: len(lengths) <= 3,
+    )  # fmt: skip
+    failed = []
+    groups = list(features.read_groups(recordings, lambda bad, error: failed.append((bad, str(error)))))
+    assert [[recording.name for recording, _ in group] for group in groups] == [["0.wav", "1.wav"], ["3.wav"]]
+    for recording, frames in [pair for group in groups for pair in group]:
+        assert torch.equal(frames[:, 0], audio.read(recording.path)[:3])
+    assert failed == [(recordings[2], f"{recordings[2].path}: its features are NaN or infinite: no unit is the nearest "
+                       "to them")]  # fmt: skip
+
+
+def test_a_recording_that_is_listed_repeatedly_is_computed_once_and_counts_as_often(recordings):
+    computed = []
+    mfcc = make_mfcc(50)
+    features = dataclasses.replace(mfcc, compute=lambda waves: computed.extend(map(len, waves)) or mfcc.compute(waves))
+    listed = [recordings[index] for index in (0, 1, 1, 2, 0, 3, 1)]
+    frames, drawn = sample_features(listed, features, 10**6, 0, lambda count: None, print)
+    assert sorted(computed) == sorted(len(audio.read(recording.path)) for recording in recordings)
+    assert drawn == numpy.random.default_rng(0).permutation(7).tolist()
+    assert (frames == numpy.concatenate([mfcc.read(listed[index]).numpy() for index in drawn])).all()

@@ -1,0 +1,155 @@
+"""A folder of units: who writes there, and what its ``labels.json`` says that they were made with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from daisy import _files, _locks
+from daisy.errors import OutputError
+from daisy.extraction.stored_features import StoredFeatures
+from daisy.extraction.teacher_kinds import Teacher
+from daisy.extraction.unit_files import UnitFile, read_keys
+
+NOTES = "labels.json"
+CENTRES = "kmeans.npy"
+FITTED_ON = "kmeans.keys"
+DIGESTS = "feature_digests"
+DEFAULTS = {"precision": "float32"}
+"""What units had before anything else could be asked for."""
+
+
+@contextlib.contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Let nobody else write units into a folder meanwhile.
+
+    Raises:
+        OutputError: where somebody does, or the folder cannot be written.
+    """
+    with _files.refusing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{NOTES}.lock"
+    lock = _locks.acquire(path)
+    if lock is None:
+        raise OutputError(f"{out}: is being written by {_locks.describe_holder(path)}", remedy="wait")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim_folder(
+    out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+) -> str | None:
+    """Note what the units in a folder are made with, manifests, centres and stored features by digest.
+
+    Args:
+        out: the folder.
+        settings: that must be the same as long as the folder holds units.
+        remarks: for people: they may change.
+        files: that will be written.
+        teacher: whose units they are.
+
+    Returns:
+        A sentence where k-means was fitted on recordings that are no longer listed; else None.
+
+    Raises:
+        OutputError: where the folder holds units made otherwise.
+    """
+    path, centres = out / NOTES, out / CENTRES
+    before = read_notes(path) if path.is_file() else {}
+    if centres.is_file():
+        settings = {**settings, centres.name: _files.digest(centres)}
+    check_settings(out, before, settings)
+    digests = _check_features(out, before, files, teacher)
+    note = _check_fitted_on(out, files[0])
+    manifests = {file.split.path.name: file.split.digest for file in files}
+    for file in files:
+        file.adopt_older(before.get(file.split.path.name) == file.split.digest)
+        file.check_corpus()
+    _files.write_json(path, {**before, **settings, **remarks, **digests, **manifests})
+    return note
+
+
+def add_notes(out: Path, **notes: Any) -> None:
+    """Note something more."""
+    _files.write_json(out / NOTES, {**read_notes(out / NOTES), **notes})
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Read ``labels.json``.
+
+    Raises:
+        OutputError: where it cannot be read.
+    """
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(notes, dict):
+        raise OutputError(f"{path}: damaged: it does not tell how units are made", remedy="other_out")
+    return notes
+
+
+def check_settings(path: Path, before: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Check that units in a folder are made as they were begun.
+
+    Args:
+        path: of the folder.
+        before: settings that were noted there, or none.
+        settings: of now.
+
+    Raises:
+        OutputError: where the folder holds units made otherwise.
+    """
+    known = {**DEFAULTS, **before} if before else before
+    different = sorted(key for key, value in settings.items() if known.get(key, value) != value)
+    names = [_name_source(str(known[key]), str(settings[key])) if key == "source" else key for key in different]
+    if names:
+        raise OutputError(f"{path}: holds units made with another {', '.join(names)}", remedy="other_out")
+
+
+def _name_source(before: str, now: str) -> str:
+    """Name what differs of two sources: of one teacher it is the layer."""
+    return "layer" if before.rpartition(":")[0] == now.rpartition(":")[0] != "" else "teacher"
+
+
+def _check_features(
+    out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+) -> dict[str, dict[str, str]]:
+    """Check that stored features are still those that units were made of; return digests of some, to be noted."""
+    features = teacher.features
+    if not isinstance(features, StoredFeatures):
+        return {}
+    recordings = [recording for file in files for recording in file.split.recordings]
+    noted = before.get(DIGESTS)
+    if not isinstance(noted, dict) or not noted:
+        return {DIGESTS: features.digest_some(recordings)}
+    if changed := features.find_changed(recordings, noted):
+        raise OutputError(f"{out}: holds units made with other features of {changed}", remedy="other_out")
+    return {DIGESTS: noted}
+
+
+def _check_fitted_on(out: Path, file: UnitFile) -> str | None:
+    """Say where k-means was fitted on recordings that are no longer listed: it stays, units of a folder are of one.
+
+    Raises:
+        OutputError: where none of them is listed: this is another corpus.
+    """
+    keys_path = out / FITTED_ON
+    fitted_on = set(read_keys(keys_path)) if keys_path.is_file() else set()  # manifests may list a recording repeatedly
+    gone = len(fitted_on - set(file.split.keys))
+    if fitted_on and gone == len(fitted_on):
+        raise OutputError(
+            f"{out}: holds units of other recordings: {file.split.path} lists none that k-means was fitted on",
+            remedy="other_out",
+        )
+    if not gone:
+        return None
+    return (
+        f"k-means stays as it was fitted, on {len(fitted_on)} recordings, {gone} of which "
+        f"{file.split.path} no longer lists"
+    )

@@ -1,0 +1,258 @@
+"""Units of recordings for fairseq's ``hubert_pretraining``, from MFCC or from any teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from daisy import _files
+from daisy.audio import Recording
+from daisy.errors import AudioError, UsageError
+from daisy.extraction.features import centre_features, make_mfcc
+from daisy.extraction.label_folder import CENTRES, FITTED_ON, NOTES, add_notes, claim_folder, lock_folder, read_notes
+from daisy.extraction.teacher_kinds import Teacher, open_teacher
+from daisy.extraction.unit_files import Split, UnitFile, write_dictionary
+from daisy.extraction.units import Frames, fit_kmeans, load_centres, sample_features, save_centres
+
+MFCC_LABEL_RATE = 50.0
+Track = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far a task is: its name and number of steps to a function that is told of finished ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitReport:
+    """The units of one manifest."""
+
+    manifest: Path
+    path: Path
+    """Of the .km file."""
+    num_recordings: int
+    """Lines of the manifest."""
+    num_labelled: int
+    """Those whose recordings have units."""
+    is_written: bool
+    """Whether the .km file was written: not where none has units, nor where `beside` would not go with it."""
+    beside: Path
+    """Where the manifest of the labelled recordings is written, if some are not."""
+
+
+@dataclass(kw_only=True)
+class LabelReport:
+    """What `make_labels` has made."""
+
+    label_rate: float
+    """Units a second: what fairseq calls ``task.label_rate``."""
+    sample_rate: int
+    """Of the audio, in Hz: fairseq's ``task.sample_rate``."""
+    files: list[UnitReport]
+    failed: dict[Path, AudioError] = field(default_factory=dict)
+    """Recordings that could not be used."""
+    has_manifests: bool = False
+    """Whether manifests that go with the units line by line were written beside them, as some recordings failed."""
+    notes: list[str] = field(default_factory=list)
+
+
+def make_labels(
+    manifests: Sequence[str | Path],
+    out: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    layer: int | None = None,
+    clusters: int = 100,
+    centre: bool = False,
+    label_rate: float | None = None,
+    feature_rate: float | None = None,
+    fit_frames: int = 500_000,
+    seed: int = 0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: str = "cpu",
+    allow_pickle: bool = False,
+    strict: bool = False,
+    track: Track = lambda name, total: contextlib.nullcontext(lambda count: None),
+) -> LabelReport:
+    r"""Make k-means units of recordings, as ``SPLIT.km`` for each manifest, and ``dict.km.txt``.
+
+    A stopped call goes on where it ended, also when manifests have changed: a recording that has units keeps them. What
+    the folder's units are made with stands in its ``labels.json``; to make others takes another folder.
+
+    Frames of teachers are put to HuBERT's by time, 50 a second; a HuBERT's, and features that are already there, come
+    as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: units of a recording
+    depend on which are listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
+
+    Args:
+        manifests: of fairseq; k-means is fitted on recordings of the first.
+        out: folder to write to.
+        teacher: whose states are clustered: a bundled model's name; the checkpoint of a HuBERT, daisy's or any that
+            `daisy.checkpoints.convert` reads; a transformers encoder, as folder or name on the hub; a folder of
+            features, as .npy files named like the recordings, as daisy's extraction, or as fairseq's dumps. None: MFCC.
+        layer: of the teacher.
+        clusters: K, number of units.
+        centre: subtract each recording's mean first: units then tell less of who speaks.
+        label_rate: units a second that are expected; MFCC come at 50 (where None) or 100, a teacher's as they come.
+        feature_rate: of a folder of features, frames a second; None: 50, 100 or 25, which fits the recordings' lengths.
+        fit_frames: most frames that k-means is fitted on.
+        seed: of the frames drawn and of k-means.
+        precision: to compute a network's states in. bfloat16 changes about one unit in a hundred.
+        device: to compute them on.
+        allow_pickle: read checkpoints that hold pickled Python objects (fairseq's do).
+        strict: stop at the first recording that cannot be used; else it has no units, and is in the report.
+        track: shows how far each task is.
+
+    Returns:
+        What was made.
+
+    Raises:
+        UsageError: on a request that makes no sense: unknown teachers, missing layers, other rates, no recordings.
+        CheckpointError: where a teacher's checkpoint cannot be read.
+        OutputError: where the folder cannot be written, is being written, or holds units made otherwise.
+        AudioError: with ``strict``.
+
+    Example:
+        >>> import daisy.audio, daisy.extraction, json, pathlib, tempfile
+        >>> clips = daisy.audio.find([str(daisy.checkpoints.format.ASSETS / "demo")])[:2]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lines = [f"{clip.path}\t{daisy.audio.num_samples(clip.path)}" for clip in clips]
+        ...     manifest = pathlib.Path(folder) / "train.tsv"
+        ...     _ = manifest.write_text("\n".join(["/", *lines]))
+        ...     report = daisy.extraction.make_labels([manifest], folder, teacher="daisy-mini", layer=9, clusters=8)
+        ...     units = [line.split() for line in (pathlib.Path(folder) / "train.km").read_text().splitlines()]
+        >>> report.label_rate, report.files[0].num_labelled, max(max(map(int, line)) for line in units) < 8
+        (50.0, 2, True)
+    """
+    out = Path(out)
+    files = [UnitFile(split=Split.read(Path(manifest)), folder=out) for manifest in manifests]
+    _check_request(files, teacher, layer, clusters, fit_frames)
+    source = _open(files, teacher, layer, label_rate, feature_rate, precision, device, allow_pickle)
+    features = centre_features(source.features) if centre else source.features
+    settings = {
+        "source": source.source,
+        "clusters": clusters,
+        "label_rate": _without_zero(features.per_sec),
+        "fit_frames": fit_frames,
+        "centre": centre,
+        "seed": seed,
+        "fit_on": files[0].split.path.name,
+        "precision": precision,
+    }
+    remarks = {"teacher": None if teacher is None else str(teacher), "kind": source.kind, "layer": source.layer}
+    report = LabelReport(label_rate=features.per_sec, sample_rate=features.sample_rate, files=[])
+
+    def fail(recording: Recording, error: AudioError) -> None:
+        if strict:
+            raise error
+        report.failed[recording.path] = error
+
+    with lock_folder(out):
+        centres = load_centres(path, clusters, features.width) if (path := out / CENTRES).is_file() else None
+        stays = claim_folder(out, settings, remarks, files, source)
+        report.notes = [note for note in (source.note, stays) if note]
+        if centres is None:
+            with track("drawing frames", len(files[0].split.recordings)) as advance:
+                frames, drawn = sample_features(files[0].split.recordings, features, fit_frames, seed, advance, fail)
+            with track(f"k-means on {len(frames)} frames", None):
+                centres = fit_kmeans(frames, clusters, seed)
+            _save_centres(out, centres, [files[0].split.keys[index] for index in drawn])
+        write_dictionary(clusters, out)
+        for file in files:
+            with track(file.split.name, len(file.split.recordings)) as advance:
+                for count in file.label(features, centres, fail):
+                    advance(count)
+        _finish(files, out, report)
+    return report
+
+
+def _check_request(
+    files: Sequence[UnitFile], teacher: str | Path | None, layer: int | None, clusters: int, fit_frames: int
+) -> None:
+    if not files:
+        raise UsageError("units are made of manifests, and none is given")
+    if len({file.split.name for file in files}) < len(files):
+        raise UsageError("two manifests have the same name: their units would share a file")
+    if teacher is None and layer is not None:
+        raise UsageError(f"layer {layer} of what? MFCC have none: name a teacher too")
+    if clusters < 1 or fit_frames < 1:
+        raise UsageError(f"clusters and frames to fit on must be at least 1, found {clusters} and {fit_frames}")
+
+
+def _open(
+    files: Sequence[UnitFile],
+    teacher: str | Path | None,
+    layer: int | None,
+    label_rate: float | None,
+    feature_rate: float | None,
+    precision: Literal["float32", "bfloat16"],
+    device: str,
+    allow_pickle: bool,
+) -> Teacher:
+    """Open a teacher, or MFCC as one."""
+    if precision not in ("float32", "bfloat16"):
+        raise UsageError(f"precision must be float32 or bfloat16, found {precision!r}")
+    if teacher is None:
+        if feature_rate is not None or precision != "float32":
+            raise UsageError("a rate of stored features, and a precision, go with a teacher; MFCC have neither")
+        features = make_mfcc(MFCC_LABEL_RATE if label_rate is None else label_rate)
+        return Teacher(kind="mfcc", features=features, source="mfcc", layer=None)
+    opened = open_teacher(
+        teacher,
+        layer,
+        {file.split.name: file.split.recordings for file in files},
+        feature_rate=feature_rate,
+        precision=precision,
+        device=device,
+        allow_pickle=allow_pickle,
+    )
+    per_sec = opened.features.per_sec
+    if label_rate is not None and abs(label_rate - per_sec) > 1e-6 * per_sec:
+        raise UsageError(f"label rate {label_rate:g}: this teacher's frames come at {per_sec:.10g} a second")
+    return opened
+
+
+def _without_zero(rate: float) -> float:
+    """Turn 50.0 into 50, and leave 68.9 as it is: older versions noted rates so."""
+    return int(rate) if rate == int(rate) else rate
+
+
+def _save_centres(out: Path, centres: Frames, keys: Sequence[str]) -> None:
+    """Save the centres, (K, F), and on which recordings they were fitted."""
+    _files.write(out / FITTED_ON, "".join(f"{key}\n" for key in keys).encode())
+    save_centres(centres, out / CENTRES)
+    add_notes(out, **{CENTRES: _files.digest(out / CENTRES)})
+
+
+def _finish(files: Sequence[UnitFile], out: Path, report: LabelReport) -> None:
+    """Write the .km files; where recordings were skipped, also manifests that go with them line by line."""
+    noted = read_notes(out / NOTES)
+    ours = noted.get("manifests", [])
+    copies = [out / file.split.path.name for file in files]
+    # What lies there and was not written here is somebody's: it stays, and units that do not go with it are not made.
+    in_place = [
+        copy.is_file() and (copy.name not in ours or copy.samefile(file.split.path))
+        for copy, file in zip(copies, files, strict=True)
+    ]
+    complete = all(len(file.labelled) == len(file.split.recordings) for file in files)
+    written: list[str] = []
+    for file, copy, is_theirs in zip(files, copies, in_place, strict=True):
+        count, whole = len(file.labelled), len(file.split.recordings)
+        is_written = count == whole or not (is_theirs or count == 0)
+        report.files.append(
+            UnitReport(
+                manifest=file.split.path,
+                path=file.path,
+                num_recordings=whole,
+                num_labelled=count,
+                is_written=is_written,
+                beside=copy,
+            )
+        )
+        if not is_written:
+            continue
+        file.finish()
+        if not is_theirs and (copy.is_file() or not complete):
+            written.append(copy.name)
+            add_notes(out, manifests=sorted({*ours, *written}))
+            file.split.write_part(copy, file.labelled)
+    report.has_manifests = bool(written)

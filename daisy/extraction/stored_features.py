@@ -1,0 +1,238 @@
+"""Features that are already there: a file for each recording, in a folder of daisy's extraction or of anybody's.
+
+`fairseq_dumps` says which part of which file is a recording's where fairseq's scripts have written them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from daisy import audio
+from daisy.audio import Recording
+from daisy.errors import AudioError, UsageError
+from daisy.extraction.feature_files import name_outputs
+from daisy.extraction.features import Fail, Features, Group
+
+Load = Callable[[Recording], Tensor]
+"""Reads a recording's features, (T, F) float32; raises an `AudioError` where there are none to be read."""
+
+FRAME_RATES = (50.0, 100.0, 25.0)
+"""Frames a second that are tried, in this order, where nobody says: HuBERT's, MFCC's, those of eight convolutions."""
+MAX_DIFFERENCE = 2
+"""Frames that a recording may have more or fewer than its length says: networks treat its ends differently."""
+NUM_SAMPLED = 16
+"""Recordings whose features are looked at before the work begins, and by whose features a folder is known again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures(Features):
+    """Features that are read from files."""
+
+    load: Load
+
+    def make_groups(self, recordings: Iterable[Recording], fail: Fail) -> Iterator[Group]:
+        """Yield the features of each recording by itself."""
+        for recording in recordings:
+            try:
+                frames = self._load_checked(recording)
+            except AudioError as error:
+                fail(recording, error)
+            else:
+                yield [(recording, frames)]
+
+    def _load_checked(self, recording: Recording) -> Tensor:
+        frames = self.load(recording)
+        if frames.shape[1] != self.width:
+            raise AudioError(
+                f"{recording.path}: its features are {frames.shape[1]} wide, and others' {self.width}: "
+                "they are of another network"
+            )
+        if misfit := explain_misfit(recording, len(frames), self.per_sec):
+            raise AudioError(f"{recording.path}: {misfit}")
+        return frames
+
+    def digest_some(self, recordings: Iterable[Recording]) -> dict[str, str]:
+        """Compute digests of the features of the first few recordings that have any, by the recordings' names."""
+        return {recording.name: _digest(frames) for recording, frames in _sample(self.load, recordings)}
+
+    def find_changed(self, recordings: Iterable[Recording], digests: Mapping[str, str]) -> str | None:
+        """Find a recording whose features are others than when their digest was noted.
+
+        Args:
+            recordings: to look among.
+            digests: as `digest_some` made them.
+
+        Returns:
+            Its name; None where there is none. Features that are no longer there count as unchanged.
+        """
+        noted = {recording.name: recording for recording in recordings if recording.name in digests}
+        sample = _sample(self.load, noted.values())
+        return next((one.name for one, frames in sample if _digest(frames) != digests[one.name]), None)
+
+
+def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_sec: float | None) -> StoredFeatures:
+    """Make `StoredFeatures` after a look at the first few.
+
+    Args:
+        load: reads a recording's.
+        recordings: whose features are wanted.
+        folder: that they are in, for messages.
+        per_sec: frames a second; None: the first of `FRAME_RATES` that fits the recordings' lengths.
+
+    Raises:
+        UsageError: where none of the recordings has features, or most of them do not come at that rate.
+    """
+    if per_sec is not None and per_sec <= 0:
+        raise UsageError(f"features come at more than 0 frames a second, not {per_sec:g}")
+    sample = _sample(load, recordings)
+    if not sample:
+        reason = f"{_explain_absence(load, recordings[0])}" if recordings else "none are listed"
+        raise UsageError(f"{folder}: holds features of none of the {len(recordings)} recordings: {reason}")
+    rates = FRAME_RATES if per_sec is None else (per_sec,)
+    misfits = {rate: _list_misfits(sample, rate) for rate in rates}
+    fitting = [rate for rate in rates if 2 * len(misfits[rate]) < len(sample)]
+    if not fitting:
+        raise UsageError(f"{folder}: {misfits[rates[0]][0]}", remedy="feature_rate")
+    ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
+    return StoredFeatures(load=load, sample_rate=16000, per_sec=fitting[0], width=width)
+
+
+def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str | None:
+    """Say why features cannot be of a recording: more or fewer frames than it lasts; None where they can.
+
+    Args:
+        recording: whose length is read from its header.
+        num_frames: of its features.
+        per_sec: frames a second.
+
+    Raises:
+        AudioError: where the recording has no readable header.
+    """
+    seconds = audio.num_samples(recording.path, 16000) / 16000
+    if abs(num_frames - seconds * per_sec) <= MAX_DIFFERENCE:
+        return None
+    return (
+        f"its features have {num_frames} frames, and its {seconds:.2f} s at {per_sec:g} a second make "
+        f"{seconds * per_sec:.0f}"
+    )
+
+
+def load_by_name(folder: Path, layer: int | None) -> Load:
+    """Make the function that reads a recording's .npy file, which lies where the manifest says that the recording does.
+
+    Args:
+        folder: of the files. ``a/b.flac`` has its features in ``a/b.npy``, as `Extractor` writes them.
+        layer: which of several, where files hold (layers, T, F).
+    """
+
+    def load(recording: Recording) -> Tensor:
+        (name,) = name_outputs([recording], "npy").values()
+        return choose_layer(recording, read_array(recording, folder / name), layer)
+
+    return load
+
+
+def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArray[Any]:
+    """Read a recording's file of features.
+
+    Args:
+        recording: for messages.
+        path: of a .npy file, or of a .safetensors file with a tensor "states".
+        mapped: leave a .npy file on the disk until parts of it are used.
+
+    Raises:
+        AudioError: where it cannot be read, or holds no floats.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                array: NDArray[Any] = file.get_tensor("states")
+        else:
+            array = numpy.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise AudioError(f"{recording.path}: has no features: {path} is not there") from None
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        raise AudioError(f"{recording.path}: its features cannot be read: {path} ({error})") from None
+    if not isinstance(array, numpy.ndarray) or array.dtype.kind != "f":
+        raise AudioError(f"{recording.path}: {path} holds no floats: these are no features")
+    return array
+
+
+def count_axes(path: Path) -> int:
+    """Count the axes of a .npy file's array; 0 where it cannot be read."""
+    try:
+        return int(numpy.load(path, mmap_mode="r", allow_pickle=False).ndim)
+    except (OSError, ValueError, EOFError):
+        return 0
+
+
+def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -> Tensor:
+    """Take one layer's features out of a file's content.
+
+    Args:
+        recording: for messages.
+        array: (T, F), or (layers, T, F), layer 0 first.
+        layer: which of several.
+
+    Raises:
+        AudioError: where it has not that layer, or another shape.
+    """
+    if array.ndim == 3:
+        if layer is None:
+            raise AudioError(f"{recording.path}: its file holds the features of {len(array)} layers", remedy="layer")
+        if layer >= len(array):
+            raise AudioError(f"{recording.path}: its file holds layers 0 to {len(array) - 1}, not {layer}")
+        array = array[layer]
+    if array.ndim != 2 or not len(array):
+        raise AudioError(
+            f"{recording.path}: its features have the shape {array.shape}, not frames by width, nor layers before them"
+        )
+    return torch.from_numpy(numpy.array(array, dtype=numpy.float32))
+
+
+def _sample(load: Load, recordings: Iterable[Recording]) -> list[tuple[Recording, Tensor]]:
+    """Read the features of the first few recordings that have any, each recording once."""
+    sample: list[tuple[Recording, Tensor]] = []
+    for recording in {one.path: one for one in recordings}.values():
+        try:
+            sample.append((recording, load(recording)))
+        except AudioError:
+            continue  # it is listed when its turn comes
+        if len(sample) == NUM_SAMPLED:
+            break
+    return sample
+
+
+def _explain_absence(load: Load, recording: Recording) -> str:
+    try:
+        load(recording)
+    except AudioError as error:
+        return error.message
+    return ""
+
+
+def _list_misfits(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> list[str]:
+    misfits = []
+    for recording, frames in sample:
+        try:
+            reason = explain_misfit(recording, len(frames), per_sec)
+        except AudioError as error:
+            reason = error.message
+        if reason:
+            misfits.append(f"{recording.name}: {reason}")
+    return misfits
+
+
+def _digest(frames: Tensor) -> str:
+    return hashlib.sha256(frames.contiguous().numpy().data).hexdigest()[:24]

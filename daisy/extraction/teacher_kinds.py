@@ -1,0 +1,193 @@
+"""What a teacher is that somebody names: a HuBERT, another encoder of transformers, or features that are there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from daisy import _files, checkpoints
+from daisy.audio import Recording
+from daisy.checkpoints.content_digest import ContentDigest
+from daisy.checkpoints.converters.huggingface_folder import find_snapshot, read_json
+from daisy.checkpoints.format import ASSETS
+from daisy.errors import CheckpointError, UsageError
+from daisy.extraction.extracted_features import INDEX, Extraction
+from daisy.extraction.fairseq_dumps import list_dumps, load_from_dumps
+from daisy.extraction.feature_files import name_outputs
+from daisy.extraction.features import Features, make_layer_states, make_teacher_states
+from daisy.extraction.stored_features import count_axes, load_by_name, open_stored
+from daisy.extraction.teachers import load_teacher
+from daisy.models import Backbone
+from daisy.runtime.dtypes import Precision
+
+Kind = Literal["mfcc", "checkpoint", "hubert folder", "transformers", "extraction", "fairseq dumps", "features"]
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+NO_TEACHERS = (".npy", ".len", ".json", ".tsv", ".km", ".txt", ".csv", ".wav", ".flac")
+"""Endings of files that are one of many, or none of all these."""
+JOURNALS = "*journal*.jsonl"
+KNOWN = (
+    "a HuBERT's checkpoint, a folder of a transformers encoder (config.json), or a folder of features (.npy files, "
+    "one a recording, daisy's extraction, or fairseq's dumps)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Where units come from."""
+
+    kind: Kind
+    features: Features
+    source: str
+    """Tells it and the layer from others."""
+    layer: int | None
+    note: str | None = None
+    """What the person who named it should know."""
+
+
+def open_teacher(
+    name: str | Path,
+    layer: int | None,
+    splits: Mapping[str, Sequence[Recording]],
+    *,
+    feature_rate: float | None = None,
+    precision: Precision = "float32",
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> Teacher:
+    """Open what can teach, whatever it is.
+
+    Args:
+        name: of a bundled model; a checkpoint of a HuBERT, daisy's or one that `daisy.checkpoints.convert` reads; a
+            folder or a name on the hub of a transformers encoder; or a folder of features.
+        layer: whose states are taken; of features, where there are several.
+        splits: recordings whose features will be wanted, by their manifest's name.
+        feature_rate: of a folder of features, frames a second; None: what fits the recordings' lengths.
+        precision: that networks compute in.
+        device: that networks run on.
+        allow_pickle: read checkpoints that hold pickled Python objects (fairseq's do).
+
+    Raises:
+        UsageError: where it is nothing of all that, or more than one thing, the layer is not there or missing, or
+            transformers is.
+        CheckpointError: where a HuBERT cannot be read.
+    """
+    name = str(name)
+    kind = recognise(name)
+    if kind in ("extraction", "fairseq dumps", "features"):
+        return _open_features(kind, Path(name), layer, splits, feature_rate)
+    if feature_rate is not None:
+        raise UsageError(f"{name}: is a network, whose frames a second are known: leave the rate of features out")
+    if layer is None:
+        raise UsageError(f"{name}: which of its layers teaches must be told", remedy="layer")
+    if kind == "transformers":
+        folder = find_snapshot(Path(name)) if os.path.isdir(name) else name
+        try:
+            teacher = load_teacher(folder, layer, device, bfloat16=precision == "bfloat16")
+        except UsageError as error:
+            if os.path.isdir(name) or "transformers" not in error.message:
+                raise
+            raise UsageError(f"{name}: no such file or folder, and as a name on the hub: {error.message}") from None
+        return Teacher(
+            kind=kind, features=make_teacher_states(teacher), source=f"{teacher.digest}:{layer}", layer=layer
+        )
+    backbone, digest = _load_hubert(kind, name, device, allow_pickle)
+    features = make_layer_states(backbone, layer, precision)
+    return Teacher(kind=kind, features=features, source=f"{digest}:{layer}", layer=layer)
+
+
+def recognise(name: str) -> Kind:
+    """Tell what a teacher is by its name, and by what is there.
+
+    Raises:
+        UsageError: where that is nothing known, or more than one thing.
+    """
+    path = Path(name)
+    if os.sep not in name and (ASSETS / f"{name}.safetensors").is_file():
+        if path.exists():
+            raise UsageError(f"{name}: is a bundled model, and lies here too: write ./{name} for what lies here")
+        return "checkpoint"
+    if os.path.isdir(path):
+        return _recognise_folder(path)
+    if os.path.isfile(path):
+        if path.suffix in NO_TEACHERS:
+            raise UsageError(f"{name}: is no teacher by itself, which is {KNOWN}")
+        return "checkpoint"
+    if HUB_NAME.fullmatch(name) and path.suffix != ".safetensors":
+        return "transformers"
+    raise UsageError(f"{name}: no such file or folder; a teacher is {KNOWN}")
+
+
+def _recognise_folder(folder: Path) -> Kind:
+    kinds: dict[str, Kind] = {}
+    try:
+        if (config := find_snapshot(folder) / "config.json").is_file():
+            is_hubert = read_json(config).get("model_type") == "hubert"
+            kinds["a model (config.json)"] = "hubert folder" if is_hubert else "transformers"
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error.message}") from None
+    if (folder / INDEX).is_file():
+        kinds[f"an extraction ({INDEX})"] = "extraction"
+    elif any(folder.glob(JOURNALS)):
+        raise UsageError(f"{folder}: is an extraction without {INDEX}: let it end, or make the index with daisy index")
+    if dumps := list_dumps(folder):
+        kinds[f"fairseq's dumps ({min(dumps)}_…npy and .len)"] = "fairseq dumps"
+    elif "extraction" not in kinds.values() and any(folder.rglob("*.npy")):
+        kinds["features (.npy)"] = "features"
+    if len(kinds) > 1:
+        raise UsageError(f"{folder}: may be {' or '.join(kinds)}: put them into folders of their own")
+    if not kinds:
+        raise UsageError(f"{folder}: holds nothing that teaches; a teacher is {KNOWN}")
+    (kind,) = kinds.values()
+    return kind
+
+
+def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tuple[Backbone, str]:
+    """Load a HuBERT of any form, and compute what tells it from others."""
+    if kind == "hubert folder":
+        backbone = checkpoints.convert(name, allow_pickle=allow_pickle).backbone
+        return backbone.to(device), ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+    path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
+    try:
+        model = checkpoints.load(path, device=device)
+    except CheckpointError as error:
+        if error.remedy != "convert":
+            raise
+        model = checkpoints.convert(path, allow_pickle=allow_pickle).to(device)
+    return model.backbone, _files.digest(path)
+
+
+def _open_features(
+    kind: Kind, folder: Path, layer: int | None, splits: Mapping[str, Sequence[Recording]], rate: float | None
+) -> Teacher:
+    recordings = [recording for split in splits.values() for recording in split]
+    if kind == "extraction":
+        extraction = Extraction(folder)
+        layer = extraction.choose_layer(layer)
+        features = open_stored(extraction.load(layer), recordings, folder, rate)
+        return Teacher(kind=kind, features=features, source=f"features of {extraction.checkpoint}:{layer}", layer=layer)
+    if kind == "fairseq dumps":
+        load = load_from_dumps(folder, splits)
+    else:
+        _refuse_shared_names(folder, recordings)
+        load = load_by_name(folder, layer)
+    features = open_stored(load, recordings, folder, rate)
+    note = None
+    if layer is not None and next(map(count_axes, folder.rglob("*.npy"))) < 3:
+        note = f"{folder} holds the features of one layer: layer {layer} is taken for a remark, and chooses nothing"
+    return Teacher(kind=kind, features=features, source="features", layer=layer, note=note)
+
+
+def _refuse_shared_names(folder: Path, recordings: Sequence[Recording]) -> None:
+    """Refuse recordings of several manifests whose features would be looked for in one place."""
+    taken: dict[str, Recording] = {}
+    for recording in recordings:
+        (output,) = name_outputs([recording], "npy").values()
+        if (other := taken.setdefault(output, recording)).path != recording.path:
+            raise UsageError(
+                f"{folder / output}: would be the features of both {other.path} and {recording.path}: "
+                "write manifests with a root that they share"
+            )
