@@ -20,7 +20,8 @@
 #
 # Settings, from the environment:
 #   TEACHER=hubert.pt     whose units iteration 1 learns: a HuBERT of daisy's, fairseq's or transformers', another
-#                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC
+#                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC.
+#                         This and WARM_START are unpickled, which can run code: give files that you trust
 #   TEACHER_LAYER=9       of the teacher; a folder of features has none
 #   WARM_START=hubert.pt  a HuBERT of the same shape, or of fewer layers, to start from; then its front end stays
 #                         frozen. Without it everything starts at random, and the front end learns too
@@ -128,9 +129,9 @@ labels() { # NUMBER [options]: units of an iteration; recordings that cannot be 
 
 make_units() { # NUMBER SOURCE: of MFCC, of the teacher, or of the iteration before
     if [ "$1" -gt 1 ]; then
-        labels "$1" --centre --fit-frames 100000 --checkpoint "$2" --layer "$(nth $(($1 - 1)) "${layers[@]}")"
+        labels "$1" --centre --fit-frames 100000 --teacher "$2" --layer "$(nth $(($1 - 1)) "${layers[@]}")"
     elif [ -n "$teacher" ]; then
-        labels 1 --checkpoint "$teacher" ${TEACHER_LAYER:+--layer "$TEACHER_LAYER"}
+        labels 1 --teacher "$teacher" --allow-pickle ${TEACHER_LAYER:+--layer "$TEACHER_LAYER"}
     else
         labels 1
     fi

@@ -57,7 +57,9 @@ def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
     )  # fmt: skip
     assert "1 recordings" in printed
     changed = {**settings, "TEACHER_LAYER": 3}
-    assert "iteration 1 was run with other settings" in refuse(*call(programs, corpus / "data", out, *options, **changed))
+    assert "iteration 1 was run with other settings" in refuse(
+        *call(programs, corpus / "data", out, *options, **changed)
+    )
 
 
 @pytest.mark.parametrize(
