@@ -210,6 +210,12 @@ def test_units_made_otherwise_are_refused(tmp_path):
     check_settings(tmp_path, settings, {**settings, "label_rate": 50.0})
     with pytest.raises(OutputError, match=r"units made with another clusters; use another folder"):
         check_settings(tmp_path, settings, {**settings, "clusters": 3})
+    check_settings(tmp_path, settings, {**settings, "precision": "float32"})  # older ones do not say it
+    with pytest.raises(OutputError, match=r"units made with another precision; use"):
+        check_settings(tmp_path, settings, {**settings, "precision": "bfloat16"})
+    for before, now, what in (("ab:3", "ab:4", "layer"), ("ab:3", "cd:3", "teacher"), ("mfcc", "ab:3", "teacher")):
+        with pytest.raises(OutputError, match=f"units made with another {what}; use another folder"):
+            check_settings(tmp_path, {"source": before}, {"source": now})
 
 
 def test_a_part_that_cannot_be_opened_at_the_end_is_refused_by_name(corpus, centres):
