@@ -200,7 +200,7 @@ def test_settings_that_cannot_be_met_are_refused(task_config):
 
 
 def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_path):
-    """pretrain.sh in one iteration and one more, warm-started; run again, it waits. A bad recording is left out."""
+    """pretrain.sh in one iteration and one more, warm-started; run again, all is done. A bad recording is left out."""
     shutil.copytree(corpus / "data", tmp_path / "manifests")
     (corpus / "wav" / "bad.wav").write_text("no audio")
     with open(tmp_path / "manifests" / "train.tsv", "a") as stream:
