@@ -32,8 +32,8 @@ cp "$runs"/data/{valid,noise}.tsv "$runs/balanced/"
 [ -f "$runs/hubert_mini.safetensors" ] ||
     "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
 
-WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 UPDATES="400 1700 1400" fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" \
-    common.cpu=true
+CONFIG=hubert_mini_pretraining WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 UPDATES="400 1700 1400" \
+    fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" common.cpu=true lr_scheduler.warmup_updates=60
 hubert=$runs/pretrain/iteration3.safetensors
 
 # Heads on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.

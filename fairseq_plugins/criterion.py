@@ -1,6 +1,8 @@
 """``daisy_exit_heads``: every head learns to predict the masked units, every regressor the loss of its head."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
 import torch
@@ -15,6 +17,7 @@ from daisy.errors import UsageError
 from fairseq_plugins.label_files import check_dataset
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
+UNWEIGHTED: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass
@@ -109,14 +112,24 @@ class DaisyExitHeads(FairseqCriterion):
         return True
 
 
-def sum_layer_losses(output, masked_weight: float, unmasked_weight: float) -> tuple[Tensor, dict[str, Any]]:
-    """Sum the losses of all frames, a mean over layers, and the regressors' Huber losses; nats are logged by layer."""
+def sum_layer_losses(
+    output, masked_weight: float, unmasked_weight: float, layer_weights: Mapping[int, float] = UNWEIGHTED
+) -> tuple[Tensor, dict[str, Any]]:
+    """Sum the losses of all frames, a mean over layers, and the regressors' Huber losses; nats are logged by layer.
+
+    Args:
+        output: `LayerLosses` of layers 1 to L.
+        masked_weight: of the unit losses on masked frames.
+        unmasked_weight: of those on the other frames.
+        layer_weights: of a layer's unit losses, 1 for layers that it lacks.
+    """
     logging: dict[str, Any] = {}
     total = output.unmasked[0].loss.new_zeros(())
     for layer, (masked, unmasked, judged) in enumerate(
         zip(output.masked, output.unmasked, output.judged, strict=True), 1
     ):
-        total = total + masked_weight * masked.loss.sum() + unmasked_weight * unmasked.loss.sum()
+        weight = layer_weights.get(layer, 1.0)
+        total = total + weight * masked_weight * masked.loss.sum() + weight * unmasked_weight * unmasked.loss.sum()
         logging[f"nats_{layer}"] = float(judged.loss.sum())
         logging[f"correct_{layer}"] = float(judged.num_correct.sum())
         logging["judged"] = float(judged.num_counted.sum())

@@ -1,31 +1,63 @@
 #!/usr/bin/env bash
-# Pre-trains a small HuBERT from manifests to a checkpoint, in iterations. A stopped run goes on where it ended.
+# Pre-trains a HuBERT with exits from manifests to checkpoints. A stopped run goes on where it ended.
 #
 #   fairseq_plugins/pretrain.sh MANIFESTS OUT [hydra overrides for all iterations, such as common.cpu=true]
 #
-# MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out: OUT/iteration1.safetensors,
-# OUT/iteration2.safetensors and so on, and OUT/hubert.pt, the last one, which stock fairseq loads.
+# MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out:
 #
-#   WARM_START=hubert.pt  a HuBERT of the same shape (or of fewer layers) to start from; then its front end stays frozen.
-#                         Without it the front end learns too, from scratch, and UPDATES has to be given
-#   CONFIG=...            a config of fairseq_plugins/config (hubert_mini_pretraining)
-#   UPDATES="400 1700"    of each iteration, as many as there are; the default suits a small network with a warm start
-#   UNITS="100 100"       clusters of each iteration (the last number holds for all after it): of MFCC for iteration 1,
-#                         then of a layer of the iteration before
-#   LAYER="12 12"         that layer for iterations 2, 3 and so on, each recording's mean taken off; benchmarks.training.units
-#                         measures what each would give
+#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv:
+#                          daisy extract RECORDINGS --checkpoint OUT/exits.safetensors --policy OUT/exits.json --out DIR
+#   OUT/hubert.pt          the same network without them, which stock fairseq loads
+#   OUT/iteration1.safetensors and so on, one for each iteration; the last is exits.safetensors
+#
+# From a HuBERT or another model that knows speech, in one iteration on its units, to a smaller one or one like it:
+#
+#   TEACHER=hubert_base.pt TEACHER_LAYER=9 UNITS=500 CONFIG=hubert_small_exits fairseq_plugins/pretrain.sh manifests out
+#
+# From nothing, in iterations: on units of MFCC, then on units of the iteration before:
+#
+#   UPDATES="250000 400000" CONFIG=hubert_base_exits fairseq_plugins/pretrain.sh manifests out
+#
+# Settings, from the environment:
+#   TEACHER=hubert.pt     whose units iteration 1 learns: a HuBERT of daisy's, fairseq's or transformers', another
+#                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC.
+#                         This and WARM_START are unpickled, which can run code: give files that you trust
+#   TEACHER_LAYER=9       of the teacher; a folder of features has none
+#   WARM_START=hubert.pt  a HuBERT of the same shape, or of fewer layers, to start from; then its front end stays
+#                         frozen. Without it everything starts at random, and the front end learns too
+#   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits, of
+#                         fairseq_plugins/config, or a file of your own
+#   UPDATES="400 1700"    of each iteration, as many as there are; the learning rate rises over the first 8 % of them.
+#                         Without it: with a teacher one iteration of as many as the configuration says; else these
+#                         two, which suit a warm-started mini and nothing else
+#   EXITS=last            only in the last iteration the exits' losses train the network; before it only their heads
+#                         (all: in every iteration)
+#   UNITS="100 100"       clusters of each iteration, the last number holds for all after it (100; 200 with a teacher)
+#   LAYER="12 12"         layer of the iteration before whose units iterations 2, 3 and so on learn, each recording's
+#                         mean taken off; benchmarks.training.units measures what each would give
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
+#   DEVICE=cuda           where units and exits.json are computed (cpu)
+#   DEPTH=0.6             mean share of the layers that exits.json lets run; DEPTH= makes none
 set -euo pipefail
 manifests=$(realpath "${1:?usage: $0 MANIFESTS OUT [overrides]}")
 mkdir -p "${2:?usage: $0 MANIFESTS OUT [overrides]}"
 out=$(realpath "$2")
 shift 2
 here=$(dirname "$(realpath "$0")")
-read -ra updates <<<"${UPDATES:-400 1700}"
-read -ra units <<<"${UNITS:-100}"
+config=${CONFIG:-hubert_mini_exits}
+config_dir=$here/config
+[[ $config != */* ]] || config_dir=$(realpath "$(dirname "$config")")
+config=$(basename "$config" .yaml)
+teacher=${TEACHER:-}
+[ ! -e "$teacher" ] || teacher=$(realpath "$teacher")
+warm_start=${WARM_START:+$(realpath "${WARM_START:-}")}
+default_updates="400 1700"
+[ -z "$teacher" ] || default_updates=config
+read -ra updates <<<"${UPDATES:-$default_updates}"
+read -ra units <<<"${UNITS:-$([ -n "$teacher" ] && echo 200 || echo 100)}"
 read -ra layers <<<"${LAYER:-12}"
 processes=${PROCESSES:-1}
-warm_start=${WARM_START:+$(realpath "${WARM_START:-}")}
+depth=${DEPTH-0.6}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HYDRA_FULL_ERROR=1
 
 fail() {
@@ -36,17 +68,30 @@ for file in train.tsv valid.tsv noise.tsv; do
     [ -f "$manifests/$file" ] || fail "$manifests/$file: no such manifest; daisy manifest makes one"
 done
 for program in daisy fairseq-hydra-train python; do
-    command -v "$program" >/dev/null || fail "$program: not found; pip install 'daisy-speech[fairseq]', and activate its environment"
+    command -v "$program" >/dev/null ||
+        fail "$program: not found; pip install 'daisy-speech[fairseq]', and activate its environment"
 done
+[ -f "$config_dir/$config.yaml" ] || fail "CONFIG=$config: no such file in $config_dir"
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
-[ -n "$warm_start" ] || [ -n "${UPDATES:-}" ] || fail "from scratch: give UPDATES"
+[ -z "${TEACHER_LAYER:-}" ] || [ -n "$teacher" ] || fail "TEACHER_LAYER=$TEACHER_LAYER is of a TEACHER: give one"
+case ${EXITS:-all} in all | last) ;; *) fail "EXITS=$EXITS: must be all or last" ;; esac
+if [ -z "$teacher" ] && [ -z "${UPDATES:-}" ]; then
+    [ -n "$warm_start" ] || fail "from nothing: give UPDATES"
+    [[ $config == hubert_mini_* ]] || fail "$config: give UPDATES"
+fi
 nth() { # INDEX VALUES...: the value, or the last one
     local index=$(($1 > 1 ? $1 : 1))
     shift
     echo "${@:$((index < $# ? index : $#)):1}"
 }
-settings() { # NUMBER: what an iteration is made with
-    echo "$manifests $warm_start ${updates[$1 - 1]} $(nth "$1" "${units[@]}") $(nth "$(($1 - 1))" "${layers[@]}") ${CONFIG:-} ${*:2}"
+exits() { # NUMBER: whether the losses at the exits train the network, or their heads alone
+    if [ "${EXITS:-all}" = all ] || [ "$1" -eq ${#updates[@]} ]; then echo network; else echo heads; fi
+}
+settings() { # NUMBER [overrides]: what an iteration is made with
+    local units_of="$teacher ${TEACHER_LAYER:-}"
+    [ "$1" -eq 1 ] || units_of="layer $(nth $(($1 - 1)) "${layers[@]}")"
+    echo "$config of $manifests, from '$warm_start', ${updates[$1 - 1]} updates, $(nth "$1" "${units[@]}") units" \
+        "of '$units_of', exits train $(exits "$1"), ${*:2}"
 }
 for ((number = 1; number <= ${#updates[@]}; number++)); do
     [ ! -f "$out/settings$number" ] || [ "$(cat "$out/settings$number")" = "$(settings "$number" "$@")" ] ||
@@ -56,26 +101,40 @@ done
 launcher=()
 spread=()
 learning=()
-[ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1 criterion.loss_weights='[10.0]')
+[ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1) # the iterations after the first have a start
 if [ "$processes" -gt 1 ]; then
     launcher=(torchrun --nproc_per_node "$processes" --master_port "${PORT:-29511}")
     spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo)
 fi
 
 train() { # NUMBER UPDATES START [overrides]
-    local number=$1 updates=$2 start=$3
+    local number=$1 num_updates=$2 start=$3 length=() heads_alone=()
     shift 3
-    "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$here/config" \
-        --config-name "${CONFIG:-hubert_mini_pretraining}" common.user_dir="$here" task.data="$(data "$number")" \
-        task.label_dir="$out/units$number" task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
-        hydra.run.dir="$out/run$number" optimization.max_update="$updates" lr_scheduler.total_num_update="$updates" \
-        "${spread[@]}" "$@" 2>&1 | tee -a "$out/iteration$number.log" |
+    [ "$num_updates" = config ] || length=(optimization.max_update="$num_updates"
+        lr_scheduler.total_num_update="$num_updates" lr_scheduler.warmup_updates=$((num_updates * 8 / 100)))
+    [ "$(exits "$number")" = network ] || heads_alone=('model.exit_layers=[]' 'criterion.exit_layer_weights=[]')
+    "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" --config-name "$config" \
+        common.user_dir="$here" task.data="$(data "$number")" task.label_dir="$out/units$number" \
+        task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
+        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "$@" "${heads_alone[@]}" 2>&1 |
+        tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle
 }
 
 labels() { # NUMBER [options]: units of an iteration; recordings that cannot be used are left out (exit status 1)
-    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$1" "${@:2}" || [ $? -eq 1 ]
+    daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$1" --device "${DEVICE:-cpu}" \
+        --clusters "$(nth "$1" "${units[@]}")" "${@:2}" || [ $? -eq 1 ]
+}
+
+make_units() { # NUMBER SOURCE: of MFCC, of the teacher, or of the iteration before
+    if [ "$1" -gt 1 ]; then
+        labels "$1" --centre --fit-frames 100000 --teacher "$2" --layer "$(nth $(($1 - 1)) "${layers[@]}")"
+    elif [ -n "$teacher" ]; then
+        labels 1 --teacher "$teacher" --allow-pickle ${TEACHER_LAYER:+--layer "$TEACHER_LAYER"}
+    else
+        labels 1
+    fi
 }
 
 data() { # NUMBER: where the manifests lie that go with an iteration's units
@@ -91,23 +150,27 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
+has_exits() { # CHECKPOINT
+    python -c 'import daisy, sys; sys.exit(daisy.load(sys.argv[1]).heads is None)' "$1"
+}
+
 for ((number = 1; number <= ${#updates[@]}; number++)); do
     [ ! -f "$out/iteration$number.safetensors" ] || continue
     settings "$number" "$@" >"$out/settings$number"
-    clusters=$(nth "$number" "${units[@]}")
-    if [ "$number" -eq 1 ]; then
-        source=$warm_start
-        labels 1 --clusters "$clusters"
-    else
-        source=$out/iteration$((number - 1)).safetensors
-        labels "$number" --clusters "$clusters" --centre --fit-frames 100000 --checkpoint "$source" \
-            --layer "$(nth $((number - 1)) "${layers[@]}")"
-    fi
+    source=$warm_start
+    [ "$number" -eq 1 ] || source=$out/iteration$((number - 1)).safetensors
+    make_units "$number" "$source"
     [ -z "$source" ] || start "$number" "$source"
     train "$number" "${updates[number - 1]}" "${source:+$out/start$number.safetensors}" "${learning[@]}" "$@"
 done
 last=$out/iteration${#updates[@]}.safetensors
 if [ ! -f "$out/hubert.pt" ] || [ "$(cat "$out/exported" 2>/dev/null)" != "$last" ]; then
     python -m fairseq_plugins.export "$last" "$out/hubert.pt" --half
+    rm -f "$out/exits.safetensors" "$out/exits.json"
+    ! has_exits "$last" || ln "$last" "$out/exits.safetensors" 2>/dev/null || cp "$last" "$out/exits.safetensors"
     echo "$last" >"$out/exported"
+fi
+if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ] && [ ! -f "$out/exits.json" ]; then
+    daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \
+        --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
 fi

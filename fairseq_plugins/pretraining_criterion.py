@@ -1,7 +1,7 @@
 """``daisy_exit_pretraining``: HuBERT's loss at the last layer, and the exit heads' at theirs."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
@@ -19,8 +19,13 @@ class DaisyExitPretrainingConfig(FairseqDataclass):
     exit_weight: float = field(
         default=1.0, metadata={"help": "weight of the exit heads' mean loss beside the last layer's own"}
     )
+    exit_layer_weights: List[float] = field(
+        default_factory=list,
+        metadata={"help": "weight of each layer of the model's exit_layers, in their order; none: 1 each"},
+    )
     feature_weight: float = field(
-        default=0.0, metadata={"help": "weight of the mean square of the convolutions' output; 10 where they learn"}
+        default=0.0,
+        metadata={"help": "weight of the mean square of the convolutions' output (HuBERT's: 10), where they learn"},
     )
 
 
@@ -28,20 +33,41 @@ class DaisyExitPretrainingConfig(FairseqDataclass):
 class DaisyExitPretraining(FairseqCriterion):
     """All losses in nats a frame. HuBERT's own is that of arXiv:2106.07447, equation 2."""
 
-    def __init__(self, task, pred_masked_weight, pred_nomask_weight, exit_weight, feature_weight):
+    def __init__(self, task, pred_masked_weight, pred_nomask_weight, exit_weight, exit_layer_weights, feature_weight):
         super().__init__(task)
         self.pred_masked_weight, self.pred_nomask_weight = pred_masked_weight, pred_nomask_weight
         self.exit_weight, self.feature_weight = exit_weight, feature_weight
+        self.exit_layer_weights = list(exit_layer_weights)
+        if any(weight <= 0 for weight in self.exit_layer_weights):
+            raise UsageError(
+                f"exit_layer_weights must be above 0, found {self.exit_layer_weights}; a layer that model.exit_layers "
+                "leaves out changes nothing in the network, and its head still learns"
+            )
 
     def forward(self, model, sample: dict, reduce: bool = True):
         output = model(target_list=sample["target_list"], **sample["net_input"])
         if "exits" not in output:
             raise UsageError("daisy_exit_pretraining trains exit heads: give model.exit_heads=true (--exit-heads)")
         loss, counted, logging = self._final_losses(model, output)
-        exits, of_layers = sum_layer_losses(output["exits"], self.pred_masked_weight, self.pred_nomask_weight)
-        loss = loss + self.exit_weight * exits + self.feature_weight * output["features_pen"] * counted
+        exits, of_layers = sum_layer_losses(
+            output["exits"], self.pred_masked_weight, self.pred_nomask_weight, self._weigh_layers(model.exits.layers)
+        )
+        loss = loss + self.exit_weight * exits
+        for penalty in model.get_extra_losses(output)[0]:
+            loss = loss + self.feature_weight * penalty * counted
         logging |= {**of_layers, "loss": float(loss), "nsentences": len(sample["id"]), "sample_size": counted}
         return loss, counted, logging
+
+    def _weigh_layers(self, layers: tuple[int, ...]) -> dict[int, float]:
+        """Give the layers whose losses train the network their weights."""
+        if not self.exit_layer_weights:
+            return {}
+        if len(self.exit_layer_weights) != len(layers):
+            raise UsageError(
+                f"criterion.exit_layer_weights has {len(self.exit_layer_weights)} numbers, and model.exit_layers "
+                f"{len(layers)}: give a weight for each layer of {list(layers)}"
+            )
+        return dict(zip(layers, self.exit_layer_weights, strict=True))
 
     def _final_losses(self, model, output: dict) -> tuple[Tensor, int, dict[str, Any]]:
         """HuBERT's own loss, the number of frames that count, and what is logged."""

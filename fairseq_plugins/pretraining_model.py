@@ -22,6 +22,8 @@ from fairseq_plugins.stacking import spread
 
 logger = logging.getLogger(__name__)
 OF_THE_UNITS = ("final_proj.", "label_embs_concat")
+LEARNING_FRONT_END = 0.1
+"""``feature_grad_mult`` of HuBERT's own pre-training."""
 
 
 @dataclass
@@ -40,6 +42,13 @@ class DaisyPretrainingHubertConfig(HubertConfig):
         metadata={"help": "layers whose exit losses train the network; the other heads learn on what they are given"},
     )
     unmasked_prob: float = field(default=0.0, metadata={"help": "share of utterances of which no frame is masked"})
+    feature_grad_mult: float = field(
+        default=1.0,
+        metadata={
+            "help": "multiply the gradient of the convolutions by this; 0: they stay as they are, and no backward pass "
+            f"runs through them; below 0: 0 with a warm start, else {LEARNING_FRONT_END}"
+        },
+    )
 
 
 @register_model("daisy_hubert_pretraining", dataclass=DaisyPretrainingHubertConfig)
@@ -50,6 +59,8 @@ class DaisyPretrainingHubert(HubertModel):
         super().__init__(cfg, task_cfg, dictionaries)
         self.unmasked_prob = cfg.unmasked_prob
         self.exits = None
+        if cfg.exit_layers and not cfg.exit_heads:
+            raise UsageError("exit_layers are of exit heads: give model.exit_heads=true (--exit-heads)")
         if cfg.exit_heads:
             self.exits = ExitObjective(
                 cfg.encoder_layers, cfg.encoder_embed_dim, len(dictionaries[0]), list(cfg.exit_layers)
@@ -64,6 +75,8 @@ class DaisyPretrainingHubert(HubertModel):
                 f"model.label_rate is {cfg.label_rate:g} and task.label_rate {task.cfg.label_rate:g}: targets would be "
                 "those of other frames; leave model.label_rate out"
             )
+        if cfg.feature_grad_mult < 0:
+            cfg.feature_grad_mult = 0.0 if cfg.warm_start else LEARNING_FRONT_END
         model = cls(cfg, task.cfg, task.dictionaries)
         if cfg.feature_grad_mult == 0:  # without gradient, weight decay would still shrink it
             model.feature_extractor.requires_grad_(False)
@@ -107,6 +120,25 @@ class DaisyPretrainingHubert(HubertModel):
         target = (F.normalize(pos.float(), dim=-1) @ embeddings.T).argmax(-1, keepdim=True)
         wanted = logits.gather(1, target)
         return torch.cat([wanted, logits.scatter(1, target, float("-inf"))], dim=1)
+
+    def get_targets(self, net_output: dict[str, Any], is_masked: bool = True) -> list[Tensor]:
+        """Return what fairseq's own criterion asks for.
+
+        Raises:
+            UsageError: where there are exit heads: that criterion knows none, and they would stay as they were drawn.
+        """
+        if self.exits is not None:
+            raise UsageError(
+                "model.exit_heads=true (--exit-heads) needs the criterion that trains exit heads: give "
+                "criterion._name=daisy_exit_pretraining (--criterion daisy_exit_pretraining), or no exit heads"
+            )
+        return super().get_targets(net_output, is_masked)
+
+    def get_extra_losses(self, net_output: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
+        """Return the stock model's penalty of the convolutions' output, and its name, where they learn."""
+        if self.feature_grad_mult <= 0:
+            return [], []
+        return super().get_extra_losses(net_output)
 
     def forward(self, source: Tensor, target_list: list[Tensor] | None = None, **options: Any) -> dict[str, Any]:
         """Run the stock model; with exit heads and targets, ``exits`` holds their losses (`LayerLosses`)."""

@@ -15,6 +15,7 @@ from daisy.audio.recordings import (
     take_channels,
 )
 from daisy.audio.search import Findings, find, search
+from daisy.audio.weighting import SetShare, check_weights, find_sets, measure_shares, weigh_sets
 
 __all__ = [
     "AudioFile",
@@ -25,13 +26,17 @@ __all__ = [
     "Findings",
     "NoiseBank",
     "Recording",
+    "SetShare",
     "assign_speakers",
     "batch_by_length",
+    "check_weights",
     "count_repeats",
     "encode_wav",
     "find",
+    "find_sets",
     "format_manifest_line",
     "format_manifest_root",
+    "measure_shares",
     "mix",
     "num_samples",
     "read",
@@ -40,4 +45,5 @@ __all__ = [
     "resample",
     "search",
     "take_channels",
+    "weigh_sets",
 ]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daisy.cli.console import explain, say, warn, warn_of_rest
 from daisy.errors import AudioError, UsageError
+
+if TYPE_CHECKING:
+    from daisy.audio import SetShare
+
+FORMAT_VERSION = 1
+"""Of the notes beside weighted manifests."""
 
 
 def command(
@@ -24,16 +31,24 @@ def command(
         float,
         typer.Option(min=0.0, max=1.0, help="How much more often recordings of rare speakers are listed, 0 to 1."),
     ] = 0.0,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="SET=NUMBER, may be repeated: list the recordings below this folder so much more often."),
+    ] = None,
 ) -> None:
     """Write a fairseq manifest of recordings.
 
     Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers or names
     show that fairseq could not use them are left out and listed; exit status 1 then, or 2 where none is left.
+
+    A weight that is no whole number is kept on average: with 1.5 every second recording of the set is listed twice.
+    With --weight or --balance a file NAME.weights.json beside the manifest tells how long each set is heard.
     """
     from daisy import _files, audio
 
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
+    weights = _parse_weights(weight or [])
     folder = Path(os.path.abspath(root))
     first_line = audio.format_manifest_root(folder)
     lines: list[str] = []
@@ -44,11 +59,17 @@ def command(
             lines.append(audio.format_manifest_line(recording, folder, sample_rate))
         except AudioError as error:
             failed.append(error)
+    listing = Listing.of(lines)
     if speakers is not None:
-        lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
+        listing.balance_speakers(audio.read_speakers(speakers), balance)
     if lines:
-        _files.write(out, ("\n".join([first_line, *lines]) + "\n").encode())
-        say(f"{out}: {len(lines)} recordings")
+        shares = listing.weigh(weights, sample_rate)
+        repeated = listing.repeat_lines()
+        _files.write(out, ("\n".join([first_line, *repeated]) + "\n").encode())
+        say(f"{out}: {len(repeated)} recordings")
+        if weights:
+            say(f"each epoch hears {', '.join(share.describe() for share in shares)}")
+        _note_weights(out, shares, {"balance": balance, "speakers": str(speakers) if speakers else None})
     else:
         warn(f"{out}: not written: no recording is left")
     warn_of_rest(findings)
@@ -58,15 +79,70 @@ def command(
         raise typer.Exit(1 if lines else 2)
 
 
-def _balance_speakers(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:
-    """Repeat the lines of speakers who have less audio than others; the power 1 makes all equal."""
+def _parse_weights(texts: list[str]) -> dict[str, float]:
+    """Parse SET=NUMBER, as it was given several times."""
     from daisy import audio
 
-    fields = [line.rsplit("\t", 1) for line in lines]
-    paths, counts = [str(Path(path)) for path, _ in fields], [int(count) for _, count in fields]
-    unknown = [path for path in paths if path not in speakers]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UsageError(f"no speaker is given for {unknown[0]}{more}")
-    repeats = audio.count_repeats(counts, [speakers[path] for path in paths], power)
-    return [line for line, times in zip(lines, repeats, strict=True) for _ in range(times)]
+    weights: dict[str, float] = {}
+    for text in texts:
+        folder, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            folder = ""
+        if not folder:
+            raise UsageError(f"--weight {text}: must be SET=NUMBER, such as keywords=2")
+        if folder in weights:
+            raise UsageError(f"--weight {text}: {folder} has a weight already")
+        weights[folder] = value
+    audio.check_weights(weights)
+    return weights
+
+
+@dataclass
+class Listing:
+    """Recordings of a manifest, and how often each is listed."""
+
+    lines: list[str]
+    names: list[str]
+    num_samples: list[int]
+    repeats: list[int]
+
+    @classmethod
+    def of(cls, lines: list[str]) -> Listing:
+        """List each line once."""
+        fields = [line.rsplit("\t", 1) for line in lines]
+        names, counts = [str(Path(name)) for name, _ in fields], [int(count) for _, count in fields]
+        return cls(lines=lines, names=names, num_samples=counts, repeats=[1] * len(lines))
+
+    def balance_speakers(self, speakers: dict[str, str], power: float) -> None:
+        """Repeat the lines of speakers who have less audio than others; the power 1 makes all equal."""
+        from daisy import audio
+
+        unknown = [name for name in self.names if name not in speakers]
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UsageError(f"no speaker is given for {unknown[0]}{more}")
+        self.repeats = audio.count_repeats(self.num_samples, [speakers[name] for name in self.names], power)
+
+    def weigh(self, weights: dict[str, float], sample_rate: int) -> list[SetShare]:
+        """Repeat the lines of sets by their weights, and measure how long each set is then heard."""
+        from daisy import audio
+
+        sets = audio.find_sets(self.names, list(weights))
+        self.repeats = audio.weigh_sets(self.repeats, sets, weights)
+        return audio.measure_shares(self.num_samples, self.repeats, sets, weights, sample_rate)
+
+    def repeat_lines(self) -> list[str]:
+        """Return the manifest's lines."""
+        return [line for line, times in zip(self.lines, self.repeats, strict=True) for _ in range(times)]
+
+
+def _note_weights(out: Path, shares: list[SetShare], settings: dict[str, float | str | None]) -> None:
+    """Note beside a manifest how its recordings were weighted; of one without weights only where an old note lies."""
+    from daisy import _files
+
+    path = out.with_suffix(".weights.json")
+    if settings["balance"] or any(share.folder for share in shares) or path.is_file():
+        notes = {"manifest": out.name, "digest": _files.digest(out), **settings}
+        _files.write_json(path, {"format_version": FORMAT_VERSION, **notes, "sets": [s.to_dict() for s in shares]})

@@ -37,10 +37,10 @@ class ExitObjective(nn.Module):
         num_layers: L.
         width: of the states, D.
         num_units: K.
-        layers: whose losses train the network, 1 to L.
+        layers: whose losses train the network, 1 to L each, in any order.
 
     Raises:
-        UsageError: on a layer that there is not.
+        UsageError: on a layer that there is not, or one that is named twice.
 
     Example:
         >>> import torch
@@ -56,7 +56,9 @@ class ExitObjective(nn.Module):
         super().__init__()
         if wrong := [layer for layer in layers if not 1 <= layer <= num_layers]:
             raise UsageError(f"exit_layers must be 1 to {num_layers}, found {wrong}")
-        self.layers = frozenset(layers)
+        if len(set(layers)) < len(layers):
+            raise UsageError(f"exit_layers must name a layer once, found {list(layers)}")
+        self.layers = tuple(layers)
         self.heads = ExitHeads(HeadsConfig(num_layers=num_layers, width=width, num_units=num_units))
 
     def start_from(self, heads: ExitHeads) -> None:

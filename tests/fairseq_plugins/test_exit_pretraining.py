@@ -54,7 +54,7 @@ def make_criterion(**changes):
     from fairseq_plugins.pretraining_criterion import DaisyExitPretraining
 
     weights = {"pred_masked_weight": 1.0, "pred_nomask_weight": 0.5, "exit_weight": 2.0, "feature_weight": 0.0}
-    return DaisyExitPretraining(None, **{**weights, **changes})
+    return DaisyExitPretraining(None, **{"exit_layer_weights": [], **weights, **changes})
 
 
 def run(model, sample):
@@ -143,6 +143,14 @@ def test_the_whole_loss_is_the_weighted_sum_of_its_parts():
     masked_only, counted, _ = compute(pred_nomask_weight=0.0, exit_weight=0.0)
     assert counted == logging["final_masked_counted"] > 0
     assert float(masked_only) == pytest.approx(logging["final_masked"], rel=1e-6)
+    weighted, _, _ = compute(exit_layer_weights=[3.0, 0.25], exit_weight=1.0)
+    more = [
+        (weight - 1) * (exits.masked[layer - 1].loss.sum() + 0.5 * exits.unmasked[layer - 1].loss.sum())
+        for layer, weight in ((2, 3.0), (4, 0.25))
+    ]
+    assert float(weighted) == pytest.approx(own + float(of_layers + sum(more)) / NUM_LAYERS, rel=1e-5)
+    assert float(compute(exit_weight=0.0, feature_weight=10.0)[0]) == pytest.approx(own, rel=1e-6)  # they are frozen
+    model.feature_grad_mult = 0.1
     features, counted, _ = compute(exit_weight=0.0, feature_weight=10.0)
     penalty = 10.0 * float(run(model, sample)["features_pen"]) * counted
     assert float(features) == pytest.approx(own + penalty, rel=1e-5)
@@ -150,9 +158,56 @@ def test_the_whole_loss_is_the_weighted_sum_of_its_parts():
         compute(pred_masked_weight=0.0, pred_nomask_weight=0.0)
 
 
-def test_a_network_without_exit_heads_is_refused():
+def test_exit_heads_and_criterion_go_together():
+    from fairseq.criterions.hubert_criterion import HubertCriterion
+
+    plain = make_model(exit_heads=False, exit_layers=[])
     with pytest.raises(UsageError, match="give model.exit_heads=true"):
-        make_criterion()(make_model(exit_heads=False, exit_layers=[]), make_sample())
+        make_criterion()(plain, make_sample())
+    stock = HubertCriterion(None, 1.0, 0.0, loss_weights=[10.0])
+    assert float(stock(plain, make_sample())[0]) > 0
+    with pytest.raises(UsageError, match="give criterion._name=daisy_exit_pretraining"):
+        stock(make_model(), make_sample())
+    with pytest.raises(UsageError, match="exit_layers are of exit heads"):
+        make_model(exit_heads=False)
+
+
+def test_the_stock_criterion_counts_the_front_end_where_it_learns():
+    from fairseq.criterions.hubert_criterion import HubertCriterion
+
+    for multiplier, is_counted in ((0.0, False), (0.1, True)):
+        model = make_model(exit_heads=False, exit_layers=[], feature_grad_mult=multiplier).eval()
+        _, _, logging = HubertCriterion(None, 1.0, 0.0, loss_weights=[10.0])(model, make_sample())
+        assert ("loss_features_pen" in logging) == is_counted
+
+
+@pytest.mark.parametrize(
+    ("weights", "layers", "message"),
+    [
+        ([1.0], [2, 4], r"exit_layer_weights has 1 numbers, and model.exit_layers 2: give a weight for each"),
+        ([1.0, 0.0], [2, 4], r"exit_layer_weights must be above 0, found \[1.0, 0.0\]"),
+        ([1.0, 1.0], [2, 2], r"exit_layers must name a layer once, found \[2, 2\]"),
+    ],
+)
+def test_weights_of_layers_that_cannot_be_met_are_refused(weights, layers, message):
+    with pytest.raises(UsageError, match=message):
+        make_criterion(exit_layer_weights=weights)(make_model(exit_layers=layers), make_sample())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_in_half_precision_are_those_of_float32(dtype):
+    """Sums of losses stay in float32 whatever the network is in."""
+    model, sample = make_model().eval(), make_sample()
+    losses = {}
+    for precision in (torch.float32, dtype):
+        numpy.random.seed(0)
+        sample["net_input"]["source"] = sample["net_input"]["source"].to(precision)
+        loss, _, _ = make_criterion()(model.to(precision), sample)
+        loss.backward()
+        losses[precision] = float(loss)
+        assert loss.dtype == torch.float32
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
 def test_some_utterances_are_heard_whole():
@@ -189,11 +244,84 @@ def test_heads_that_predict_as_many_units_are_taken_over():
     assert model.exits.heads.units[3].weight.eq(1).all()
 
 
-TINY = (
-    *(f"model.{name}={value!r}" for name, value in SHAPE.items() if not name.startswith("conv_pos")),
+TINY_NETWORK = (
+    *(f"model.{name}={value!r}" for name, value in SHAPE.items() if name.split("_")[0] in ("encoder", "final")),
+    f"model.conv_feature_layers={SHAPE['conv_feature_layers']!r}",
     "+model.conv_pos=16",
     "+model.conv_pos_groups=4",
 )
+
+
+def compose(name, *overrides):
+    """A configuration as fairseq-hydra-train would have it."""
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra.experimental import compose, initialize_config_dir
+
+    hydra_init(name)
+    with initialize_config_dir(config_dir=str(ROOT / "fairseq_plugins" / "config")):
+        return compose(name, overrides=["task.data=data", "task.label_dir=units", *overrides])
+
+
+def build(cfg, num_units, device="meta"):
+    """The model of a configuration; on "meta" it takes neither memory nor time for weights."""
+    from fairseq.data import Dictionary
+    from fairseq.dataclass.utils import merge_with_parent
+    from fairseq.tasks import setup_task
+    from omegaconf import OmegaConf
+
+    from fairseq_plugins.pretraining_model import DaisyPretrainingHubert, DaisyPretrainingHubertConfig
+
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    task = setup_task(cfg.task)
+    dictionary = Dictionary()
+    for unit in range(num_units):
+        dictionary.add_symbol(str(unit))
+    task.state.merge_state_dict({"dictionaries": [dictionary]})
+    with torch.device(device), pytest.MonkeyPatch.context() as patch:
+        if device == "meta":
+            patch.setattr("fairseq.models.wav2vec.wav2vec2.init_bert_params", lambda module: None)
+        return DaisyPretrainingHubert.build_model(merge_with_parent(DaisyPretrainingHubertConfig(), cfg.model), task)
+
+
+def count(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "heads", "updates"),
+    [
+        ("hubert_mini_exits", 10.5, 1.6, 1700),
+        ("hubert_small_exits", 23.9, 2.3, 400000),
+        ("hubert_base_exits", 94.7, 4.7, 400000),
+    ],
+)
+def test_configurations_have_the_size_that_they_state(name, millions, heads, updates):
+    cfg = compose(name)
+    assert cfg.optimization.max_update == updates
+    cfg.optimization.max_update = 7
+    assert cfg.lr_scheduler.total_num_update == 7  # it falls to 0 at the end of whatever is asked for
+    assert cfg.criterion._name == "daisy_exit_pretraining"
+    model = build(cfg, 500)
+    in_heads = count(model.exits.parameters())
+    assert [round(number / 1e6, 1) for number in (count(model.parameters()) - in_heads, in_heads)] == [millions, heads]
+    stated = (ROOT / "fairseq_plugins" / "config" / f"{name}.yaml").read_text()
+    assert f"{millions} M parameters" in stated
+    assert f"{heads} M parameters in the heads of 500 units" in stated
+    assert model.exits.layers == tuple(range(1, 13))
+
+
+def test_a_front_end_learns_unless_there_is_a_warm_start(tmp_path):
+    """Whatever the size: it is all that the configurations leave open."""
+    daisy.save(tiny_model(POST_NORM, num_units=NUM_UNITS), tmp_path / "start.safetensors")
+    cfg = compose("hubert_small_exits", "model.exit_layers=[4]", *TINY_NETWORK)
+    for start, multiplier in (("", 0.1), (str(tmp_path / "start.safetensors"), 0.0)):
+        cfg.model.warm_start = start
+        model = build(cfg, NUM_UNITS - 4, "cpu")
+        assert model.feature_grad_mult == multiplier
+        assert all(p.requires_grad == (multiplier > 0) for p in model.feature_extractor.parameters())
+    assert cfg.criterion.feature_weight == 10.0  # where it learns
+    cfg.model.feature_grad_mult = 0.5
+    assert build(cfg, NUM_UNITS - 4, "cpu").feature_grad_mult == 0.5
 
 
 def test_pretrain_with_exits_resume_and_convert(corpus, programs, tmp_path):
@@ -209,7 +337,7 @@ def test_pretrain_with_exits_resume_and_convert(corpus, programs, tmp_path):
             "dataset.max_tokens=40000", f"optimization.max_update={updates}", "lr_scheduler.total_num_update=100",
             "lr_scheduler.warmup_updates=0", "dataset.validate_interval_updates=2", "common.log_interval=1",
             "checkpoint.save_interval_updates=2", f"model.warm_start={tmp_path / 'start.safetensors'}",
-            "model.exit_layers=[1,2,3,4]", *TINY,
+            "model.exit_layers=[1,2,3,4]", "criterion.exit_layer_weights=[1,1,0.5,2]", *TINY_NETWORK,
         )  # fmt: skip
 
     pretrain(2)

@@ -1,0 +1,85 @@
+"""pretrain.sh from a teacher to a network with exits, and what it refuses."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+
+import daisy
+from daisy.checkpoints.converters import convert
+from tests.conftest import POST_NORM, tiny_model
+from tests.fairseq_plugins.conftest import ROOT, command, refuse
+from tests.fairseq_plugins.test_exit_pretraining import NUM_LAYERS, TINY_NETWORK
+
+SCRIPT = ROOT / "fairseq_plugins" / "pretrain.sh"
+
+
+def call(programs, manifests, out, *options, **settings):
+    variables = [f"{name}={value}" for name, value in settings.items()]
+    return "env", f"PATH={programs}:/usr/bin:/bin", *variables, SCRIPT, manifests, out, *options
+
+
+def read_model_settings(out, iteration):
+    path = out / f"run{iteration}" / "checkpoints" / "checkpoint_last.pt"
+    return torch.load(path, weights_only=False)["cfg"]["model"]
+
+
+def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
+    """Nothing but the units is the teacher's; a second iteration goes on from what came out."""
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "out"
+    daisy.save(tiny_model(POST_NORM), teacher)
+    options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY_NETWORK)
+    options = (*options, "model.exit_layers=[1,2,3,4]", "criterion.exit_layer_weights=[1,1,1,2]")
+    settings = {"TEACHER": teacher, "TEACHER_LAYER": 2, "UNITS": "5 6", "LAYER": 3, "UPDATES": "1 1", "EXITS": "last"}
+    command(*call(programs, corpus / "data", out, *options, **settings))
+    first, second = (read_model_settings(out, iteration) for iteration in (1, 2))
+    assert (first["exit_layers"], second["exit_layers"]) == ([], [1, 2, 3, 4])
+    assert (first["warm_start"], first["feature_grad_mult"]) == ("", 0.1)
+    assert (second["warm_start"], second["feature_grad_mult"]) == (str(out / "start2.safetensors"), 0.1)
+    labels = json.loads((out / "units1" / "labels.json").read_text())
+    assert (labels["clusters"], labels["source"].rpartition(":")[2]) == (5, "2")
+
+    model = daisy.load(out / "exits.safetensors")
+    assert (model.heads.config.num_layers, model.heads.config.num_units) == (NUM_LAYERS, 10)
+    before = daisy.load(out / "iteration1.safetensors").heads
+    assert not torch.equal(before.units[0].weight[:4], model.heads.units[0].weight[:4])
+    stock = convert(out / "hubert.pt", allow_pickle=True)
+    assert stock.heads is None
+    assert stock.final_head.num_units == 10
+    policy = json.loads((out / "exits.json").read_text())
+    assert policy["target"]["depth"] == 0.6
+    wav = corpus / "wav" / "valid0.wav"
+    printed = command(
+        programs / "daisy", "extract", wav, "--checkpoint", out / "exits.safetensors", "--policy", out / "exits.json",
+        "--out", tmp_path / "features",
+    )  # fmt: skip
+    assert "1 recordings" in printed
+    changed = {**settings, "TEACHER_LAYER": 3}
+    assert "iteration 1 was run with other settings" in refuse(
+        *call(programs, corpus / "data", out, *options, **changed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "from nothing: give UPDATES"),
+        ({"TEACHER_LAYER": "9"}, "TEACHER_LAYER=9 is of a TEACHER: give one"),
+        ({"UPDATES": "2", "EXITS": "none"}, "EXITS=none: must be all or last"),
+        ({"UPDATES": "2", "CONFIG": "hubert_huge"}, "CONFIG=hubert_huge: no such file in"),
+        ({"CONFIG": "hubert_base_exits", "WARM_START": __file__}, "hubert_base_exits: give UPDATES"),
+        ({"WARM_START": "/gone.pt"}, "/gone.pt: no such checkpoint"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(corpus, programs, tmp_path, settings, message):
+    done = subprocess.run(
+        [*map(str, call(programs, corpus / "data", tmp_path / "out", **settings))],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in settings},
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list((tmp_path / "out").iterdir())
