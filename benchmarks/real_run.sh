@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The real run, start to end: a small HuBERT pre-trained in three iterations, heads trained on it by both of fairseq's
-# commands, the better kind shipped as daisy-mini, the test sets extracted clean and noisy, and every figure measured.
-# Hours on two cores. A stopped run goes on where it ended. Needs the shared recordings and model (../shared, or
-# DAISY_SHARED).
+# The real run, start to end: a small HuBERT is pre-trained with exits on units of Whisper, variants of that training are
+# compared, heads are trained on it by both of fairseq's commands, it is shipped as daisy-mini, the test sets are extracted
+# clean and noisy, and every figure is measured. A day on two cores. A stopped run goes on where it ended. Needs the shared
+# recordings and model (../shared, or DAISY_SHARED), and the teacher: TEACHER, a folder or a name as `daisy labels` takes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shared=$(realpath "${DAISY_SHARED:-../shared}")
 data=$shared/data
+teacher=${TEACHER:-openai/whisper-base}
 export PATH=$PWD/.venv/bin:$PATH
 bin=$PWD/.venv/bin
 runs=$PWD/runs
 export OMP_NUM_THREADS=1
-mkdir -p "$runs/data" "$runs/balanced"
+mkdir -p "$runs/data" "$runs/weighted"
 
 measure() { # SCRIPT [options]: a module of benchmarks, found from the root of the repository
     local script=$1
@@ -23,20 +24,26 @@ manifest() { # NAME FOLDER... [options]
     shift
     [ -f "$runs/$name.tsv" ] || "$bin/daisy" manifest "$@" --root "$data" --out "$runs/$name.tsv"
 }
-[ -f "$runs/speakers.csv" ] || measure training.speakers "$runs/speakers.csv"
+# Heads, and what is fitted on states, learn from the first three sets; the network from all.
 manifest data/train "$data"/{librispeech,commands,keywords}/train
 manifest data/valid "$data"/{librispeech,commands,keywords}/dev
 manifest data/noise "$data/noise/train"
-manifest balanced/train "$data"/{librispeech,commands,keywords}/train --speakers "$runs/speakers.csv" --balance 0.5
-cp "$runs"/data/{valid,noise}.tsv "$runs/balanced/"
+texts=(an4 commands keywords librispeech robotutor speechocean762)
+more=(librispeech_more librivox_french speech_commands)
+manifest weighted/train $(printf "$data/%s/train " "${texts[@]}" "${more[@]}") --weight keywords=4 --weight commands=2 \
+    --weight librispeech=2
+manifest weighted/valid $(printf "$data/%s/dev " "${texts[@]}")
+cp "$runs/data/noise.tsv" "$runs/weighted/"
 [ -f "$runs/hubert_mini.safetensors" ] ||
     "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
 
-CONFIG=hubert_mini_pretraining WARM_START=$shared/models/hubert_mini.pt PROCESSES=2 UPDATES="400 1700 1400" \
-    fairseq_plugins/pretrain.sh "$runs/balanced" "$runs/pretrain" common.cpu=true lr_scheduler.warmup_updates=60
-hubert=$runs/pretrain/iteration3.safetensors
+TEACHER=$teacher TEACHER_LAYER=4 UNITS=200 WARM_START=$runs/hubert_mini.safetensors CONFIG=hubert_mini_exits UPDATES=4500 \
+    fairseq_plugins/pretrain.sh "$runs/weighted" "$runs/pretrain" common.cpu=true dataset.max_tokens=768000 \
+    task.noise_prob=0.55 lr_scheduler.warmup_updates=100
+hubert=$runs/pretrain/exits.safetensors
+measure training.exit_variants "$runs" --teacher "$teacher"
 
-# Heads on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
+# Other heads for the same network: on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
 clean() {
     "$bin/fairseq-train" "$runs/data" --user-dir fairseq_plugins --task hubert_pretraining --labels '[]' --label-rate 50 \
         --max-sample-size 250000 --min-sample-size 4000 --pad-audio --cpu --seed 1 \
@@ -60,22 +67,18 @@ wait %1
 wait %2
 
 export OMP_NUM_THREADS=2
-networks=(hubert_mini=runs/hubert_mini.safetensors)
-for number in 1 2 3; do networks+=("iteration$number=runs/pretrain/iteration$number.safetensors"); done
-kinds=(clean=runs/clean.safetensors denoising=runs/denoising.safetensors)
-measure training.pretraining "${networks[@]}" --own iteration1=mfcc iteration2=iteration2 iteration3=iteration3 \
-    --units mfcc=runs/balanced,runs/pretrain/units1 iteration2=runs/balanced,runs/pretrain/units2 \
-    iteration3=runs/balanced,runs/pretrain/units3
+measure training.ship "$hubert"
+networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
+measure training.exits "${networks[@]:1}"
 measure training.probes "${networks[@]}"
-measure training.units "${networks[@]:1:2}" --layers 6 9 12 --centre
-measure training.units "${networks[@]:0:3}" --layers 6 9 12 --centre --digits
-measure training.ablations runs
-measure training.heads "${kinds[@]}"
-measure training.ship runs/denoising.safetensors
+measure training.units "${networks[@]}" --layers 6 9 12 --centre
+measure training.units "${networks[@]}" --layers 6 9 12 --centre --digits
+measure training.heads joint=daisy-mini clean=runs/clean.safetensors denoising=runs/denoising.safetensors
 measure speed.s3prl_cache
 measure parity
 measure policies.forecasts daisy-mini
 measure policies.policies daisy-mini
+measure policies.ideas daisy-mini
 measure policies.noise_curve daisy-mini
 measure policies.guarantee daisy-mini
 
@@ -88,18 +91,14 @@ measure policies.extraction runs/features
 
 export OMP_NUM_THREADS=1
 minisuperb() { measure minisuperb.run daisy-mini --jobs 2 "$@"; }
-depths=(never {plateau,fixed,random}-{80,60,40} daisy_window-60 fbank)
-minisuperb --tasks ks sid ic --upstreams "${depths[@]}" --seeds 0 1 2
-minisuperb --tasks asr se ss --upstreams "${depths[@]}"
-minisuperb --tasks ks sid se ss --upstreams hubert
-minisuperb --tasks ks sid --upstreams plateau-60@random-60 --seeds 0 1 2
-minisuperb --tasks ks sid --upstreams never {plateau,fixed,random}-60 fixed-80 plateau-60@random-60 --seeds 0 1 2 --data noisy
+minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2
+minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2 --data noisy
+minisuperb --tasks ks sid --upstreams {forecast,fixed,random}-{80,40} --seeds 0 1 2
 for data in small noisy; do
-    minisuperb --tasks ks --upstreams never {plateau,fixed,random}-60 --featurizer stock --seeds 0 1 2 --data $data
-    minisuperb --tasks ks --upstreams {plateau,random}-60 --featurizer dynamic-s --seeds 0 1 2 --data $data
-    minisuperb --tasks ks --policy forecast --upstreams forecast-60 --seeds 0 1 2 --data $data
+    minisuperb --tasks ks sid --upstreams forecast-60@random-60 --seeds 0 1 2 --data $data
 done
-minisuperb --table --time --upstreams never {plateau,fixed,random}-60 hubert fbank
+minisuperb --tasks ks sid --upstreams hubert
+minisuperb --table --time --upstreams never {forecast,fixed,random}-60 hubert fbank
 
 measure speed.latency
 measure speed.speed
