@@ -1,4 +1,4 @@
-"""Tables of the README and docs/policies.md about exits: noise_curve.json, policies.json, guarantee.json and others."""
+"""Tables of the README and docs/policies.md about exits: noise_curve.json, policies.json, ideas.json and others."""
 
 from __future__ import annotations
 
@@ -118,6 +118,52 @@ def render_regimes() -> str:
     return render_result(result, header, lines)
 
 
+def render_headroom() -> str:
+    """Render how much above the static cut, and above chance of its own histogram, hindsight is at each depth."""
+    result = read_result("ideas")
+    rows = {(row["learnt"], row["target_depth"]): row for row in result["rows"] if row["idea"] == "hindsight"}
+    header = ["depth"]
+    for units in ("full model's units", "clean audio's units"):
+        header += [f"{units}: static cut", "hindsight", "above the static cut", "above chance", "layers by noise"]
+    lines = []
+    for target in dict.fromkeys(target for _, target in rows):
+        line = [f"{target:.0%}"]
+        for learnt, prefix in (("same input", ""), ("clean recording", "clean_")):
+            row = rows[learnt, target]
+            line += [f"{row[f'{prefix}{name}']:.3f}" for name in ("static", "agreement")]
+            line += [f"{row[f'{prefix}over_{other}']:+.3f}" for other in ("static", "random")]
+            line.append(_list_layers(row))
+        lines.append(line)
+    return render_result(result, header, lines)
+
+
+def render_ideas(target: float) -> str:
+    """Render what each idea gains at one depth, in the full model's and in the clean audio's units."""
+    result = read_result("ideas")
+    header = [
+        "idea", "learns", "full model's units", "above the static cut", "above chance",
+        "clean audio's units", "above the static cut", "above chance", "layers by noise", "Spearman, worst kind",
+    ]  # fmt: skip
+    lines = []
+    for row in (row for row in result["rows"] if row["target_depth"] == target):
+        line = [row["idea"], row["learnt"]]
+        for prefix in ("", "clean_"):
+            line.append(f"{row[f'{prefix}agreement']:.3f}")
+            line += [_format_over(row, f"{prefix}over_{other}") for other in ("static", "random")]
+        known = [row[name] for name in row if name.startswith("spearman") and row[name] is not None]
+        lines.append([*line, _list_layers(row), f"{max(known):.1f}" if known else ""])
+    return render_result(result, header, lines)
+
+
+def _format_over(row: Row, name: str) -> str:
+    return f"{row[name]:+.3f} ({row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f})"
+
+
+def _list_layers(row: Row) -> str:
+    """List the mean exit layers, clean first, the loudest noise last."""
+    return ", ".join(f"{row[name]:.1f}" for name in row if name.startswith("layers"))
+
+
 def render_guarantee() -> str:
     """Render the share of splits whose test risk was above the target, and the depth that was bought."""
     result = read_result("guarantee")
@@ -175,6 +221,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "default_policy": render_default_policy,
     "forecasts": render_forecasts,
     "regimes": render_regimes,
+    "headroom": render_headroom,
+    "ideas": partial(render_ideas, 0.6),
     "guarantee": render_guarantee,
     "windows": render_windows,
     "decisions": render_decisions,

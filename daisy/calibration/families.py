@@ -32,6 +32,8 @@ CALIBRATED_FAMILIES = tuple(name for name in FAMILIES if name != "oracle")
 """Those that can decide for new recordings; the oracle is told what only a full run knows."""
 FULL_MODEL_FAMILIES = ("forecast", "agreement")
 """Those that learn from the full model's units: the checkpoint must hold HuBERT's own prediction head."""
+MEAN_LOSSES = {"mean_disagreement": ("disagreement", "clean_disagreement")}
+"""Losses that may be learnt beside the traces' own: means of those."""
 
 
 class PolicyFamily(NamedTuple):
@@ -54,7 +56,7 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     Args:
         name: of `FAMILIES`, or one of the traces' scores, for a threshold on it.
         traces: full runs on unlabelled audio.
-        loss: what ``forecast`` predicts and ``agreement`` holds, one of the traces' losses.
+        loss: what ``forecast`` predicts and ``agreement`` holds: one of the traces' losses, or of `MEAN_LOSSES`.
         settings: the policy's other settings.
 
     Returns:
@@ -97,6 +99,8 @@ def _scores(traces: Traces, name: str, policy: str) -> Tensor:
         return traces.scores[name]
     if name in traces.losses:
         return traces.losses[name]
+    if name in MEAN_LOSSES:
+        return torch.stack([_scores(traces, part, policy) for part in MEAN_LOSSES[name]]).mean(0)
     raise PolicyError(f"policy {policy} needs {name}; the traces have {', '.join((*traces.scores, *traces.losses))}")
 
 

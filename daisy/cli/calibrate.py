@@ -10,7 +10,7 @@ import typer
 
 from daisy.cli.console import end_with_failures, say, warn, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import FullRuns, name_full_runs
-from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, choose_goal
+from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, Units, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -43,6 +43,14 @@ PolicyFile = Annotated[Path, typer.Option("--out", "-o", help="The policy file t
 PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy to set.")]
 MeanDepth = Annotated[float | None, typer.Option(help="Mean executed share of the layers to come to, such as 0.6.")]
 InTime = Annotated[bool, typer.Option("--time", help="Count --depth in measured time, not in layers.")]
+KeptUnits = Annotated[
+    Units,
+    typer.Option(
+        "--units",
+        help="The full model's units that forecast or agreement learns to keep: on the same input, those of the clean "
+        "recording, or both. Under noise the clean ones are soon lost, and leaving early is right for them.",
+    ),
+]
 Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]
 Delta = Annotated[float, typer.Option(help="How probable it may be that the risk is missed.")]
 Method = Annotated[
@@ -74,6 +82,7 @@ def command(
     policy: PolicyName = DEFAULT_POLICY,
     depth: MeanDepth = None,
     time: InTime = False,
+    units: KeptUnits = "same",
     risk: Risk = None,
     delta: Delta = 0.1,
     method: Method = "betting",
@@ -101,8 +110,10 @@ def command(
     from daisy.audio.conditions import make_conditions
     from daisy.calibration.trace_conditions import read_noises, read_speech
 
-    goal = choose_goal(depth=depth, in_time=time, risk=risk, delta=delta, method=method, loss=of, ceiling=ceiling)
-    _check_policy(policy)
+    goal = choose_goal(
+        depth=depth, in_time=time, units=units, risk=risk, delta=delta, method=method, loss=of, ceiling=ceiling
+    )
+    _check_policy(policy, units)
     if full_runs is not None and os.path.realpath(full_runs) == os.path.realpath(out):
         raise UsageError(f"--full-runs {full_runs}: is the policy file too: give it a file of its own")
     model = checkpoints.load(checkpoint, device=check_device(device))
@@ -143,11 +154,15 @@ def command(
     end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))
 
 
-def _check_policy(policy: str) -> None:
-    from daisy.calibration.families import CALIBRATED_FAMILIES
+def _check_policy(policy: str, units: Units) -> None:
+    from daisy.calibration.families import CALIBRATED_FAMILIES, FULL_MODEL_FAMILIES
 
     if policy not in CALIBRATED_FAMILIES:
         raise UsageError(unknown_name("policy to calibrate", policy, CALIBRATED_FAMILIES))
+    if units != "same" and policy not in FULL_MODEL_FAMILIES:
+        raise UsageError(
+            f"--units goes with policies that learn units ({', '.join(FULL_MODEL_FAMILIES)}), not {policy}"
+        )
 
 
 def _check_final_head(model: Model, checkpoint: str, policy: str, goal: DepthGoal | RiskGoal) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from daisy.errors import UsageError
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
     from daisy.calibration.traces import Traces
     from daisy.policies import Policy
+
+Units = Literal["same", "clean", "both"]
+"""The full model's, on the same input, on the clean recording, or a mean of the two."""
+UNITS: dict[Units, str] = {"same": "disagreement", "clean": "clean_disagreement", "both": "mean_disagreement"}
+"""As losses (`daisy.calibration.fit_family`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class DepthGoal:
 
     depth: float
     in_time: bool
+    units: Units = "same"
+    """Whose units a policy that learns them is to keep."""
 
     def check(self, num_speakers: int) -> None:
         """Refuse what is no depth.
@@ -49,12 +56,13 @@ class DepthGoal:
         """Set a policy on full runs."""
         from daisy.calibration.depth import calibrate_depth
 
-        setting = calibrate_depth(policy, traces, self.depth)
+        setting = calibrate_depth(policy, traces, self.depth, UNITS[self.units])
         return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the policy file says of it."""
-        return {"depth": self.depth, "of": "time" if self.in_time else "layers"}
+        goal = {"depth": self.depth, "of": "time" if self.in_time else "layers"}
+        return goal if self.units == "same" else {**goal, "units": self.units}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,15 @@ class RiskGoal:
 
 
 def choose_goal(
-    *, depth: float | None, in_time: bool, risk: float | None, delta: float, method: str, loss: str, ceiling: float
+    *,
+    depth: float | None,
+    in_time: bool,
+    units: Units,
+    risk: float | None,
+    delta: float,
+    method: str,
+    loss: str,
+    ceiling: float,
 ) -> DepthGoal | RiskGoal:
     """Make the goal that the options ask for.
 
@@ -118,8 +134,8 @@ def choose_goal(
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")
     if depth is not None:
-        return DepthGoal(depth=depth, in_time=in_time)
-    if in_time:
-        raise UsageError("--time goes with --depth")
+        return DepthGoal(depth=depth, in_time=in_time, units=units)
+    if in_time or units != "same":
+        raise UsageError(f"{'--time' if in_time else '--units'} goes with --depth")
     assert risk is not None
     return RiskGoal(risk=risk, delta=delta, method=method, loss=loss, ceiling=ceiling if loss == "kl_nats" else 1.0)

@@ -72,6 +72,36 @@ def test_looking_ahead_learns_what_there_is_to_gain(traces):
     assert torch.equal(policy.exit_layers(table.scores), torch.where(early, 6, 10))
 
 
+@pytest.mark.parametrize(("loss", "stays"), [("disagreement", 0), ("clean_disagreement", 1), ("mean_disagreement", 2)])
+def test_forecast_keeps_the_units_it_is_asked_for(loss, stays):
+    """Three kinds of audio, of which one loss falls most, the other, or both by a little less: all at layer 10."""
+    kind = torch.arange(240) % 3
+    layers = torch.arange(1, LAYERS + 1)
+    falls = {"disagreement": torch.tensor([1.0, 0.0, 0.8]), "clean_disagreement": torch.tensor([0.0, 1.0, 0.8])}
+    generator = torch.Generator().manual_seed(0)
+    hints = {
+        name: (kind == of)[:, None] + 0.05 * torch.rand(240, LAYERS, generator=generator)
+        for name, of in (("entropy", 0), ("confidence", 1))
+    }
+    table = Traces(
+        utterances=tuple(map(str, range(240))),
+        groups=tuple(map(str, range(240))),
+        conditions=("all",) * 240,
+        scores=hints,
+        losses={name: 1 - fall[kind][:, None] * (layers >= 10) for name, fall in falls.items()},
+        weights=torch.ones(240),
+        costs=layers.float(),
+        layers=tuple(range(1, LAYERS + 1)),
+    )
+    policy = calibrate_depth("forecast", table, (10 + 1 + 1) / 3 / LAYERS, loss).policy
+    assert torch.equal(policy.exit_layers(table.scores), torch.where(kind == stays, 10, 1))
+
+
+def test_a_mean_of_losses_needs_both(traces):
+    with pytest.raises(PolicyError, match="forecast needs clean_disagreement; the traces have"):
+        fit_family("forecast", traces, "mean_disagreement")
+
+
 def test_gains_are_foretold_from_what_was_executed_only(traces):
     policy = calibrate_depth("forecast", traces, 0.5).policy
     executed = {name: values[:5, :4] for name, values in traces.scores.items()}

@@ -110,6 +110,21 @@ def test_a_stride_is_part_of_the_policy(place):
     assert sum(exits) / 24 == pytest.approx(attained)
 
 
+def test_whose_units_a_forecast_keeps_is_in_the_file(place):
+    call = ("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.5", "-p", "forecast", *SPEAKERS)
+    call += ("--snr", "clean,0", "--noise", "rain", "--full-runs", "units.runs")
+    contents = {}
+    for units in ("same", "clean", "both"):
+        done = run(*call, "--units", units, "-o", f"{units}.json", cwd=place)
+        assert done.returncode == 0, done.stderr
+        contents[units] = json.loads((place / f"{units}.json").read_text())
+    assert [content["target"].get("units") for content in contents.values()] == [None, "clean", "both"]
+    gains = [numpy.array(content["policy"]["intercepts"][0]) for content in contents.values()]
+    assert not numpy.allclose(gains[0], gains[1], atol=0.01)
+    # Each is the mean gain less weights of scores, which are linear in what is learnt.
+    numpy.testing.assert_allclose(gains[2], (gains[0] + gains[1]) / 2, atol=1e-6)
+
+
 def test_a_risk_that_cannot_be_certified_gives_never(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.01", "-o", "n.json", *SPEAKERS)
     done = run(*call, cwd=place)
@@ -145,6 +160,11 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
             ("calibrate", "speech", "-o", "x.json", "--depth", "0.5", "-p", "never"),
             "unknown policy to calibrate 'never'",
         ),
+        (
+            ("calibrate", "speech", "-o", "x.json", "--depth", "0.5", "--units", "both"),
+            "--units goes with policies that learn units (forecast, agreement), not plateau",
+        ),
+        (("calibrate", "speech", "-o", "x.json", "--risk", "0.1", "--units", "clean"), "--units goes with --depth"),
         (("calibrate", "rain", "-o", "x.json", "--risk", "0.1"), "at least 4 speakers, found 1"),
         (("calibrate", "rain", "-o", "x.json", "--depth", "0.5", *SPEAKERS), "names no speaker of"),
         (("noise-curve", "speech", "-o", "x", "--snr", "5"), "signal-to-noise ratios without noise"),

@@ -1,0 +1,219 @@
+"""Full runs with more in them than policies read today: what `benchmarks.policies.ideas` learns and judges from.
+
+Beside the scores and losses of `daisy.calibration.trace` there are scores at other time scales, and the mean and
+standard deviation over time of every layer's states, layer 0's too. Runs are kept in runs/ideas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn import functional as F
+
+import daisy
+from benchmarks.shared.recordings import SAMPLE_RATE, TRAINING_SETS, Utterance, read_noises, read_utterances
+from benchmarks.shared.script import RUNS
+from daisy import _files, audio, calibration, checkpoints
+from daisy.audio.conditions import GENERATED, Condition, apply_condition, make_conditions
+from daisy.calibration.traces import Traces
+from daisy.checkpoints import Model
+from daisy.encoder import EarlyExitEncoder
+from daisy.models.heads import mean_and_std
+from daisy.models.packing import PackedLayout
+from daisy.policies import Never
+from daisy.policies.scores import HeadOutputs, available_scores
+
+MORE_SETS = ("an4", "speechocean762")
+"""With named speakers and three splits."""
+SETS = {
+    "dev": (*TRAINING_SETS, *MORE_SETS),
+    "test": (*TRAINING_SETS, *MORE_SETS, "digits", "mboshi"),
+}
+"""Of each split."""
+LIMIT = 40
+"""Recordings of each set and split."""
+SNRS_DB = (20.0, 10.0, 0.0)
+NOISE_KINDS = ("recorded", *GENERATED)
+CONDITIONS = make_conditions(NOISE_KINDS, (None, *SNRS_DB))
+WINDOW = 25
+"""Frames, half a second."""
+BATCH_SAMPLES = 30 * SAMPLE_RATE
+CACHE = RUNS / "ideas"
+LOSSES = ("disagreement", "clean_disagreement")
+MORE_SCORES = ("entropy_worst_window", "entropy_upper_tenth", "entropy_spread", "step_nats")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """B full runs."""
+
+    traces: Traces
+    """Scores and the losses `LOSSES`, against the full model's units on the same input and on the clean recording."""
+    states: NDArray[numpy.float16]
+    """(B, L + 1, 2 D) mean and standard deviation over time of the states of layers 0 to L."""
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def select(self, rows: Sequence[int] | NDArray[numpy.int64]) -> Runs:
+        """Return some of the runs."""
+        index = numpy.asarray(rows, dtype=numpy.int64)
+        return Runs(self.traces.select(torch.from_numpy(index)), self.states[index])
+
+
+def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
+    """Load the runs of a split that were made before, or make them.
+
+    Args:
+        model: the network.
+        split: "dev", with recorded noise of the train split, or "test", with that of the test split.
+        limit: recordings of each set.
+    """
+    path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}.npz"
+    if path.is_file():
+        return _read(path)
+    utterances = read_utterances(SETS[split], split, limit)
+    bank = {"recorded": read_noises("train" if split == "dev" else "test")}
+    waveforms = [utterance.waveform for utterance in utterances]
+    loaded = daisy.load(model)
+    parts: list[Runs] = []
+    with Progress() as bar:
+        task = bar.add_task(f"{split} runs", total=len(CONDITIONS))
+        clean: list[Tensor] = []
+        for condition in CONDITIONS:
+            mixed = apply_condition(condition, waveforms, bank, 0, SAMPLE_RATE)
+            runs, units = run_layers(loaded, mixed, utterances, condition, clean)
+            clean = clean or units
+            parts.append(runs)
+            bar.advance(task)
+    joined = Runs(
+        calibration.join_traces([part.traces for part in parts]), numpy.concatenate([p.states for p in parts])
+    )
+    _write(path, joined)
+    return joined
+
+
+@torch.no_grad()
+def run_layers(
+    model: Model,
+    waveforms: Sequence[Tensor],
+    utterances: Sequence[Utterance],
+    condition: Condition,
+    reference: Sequence[Tensor] = (),
+) -> tuple[Runs, list[Tensor]]:
+    """Run every layer of recordings (N_b,) under one condition.
+
+    Args:
+        model: with exit heads. Without a prediction head of its own the last layer's exit head stands for it.
+        waveforms: what is heard.
+        utterances: the same recordings, for their names.
+        condition: its name.
+        reference: units (T_b,) of the clean recordings; those on the same input where there are none.
+
+    Returns:
+        The runs, and the full model's units (T_b,) of each.
+    """
+    num_layers, width = model.backbone.config.num_layers, model.backbone.config.width
+    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), keep="all", scores=available_scores(model.heads))
+    size = (len(waveforms), num_layers)
+    table = {name: torch.zeros(size) for name in (*encoder.score_names, *MORE_SCORES, *LOSSES)}
+    states = torch.zeros(len(waveforms), num_layers + 1, 2 * width)
+    all_units = [torch.empty(0)] * len(waveforms)
+    for indices in audio.batch_by_length([len(waveform) for waveform in waveforms], BATCH_SAMPLES):
+        layers: list[HeadOutputs] = []
+        out = encoder([waveforms[i] for i in indices], observe=layers.append)
+        layout = PackedLayout(out.num_frames)
+        states[indices] = torch.stack(
+            [mean_and_std(torch.cat([of[layer] for of in out.states]), layout) for layer in range(num_layers + 1)], 1
+        )
+        units = _full_units(model, out.states, layers[-1])
+        wanted = torch.cat([reference[i] for i in indices]) if reference else units
+        for place, outputs in enumerate(layers):
+            values = measure_time_scales(outputs, layers[place - 1] if place else None)
+            values["disagreement"] = outputs.mean((outputs.units != units).float())
+            values["clean_disagreement"] = outputs.mean((outputs.units != wanted).float())
+            for name, of_layer in values.items():
+                table[name][indices, place] = of_layer
+        for name, values in out.scores.items():
+            table[name][indices] = values
+        for index, of in zip(indices, units.split(out.num_frames.tolist()), strict=True):
+            all_units[index] = of
+    traces = Traces(
+        utterances=tuple(f"{utterance.set}/{index}" for index, utterance in enumerate(utterances)),
+        groups=tuple(utterance.speaker for utterance in utterances),
+        conditions=(condition.name,) * len(waveforms),
+        scores={name: values for name, values in table.items() if name not in LOSSES},
+        losses={name: table[name] for name in LOSSES},
+        weights=torch.ones(len(waveforms)),
+        costs=torch.arange(1, num_layers + 1).float(),
+        layers=tuple(range(1, num_layers + 1)),
+    )
+    return Runs(traces, states.half().numpy()), all_units
+
+
+def _full_units(model: Model, states: Sequence[Tensor], last: HeadOutputs) -> Tensor:
+    if model.final_head is None:
+        return last.units
+    units: Tensor = model.final_head(torch.cat([of[-1] for of in states])).argmax(-1)
+    return units
+
+
+def measure_time_scales(outputs: HeadOutputs, previous: HeadOutputs | None) -> dict[str, Tensor]:
+    """Compute `MORE_SCORES` of a layer, (B,) each, in nats.
+
+    Args:
+        outputs: of the layer.
+        previous: of the layer before; ``step_nats``, the divergence of its units from this layer's, is 0 without it.
+    """
+    log_probs = outputs.log_probs
+    entropies = -(log_probs.exp() * log_probs).sum(-1)
+    by_utterance = entropies.split(outputs.strided_layout.seqlens.tolist())
+    step = 0 * entropies
+    if previous is not None:
+        step = (log_probs.exp() * (log_probs - previous.log_probs)).sum(-1)
+    return {
+        "entropy_worst_window": torch.stack([_smooth(of).max() for of in by_utterance]),
+        "entropy_upper_tenth": torch.stack([of.quantile(0.9) for of in by_utterance]),
+        "entropy_spread": torch.stack([of.std(correction=0) for of in by_utterance]),
+        "step_nats": outputs.mean(step),
+    }
+
+
+def _smooth(values: Tensor) -> Tensor:
+    """Means of all windows of `WINDOW` frames, or of all frames where there are fewer: (T',)."""
+    return F.avg_pool1d(values[None], min(WINDOW, len(values)), 1)[0]
+
+
+def _write(path: Path, runs: Runs) -> None:
+    traces, columns = runs.traces, {**runs.traces.scores, **runs.traces.losses}
+    content: dict[str, Any] = {
+        "states": runs.states,
+        "columns": numpy.array(list(columns)),
+        "values": numpy.stack([values.numpy() for values in columns.values()]),
+        **{name: numpy.array(getattr(traces, name)) for name in ("utterances", "groups", "conditions")},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _files.write(path, lambda stream: numpy.savez(stream, **content))
+
+
+def _read(path: Path) -> Runs:
+    with numpy.load(path) as content:
+        columns = dict(zip(content["columns"].tolist(), torch.from_numpy(content["values"]), strict=True))
+        num_layers = content["values"].shape[2]
+        traces = Traces(
+            **{name: tuple(content[name].tolist()) for name in ("utterances", "groups", "conditions")},
+            scores={name: values for name, values in columns.items() if name not in LOSSES},
+            losses={name: columns[name] for name in LOSSES},
+            weights=torch.ones(len(content["utterances"])),
+            costs=torch.arange(1, num_layers + 1).float(),
+            layers=tuple(range(1, num_layers + 1)),
+        )
+        return Runs(traces, content["states"])

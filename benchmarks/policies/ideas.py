@@ -1,0 +1,191 @@
+"""Ideas for policies beside those there are, and how much there is to gain at all: exits judged by two losses.
+
+    python -m benchmarks.policies.ideas runs/exits.safetensors
+
+Losses are shares of frames whose unit is not the full model's: on the same input, or on the clean recording. Ideas
+learn one of them or the mean of both from dev audio, clean and with training noise; a price for each mean depth is set
+on dev recordings of speakers not learnt from. The exits are judged by both losses on test audio of seven sets, clean
+and with four kinds of noise at 20, 10 and 0 dB, clean runs counting as much as those of one ratio. `hindsight` is the
+best that exits could be. With --dry dev audio is judged, each speaker by what others taught, and nothing is written:
+for development, as the test audio is for final figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from benchmarks.policies.idea_learners import Decisions, Floats, Learner, list_ideas
+from benchmarks.policies.idea_runs import CONDITIONS, LIMIT, LOSSES, NOISE_KINDS, SNRS_DB, Runs, load_runs
+from benchmarks.shared.results import Row, write_result
+from benchmarks.shared.script import make_parser, run_script
+from daisy.calibration import forecast
+from daisy.calibration.intervals import Resample
+from daisy.evaluation import comparison
+from daisy.evaluation.study import DEPTHS
+
+STEPS = 40
+TARGETS = {
+    "same input": {"disagreement": 1.0},
+    "clean recording": {"clean_disagreement": 1.0},
+    "both": {"disagreement": 0.5, "clean_disagreement": 0.5},
+}
+"""What is learnt: weights of losses."""
+FIELDS = {"disagreement": "", "clean_disagreement": "clean_"}
+"""Prefixes of a row's fields, by the loss that judges."""
+
+
+def get_target(runs: Runs, name: str) -> Floats:
+    """Return the loss (B, L) of `TARGETS`."""
+    losses = runs.traces.losses
+    return sum(weight * losses[loss].double().numpy() for loss, weight in TARGETS[name].items())  # type: ignore[return-value]
+
+
+def balance(runs: Runs) -> Runs:
+    """Repeat clean runs, so that they are as many as those of one ratio, all kinds of noise together."""
+    times = [len(NOISE_KINDS) if condition == "clean" else 1 for condition in runs.traces.conditions]
+    return runs.select(numpy.repeat(numpy.arange(len(runs)), times))
+
+
+def cross_fit(learner: Learner, runs: Runs, loss: Floats) -> Decisions:
+    """Decide for each run by what runs of other speakers teach."""
+    folds = [fold.numpy() for fold in forecast.split_folds(runs.traces.groups)]
+    parts = []
+    for fold in folds:
+        rest = numpy.setdiff1d(numpy.arange(len(runs)), fold)
+        parts.append(learner(runs.select(rest), runs.select(fold), loss[rest]))
+
+    def exits(price: float) -> NDArray[numpy.int64]:
+        together = numpy.zeros(len(runs), dtype=numpy.int64)
+        for fold, part in zip(folds, parts, strict=True):
+            together[fold] = part.exits(price)
+        return together
+
+    return Decisions(exits, min(part.low for part in parts), max(part.high for part in parts))
+
+
+def find_price(decisions: Decisions, target: float, num_layers: int) -> float:
+    """Find the price at which runs have a mean depth, by bisection."""
+    low, high = decisions.low, decisions.high
+    for _ in range(STEPS):
+        price = (low + high) / 2
+        if decisions.exits(price).mean() / num_layers > target:
+            low = price
+        else:
+            high = price
+    return high
+
+
+def judge(exits: NDArray[numpy.int64], runs: Runs, loss: str) -> Row:
+    """Judge exits (B,) by a loss: agreement beside the static cut's, chance's and the best mixture of cuts'.
+
+    Intervals (95 %) resample speakers; each sample has its own depth and histogram.
+    """
+    values = runs.traces.losses[loss].double().numpy()
+    size, num_layers = values.shape
+    resample = Resample(runs.traces.groups)
+    count = resample.sums(numpy.ones(size))[:, None]
+    static = resample.sums(values) / count
+    histogram = resample.sums(numpy.eye(num_layers)[exits - 1]) / count
+    at_exit = resample.sums(values[numpy.arange(size), exits - 1]) / count[:, 0]
+    layers = numpy.arange(1, num_layers + 1)
+    depth = histogram @ layers
+    below = numpy.clip(depth.astype(int), 1, num_layers - 1)
+    rows, share = numpy.arange(len(depth)), depth - below
+    cut = static[rows, below - 1] * (1 - share) + static[rows, below] * share
+    fields: Row = {"agreement": 1 - float(at_exit[0]), "mixture": 1 - mix_best(static[0], float(depth[0]))}
+    for name, others in (("static", cut), ("random", (static * histogram).sum(1))):
+        over = resample.estimate(others - at_exit)
+        fields |= {name: 1 - float(others[0]), f"over_{name}": over.mean}
+        fields |= {f"over_{name}_low": over.low, f"over_{name}_high": over.high}
+    return {f"{FIELDS[loss]}{name}": value for name, value in fields.items()}
+
+
+def mix_best(static: Floats, depth: float) -> float:
+    """Return the least mean loss that random exits can have at a mean depth (in layers), of losses by layer (L,)."""
+    layers = numpy.arange(1, len(static) + 1)
+    pairs = [
+        static[i] + (static[j] - static[i]) * (depth - layers[i]) / (layers[j] - layers[i])
+        for i in range(len(static))
+        for j in range(i + 1, len(static))
+        if layers[i] <= depth <= layers[j]
+    ]
+    return float(min(pairs))
+
+
+def follow_noise(exits: NDArray[numpy.int64], runs: Runs) -> Row:
+    """Average the exit layer by ratio, and correlate the two by rank for each kind of noise, clean being highest."""
+    conditions = numpy.asarray(runs.traces.conditions)
+    layer_in = {condition.name: float(exits[conditions == condition.name].mean()) for condition in CONDITIONS}
+    fields: Row = {"layers_clean": layer_in["clean"]}
+    for snr_db in SNRS_DB:
+        fields[f"layers_{snr_db:g}_db"] = float(numpy.mean([layer_in[f"{kind} {snr_db:g} dB"] for kind in NOISE_KINDS]))
+    for kind in NOISE_KINDS:
+        layers = [layer_in["clean"], *(layer_in[f"{kind} {snr_db:g} dB"] for snr_db in SNRS_DB)]
+        # A constant exit layer has no rank correlation.
+        rho = spearmanr([numpy.inf, *SNRS_DB], layers).statistic if len(set(layers)) > 1 else None
+        fields[f"spearman_{kind}"] = rho if rho is None else float(rho)
+    return fields
+
+
+def make_row(idea: str, learnt: str, target: float, exits: NDArray[numpy.int64], runs: Runs) -> Row:
+    """Make a row of ideas.json."""
+    row: Row = {"idea": idea, "learnt": learnt, "target_depth": target, "num_runs": len(runs)}
+    row["depth"] = float(exits.mean() / runs.traces.num_layers)
+    for loss in LOSSES:
+        row |= judge(exits, runs, loss)
+    return row | follow_noise(exits, runs)
+
+
+def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:
+    """Measure hindsight and each idea at each depth, on test runs, or on dev runs where there are none."""
+    judged = dev if test is None else test
+    for loss, learnt in (("disagreement", "same input"), ("clean_disagreement", "clean recording")):
+        for target in DEPTHS:
+            best = comparison.find_best_exits(judged.traces, target, loss).numpy()
+            yield make_row("hindsight", learnt, target, best, judged)
+    for idea, (learner, learns) in list_ideas(dev, quick).items():
+        for learnt in TARGETS if learns else ("nothing",):
+            wanted = get_target(dev, learnt if learns else "same input")
+            on_dev = cross_fit(learner, dev, wanted)
+            on_judged = on_dev if test is None else learner(dev, test, wanted)
+            for target in DEPTHS:
+                price = find_price(on_dev, target, dev.traces.num_layers)
+                yield make_row(idea, learnt, target, on_judged.exits(price), judged)
+
+
+def print_row(row: Row) -> None:
+    """Print a row to read while it runs."""
+    cells = [
+        f"{row[f'{prefix}agreement']:.3f} over {other} {row[f'{prefix}over_{other}']:+.3f} "
+        f"({row[f'{prefix}over_{other}_low']:+.3f} {row[f'{prefix}over_{other}_high']:+.3f})"
+        for prefix in FIELDS.values()
+        for other in ("static", "random")
+    ]
+    layers = " ".join(f"{row[name]:.1f}" for name in row if name.startswith("layers"))
+    rho = " ".join("nan" if row[name] is None else f"{row[name]:+.1f}" for name in row if name.startswith("spearman"))
+    print(f"{row['idea']:28} {row['learnt']:16} {row['depth']:.3f} ", *cells, f"layers {layers} rho {rho}", flush=True)
+
+
+def main() -> None:
+    parser = make_parser(__doc__, quick="a few recordings of dev audio, no network; nothing is written")
+    parser.add_argument("model")
+    parser.add_argument("--dry", action="store_true", help="judge dev audio, and write nothing")
+    arguments = parser.parse_args()
+    limit = 3 if arguments.quick else LIMIT
+    is_final = not (arguments.quick or arguments.dry)
+    dev = balance(load_runs(arguments.model, "dev", limit))
+    test = balance(load_runs(arguments.model, "test", limit)) if is_final else None
+    rows = []
+    for row in measure(dev, test, arguments.quick):
+        print_row(row)
+        rows.append(row)
+    if is_final:
+        write_result("ideas", rows)
+
+
+if __name__ == "__main__":
+    run_script(main)
