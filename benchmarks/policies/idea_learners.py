@@ -275,6 +275,9 @@ IDEAS: dict[str, tuple[Learner, bool]] = {
 """Ideas, those of today first, and whether they learn a loss."""
 
 
-def list_ideas(runs: Runs) -> dict[str, tuple[Learner, bool]]:
-    """List the ideas that a network's scores allow: some have no loss regressors."""
-    return {name: idea for name, idea in IDEAS.items() if "regress" not in name or "regressed" in runs.traces.scores}
+def list_ideas(runs: Runs, quick: bool = False) -> dict[str, tuple[Learner, bool]]:
+    """List the ideas that a network's scores allow (some have no loss regressors); ``quick``: those soon learnt."""
+    left_out: tuple[str, ...] = ("network",) if quick else ()
+    if "regressed" not in runs.traces.scores:
+        left_out += ("regress",)
+    return {name: idea for name, idea in IDEAS.items() if not any(word in name for word in left_out)}

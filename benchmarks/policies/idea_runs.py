@@ -22,7 +22,7 @@ import daisy
 from benchmarks.shared.recordings import SAMPLE_RATE, TRAINING_SETS, Utterance, read_noises, read_utterances
 from benchmarks.shared.script import RUNS
 from daisy import _files, audio, calibration, checkpoints
-from daisy.audio.conditions import CLEAN, GENERATED, Condition, apply_condition, make_conditions
+from daisy.audio.conditions import GENERATED, Condition, apply_condition, make_conditions
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
@@ -34,11 +34,10 @@ from daisy.policies.scores import HeadOutputs, available_scores
 MORE_SETS = ("an4", "speechocean762")
 """With named speakers and three splits."""
 SETS = {
-    "train": (*TRAINING_SETS, *MORE_SETS, "robotutor", "librispeech_more", "speech_commands", "librivox_french"),
     "dev": (*TRAINING_SETS, *MORE_SETS),
     "test": (*TRAINING_SETS, *MORE_SETS, "digits", "mboshi"),
 }
-"""Of each split; the train split has those that networks learn from."""
+"""Of each split."""
 LIMIT = 40
 """Recordings of each set and split."""
 SNRS_DB = (20.0, 10.0, 0.0)
@@ -75,31 +74,23 @@ def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
 
     Args:
         model: the network.
-        split: "train", whose recordings are each heard clean and in a third of the other conditions; "dev" or "test",
-            in all of them, with noise of the train split but for "test".
+        split: "dev", with recorded noise of the train split, or "test", with that of the test split.
         limit: recordings of each set.
     """
     path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}.npz"
     if path.is_file():
         return _read(path)
     utterances = read_utterances(SETS[split], split, limit)
-    bank = {"recorded": read_noises("test" if split == "test" else "train")}
+    bank = {"recorded": read_noises("train" if split == "dev" else "test")}
     waveforms = [utterance.waveform for utterance in utterances]
     loaded = daisy.load(model)
     parts: list[Runs] = []
     with Progress() as bar:
         task = bar.add_task(f"{split} runs", total=len(CONDITIONS))
         clean: list[Tensor] = []
-        for place, condition in enumerate(CONDITIONS):
-            rows = [i for i in range(len(waveforms)) if condition == CLEAN or split != "train" or (i + place) % 3 == 0]
+        for condition in CONDITIONS:
             mixed = apply_condition(condition, waveforms, bank, 0, SAMPLE_RATE)
-            runs, units = run_layers(
-                loaded,
-                [mixed[i] for i in rows],
-                [utterances[i] for i in rows],
-                condition,
-                [clean[i] for i in rows if clean],
-            )
+            runs, units = run_layers(loaded, mixed, utterances, condition, clean)
             clean = clean or units
             parts.append(runs)
             bar.advance(task)

@@ -140,14 +140,14 @@ def make_row(idea: str, learnt: str, target: float, exits: NDArray[numpy.int64],
     return row | follow_noise(exits, runs)
 
 
-def measure(dev: Runs, test: Runs | None) -> Iterator[Row]:
+def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:
     """Measure hindsight and each idea at each depth, on test runs, or on dev runs where there are none."""
     judged = dev if test is None else test
     for loss, learnt in (("disagreement", "same input"), ("clean_disagreement", "clean recording")):
         for target in DEPTHS:
             best = comparison.find_best_exits(judged.traces, target, loss).numpy()
             yield make_row("hindsight", learnt, target, best, judged)
-    for idea, (learner, learns) in list_ideas(dev).items():
+    for idea, (learner, learns) in list_ideas(dev, quick).items():
         for learnt in TARGETS if learns else ("nothing",):
             wanted = get_target(dev, learnt if learns else "same input")
             on_dev = cross_fit(learner, dev, wanted)
@@ -171,7 +171,7 @@ def print_row(row: Row) -> None:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, quick="a few recordings of dev audio; nothing is written")
+    parser = make_parser(__doc__, quick="a few recordings of dev audio, no network; nothing is written")
     parser.add_argument("model")
     parser.add_argument("--dry", action="store_true", help="judge dev audio, and write nothing")
     arguments = parser.parse_args()
@@ -180,7 +180,7 @@ def main() -> None:
     dev = balance(load_runs(arguments.model, "dev", limit))
     test = balance(load_runs(arguments.model, "test", limit)) if is_final else None
     rows = []
-    for row in measure(dev, test):
+    for row in measure(dev, test, arguments.quick):
         print_row(row)
         rows.append(row)
     if is_final:
