@@ -1,6 +1,6 @@
 """Makes daisy/assets/daisy-mini.safetensors: float16 weights, policies for 60 % depth on the dev audio, provenance.
 
-python -m benchmarks.training.ship runs/denoising.safetensors
+python -m benchmarks.training.ship runs/pretrain/exits.safetensors
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def main() -> None:
         model.policies[name] = {key: round_digits(value) for key, value in settings.items() if key != "name"}
     conditions = ", ".join(dict.fromkeys(runs.conditions))
     model.provenance = {
-        "backbone": "small HuBERT, 12 layers of 256, trained to denoise in three iterations (docs/pretraining.md)",
-        "heads": "fairseq_plugins/config/daisy_mini.yaml with criterion.noise_manifest: denoising targets",
-        "data": "train splits of LibriSpeech, Picovoice speech-to-intent and wake-word benchmarks, 2.98 h",
-        "policies": f"{DEPTH:.0%} mean depth on {len(runs)} runs of dev utterances of the same sets: {conditions}",
-        "licence": "MIT; data CC BY 4.0 and Apache-2.0, see daisy-mini.md",
+        "backbone": "small HuBERT, 12 layers of 256, trained for exits on units of Whisper base (docs/pretraining.md)",
+        "heads": "learnt with the backbone: fairseq_plugins/config/hubert_mini_exits.yaml",
+        "data": "train splits of LibriSpeech, Picovoice's two benchmarks, AN4, RoboTutor, speechocean762, the words bed, "
+        "cat and happy of Speech Commands, and LibriVox in French, 9.5 h",
+        "policies": f"{DEPTH:.0%} mean depth on {len(runs)} runs of dev utterances of the first three: {conditions}",
+        "licence": "MIT; data CC BY 4.0, Apache-2.0, AN4's and public domain, see daisy-mini.md",
     }
     path = ASSETS / "daisy-mini.safetensors"
     daisy.save(model, path, dtype=torch.float16)
