@@ -10,7 +10,7 @@ from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 
-UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "forecast", "fixed", "random", "daisy_window", "fbank")
+UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "plateau", "fixed", "random", "daisy_window", "fbank")
 """First words of upstreams' names, in the tables' order."""
 
 

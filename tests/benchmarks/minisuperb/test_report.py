@@ -165,9 +165,9 @@ def test_a_static_cut_on_a_task_that_knew_other_exits_is_not_what_others_are_hel
 
 
 def test_random_exits_are_drawn_from_the_policy_that_they_are_held_against():
-    assert {"plateau-60", "random-60"} < set(list_names("plateau"))
-    assert {"forecast-60", "random_forecast-60"} < set(list_names("forecast"))
-    assert "random-60" not in list_names("forecast")
+    assert {"forecast-60", "random-60"} < set(list_names("forecast"))
+    assert {"plateau-60", "random_plateau-60"} < set(list_names("plateau"))
+    assert "random-60" not in list_names("plateau")
 
 
 def test_policies_are_set_on_recordings_of_ones_own(tmp_path):
