@@ -71,8 +71,9 @@ measure training.ship "$hubert"
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
 measure training.exits "${networks[@]:1}"
 measure training.probes "${networks[@]}"
-measure training.units "${networks[@]}" --layers 6 9 12 --centre
-measure training.units "${networks[@]}" --layers 6 9 12 --centre --digits
+for digits in "" --digits; do
+    measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits
+done
 measure training.heads joint=daisy-mini clean=runs/clean.safetensors denoising=runs/denoising.safetensors
 measure speed.s3prl_cache
 measure parity

@@ -47,7 +47,7 @@ from daisy.policies.scores import HeadOutputs, available_scores
 
 SNRS_DB: tuple[float | None, ...] = (None, 10.0, 0.0)
 POLICIES = ("forecast", "entropy", "plateau")
-DEPTHS = (0.4, 0.6, 0.8)
+DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8)
 DEV_LIMIT, TEST_LIMIT = 60, 100
 BATCH_SAMPLES = 30 * SAMPLE_RATE
 Floats = NDArray[numpy.float64]

@@ -41,8 +41,8 @@ def main() -> None:
     model.provenance = {
         "backbone": "small HuBERT, 12 layers of 256, trained for exits on units of Whisper base (docs/pretraining.md)",
         "heads": "learnt with the backbone: fairseq_plugins/config/hubert_mini_exits.yaml",
-        "data": "train splits of LibriSpeech, Picovoice's two benchmarks, AN4, RoboTutor, speechocean762, the words bed, "
-        "cat and happy of Speech Commands, and LibriVox in French, 9.5 h",
+        "data": "train splits of LibriSpeech, Picovoice's two benchmarks, AN4, RoboTutor, speechocean762, the words "
+        "bed, cat and happy of Speech Commands, and LibriVox in French, 9.5 h",
         "policies": f"{DEPTH:.0%} mean depth on {len(runs)} runs of dev utterances of the first three: {conditions}",
         "licence": "MIT; data CC BY 4.0, Apache-2.0, AN4's and public domain, see daisy-mini.md",
     }

@@ -1,8 +1,8 @@
 """How much k-means units tell about what is said, about who says it, and how well they stand noise; by layer.
 
-    python -m benchmarks.training.units hubert_mini=hubert_mini.safetensors iteration1=iteration1.safetensors
+    python -m benchmarks.training.units hubert_mini=hubert_mini.safetensors --teacher whisper-base/ --teacher-layer 4
 
-For choosing the layer that the next iteration's units are made of, before it is trained; hence on train splits alone.
+For choosing whose units, and of which layer, a network is trained on; hence on train splits alone.
 No phones are labelled in these recordings. What stands for them: the keyword and the tenth of it that a frame lies in,
 between the first and last frame within 35 dB of the loudest. `--digits` measures the same on the digits set (fifths of
 a digit), which no choice was made on. `--centre` measures each layer also with every recording's mean taken off, as
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from benchmarks.shared.script import make_parser, parse_pairs, parse_positive, r
 from daisy.calibration import tracing
 from daisy.encoder import EarlyExitEncoder
 from daisy.extraction.features import make_mfcc
+from daisy.extraction.teachers import Teacher, load_teacher
 from daisy.extraction.units import fit_kmeans
 from daisy.models import BackboneConfig
 from daisy.policies import Never
@@ -45,8 +46,8 @@ MAX_FIT_FRAMES = 60_000
 LOUD_DB = 35.0
 NOISY_UTTERANCES, NOISY_SNR_DB = 60, 10.0
 """Utterances that are also heard with noise, and its ratio."""
-Extractor = Callable[[Tensor], Tensor]
-"""(N,) waveform to (layers, T, D)."""
+Extractor = Callable[[Sequence[Tensor]], Iterator[Tensor]]
+"""(N_b,) waveforms to (layers, T_b, D) each."""
 Labels = NDArray[numpy.integer[Any]]
 """One a frame; -1 where it has none."""
 
@@ -75,12 +76,28 @@ def measure_information(units: Labels, labels: Labels) -> tuple[float, float]:
 def make_layer_extractor(model: daisy.Model) -> Extractor:
     """Make what computes layers 0 to L in float16."""
     encoder = EarlyExitEncoder(model.backbone, None, Never())
-    return lambda waveform: encoder([waveform]).states[0].half()
+    return lambda waveforms: (encoder([waveform]).states[0].half() for waveform in waveforms)
 
 
-def extract_mfcc(waveform: Tensor) -> Tensor:
-    """Compute (1, T, 39) from (N,)."""
-    return make_mfcc(50)(waveform)[None]
+def make_teacher_extractor(teacher: Teacher) -> Extractor:
+    """Make what computes a teacher's layer in float16; recordings that go together are computed together."""
+
+    def extract(waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
+        group: list[Tensor] = []
+        for waveform in waveforms:
+            if group and not teacher.fit_together([*map(len, group), len(waveform)]):
+                yield from (states[None].half() for states in teacher(group))
+                group = []
+            group.append(waveform)
+        yield from (states[None].half() for states in teacher(group))
+
+    return extract
+
+
+def extract_mfcc(waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Compute (1, T_b, 39) from (N_b,) each."""
+    mfcc = make_mfcc(50)
+    return (mfcc(waveform)[None] for waveform in waveforms)
 
 
 def remove_means(recordings: list[Tensor]) -> list[Tensor]:
@@ -141,10 +158,10 @@ def extract_features(name: str, extract: Extractor, words: Words, fit_on: list[T
     noisy = tracing.mix_noise(clean, read_noises("train"), NOISY_SNR_DB)
     task = bar.add_task(name, total=len(fit_on) + len(waveforms) + 2 * len(clean))
 
-    def extract_all(recordings: Iterable[Tensor]) -> list[Tensor]:
+    def extract_all(recordings: Sequence[Tensor]) -> list[Tensor]:
         features = []
-        for waveform in recordings:
-            features.append(extract(waveform))
+        for states in extract(recordings):
+            features.append(states)
             bar.advance(task)
         return features
 
@@ -229,6 +246,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="NAME=CHECKPOINT")
     parser.add_argument("--units", type=parse_positive, nargs="+", default=[100], help="numbers of clusters")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to measure; all where not given")
+    parser.add_argument("--teacher", help="encoder of transformers, a folder or a name, measured too")
+    parser.add_argument("--teacher-layer", type=int, default=4)
     parser.add_argument("--digits", action="store_true", help="measure on digits, not on keywords")
     parser.add_argument("--centre", action="store_true", help="measure the centred form, too")
     return parser.parse_args()
@@ -244,6 +263,10 @@ def main() -> None:
     with Progress() as bar:
         features = extract_features("mfcc", extract_mfcc, words, fit_waveforms, bar)
         rows += measure("mfcc", features, words, arguments.units, None, arguments.centre)
+        if arguments.teacher:
+            teacher = load_teacher(arguments.teacher, arguments.teacher_layer)
+            features = extract_features("teacher", make_teacher_extractor(teacher), words, fit_waveforms, bar)
+            rows += measure("teacher", features, words, arguments.units, None, arguments.centre)
         for name, path in parse_pairs(arguments.models):
             features = extract_features(name, make_layer_extractor(daisy.load(path)), words, fit_waveforms, bar)
             rows += measure(name, features, words, arguments.units, arguments.layers, arguments.centre)
