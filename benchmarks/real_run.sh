@@ -28,11 +28,12 @@ manifest() { # NAME FOLDER... [options]
 manifest data/train "$data"/{librispeech,commands,keywords}/train
 manifest data/valid "$data"/{librispeech,commands,keywords}/dev
 manifest data/noise "$data/noise/train"
-texts=(an4 commands keywords librispeech robotutor speechocean762)
-more=(librispeech_more librivox_french speech_commands)
-manifest weighted/train $(printf "$data/%s/train " "${texts[@]}" "${more[@]}") --weight keywords=4 --weight commands=2 \
+texts=("$data"/{an4,commands,keywords,librispeech,robotutor,speechocean762})
+more=("$data"/{librispeech_more,librivox_french,speech_commands})
+folders=("${texts[@]}" "${more[@]}")
+manifest weighted/train "${folders[@]/%//train}" --weight keywords=4 --weight commands=2 \
     --weight librispeech=2
-manifest weighted/valid $(printf "$data/%s/dev " "${texts[@]}")
+manifest weighted/valid "${texts[@]/%//dev}"
 cp "$runs/data/noise.tsv" "$runs/weighted/"
 [ -f "$runs/hubert_mini.safetensors" ] ||
     "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
@@ -41,7 +42,6 @@ TEACHER=$teacher TEACHER_LAYER=4 UNITS=200 WARM_START=$runs/hubert_mini.safetens
     fairseq_plugins/pretrain.sh "$runs/weighted" "$runs/pretrain" common.cpu=true dataset.max_tokens=768000 \
     task.noise_prob=0.55 lr_scheduler.warmup_updates=100
 hubert=$runs/pretrain/exits.safetensors
-measure training.exit_variants "$runs" --teacher "$teacher"
 
 # Other heads for the same network: on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
 clean() {
@@ -70,6 +70,7 @@ export OMP_NUM_THREADS=2
 measure training.ship "$hubert"
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
 measure training.exits "${networks[@]:1}"
+measure training.exit_variants "$runs" --teacher "$teacher" --beside "${networks[@]:1}"
 measure training.probes "${networks[@]}"
 for digits in "" --digits; do
     measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits

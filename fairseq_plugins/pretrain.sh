@@ -22,7 +22,7 @@
 #   TEACHER=hubert.pt     whose units iteration 1 learns: a HuBERT of daisy's, fairseq's or transformers', another
 #                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC.
 #                         This and WARM_START are unpickled, which can run code: give files that you trust
-#   TEACHER_LAYER=9       of the teacher; a folder of features has none
+#   TEACHER_LAYER=9       of the teacher; of a folder of features only where its files hold several layers
 #   WARM_START=hubert.pt  a HuBERT of the same shape, or of fewer layers, to start from; then its front end stays
 #                         frozen. Without it everything starts at random, and the front end learns too
 #   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits, of
@@ -75,6 +75,7 @@ done
 [ -z "$warm_start" ] || [ -f "$warm_start" ] || fail "$warm_start: no such checkpoint"
 [ -z "${TEACHER_LAYER:-}" ] || [ -n "$teacher" ] || fail "TEACHER_LAYER=$TEACHER_LAYER is of a TEACHER: give one"
 case ${EXITS:-all} in all | last) ;; *) fail "EXITS=$EXITS: must be all or last" ;; esac
+[ "${EXITS:-all}" = all ] || grep -q exit "$config_dir/$config.yaml" || fail "EXITS=last: $config has no exits"
 if [ -z "$teacher" ] && [ -z "${UPDATES:-}" ]; then
     [ -n "$warm_start" ] || fail "from nothing: give UPDATES"
     [[ $config == hubert_mini_* ]] || fail "$config: give UPDATES"
@@ -90,7 +91,9 @@ exits() { # NUMBER: whether the losses at the exits train the network, or their 
 settings() { # NUMBER [overrides]: what an iteration is made with
     local units_of="$teacher ${TEACHER_LAYER:-}"
     [ "$1" -eq 1 ] || units_of="layer $(nth $(($1 - 1)) "${layers[@]}")"
-    echo "$config of $manifests, from '$warm_start', ${updates[$1 - 1]} updates, $(nth "$1" "${units[@]}") units" \
+    local named=$config
+    [ "$config_dir" = "$here/config" ] || named=$config_dir/$config
+    echo "$named of $manifests, from '$warm_start', ${updates[$1 - 1]} updates, $(nth "$1" "${units[@]}") units" \
         "of '$units_of', exits train $(exits "$1"), ${*:2}"
 }
 for ((number = 1; number <= ${#updates[@]}; number++)); do
@@ -150,6 +153,10 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
+has_depth() { # POLICY DEPTH: whether it was set for that
+    python -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["target"]["depth"] != float(sys.argv[2]))' "$@"
+}
+
 has_exits() { # CHECKPOINT
     python -c 'import daisy, sys; sys.exit(daisy.load(sys.argv[1]).heads is None)' "$1"
 }
@@ -169,6 +176,9 @@ if [ ! -f "$out/hubert.pt" ] || [ "$(cat "$out/exported" 2>/dev/null)" != "$last
     rm -f "$out/exits.safetensors" "$out/exits.json"
     ! has_exits "$last" || ln "$last" "$out/exits.safetensors" 2>/dev/null || cp "$last" "$out/exits.safetensors"
     echo "$last" >"$out/exported"
+fi
+if [ -n "$depth" ] && [ -f "$out/exits.json" ] && ! has_depth "$out/exits.json" "$depth"; then
+    rm "$out/exits.json"
 fi
 if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ] && [ ! -f "$out/exits.json" ]; then
     daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \

@@ -23,14 +23,15 @@ def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | 
         given: a policy file of ``daisy calibrate``, whose checkpoint must be this one; a JSON file (or a mapping) of a
             name and settings, such as ``{"name": "fixed", "layer": 7}``, with ``score_stride`` among them if wanted; a
             policy's name, with the checkpoint's default settings; or None: the default one where the checkpoint
-            brings settings for it, else ``never``.
+            brings settings for it, else the first that it brings, else ``never``.
 
     Raises:
         PolicyError: where it is none of these, or does not fit the model.
         CheckpointError: where it reads heads, and the model has none.
     """
     if given is None:
-        return model.policy(DEFAULT_POLICY if model.heads and DEFAULT_POLICY in model.policies else "never"), 1
+        stored = [name for name in (DEFAULT_POLICY, *model.policies) if model.heads and name in model.policies]
+        return model.policy(stored[0] if stored else "never"), 1
     if isinstance(given, Mapping):
         return _plain(model, given, "model_config")
     if not Path(given).is_file():

@@ -1,7 +1,7 @@
 """MiniSUPERB's tasks on early-exit upstreams: one command, one table. Goes on where it stopped.
 
     python -m benchmarks.minisuperb.run daisy-mini --seeds 0 1 2 --jobs 2
-    python -m benchmarks.minisuperb.run daisy-mini --tasks ks ic --upstreams never plateau-60 fixed-60 fbank
+    python -m benchmarks.minisuperb.run daisy-mini --tasks ks ic --upstreams never forecast-60 fixed-60 fbank
     python -m benchmarks.minisuperb.run hubert.safetensors --data published     # after prepare.py --published
     python -m benchmarks.minisuperb.run daisy-mini --quick                      # a few steps of everything
 

@@ -74,18 +74,18 @@ def parse_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def run_command(*command: str, log: Path | None = None) -> None:
+def run_command(*command: str, log: Path | None = None, accepted: Iterable[int] = (0,)) -> None:
     """Run a command of this environment on one core; its output goes to ``log``, or nowhere.
 
     Raises:
-        OutputError: where it fails.
+        OutputError: where it ends with another exit status than those accepted.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     beside = Path(sys.executable).parent / command[0]
     program = str(beside) if beside.exists() else command[0]
     with open(log or os.devnull, "a", encoding="utf-8") as stream:
         ended = subprocess.run([program, *command[1:]], stdout=stream, stderr=stream, env=environment)
-    if ended.returncode:
+    if ended.returncode not in accepted:
         where = f"; see {log}" if log else ""
         raise OutputError(f"{' '.join(command[:4])} …: exit status {ended.returncode}{where}")
 

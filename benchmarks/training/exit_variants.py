@@ -1,23 +1,28 @@
 """What losses at all layers, units and hours of speech are each worth to exits: short trainings, from the same start.
 
-    python -m benchmarks.training.exit_variants runs --teacher whisper-base/
+    python -m benchmarks.training.exit_variants runs --teacher openai/whisper-base --beside daisy-mini=daisy-mini
 
-Every variant goes on from the same network for the same number of updates of 48 s on one CPU core (a stopped run goes
-on), and `benchmarks.training.exits` then measures it beside the start. One run each: the intervals say how sure a
-figure is of its network, not what another run of the same variant would give; "all layers, second seed" shows that.
+Every variant goes on from the same network, given a prediction head for its units (`fairseq_plugins.warm_start`), for
+the same number of updates of 48 s on one CPU core; a stopped run goes on. `benchmarks.training.exits` then measures it. One
+run each: the intervals say how sure a figure is of its network, not what another run of the same variant would give;
+"all layers, second seed" shows that.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shared.results import write_result
-from benchmarks.shared.script import ROOT, make_parser, parse_positive, run_command, run_script
+from benchmarks.shared.script import ROOT, make_parser, parse_pairs, parse_positive, run_command, run_script
 from benchmarks.training import exits
+from daisy import _files, checkpoints
 from daisy.errors import OutputError, UsageError, unknown_name
 
 LAYERS = 12
+SPLITS = ("train", "valid")
 
 
 @dataclass(frozen=True)
@@ -45,64 +50,99 @@ OF_THE_FIRST_SETS = ("librispeech/", "commands/", "keywords/")
 """Beginnings of the names of the three hours that the start was made from."""
 
 
-def prepare_units(name: str, runs: Path, start: Path, teacher: str, layer: int) -> Path:
+@dataclass(frozen=True)
+class Origin:
+    """What all variants have in common."""
+
+    runs: Path
+    """Folder of benchmarks/real_run.sh, whose ``weighted`` holds the manifests."""
+    start: Path
+    """Network that all go on from, and whose last layer gives the units ``ownK``."""
+    teacher: str
+    """As ``daisy labels`` takes it."""
+    layer: int
+    """Of the teacher."""
+    updates: int
+
+    @property
+    def folder(self) -> Path:
+        """Where units and trainings lie."""
+        return self.runs / "exits"
+
+    def check(self) -> None:
+        """Refuse to go on with what was made otherwise.
+
+        Raises:
+            OutputError: where it was.
+        """
+        path = self.folder / "settings.json"
+        ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer}
+        ours["updates"] = self.updates
+        if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != ours:
+            raise OutputError(f"{self.folder}: holds variants made with {before}; use another folder, or remove it")
+        _files.write_json(path, ours)
+
+
+def prepare_units(name: str, origin: Origin) -> Path:
     """Make a variant's manifests and units where they are not there yet, and return their folder.
 
     Args:
         name: ``teacherK``, ``mfccK``, ``ownK`` with K clusters, or ``hours3``.
-        runs: folder of benchmarks/real_run.sh, whose ``weighted`` holds the manifests.
-        start: network whose last layer gives the units ``ownK``.
-        teacher: as ``daisy labels`` takes it.
-        layer: of the teacher.
+        origin: what they are made from.
     """
-    folder = runs / "exits" / "units" / name
-    if (folder / "train.km").is_file() and (folder / "valid.km").is_file():
+    folder, weighted = origin.folder / "units" / name, origin.runs / "weighted"
+    if all((folder / f"{split}.{ending}").is_file() for split in SPLITS for ending in ("tsv", "km")):
         return folder
     if name == "hours3":
-        copy_lines(prepare_units("teacher200", runs, start, teacher, layer), folder)
+        copy_lines(prepare_units("teacher200", origin), folder)
         return folder
     kind = name.rstrip("0123456789")
     options = {
-        "teacher": ("--teacher", teacher, "--layer", str(layer)),
+        "teacher": ("--teacher", origin.teacher, "--layer", str(origin.layer)),
         "mfcc": (),
-        "own": ("--teacher", str(start), "--layer", str(LAYERS), "--centre"),
+        "own": ("--teacher", str(origin.start), "--layer", str(LAYERS), "--centre"),
     }[kind]
     options = ("--clusters", name.removeprefix(kind), "--fit-frames", "200000", *options)
-    manifests = [str(runs / "weighted" / f"{split}.tsv") for split in ("train", "valid")]
-    run_command("daisy", "labels", *manifests, "--out", str(folder), *options)
-    for split in ("train", "valid"):
+    manifests = [str(weighted / f"{split}.tsv") for split in SPLITS]
+    folder.mkdir(parents=True, exist_ok=True)
+    # Exit status 1: some recordings could not be used; manifests of the others lie beside the units then.
+    run_command("daisy", "labels", *manifests, "--out", str(folder), *options, log=folder / "log", accepted=(0, 1))
+    for split in SPLITS:
         if not (folder / f"{split}.tsv").is_file():
-            (folder / f"{split}.tsv").write_bytes((runs / "weighted" / f"{split}.tsv").read_bytes())
+            _files.write(folder / f"{split}.tsv", (weighted / f"{split}.tsv").read_bytes())
     return folder
 
 
 def copy_lines(units: Path, folder: Path) -> None:
     """Copy manifests and units, and of the training split only the recordings of the first sets."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("valid.tsv", "valid.km", "dict.km.txt"):
-        (folder / name).write_bytes((units / name).read_bytes())
+        _files.write(folder / name, (units / name).read_bytes())
     root, *lines = (units / "train.tsv").read_text(encoding="utf-8").splitlines()
     labels = (units / "train.km").read_text(encoding="utf-8").splitlines()
-    chosen = [index for index, line in enumerate(lines) if line.startswith(OF_THE_FIRST_SETS)]
-    (folder / "train.tsv").write_text("\n".join([root, *(lines[index] for index in chosen), ""]), encoding="utf-8")
-    (folder / "train.km").write_text("\n".join([*(labels[index] for index in chosen), ""]), encoding="utf-8")
+    pairs = [pair for pair in zip(lines, labels, strict=True) if pair[0].startswith(OF_THE_FIRST_SETS)]
+    _files.write(folder / "train.tsv", "\n".join([root, *(line for line, _ in pairs), ""]).encode())
+    _files.write(folder / "train.km", "\n".join([*(label for _, label in pairs), ""]).encode())
 
 
-def train(name: str, units: Path, runs: Path, start: Path, updates: int) -> Path:
+def train(name: str, units: Path, origin: Origin) -> Path:
     """Train a variant, from where it stopped, and return it as a daisy model."""
-    folder = runs / "exits" / name.replace(",", "").replace(" ", "_")
-    folder.mkdir(parents=True, exist_ok=True)
-    model = folder / f"{updates}.safetensors"
+    folder = origin.folder / name.replace(",", "").replace(" ", "_")
+    model, start, plugin = folder / "model.safetensors", folder / "start.safetensors", ROOT / "fairseq_plugins"
     if model.is_file():
         return model
-    plugin = ROOT / "fairseq_plugins"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not start.is_file():
+        run_command(
+            sys.executable, "-m", "fairseq_plugins.warm_start", str(origin.start), "--recordings", "200",
+            "--manifest", str(units / "train.tsv"), "--units", str(units / "train.km"), "--out", str(start),
+            log=folder / "start.log",
+        )  # fmt: skip
     run_command(
         "fairseq-hydra-train", "--config-dir", str(plugin / "config"), "--config-name", "hubert_mini_exits",
         f"common.user_dir={plugin}", "common.cpu=true", f"task.data={units}", f"task.label_dir={units}",
-        f"task.noise_manifest={runs / 'weighted' / 'noise.tsv'}", f"model.warm_start={start}",
-        f"hydra.run.dir={folder}", "dataset.max_tokens=768000", "criterion.exit_weight=3.0",
-        "lr_scheduler.warmup_updates=50", f"lr_scheduler.total_num_update={updates}",
-        f"optimization.max_update={updates}", *VARIANTS[name].overrides,
+        f"task.noise_manifest={origin.runs / 'weighted' / 'noise.tsv'}", f"model.warm_start={start}",
+        f"hydra.run.dir={folder}", "dataset.max_tokens=768000", "lr_scheduler.warmup_updates=50",
+        f"optimization.max_update={origin.updates}", *VARIANTS[name].overrides,
         log=folder / "train.log",
     )  # fmt: skip
     checkpoint = folder / "checkpoints" / "checkpoint_last.pt"
@@ -116,22 +156,22 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
     parser.add_argument("--start", type=Path, help="network that all go on from; runs/hubert_mini.safetensors")
-    parser.add_argument("--teacher", default="whisper-base", help="encoder, as daisy labels takes it")
+    parser.add_argument("--teacher", default="openai/whisper-base", help="encoder, as daisy labels takes it")
     parser.add_argument("--layer", type=parse_positive, default=4, help="of the teacher")
-    parser.add_argument("--only", nargs="*", default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--updates", type=parse_positive, default=500)
-    parser.add_argument("--train-only", action="store_true", help="measure nothing")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these, and measure nothing")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="measured too")
     arguments = parser.parse_args()
-    if wrong := [name for name in arguments.only if name not in VARIANTS]:
+    names = list(VARIANTS) if arguments.only is None else arguments.only
+    if wrong := [name for name in names if name not in VARIANTS]:
         raise UsageError(unknown_name("variant", wrong[0], VARIANTS))
     runs = arguments.runs.resolve()
     start = (arguments.start or runs / "hubert_mini.safetensors").resolve()
-    networks = {}
-    for name in arguments.only:
-        units = prepare_units(VARIANTS[name].units, runs, start, arguments.teacher, arguments.layer)
-        networks[name] = train(name, units, runs, start, arguments.updates)
-    if not arguments.train_only:
-        write_result("exit_variants", exits.measure_networks(networks))
+    origin = Origin(runs, start, arguments.teacher, arguments.layer, arguments.updates)
+    origin.check()
+    trained = {name: str(train(name, prepare_units(VARIANTS[name].units, origin), origin)) for name in names}
+    if arguments.only is None:
+        write_result("exit_variants", exits.measure_networks(dict(parse_pairs(arguments.beside)) | trained))
 
 
 if __name__ == "__main__":
