@@ -48,7 +48,7 @@ def render_units(name: str) -> str:
     ]  # fmt: skip
     lines = []
     for row in result["rows"]:
-        layer = "" if row["features"] in ("mfcc", "teacher") else str(row["layer"])
+        layer = "" if row["features"] == "mfcc" else str(row["layer"])
         form = "centred" if row["centred"] else "raw"
         lines.append([row["features"], layer, form, *(f"{row[field]:.3f}" for field in fields)])
     return render_result(result, header, lines)

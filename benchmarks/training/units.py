@@ -266,7 +266,8 @@ def main() -> None:
         if arguments.teacher:
             teacher = load_teacher(arguments.teacher, arguments.teacher_layer)
             features = extract_features("teacher", make_teacher_extractor(teacher), words, fit_waveforms, bar)
-            rows += measure("teacher", features, words, arguments.units, None, arguments.centre)
+            of_teacher = measure("teacher", features, words, arguments.units, None, arguments.centre)
+            rows += [{**row, "layer": arguments.teacher_layer} for row in of_teacher]
         for name, path in parse_pairs(arguments.models):
             features = extract_features(name, make_layer_extractor(daisy.load(path)), words, fit_waveforms, bar)
             rows += measure(name, features, words, arguments.units, arguments.layers, arguments.centre)

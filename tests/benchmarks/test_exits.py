@@ -1,0 +1,85 @@
+import json
+
+import numpy
+import pytest
+import torch
+
+from benchmarks.training import exit_variants, exits, tables
+from daisy.calibration.traces import Traces
+from daisy.errors import OutputError
+from daisy.policies import Entropy
+
+LAYERS = 4
+
+
+def make_traces(condition, entropies):
+    batch = len(entropies)
+    return Traces(
+        utterances=tuple(map(str, range(batch))),
+        groups=tuple(f"speaker{index % 3}" for index in range(batch)),
+        conditions=(condition,) * batch,
+        scores={"entropy": torch.tensor(entropies)},
+        losses={"disagreement": torch.zeros(batch, LAYERS)},
+        weights=torch.ones(batch),
+        costs=torch.arange(1, LAYERS + 1).float(),
+        layers=tuple(range(1, LAYERS + 1)),
+    )
+
+
+def test_exits_are_held_against_a_cut_and_chance_of_their_own_depth():
+    early, late = [0.0] * LAYERS, [9.0, 9.0, 0.0, 0.0]  # leave at layer 1, at layer 3
+    clean, noisy = make_traces("clean", [early, early, early]), make_traces("0 dB", [early, late, late])
+    gains = [numpy.array([[1, 0, 0, 1]] * 3, float), numpy.array([[0, 0, 1, 0]] * 3, float)]
+    (row,) = exits.compare_exits(gains, [clean, noisy], {("entropy", 0.5): Entropy(threshold=1.0)})
+    assert row["depth"] == pytest.approx((4 * 1 + 2 * 3) / 6 / LAYERS)
+    assert (row["layers_clean"], row["layers_0_dB"]) == (1.0, pytest.approx(7 / 3))
+    assert row["exit"] == pytest.approx(5 / 6)
+    assert row["static"] == pytest.approx(0.5 / 3)  # a cut at layer 1 2/3: a third of layer 1's half, none of layer 2's
+    assert row["random"] == pytest.approx(4 / 6 * 0.5 + 2 / 6 * 0.5)
+    assert (row["full"], row["full_clean"]) == (0.5, 1.0)
+    assert row["over_static_low"] <= row["over_static"] <= row["over_static_high"]
+    assert row["over_random"] == pytest.approx(row["exit"] - row["random"])
+
+
+def test_the_three_hours_keep_recordings_and_their_units_together(tmp_path):
+    units = tmp_path / "units"
+    units.mkdir()
+    names = ["an4/a.ogg", "keywords/b.ogg", "robotutor/c.ogg", "librispeech/d.ogg", "librispeech_more/e.ogg"]
+    (units / "train.tsv").write_text("\n".join(["/root", *(f"{name}\t16000" for name in names), ""]))
+    (units / "train.km").write_text("".join(f"{index} {index}\n" for index in range(5)))
+    for name in ("valid.tsv", "valid.km", "dict.km.txt"):
+        (units / name).write_text(name)
+    exit_variants.copy_lines(units, tmp_path / "few")
+    assert (tmp_path / "few" / "train.tsv").read_text() == "/root\nkeywords/b.ogg\t16000\nlibrispeech/d.ogg\t16000\n"
+    assert (tmp_path / "few" / "train.km").read_text() == "1 1\n3 3\n"
+    assert (tmp_path / "few" / "valid.km").read_text() == "valid.km"
+
+
+def test_variants_of_another_training_are_not_gone_on_with(tmp_path):
+    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    make = lambda updates: exit_variants.Origin(tmp_path, tmp_path / "start.safetensors", "teacher", 4, updates)  # noqa: E731
+    make(500).check()
+    make(500).check()
+    with pytest.raises(OutputError, match="holds variants made with .*500"):
+        make(300).check()
+
+
+def test_tables_of_exits(monkeypatch):
+    curve = [
+        {"network": "n", "task": "keyword", "condition": condition, "layer": layer}
+        | {"value": layer / 10, "value_low": layer / 10 - 0.02, "value_high": layer / 10 + 0.04}
+        for condition in ("clean", "0 dB")
+        for layer in range(1, 5)
+    ]
+    system = {"network": "n", "task": "keyword", "policy": "forecast", "depth": 0.6, "exit": 0.9, "static": 0.8}
+    system |= {"random": 0.7, "full": 1.0, "over_static": 0.1, "over_static_low": 0.05, "over_static_high": 0.15}
+    system |= {"over_random": 0.2, "over_random_low": 0.1, "over_random_high": 0.3}
+    machine = {"processor": "P", "threads": 1, "gpu": None}
+    result = {"rows": [*curve, system], "command": "c", "date": "d", "machine": machine}
+    monkeypatch.setattr(tables, "read_result", lambda name: json.loads(json.dumps(result)))
+    assert (
+        "| keyword | n | 0.100 0.100 | 0.200 0.200 | 0.300 0.300 | 0.400 0.400 | ±0.030 |"
+        in tables.render_exit_curves("x")
+    )
+    expected = "| keyword | n | forecast | 60% | 0.900 | 0.800 | 0.700 | 1.000 | +0.100 (+0.050 to +0.150) | +0.200"
+    assert expected in tables.render_exit_systems("x")
