@@ -16,6 +16,21 @@ from tests.fairseq_plugins.test_exit_pretraining import NUM_LAYERS, TINY_NETWORK
 SCRIPT = ROOT / "fairseq_plugins" / "pretrain.sh"
 
 
+SETTINGS = (
+    "TEACHER",
+    "TEACHER_LAYER",
+    "WARM_START",
+    "CONFIG",
+    "UPDATES",
+    "EXITS",
+    "UNITS",
+    "LAYER",
+    "PROCESSES",
+    "DEPTH",
+)
+"""Of the recipe; a developer's own are not meant here."""
+
+
 def call(programs, manifests, out, *options, **settings):
     variables = [f"{name}={value}" for name, value in settings.items()]
     return "env", f"PATH={programs}:/usr/bin:/bin", *variables, SCRIPT, manifests, out, *options
@@ -68,6 +83,10 @@ def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
         ({}, "from nothing: give UPDATES"),
         ({"TEACHER_LAYER": "9"}, "TEACHER_LAYER=9 is of a TEACHER: give one"),
         ({"UPDATES": "2", "EXITS": "none"}, "EXITS=none: must be all or last"),
+        (
+            {"UPDATES": "2", "EXITS": "last", "CONFIG": "hubert_mini_pretraining"},
+            "hubert_mini_pretraining has no exits",
+        ),
         ({"UPDATES": "2", "CONFIG": "hubert_huge"}, "CONFIG=hubert_huge: no such file in"),
         ({"CONFIG": "hubert_base_exits", "WARM_START": __file__}, "hubert_base_exits: give UPDATES"),
         ({"WARM_START": "/gone.pt"}, "/gone.pt: no such checkpoint"),
@@ -78,7 +97,7 @@ def test_settings_that_do_not_go_together_are_refused(corpus, programs, tmp_path
         [*map(str, call(programs, corpus / "data", tmp_path / "out", **settings))],
         capture_output=True,
         text=True,
-        env={name: value for name, value in os.environ.items() if name not in settings},
+        env={name: value for name, value in os.environ.items() if name not in SETTINGS},
     )
     assert done.returncode == 2
     assert message in done.stderr
