@@ -3,9 +3,9 @@
     python -m benchmarks.training.exit_variants runs --teacher openai/whisper-base --beside daisy-mini=daisy-mini
 
 Every variant goes on from the same network, given a prediction head for its units (`fairseq_plugins.warm_start`), for
-the same number of updates of 48 s on one CPU core; a stopped run goes on. `benchmarks.training.exits` then measures it. One
-run each: the intervals say how sure a figure is of its network, not what another run of the same variant would give;
-"all layers, second seed" shows that.
+the same number of updates of 48 s on one CPU core; a stopped run goes on. `benchmarks.training.exits` then measures it.
+One run each: the intervals say how sure a figure is of its network, not what another run of the same variant would
+give; "all layers, second seed" shows that.
 """
 
 from __future__ import annotations

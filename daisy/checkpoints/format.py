@@ -112,7 +112,7 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     daisy.save(model, pathlib.Path(folder) / "copy.safetensors")
         ...     daisy.load(pathlib.Path(folder) / "copy.safetensors").heads.config.num_units
-        104
+        204
     """
     weights = {key for key, _ in model.named_parameters()}
     tensors = {
@@ -226,7 +226,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool | None]:
     try:
         with safe_open(path, framework="pt") as file:
             config = _parse_metadata(path, file.metadata() or {})
-            wanted = config.get("digest") or _read_bundled_digest(path)
+            wanted = config.get("digest")
             content, tensors = ContentDigest(), {}
             for key in sorted(file.keys()):  # safe_open is no dict
                 tensor = file.get_tensor(key)
@@ -244,12 +244,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool | None]:
         raise CheckpointError(f"{path}: not a whole .safetensors file ({error})", remedy="convert", path=path) from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
-
-
-def _read_bundled_digest(path: Path) -> str | None:
-    """Read the digest beside a bundled model, which is older than digests; policy files name the file as it is."""
-    beside = path.with_suffix(".digest")
-    return beside.read_text(encoding="ascii").strip() if path.parent == ASSETS and beside.is_file() else None
 
 
 def _parse_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

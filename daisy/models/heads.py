@@ -194,7 +194,7 @@ class FinalHead(nn.Module):
     Example:
         >>> import daisy, torch
         >>> daisy.load("daisy-mini").final_head(torch.zeros(49, 256)).shape
-        torch.Size([49, 104])
+        torch.Size([49, 204])
     """
 
     def __init__(self, width: int, final_dim: int, num_units: int, temperature: float = 0.1):

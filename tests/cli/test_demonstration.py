@@ -55,7 +55,7 @@ def test_the_bundled_model_is_small_and_complete():
     assert path.stat().st_size < 25e6
     model = daisy.load("daisy-mini")
     assert model.heads.config.regressors
-    assert model.final_head.num_units == model.heads.config.num_units == 104
+    assert model.final_head.num_units == model.heads.config.num_units == 204
     assert set(model.policies) == set(FAMILIES) - {"fixed", "oracle"}
 
 
