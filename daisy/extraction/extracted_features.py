@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from daisy.audio import Recording
+from daisy.audio.archives import find_file
 from daisy.errors import AudioError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.stored_features import Load, choose_layer, read_array
@@ -36,15 +37,13 @@ class Extraction:
             rows: list[Row] = [dict(row) for row in index["recordings"]]
             self.by_path = {str(row["path"]): row for row in rows}
             self.by_output = {str(row["output"]): row for row in rows}
+            self.checkpoint = str(self.settings["checkpoint"])
+            """Digest of the checkpoint's file."""
+            self.exits = sorted({exit_layer for row in rows for exit_layer in _list_exits(row)})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{folder / INDEX}: not the index of an extraction ({error!r})") from None
         if self.settings.get("channel", "mean") == "all":
             raise UsageError(f"{folder}: holds features of each channel by itself, and units are of a recording")
-
-    @property
-    def checkpoint(self) -> str:
-        """Digest of the checkpoint's file."""
-        return str(self.settings["checkpoint"])
 
     def choose_layer(self, layer: int | None) -> int:
         """Check which layer's states are there.
@@ -60,7 +59,7 @@ class Extraction:
             if layer is None:
                 raise UsageError(f"{self.folder}: holds the states of all layers", remedy="layer")
             return layer
-        exits = sorted(set(_list_exits(self.by_path.values())))
+        exits = self.exits
         if len(exits) > 1:
             raise UsageError(
                 f"{self.folder}: holds each recording's states at its own exit layer, {exits[0]} to {exits[-1]}, and "
@@ -81,14 +80,19 @@ class Extraction:
         return load
 
     def _find(self, recording: Recording) -> Row:
-        """Find a recording by its path; by its name where the audio was elsewhere then."""
+        """Find a recording by its path; by its name where the audio was elsewhere then, and is there no more."""
+        if row := self.by_path.get(str(recording.path)):
+            return row
         (output,) = name_outputs([recording], str(self.settings.get("format", "npy"))).values()
-        row = self.by_path.get(str(recording.path)) or self.by_output.get(output)
-        if row is None:
+        row = self.by_output.get(output)
+        if row is None or find_file(row["path"]).exists():  # then it is another recording of that name
             raise AudioError(f"{recording.path}: has no features: {self.folder / INDEX} does not list it")
         return row
 
+    def lists(self, recording: Recording) -> bool:
+        """Tell whether a recording is there by its path."""
+        return str(recording.path) in self.by_path
 
-def _list_exits(rows: Iterable[Row]) -> Iterable[int]:
-    for row in rows:
-        yield from map(int, row.get("window_exits") or [row["exit_layer"]])
+
+def _list_exits(row: Row) -> Iterable[int]:
+    return map(int, row.get("window_exits") or [row["exit_layer"]])

@@ -128,8 +128,15 @@ def _check_features(
     noted = before.get(DIGESTS)
     if not isinstance(noted, dict) or not noted:
         return {DIGESTS: features.digest_some(recordings)}
-    if changed := features.find_changed(recordings, noted):
+    changed, num_compared = features.compare(recordings, noted)
+    if changed:
         raise OutputError(f"{out}: holds units made with other features of {changed}", remedy="other_out")
+    if not num_compared and not all(file.is_whole for file in files):
+        raise OutputError(
+            f"{out}: holds units made of features that are not there now: whether these are of the same network cannot "
+            "be told",
+            remedy="other_out",
+        )
     return {DIGESTS: noted}
 
 

@@ -29,8 +29,9 @@ Load = Callable[[Recording], Tensor]
 
 FRAME_RATES = (50.0, 100.0, 25.0)
 """Frames a second that are tried, in this order, where nobody says: HuBERT's, MFCC's, those of eight convolutions."""
-MAX_DIFFERENCE = 2
-"""Frames that a recording may have more or fewer than its length says: networks treat its ends differently."""
+TOLERANCE_SEC, TOLERANCE_SHARE = 0.1, 0.01
+"""How much longer or shorter features may be than the recording: ends are treated differently, and features that were
+made of pieces lose a frame at each seam."""
 NUM_SAMPLED = 16
 """Recordings whose features are looked at before the work begins, and by whose features a folder is known again."""
 
@@ -63,22 +64,23 @@ class StoredFeatures(Features):
         return frames
 
     def digest_some(self, recordings: Iterable[Recording]) -> dict[str, str]:
-        """Compute digests of the features of the first few recordings that have any, by the recordings' names."""
-        return {recording.name: _digest(frames) for recording, frames in _sample(self.load, recordings)}
+        """Compute digests of the features of the first few recordings that have any, by the recordings' paths."""
+        return {str(recording.path): _digest(frames) for recording, frames in _sample(self.load, recordings)}
 
-    def find_changed(self, recordings: Iterable[Recording], digests: Mapping[str, str]) -> str | None:
-        """Find a recording whose features are others than when their digest was noted.
+    def compare(self, recordings: Iterable[Recording], digests: Mapping[str, str]) -> tuple[str | None, int]:
+        """Compare features with those whose digests were noted.
 
         Args:
             recordings: to look among.
             digests: as `digest_some` made them.
 
         Returns:
-            Its name; None where there is none. Features that are no longer there count as unchanged.
+            The name of a recording whose features are others now, None where there is none; and how many were compared:
+            features may no longer be there.
         """
-        noted = {recording.name: recording for recording in recordings if recording.name in digests}
-        sample = _sample(self.load, noted.values())
-        return next((one.name for one, frames in sample if _digest(frames) != digests[one.name]), None)
+        sample = _sample(self.load, [recording for recording in recordings if str(recording.path) in digests])
+        changed = (one.name for one, frames in sample if _digest(frames) != digests[str(one.path)])
+        return next(changed, None), len(sample)
 
 
 def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_sec: float | None) -> StoredFeatures:
@@ -97,8 +99,13 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
         raise UsageError(f"features come at more than 0 frames a second, not {per_sec:g}")
     sample = _sample(load, recordings)
     if not sample:
-        reason = f"{_explain_absence(load, recordings[0])}" if recordings else "none are listed"
-        raise UsageError(f"{folder}: holds features of none of the {len(recordings)} recordings: {reason}")
+        if not recordings:
+            raise UsageError(f"{folder}: no recordings are listed whose features could be looked for in it")
+        reason = _explain_absence(load, recordings[0])
+        raise UsageError(
+            f"{folder}: the features of none of the {len(recordings)} recordings can be used: {reason.message}",
+            remedy=reason.remedy,
+        )
     rates = FRAME_RATES if per_sec is None else (per_sec,)
     misfits = {rate: _list_misfits(sample, rate) for rate in rates}
     fitting = [rate for rate in rates if 2 * len(misfits[rate]) < len(sample)]
@@ -120,7 +127,7 @@ def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str
         AudioError: where the recording has no readable header.
     """
     seconds = audio.num_samples(recording.path, 16000) / 16000
-    if abs(num_frames - seconds * per_sec) <= MAX_DIFFERENCE:
+    if abs(num_frames / per_sec - seconds) <= TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
         return None
     return (
         f"its features have {num_frames} frames, and its {seconds:.2f} s at {per_sec:g} a second make "
@@ -172,9 +179,10 @@ def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArra
 def count_axes(path: Path) -> int:
     """Count the axes of a .npy file's array; 0 where it cannot be read."""
     try:
-        return int(numpy.load(path, mmap_mode="r", allow_pickle=False).ndim)
+        array = numpy.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return 0
+    return array.ndim if isinstance(array, numpy.ndarray) else 0  # an archive of arrays has none
 
 
 def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -> Tensor:
@@ -191,7 +199,7 @@ def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -
     if array.ndim == 3:
         if layer is None:
             raise AudioError(f"{recording.path}: its file holds the features of {len(array)} layers", remedy="layer")
-        if layer >= len(array):
+        if not 0 <= layer < len(array):
             raise AudioError(f"{recording.path}: its file holds layers 0 to {len(array) - 1}, not {layer}")
         array = array[layer]
     if array.ndim != 2 or not len(array):
@@ -214,12 +222,12 @@ def _sample(load: Load, recordings: Iterable[Recording]) -> list[tuple[Recording
     return sample
 
 
-def _explain_absence(load: Load, recording: Recording) -> str:
+def _explain_absence(load: Load, recording: Recording) -> AudioError:
     try:
         load(recording)
     except AudioError as error:
-        return error.message
-    return ""
+        return error
+    return AudioError("they have come only now")
 
 
 def _list_misfits(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> list[str]:

@@ -19,7 +19,7 @@ from daisy.extraction.extracted_features import INDEX, Extraction
 from daisy.extraction.fairseq_dumps import list_dumps, load_from_dumps
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.features import Features, make_layer_states, make_teacher_states
-from daisy.extraction.stored_features import count_axes, load_by_name, open_stored
+from daisy.extraction.stored_features import NUM_SAMPLED, count_axes, load_by_name, open_stored
 from daisy.extraction.teachers import load_teacher
 from daisy.models import Backbone
 from daisy.runtime.dtypes import Precision
@@ -166,6 +166,7 @@ def _open_features(
     recordings = [recording for split in splits.values() for recording in split]
     if kind == "extraction":
         extraction = Extraction(folder)
+        _refuse_shared_names(folder, [recording for recording in recordings if not extraction.lists(recording)])
         layer = extraction.choose_layer(layer)
         features = open_stored(extraction.load(layer), recordings, folder, rate)
         return Teacher(kind=kind, features=features, source=f"features of {extraction.checkpoint}:{layer}", layer=layer)
@@ -176,9 +177,15 @@ def _open_features(
         load = load_by_name(folder, layer)
     features = open_stored(load, recordings, folder, rate)
     note = None
-    if layer is not None and next(map(count_axes, folder.rglob("*.npy"))) < 3:
-        note = f"{folder} holds the features of one layer: layer {layer} is taken for a remark, and chooses nothing"
+    if layer is not None and not _has_layers(folder, recordings[:NUM_SAMPLED]):
+        note = f"{folder}: the files hold one layer; layer {layer} is only noted in labels.json"
     return Teacher(kind=kind, features=features, source="features", layer=layer, note=note)
+
+
+def _has_layers(folder: Path, recordings: Sequence[Recording]) -> bool:
+    """Tell whether recordings' files hold several layers."""
+    names = {name for recording in recordings for name in name_outputs([recording], "npy").values()}
+    return any(count_axes(folder / name) == 3 for name in names)
 
 
 def _refuse_shared_names(folder: Path, recordings: Sequence[Recording]) -> None:

@@ -81,7 +81,7 @@ def test_units_of_features_are_those_of_the_model_that_they_are_of(place, model,
     assert label_again(place, "--teacher", folder, out="u4") == units_of_layer_2
     done = label(place, "--teacher", folder, "--layer", 9, out="u5")  # nobody can tell which layer they are of
     assert (units(place, "u5"), done.returncode) == (units_of_layer_2, 0)
-    assert "npy holds the features of one layer: layer 9 is taken for a remark, and chooses nothing" in done.stderr
+    assert "npy: the files hold one layer; layer 9 is only noted in labels.json" in done.stderr
     dumps = write_dumps(place, [numpy.load(folder / f"{index}.npy") for index in range(8)])
     assert label_again(place, "--teacher", dumps, out="u6") == units_of_layer_2
     assert {notes(place, f"u{index}")["label_rate"] for index in range(1, 7)} == {50}
@@ -99,8 +99,9 @@ def test_an_extraction_of_which_no_single_layer_can_be_taken_is_refused(place, m
     assert done.stderr == f"daisy: {everything}: holds the states of all layers; add --layer N\n"
     done = label(place, "--teacher", everything, "--layer", 4)
     assert done.returncode == 2
-    assert "holds features of none of the 8 recordings" in done.stderr
+    assert "the features of none of the 8 recordings can be used" in done.stderr
     assert "its file holds layers 0 to 3, not 4" in done.stderr
+    assert "its file holds layers 0 to 3, not -1" in label(place, "--teacher", everything, "--layer", -1).stderr
     fixed = extract(place, model, "fixed", "-p", "fixed", "--set", "layer=3")
     assert f"{fixed}: holds the states of layer 3, not 2" in label(place, "--teacher", fixed, "--layer", 2).stderr
     index = json.loads((fixed / "index.json").read_text())
@@ -143,7 +144,7 @@ def test_features_of_another_length_than_the_recording_are_refused(place):  # no
         f"daisy: {folder}: 0.wav: its features have 25 frames, and its 0.50 s at 100 a second make 50; "
         "add --feature-rate N, how many of them a second has\n"
     )
-    for index, difference in ((2, 2), (3, -2), (4, 3), (5, -3)):
+    for index, difference in ((2, 5), (3, -5), (4, 6), (5, -6)):
         count = round(50 * (0.5 + 0.1 * index)) + difference
         numpy.save(folder / f"{index}.npy", numpy.random.default_rng(index).standard_normal((count, 6)))
     numpy.save(folder / "6.npy", numpy.full((55, 6), numpy.nan))
@@ -153,8 +154,8 @@ def test_features_of_another_length_than_the_recording_are_refused(place):  # no
     assert done.returncode == 1
     assert listed(place / "units" / "train.tsv") == ["0.wav", "2.wav", "3.wav"]
     failures = {line.split(": ")[1].rpartition("/")[2]: line for line in done.stderr.splitlines() if "failed:" in line}
-    assert "4.wav: its features have 48 frames, and its 0.90 s at 50 a second make 45" in failures["4.wav"]
-    assert "have 47 frames, and its 1.00 s" in failures["5.wav"]
+    assert "4.wav: its features have 51 frames, and its 0.90 s at 50 a second make 45" in failures["4.wav"]
+    assert "have 44 frames, and its 1.00 s" in failures["5.wav"]
     assert "its features are NaN or infinite" in failures["6.wav"]
     assert f"7.wav: has no features: {folder}/7.npy is not there" in failures["7.wav"]
     assert "its features are 7 wide, and others' 6: they are of another network" in failures["1.wav"]

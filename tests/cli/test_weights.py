@@ -74,7 +74,7 @@ def test_weights_multiply_what_balancing_speakers_gives(place):
         (["words"], "--weight words: must be SET=NUMBER, such as keywords=2"),
         (["words=two"], "--weight words=two: must be SET=NUMBER"),
         (["=2"], "--weight =2: must be SET=NUMBER"),
-        (["words=0"], "the weight of words must be a number above 0, found 0"),
+        (["words=0"], "the weight of words must be a number above 0, at most 1000, found 0"),
         (["words=2", "words=3"], "--weight words=3: words has a weight already"),
         (["word=2"], "no recording of the manifest is below word: sets are folders below its root"),
     ],
