@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy
@@ -29,8 +31,11 @@ Load = Callable[[Recording], Tensor]
 
 FRAME_RATES = (50.0, 100.0, 25.0)
 """Frames a second that are tried, in this order, where nobody says: HuBERT's, MFCC's, those of eight convolutions."""
-MAX_DIFFERENCE = 2
-"""Frames that a recording may have more or fewer than its length says: networks treat its ends differently."""
+TOLERANCE_SEC = 0.1
+"""By which features may be longer or shorter than their recording: an analysis window of MFCC takes 0.025 s at its end,
+convolutions take more. fairseq's recipes allow for as much (`verify_label_lengths`), and so does our plugin."""
+TOLERANCE_SHARE = 0.01
+"""By which they may differ beyond it: features made of pieces lose a frame at each seam."""
 NUM_SAMPLED = 16
 """Recordings whose features are looked at before the work begins, and by whose features a folder is known again."""
 
@@ -99,13 +104,27 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
     if not sample:
         reason = f"{_explain_absence(load, recordings[0])}" if recordings else "none are listed"
         raise UsageError(f"{folder}: holds features of none of the {len(recordings)} recordings: {reason}")
-    rates = FRAME_RATES if per_sec is None else (per_sec,)
+    per_sec = _choose_rate(sample, FRAME_RATES if per_sec is None else (per_sec,), folder)
+    ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
+    return StoredFeatures(load=load, sample_rate=16000, per_sec=per_sec, width=width)
+
+
+def _choose_rate(sample: Sequence[tuple[Recording, Tensor]], rates: Sequence[float], folder: Path) -> float:
+    """Choose the rate that fits most of some recordings, and of several the one that fits best: short ones fit many."""
     misfits = {rate: _list_misfits(sample, rate) for rate in rates}
     fitting = [rate for rate in rates if 2 * len(misfits[rate]) < len(sample)]
     if not fitting:
         raise UsageError(f"{folder}: {misfits[rates[0]][0]}", remedy="feature_rate")
-    ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
-    return StoredFeatures(load=load, sample_rate=16000, per_sec=fitting[0], width=width)
+    return min(fitting, key=lambda rate: _measure_misfit(sample, rate))
+
+
+def _measure_misfit(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> float:
+    """Measure by how many seconds features are longer or shorter than their recordings: the median."""
+    differences = []
+    for recording, frames in sample:
+        with contextlib.suppress(AudioError):
+            differences.append(abs(len(frames) / per_sec - measure_sec(recording)))
+    return median(differences)
 
 
 def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str | None:
@@ -119,13 +138,22 @@ def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str
     Raises:
         AudioError: where the recording has no readable header.
     """
-    seconds = audio.num_samples(recording.path, 16000) / 16000
-    if abs(num_frames - seconds * per_sec) <= MAX_DIFFERENCE:
+    seconds = measure_sec(recording)
+    if abs(num_frames / per_sec - seconds) <= TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
         return None
     return (
         f"its features have {num_frames} frames, and its {seconds:.2f} s at {per_sec:g} a second make "
         f"{seconds * per_sec:.0f}"
     )
+
+
+def measure_sec(recording: Recording) -> float:
+    """Measure how long a recording lasts by its header, in seconds.
+
+    Raises:
+        AudioError: where it has none that can be read.
+    """
+    return audio.num_samples(recording.path, 16000) / 16000
 
 
 def load_by_name(folder: Path, layer: int | None) -> Load:
