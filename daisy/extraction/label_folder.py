@@ -11,7 +11,7 @@ from typing import Any
 from daisy import _files, _locks
 from daisy.errors import OutputError
 from daisy.extraction.stored_features import StoredFeatures
-from daisy.extraction.teacher_kinds import Teacher
+from daisy.extraction.teacher_kinds import UnitSource
 from daisy.extraction.unit_files import UnitFile, read_keys
 
 NOTES = "labels.json"
@@ -42,7 +42,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def claim_folder(
-    out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+    out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> str | None:
     """Note what the units in a folder are made with, manifests, centres and stored features by digest.
 
@@ -51,7 +51,7 @@ def claim_folder(
         settings: that must be the same as long as the folder holds units.
         remarks: for people: they may change.
         files: that will be written.
-        teacher: whose units they are.
+        source: whose units they are.
 
     Returns:
         A sentence where k-means was fitted on recordings that are no longer listed; else None.
@@ -64,7 +64,7 @@ def claim_folder(
     if centres.is_file():
         settings = {**settings, centres.name: _files.digest(centres)}
     check_settings(out, before, settings)
-    digests = _check_features(out, before, files, teacher)
+    digests = _check_features(out, before, files, source)
     note = _check_fitted_on(out, files[0])
     manifests = {file.split.path.name: file.split.digest for file in files}
     for file in files:
@@ -118,10 +118,10 @@ def _name_source(before: str, now: str) -> str:
 
 
 def _check_features(
-    out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+    out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> dict[str, dict[str, str]]:
     """Check that stored features are still those that units were made of; return digests of some, to be noted."""
-    features = teacher.features
+    features = source.features
     if not isinstance(features, StoredFeatures):
         return {}
     recordings = [recording for file in files for recording in file.split.recordings]

@@ -14,7 +14,7 @@ from daisy.audio import Recording
 from daisy.errors import AudioError, UsageError
 from daisy.extraction.features import centre_features, make_mfcc
 from daisy.extraction.label_folder import CENTRES, FITTED_ON, NOTES, add_notes, claim_folder, lock_folder, read_notes
-from daisy.extraction.teacher_kinds import Teacher, open_teacher
+from daisy.extraction.teacher_kinds import UnitSource, open_teacher
 from daisy.extraction.unit_files import Split, UnitFile, write_dictionary
 from daisy.extraction.units import Frames, fit_kmeans, load_centres, sample_features, save_centres
 
@@ -129,7 +129,7 @@ def make_labels(
     source = _open(files, teacher, layer, label_rate, feature_rate, precision, device, allow_pickle)
     features = centre_features(source.features) if centre else source.features
     settings = {
-        "source": source.source,
+        "source": source.identity,
         "clusters": clusters,
         "label_rate": _without_zero(features.per_sec),
         "fit_frames": fit_frames,
@@ -187,7 +187,7 @@ def _open(
     precision: Literal["float32", "bfloat16"],
     device: str,
     allow_pickle: bool,
-) -> Teacher:
+) -> UnitSource:
     """Open a teacher, or MFCC as one."""
     if precision not in ("float32", "bfloat16"):
         raise UsageError(f"precision must be float32 or bfloat16, found {precision!r}")
@@ -195,7 +195,7 @@ def _open(
         if feature_rate is not None or precision != "float32":
             raise UsageError("a rate of stored features, and a precision, go with a teacher; MFCC have neither")
         features = make_mfcc(MFCC_LABEL_RATE if label_rate is None else label_rate)
-        return Teacher(kind="mfcc", features=features, source="mfcc", layer=None)
+        return UnitSource(kind="mfcc", features=features, identity="mfcc", layer=None)
     opened = open_teacher(
         teacher,
         layer,

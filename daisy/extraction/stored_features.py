@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import torch
@@ -102,8 +102,7 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
         raise UsageError(f"features come at more than 0 frames a second, not {per_sec:g}")
     sample = _sample(load, recordings)
     if not sample:
-        reason = f"{_explain_absence(load, recordings[0])}" if recordings else "none are listed"
-        raise UsageError(f"{folder}: holds features of none of the {len(recordings)} recordings: {reason}")
+        _refuse_all(load, recordings, folder)
     per_sec = _choose_rate(sample, FRAME_RATES if per_sec is None else (per_sec,), folder)
     ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
     return StoredFeatures(load=load, sample_rate=16000, per_sec=per_sec, width=width)
@@ -163,12 +162,13 @@ def load_by_name(folder: Path, layer: int | None) -> Load:
         folder: of the files. ``a/b.flac`` has its features in ``a/b.npy``, as `Extractor` writes them.
         layer: which of several, where files hold (layers, T, F).
     """
+    return lambda recording: choose_layer(recording, read_array(recording, place_by_name(folder, recording)), layer)
 
-    def load(recording: Recording) -> Tensor:
-        (name,) = name_outputs([recording], "npy").values()
-        return choose_layer(recording, read_array(recording, folder / name), layer)
 
-    return load
+def place_by_name(folder: Path, recording: Recording) -> Path:
+    """Return the path of a recording's .npy file in a folder of them."""
+    (name,) = name_outputs([recording], "npy").values()
+    return folder / name
 
 
 def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArray[Any]:
@@ -186,23 +186,28 @@ def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArra
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:
                 array: NDArray[Any] = file.get_tensor("states")
-        else:
-            array = numpy.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        elif mapped:
+            array = numpy.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+        else:  # numpy.load would take archives too
+            with open(path, "rb") as stream:
+                array = numpy.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise AudioError(f"{recording.path}: has no features: {path} is not there") from None
     except (OSError, ValueError, EOFError, SafetensorError) as error:
         raise AudioError(f"{recording.path}: its features cannot be read: {path} ({error})") from None
-    if not isinstance(array, numpy.ndarray) or array.dtype.kind != "f":
+    if array.dtype.kind != "f":
         raise AudioError(f"{recording.path}: {path} holds no floats: these are no features")
     return array
 
 
-def count_axes(path: Path) -> int:
-    """Count the axes of a .npy file's array; 0 where it cannot be read."""
-    try:
-        return int(numpy.load(path, mmap_mode="r", allow_pickle=False).ndim)
-    except (OSError, ValueError, EOFError):
-        return 0
+def holds_layers(folder: Path, recordings: Iterable[Recording]) -> bool:
+    """Tell whether files in a folder hold several layers: by the first recording's that can be read."""
+    for recording in recordings:
+        try:
+            return read_array(recording, place_by_name(folder, recording), mapped=True).ndim == 3
+        except AudioError:
+            continue  # it is listed when its turn comes
+    return False
 
 
 def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -> Tensor:
@@ -219,8 +224,8 @@ def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -
     if array.ndim == 3:
         if layer is None:
             raise AudioError(f"{recording.path}: its file holds the features of {len(array)} layers", remedy="layer")
-        if layer >= len(array):
-            raise AudioError(f"{recording.path}: its file holds layers 0 to {len(array) - 1}, not {layer}")
+        if not 0 <= layer < len(array):
+            raise AudioError(f"{recording.path}: its features are of layers 0 to {len(array) - 1}, not {layer}")
         array = array[layer]
     if array.ndim != 2 or not len(array):
         raise AudioError(
@@ -242,12 +247,17 @@ def _sample(load: Load, recordings: Iterable[Recording]) -> list[tuple[Recording
     return sample
 
 
-def _explain_absence(load: Load, recording: Recording) -> str:
+def _refuse_all(load: Load, recordings: Sequence[Recording], folder: Path) -> NoReturn:
+    """Say why no recording's features can be read, by the first one's; what helps it helps all of them."""
+    if not recordings:
+        raise UsageError(f"{folder}: the manifests list no recordings whose features it could hold")
     try:
-        load(recording)
+        load(recordings[0])
+        reason = AudioError()
     except AudioError as error:
-        return error.message
-    return ""
+        reason = error
+    message = f"{folder}: the features of none of the {len(recordings)} recordings can be used: {reason.message}"
+    raise UsageError(message, remedy=reason.remedy, path=reason.path)
 
 
 def _list_misfits(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> list[str]:

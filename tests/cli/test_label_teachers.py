@@ -81,7 +81,7 @@ def test_units_of_features_are_those_of_the_model_that_they_are_of(place, model,
     assert label_again(place, "--teacher", folder, out="u4") == units_of_layer_2
     done = label(place, "--teacher", folder, "--layer", 9, out="u5")  # nobody can tell which layer they are of
     assert (units(place, "u5"), done.returncode) == (units_of_layer_2, 0)
-    assert "npy holds the features of one layer: layer 9 is taken for a remark, and chooses nothing" in done.stderr
+    assert done.stderr == f"note: {folder}: the files hold one layer; layer 9 is only noted in labels.json\n"
     dumps = write_dumps(place, [numpy.load(folder / f"{index}.npy") for index in range(8)])
     assert label_again(place, "--teacher", dumps, out="u6") == units_of_layer_2
     assert {notes(place, f"u{index}")["label_rate"] for index in range(1, 7)} == {50}
@@ -99,8 +99,11 @@ def test_an_extraction_of_which_no_single_layer_can_be_taken_is_refused(place, m
     assert done.stderr == f"daisy: {everything}: holds the states of all layers; add --layer N\n"
     done = label(place, "--teacher", everything, "--layer", 4)
     assert done.returncode == 2
-    assert "holds features of none of the 8 recordings" in done.stderr
-    assert "its file holds layers 0 to 3, not 4" in done.stderr
+    assert done.stderr == f"daisy: {everything}: holds the states of layers 0 to 3, not 4\n"
+    assert (
+        "layers are counted from 0, the input of the first, found -1"
+        in label(place, "-t", everything, "--layer", -1).stderr
+    )
     fixed = extract(place, model, "fixed", "-p", "fixed", "--set", "layer=3")
     assert f"{fixed}: holds the states of layer 3, not 2" in label(place, "--teacher", fixed, "--layer", 2).stderr
     index = json.loads((fixed / "index.json").read_text())
