@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import floor, isfinite
+from math import floor
 from pathlib import PurePath
 from typing import Any
 
 from daisy.errors import UsageError
 
 HALF = Fraction(1, 2)
+MAX_WEIGHT = 1000
+"""Of a set: its lines are written so often, and nobody needs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +49,13 @@ def check_weights(weights: Mapping[str, float]) -> None:
         weights: by folder below a manifest's root.
 
     Raises:
-        UsageError: where one is not above 0, or a folder is not below a root.
+        UsageError: where one is not above 0 or is above `MAX_WEIGHT`, or a folder is not below a root.
     """
     for folder, weight in weights.items():
-        if not isfinite(weight) or weight <= 0:
-            raise UsageError(f"the weight of {folder} must be a number above 0, found {weight:g}")
+        if not 0 < weight <= MAX_WEIGHT:  # neither holds of NaN
+            raise UsageError(
+                f"the weight of {folder} must be a number above 0 and at most {MAX_WEIGHT}, found {weight:g}"
+            )
         if PurePath(folder).is_absolute() or ".." in PurePath(folder).parts:
             raise UsageError(f"a set is a folder below the manifest's root, found {folder}")
 
