@@ -24,7 +24,7 @@ class ContentDigest:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        """Compute the digest of a configuration and of tensors on the CPU, 64 hexadecimal digits."""
+        """Compute the digest of a configuration and of tensors on any device, 64 hexadecimal digits."""
         content = cls()
         for name in sorted(tensors):
             content.add(name, tensors[name])
@@ -33,7 +33,7 @@ class ContentDigest:
     def add(self, name: str, tensor: Tensor) -> None:
         """Add the tensor whose name comes next."""
         self._state.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        self._state.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def finish(self, config: Mapping[str, Any]) -> str:
         """Add the configuration, without its own "digest", and return the digest; nothing may be added then."""

@@ -149,7 +149,8 @@ def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tupl
     """Load a HuBERT of any form, and compute what tells it from others."""
     if kind == "hubert folder":
         backbone = checkpoints.convert(name, allow_pickle=allow_pickle).backbone
-        return backbone.to(device), ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+        digest = ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+        return backbone.to(device), digest
     path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
     try:
         model = checkpoints.load(path, device=device)
