@@ -10,7 +10,7 @@ from typing import Any
 
 from daisy import _files, _locks
 from daisy.errors import OutputError
-from daisy.extraction.stored_features import StoredFeatures
+from daisy.extraction.stored_features import StoredFeatures, find_changed
 from daisy.extraction.teacher_kinds import UnitSource
 from daisy.extraction.unit_files import UnitFile, read_keys
 
@@ -64,12 +64,12 @@ def claim_folder(
     if centres.is_file():
         settings = {**settings, centres.name: _files.digest(centres)}
     check_settings(out, before, settings)
-    digests = _check_features(out, before, files, source)
     note = _check_fitted_on(out, files[0])
     manifests = {file.split.path.name: file.split.digest for file in files}
     for file in files:
         file.adopt_older(before.get(file.split.path.name) == file.split.digest)
         file.check_corpus()
+    digests = _check_features(out, before, files, source)
     _files.write_json(path, {**before, **settings, **remarks, **digests, **manifests})
     return note
 
@@ -120,17 +120,31 @@ def _name_source(before: str, now: str) -> str:
 def _check_features(
     out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> dict[str, dict[str, str]]:
-    """Check that stored features are still those that units were made of; return digests of some, to be noted."""
+    """Check that stored features are still those that units were made of; return digests of some, to be noted.
+
+    Each manifest has some noted. Features that are no longer there are not missed where nothing is left to label.
+    """
     features = source.features
     if not isinstance(features, StoredFeatures):
         return {}
-    recordings = [recording for file in files for recording in file.split.recordings]
     noted = before.get(DIGESTS)
-    if not isinstance(noted, dict) or not noted:
-        return {DIGESTS: features.digest_some(recordings)}
-    if changed := features.find_changed(recordings, noted):
+    noted = noted if isinstance(noted, dict) else {}
+    known: dict[str, str] = {}
+    new: dict[str, str] = {}
+    for file in files:
+        told = [recording for recording in file.split.recordings if str(recording.path) in noted]
+        known |= features.digest_some(told)
+        new |= {} if told else features.digest_some(file.split.recordings)
+    if changed := find_changed(noted, known):
         raise OutputError(f"{out}: holds units made with other features of {changed}", remedy="other_out")
-    return {DIGESTS: noted}
+    names_network = source.kind == "extraction"  # its index tells the checkpoint
+    if noted and not known and not names_network and not all(file.has_all_units() for file in files):
+        raise OutputError(
+            f"{out}: holds units made with features that are gone, of {min(noted)} and others, so that nobody can tell "
+            "whether these here are of the same network: put some of those back",
+            remedy="other_out",
+        )
+    return {DIGESTS: {**new, **noted}}
 
 
 def _check_fitted_on(out: Path, file: UnitFile) -> str | None:

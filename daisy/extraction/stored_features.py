@@ -68,22 +68,21 @@ class StoredFeatures(Features):
         return frames
 
     def digest_some(self, recordings: Iterable[Recording]) -> dict[str, str]:
-        """Compute digests of the features of the first few recordings that have any, by the recordings' names."""
-        return {recording.name: _digest(frames) for recording, frames in _sample(self.load, recordings)}
+        """Compute digests of the features of the first few recordings that have any, by the recordings' paths."""
+        return {str(recording.path): _digest(frames) for recording, frames in _sample(self.load, recordings)}
 
-    def find_changed(self, recordings: Iterable[Recording], digests: Mapping[str, str]) -> str | None:
-        """Find a recording whose features are others than when their digest was noted.
 
-        Args:
-            recordings: to look among.
-            digests: as `digest_some` made them.
+def find_changed(noted: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Find a recording whose features are others than when their digest was noted.
 
-        Returns:
-            Its name; None where there is none. Features that are no longer there count as unchanged.
-        """
-        noted = {recording.name: recording for recording in recordings if recording.name in digests}
-        sample = _sample(self.load, noted.values())
-        return next((one.name for one, frames in sample if _digest(frames) != digests[one.name]), None)
+    Args:
+        noted: as `StoredFeatures.digest_some` made them then.
+        now: as it makes them.
+
+    Returns:
+        Its path; None where there is none.
+    """
+    return next((path for path, digest in now.items() if digest != noted.get(path, digest)), None)
 
 
 def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_sec: float | None) -> StoredFeatures:
@@ -105,7 +104,7 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
         _refuse_all(load, recordings, folder)
     per_sec = _choose_rate(sample, FRAME_RATES if per_sec is None else (per_sec,), folder)
     ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
-    return StoredFeatures(load=load, sample_rate=16000, per_sec=per_sec, width=width)
+    return StoredFeatures(load=load, sample_rate=None, per_sec=per_sec, width=width)
 
 
 def _choose_rate(sample: Sequence[tuple[Recording, Tensor]], rates: Sequence[float], folder: Path) -> float:

@@ -170,7 +170,10 @@ def test_features_that_have_changed_are_refused_and_those_that_are_gone_are_not_
     write_features(place, 50, names=[3], seed=1)
     done = label(place, "--teacher", folder)
     assert done.returncode == 2
-    assert done.stderr == f"daisy: {place}/units: holds units made with other features of 3.wav; use another --out\n"
+    assert (
+        done.stderr
+        == f"daisy: {place}/units: holds units made with other features of {place}/wav/3.wav; use another --out\n"
+    )
     for index in range(1, 8):
         (folder / f"{index}.npy").unlink()
     assert label_again(place, "--teacher", folder, out="units") == before

@@ -275,3 +275,70 @@ def test_an_archive_or_damaged_file_called_npy_is_one_failure(tmp_path, name):
     )
     (folder / name).write_bytes(b"PK\x03\x04 and no archive")
     assert label(tmp_path, folder, "--layer", 9, out="other").returncode == 1
+
+
+def write_dumps(folder, split, counts, seed):
+    """As fairseq's dump_feature does."""
+    folder.mkdir(exist_ok=True)
+    states = numpy.random.default_rng(seed).standard_normal((sum(counts), 6)).astype(numpy.float32)
+    numpy.save(folder / f"{split}_0_1.npy", states)
+    (folder / f"{split}_0_1.len").write_text("".join(f"{count}\n" for count in counts))
+
+
+def test_units_of_two_manifests_with_the_same_names_can_be_made_again(tmp_path):
+    """train/0.wav and valid/0.wav have features of their own; those of either may not change."""
+    folder = tmp_path / "dumps"
+    for seed, split in enumerate(("train", "valid")):
+        write_recordings(tmp_path, split, [8000] * 20)
+        write_dumps(folder, split, [25] * 20, seed)
+    first = label(tmp_path, folder, splits=("train", "valid"))
+    assert (first.returncode, first.stderr) == (0, "")
+    again = label(tmp_path, folder, splits=("train", "valid"))
+    assert (again.returncode, again.stderr) == (0, "")
+    assert label(tmp_path, folder, splits=("train",)).returncode == 0
+    write_dumps(folder, "valid", [25] * 20, 5)
+    done = label(tmp_path, folder, splits=("train", "valid"))
+    assert done.returncode == 2
+    changed = f"{tmp_path}/units: holds units made with other features of {tmp_path}/valid/0.wav"
+    assert done.stderr == f"daisy: {changed}; use another --out\n"
+
+
+def test_features_of_another_network_are_refused_where_none_of_the_noted_ones_is_there(tmp_path):
+    root = write_recordings(tmp_path, "train", [8000] * 20)
+    write_recordings(tmp_path, "valid", [8000] * 4)
+    (tmp_path / "valid.tsv").write_text(f"{root}\n" + "".join(f"v{index}.wav\t8000\n" for index in range(4)))
+    for index in range(4):
+        shutil.copy(root / f"{index}.wav", root / f"v{index}.wav")
+    first = write_features(tmp_path / "A", [25] * 20)
+    other = tmp_path / "B"
+    other.mkdir()
+    for index in range(4):
+        numpy.save(other / f"v{index}.npy", numpy.full((25, 6), 100 + index, dtype=numpy.float32))
+    assert label(tmp_path, first).returncode == 0
+    done = label(tmp_path, other, splits=("train", "valid"))
+    assert done.returncode == 2
+    reason = f"holds units made with features that are gone, of {tmp_path}/train/0.wav and others, so that nobody can"
+    assert done.stderr.startswith(f"daisy: {tmp_path}/units: {reason}")
+    assert done.stderr.endswith("put some of those back; use another --out\n")
+    assert sorted(path.name for path in (tmp_path / "units").glob("*.km*")) == [
+        "dict.km.txt",
+        "train.km",
+        "train.km.keys",
+    ]
+    shutil.copy(first / "3.npy", other)  # one of the noted ones tells that the rest is of the same network
+    assert label(tmp_path, other, splits=("train", "valid")).returncode == 0
+    (other / "3.npy").unlink()
+    assert label(tmp_path, other, splits=("train", "valid")).returncode == 0  # nothing is left to label
+    noted = json.loads((tmp_path / "units" / "labels.json").read_text())["feature_digests"]
+    assert {f"{root}/0.wav", f"{root}/v0.wav"} < noted.keys()  # of each manifest some
+    numpy.save(other / "v1.npy", numpy.zeros((25, 6), dtype=numpy.float32))
+    assert "made with other features of" in label(tmp_path, other, splits=("train", "valid")).stderr
+
+
+def test_of_stored_features_nobody_says_at_which_rate_the_audio_is(tmp_path):
+    """An 8 kHz checkpoint's come at 25 a second; whether a network on 8 kHz is wanted they do not tell."""
+    write_recordings(tmp_path, "train", [16000] * 3)
+    folder = write_features(tmp_path / "features", [25] * 3)
+    report = make_labels([tmp_path / "train.tsv"], tmp_path / "units", teacher=folder, clusters=4)
+    assert (report.label_rate, report.sample_rate) == (25, None)
+    assert label(tmp_path, folder).stderr == "note: tell fairseq task.label_rate=25\n"
