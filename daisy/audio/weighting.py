@@ -13,6 +13,7 @@ from daisy.errors import UsageError
 
 HALF = Fraction(1, 2)
 MAX_WEIGHT = 1000
+"""Of a set: its lines are written so often, and nobody needs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,13 @@ def check_weights(weights: Mapping[str, float]) -> None:
         weights: by folder below a manifest's root.
 
     Raises:
-        UsageError: where one is not above 0, or a folder is not below a root.
+        UsageError: where one is not above 0 or is above `MAX_WEIGHT`, or a folder is not below a root.
     """
     for folder, weight in weights.items():
-        if not 0 < weight <= MAX_WEIGHT:
-            raise UsageError(f"the weight of {folder} must be a number above 0, at most {MAX_WEIGHT}, found {weight:g}")
+        if not 0 < weight <= MAX_WEIGHT:  # neither holds of NaN
+            raise UsageError(
+                f"the weight of {folder} must be a number above 0 and at most {MAX_WEIGHT}, found {weight:g}"
+            )
         if PurePath(folder).is_absolute() or ".." in PurePath(folder).parts:
             raise UsageError(f"a set is a folder below the manifest's root, found {folder}")
 

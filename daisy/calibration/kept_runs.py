@@ -24,7 +24,7 @@ from torch import Tensor
 from daisy import _files, _locks
 from daisy.errors import OutputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 KIND = "full runs"
 """What a file of this kind says of itself."""
 

@@ -169,6 +169,8 @@ def open_kept_runs(
         "recordings": hashlib.sha256(f"{speech.digest()} {lengths}".encode()).hexdigest(),
         "scores": None if scores is None else sorted(scores),
         "score_stride": score_stride,
+        "losses": list(tracing.LOSSES),
+        "full_model": "prediction head" if model.final_head is not None else "last exit head",
         "device": model.device.type,
     }
     return KeptRuns(path, settings)

@@ -24,7 +24,7 @@ class ContentDigest:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        """Compute the digest of a configuration and of tensors, 64 hexadecimal digits."""
+        """Compute the digest of a configuration and of tensors on any device, 64 hexadecimal digits."""
         content = cls()
         for name in sorted(tensors):
             content.add(name, tensors[name])

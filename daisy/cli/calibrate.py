@@ -48,7 +48,8 @@ KeptUnits = Annotated[
     typer.Option(
         "--units",
         help="The full model's units that forecast or agreement learns to keep: on the same input, those of the clean "
-        "recording, or both. Under noise the clean ones are soon lost, and leaving early is right for them.",
+        "recording, or both. In loud noise deeper layers do not bring the clean recording's units back, so with "
+        "`clean` noisy recordings leave early.",
     ),
 ]
 Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Units = Literal["same", "clean", "both"]
 """The full model's, on the same input, on the clean recording, or a mean of the two."""
 UNITS: dict[Units, str] = {"same": "disagreement", "clean": "clean_disagreement", "both": "mean_disagreement"}
-"""As losses (`daisy.calibration.fit_family`)."""
+"""The loss in the traces that stands for each."""
 
 
 @dataclass(frozen=True, kw_only=True)

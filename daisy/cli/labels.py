@@ -45,7 +45,7 @@ def command(
     ] = None,
     feature_rate: Annotated[
         float | None,
-        typer.Option(help="Of a folder of features: frames a second; else 50, 100 or 25, which fits the recordings."),
+        typer.Option(help="Of a folder of features: frames a second; if not given, whichever of 50, 100 and 25 fits."),
     ] = None,
     fit_frames: Annotated[int, typer.Option(help="Most frames that k-means is fitted on.")] = 500_000,
     seed: Annotated[int, typer.Option(help="Seed of the frames drawn and of k-means.")] = 0,
@@ -115,7 +115,7 @@ def _say_report(report: LabelReport, out: Path) -> None:
         say(f"{out}: holds manifests of the recordings that have units: train on them, with task.data={out}")
     if report.label_rate != USUAL_LABEL_RATE:
         warn(f"note: tell fairseq task.label_rate={rate}")
-    if report.sample_rate != USUAL_SAMPLE_RATE:
+    if report.sample_rate not in (None, USUAL_SAMPLE_RATE):
         warn(f"note: tell fairseq task.sample_rate={report.sample_rate}")
     warn_of_failures(map(explain, report.failed.values()))
     num_done = sum(file.num_labelled for file in report.files)

@@ -33,7 +33,7 @@ def command(
     ] = 0.0,
     weight: Annotated[
         list[str] | None,
-        typer.Option(help="SET=NUMBER, may be repeated: list the recordings below this folder so much more often."),
+        typer.Option(help="SET=NUMBER, may be repeated: list the recordings below this folder NUMBER times as often."),
     ] = None,
 ) -> None:
     """Write a fairseq manifest of recordings.

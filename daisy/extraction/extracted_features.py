@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from daisy.audio import Recording
-from daisy.audio.archives import find_file
+from daisy.audio.archives import find_file, open_bytes
 from daisy.errors import AudioError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.stored_features import Load, choose_layer, read_array
 
 INDEX = "index.json"
-Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What an index says of a recording."""
+
+    path: str
+    output: str
+    """Relative to the extraction's folder."""
+    exits: tuple[int, ...]
+    """Layer at which it left, or each of its windows did."""
+
+    @classmethod
+    def parse(cls, row: dict[str, Any]) -> Entry:
+        """Read a row; raises KeyError, TypeError or ValueError where it is none."""
+        exits = tuple(map(int, row.get("window_exits") or [row["exit_layer"]]))
+        return cls(path=str(row["path"]), output=str(row["output"]), exits=exits)
 
 
 class Extraction:
@@ -33,16 +50,18 @@ class Extraction:
         self.folder = folder
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            self.settings: dict[str, Any] = dict(index["settings"])
-            rows: list[Row] = [dict(row) for row in index["recordings"]]
-            self.by_path = {str(row["path"]): row for row in rows}
-            self.by_output = {str(row["output"]): row for row in rows}
-            self.checkpoint = str(self.settings["checkpoint"])
+            settings = dict(index["settings"])
+            self.checkpoint = str(settings["checkpoint"])
             """Digest of the checkpoint's file."""
-            self.exits = sorted({exit_layer for row in rows for exit_layer in _list_exits(row)})
+            self.format, self.has_all_layers = str(settings.get("format", "npy")), settings.get("layers") == "all"
+            entries = [Entry.parse(dict(row)) for row in index["recordings"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{folder / INDEX}: not the index of an extraction ({error!r})") from None
-        if self.settings.get("channel", "mean") == "all":
+            raise UsageError(
+                f"{folder / INDEX}: not the index of an extraction ({error!r}): take it away if it is something else's"
+            ) from None
+        self.by_path = {entry.path: entry for entry in entries}
+        self.by_output = {entry.output: entry for entry in entries}
+        if settings.get("channel", "mean") == "all":
             raise UsageError(f"{folder}: holds features of each channel by itself, and units are of a recording")
 
     def choose_layer(self, layer: int | None) -> int:
@@ -55,11 +74,13 @@ class Extraction:
             UsageError: where recordings have left at several layers and only the last states were kept, or the layer is
                 not there, or must be told.
         """
-        if self.settings.get("layers") == "all":
+        exits = sorted({number for entry in self.by_path.values() for number in entry.exits})
+        if self.has_all_layers:
             if layer is None:
                 raise UsageError(f"{self.folder}: holds the states of all layers", remedy="layer")
+            if exits and not 0 <= layer <= exits[-1]:
+                raise UsageError(f"{self.folder}: holds the states of layers 0 to {exits[-1]}, not {layer}")
             return layer
-        exits = self.exits
         if len(exits) > 1:
             raise UsageError(
                 f"{self.folder}: holds each recording's states at its own exit layer, {exits[0]} to {exits[-1]}, and "
@@ -69,30 +90,54 @@ class Extraction:
             raise UsageError(f"{self.folder}: holds the states of layer {exits[0] if exits else 'none'}, not {layer}")
         return exits[0] if exits else 0
 
-    def load(self, layer: int) -> Load:
-        """Make the function that reads a recording's states at a layer."""
+    def count_early(self, layer: int, recordings: Iterable[Recording]) -> int:
+        """Count the recordings that left before a layer: it holds no states of theirs there."""
+        entries = {self.by_path.get(str(recording.path)) for recording in recordings}
+        return sum(entry is not None and min(entry.exits) < layer for entry in entries)
+
+    def list_unlisted(self, recordings: Iterable[Recording]) -> list[Recording]:
+        """List, each once, the recordings that lie elsewhere than those that were extracted."""
+        once = {recording.path: recording for recording in recordings}
+        return [recording for path, recording in once.items() if str(path) not in self.by_path]
+
+    def load(self, layer: int, recordings: Sequence[Recording]) -> Load:
+        """Make the function that reads a recording's states at a layer.
+
+        Args:
+            layer: wanted.
+            recordings: all that are wanted: what was extracted of one of them is not taken for another's.
+        """
+        wanted = {str(recording.path) for recording in recordings}
 
         def load(recording: Recording) -> Tensor:
-            row = self._find(recording)
-            array = read_array(recording, self.folder / row["output"])
-            return choose_layer(recording, array, layer)
+            entry = self.by_path.get(str(recording.path)) or self._find_moved(recording, wanted)
+            return choose_layer(recording, read_array(recording, self.folder / entry.output), layer)
 
         return load
 
-    def _find(self, recording: Recording) -> Row:
-        """Find a recording by its path; by its name where the audio was elsewhere then, and is there no more."""
-        if row := self.by_path.get(str(recording.path)):
-            return row
-        (output,) = name_outputs([recording], str(self.settings.get("format", "npy"))).values()
-        row = self.by_output.get(output)
-        if row is None or find_file(row["path"]).exists():  # then it is another recording of that name
+    def _find_moved(self, recording: Recording, wanted: set[str]) -> Entry:
+        """Find a recording by its name, where its audio was elsewhere when it was extracted.
+
+        Raises:
+            AudioError: where there is none, or what lies there is another recording of that name.
+        """
+        (output,) = name_outputs([recording], self.format).values()
+        entry = self.by_output.get(output)
+        if entry is None:
             raise AudioError(f"{recording.path}: has no features: {self.folder / INDEX} does not list it")
-        return row
+        is_there = find_file(entry.path).is_file()
+        if entry.path in wanted or (is_there and not _is_copy(recording, entry.path)):
+            raise AudioError(
+                f"{recording.path}: has no features: those in {self.folder / output} are of {entry.path}, which is "
+                "another recording"
+            )
+        return entry
 
-    def lists(self, recording: Recording) -> bool:
-        """Tell whether a recording is there by its path."""
-        return str(recording.path) in self.by_path
 
-
-def _list_exits(row: Row) -> Iterable[int]:
-    return map(int, row.get("window_exits") or [row["exit_layer"]])
+def _is_copy(recording: Recording, path: str) -> bool:
+    """Tell whether a recording's file has the same bytes as another one."""
+    try:
+        with open_bytes(recording.path) as one, open_bytes(path) as other:
+            return one.read() == other.read()
+    except OSError as error:
+        raise AudioError(f"{recording.path}: cannot be compared with {path} ({error.strerror or error})") from None

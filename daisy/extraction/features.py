@@ -38,8 +38,8 @@ Group = list[tuple[Recording, Tensor]]
 class Features(ABC):
     """Frames of recordings, and at which rate they come."""
 
-    sample_rate: int
-    """Hz of the audio that the features are of, and that a network of their units is trained on."""
+    sample_rate: int | None
+    """Hz of the audio that a network of their units is trained on; None where nobody can tell, of stored ones."""
     per_sec: float
     """Frames, and so units, a second."""
     width: int
@@ -90,6 +90,8 @@ def _raise(_: Recording, error: AudioError) -> None:
 class ComputedFeatures(Features):
     """Features that are computed from waveforms."""
 
+    sample_rate: int
+    """Hz of the waveforms, and of the audio that a network of their units is trained on."""
     compute: Callable[[Sequence[Tensor]], list[Tensor]]
     """(N_b,) waveforms that go together to their (T_b, F) features on the CPU."""
     min_samples: int

@@ -10,8 +10,8 @@ from typing import Any
 
 from daisy import _files, _locks
 from daisy.errors import OutputError
-from daisy.extraction.stored_features import StoredFeatures
-from daisy.extraction.teacher_kinds import Teacher
+from daisy.extraction.stored_features import StoredFeatures, find_changed
+from daisy.extraction.teacher_kinds import UnitSource
 from daisy.extraction.unit_files import UnitFile, read_keys
 
 NOTES = "labels.json"
@@ -42,7 +42,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def claim_folder(
-    out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+    out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> str | None:
     """Note what the units in a folder are made with, manifests, centres and stored features by digest.
 
@@ -51,7 +51,7 @@ def claim_folder(
         settings: that must be the same as long as the folder holds units.
         remarks: for people: they may change.
         files: that will be written.
-        teacher: whose units they are.
+        source: whose units they are.
 
     Returns:
         A sentence where k-means was fitted on recordings that are no longer listed; else None.
@@ -64,12 +64,12 @@ def claim_folder(
     if centres.is_file():
         settings = {**settings, centres.name: _files.digest(centres)}
     check_settings(out, before, settings)
-    digests = _check_features(out, before, files, teacher)
     note = _check_fitted_on(out, files[0])
     manifests = {file.split.path.name: file.split.digest for file in files}
     for file in files:
         file.adopt_older(before.get(file.split.path.name) == file.split.digest)
         file.check_corpus()
+    digests = _check_features(out, before, files, source)
     _files.write_json(path, {**before, **settings, **remarks, **digests, **manifests})
     return note
 
@@ -118,26 +118,33 @@ def _name_source(before: str, now: str) -> str:
 
 
 def _check_features(
-    out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], teacher: Teacher
+    out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> dict[str, dict[str, str]]:
-    """Check that stored features are still those that units were made of; return digests of some, to be noted."""
-    features = teacher.features
+    """Check that stored features are still those that units were made of; return digests of some, to be noted.
+
+    Each manifest has some noted. Features that are no longer there are not missed where nothing is left to label.
+    """
+    features = source.features
     if not isinstance(features, StoredFeatures):
         return {}
-    recordings = [recording for file in files for recording in file.split.recordings]
     noted = before.get(DIGESTS)
-    if not isinstance(noted, dict) or not noted:
-        return {DIGESTS: features.digest_some(recordings)}
-    changed, num_compared = features.compare(recordings, noted)
-    if changed:
+    noted = noted if isinstance(noted, dict) else {}
+    known: dict[str, str] = {}
+    new: dict[str, str] = {}
+    for file in files:
+        told = [recording for recording in file.split.recordings if str(recording.path) in noted]
+        known |= features.digest_some(told)
+        new |= {} if told else features.digest_some(file.split.recordings)
+    if changed := find_changed(noted, known):
         raise OutputError(f"{out}: holds units made with other features of {changed}", remedy="other_out")
-    if not num_compared and not all(file.is_whole for file in files):
+    names_network = source.kind == "extraction"  # its index tells the checkpoint
+    if noted and not known and not names_network and not all(file.has_all_units() for file in files):
         raise OutputError(
-            f"{out}: holds units made of features that are not there now: whether these are of the same network cannot "
-            "be told",
+            f"{out}: holds units made with features that are gone, of {min(noted)} and others, so that nobody can tell "
+            "whether these here are of the same network: put some of those back",
             remedy="other_out",
         )
-    return {DIGESTS: noted}
+    return {DIGESTS: {**new, **noted}}
 
 
 def _check_fitted_on(out: Path, file: UnitFile) -> str | None:

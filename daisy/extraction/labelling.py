@@ -14,7 +14,7 @@ from daisy.audio import Recording
 from daisy.errors import AudioError, UsageError
 from daisy.extraction.features import centre_features, make_mfcc
 from daisy.extraction.label_folder import CENTRES, FITTED_ON, NOTES, add_notes, claim_folder, lock_folder, read_notes
-from daisy.extraction.teacher_kinds import Teacher, open_teacher
+from daisy.extraction.teacher_kinds import UnitSource, open_teacher
 from daisy.extraction.unit_files import Split, UnitFile, write_dictionary
 from daisy.extraction.units import Frames, fit_kmeans, load_centres, sample_features, save_centres
 
@@ -46,8 +46,8 @@ class LabelReport:
 
     label_rate: float
     """Units a second: what fairseq calls ``task.label_rate``."""
-    sample_rate: int
-    """Of the audio, in Hz: fairseq's ``task.sample_rate``."""
+    sample_rate: int | None
+    """Of the audio, in Hz: fairseq's ``task.sample_rate``; None of stored features, which do not tell it."""
     files: list[UnitReport]
     failed: dict[Path, AudioError] = field(default_factory=dict)
     """Recordings that could not be used."""
@@ -79,21 +79,22 @@ def make_labels(
     A stopped call goes on where it ended, also when manifests have changed: a recording that has units keeps them. What
     the folder's units are made with stands in its ``labels.json``; to make others takes another folder.
 
-    Frames of teachers are put to HuBERT's by time, 50 a second; a HuBERT's, and features that are already there, come
-    as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: units of a recording
-    depend on which are listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
+    Frames of teachers are aligned with HuBERT's by time, 50 a second; a HuBERT's, and features that are already there,
+    come as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: units of a
+    recording depend on which are listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
 
     Args:
         manifests: of fairseq; k-means is fitted on recordings of the first.
         out: folder to write to.
         teacher: whose states are clustered: a bundled model's name; the checkpoint of a HuBERT, daisy's or any that
-            `daisy.checkpoints.convert` reads; a transformers encoder, as folder or name on the hub; a folder of
+            `daisy.checkpoints.convert` reads; a transformers encoder, as folder or name on the hub (a HuBERT's folder
+            and its name on the hub count as two teachers: daisy runs the one, transformers the other); a folder of
             features, as .npy files named like the recordings, as daisy's extraction, or as fairseq's dumps. None: MFCC.
         layer: of the teacher.
         clusters: K, number of units.
         centre: subtract each recording's mean first: units then tell less of who speaks.
         label_rate: units a second that are expected; MFCC come at 50 (where None) or 100, a teacher's as they come.
-        feature_rate: of a folder of features, frames a second; None: 50, 100 or 25, which fits the recordings' lengths.
+        feature_rate: of a folder of features, frames a second; None: whichever of 50, 100 and 25 fits the lengths.
         fit_frames: most frames that k-means is fitted on.
         seed: of the frames drawn and of k-means.
         precision: to compute a network's states in. bfloat16 changes about one unit in a hundred.
@@ -129,7 +130,7 @@ def make_labels(
     source = _open(files, teacher, layer, label_rate, feature_rate, precision, device, allow_pickle)
     features = centre_features(source.features) if centre else source.features
     settings = {
-        "source": source.source,
+        "source": source.identity,
         "clusters": clusters,
         "label_rate": _without_zero(features.per_sec),
         "fit_frames": fit_frames,
@@ -187,7 +188,7 @@ def _open(
     precision: Literal["float32", "bfloat16"],
     device: str,
     allow_pickle: bool,
-) -> Teacher:
+) -> UnitSource:
     """Open a teacher, or MFCC as one."""
     if precision not in ("float32", "bfloat16"):
         raise UsageError(f"precision must be float32 or bfloat16, found {precision!r}")
@@ -195,7 +196,7 @@ def _open(
         if feature_rate is not None or precision != "float32":
             raise UsageError("a rate of stored features, and a precision, go with a teacher; MFCC have neither")
         features = make_mfcc(MFCC_LABEL_RATE if label_rate is None else label_rate)
-        return Teacher(kind="mfcc", features=features, source="mfcc", layer=None)
+        return UnitSource(kind="mfcc", features=features, identity="mfcc", layer=None)
     opened = open_teacher(
         teacher,
         layer,

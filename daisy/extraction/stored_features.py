@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NoReturn
 
 import numpy
 import torch
@@ -29,9 +31,11 @@ Load = Callable[[Recording], Tensor]
 
 FRAME_RATES = (50.0, 100.0, 25.0)
 """Frames a second that are tried, in this order, where nobody says: HuBERT's, MFCC's, those of eight convolutions."""
-TOLERANCE_SEC, TOLERANCE_SHARE = 0.1, 0.01
-"""How much longer or shorter features may be than the recording: ends are treated differently, and features that were
-made of pieces lose a frame at each seam."""
+TOLERANCE_SEC = 0.1
+"""By which features may be longer or shorter than their recording: an analysis window of MFCC takes 0.025 s at its end,
+convolutions take more. fairseq's recipes allow for as much (`verify_label_lengths`), and so does our plugin."""
+TOLERANCE_SHARE = 0.01
+"""By which they may differ beyond it: features made of pieces lose a frame at each seam."""
 NUM_SAMPLED = 16
 """Recordings whose features are looked at before the work begins, and by whose features a folder is known again."""
 
@@ -67,20 +71,18 @@ class StoredFeatures(Features):
         """Compute digests of the features of the first few recordings that have any, by the recordings' paths."""
         return {str(recording.path): _digest(frames) for recording, frames in _sample(self.load, recordings)}
 
-    def compare(self, recordings: Iterable[Recording], digests: Mapping[str, str]) -> tuple[str | None, int]:
-        """Compare features with those whose digests were noted.
 
-        Args:
-            recordings: to look among.
-            digests: as `digest_some` made them.
+def find_changed(noted: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Find a recording whose features are others than when their digest was noted.
 
-        Returns:
-            The name of a recording whose features are others now, None where there is none; and how many were compared:
-            features may no longer be there.
-        """
-        sample = _sample(self.load, [recording for recording in recordings if str(recording.path) in digests])
-        changed = (one.name for one, frames in sample if _digest(frames) != digests[str(one.path)])
-        return next(changed, None), len(sample)
+    Args:
+        noted: as `StoredFeatures.digest_some` made them then.
+        now: as it makes them.
+
+    Returns:
+        Its path; None where there is none.
+    """
+    return next((path for path, digest in now.items() if digest != noted.get(path, digest)), None)
 
 
 def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_sec: float | None) -> StoredFeatures:
@@ -99,20 +101,28 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
         raise UsageError(f"features come at more than 0 frames a second, not {per_sec:g}")
     sample = _sample(load, recordings)
     if not sample:
-        if not recordings:
-            raise UsageError(f"{folder}: no recordings are listed whose features could be looked for in it")
-        reason = _explain_absence(load, recordings[0])
-        raise UsageError(
-            f"{folder}: the features of none of the {len(recordings)} recordings can be used: {reason.message}",
-            remedy=reason.remedy,
-        )
-    rates = FRAME_RATES if per_sec is None else (per_sec,)
+        _refuse_all(load, recordings, folder)
+    per_sec = _choose_rate(sample, FRAME_RATES if per_sec is None else (per_sec,), folder)
+    ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
+    return StoredFeatures(load=load, sample_rate=None, per_sec=per_sec, width=width)
+
+
+def _choose_rate(sample: Sequence[tuple[Recording, Tensor]], rates: Sequence[float], folder: Path) -> float:
+    """Choose the rate that fits most of some recordings, and of several the one that fits best: short ones fit many."""
     misfits = {rate: _list_misfits(sample, rate) for rate in rates}
     fitting = [rate for rate in rates if 2 * len(misfits[rate]) < len(sample)]
     if not fitting:
         raise UsageError(f"{folder}: {misfits[rates[0]][0]}", remedy="feature_rate")
-    ((width, _),) = Counter(frames.shape[1] for _, frames in sample).most_common(1)
-    return StoredFeatures(load=load, sample_rate=16000, per_sec=fitting[0], width=width)
+    return min(fitting, key=lambda rate: _measure_misfit(sample, rate))
+
+
+def _measure_misfit(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> float:
+    """Measure by how many seconds features are longer or shorter than their recordings: the median."""
+    differences = []
+    for recording, frames in sample:
+        with contextlib.suppress(AudioError):
+            differences.append(abs(len(frames) / per_sec - measure_sec(recording)))
+    return median(differences)
 
 
 def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str | None:
@@ -126,13 +136,22 @@ def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str
     Raises:
         AudioError: where the recording has no readable header.
     """
-    seconds = audio.num_samples(recording.path, 16000) / 16000
+    seconds = measure_sec(recording)
     if abs(num_frames / per_sec - seconds) <= TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
         return None
     return (
         f"its features have {num_frames} frames, and its {seconds:.2f} s at {per_sec:g} a second make "
         f"{seconds * per_sec:.0f}"
     )
+
+
+def measure_sec(recording: Recording) -> float:
+    """Measure how long a recording lasts by its header, in seconds.
+
+    Raises:
+        AudioError: where it has none that can be read.
+    """
+    return audio.num_samples(recording.path, 16000) / 16000
 
 
 def load_by_name(folder: Path, layer: int | None) -> Load:
@@ -142,12 +161,13 @@ def load_by_name(folder: Path, layer: int | None) -> Load:
         folder: of the files. ``a/b.flac`` has its features in ``a/b.npy``, as `Extractor` writes them.
         layer: which of several, where files hold (layers, T, F).
     """
+    return lambda recording: choose_layer(recording, read_array(recording, place_by_name(folder, recording)), layer)
 
-    def load(recording: Recording) -> Tensor:
-        (name,) = name_outputs([recording], "npy").values()
-        return choose_layer(recording, read_array(recording, folder / name), layer)
 
-    return load
+def place_by_name(folder: Path, recording: Recording) -> Path:
+    """Return the path of a recording's .npy file in a folder of them."""
+    (name,) = name_outputs([recording], "npy").values()
+    return folder / name
 
 
 def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArray[Any]:
@@ -165,24 +185,28 @@ def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArra
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:
                 array: NDArray[Any] = file.get_tensor("states")
-        else:
-            array = numpy.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        elif mapped:
+            array = numpy.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+        else:  # numpy.load would take archives too
+            with open(path, "rb") as stream:
+                array = numpy.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise AudioError(f"{recording.path}: has no features: {path} is not there") from None
     except (OSError, ValueError, EOFError, SafetensorError) as error:
         raise AudioError(f"{recording.path}: its features cannot be read: {path} ({error})") from None
-    if not isinstance(array, numpy.ndarray) or array.dtype.kind != "f":
+    if array.dtype.kind != "f":
         raise AudioError(f"{recording.path}: {path} holds no floats: these are no features")
     return array
 
 
-def count_axes(path: Path) -> int:
-    """Count the axes of a .npy file's array; 0 where it cannot be read."""
-    try:
-        array = numpy.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return 0
-    return array.ndim if isinstance(array, numpy.ndarray) else 0  # an archive of arrays has none
+def holds_layers(folder: Path, recordings: Iterable[Recording]) -> bool:
+    """Tell whether files in a folder hold several layers: by the first recording's that can be read."""
+    for recording in recordings:
+        try:
+            return read_array(recording, place_by_name(folder, recording), mapped=True).ndim == 3
+        except AudioError:
+            continue  # it is listed when its turn comes
+    return False
 
 
 def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -> Tensor:
@@ -200,7 +224,7 @@ def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -
         if layer is None:
             raise AudioError(f"{recording.path}: its file holds the features of {len(array)} layers", remedy="layer")
         if not 0 <= layer < len(array):
-            raise AudioError(f"{recording.path}: its file holds layers 0 to {len(array) - 1}, not {layer}")
+            raise AudioError(f"{recording.path}: its features are of layers 0 to {len(array) - 1}, not {layer}")
         array = array[layer]
     if array.ndim != 2 or not len(array):
         raise AudioError(
@@ -222,12 +246,17 @@ def _sample(load: Load, recordings: Iterable[Recording]) -> list[tuple[Recording
     return sample
 
 
-def _explain_absence(load: Load, recording: Recording) -> AudioError:
+def _refuse_all(load: Load, recordings: Sequence[Recording], folder: Path) -> NoReturn:
+    """Say why no recording's features can be read, by the first one's; what helps it helps all of them."""
+    if not recordings:
+        raise UsageError(f"{folder}: the manifests list no recordings whose features it could hold")
     try:
-        load(recording)
+        load(recordings[0])
+        reason = AudioError()
     except AudioError as error:
-        return error
-    return AudioError("they have come only now")
+        reason = error
+    message = f"{folder}: the features of none of the {len(recordings)} recordings can be used: {reason.message}"
+    raise UsageError(message, remedy=reason.remedy, path=reason.path)
 
 
 def _list_misfits(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> list[str]:

@@ -19,7 +19,7 @@ from daisy.extraction.extracted_features import INDEX, Extraction
 from daisy.extraction.fairseq_dumps import list_dumps, load_from_dumps
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.features import Features, make_layer_states, make_teacher_states
-from daisy.extraction.stored_features import NUM_SAMPLED, count_axes, load_by_name, open_stored
+from daisy.extraction.stored_features import holds_layers, load_by_name, open_stored
 from daisy.extraction.teachers import load_teacher
 from daisy.models import Backbone
 from daisy.runtime.dtypes import Precision
@@ -36,12 +36,12 @@ KNOWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher:
+class UnitSource:
     """Where units come from."""
 
     kind: Kind
     features: Features
-    source: str
+    identity: str
     """Tells it and the layer from others."""
     layer: int | None
     note: str | None = None
@@ -57,7 +57,7 @@ def open_teacher(
     precision: Precision = "float32",
     device: str = "cpu",
     allow_pickle: bool = False,
-) -> Teacher:
+) -> UnitSource:
     """Open what can teach, whatever it is.
 
     Args:
@@ -91,12 +91,12 @@ def open_teacher(
             if os.path.isdir(name) or "transformers" not in error.message:
                 raise
             raise UsageError(f"{name}: no such file or folder, and as a name on the hub: {error.message}") from None
-        return Teacher(
-            kind=kind, features=make_teacher_states(teacher), source=f"{teacher.digest}:{layer}", layer=layer
+        return UnitSource(
+            kind=kind, features=make_teacher_states(teacher), identity=f"{teacher.digest}:{layer}", layer=layer
         )
     backbone, digest = _load_hubert(kind, name, device, allow_pickle)
     features = make_layer_states(backbone, layer, precision)
-    return Teacher(kind=kind, features=features, source=f"{digest}:{layer}", layer=layer)
+    return UnitSource(kind=kind, features=features, identity=f"{digest}:{layer}", layer=layer)
 
 
 def recognise(name: str) -> Kind:
@@ -149,7 +149,8 @@ def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tupl
     """Load a HuBERT of any form, and compute what tells it from others."""
     if kind == "hubert folder":
         backbone = checkpoints.convert(name, allow_pickle=allow_pickle).backbone
-        return backbone.to(device), ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+        digest = ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+        return backbone.to(device), digest
     path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
     try:
         model = checkpoints.load(path, device=device)
@@ -162,30 +163,44 @@ def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tupl
 
 def _open_features(
     kind: Kind, folder: Path, layer: int | None, splits: Mapping[str, Sequence[Recording]], rate: float | None
-) -> Teacher:
+) -> UnitSource:
+    if layer is not None and layer < 0:
+        raise UsageError(f"layers are counted from 0, the input of the first, found {layer}")
     recordings = [recording for split in splits.values() for recording in split]
     if kind == "extraction":
-        extraction = Extraction(folder)
-        _refuse_shared_names(folder, [recording for recording in recordings if not extraction.lists(recording)])
-        layer = extraction.choose_layer(layer)
-        features = open_stored(extraction.load(layer), recordings, folder, rate)
-        return Teacher(kind=kind, features=features, source=f"features of {extraction.checkpoint}:{layer}", layer=layer)
+        return _open_extraction(folder, layer, recordings, rate)
     if kind == "fairseq dumps":
-        load = load_from_dumps(folder, splits)
+        load, chooses = load_from_dumps(folder, splits), False
     else:
         _refuse_shared_names(folder, recordings)
-        load = load_by_name(folder, layer)
+        load, chooses = load_by_name(folder, layer), holds_layers(folder, recordings)
     features = open_stored(load, recordings, folder, rate)
     note = None
-    if layer is not None and not _has_layers(folder, recordings[:NUM_SAMPLED]):
+    if layer is not None and not chooses:
         note = f"{folder}: the files hold one layer; layer {layer} is only noted in labels.json"
-    return Teacher(kind=kind, features=features, source="features", layer=layer, note=note)
+    return UnitSource(kind=kind, features=features, identity="features", layer=layer, note=note)
 
 
-def _has_layers(folder: Path, recordings: Sequence[Recording]) -> bool:
-    """Tell whether recordings' files hold several layers."""
-    names = {name for recording in recordings for name in name_outputs([recording], "npy").values()}
-    return any(count_axes(folder / name) == 3 for name in names)
+def _open_extraction(
+    folder: Path, layer: int | None, recordings: Sequence[Recording], rate: float | None
+) -> UnitSource:
+    extraction = Extraction(folder)
+    layer = extraction.choose_layer(layer)
+    moved = extraction.list_unlisted(recordings)
+    _refuse_shared_names(folder, moved)
+    features = open_stored(extraction.load(layer, recordings), recordings, folder, rate)
+    notes = []
+    if num_early := extraction.count_early(layer, recordings):
+        notes.append(f"{num_early} recordings left before layer {layer}, and have no states there")
+    if moved:
+        notes.append(f"{len(moved)} recordings are looked for by name: {folder / INDEX} does not list {moved[0].path}")
+    return UnitSource(
+        kind="extraction",
+        features=features,
+        identity=f"features of {extraction.checkpoint}:{layer}",
+        layer=layer,
+        note=f"{folder}: {'; '.join(notes)}" if notes else None,
+    )
 
 
 def _refuse_shared_names(folder: Path, recordings: Sequence[Recording]) -> None:

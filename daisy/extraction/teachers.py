@@ -1,6 +1,6 @@
 """Teachers: other networks' states at a HuBERT's frames, to be clustered into units (DiceHuBERT, arXiv:2507.02911).
 
-Frames are put to each other by time: a frame of HuBERT gets the teacher's frame whose middle lies nearest to its own.
+Frames are aligned with HuBERT's by time: a frame of HuBERT gets the teacher's whose middle lies nearest to its own.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class WhisperTeacher:
     """A layer of Whisper's encoder. Its windows last 30 s whatever they hold, so short recordings share one.
 
     They lie one after the other with silence between. Where one lies, and what its neighbours say, changes its states.
-    Measured with layer 4 of Whisper base in 100 clusters on spoken digits: in another order 15 units in 100 are others,
-    and the most frequent digit of each unit is that of .85 of the frames; of .75, and at 28 times the cost, where each
-    digit has a window of its own. In 50 clusters on keywords of 2.6 s, pauses included, 40 units in 100 are others in
-    another order. A recording that is longer than a window is heard in pieces that overlap.
+    Measured with layer 4 of Whisper base in 100 clusters on spoken digits: in another order 15 units in 100 are others.
+    The most frequent digit of each unit is that of .85 of the frames. Where each digit has a window of its own it is
+    that of .75 of them, at 28 times the cost. In 50 clusters on keywords of 2.6 s, pauses included, 40 units in 100 are
+    others in another order. A recording that is longer than a window is heard in pieces that overlap.
 
     Args:
         encoder: of ``transformers.WhisperModel``, in any precision, on any device.
@@ -272,7 +272,7 @@ def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16:
 
 def unknown_kind(model_type: str) -> str:
     """Say that a network is none that can teach."""
-    return f"a teacher of kind {model_type} is not known; Whisper and networks on samples (wav2vec 2.0, WavLM, …) are"
+    return f"models of type {model_type} cannot teach; Whisper and encoders of waveforms (wav2vec 2.0, WavLM, …) can"
 
 
 @contextlib.contextmanager
@@ -293,4 +293,4 @@ def _first_line(error: BaseException) -> str:
 
 
 def _digest_module(module: torch.nn.Module, **config: object) -> str:
-    return ContentDigest.of(config, {key: value.cpu() for key, value in module.state_dict().items()})
+    return ContentDigest.of(config, module.state_dict())

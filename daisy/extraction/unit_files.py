@@ -123,15 +123,24 @@ class UnitFile:
         Raises:
             OutputError: where they are another corpus's, which would take their place.
         """
-        there = set(read_keys(self.keys_path)) if self.keys_path.is_file() else set()
-        if self.part_path.is_file():
-            with _files.refusing(self.part_path):
-                there |= _find_lines(self.part_path).keys()
+        there = self._find_keys()
         if there and there.isdisjoint(self.split.keys):
             raise OutputError(
                 f"{self.path}: holds units of other recordings: {self.split.path} lists none of them",
                 remedy="other_out",
             )
+
+    def has_all_units(self) -> bool:
+        """Tell whether every recording of the manifest has its units, here or in the part."""
+        return self._find_keys().issuperset(self.split.keys)
+
+    def _find_keys(self) -> set[str]:
+        """Find the keys of all recordings that have units."""
+        there = set(read_keys(self.keys_path)) if self.keys_path.is_file() else set()
+        if self.part_path.is_file():
+            with _files.refusing(self.part_path):
+                there |= _find_lines(self.part_path).keys()
+        return there
 
     def adopt_older(self, same_manifest: bool) -> None:
         """Take over what an older version left, whose lines have no keys: they are in the manifest's order.

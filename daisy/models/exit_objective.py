@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from daisy.errors import UsageError
 from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.models.losses import UnitLoss, unit_loss
 from daisy.models.packing import PackedLayout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,9 +65,17 @@ class ExitObjective(nn.Module):
         self.heads = ExitHeads(HeadsConfig(num_layers=num_layers, width=width, num_units=num_units))
 
     def start_from(self, heads: ExitHeads) -> None:
-        """Take the weights of other heads where they predict as many units on as many layers."""
-        if heads.config == self.heads.config:
-            self.heads.load_state_dict(heads.state_dict())
+        """Take the weights of other heads where they predict as many units on as many layers.
+
+        Whether these are the same units nobody can tell from the heads: a warning in the log says that they are taken.
+        """
+        if heads.config != self.heads.config:
+            return
+        self.heads.load_state_dict(heads.state_dict())
+        logger.warning(
+            f"exit heads are taken over from the start, as they predict {heads.config.num_units} units too: where "
+            "these are not the same units, begin with a network that has no exit heads"
+        )
 
     def forward(self, states: Sequence[Tensor], targets: Tensor, valid: Tensor, masked: Tensor) -> LayerLosses:
         """Compute each layer's losses.

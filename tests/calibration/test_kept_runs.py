@@ -127,6 +127,24 @@ def test_runs_of_something_else_are_refused_and_stay(speech, rain, tmp_path, cha
     assert [file.name for file in tmp_path.iterdir()] == ["runs"]
 
 
+def test_runs_of_an_older_state_are_refused_where_they_lack_losses(speech, tmp_path):
+    """Without a prediction head there were none: what stands for the full model is told, and so is what is measured."""
+    path, model = tmp_path / "runs", tiny_model(POST_NORM)
+    model.final_head = None
+    settings = {"scores": None, "score_stride": 1}
+    with open_kept_runs(path, DIGEST, model, speech, **settings) as kept:
+        made, _ = tracing.trace(model, speech.waveforms, speech.names, kept=kept)
+    with open_kept_runs(path, DIGEST, model, speech, **settings) as kept:
+        again, _ = tracing.trace(model, speech.waveforms, speech.names, kept=kept)
+    assert_same(again, made)
+    header, *lines = path.read_text().splitlines()
+    header = {name: value for name, value in json.loads(header).items() if name not in ("losses", "full_model")}
+    lines = [json.dumps({**json.loads(line), "losses": {}, "units": []}) for line in lines]
+    path.write_text("\n".join([json.dumps(header), *lines, ""]))
+    with pytest.raises(OutputError, match="full runs with other values of full_model, losses; remove it to begin anew"):
+        open_kept_runs(path, DIGEST, model, speech, **settings).__enter__()
+
+
 @pytest.mark.parametrize("content", ["a,b\n1,2\n3", '{"kind": 1}', "[]\n", "\n", '"x"\n{}'])
 def test_somebody_elses_file_is_left_as_it_is(speech, tmp_path, content):
     path = tmp_path / "table.csv"

@@ -81,7 +81,7 @@ def test_units_of_features_are_those_of_the_model_that_they_are_of(place, model,
     assert label_again(place, "--teacher", folder, out="u4") == units_of_layer_2
     done = label(place, "--teacher", folder, "--layer", 9, out="u5")  # nobody can tell which layer they are of
     assert (units(place, "u5"), done.returncode) == (units_of_layer_2, 0)
-    assert "npy: the files hold one layer; layer 9 is only noted in labels.json" in done.stderr
+    assert done.stderr == f"note: {folder}: the files hold one layer; layer 9 is only noted in labels.json\n"
     dumps = write_dumps(place, [numpy.load(folder / f"{index}.npy") for index in range(8)])
     assert label_again(place, "--teacher", dumps, out="u6") == units_of_layer_2
     assert {notes(place, f"u{index}")["label_rate"] for index in range(1, 7)} == {50}
@@ -99,9 +99,11 @@ def test_an_extraction_of_which_no_single_layer_can_be_taken_is_refused(place, m
     assert done.stderr == f"daisy: {everything}: holds the states of all layers; add --layer N\n"
     done = label(place, "--teacher", everything, "--layer", 4)
     assert done.returncode == 2
-    assert "the features of none of the 8 recordings can be used" in done.stderr
-    assert "its file holds layers 0 to 3, not 4" in done.stderr
-    assert "its file holds layers 0 to 3, not -1" in label(place, "--teacher", everything, "--layer", -1).stderr
+    assert done.stderr == f"daisy: {everything}: holds the states of layers 0 to 3, not 4\n"
+    assert (
+        "layers are counted from 0, the input of the first, found -1"
+        in label(place, "-t", everything, "--layer", -1).stderr
+    )
     fixed = extract(place, model, "fixed", "-p", "fixed", "--set", "layer=3")
     assert f"{fixed}: holds the states of layer 3, not 2" in label(place, "--teacher", fixed, "--layer", 2).stderr
     index = json.loads((fixed / "index.json").read_text())
@@ -144,7 +146,7 @@ def test_features_of_another_length_than_the_recording_are_refused(place):  # no
         f"daisy: {folder}: 0.wav: its features have 25 frames, and its 0.50 s at 100 a second make 50; "
         "add --feature-rate N, how many of them a second has\n"
     )
-    for index, difference in ((2, 5), (3, -5), (4, 6), (5, -6)):
+    for index, difference in ((2, 5), (3, -5), (4, 6), (5, -6)):  # 0.1 s and a hundredth are allowed
         count = round(50 * (0.5 + 0.1 * index)) + difference
         numpy.save(folder / f"{index}.npy", numpy.random.default_rng(index).standard_normal((count, 6)))
     numpy.save(folder / "6.npy", numpy.full((55, 6), numpy.nan))
@@ -168,7 +170,10 @@ def test_features_that_have_changed_are_refused_and_those_that_are_gone_are_not_
     write_features(place, 50, names=[3], seed=1)
     done = label(place, "--teacher", folder)
     assert done.returncode == 2
-    assert done.stderr == f"daisy: {place}/units: holds units made with other features of 3.wav; use another --out\n"
+    assert (
+        done.stderr
+        == f"daisy: {place}/units: holds units made with other features of {place}/wav/3.wav; use another --out\n"
+    )
     for index in range(1, 8):
         (folder / f"{index}.npy").unlink()
     assert label_again(place, "--teacher", folder, out="units") == before

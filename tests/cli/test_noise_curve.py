@@ -125,6 +125,18 @@ def test_whose_units_a_forecast_keeps_is_in_the_file(place):
     numpy.testing.assert_allclose(gains[2], (gains[0] + gains[1]) / 2, atol=1e-6)
 
 
+def test_whose_units_agreement_predicts_is_in_the_file(place):
+    call = ("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.5", "-p", "agreement", *SPEAKERS)
+    call += ("--snr", "clean,0", "--noise", "rain", "--full-runs", "units.runs")
+    contents = []
+    for units in ("same", "clean", "both"):
+        done = run(*call, "--units", units, "-o", f"a-{units}.json", cwd=place)
+        assert done.returncode == 0, done.stderr
+        contents.append(json.loads((place / f"a-{units}.json").read_text()))
+    assert [content["target"].get("units") for content in contents] == [None, "clean", "both"]
+    assert len({tuple(content["policy"]["threshold"]) for content in contents}) == 3
+
+
 def test_a_risk_that_cannot_be_certified_gives_never(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.01", "-o", "n.json", *SPEAKERS)
     done = run(*call, cwd=place)

@@ -182,7 +182,7 @@ def test_a_teacher_without_its_weights_is_refused(whisper, tmp_path):
     with pytest.raises(UsageError, match=r"lacks weights of its encoder: encoder.layers.1.fc1.bias"):
         load_teacher(tmp_path / "w", 3)
     transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "b")
-    with pytest.raises(UsageError, match="/b: a teacher of kind bert is not known; Whisper and networks on samples"):
+    with pytest.raises(UsageError, match="/b: models of type bert cannot teach; Whisper and encoders of waveforms"):
         load_teacher(tmp_path / "b", 1)
     (tmp_path / "w" / "config.json").write_text("{")
     with pytest.raises(UsageError, match="/w: cannot be loaded by transformers"):
@@ -193,5 +193,20 @@ def test_other_kinds_of_networks_are_refused(wav2vec):
     model = transformers.BertModel(
         transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
     )
-    with pytest.raises(UsageError, match="a teacher of kind bert is not known"):
+    with pytest.raises(UsageError, match="models of type bert cannot teach"):
         WaveformTeacher(model, 1, normalize=False)
+
+
+def test_a_hubert_folder_is_told_from_others_whatever_device_it_runs_on(tmp_path):
+    """Without weights ("meta") as with them: its digest is made of what was read."""
+    from daisy.extraction.teacher_kinds import open_teacher
+
+    transformers.HubertModel(
+        transformers.HubertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(32,) * 7,
+            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    sources = [open_teacher(tmp_path, 2, {}, device=device) for device in ("cpu", "meta")]
+    assert sources[0].kind == "hubert folder"
+    assert sources[0].identity == sources[1].identity
