@@ -18,13 +18,9 @@ from fairseq.data.audio.hubert_dataset import HubertDataset
 from numpy.typing import NDArray
 
 from daisy.errors import UsageError
+from daisy.extraction.stored_features import TOLERANCE_SEC, TOLERANCE_SHARE
 
 BLOCK_BYTES = 1 << 24
-TOLERANCE_SEC = 0.1
-"""By which audio and labels may differ, as fairseq has it (`verify_label_lengths`)."""
-TOLERANCE_SHARE = 0.01
-"""By which they may differ beyond it: features made of pieces lose a frame at each seam."""
-
 MOST_ODD_LINES = 0.01
 """Share of a file's lines that may be off by more; one may in any file."""
 TYPICAL_SHARE = 0.5

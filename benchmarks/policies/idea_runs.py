@@ -6,8 +6,9 @@ standard deviation over time of every layer's states, layer 0's too. Runs are ke
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from torch.nn import functional as F
 import daisy
 from benchmarks.shared.recordings import SAMPLE_RATE, TRAINING_SETS, Utterance, read_noises, read_utterances
 from benchmarks.shared.script import RUNS
-from daisy import _files, audio, calibration, checkpoints
+from daisy import _files, calibration, checkpoints
 from daisy.audio.conditions import GENERATED, Condition, apply_condition, make_conditions
+from daisy.calibration import tracing
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
-from daisy.encoder import EarlyExitEncoder
 from daisy.models.heads import mean_and_std
 from daisy.models.packing import PackedLayout
-from daisy.policies import Never
-from daisy.policies.scores import HeadOutputs, available_scores
+from daisy.policies.scores import HeadOutputs
+from daisy.runtime.exit_output import ExitOutput
 
 MORE_SETS = ("an4", "speechocean762")
 """With named speakers and three splits."""
@@ -45,7 +46,6 @@ NOISE_KINDS = ("recorded", *GENERATED)
 CONDITIONS = make_conditions(NOISE_KINDS, (None, *SNRS_DB))
 WINDOW = 25
 """Frames, half a second."""
-BATCH_SAMPLES = 30 * SAMPLE_RATE
 CACHE = RUNS / "ideas"
 LOSSES = ("disagreement", "clean_disagreement")
 MORE_SCORES = ("entropy_worst_window", "entropy_upper_tenth", "entropy_spread", "step_nats")
@@ -77,7 +77,8 @@ def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
         split: "dev", with recorded noise of the train split, or "test", with that of the test split.
         limit: recordings of each set.
     """
-    path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}.npz"
+    made_of = zlib.crc32(repr((SETS[split], CONDITIONS, MORE_SCORES, WINDOW)).encode())
+    path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}-{made_of:08x}.npz"
     if path.is_file():
         return _read(path)
     utterances = read_utterances(SETS[split], split, limit)
@@ -87,7 +88,7 @@ def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
     parts: list[Runs] = []
     with Progress() as bar:
         task = bar.add_task(f"{split} runs", total=len(CONDITIONS))
-        clean: list[Tensor] = []
+        clean: list[Tensor] | None = None
         for condition in CONDITIONS:
             mixed = apply_condition(condition, waveforms, bank, 0, SAMPLE_RATE)
             runs, units = run_layers(loaded, mixed, utterances, condition, clean)
@@ -101,69 +102,49 @@ def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
     return joined
 
 
-@torch.no_grad()
 def run_layers(
     model: Model,
     waveforms: Sequence[Tensor],
     utterances: Sequence[Utterance],
     condition: Condition,
-    reference: Sequence[Tensor] = (),
+    reference: Sequence[Tensor] | None = None,
 ) -> tuple[Runs, list[Tensor]]:
     """Run every layer of recordings (N_b,) under one condition.
 
     Args:
-        model: with exit heads. Without a prediction head of its own the last layer's exit head stands for it.
+        model: with exit heads.
         waveforms: what is heard.
         utterances: the same recordings, for their names.
         condition: its name.
-        reference: units (T_b,) of the clean recordings; those on the same input where there are none.
+        reference: units (T_b,) of the clean recordings; those on the same input where None.
 
     Returns:
         The runs, and the full model's units (T_b,) of each.
     """
     num_layers, width = model.backbone.config.num_layers, model.backbone.config.width
-    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), keep="all", scores=available_scores(model.heads))
-    size = (len(waveforms), num_layers)
-    table = {name: torch.zeros(size) for name in (*encoder.score_names, *MORE_SCORES, *LOSSES)}
+    more = {name: torch.zeros(len(waveforms), num_layers) for name in MORE_SCORES}
     states = torch.zeros(len(waveforms), num_layers + 1, 2 * width)
-    all_units = [torch.empty(0)] * len(waveforms)
-    for indices in audio.batch_by_length([len(waveform) for waveform in waveforms], BATCH_SAMPLES):
-        layers: list[HeadOutputs] = []
-        out = encoder([waveforms[i] for i in indices], observe=layers.append)
+
+    def observe(indices: list[int], out: ExitOutput, layers: list[HeadOutputs]) -> None:
         layout = PackedLayout(out.num_frames)
-        states[indices] = torch.stack(
-            [mean_and_std(torch.cat([of[layer] for of in out.states]), layout) for layer in range(num_layers + 1)], 1
-        )
-        units = _full_units(model, out.states, layers[-1])
-        wanted = torch.cat([reference[i] for i in indices]) if reference else units
+        for layer in range(num_layers + 1):
+            states[indices, layer] = mean_and_std(torch.cat([of[layer] for of in out.states]), layout)
         for place, outputs in enumerate(layers):
-            values = measure_time_scales(outputs, layers[place - 1] if place else None)
-            values["disagreement"] = outputs.mean((outputs.units != units).float())
-            values["clean_disagreement"] = outputs.mean((outputs.units != wanted).float())
-            for name, of_layer in values.items():
-                table[name][indices, place] = of_layer
-        for name, values in out.scores.items():
-            table[name][indices] = values
-        for index, of in zip(indices, units.split(out.num_frames.tolist()), strict=True):
-            all_units[index] = of
-    traces = Traces(
-        utterances=tuple(f"{utterance.set}/{index}" for index, utterance in enumerate(utterances)),
-        groups=tuple(utterance.speaker for utterance in utterances),
-        conditions=(condition.name,) * len(waveforms),
-        scores={name: values for name, values in table.items() if name not in LOSSES},
-        losses={name: table[name] for name in LOSSES},
-        weights=torch.ones(len(waveforms)),
-        costs=torch.arange(1, num_layers + 1).float(),
-        layers=tuple(range(1, num_layers + 1)),
+            for name, values in measure_time_scales(outputs, layers[place - 1] if place else None).items():
+                more[name][indices, place] = values
+
+    traces, units = tracing.trace(
+        model,
+        waveforms,
+        [f"{utterance.set}/{index}" for index, utterance in enumerate(utterances)],
+        [utterance.speaker for utterance in utterances],
+        condition=condition.name,
+        reference=reference,
+        observe=observe,
+        keep="all",
     )
-    return Runs(traces, states.half().numpy()), all_units
-
-
-def _full_units(model: Model, states: Sequence[Tensor], last: HeadOutputs) -> Tensor:
-    if model.final_head is None:
-        return last.units
-    units: Tensor = model.final_head(torch.cat([of[-1] for of in states])).argmax(-1)
-    return units
+    kept = {name: traces.losses[name] for name in LOSSES}
+    return Runs(replace(traces, scores={**traces.scores, **more}, losses=kept), states.half().numpy()), units
 
 
 def measure_time_scales(outputs: HeadOutputs, previous: HeadOutputs | None) -> dict[str, Tensor]:

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy
+import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.policies.idea_learners import Decisions, Floats, Learner, list_ideas
-from benchmarks.policies.idea_runs import CONDITIONS, LIMIT, LOSSES, NOISE_KINDS, SNRS_DB, Runs, load_runs
+from benchmarks.policies.idea_runs import CONDITIONS, LIMIT, NOISE_KINDS, SNRS_DB, Runs, load_runs
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration import forecast
-from daisy.calibration.intervals import Resample
 from daisy.evaluation import comparison
 from daisy.evaluation.study import DEPTHS
 
@@ -79,29 +79,23 @@ def find_price(decisions: Decisions, target: float, num_layers: int) -> float:
     return high
 
 
-def judge(exits: NDArray[numpy.int64], runs: Runs, loss: str) -> Row:
-    """Judge exits (B,) by a loss: agreement beside the static cut's, chance's and the best mixture of cuts'.
-
-    Intervals (95 %) resample speakers; each sample has its own depth and histogram.
-    """
-    values = runs.traces.losses[loss].double().numpy()
-    size, num_layers = values.shape
-    resample = Resample(runs.traces.groups)
-    count = resample.sums(numpy.ones(size))[:, None]
-    static = resample.sums(values) / count
-    histogram = resample.sums(numpy.eye(num_layers)[exits - 1]) / count
-    at_exit = resample.sums(values[numpy.arange(size), exits - 1]) / count[:, 0]
-    layers = numpy.arange(1, num_layers + 1)
-    depth = histogram @ layers
-    below = numpy.clip(depth.astype(int), 1, num_layers - 1)
-    rows, share = numpy.arange(len(depth)), depth - below
-    cut = static[rows, below - 1] * (1 - share) + static[rows, below] * share
-    fields: Row = {"agreement": 1 - float(at_exit[0]), "mixture": 1 - mix_best(static[0], float(depth[0]))}
-    for name, others in (("static", cut), ("random", (static * histogram).sum(1))):
-        over = resample.estimate(others - at_exit)
-        fields |= {name: 1 - float(others[0]), f"over_{name}": over.mean}
-        fields |= {f"over_{name}_low": over.low, f"over_{name}_high": over.high}
-    return {f"{FIELDS[loss]}{name}": value for name, value in fields.items()}
+def judge(exits: NDArray[numpy.int64], runs: Runs) -> Row:
+    """Judge exits (B,) by each loss: agreement beside the static cut's, chance's and the best mixture of cuts'."""
+    evaluation = comparison.evaluate("idea", torch.from_numpy(exits), runs.traces)
+    layers = evaluation.depth * runs.traces.num_layers
+    fields: Row = {"depth": evaluation.depth}
+    for loss, prefix in FIELDS.items():
+        by_layer = runs.traces.losses[loss].double().mean(0).numpy()
+        fields[f"{prefix}agreement"] = 1 - evaluation.losses[loss].mean
+        fields[f"{prefix}mixture"] = 1 - mix_best(by_layer, layers)
+        for name, other, gain in (
+            ("static", evaluation.fixed, evaluation.gain),
+            ("random", evaluation.random, evaluation.gain_over_random),
+        ):
+            fields[f"{prefix}{name}"] = 1 - other[loss]
+            fields[f"{prefix}over_{name}"] = gain[loss].mean
+            fields[f"{prefix}over_{name}_low"], fields[f"{prefix}over_{name}_high"] = gain[loss].low, gain[loss].high
+    return fields
 
 
 def mix_best(static: Floats, depth: float) -> float:
@@ -134,10 +128,7 @@ def follow_noise(exits: NDArray[numpy.int64], runs: Runs) -> Row:
 def make_row(idea: str, learnt: str, target: float, exits: NDArray[numpy.int64], runs: Runs) -> Row:
     """Make a row of ideas.json."""
     row: Row = {"idea": idea, "learnt": learnt, "target_depth": target, "num_runs": len(runs)}
-    row["depth"] = float(exits.mean() / runs.traces.num_layers)
-    for loss in LOSSES:
-        row |= judge(exits, runs, loss)
-    return row | follow_noise(exits, runs)
+    return row | judge(exits, runs) | follow_noise(exits, runs)
 
 
 def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:

@@ -7,13 +7,13 @@ clean train split, its regularisation by cross-validation there. A policy is set
 (training noise), to a mean depth. Then every test recording is read at its exit, clean and with test noise. Beside it
 stand the static cut at the same mean depth (between two layers their mean, weighted), exits drawn at random from the
 same histogram, and the last layer. Agreement is the share of frames whose unit, by the layer's exit head, is that of
-the last layer's.
+the full model: of HuBERT's own prediction head, or of the last exit head where there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from rich.progress import Progress
 
 import daisy
 from benchmarks.shared.recordings import (
-    SAMPLE_RATE,
     TEST_SETS,
     TRAINING_SETS,
     Utterance,
@@ -36,20 +35,20 @@ from benchmarks.shared.recordings import (
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from benchmarks.training.probes import TASKS, fit_classifier
-from daisy import audio, calibration
+from daisy import calibration
 from daisy.calibration import intervals, tracing
 from daisy.calibration.traces import Traces, join_traces
 from daisy.checkpoints import Model
-from daisy.encoder import EarlyExitEncoder
+from daisy.evaluation import comparison
 from daisy.evaluation.figures import format_snr
-from daisy.policies import Never, Policy
-from daisy.policies.scores import HeadOutputs, available_scores
+from daisy.policies import Policy
+from daisy.policies.scores import HeadOutputs
+from daisy.runtime.exit_output import ExitOutput
 
 SNRS_DB: tuple[float | None, ...] = (None, 10.0, 0.0)
 POLICIES = ("forecast", "entropy", "plateau")
 DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8)
 DEV_LIMIT, TEST_LIMIT = 60, 100
-BATCH_SAMPLES = 30 * SAMPLE_RATE
 Floats = NDArray[numpy.float64]
 
 
@@ -60,38 +59,28 @@ class FullRun:
     pooled: NDArray[numpy.float32]
     """(B, L, D) means over time."""
     traces: Traces
-    """Scores, and as ``disagreement`` the share of frames whose unit is not the last layer's."""
+    """Scores, and losses against the full model."""
 
 
-@torch.no_grad()
 def run_layers(
     model: Model, utterances: Sequence[Utterance], snr_db: float | None, noises: Any, advance: Callable[[int], None]
 ) -> FullRun:
     """Run every layer of every recording, and the heads."""
-    waveforms = tracing.mix_noise([utterance.waveform for utterance in utterances], noises, snr_db)
-    encoder = EarlyExitEncoder(model.backbone, model.heads, Never(), keep="last", scores=available_scores(model.heads))
     config = model.backbone.config
-    size = (len(waveforms), config.num_layers)
-    pooled, disagreement = torch.zeros(*size, config.width), torch.zeros(size)
-    scores = {name: torch.zeros(size) for name in encoder.score_names}
-    for indices in audio.batch_by_length([len(waveform) for waveform in waveforms], BATCH_SAMPLES):
-        layers: list[HeadOutputs] = []
-        out = encoder([waveforms[index] for index in indices], observe=layers.append)
-        for name, values in out.scores.items():
-            scores[name][indices] = values
+    pooled = torch.zeros(len(utterances), config.num_layers, config.width)
+
+    def observe(indices: list[int], out: ExitOutput, layers: list[HeadOutputs]) -> None:
         for index, outputs in enumerate(layers):
-            pooled[indices, index] = outputs.layout.mean(outputs.features)
-            disagreement[indices, index] = outputs.mean((outputs.units != layers[-1].units).float())
-        advance(len(indices))
-    traces = Traces(
-        utterances=tuple(map(str, range(len(waveforms)))),
-        groups=tuple(utterance.speaker for utterance in utterances),
-        conditions=(format_snr(snr_db),) * len(waveforms),
-        scores=scores,
-        losses={"disagreement": disagreement},
-        weights=torch.ones(len(waveforms)),
-        costs=torch.arange(1, config.num_layers + 1).float(),
-        layers=tuple(range(1, config.num_layers + 1)),
+            pooled[indices, index] = outputs.layout.mean(outputs.all_features)
+
+    traces, _ = tracing.trace(
+        model,
+        tracing.mix_noise([utterance.waveform for utterance in utterances], noises, snr_db),
+        [str(index) for index in range(len(utterances))],
+        [utterance.speaker for utterance in utterances],
+        condition=format_snr(snr_db),
+        progress=advance,
+        observe=observe,
     )
     return FullRun(pooled=pooled.numpy(), traces=traces)
 
@@ -121,7 +110,7 @@ def measure(name: str, model: Model, split: str, quick: bool, bar: Progress) -> 
 
 
 def average_agreement(traces: Traces) -> list[Row]:
-    """Average each layer's agreement with the last: rows of one condition."""
+    """Average each layer's agreement with the full model: rows of one condition."""
     agreement = 1 - traces.losses["disagreement"]
     return [
         {
@@ -183,31 +172,35 @@ def compare_exits(
         traces: of the same runs.
         settings: policies by name and depth.
     """
-    together, gain = join_traces(traces), numpy.concatenate(gains)
-    num_layers = together.num_layers
+    gain = numpy.concatenate(gains)
+    runs = replace(join_traces(traces), losses={"error": torch.from_numpy(1 - gain)})
+    costs = numpy.arange(1, runs.num_layers + 1) / runs.num_layers
     rows: list[Row] = []
     for (kind, target), policy in settings.items():
-        exits = policy.exit_layers(together.scores).numpy()
-        depth = float(exits.mean())
-        at_exit = gain[numpy.arange(len(gain)), exits - 1]
-        below, share = int(depth), depth - int(depth)
-        static = gain[:, below - 1] * (1 - share) + gain[:, min(below, num_layers - 1)] * share
-        chance = gain @ (numpy.bincount(exits, minlength=num_layers + 1)[1:] / len(exits))
-        row: Row = {"policy": kind, "target_depth": target, "depth": depth / num_layers}
-        for system, values in (("exit", at_exit), ("static", static), ("random", chance), ("full", gain[:, -1])):
-            row[system] = float(values.mean())
-            row |= average_by_condition(values, together.conditions, system)
-        row |= average_by_condition(exits, together.conditions, "layers")
-        for other, values in (("static", static), ("random", chance), ("full", gain[:, -1])):
-            row |= to_fields(intervals.bootstrap((at_exit - values).tolist(), together.groups), f"over_{other}")
+        exits = policy.exit_layers(runs.scores)
+        evaluation = comparison.evaluate(kind, exits, runs)
+        at_exit = gain[numpy.arange(len(gain)), exits.numpy() - 1]
+        row: Row = {"policy": kind, "target_depth": target, "depth": evaluation.depth, "exit": float(at_exit.mean())}
+        row |= {"static": 1 - evaluation.fixed["error"], "random": 1 - evaluation.random["error"]}
+        row["full"] = float(gain[:, -1].mean())
+        for condition in dict.fromkeys(runs.conditions):
+            of = runs.rows_of(condition).numpy()
+            by_layer, end = gain[of].mean(0), f"_{condition.replace(' ', '_')}"
+            row[f"exit{end}"], row[f"full{end}"] = float(at_exit[of].mean()), float(by_layer[-1])
+            row[f"static{end}"] = float(
+                comparison.cut_at_depth(by_layer[None], costs, numpy.array([evaluation.depth]))[0]
+            )
+            row[f"random{end}"] = float(by_layer @ evaluation.histogram) / len(gain)
+            row[f"layers{end}"] = float(exits[of].double().mean())
+        over_full = intervals.bootstrap((at_exit - gain[:, -1]).tolist(), runs.groups)
+        for name, estimate in (
+            ("static", evaluation.gain["error"]),
+            ("random", evaluation.gain_over_random["error"]),
+            ("full", over_full),
+        ):
+            row |= to_fields(estimate, f"over_{name}")
         rows.append(row)
     return rows
-
-
-def average_by_condition(values: Floats, conditions: Sequence[str], name: str) -> Row:
-    """Average (B,) values of each condition: fields of a row."""
-    which = numpy.asarray(conditions)
-    return {f"{name}_{c.replace(' ', '_')}": float(values[which == c].mean()) for c in dict.fromkeys(conditions)}
 
 
 def to_fields(estimate: intervals.Estimate, name: str = "value") -> Row:

@@ -12,7 +12,7 @@ from daisy.audio import conditions, mixing
 from daisy.calibration.kept_runs import BatchRuns, KeptRuns
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
-from daisy.encoder import EarlyExitEncoder
+from daisy.encoder import EarlyExitEncoder, Keep
 from daisy.errors import CheckpointError
 from daisy.models import FinalHead, PackedLayout
 from daisy.policies import Never
@@ -20,6 +20,8 @@ from daisy.policies.scores import SCORES, HeadOutputs, available_scores
 from daisy.runtime.exit_output import ExitOutput
 
 BATCH_SEC = 30.0
+Observe = Callable[[list[int], ExitOutput, list[HeadOutputs]], None]
+"""See `trace`."""
 LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 
 
@@ -45,6 +47,8 @@ def trace(
     kept: KeptRuns | None = None,
     kept_as: str = "",
     progress: Callable[[int], None] = lambda count: None,
+    observe: Observe | None = None,
+    keep: Keep = "last",
 ) -> tuple[Traces, list[Tensor]]:
     """Run every layer, note every score, and compare each layer's head with the full model.
 
@@ -69,6 +73,9 @@ def trace(
         kept: where runs are kept on the disk as they are made; those that are there already are not made again.
         kept_as: what the condition is called there; its own name where empty.
         progress: called with the number of utterances just run.
+        observe: called with each batch that is run: the utterances' indices, the encoder's output, and every layer's
+            `daisy.policies.scores.HeadOutputs`. Kept runs are not run again.
+        keep: which states the output holds, as `EarlyExitEncoder` has it.
 
     Returns:
         The traces, and the full model's units (T_b,) on each utterance.
@@ -80,7 +87,7 @@ def trace(
     if scores is None:  # without heads the encoder says what is missing
         scores = available_scores(model.heads) if model.heads else SCORES
     encoder = EarlyExitEncoder(
-        model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
+        model.backbone, model.heads, Never(), keep=keep, scores=scores, score_stride=score_stride
     )
     config = model.backbone.config
     size = (len(waveforms), config.num_layers)
@@ -91,7 +98,11 @@ def trace(
         runs = kept.get(kept_as or condition, indices) if kept is not None else None
         if runs is None:
             wanted = None if reference is None else [reference[i] for i in indices]
-            runs = _run(encoder, model.final_head, [waveforms[i] for i in indices], wanted)
+            layers: list[HeadOutputs] = []
+            out = encoder([waveforms[i] for i in indices], observe=layers.append)
+            runs = _compare_with_full_model(model.final_head, out, layers, wanted, encoder.score_stride)
+            if observe is not None:
+                observe(indices, out, layers)
             _check_numbers(runs, [names[i] for i in indices])
             if kept is not None:
                 kept.add(kept_as or condition, indices, runs)
@@ -121,27 +132,14 @@ def make_batches(waveforms: Sequence[Tensor], model: Model, batch_sec: float) ->
     return list(audio.batch_by_length([len(waveform) for waveform in waveforms], max_samples))
 
 
-def _run(
-    encoder: EarlyExitEncoder,
-    final_head: FinalHead | None,
-    waveforms: list[Tensor],
-    wanted: list[Tensor] | None,
-) -> BatchRuns:
-    """Run a batch; ``wanted`` are the units (T_b,) of each utterance that losses are measured against."""
-    layers: list[HeadOutputs] = []
-    out = encoder(waveforms, observe=layers.append)
-    losses, units = _compare_with_full_model(final_head, out, layers, wanted, encoder.score_stride)
-    return BatchRuns(scores=out.scores, losses=losses, units=units)
-
-
 def _compare_with_full_model(
     final_head: FinalHead | None,
     out: ExitOutput,
     layers: list[HeadOutputs],
     wanted: list[Tensor] | None,
     score_stride: int,
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The losses of a batch, (b, L) each, and the full model's units (T_b,)."""
+) -> BatchRuns:
+    """Measure a batch's losses; ``wanted`` are the units (T_b,) that they are measured against besides."""
     if final_head is not None:
         logits = final_head(torch.cat([states[-1] for states in out.states]))  # (F, K)
     else:
@@ -157,7 +155,8 @@ def _compare_with_full_model(
         name: torch.stack([values.cpu() for values in by_name], 1)
         for name, by_name in zip(LOSSES, zip(*by_layer, strict=True), strict=True)
     }
-    return losses, list(full_units.cpu().split(out.num_frames.tolist()))
+    units = list(full_units.cpu().split(out.num_frames.tolist()))
+    return BatchRuns(scores=out.scores, losses=losses, units=units)
 
 
 def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:

@@ -39,6 +39,8 @@ class Evaluation:
     """How much lower than the static cut's."""
     random: dict[str, float]
     """Expected losses of exits drawn from this histogram."""
+    gain_over_random: dict[str, Estimate]
+    """How much lower than those."""
     by_exit_layer: dict[str, tuple[float | None, ...]]
     """The same losses of those who left at each layer, 1 to L; None where nobody did."""
 
@@ -63,15 +65,16 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
     resample = Resample(traces.groups, draws)
     spent = resample.sums(costs[exits - 1])
     count = resample.sums(numpy.ones(len(exits)))
-    losses, fixed, gain, random, by_exit_layer = {}, {}, {}, {}, {}
+    shares = resample.sums(numpy.eye(traces.num_layers)[exits - 1]) / count[:, None]  # (R, L)
+    losses, fixed, gain, random, gain_over_random, by_exit_layer = {}, {}, {}, {}, {}, {}
     for loss, values in traces.losses.items():
         at_layer = values.double().numpy() * weights[:, None]  # (B, L)
         at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / resample.sums(weights)
         static = resample.sums(at_layer) / resample.sums(weights)[:, None]
-        cut = _at_depth(static, costs, spent / count)
+        cut, drawn = cut_at_depth(static, costs, spent / count), (static * shares).sum(1)
         losses[loss], gain[loss] = resample.estimate(at_exit), resample.estimate(cut - at_exit)
         fixed[loss] = float(cut[0])
-        random[loss] = float(static[0] @ (histogram / histogram.sum()))
+        random[loss], gain_over_random[loss] = float(drawn[0]), resample.estimate(drawn - at_exit)
         left = [exits == layer for layer in range(1, traces.num_layers + 1)]
         by_exit_layer[loss] = tuple(
             float(at_layer[rows, place].sum() / weights[rows].sum()) if rows.any() else None
@@ -88,6 +91,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
         fixed=fixed,
         gain=gain,
         random=random,
+        gain_over_random=gain_over_random,
         by_exit_layer=by_exit_layer,
     )
 
@@ -162,8 +166,8 @@ def list_families(traces: Traces, loss: str) -> list[str]:
     return allowed + [column for column in traces.scores if column not in used]
 
 
-def _at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:
-    """(R, L) losses of static cuts, linear between layers, at (R,) depths."""
+def cut_at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:
+    """Interpolate losses of static cuts (R, L), whose costs are (L,), linearly between layers: (R,) at (R,) depths."""
     upper = numpy.clip(numpy.searchsorted(costs, depths), 1, len(costs) - 1)
     share = numpy.clip((depths - costs[upper - 1]) / (costs[upper] - costs[upper - 1]), 0, 1)
     rows = numpy.arange(len(depths))
