@@ -147,3 +147,9 @@ def losses(folder):
             values += [v.simple_value for v in event.summary.value if v.tag == "fluent_commands/train-intent_loss"]
             at += 16 + length
     return values
+
+
+def begin_anew(folder):
+    """Take the checkpoints away, which s3prl would write over and daisy-s3prl does not."""
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
