@@ -101,6 +101,8 @@ class DaisyPretrainingHubert(HubertModel):
         if weights.get("label_embs_concat", current["mask_emb"]).shape != current["label_embs_concat"].shape:
             logger.warning(f"{path}: predicts another number of units: the prediction head starts at random")
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
+        elif "label_embs_concat" in weights:
+            logger.info(f"{path}: its prediction head is taken over: its units must be those of these labels")
         current = {key: value for key, value in current.items() if not key.startswith("exits.")}
         wrong = [key for key, value in weights.items() if key not in current or current[key].shape != value.shape]
         missing = [key for key in current if key not in weights and not key.startswith(OF_THE_UNITS)]
