@@ -1,0 +1,21 @@
+"""Speech recognition with exits: text, and the layer that it was read at."""
+
+from daisy.recognition.beam import BeamSearch
+from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
+from daisy.recognition.error_rates import ErrorRates, count_errors, measure_error_rates
+from daisy.recognition.recogniser import Recogniser, Transcript
+from daisy.recognition.recordings import transcribe
+
+__all__ = [
+    "BeamSearch",
+    "ErrorRates",
+    "Hypothesis",
+    "Recogniser",
+    "Transcript",
+    "Word",
+    "count_errors",
+    "decode_greedily",
+    "find_words",
+    "measure_error_rates",
+    "transcribe",
+]
