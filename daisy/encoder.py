@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from daisy.errors import CheckpointError, PolicyError, UsageError
-from daisy.models import Backbone, Conformer, CTCHeads, ExitHeads
+from daisy.models import Backbone, Conformer, CTCHeads
 from daisy.models.heads import missing_heads
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.lengths import count_frames
 from daisy.models.packing import PackedLayout
 from daisy.policies import Policy
@@ -70,8 +71,8 @@ class EarlyExitEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone | Conformer,
-        heads: ExitHeads | CTCHeads | None,
+        backbone: AnyBackbone,
+        heads: AnyHeads | None,
         policy: Policy,
         *,
         keep: Keep = "all",
@@ -287,7 +288,7 @@ class EarlyExitEncoder(nn.Module):
         )
 
 
-def _check_fit(backbone: Backbone | Conformer, heads: ExitHeads | CTCHeads, score_stride: int) -> None:
+def _check_fit(backbone: AnyBackbone, heads: AnyHeads, score_stride: int) -> None:
     wanted, given = (backbone.config.num_layers, backbone.config.width), (heads.config.num_layers, heads.config.width)
     if given != wanted:
         raise CheckpointError(
@@ -300,16 +301,14 @@ def _check_fit(backbone: Backbone | Conformer, heads: ExitHeads | CTCHeads, scor
         raise PolicyError(f"CTC exits with attention look at every frame: score_stride must be 1, found {score_stride}")
 
 
-def _choose_exits(
-    backbone: Backbone | Conformer, heads: ExitHeads | CTCHeads | None, exits: Sequence[int] | None
-) -> tuple[int, ...]:
+def _choose_exits(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None) -> tuple[int, ...]:
     """Where utterances may leave: at some of the heads' layers, and nowhere inside of a block that runs in parallel."""
     config = backbone.config
-    known = range(1, config.num_layers + 1) if heads is None else heads.config.layers
+    known = tuple(range(1, config.num_layers + 1)) if heads is None else heads.config.layers
     if isinstance(backbone, Conformer) and backbone.config.split_blocks:
-        known = [layer for layer in known if layer in backbone.config.block_ends]
+        known = tuple(layer for layer in known if layer in backbone.config.block_ends)
     if exits is None:
-        return tuple(known)
+        return known
     wanted = sorted(set(exits))
     if not wanted or wanted[-1] != config.num_layers or not set(wanted) <= set(known):
         raise PolicyError(

@@ -81,8 +81,7 @@ def trace(
     encoder = EarlyExitEncoder(
         model.backbone, model.heads, Never(), keep="last", scores=scores, score_stride=score_stride
     )
-    config = model.backbone.config
-    size = (len(waveforms), config.num_layers)
+    size = (len(waveforms), len(encoder.exits))
     full_head = model.final_head if model.heads else None
     names_of_losses = LOSSES if full_head else ()
     traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
@@ -111,8 +110,8 @@ def trace(
         scores=traced_scores,
         losses=losses,
         weights=torch.ones(len(waveforms)),
-        costs=torch.arange(1, config.num_layers + 1).float(),
-        layers=tuple(range(1, config.num_layers + 1)),
+        costs=torch.tensor(encoder.exits).float(),
+        layers=encoder.exits,
     )
     return traces, all_units
 

@@ -39,6 +39,7 @@ from daisy.models import (
     HeadsConfig,
     Tokens,
 )
+from daisy.models.kinds import AnyBackbone
 from daisy.policies import make_policy
 from daisy.runtime.dtypes import Precision, check_device, parse_dtype
 
@@ -87,7 +88,7 @@ def build(config: dict[str, Any]) -> Model:
     )
 
 
-def _build_backbone(config: dict[str, Any]) -> Backbone | Conformer:
+def _build_backbone(config: dict[str, Any]) -> AnyBackbone:
     kind = config.get("kind", "hubert")
     if kind == ConformerConfig.kind:
         return Conformer(ConformerConfig.from_dict(config))

@@ -16,7 +16,6 @@ from daisy.encoder import EarlyExitEncoder, Keep
 from daisy.errors import CheckpointError, PolicyError
 from daisy.models import (
     Backbone,
-    Conformer,
     ConformerConfig,
     CTCHeads,
     CTCHeadsConfig,
@@ -25,10 +24,10 @@ from daisy.models import (
     Tokens,
 )
 from daisy.models.heads import missing_heads
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.policies.file import read_policy
 from daisy.policies.scores import WITHOUT_HEADS
 from daisy.runtime.dtypes import Precision, cast_precision, without_cast
-
 
 HeadsKind = Literal["units", "ctc"]
 """Whose scores a policy reads: those of the exit heads on units, or of the CTC exits."""
@@ -62,7 +61,7 @@ class Model(nn.Module):
         torch.Size([1, 49, 256])
     """
 
-    backbone: Backbone | Conformer
+    backbone: AnyBackbone
     heads: ExitHeads | None
     final_head: FinalHead | None
     ctc: CTCHeads | None
@@ -70,7 +69,7 @@ class Model(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Backbone | Conformer,
+        backbone: AnyBackbone,
         heads: ExitHeads | None = None,
         final_head: FinalHead | None = None,
         policies: dict[str, dict[str, Any]] | None = None,
@@ -93,11 +92,22 @@ class Model(nn.Module):
         self.eval()
 
     @property
+    def hubert(self) -> Backbone:
+        """The backbone, for what is of HuBERT only.
+
+        Raises:
+            CheckpointError: where it is a Conformer.
+        """
+        if not isinstance(self.backbone, Backbone):
+            raise CheckpointError("this checkpoint's backbone is a Conformer, and a HuBERT is wanted")
+        return self.backbone
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.backbone.device
 
-    def exit_heads(self, heads: HeadsKind | None = None) -> ExitHeads | CTCHeads | None:
+    def exit_heads(self, heads: HeadsKind | None = None) -> AnyHeads | None:
         """Return the heads of a kind; where None is named, the unit heads, and without them the CTC exits.
 
         Raises:
@@ -113,7 +123,7 @@ class Model(nn.Module):
         *,
         heads: HeadsKind | None = None,
         exits: Sequence[int] | None = None,
-        **settings: float | int,
+        **settings: Any,
     ) -> exit_policies.Policy:
         """Make a policy from this model's default settings, overridden by ``settings``.
 
@@ -150,7 +160,7 @@ class Model(nn.Module):
         score_stride: int | None = None,
         dtype: Precision | torch.dtype | None = None,
         fast: bool = True,
-        **settings: float | int,
+        **settings: Any,
     ) -> EarlyExitEncoder:
         """Make an encoder that leaves by a policy.
 
@@ -280,7 +290,7 @@ def _check_tokens(ctc: CTCHeads | None, tokens: Tokens | None) -> None:
         )
 
 
-def _count_exits(policy: str, setting: str, layer: object, layers: Sequence[int]) -> int:
+def _count_exits(policy: str, setting: str, layer: Any, layers: Sequence[int]) -> int:
     """Which exit is at a layer, 1 to E."""
     if layer not in layers:
         raise PolicyError(f"policy {policy}: no exit at {setting} {layer}; exits are at {', '.join(map(str, layers))}")

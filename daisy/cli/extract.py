@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -120,7 +120,7 @@ def command(
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
         model.backbone,
-        model.heads,
+        model.exit_heads(),
         _limit_cost(model, rule, stride, deadline_ms, deadline_macs, precision),
         keep=layers,
         scores=parse_names(scores),
@@ -167,7 +167,8 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
     if name in ("oracle", "score"):
         raise UsageError(f"policy {name} is for comparisons: daisy noise-curve, daisy replay")
     if name in POLICIES or not Path(name).is_file():
-        return model.policy(name, **parse_settings(settings)), 1
+        given: dict[str, Any] = {**parse_settings(settings)}
+        return model.policy(name, **given), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
     return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
@@ -185,9 +186,9 @@ def _limit_cost(
     from daisy.calibration import cost
 
     if milliseconds is not None:
-        return cost.make_measured_deadline(model.backbone, model.heads, milliseconds, policy, stride, dtype=precision)
+        return cost.make_measured_deadline(model.backbone, model.exit_heads(), milliseconds, policy, stride, dtype=precision)
     if macs is not None:
-        return cost.make_macs_deadline(model.backbone, model.heads, macs, policy, stride)
+        return cost.make_macs_deadline(model.backbone, model.exit_heads(), macs, policy, stride)
     return policy
 
 

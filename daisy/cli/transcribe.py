@@ -65,7 +65,8 @@ def command(
     decode = None
     if beam and model.tokens is not None:
         decode = BeamSearch(model.tokens, beam_size=beam, lexicon=lexicon, language_model=language_model)
-    recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, **parse_settings(set or []))
+    settings: dict[str, Any] = {**parse_settings(set or [])}
+    recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, **settings)
     transcripts: dict[str, Transcript] = {}
     failed: dict[str, AudioError] = {}
     with track("transcribing", len(findings.recordings)) as advance:

@@ -20,7 +20,7 @@ from daisy import _files, audio
 from daisy.audio import Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, UsageError
-from daisy.models import Backbone
+from daisy.models.kinds import AnyBackbone
 from daisy.policies import Fixed
 
 MFCC_RATE = 16000
@@ -112,7 +112,7 @@ def compute_deltas(features: Tensor) -> Tensor:
     return (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
 
 
-def make_layer_states(backbone: Backbone, layer: int) -> Features:
+def make_layer_states(backbone: AnyBackbone, layer: int) -> Features:
     """Make the function that computes the hidden states of one layer.
 
     Args:

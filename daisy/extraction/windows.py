@@ -15,7 +15,7 @@ from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
-from daisy.models import BackboneConfig
+from daisy.models.kinds import AnyBackboneConfig
 from daisy.models.lengths import count_frames
 
 
@@ -40,7 +40,7 @@ class Piece:
     """Each (L,), NaN where not executed; of all the window's frames."""
 
 
-def to_frames(window_sec: float, context_sec: float, config: BackboneConfig) -> tuple[int, int]:
+def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) -> tuple[int, int]:
     """Convert a window and its context to frames.
 
     Raises:

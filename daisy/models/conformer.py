@@ -20,7 +20,7 @@ from daisy.models.conformer_config import ConformerConfig
 from daisy.models.lengths import count_frames, make_valid_mask
 
 LOG_FLOOR = 1e-6
-"""Added to mel energies before the logarithm: 60 dB below a loud recording's."""
+"""Added to mel energies before the logarithm; those of quiet speech are a thousand times as large."""
 FREQUENCY_MASKS, FREQUENCY_MASK_BANDS = 2, 27
 TIME_MASKS, TIME_MASK_SHARE = 5, 0.05
 """SpecAugment (arXiv:1904.08779) with time masks that are a share of the utterance, as arXiv:1912.05533 has them."""
@@ -70,12 +70,14 @@ class Conformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.subsampling[0].weight.device
+        device: torch.device = next(self.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.subsampling[0].weight.dtype
+        dtype: torch.dtype = next(self.parameters()).dtype
+        return dtype
 
     def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Run everything: the states of layers 0 to L, (B, T, D) each, and num_frames (B,)."""
@@ -163,7 +165,8 @@ class Conformer(nn.Module):
         halved = block_input[:, ::2]
         counts = (num_frames + 1) // 2 if num_frames is not None and self.config.mask_padding else None
         mixed = self.half_rate[block](halved, self._make_valid(counts, halved.shape[1]))
-        return torch.repeat_interleave(mixed, 2, dim=1)[:, : block_input.shape[1]]
+        repeated: Tensor = torch.repeat_interleave(mixed, 2, dim=1)
+        return repeated[:, : block_input.shape[1]]
 
     def _make_valid(self, num_frames: Tensor | None, length: int) -> Tensor | None:
         """(B, T) mask of valid frames on the weights' device, or None where every frame is."""
@@ -216,14 +219,15 @@ class ConformerLayer(nn.Module):
             x = norm_valid(norm, x, valid) if self.training else norm(x)
         for part in rest:
             x = part(x)
-        return x.transpose(1, 2)
+        mixed: Tensor = x.transpose(1, 2)
+        return mixed
 
 
 def norm_valid(norm: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
     """Batch-norm (B, D, T) by statistics of the valid frames (B, T); what pads them becomes zero."""
     by_frame = x.transpose(1, 2)
-    normed = norm(by_frame[valid])
-    return torch.zeros_like(by_frame, dtype=normed.dtype).masked_scatter(valid[..., None], normed).transpose(1, 2)
+    normed: Tensor = norm(by_frame[valid])
+    return normed.new_zeros(by_frame.shape).masked_scatter(valid[..., None], normed).transpose(1, 2)
 
 
 def make_torchaudio_layer(config: ConformerConfig) -> nn.Module:

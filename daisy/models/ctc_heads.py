@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -171,9 +171,9 @@ class CTCHeads(nn.Module):
             (F, V).
         """
         if not self.config.has_attention(layer):
-            return self(layer, features)
+            return self.forward(layer, features)
         assert isinstance(layout, PackedLayout)  # graphs have packed heads
-        return layout.unpad(self(layer, layout.pad(features), layout.num_frames))
+        return layout.unpad(self.forward(layer, layout.pad(features), layout.num_frames))
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
         """Raise: CTC exits have no loss regressors (`daisy.policies.scores.Heads`).
@@ -190,7 +190,7 @@ class CTCHeads(nn.Module):
             CheckpointError: where there is no exit.
         """
         number = self.config.exit_number(layer)
-        final = "attention" if self.config.has_attention(layer) else "linear"
+        final: Branch = "attention" if self.config.has_attention(layer) else "linear"
         cut = CTCHeads(dataclasses.replace(self.config, layers=self.config.layers[:number], final_branch=final))
         for name in ("classifiers", "attentions"):
             for key in getattr(cut, name):

@@ -123,6 +123,13 @@ class Tokens:
         text = "".join((" " if self.starts_word(token) else "") + self.spell(token) for token in tokens)
         return " ".join(text.split())
 
+    def fold(self, text: str) -> str:
+        """Bring a text to the tokens' case, where they have one: to compare what was said with what is recognised."""
+        letters = "".join(self.spell(token) for token in range(len(self)))
+        if letters == letters.upper():
+            return text.upper()
+        return text.lower() if letters == letters.lower() else text
+
     def encode(self, text: str) -> list[int]:
         """Turn a text into tokens.
 

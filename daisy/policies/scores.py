@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from daisy.errors import CheckpointError, PolicyError, unknown_name
-from daisy.models import CTCHeads, CTCHeadsConfig, ExitHeads, HeadsConfig
 from daisy.models.heads import mean_and_std
+from daisy.models.kinds import AnyHeads, AnyHeadsConfig
 from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.policies.nbest import nbest_posterior
 from daisy.policies.texts import collapse, edit_distance
@@ -39,7 +39,7 @@ class Heads(Protocol):
     """`daisy.models.ExitHeads` or `daisy.models.CTCHeads`, or the same laid out for speed."""
 
     @property
-    def config(self) -> HeadsConfig | CTCHeadsConfig:
+    def config(self) -> AnyHeadsConfig:
         """Where they stand, and what they read."""
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
@@ -215,7 +215,7 @@ ON_HOST = frozenset({"text_change", "posterior"})
 """Scores that the host computes, for which a GPU is waited for."""
 
 
-def available_scores(heads: ExitHeads | CTCHeads | None) -> set[str]:
+def available_scores(heads: AnyHeads | None) -> set[str]:
     """List all scores that these heads give, or that need none."""
     if heads is None:
         return set(WITHOUT_HEADS)
@@ -226,8 +226,8 @@ def available_scores(heads: ExitHeads | CTCHeads | None) -> set[str]:
 def to_nats_per_frame(threshold: float, num_tokens: int) -> float:
     """Convert an entropy threshold of the papers to that of the policy entropy.
 
-    HuBERT-EE (arXiv:2204.06328) and Wright et al. (arXiv:2309.09546) divide the sum of the frames' entropies by T V; the
-    latter's files hold the negative. Ours is the mean over the frames.
+    HuBERT-EE (arXiv:2204.06328) and Wright et al. (arXiv:2309.09546) divide the sum of the frames' entropies by T V;
+    the latter's files hold the negative. Ours is the mean over the frames.
 
     Args:
         threshold: divided by T V, of either sign.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.encoder import Waveforms
-from daisy.models import Backbone, PackedLayout
+from daisy.models import Backbone, CTCHeads, PackedLayout
 from daisy.policies import Policy
 from daisy.policies.scores import HeadOutputs, to_json
 from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
@@ -87,12 +88,12 @@ class Recogniser:
         decode: Decoder | None = None,
         scores: Iterable[str] = (),
         dtype: Precision | torch.dtype | None = None,
-        **settings: float | int,
+        **settings: Any,
     ):
-        ctc = model.exit_heads("ctc")
-        assert model.ctc is ctc is not None
-        assert model.tokens is not None
-        self.model, self.tokens, self.ctc = model, model.tokens, model.ctc
+        ctc, tokens = model.exit_heads("ctc"), model.tokens
+        assert isinstance(ctc, CTCHeads)
+        assert tokens is not None
+        self.model, self.ctc, self.tokens = model, ctc, tokens
         if policy is None:
             policy = "entropy" if heads == "ctc" and "entropy" in model.ctc_policies else "never"
         self.encoder = model.encoder(

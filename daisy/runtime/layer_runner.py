@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from daisy.models import Backbone, Conformer, CTCHeads, ExitHeads
+from daisy.models import Backbone, Conformer
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.policies.scores import COMPARING, SCORES, WITHOUT_HEADS, HeadOutputs, Heads
 from daisy.runtime.packed_backbone import PackedBackbone
@@ -125,8 +126,8 @@ class PlainLayerRunner(LayerRunner):
 
     def __init__(
         self,
-        backbone: Backbone | Conformer,
-        heads: ExitHeads | CTCHeads | None,
+        backbone: AnyBackbone,
+        heads: AnyHeads | None,
         score_names: Iterable[str],
         score_stride: int = 1,
         exits: Sequence[int] | None = None,

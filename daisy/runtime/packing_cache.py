@@ -8,7 +8,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from daisy.models import Backbone, CTCHeads, ExitHeads
+from daisy.models import Backbone, CTCHeads
+from daisy.models.kinds import AnyHeads
 from daisy.runtime.dtypes import Precision
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
@@ -30,7 +31,7 @@ def pack_backbone(backbone: Backbone, precision: Precision) -> PackedBackbone:
     return _get_or_build(backbone, precision, PackedBackbone)
 
 
-def pack_heads(heads: ExitHeads | CTCHeads | None, precision: Precision) -> PackedHeads | PackedCTCHeads | None:
+def pack_heads(heads: AnyHeads | None, precision: Precision) -> PackedHeads | PackedCTCHeads | None:
     """Lay heads out likewise, where there are any."""
     if isinstance(heads, CTCHeads):
         return _get_or_build(heads, precision, PackedCTCHeads)
