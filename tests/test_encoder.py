@@ -138,7 +138,9 @@ def test_refusals(waveforms):
 
 def test_another_policy_reads_its_own_scores(model, waveforms):
     encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["margin"])
-    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=available_scores(model.heads))(waveforms).scores
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=available_scores(model.heads))(
+        waveforms
+    ).scores
     assert set(encoder(waveforms).scores) == {"margin"}
     for policy in (
         spread_policy(model, waveforms),

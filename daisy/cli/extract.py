@@ -186,7 +186,9 @@ def _limit_cost(
     from daisy.calibration import cost
 
     if milliseconds is not None:
-        return cost.make_measured_deadline(model.backbone, model.exit_heads(), milliseconds, policy, stride, dtype=precision)
+        return cost.make_measured_deadline(
+            model.backbone, model.exit_heads(), milliseconds, policy, stride, dtype=precision
+        )
     if macs is not None:
         return cost.make_macs_deadline(model.backbone, model.exit_heads(), macs, policy, stride)
     return policy

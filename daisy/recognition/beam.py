@@ -63,8 +63,10 @@ class BeamSearch:
                 sil_token=SPACE if tokens.sentencepiece is None and SPACE in tokens.symbols else blank,
             )
         except (RuntimeError, ValueError, OSError) as error:
-            first_line = (str(error).splitlines() or [""])[0][:200]
-            raise UsageError(f"beam search: {first_line}") from None
+            reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is of its own source
+            if language_model is None:
+                raise UsageError(f"beam search: {reason}") from None
+            raise UsageError(f"{language_model}: not a language model that KenLM reads ({reason})") from None
 
     def __call__(self, log_probs: Tensor) -> Hypothesis:
         """Decode an utterance, (T, V) log-probabilities."""
@@ -97,7 +99,7 @@ def check_lexicon(path: Path, tokens: Tokens) -> None:
         raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
     number = 0
     for number, line in enumerate(lines, 1):
-        word, *spelling = line.split()[:1] + line.split()[1:]
+        word, *spelling = line.split() or [""]
         if fault := _find_fault(spelling, tokens):
             raise UsageError(f"{path}: line {number}, {word!r}: {fault}")
     if not number:

@@ -32,9 +32,7 @@ def test_plain_packed_padded_and_alone_are_the_same(config):
         alone = torch.cat([heads(layer, row[None, :n])[0] for row, n in zip(states, LENGTHS.tolist(), strict=True)])
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(layout.unpad(heads(layer, states, LENGTHS)), alone, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            PackedCTCHeads(heads).unit_logits(layer, rows, layout), alone, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(PackedCTCHeads(heads).unit_logits(layer, rows, layout), alone, atol=1e-5, rtol=1e-5)
     assert [config.has_attention(layer) for layer in config.layers] == [
         config.branch == "attention",
         config.branch == "attention",

@@ -138,9 +138,7 @@ def test_a_deadline_leaves_at_the_deepest_layer_that_fits():
 
 def test_a_deadline_counts_the_layers_between_exits():
     scores = {"num_frames": torch.tensor([[10.0] * 3, [100.0] * 3])}
-    policy = policies.Deadline(
-        budget=300.0, front_cost=(0.0, 1.0, 0.0), layer_cost=(0.0, 0.5, 0.0), layers=(1, 4, 6)
-    )
+    policy = policies.Deadline(budget=300.0, front_cost=(0.0, 1.0, 0.0), layer_cost=(0.0, 0.5, 0.0), layers=(1, 4, 6))
     # 100 frames: a front of 100 and layers of 50, so that 4 layers fit and 6 do not
     assert policy.exit_layers(scores).tolist() == [3, 2]
     assert dataclasses.replace(policy, budget=299.0).exit_layers(scores).tolist() == [3, 1]

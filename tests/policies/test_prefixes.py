@@ -173,7 +173,17 @@ def test_longer_patience_leaves_later(data, patience, seed):
 
 @pytest.mark.parametrize(
     "name",
-    ["entropy", "regressed", "agreement", "confidence", "margin", "sentence_confidence", "posterior", "oracle", "score"],
+    [
+        "entropy",
+        "regressed",
+        "agreement",
+        "confidence",
+        "margin",
+        "sentence_confidence",
+        "posterior",
+        "oracle",
+        "score",
+    ],
 )
 @given(st.data())
 def test_what_is_no_number_lets_nobody_leave(name, data):

@@ -58,9 +58,9 @@ def test_an_utterance_does_not_see_its_batch(recogniser_model, speech):
 def test_texts_are_read_from_the_exit_layers_states(recogniser_model, speech):
     """Against the plain modules, layer by layer, one utterance at a time."""
     full, _ = run_fully(recogniser_model, speech, SCORES)
-    out, log_probs = Recogniser(
-        recogniser_model, policies.Entropy(threshold=spread(full.scores, "entropy"))
-    ).run(speech)
+    out, log_probs = Recogniser(recogniser_model, policies.Entropy(threshold=spread(full.scores, "entropy"))).run(
+        speech
+    )
     backbone = recogniser_model.backbone
     for index, waveform in enumerate(speech):
         with torch.no_grad():
@@ -143,7 +143,9 @@ def test_a_chosen_few_of_the_exits(speech):
     out = encoder(speech)
     assert out.exits == encoder.exits == (2, 6)
     assert out.scores["change"].shape == (6, 2)
-    assert not torch.equal(out.scores["change"][:, 1], every(speech).scores["change"][:, 2])  # of exit 2's units, not 4's
+    assert not torch.equal(
+        out.scores["change"][:, 1], every(speech).scores["change"][:, 2]
+    )  # of exit 2's units, not 4's
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,14 +158,19 @@ def test_a_deadline_counts_layers(kind, speech):
     out = EarlyExitEncoder(model.backbone, model.ctc, deadline)(speech)
     assert out.exit_layer.tolist() == [layers[1]] * len(speech)
     with pytest.raises(PolicyError, match=r"is for 2 exits, not for"):
-        EarlyExitEncoder(model.backbone, None, policies.Deadline(
-            budget=1.0, front_cost=(0, 0, 0), layer_cost=(1, 0, 0), layers=(1, 2)))
+        EarlyExitEncoder(
+            model.backbone,
+            None,
+            policies.Deadline(budget=1.0, front_cost=(0, 0, 0), layer_cost=(1, 0, 0), layers=(1, 2)),
+        )
 
 
 def test_refusals(speech):
     hubert, attentive, split = (tiny_recogniser(kind) for kind in ("hubert", "hubert-attention", "splitformer"))
     never = policies.Never()
-    with pytest.raises(PolicyError, match=r"exits must be some of the layers 2, 3, 4, and the last of them, found \[2, 3\]"):
+    with pytest.raises(
+        PolicyError, match=r"exits must be some of the layers 2, 3, 4, and the last of them, found \[2, 3\]"
+    ):
         EarlyExitEncoder(hubert.backbone, hubert.ctc, never, exits=[2, 3])
     with pytest.raises(PolicyError, match=r"exits must be some of the layers 2, 4, 6, .* found \[3, 6\]"):
         EarlyExitEncoder(split.backbone, None, never, exits=[3, 6])
