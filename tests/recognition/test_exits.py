@@ -180,8 +180,8 @@ def test_refusals(speech):
         EarlyExitEncoder(split.backbone, split.ctc, never, dtype="bfloat16")
     with pytest.raises(CheckpointError, match=r"policy regressed reads regressed, which these heads do not give"):
         Recogniser(hubert, policies.Regressed(threshold=1.0))
+    other = CTCHeads(CTCHeadsConfig(layers=(2, 4), width=16, num_tokens=3))
     with pytest.raises(CheckpointError, match=r"exit heads for 4 layers of width 16 do not fit"):
-        other = CTCHeads(CTCHeadsConfig(layers=(2, 4), width=16, num_tokens=3))
         EarlyExitEncoder(hubert.backbone, other, never)
     units = tiny_recogniser("hubert", units=True)
     with pytest.raises(CheckpointError, match=r"reads text_change, which these heads do not give"):
