@@ -70,7 +70,12 @@ def count_layer_macs(config: AnyBackboneConfig, heads: AnyHeadsConfig | None = N
 
 
 def make_macs_deadline(
-    backbone: AnyBackbone, heads: AnyHeads | None, budget: float, then: Policy | None = None, score_stride: int = 1
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
+    budget: float,
+    then: Policy | None = None,
+    score_stride: int = 1,
+    exits: Sequence[int] | None = None,
 ) -> Deadline:
     """Make a budget of multiply-accumulates for each utterance.
 
@@ -80,6 +85,7 @@ def make_macs_deadline(
         budget: multiply-accumulates, front end included.
         then: another rule that may leave earlier.
         score_stride: of the encoder.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
         The policy.
@@ -98,7 +104,7 @@ def make_macs_deadline(
         front_cost=count_front_end_macs(backbone.config),
         layer_cost=layer_cost,
         then=then or Never(),
-        layers=_name_layers(backbone, heads),
+        layers=_name_layers(backbone, heads, exits),
     )
 
 
@@ -110,6 +116,7 @@ def make_measured_deadline(
     score_stride: int = 1,
     repeats: int = 5,
     dtype: Precision = "float32",
+    exits: Sequence[int] | None = None,
 ) -> Deadline:
     """Make a budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
 
@@ -121,12 +128,13 @@ def make_measured_deadline(
         score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
         dtype: of the encoder.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
         The policy.
     """
     then = then or Never()
-    encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype)
+    encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype, exits)
     fronts, layers = [], []
     generator = torch.Generator().manual_seed(0)
     for num_frames in TIMED_FRAMES:
@@ -140,13 +148,15 @@ def make_measured_deadline(
         front_cost=_fit_cost(fronts),
         layer_cost=_fit_cost(layers),
         then=then,
-        layers=_name_layers(backbone, heads),
+        layers=_name_layers(backbone, heads, exits),
     )
 
 
-def _name_layers(backbone: AnyBackbone, heads: AnyHeads | None) -> tuple[int, ...]:
+def _name_layers(
+    backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """The exits' layers, where not every layer has one."""
-    layers = heads.config.layers if heads else ()
+    layers = tuple(exits) if exits is not None else heads.config.layers if heads else ()
     return layers if len(layers) < backbone.config.num_layers else ()
 
 
@@ -157,6 +167,7 @@ def measure_layer_seconds(
     scores: Iterable[str],
     score_stride: int = 1,
     repeats: int = 3,
+    exits: Sequence[int] | None = None,
 ) -> Tensor:
     """Time the front end and the layers up to each exit, with their scores, utterance by utterance.
 
@@ -167,11 +178,12 @@ def measure_layer_seconds(
         scores: to compute at each layer.
         score_stride: of the encoder.
         repeats: of the whole, whose median counts, so that what else the machine did hardly shows.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
         (E,) seconds, sums over the utterances; (L,) where every layer has an exit.
     """
-    encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32")
+    encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32", exits)
     runs = []
     for _ in range(repeats):
         times_by_layer = _time_layers(encoder, waveforms)
@@ -180,11 +192,18 @@ def measure_layer_seconds(
 
 
 def _make_full_encoder(
-    backbone: AnyBackbone, heads: AnyHeads | None, scores: Iterable[str], score_stride: int, dtype: Precision
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
+    scores: Iterable[str],
+    score_stride: int,
+    dtype: Precision,
+    exits: Sequence[int] | None,
 ) -> EarlyExitEncoder:
     """One that runs all layers and computes scores, but for the draw, which is made once a batch."""
     names = set(scores) - {"draw"}
-    return EarlyExitEncoder(backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype)
+    return EarlyExitEncoder(
+        backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype, exits=exits
+    )
 
 
 def _time_layers(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor]) -> list[float]:

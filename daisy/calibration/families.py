@@ -19,10 +19,13 @@ from daisy.policies.rules import LookAhead
 
 NEVER_EXIT = 1e6
 """Beyond any score or price: with such a setting nobody leaves early."""
-EXIT_DIRECTION = {"entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1, "oracle": -1}
+EXIT_DIRECTION = {
+    "entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1,
+    "sentence_confidence": -1, "posterior": -1, "text_patience": 1, "oracle": -1,
+}  # fmt: skip
 """Policies with a threshold on one score; 1: they leave at or below it."""
 LOOK_AHEAD = {
-    "forecast": ("disagreement", ("entropy", "confidence", "margin", "change")),
+    "forecast": ("disagreement", ("entropy", "confidence", "margin", "change", "sentence_confidence", "text_change")),
     "plateau": ("entropy", ("entropy",)),
     "regressed_plateau": ("regressed", ("regressed",)),
 }
@@ -101,8 +104,8 @@ def _scores(traces: Traces, name: str, policy: str) -> Tensor:
 
 
 def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callable[[float], Policy]:
-    knob = {"patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
-    score = {"patience": "change", "oracle": "final_agreement"}.get(name, name)
+    knob = {"patience": "tolerance", "text_patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
+    score = {"patience": "change", "text_patience": "text_change", "oracle": "final_agreement"}.get(name, name)
     sign = EXIT_DIRECTION[name]
     values = sign * _scores(traces, score, name)[:, :-1].double()
     values = values[values.isfinite()].sort().values

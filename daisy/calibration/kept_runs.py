@@ -38,7 +38,8 @@ class BatchRuns:
     losses: dict[str, Tensor]
     """(b, L) each."""
     units: list[Tensor]
-    """(T_b,) of the full model; none without a prediction head."""
+    """(T_b,) of the full model; none without a prediction head. Of a recogniser the texts of all exits, as
+    `daisy.calibration.text_tracing` packs them."""
 
 
 class KeptRuns(AbstractContextManager["KeptRuns"]):

@@ -92,7 +92,7 @@ def trace(
         if runs is None:
             wanted = None if reference is None else [reference[i] for i in indices]
             runs = _run(encoder, full_head, [waveforms[i] for i in indices], wanted)
-            _check_numbers(runs, [names[i] for i in indices])
+            check_numbers(runs, [names[i] for i in indices], encoder.exits)
             if kept is not None:
                 kept.add(kept_as or condition, indices, runs)
             progress(len(indices))
@@ -154,8 +154,13 @@ def _compare_with_full_model(
     return losses, list(full_units.cpu().split(out.num_frames.tolist()))
 
 
-def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:
+def check_numbers(runs: BatchRuns, names: Sequence[str], exits: Sequence[int]) -> None:
     """Refuse runs from which nothing could be concluded.
+
+    Args:
+        runs: of a batch.
+        names: of its utterances.
+        exits: layers of the exits.
 
     Raises:
         CheckpointError: naming the first utterance and what is no number.
@@ -163,8 +168,8 @@ def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:
     for name, values in {**runs.scores, **runs.losses}.items():
         finite = values[:, 1:].isfinite()  # some scores have none at the first layer
         if not finite.all():
-            row, layer = (~finite).nonzero()[0].tolist()
-            where = f"{names[row]}: {name} is {float(values[row, layer + 1])} at layer {layer + 2}"
+            row, place = (~finite).nonzero()[0].tolist()
+            where = f"{names[row]}: {name} is {float(values[row, place + 1])} at layer {exits[place + 1]}"
             raise CheckpointError(f"{where}: the model's weights are damaged, or its numbers pass their range")
 
 

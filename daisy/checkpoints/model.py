@@ -188,7 +188,7 @@ class Model(nn.Module):
         stride = 1
         if isinstance(policy, Path) or (isinstance(policy, str) and _is_file_name(policy)):
             _refuse_settings(settings, "a policy file brings its own")
-            policy, stride = self._read_policy(Path(policy), heads)
+            policy, stride = self._read_policy(Path(policy), heads, exits)
         elif isinstance(policy, str):
             policy = self.policy(policy, heads=heads, exits=exits, **settings)
         else:
@@ -205,7 +205,9 @@ class Model(nn.Module):
             fast=fast,
         )
 
-    def _read_policy(self, path: Path, heads: HeadsKind | None) -> tuple[exit_policies.Policy, int]:
+    def _read_policy(
+        self, path: Path, heads: HeadsKind | None, exits: Sequence[int] | None
+    ) -> tuple[exit_policies.Policy, int]:
         if self.path is None:
             raise PolicyError(f"{path}: is for one checkpoint's file, and this model was not read from one")
         try:
@@ -214,8 +216,16 @@ class Model(nn.Module):
             raise PolicyError(
                 f"{path}: is for one checkpoint, and {self.path} cannot be read again to compare ({error.strerror})"
             ) from None
-        reads_ctc = isinstance(self.exit_heads(heads), CTCHeads)
-        return read_policy(path, checkpoint=self.path.stem, digest=digest, heads="ctc" if reads_ctc else "units")
+        reading = self.exit_heads(heads)
+        kind = "ctc" if isinstance(reading, CTCHeads) else "units"
+        layers = reading.config.layers if reading else ()
+        return read_policy(
+            path,
+            checkpoint=self.path.stem,
+            digest=digest,
+            heads=kind,
+            exits=None if exits is None or tuple(exits) == layers else exits,
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts that exist, by their prefix in the file."""

@@ -171,7 +171,13 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
         return model.policy(name, **given), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
-    return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
+    reads_ctc = model.heads is None and model.ctc is not None
+    return read_policy(
+        Path(name),
+        checkpoint=Path(checkpoint).stem,
+        digest=checkpoints.digest(checkpoint),
+        heads="ctc" if reads_ctc else "units",
+    )
 
 
 def _limit_cost(

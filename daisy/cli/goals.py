@@ -34,6 +34,8 @@ class DepthGoal:
 
     depth: float
     in_time: bool
+    loss: str = "disagreement"
+    """What policies that learn a loss learn."""
 
     def check(self, num_speakers: int) -> None:
         """Refuse what is no depth.
@@ -49,7 +51,7 @@ class DepthGoal:
         """Set a policy on full runs."""
         from daisy.calibration.depth import calibrate_depth
 
-        setting = calibrate_depth(policy, traces, self.depth)
+        setting = calibrate_depth(policy, traces, self.depth, self.loss)
         return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def choose_goal(
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")
     if depth is not None:
-        return DepthGoal(depth=depth, in_time=in_time)
+        return DepthGoal(depth=depth, in_time=in_time, loss=loss)
     if in_time:
         raise UsageError("--time goes with --depth")
     assert risk is not None

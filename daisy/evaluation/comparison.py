@@ -31,7 +31,7 @@ class Evaluation:
     depth: float
     """Mean executed share of the cost of all layers."""
     histogram: tuple[int, ...]
-    """Exits at each layer, 1 to L."""
+    """Exits at each of the layers that may be left."""
     losses: dict[str, Estimate]
     fixed: dict[str, float]
     """The same losses of a static cut at the same depth (a mixture of two neighbouring layers)."""
@@ -40,7 +40,7 @@ class Evaluation:
     random: dict[str, float]
     """Expected losses of exits drawn from this histogram."""
     by_exit_layer: dict[str, tuple[float | None, ...]]
-    """The same losses of those who left at each layer, 1 to L; None where nobody did."""
+    """The same losses of those who left at each of them; None where nobody did."""
 
 
 def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
@@ -48,7 +48,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
     Args:
         name: of the policy.
-        exit_layers: (B,) int64, 1 to L.
+        exit_layers: (B,) int64, which of the layers that may be left: 1 to L.
         traces: B full runs.
         condition: the name of theirs, or "all".
         draws: bootstrap samples for the intervals.
@@ -58,13 +58,13 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
     """
     exits = exit_layers.numpy()
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
-    weights = traces.weights.double().numpy()
     histogram = numpy.bincount(exits, minlength=traces.num_layers + 1)[1:]
     resample = Resample(traces.groups, draws)
     spent = resample.sums(costs[exits - 1])
     count = resample.sums(numpy.ones(len(exits)))
     losses, fixed, gain, random, by_exit_layer = {}, {}, {}, {}, {}
     for loss, values in traces.losses.items():
+        weights = traces.weights_of(loss).double().numpy()
         at_layer = values.double().numpy() * weights[:, None]  # (B, L)
         at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / resample.sums(weights)
         static = resample.sums(at_layer) / resample.sums(weights)[:, None]
@@ -131,7 +131,8 @@ def trace_frontier(
 
 def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
     """Find the (B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
-    values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
+    weights = traces.weights_of(loss).double()
+    values = traces.losses[loss].double() * (weights / weights.mean())[:, None]
     costs = traces.costs.double() / traces.costs[-1].double()
     low, high = 0.0, float((values.amax() - values.amin()) / (costs[1:] - costs[:-1]).min())
     for _ in range(STEPS):
@@ -147,7 +148,13 @@ def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
 def list_families(traces: Traces, loss: str) -> list[str]:
     """List the families that the traces' columns allow, and a threshold on each score that no family reads."""
     known = set(traces.scores) | set(traces.losses)
-    special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
+    special = {
+        "patience": {"change"},
+        "text_patience": {"text_change"},
+        "oracle": {"final_agreement"},
+        "agreement": {"entropy", loss},
+        "fixed": set(),
+    }
     allowed = []
     for name in FAMILIES:
         if name in LOOK_AHEAD:
@@ -158,7 +165,7 @@ def list_families(traces: Traces, loss: str) -> list[str]:
             fits = special.get(name, {name}) <= known
         if fits:
             allowed.append(name)
-    used = {"change", "final_agreement", "num_frames", "draw", *FAMILIES}
+    used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES}
     return allowed + [column for column in traces.scores if column not in used]
 
 

@@ -2,12 +2,14 @@
 
 JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of the model it is for),
 ``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" where the
-scores are those of CTC exits; without it they are those of heads on units.
+scores are those of CTC exits; without it they are those of heads on units. ``exits`` has the exits' layers where these
+are not all at which such heads stand.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def write_policy(
     data: dict[str, Any],
     score_stride: int = 1,
     heads: str = "units",
+    exits: Sequence[int] | None = None,
 ) -> None:
     """Write a policy file, atomically.
 
@@ -44,6 +47,7 @@ def write_policy(
         data: what on: number of recordings, digest of their contents, conditions.
         score_stride: of the encoder that it was measured with.
         heads: whose scores it reads: "units" or "ctc".
+        exits: layers at which utterances left, where these are not all at which such heads stand.
 
     Raises:
         OutputError: where it cannot be written.
@@ -60,10 +64,14 @@ def write_policy(
     }
     if heads != "units":
         content["heads"] = heads
+    if exits is not None:
+        content["exits"] = list(exits)
     _files.write_json(path, content)
 
 
-def read_policy(path: str | Path, *, checkpoint: str, digest: str, heads: str = "units") -> tuple[Policy, int]:
+def read_policy(
+    path: str | Path, *, checkpoint: str, digest: str, heads: str = "units", exits: Sequence[int] | None = None
+) -> tuple[Policy, int]:
     """Read the policy of a file, and the score stride that it was set with.
 
     Args:
@@ -71,6 +79,7 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str, heads: str = 
         checkpoint: name of the model that it shall decide for.
         digest: of that model's file.
         heads: whose scores it is to read: "units" or "ctc".
+        exits: layers at which utterances may leave, where these are not all at which such heads stand.
 
     Returns:
         The policy, and the stride.
@@ -96,6 +105,9 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str, heads: str = 
             )
         if (calibrated := content.get("heads", "units")) != heads:
             raise PolicyError(f"was calibrated for the scores of {calibrated} exits, not for those of {heads} exits")
+        if (left := content.get("exits")) != (None if exits is None else list(exits)):
+            where = "every layer with such heads" if left is None else f"layers {', '.join(map(str, left))}"
+            raise PolicyError(f"was calibrated for exits at {where}, and here they are at others; calibrate one for these")
         return from_config(config), int(content.get("score_stride", 1))
     except PolicyError as error:
         raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None
