@@ -152,9 +152,7 @@ def make_measured_deadline(
     )
 
 
-def _name_layers(
-    backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None = None
-) -> tuple[int, ...]:
+def _name_layers(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None = None) -> tuple[int, ...]:
     """The exits' layers, where not every layer has one."""
     layers = tuple(exits) if exits is not None else heads.config.layers if heads else ()
     return layers if len(layers) < backbone.config.num_layers else ()

@@ -94,9 +94,7 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
     if method not in METHODS:
         raise PolicyError(unknown_name("method", method, METHODS))
     if loss not in LOSSES:
-        raise PolicyError(
-            f"a guarantee is about {', '.join(LOSSES)}, of which running everything has none: not {loss}"
-        )
+        raise PolicyError(f"a guarantee is about {', '.join(LOSSES)}, of which running everything has none: not {loss}")
     if not 0 < ceiling < math.inf:
         raise PolicyError(f"ceiling must be above 0, found {ceiling}")
     if num_groups < MIN_GROUPS:

@@ -14,7 +14,7 @@ from daisy.calibration.tracing import BATCH_SEC, check_numbers, make_batches
 from daisy.checkpoints import Model
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
-from daisy.models import CTCHeads, Tokens
+from daisy.models import CTCHeads
 from daisy.policies import Never
 from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores
 from daisy.policies.texts import collapse, edit_distance
@@ -200,7 +200,9 @@ def _run(encoders: Sequence[EarlyExitEncoder], blank: int, waveforms: list[Tenso
     out = encoders[0](waveforms, observe=outputs.append)
     lengths = out.num_frames.tolist()
     paths = [exit_outputs.units.cpu().split(lengths) for exit_outputs in outputs]
-    packed = [pack_texts([collapse(path.tolist(), blank) for path in of_exits]) for of_exits in zip(*paths, strict=True)]
+    packed = [
+        pack_texts([collapse(path.tolist(), blank) for path in of_exits]) for of_exits in zip(*paths, strict=True)
+    ]
     scores = dict(out.scores)
     for encoder in encoders[1:]:
         scores |= {f"{UNIT_PREFIX}{name}": values for name, values in encoder(waveforms).scores.items()}

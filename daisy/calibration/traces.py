@@ -148,7 +148,8 @@ def write_traces(traces: Traces, path: Path) -> None:
     """
     counted = {name: unit for name, unit in COUNTED.items() if name in traces.weights_by_loss}
     counts = {
-        name: (traces.losses[name].double() * traces.weights_by_loss[name].double()[:, None]).round() for name in counted
+        name: (traces.losses[name].double() * traces.weights_by_loss[name].double()[:, None]).round()
+        for name in counted
     }
     among = [traces.weights_by_loss[name].tolist() for name in counted]
     columns = {**traces.scores, **traces.losses, **counts}

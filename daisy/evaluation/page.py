@@ -139,7 +139,9 @@ def _by_exit_layer(study: Study) -> Section:
         evaluation for evaluation in study.evaluations if evaluation.condition == "all" and evaluation.policy != "fixed"
     ]
     curves = {
-        evaluation.policy: [(layer, loss) for layer, loss in zip(study.exits, by_layer, strict=True) if loss is not None]
+        evaluation.policy: [
+            (layer, loss) for layer, loss in zip(study.exits, by_layer, strict=True) if loss is not None
+        ]
         for evaluation in overall
         for by_layer in [evaluation.by_exit_layer[study.loss]]
     }
@@ -170,7 +172,9 @@ def _layers(study: Study) -> Section:
     """Where depth helps: each loss by layer."""
     figures = []
     for loss in next(iter(study.layers.values())):
-        curves = {condition: list(zip(study.exits, values[loss], strict=True)) for condition, values in study.layers.items()}
+        curves = {
+            condition: list(zip(study.exits, values[loss], strict=True)) for condition, values in study.layers.items()
+        }
         figures.append((f"{loss} of each layer", draw_lines(curves, across="exit", up=loss)))
     return Section(
         title="Where does depth still buy something?",

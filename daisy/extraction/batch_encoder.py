@@ -109,7 +109,7 @@ class BatchEncoder:
         """Encode one long recording, whose states go to the disk window by window."""
         start, config = time.perf_counter(), self.encoder.backbone.config
         source = audio.AudioFile(recording.path, config.sample_rate, recording.channel)
-        silence = _SilenceWatch(source)
+        silence = SilenceWatch(source)
         exits: list[int] = []
         scores: list[dict[str, Tensor]] = []
         with StreamedFeatures(self.out / self.outputs[recording.label], self.settings, config.width) as features:
@@ -166,7 +166,7 @@ class BatchEncoder:
         )
 
 
-class _SilenceWatch:
+class SilenceWatch:
     """Reads a file, and tells whether all that was read was silent."""
 
     def __init__(self, source: audio.AudioFile):

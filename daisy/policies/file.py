@@ -107,7 +107,9 @@ def read_policy(
             raise PolicyError(f"was calibrated for the scores of {calibrated} exits, not for those of {heads} exits")
         if (left := content.get("exits")) != (None if exits is None else list(exits)):
             where = "every layer with such heads" if left is None else f"layers {', '.join(map(str, left))}"
-            raise PolicyError(f"was calibrated for exits at {where}, and here they are at others; calibrate one for these")
+            raise PolicyError(
+                f"was calibrated for exits at {where}, and here they are at others; calibrate one for these"
+            )
         return from_config(config), int(content.get("score_stride", 1))
     except PolicyError as error:
         raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Transcript:
     text: str
     """Words with one space between them."""
     exit_layer: int
-    """Where it was read, 1 to L."""
+    """Where it was read, 1 to L; of a long recording in windows the deepest."""
     num_layers: int
     """L."""
     confidence: float
@@ -44,6 +44,8 @@ class Transcript:
     """Each score at the exits that were reached."""
     num_frames: int
     """Of the utterance."""
+    window_exits: list[int] = field(default_factory=list)
+    """Exit layer of each window (`daisy.recognition.long_audio`); one where it ran as a whole."""
 
 
 class Recogniser:
@@ -128,7 +130,10 @@ class Recogniser:
             AudioError: as `EarlyExitEncoder.forward` does.
         """
         out, log_probs = self.run(waveforms, num_samples)
-        return [self._transcribe(out[index], frames) for index, frames in enumerate(log_probs)]
+        return [
+            self.write(frames, [int(out.exit_layer[index])], {name: rows[index] for name, rows in out.scores.items()})
+            for index, frames in enumerate(log_probs)
+        ]
 
     def run(
         self, waveforms: Waveforms, num_samples: Tensor | Sequence[int] | None = None
@@ -160,20 +165,30 @@ class Recogniser:
             log_probs.append(heads.unit_logits(layer, states[-1], layout).float().log_softmax(-1))
         return log_probs
 
-    def _transcribe(self, out: ExitOutput, log_probs: Tensor) -> Transcript:
-        """One utterance's output to text."""
+    def write(self, log_probs: Tensor, exit_layers: Sequence[int], scores: Mapping[str, Tensor]) -> Transcript:
+        """Turn an utterance's outputs into text.
+
+        Args:
+            log_probs: (T, V).
+            exit_layers: where they come from; several of a recording in windows.
+            scores: (E,) each, NaN where not reached.
+
+        Returns:
+            The transcript.
+        """
         hypothesis = self._decode(log_probs) if self._decode else decode_greedily(log_probs, self.tokens.blank)
         words = find_words(hypothesis, self.tokens, log_probs, self.frame_sec)
-        exit_layer = int(out.exit_layer)
-        reached = out.exits.index(exit_layer) + 1
+        exit_layer = max(exit_layers)
+        reached = self.encoder.exits.index(exit_layer) + 1
         return Transcript(
             text=" ".join(word.text for word in words),
             exit_layer=exit_layer,
             num_layers=self.model.backbone.config.num_layers,
             confidence=math.exp(float(log_probs.amax(-1).double().mean())),
             words=words,
-            scores={name: to_json(values[0, :reached]) for name, values in out.scores.items()},
-            num_frames=int(out.num_frames),
+            scores={name: to_json(values[:reached]) for name, values in scores.items()},
+            num_frames=len(log_probs),
+            window_exits=list(exit_layers),
         )
 
 

@@ -20,14 +20,12 @@ TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 FORMS = ".csv, .tsv, .ltr, .wrd, .trn, .txt"
 
 
-def read_references(
-    path: str | Path, recordings: Sequence[Recording], root: str | Path = "."
-) -> list[str | None]:
+def read_references(path: str | Path, recordings: Sequence[Recording], root: str | Path = ".") -> list[str | None]:
     """Read what was said in recordings.
 
     Args:
         path: a CSV file of path and text; fairseq's ``.ltr`` or ``.wrd``, or the manifest (``.tsv``) that lies beside
-            one; sclite's ``.trn``, lines that end in the name in brackets; ``.txt`` (LibriSpeech's, Kaldi's text), lines
+            one; sclite's ``.trn``, lines that end in the name in brackets; LibriSpeech's and Kaldi's ``.txt``, lines
             that begin with the name; or a folder, all ``.trans.txt`` below it. A name is the recording's file name
             without its ending.
         recordings: of which to tell.
@@ -52,7 +50,9 @@ def read_references(
     else:
         raise UsageError(f"{path}: not a form of references that is read: {FORMS}, or a folder of .trans.txt")
     if all(text is None for text in texts):
-        raise UsageError(f"{path}: has a text for none of the {len(recordings)} recordings, such as {recordings[0].path}")
+        raise UsageError(
+            f"{path}: has a text for none of the {len(recordings)} recordings, such as {recordings[0].path}"
+        )
     return [None if text is None else " ".join(text.split()) for text in texts]
 
 
@@ -129,6 +129,6 @@ def _read_named(path: Path) -> dict[str, str]:
                 raise UsageError(f"{path}: line {number} does not end in a recording's name in brackets")
             by_name[match["name"].strip()] = match["text"]
         else:
-            name, _, text = line.strip().partition(" ")
-            by_name[name] = text
+            name, *text = line.split(maxsplit=1)
+            by_name[name] = "".join(text)
     return by_name
