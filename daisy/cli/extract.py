@@ -138,9 +138,7 @@ def command(
     )
     report = _run(extractor, ours, others, share, overwrite)
     if share.count > 1:
-        say_share(
-            share, len(report.rows) + len(report.failed), len(findings.recordings), heard, len({r.path for r in ours})
-        )
+        say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     _say_report(report, findings)
 
 

@@ -12,7 +12,7 @@ from daisy.cli.console import say
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
-    from daisy.audio import Channel
+    from daisy.audio import Channel, Recording
     from daisy.extraction import Shard
     from daisy.models.kinds import AnyBackbone, AnyHeads
     from daisy.policies import Policy
@@ -115,17 +115,17 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(index), int(count)) if text else Shard(0, 1)
 
 
-def say_share(share: Shard, num_done: int, num_files: int, heard: Channel, num_taken: int) -> None:
+def say_share(share: Shard, num_done: int, recordings: Sequence[Recording], heard: Channel) -> None:
     """Print how much of everything a share had.
 
     Args:
         share: which one.
         num_done: its recordings, whether they could be read or not.
-        num_files: of all shares.
+        recordings: the files of all shares.
         heard: of files of several channels.
-        num_taken: files in the share.
     """
-    of = f" of {num_taken} of {num_files} files" if heard == "all" else f" of {num_files} recordings"
+    num_taken = sum(share.takes(recording) for recording in recordings)
+    of = f" of {num_taken} of {len(recordings)} files" if heard == "all" else f" of {len(recordings)} recordings"
     say(f"{share}: {num_done}{' recordings' if heard == 'all' else ''}{of}")
 
 

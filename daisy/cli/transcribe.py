@@ -139,8 +139,7 @@ def command(
         subtitles=format == "srt",
     )
     if share.count > 1:
-        num_taken = sum(share.takes(recording) for recording in findings.recordings)
-        say_share(share, len(report.rows) + len(report.failed), len(findings.recordings), heard, num_taken)
+        say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     _say_report(report, format if out is None else "table", limit=None if out is None else MAX_TABLE_ROWS)
     for row in report.rows:
         if row.silent:

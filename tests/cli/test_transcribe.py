@@ -33,13 +33,13 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["hubert", "splitformer"])
 def test_recordings_become_text(kind, place):
     checkpoint, names = place / f"{kind}.safetensors", [f"{name}.wav" for name in RATES]
-    result = run(
-        "transcribe", *names, "-c", checkpoint, "-p", "entropy", "--set", "threshold=1.5", "--json", "t.json", cwd=place
-    )
+    how = ("-c", checkpoint, "-p", "entropy", "--set", "threshold=1.5")
+    result = run("transcribe", *names, *how, "-o", f"{kind}-out", cwd=place)
     assert (result.returncode, result.stderr) == (0, "")
-    written = json.loads((place / "t.json").read_text())
-    assert written["policy"] == {"name": "entropy", "threshold": 1.5}
-    assert written["exits"] == list(tiny_recogniser(kind).ctc.config.layers)
+    written = json.loads((place / f"{kind}-out" / "transcripts.json").read_text())
+    assert run("transcribe", *names, *how, cwd=place).stdout.splitlines()[:5] == result.stdout.splitlines()[:5]
+    assert written["settings"]["policy"] == {"name": "entropy", "threshold": 1.5}
+    assert written["settings"]["exits"] == list(tiny_recogniser(kind).ctc.config.layers)
     recogniser = Recogniser(daisy.load(checkpoint), "entropy", threshold=1.5)
     for line, name in zip(written["recordings"], names, strict=True):
         (alone,) = recogniser([audio.read(place / name)])  # the command runs them in a batch
@@ -53,18 +53,18 @@ def test_recordings_become_text(kind, place):
         assert [(w["text"], w["start_sec"]) for w in line["words"]] == [(w.text, w.start_sec) for w in alone.words]
         assert f"{alone.exit_layer} of {alone.num_layers}" in result.stdout
         assert alone.text in result.stdout
-    assert "4 recordings: mean exit layer" in result.stdout
+    assert "4 recordings, 6.0 s of audio: mean exit layer" in result.stdout
 
 
 def test_bad_recordings_are_named_and_others_go_on(place):
-    result = run("transcribe", "a.wav", "bad", "-c", place / "hubert.safetensors", "--json", "t.json", cwd=place)
+    result = run("transcribe", "a.wav", "bad", "-c", place / "hubert.safetensors", "-o", "bad-out", cwd=place)
     assert result.returncode == 1
     assert "broken.wav" in result.stderr
     assert "short.wav: too short: 300 samples at 16000 Hz, one frame needs 400 (25 ms)" in result.stderr
     assert "2 of 3 recordings failed" in result.stderr
-    written = json.loads((place / "t.json").read_text())
+    written = json.loads((place / "bad-out" / "transcripts.json").read_text())
     assert (len(written["recordings"]), len(written["failed"])) == (1, 2)
-    assert written["policy"] == {"name": "never"}
+    assert written["settings"]["policy"] == {"name": "never"}
     assert run("transcribe", "bad", "-c", place / "hubert.safetensors", cwd=place).returncode == 2
 
 
@@ -84,7 +84,7 @@ def test_a_beam_writes_text_too(place):
     pytest.importorskip("flashlight.lib.text")
     result = run("transcribe", "a.wav", "-c", place / "hubert.safetensors", "--beam", "5", cwd=place)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "1 recordings" in result.stdout
+    assert "1 recordings, 1.0 s of audio" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_refusals(arguments, message, place):
 
 def test_unit_heads_may_choose_the_exit(place):
     arguments = ("transcribe", "a.wav", "b.wav", "-c", place / "hubert.safetensors", "--heads", "units")
-    result = run(*arguments, "-p", "entropy", "--set", "threshold=1.2", "--json", "u.json", cwd=place)
+    result = run(*arguments, "-p", "entropy", "--set", "threshold=1.2", "--format", "json", cwd=place)
     assert result.returncode == 0
-    layers = [line["exit_layer"] for line in json.loads((place / "u.json").read_text())["recordings"]]
+    layers = [line["exit_layer"] for line in json.loads(result.stdout)["recordings"]]
     recogniser = Recogniser(daisy.load(place / "hubert.safetensors"), "entropy", heads="units", threshold=1.2)
     waveforms = [audio.read(place / name) for name in ("a.wav", "b.wav")]
     assert layers == [transcript.exit_layer for transcript in recogniser(waveforms)]
