@@ -235,7 +235,7 @@ class Model(nn.Module):
         """Return what a checkpoint's metadata holds."""
         head, backbone = self.final_head, self.backbone.config
         config = {
-            "backbone": backbone.to_dict() if isinstance(backbone, ConformerConfig) else dataclasses.asdict(backbone),
+            "backbone": backbone.to_dict(),
             "final_head": head
             and {
                 "final_dim": head.embeddings.shape[1],

@@ -23,6 +23,7 @@ from daisy.cli import (
     noise_curve,
     replay,
     transcribe,
+    truncate,
     user_dir,
 )
 from daisy.cli.console import explain, say, set_up_streams, warn
@@ -57,6 +58,7 @@ COMMANDS = (
     replay,
     info,
     convert,
+    truncate,
     labels,
     manifest,
     demo,
