@@ -30,8 +30,11 @@ LOOK_AHEAD = {
     "regressed_plateau": ("regressed", ("regressed",)),
 }
 """Look-ahead policies: the score or loss that is predicted, and what from."""
-FAMILIES = (*EXIT_DIRECTION, *LOOK_AHEAD, "agreement", "fixed")
-CALIBRATED_FAMILIES = tuple(name for name in FAMILIES if name != "oracle")
+TEXT_FAMILIES = ("sentence_confidence", "posterior", "text_patience")
+"""Those that read scores which CTC exits alone give."""
+FAMILIES = (*(name for name in EXIT_DIRECTION if name not in TEXT_FAMILIES), *LOOK_AHEAD, "agreement", "fixed")
+"""Those of any exits."""
+CALIBRATED_FAMILIES = (*(name for name in FAMILIES if name != "oracle"), *TEXT_FAMILIES)
 """Those that can decide for new recordings; the oracle is told what only a full run knows."""
 FULL_MODEL_FAMILIES = ("forecast", "agreement")
 """Those that learn from the full model's units: the checkpoint must hold HuBERT's own prediction head."""
@@ -55,7 +58,7 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     Quantiles are shares: about so many of the utterances and layers would let leave.
 
     Args:
-        name: of `FAMILIES`, or one of the traces' scores, for a threshold on it.
+        name: of `FAMILIES` or `TEXT_FAMILIES`, or one of the traces' scores, for a threshold on it.
         traces: full runs on unlabelled audio.
         loss: what ``forecast`` predicts and ``agreement`` holds, one of the traces' losses.
         settings: the policy's other settings.
@@ -78,7 +81,8 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     elif name in traces.scores:
         at = _of_column(name, traces, loss)
     else:
-        raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
+        known = ", ".join((*FAMILIES, *TEXT_FAMILIES))
+        raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {known}")
     return PolicyFamily(at, partial(_exit_at, at=at, scores=readable_scores(traces)))
 
 

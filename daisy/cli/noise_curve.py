@@ -159,13 +159,13 @@ def _check_comparison(comparison: Comparison) -> None:
     """
     from daisy import _files
     from daisy.calibration.depth import check_depth
-    from daisy.calibration.families import FAMILIES
+    from daisy.calibration.families import FAMILIES, TEXT_FAMILIES
 
     for target in (comparison.depth, *comparison.list_depths()):
         check_depth(target)
     for name in parse_names(comparison.policies):
-        if name not in FAMILIES:
-            raise UsageError(unknown_name("policy to compare", name, FAMILIES))
+        if name not in (known := (*FAMILIES, *TEXT_FAMILIES)):
+            raise UsageError(unknown_name("policy to compare", name, known))
     _files.check_writable(comparison.out / "study.csv")
 
 

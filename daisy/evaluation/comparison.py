@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daisy.calibration._types import Floats
 from daisy.calibration.depth import STEPS, find_quantile, mean_depth
-from daisy.calibration.families import FAMILIES, LOOK_AHEAD, fit_family, readable_scores
+from daisy.calibration.families import FAMILIES, LOOK_AHEAD, TEXT_FAMILIES, fit_family, readable_scores
 from daisy.calibration.intervals import DRAWS, Estimate, Resample
 from daisy.calibration.traces import Traces
 
@@ -156,7 +156,7 @@ def list_families(traces: Traces, loss: str) -> list[str]:
         "fixed": set(),
     }
     allowed = []
-    for name in FAMILIES:
+    for name in (*FAMILIES, *TEXT_FAMILIES):
         if name in LOOK_AHEAD:
             target, features = LOOK_AHEAD[name]
             target = loss if target == "disagreement" else target
@@ -165,7 +165,7 @@ def list_families(traces: Traces, loss: str) -> list[str]:
             fits = special.get(name, {name}) <= known
         if fits:
             allowed.append(name)
-    used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES}
+    used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES, *TEXT_FAMILIES}
     return allowed + [column for column in traces.scores if column not in used]
 
 
