@@ -112,8 +112,10 @@ def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callab
     score = {"patience": "change", "text_patience": "text_change", "oracle": "final_agreement"}.get(name, name)
     sign = EXIT_DIRECTION[name]
     values = sign * _scores(traces, score, name)[:, :-1].double()
-    values = values[values.isfinite()].sort().values
     never = 0.0 if name == "entropy" else -sign * NEVER_EXIT
+    values = values[values.isfinite()].sort().values
+    if not len(values):  # of two exits the first has none before it to compare with
+        values = torch.tensor([sign * never], dtype=torch.float64)
     make = partial(_make_with, name=name, knob=knob, settings=settings)
     return partial(_threshold_at, make=make, sign=sign, values=values, never=never)
 

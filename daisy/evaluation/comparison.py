@@ -146,7 +146,10 @@ def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
 
 
 def list_families(traces: Traces, loss: str) -> list[str]:
-    """List the families that the traces' columns allow, and a threshold on each score that no family reads."""
+    """List the families that the traces' columns allow, and a threshold on each score that no family reads.
+
+    Scores that the first layer has not got are for families that know so.
+    """
     known = set(traces.scores) | set(traces.losses)
     special = {
         "patience": {"change"},
@@ -166,7 +169,8 @@ def list_families(traces: Traces, loss: str) -> list[str]:
         if fits:
             allowed.append(name)
     used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES, *TEXT_FAMILIES}
-    return allowed + [column for column in traces.scores if column not in used]
+    rest = {column: values for column, values in traces.scores.items() if column not in used}
+    return allowed + [column for column, values in rest.items() if values[:, :-1].isfinite().all()]
 
 
 def _at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:

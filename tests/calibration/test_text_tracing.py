@@ -137,7 +137,7 @@ def test_risk_is_what_is_above_the_last_exits_errors():
     assert guarantee.bound_losses(losses, 1.0, "text_disagreement")[0].tolist() == pytest.approx([0.9, 0.5, 0.0])
 
 
-@pytest.mark.parametrize("name", ["sentence_confidence", "text_patience", "entropy", "oracle"])
+@pytest.mark.parametrize("name", ["sentence_confidence", "text_patience", "entropy"])
 def test_families_go_from_all_layers_to_the_first(traced, name):
     family = fit_family(name, traced[0], "character_errors")
     exits = [family.at(quantile).exit_layers(traced[0].scores) for quantile in (0, 0.5, 1)]
