@@ -11,14 +11,14 @@ from daisy import _files, _locks
 from daisy.audio import Channel, Recording
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.feature_files import name_outputs
-from daisy.extraction.journal import Journal, merge, read_journal
+from daisy.extraction.journal import Journal, merge, read_header, read_journal
 from daisy.extraction.run_folder import INDEX_LOCK, RunFolder, list_journals
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
 from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, transcribe
 from daisy.recognition.transcript_files import TranscriptReport, format_csv, format_json, format_srt
-from daisy.recognition.transcript_rows import TranscriptRow, TranscriptSettings
+from daisy.recognition.transcript_rows import KIND, TranscriptRow, TranscriptSettings
 
 TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
 
@@ -167,6 +167,12 @@ class Transcriber:
                 message = outcome.message.removeprefix(f"{recording.path}: ")
                 outcome = AudioError(message, remedy=outcome.remedy, path=outcome.path)
             yield recording, outcome
+
+
+def holds_transcripts(out: Path) -> bool:
+    """Tell whether a folder's journals are of transcripts, and not of features."""
+    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
+    return any(header is not None and header.get("kind") == KIND for header in headers)
 
 
 def rebuild_transcripts(

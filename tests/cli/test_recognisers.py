@@ -41,6 +41,7 @@ def place(tmp_path_factory):
         soundfile.write(folder / f"speech/{index}.wav", loud * generator.standard_normal(4000 + 700 * index), 16000)
         lines.append(f"speech/{index}.wav,{'abc de' if index % 2 else 'b'}")
     (folder / "text.csv").write_text("\n".join(lines) + "\n")
+    (folder / "half.csv").write_text("path,text\nspeech/1.wav,a\n")
     return folder
 
 
@@ -127,7 +128,6 @@ def test_depth_in_time_is_of_the_exits(place):
     ],
 )
 def test_what_does_not_go_together_is_refused(place, arguments, message):
-    (place / "half.csv").write_text("path,text\nspeech/1.wav,a\n")
     done = run(*arguments, "--depth", "0.8", "-o", "no.json", cwd=place)
     assert done.returncode == 2
     assert message in done.stderr
@@ -220,6 +220,10 @@ def test_shards_share_a_folder(place):
         for said in (read_json(place / "shared" / "transcripts.json"), json.loads(whole.stdout))
     ]
     assert texts[0] == texts[1]
+    before = (place / "shared" / "transcripts.csv").read_bytes()
+    (place / "shared" / "transcripts.csv").unlink()
+    assert "transcripts.csv: 10 recordings" in run("index", "shared", cwd=place).stdout
+    assert (place / "shared" / "transcripts.csv").read_bytes() == before
     assert "give --out too" in run(*TRANSCRIBE, "--shard", "0/2", cwd=place).stderr
 
 
@@ -255,7 +259,7 @@ def test_long_recordings_run_in_windows_and_budgets_hold(place):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["recordings"]
     assert len(row["window_exits"]) == 6
-    assert row["window_exits"] == [3] * 6
+    assert row["window_exits"] == [4, *[3] * 5]  # the first is shorter: before it there is no context
     assert json.loads(done.stdout)["settings"]["policy"]["layers"] == [2, 3, 4]
     (whole,) = json.loads(run(*call, "--window", "0", "--format", "json", cwd=place).stdout)["recordings"]
     assert whole["window_exits"] == []
