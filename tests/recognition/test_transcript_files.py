@@ -15,8 +15,8 @@ def say(text, start, stop):
 
 def test_subtitles_end_at_pauses_and_before_they_get_long():
     words = [say("one", 0.04, 0.5), say("two", 0.6, 1.0), say("three", 2.1, 2.3)]  # a pause
-    words += [say("four", 2.4, 8.2), say("five", 8.25, 8.4)]  # six seconds
-    words += [say("x" * 40, 8.5, 8.6), say("y" * 40, 8.7, 8.8), say("end", 3723.5, 3723.9996)]
+    words += [say("four", 2.4, 8.2), say("five", 8.25, 8.45)]  # six seconds
+    words += [say("x" * 40, 8.55, 8.6), say("y" * 40, 8.7, 8.8), say("end", 3723.5, 3723.9996)]
     blocks = [block.splitlines() for block in format_srt(words).split("\n\n")]
     assert [block[2][:7] for block in blocks] == ["one two", "three", "four", "five xx", "y" * 7, "end"]
     assert blocks[0] == ["1", "00:00:00,040 --> 00:00:01,000", "one two"]
