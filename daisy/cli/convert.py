@@ -15,7 +15,9 @@ from daisy.errors import OutputError
 def command(
     source: Annotated[
         Path,
-        typer.Argument(help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, or the published codes of DAISY or Wright et al."),
+        typer.Argument(
+            help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, DAISY's or Wright et al.'s published code."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     allow_pickle: Annotated[

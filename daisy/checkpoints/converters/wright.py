@@ -1,7 +1,7 @@
 """Conformers with exits of Wright et al. (arXiv:2309.09546), and Splitformers: the public code's state dicts.
 
-Source: augustgw/early-exit-transformer, models/model/early_exit.py, ``Early_conformer``, ``Splitformer`` and the encoder
-of ``full_conformer``, whose attention decoders are left out.
+Source: augustgw/early-exit-transformer, models/model/early_exit.py, ``Early_conformer``, ``Splitformer`` and the
+encoder of ``full_conformer``, whose attention decoders are left out.
 """
 
 from __future__ import annotations

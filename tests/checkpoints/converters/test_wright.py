@@ -74,7 +74,9 @@ def test_each_exit_gives_the_public_codes_outputs(name, place):
 def test_the_command_converts_and_the_file_recognises(place):
     out = place / "out.safetensors"
     assert "add --set tokens=FILE" in run("convert", place / "splitformer.pt", out).stderr
-    result = run("convert", place / "splitformer.pt", out, "--set", f"tokens={place / 'bpe.model'}", "--set", "num_heads=4")
+    result = run(
+        "convert", place / "splitformer.pt", out, "--set", f"tokens={place / 'bpe.model'}", "--set", "num_heads=4"
+    )
     assert result.returncode == 0, result.stderr
     assert "tokens at layers 2, 4, 6; linear" in result.stdout
     assert "assumed: features without logarithm and padding that is heard, as in the public code" in result.stdout
@@ -86,7 +88,11 @@ def test_the_command_converts_and_the_file_recognises(place):
 def test_attention_decoders_are_left_out(place, tmp_path):
     state = torch.load(place / "conformer.pt", weights_only=True)
     state = {key.replace("linears.", "linears_1.").replace("encoder.pe", "encoder_1.pe"): v for key, v in state.items()}
-    state |= {"linears_2.0.weight": torch.zeros(2, 2), "emb.weight": torch.zeros(2, 2), "decoders.0.norm.bias": torch.zeros(2)}
+    state |= {
+        "linears_2.0.weight": torch.zeros(2, 2),
+        "emb.weight": torch.zeros(2, 2),
+        "decoders.0.norm.bias": torch.zeros(2),
+    }
     torch.save(state, tmp_path / "full.pt")
     model = convert(tmp_path / "full.pt", overrides={"tokens": str(place / "bpe.model")})
     assert model.provenance["left_out"] == "linears_2.0, emb, decoders.0.norm"
