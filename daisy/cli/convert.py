@@ -35,7 +35,7 @@ def command(
         typer.Option(help="Of fairseq's several label sets, the one whose prediction head is kept, counted from 1."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint of a HuBERT, or of a recogniser with exits, to daisy's format."""
+    """Convert another toolkit's checkpoint to daisy's format."""
     import torch
 
     from daisy import checkpoints
