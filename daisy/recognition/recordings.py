@@ -54,7 +54,7 @@ def transcribe(
         try:
             lengths.append(_read_length(recording, config.sample_rate))
         except AudioError as error:
-            yield recording, error
+            yield recording, _without_path(recording, error)
         else:
             readable.append(recording)
     longest = min(batch_sec, window_sec or batch_sec)  # what needs windows is by itself
@@ -82,7 +82,7 @@ def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Ite
         try:
             waveforms.append((recording, read(recogniser, recording)))
         except AudioError as error:
-            yield recording, error
+            yield recording, _without_path(recording, error)
     if not waveforms:
         return
     transcripts = recogniser([waveform for _, waveform in waveforms])
@@ -118,7 +118,7 @@ def _transcribe_long(
             batch_sec=batch_sec,
         )
     except AudioError as error:
-        return error
+        return _without_path(recording, error)
     return _make_row(
         recogniser,
         recording,
@@ -127,6 +127,11 @@ def _transcribe_long(
         seconds=time.perf_counter() - start,
         silent=silence.is_silent,
     )
+
+
+def _without_path(recording: Recording, error: AudioError) -> AudioError:
+    """The reason alone: who reports it names the recording."""
+    return AudioError(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
 
 
 def read(recogniser: Recogniser, recording: Recording) -> Tensor:

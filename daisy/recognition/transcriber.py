@@ -16,7 +16,7 @@ from daisy.extraction.run_folder import INDEX_LOCK, RunFolder, list_journals
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
-from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, transcribe
+from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, Outcome, transcribe
 from daisy.recognition.transcript_files import TranscriptReport, format_csv, format_json, format_srt
 from daisy.recognition.transcript_rows import KIND, TranscriptRow, TranscriptSettings
 
@@ -153,20 +153,15 @@ class Transcriber:
         ordered = [rows[recording.label] for recording in recordings if recording.label in rows]
         return TranscriptReport(settings=self.settings, rows=ordered, failed=failed, references=references)
 
-    def _transcribe(self, recordings: Sequence[Recording]) -> Iterator[tuple[Recording, TranscriptRow | AudioError]]:
-        """Yield what comes out; a failure's message does not name the recording."""
+    def _transcribe(self, recordings: Sequence[Recording]) -> Iterator[Outcome]:
         settings = self.settings
-        for recording, outcome in transcribe(
+        return transcribe(
             self.recogniser,
             recordings,
             self.batch_sec,
             window_sec=settings.window_sec,
             context_sec=settings.context_sec,
-        ):
-            if isinstance(outcome, AudioError):
-                message = outcome.message.removeprefix(f"{recording.path}: ")
-                outcome = AudioError(message, remedy=outcome.remedy, path=outcome.path)
-            yield recording, outcome
+        )
 
 
 def holds_transcripts(out: Path) -> bool:
