@@ -1,11 +1,14 @@
 """Recognisers on the command line: calibrated, compared, cut, and transcribing into a folder."""
 
 import csv
+import importlib.util
 import json
 import os
+import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy
 import pytest
@@ -178,6 +181,7 @@ def test_a_model_is_cut(place):
     assert "no exit at layer 1: exits are at 2, 3, 4" in refused.stderr
 
 
+FIXED = ("-p", "fixed", "--set", "layer=3")
 TRANSCRIBE = ("transcribe", "speech", "-c", "hubert.safetensors", "--batch-sec", "0.3")
 
 
@@ -229,7 +233,7 @@ def test_shards_share_a_folder(place):
 
 
 def test_subtitles_and_rates(place):
-    done = run(*TRANSCRIBE, "--format", "srt", "--reference", "half.csv", "-o", "titles", cwd=place)
+    done = run(*TRANSCRIBE, *FIXED, "--format", "srt", "--reference", "half.csv", "-o", "titles", cwd=place)
     assert done.returncode == 0
     assert "half.csv has no text for 9 of 10 recordings: rates are of the others" in done.stderr
     assert "all: WER " in done.stdout
@@ -240,7 +244,7 @@ def test_subtitles_and_rates(place):
     title = (place / "titles" / f"{name}.srt").read_text()
     assert title.startswith("1\n00:00:00,")
     assert title.splitlines()[2] == row["text"]
-    alone = run("transcribe", f"speech/{name}.wav", "-c", "hubert.safetensors", "--format", "srt", cwd=place)
+    alone = run("transcribe", f"speech/{name}.wav", "-c", "hubert.safetensors", *FIXED, "--format", "srt", cwd=place)
     assert alone.stdout == title
     assert "give --out FOLDER" in run(*TRANSCRIBE, "--format", "srt", cwd=place).stderr
     refused = run("extract", "speech", "-c", "hubert.safetensors", "-p", "never", "-o", "titles", cwd=place)
@@ -267,3 +271,29 @@ def test_long_recordings_run_in_windows_and_budgets_hold(place):
     assert whole["exit_layer"] == 4
     refused = run(*call, "--window", "1", "--context", "0.5", cwd=place)
     assert "keeps nothing" in refused.stderr
+
+
+def test_the_commands_of_the_page_run(tmp_path):
+    """Those of docs/recognition.md, one after the other, on three short recordings."""
+    page = Path(__file__).parents[2] / "docs" / "recognition.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("daisy ")]
+    assert len(lines) > 10
+    daisy.save(tiny_recogniser("hubert", units=True), tmp_path / "recogniser.safetensors")
+    texts, speakers = ["path,text"], ["path,speaker"]
+    for folder in ("dev", "recordings"):
+        (tmp_path / folder).mkdir()
+    for index in range(6):
+        noise = 0.05 * (index + 1) * numpy.random.default_rng(index).standard_normal(3000 + 800 * index)
+        for folder in ("dev", "recordings") if index < 2 else ("dev",):
+            soundfile.write(tmp_path / folder / f"{index}.wav", noise, 16000)
+            texts.append(f"{folder}/{index}.wav,ab c")
+            speakers.append(f"{folder}/{index}.wav,{index}")
+    soundfile.write(tmp_path / "talk.wav", noise, 16000)
+    (tmp_path / "text.csv").write_text("\n".join(texts))
+    (tmp_path / "speakers.csv").write_text("\n".join(speakers))
+    calibrations = [line for line in lines if " calibrate " in line]
+    for line in [*calibrations[:1], *(line for line in lines if line not in calibrations[:1])]:
+        if "--beam" not in line or importlib.util.find_spec("flashlight"):
+            arguments = shlex.split(line)[1:]
+            done = run(*arguments, cwd=tmp_path)
+            assert done.returncode == 0, (line, done.stderr)

@@ -27,6 +27,7 @@ COMMANDS = [
     "replay",
     "info",
     "convert",
+    "truncate",
     "labels",
     "manifest",
     "demo",
