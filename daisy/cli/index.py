@@ -13,7 +13,7 @@ from daisy.cli.console import say
 def command(
     folder: Annotated[Path, typer.Argument(help="The folder of daisy extract --out, or of daisy transcribe --out.")],
 ) -> None:
-    """Write an extraction's index anew, from its journals; or transcripts.
+    """Write an extraction's index anew, from its journals.
 
     Each run does so when it ends. index.json and index.csv then hold what all shards have finished so far, also while
     some are still running; so do transcripts.json and transcripts.csv, without the error rates.

@@ -18,9 +18,9 @@ def command(
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Cut a model after one of its exits, into a shallow model that stands alone.
+    """Cut a model after one of its exits.
 
-    What it gives is what the policy fixed at that layer gives, without the later layers' weights.
+    It becomes a shallow model that stands alone: what it gives is what the policy fixed at that layer gives, without the later layers' weights.
     """
     import torch
 
