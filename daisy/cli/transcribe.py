@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from daisy.audio import Recording
     from daisy.checkpoints import Model
+    from daisy.extraction import Shard
     from daisy.recognition import BeamSearch, Recogniser, Transcriber, TranscriptReport
     from daisy.recognition.error_rates import ErrorRates
 
@@ -115,7 +116,8 @@ def command(
     findings = audio.search(inputs)
     model = checkpoints.load(checkpoint, device=check_device(device))
     model.exit_heads("ctc")  # or it says that there are none
-    references = _read_references(model, reference, findings.recordings, root)
+    recordings = audio.take_channels(findings.recordings, heard)
+    references = _read_references(model, reference, recordings, root)
     decode, decoder = _make_decoder(model, beam, lexicon, language_model, language_weight, word_score)
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
@@ -131,9 +133,9 @@ def command(
     )
     report = _run(
         transcriber,
-        findings.recordings,
+        recordings,
         out,
-        shard=(share.index, share.count),
+        share=share,
         overwrite=overwrite,
         references=references,
         subtitles=format == "srt",
@@ -153,19 +155,17 @@ def command(
 def _read_references(
     model: Model, reference: Path | None, recordings: Sequence[Recording], root: Path
 ) -> dict[str, str]:
-    """What was said by recording, in the tokens' case; of files of several channels for each."""
-    from daisy import audio
+    """What was said by recording, in the tokens' case."""
     from daisy.recognition import count_errors
     from daisy.recognition.references import read_references
 
     if reference is None:
         return {}
     count_errors("a", "a")  # refuses where jiwer is missing, before the long run
-    every = [*recordings, *audio.take_channels(recordings, "all")]
-    texts = read_references(reference, every, root)
+    texts = read_references(reference, recordings, root)
     tokens = model.tokens
     assert tokens is not None
-    return {one.label: tokens.fold(text) for one, text in zip(every, texts, strict=True) if text is not None}
+    return {one.label: tokens.fold(text) for one, text in zip(recordings, texts, strict=True) if text is not None}
 
 
 def _make_decoder(
@@ -222,18 +222,18 @@ def _run(
     recordings: Sequence[Recording],
     out: Path | None,
     *,
-    shard: tuple[int, int],
+    share: Shard,
     overwrite: bool,
     references: Mapping[str, str],
     subtitles: bool,
 ) -> TranscriptReport:
     """Transcribe with progress shown; Ctrl-C is one line and exit status 130."""
     try:
-        with track("transcribing", len(recordings)) as advance:
+        with track("transcribing", sum(share.takes(recording) for recording in recordings)) as advance:
             return transcriber.run(
                 recordings,
                 out,
-                shard=shard,
+                shard=(share.index, share.count),
                 overwrite=overwrite,
                 references=references,
                 subtitles=subtitles,
