@@ -82,8 +82,8 @@ def _process(references: Sequence[str], hypotheses: Sequence[str], unit: str) ->
     if unit not in ("words", "characters"):
         raise UsageError(f"errors are counted in words or characters, not in {unit!r}")
     process = jiwer.process_words if unit == "words" else jiwer.process_characters
-    clean = [[" ".join(text.split()) for text in texts] for texts in (references, hypotheses)]
-    return process(*clean)
+    said, recognised = ([" ".join(text.split()) for text in texts] for texts in (references, hypotheses))
+    return process(said, recognised)
 
 
 def _total(counts: Any) -> int:

@@ -89,8 +89,8 @@ class Transcriber:
         """Recognise what is not finished already in the folder.
 
         Args:
-            recordings: what to recognise, files or channels of some. Those that cannot be read do not stop the run; they
-                are in the report.
+            recordings: what to recognise, files or channels of some. Those that cannot be read do not stop the run;
+                they are in the report.
             out: folder for ``transcripts.json``, ``transcripts.csv`` and the journal from which a stopped run goes on;
                 None: nothing is written.
             shard: index, from 0, and number of shares, for processes that write into one folder at once.

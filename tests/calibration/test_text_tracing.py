@@ -1,5 +1,7 @@
 """Full runs of recognisers, against single runs and against jiwer."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from daisy.calibration.families import fit_family
 from daisy.calibration.kept_runs import KeptRuns
 from daisy.calibration.text_tracing import TextTask, choose_unit_scores, pack_texts, trace_texts, unpack_texts
 from daisy.calibration.traces import read_traces, write_traces
-from daisy.evaluation.comparison import evaluate, find_best_exits
+from daisy.evaluation.comparison import evaluate, find_best_exits, list_families
 from daisy.policies.texts import edit_distance
 from daisy.recognition import Recogniser, measure_error_rates
 from tests.recognition.conftest import run_fully, tiny_recogniser
@@ -144,6 +146,26 @@ def test_families_go_from_all_layers_to_the_first(traced, name):
     assert exits[0].tolist() == [3] * 6
     assert exits[2].tolist() == ([2] * 6 if name == "text_patience" else [1] * 6)
     assert 1 < float(exits[1].float().mean()) < 3
+
+
+def test_all_that_the_scores_allow_is_compared(traced):
+    names = set(list_families(traced[0], "word_errors"))
+    assert {"entropy", "plateau", "forecast", "text_patience", "sentence_confidence", "oracle", "fixed"} <= names
+    assert {"unit_entropy", "unit_margin", "unit_regressed"} <= names
+    assert not names & {"unit_change", "change", "posterior", "draw"}
+
+
+def test_exits_that_nothing_stands_before_are_never_left(traced):
+    """Of two exits, the first has no text before it to compare its own with."""
+    table = traced[0]
+    two = dataclasses.replace(
+        table,
+        layers=(3, 4),
+        costs=table.costs[1:],
+        scores={"text_change": torch.stack([torch.full((6,), torch.nan), table.scores["text_change"][:, 2]], 1)},
+        losses={name: values[:, 1:] for name, values in table.losses.items()},
+    )
+    assert fit_family("text_patience", two, "word_errors").at(1.0).exit_layers(two.scores).tolist() == [2] * 6
 
 
 def test_models_without_what_is_asked_for_are_refused(speech):
