@@ -12,9 +12,10 @@ from daisy.audio import Recording
 from daisy.audio.manifests import read_manifest
 from daisy.audio.recordings import absolute
 from daisy.errors import UsageError
+from daisy.models.tokens import SPACE, WORD_START
 
 LETTER_SUFFIXES = (".ltr", ".wrd")
-"""fairseq's, a line for each of the manifest beside it."""
+"""fairseq's, a line for each of the manifest beside it; of letters or SentencePiece's pieces, or of words."""
 TRN = re.compile(r"(?P<text>.*)\((?P<name>[^()]*)\)\s*")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 FORMS = ".csv, .tsv, .ltr, .wrd, .trn, .txt"
@@ -106,7 +107,7 @@ def _read_fairseq(path: Path) -> dict[Path, str]:
     if len(recordings) != len(lines):
         raise UsageError(f"{texts}: has {len(lines)} lines, and {manifest} lists {len(recordings)} recordings")
     if texts.suffix == ".ltr":
-        lines = ["".join(line.split()).replace("|", " ") for line in lines]
+        lines = ["".join(line.split()).replace(SPACE, " ").replace(WORD_START, " ") for line in lines]
     return {recording.path: line for recording, line in zip(recordings, lines, strict=True)}
 
 

@@ -23,6 +23,7 @@ def recordings(tmp_path):
         ("8-9.trans.txt", "b two words\nc\n", [None, "two words", ""]),
         ("list.wrd", "one\ntwo words\n\n", ["one", "two words", ""]),
         ("list.ltr", "O N E |\nT W O | W O R D S |\n|\n", ["ONE", "TWO WORDS", ""]),
+        ("list.ltr", "\u2581ONE\n\u2581TW O \u2581WORDS\n\n", ["ONE", "TWO WORDS", ""]),
         ("list.tsv", "", ["ONE", "TWO WORDS", ""]),
         ("", "", [None, "two words", ""]),
     ],
