@@ -305,13 +305,13 @@ def test_exits_at_some_layers_go_through_graphs(waveforms, monkeypatch, cuda, br
         model = tiny_model()
         if branch == "units":
             return model.backbone, model.heads
-        config = CTCHeadsConfig(layers=(1, 3, 4), width=32, num_tokens=9, branch=branch, num_heads=4)
+        config = CTCHeadsConfig(layers=(2, 4), width=32, num_tokens=9, branch=branch, num_heads=4)
         return model.backbone, randomise(CTCHeads(config), 3)
 
-    scores, exits = ("entropy", "change"), (1, 3, 4)
+    scores, exits = ("entropy", "change"), (2, 4)
     backbone, heads = make()
     full = EarlyExitEncoder(backbone, heads, policies.Never(), scores=scores, exits=exits)(waveforms).scores["entropy"]
-    policy = policies.Entropy(threshold=float(full[:, :2].amin(1).sort().values[2:4].mean()))
+    policy = policies.Entropy(threshold=float(full[:, 0].sort().values[2:4].mean()))
     batches = [waveforms, waveforms[4:]]
     encoder_here = EarlyExitEncoder(backbone, heads, policy, scores=scores, exits=exits)
     all_expected = [encoder_here(batch) for batch in batches]
