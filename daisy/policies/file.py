@@ -3,7 +3,8 @@
 JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of the model it is for),
 ``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" where the
 scores are those of CTC exits; without it they are those of heads on units. ``exits`` has the exits' layers where these
-are not all at which such heads stand.
+are not all at which such heads stand, and the file is for these alone. A rule set at every layer may serve at some: it
+leaves later then than the file tells.
 """
 
 from __future__ import annotations
@@ -105,11 +106,10 @@ def read_policy(
             )
         if (calibrated := content.get("heads", "units")) != heads:
             raise PolicyError(f"was calibrated for the scores of {calibrated} exits, not for those of {heads} exits")
-        if (left := content.get("exits")) != (None if exits is None else list(exits)):
-            where = "every layer with such heads" if left is None else f"layers {', '.join(map(str, left))}"
-            raise PolicyError(
-                f"was calibrated for exits at {where}, and here they are at others; calibrate one for these"
-            )
+        left = content.get("exits")
+        if left is not None and left != (None if exits is None else list(exits)):
+            where = ", ".join(map(str, left))
+            raise PolicyError(f"was calibrated for exits at layers {where}, and here they are at others")
         return from_config(config), int(content.get("score_stride", 1))
     except PolicyError as error:
         raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None
