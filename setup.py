@@ -64,6 +64,13 @@ setup(
             "catalyst>=22",  # speech_commands imports one sampler of it, for training on several GPUs
         ],
         "hf": ["transformers>=4.46"],
+        # torchaudio has the Conformer's layers and calls flashlight's beam search, whose wheels bring KenLM.
+        "recognition": [
+            "torchaudio>=2.5",
+            "jiwer>=3",
+            "sentencepiece>=0.2",
+            'flashlight-text>=0.0.7; sys_platform == "linux" and python_version < "3.12"',
+        ],
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"],

@@ -50,7 +50,7 @@ _LAZY = {
 }
 
 
-_PACKAGES = ("audio", "calibration", "checkpoints", "evaluation", "extraction", "models", "policies")
+_PACKAGES = ("audio", "calibration", "checkpoints", "evaluation", "extraction", "models", "policies", "recognition")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from daisy.errors import CheckpointError, PolicyError, UsageError
-from daisy.models import Backbone, ExitHeads
+from daisy.models import Backbone, Conformer, CTCHeads
 from daisy.models.heads import missing_heads
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.lengths import count_frames
 from daisy.models.packing import PackedLayout
 from daisy.policies import Policy
@@ -21,9 +22,9 @@ from daisy.runtime.batches import split_batch
 from daisy.runtime.cuda_graphs import make_layer_runner
 from daisy.runtime.dtypes import Precision, cast_precision, parse_dtype, without_cast
 from daisy.runtime.exit_output import ExitOutput
-from daisy.runtime.layer_runner import LayerRunner, PackedLayerRunner, PlainLayerRunner
+from daisy.runtime.layer_runner import ConformerLayerRunner, LayerRunner, PackedLayerRunner, PlainLayerRunner
 from daisy.runtime.packed_backbone import PackedBackbone
-from daisy.runtime.packed_heads import PackedHeads
+from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 from daisy.runtime.packing_cache import forget_packed, pack_backbone, pack_heads
 
 Keep = Literal["all", "last"]
@@ -39,8 +40,9 @@ class EarlyExitEncoder(nn.Module):
     may sum in another order, on CUDA devices also from one call to the next.
 
     Args:
-        backbone: the layers.
-        heads: the exit heads; None where neither the policy nor ``scores`` reads any.
+        backbone: the layers, of a HuBERT or of a Conformer. The latter runs as plain modules on padded batches, in
+            float32, whatever ``fast`` says.
+        heads: the exit heads, or CTC exits; None where neither the policy nor ``scores`` reads any.
         policy: decides who leaves (`daisy.policies`); may be set later, as an attribute.
         keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
         scores: scores to compute besides those that the policy reads.
@@ -48,6 +50,8 @@ class EarlyExitEncoder(nn.Module):
         dtype: what to compute in: float32, bfloat16 (by name or torch's), or "int8"; see `daisy.runtime.dtypes`.
             States come out as bfloat16 or float32. ``encoder.bfloat16()`` and ``encoder.float()`` set it too; the
             weights themselves stay as they are, and are packed from their full precision.
+        exits: layers at which utterances may leave, the last among them; where None those at which the heads stand, or
+            all. A policy counts exits, not layers: its trajectories have a column for each, and so have its settings.
         fast: False runs the plain modules instead of packed weights: hooks on them fire, ``torch.compile`` sees
             ordinary modules. It computes in float32, and needs float32 weights.
 
@@ -67,13 +71,14 @@ class EarlyExitEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
-        heads: ExitHeads | None,
+        backbone: AnyBackbone,
+        heads: AnyHeads | None,
         policy: Policy,
         *,
         keep: Keep = "all",
         scores: Iterable[str] = (),
         score_stride: int = 1,
+        exits: Sequence[int] | None = None,
         dtype: Precision | torch.dtype = "float32",
         fast: bool = True,
     ):
@@ -83,13 +88,13 @@ class EarlyExitEncoder(nn.Module):
         if not isinstance(score_stride, int) or isinstance(score_stride, bool) or score_stride < 1:
             raise PolicyError(f"score_stride must be a whole number of frames, at least 1, found {score_stride!r}")
         if heads is not None:
-            _check_fit(backbone, heads)
+            _check_fit(backbone, heads, score_stride)
         self.backbone, self.heads = backbone, heads
+        self._exits = _choose_exits(backbone, heads, exits)
         self._keep, self._score_stride, self._fast = keep, score_stride, fast
         self._more_scores = frozenset(scores)
         self.dtype = parse_dtype(dtype, backbone.device)
-        if not fast and self.dtype != "float32":
-            raise UsageError(f"plain modules (fast=False) compute in float32, not in {self.dtype}")
+        self._check_dtype(self.dtype)
         self._runner: PackedLayerRunner | None = None
         self.policy = policy
 
@@ -104,9 +109,14 @@ class EarlyExitEncoder(nn.Module):
         return self._score_stride
 
     @property
+    def exits(self) -> tuple[int, ...]:
+        """The layers at which utterances may leave: rising, the last layer at the end."""
+        return self._exits
+
+    @property
     def fast(self) -> bool:
         """Whether packed weights are run, and not the plain modules."""
-        return self._fast
+        return self._fast and isinstance(self.backbone, Backbone)
 
     @property
     def policy(self) -> Policy:
@@ -124,7 +134,7 @@ class EarlyExitEncoder(nn.Module):
             raise PolicyError(f"a policy is wanted (daisy.policies), found {type(policy).__name__}")
         score_names = sorted(policy.reads | self._more_scores)
         check_scores(score_names)
-        policy.check(self.backbone.config.num_layers)
+        policy.check(len(self.exits))
         head_scores = set(score_names) - WITHOUT_HEADS
         if self.heads is None and head_scores:
             raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", head_scores)
@@ -139,8 +149,9 @@ class EarlyExitEncoder(nn.Module):
         self._policy, self.score_names = policy, score_names
 
     @property
-    def packed(self) -> tuple[PackedBackbone, PackedHeads | None]:
-        """Backbone and heads laid out for speed, as their weights are now."""
+    def packed(self) -> tuple[PackedBackbone, PackedHeads | PackedCTCHeads | None]:
+        """Backbone and heads laid out for speed, as their weights are now; a Conformer has no such form."""
+        assert isinstance(self.backbone, Backbone)
         return pack_backbone(self.backbone, self.dtype), pack_heads(self.heads, self.dtype)
 
     def refresh_weights(self) -> None:
@@ -171,7 +182,7 @@ class EarlyExitEncoder(nn.Module):
             num_samples: (B,) lengths of a padded batch.
             mask: (B, N) bool in their place, True where a sample belongs to the utterance (Hugging Face's
                 ``attention_mask``); an utterance begins at its row's first sample.
-            observe: called with each layer's `daisy.policies.scores.HeadOutputs`.
+            observe: called with each exit's `daisy.policies.scores.HeadOutputs`.
             on_layer: called with 0 after the front end and with ``l`` after layer l and its scores, before anybody
                 leaves; a GPU may still be computing.
 
@@ -195,7 +206,7 @@ class EarlyExitEncoder(nn.Module):
         num_frames = count_frames(num_samples, config.conv_layers)
         batch = BatchState(
             PackedLayout(num_frames, self.backbone.device),
-            config.num_layers,
+            self.exits,
             self.score_names,
             keep_all=self.keep == "all",
             score_stride=self.score_stride,
@@ -210,45 +221,61 @@ class EarlyExitEncoder(nn.Module):
             for layer in range(1, config.num_layers + 1):
                 output = runner.layer(layer, states, batch.layout, batch.previous_units)
                 batch.record_states(output.states)
-                batch.record_scores(layer, runner.score_names, output)
-                if observe is not None:
-                    assert output.head_outputs is not None
-                    observe(output.head_outputs)
+                is_exit = layer in batch.exit_numbers
+                if is_exit:
+                    batch.record_scores(layer, runner.score_names, output)
+                    if observe is not None:
+                        assert output.head_outputs is not None
+                        observe(output.head_outputs)
                 if on_layer is not None:
                     on_layer(layer)
-                states = batch.leave(layer, self._decide(layer, batch), output.states)
-                if not len(batch.active):
-                    break
+                states = output.states
+                if is_exit:
+                    states = batch.leave(layer, self._decide(layer, batch), states)
+                    if not len(batch.active):
+                        break
         return ExitOutput(
-            exit_layer=batch.exit_layer, num_frames=num_frames, states=batch.stack_states(), scores=batch.scores
+            exit_layer=batch.exit_layer,
+            num_frames=num_frames,
+            states=batch.stack_states(),
+            scores=batch.scores,
+            exits=self.exits,
         )
 
     def _decide(self, layer: int, batch: BatchState) -> Tensor:
         """(active,) bool on the CPU: who leaves."""
-        if layer == self.backbone.config.num_layers:
+        number = batch.exit_numbers[layer]
+        if number == len(self.exits):
             return torch.ones(len(batch.active), dtype=torch.bool)
-        leave = self.policy.decide({name: batch.trajectory(name, layer) for name in self.policy.reads}, layer)
+        leave = self.policy.decide({name: batch.trajectory(name, number) for name in self.policy.reads}, number)
         return leave.cpu().expand(len(batch.active))
 
     def _layer_runner(self) -> LayerRunner:
         """What runs layers and scores, with the weights as they are now."""
         if not self.fast:
             if self.backbone.dtype != torch.float32:
-                raise UsageError(f"plain modules (fast=False) need float32 weights, found {self.backbone.dtype}")
-            return PlainLayerRunner(self.backbone, self.heads, self.score_names, self.score_stride)
+                raise UsageError(f"plain modules {self._why_plain()} need float32 weights, found {self.backbone.dtype}")
+            kind = PlainLayerRunner if isinstance(self.backbone, Backbone) else ConformerLayerRunner
+            return kind(self.backbone, self.heads, self.score_names, self.score_stride, self.exits)
         backbone, heads = self.packed
         if self._runner is None or self._runner.parts != (backbone, heads):
-            self._runner = make_layer_runner(backbone, heads, self.score_names, self.score_stride)
+            self._runner = make_layer_runner(backbone, heads, self.score_names, self.score_stride, self.exits)
         return self._runner
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitEncoder:
         """Move the weights as ``nn.Module`` does; a cast sets ``dtype`` in place of casting them."""
         precision = cast_precision(fn)
-        if not self.fast and precision not in (None, self.dtype):
-            raise UsageError(f"plain modules (fast=False) compute in float32, not in {precision}")
+        self._check_dtype(precision or self.dtype)
         super()._apply(fn if precision is None else without_cast(fn), recurse)  # type: ignore[no-untyped-call]
         self.dtype = precision or self.dtype
         return self
+
+    def _check_dtype(self, dtype: Precision) -> None:
+        if not self.fast and dtype != "float32":
+            raise UsageError(f"plain modules {self._why_plain()} compute in float32, not in {dtype}")
+
+    def _why_plain(self) -> str:
+        return "(fast=False)" if isinstance(self.backbone, Backbone) else "(as all of a Conformer)"
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_runner": None}  # CUDA graphs cannot be copied
@@ -261,10 +288,30 @@ class EarlyExitEncoder(nn.Module):
         )
 
 
-def _check_fit(backbone: Backbone, heads: ExitHeads) -> None:
+def _check_fit(backbone: AnyBackbone, heads: AnyHeads, score_stride: int) -> None:
     wanted, given = (backbone.config.num_layers, backbone.config.width), (heads.config.num_layers, heads.config.width)
     if given != wanted:
         raise CheckpointError(
             f"exit heads for {given[0]} layers of width {given[1]} do not fit a backbone "
             f"of {wanted[0]} layers of width {wanted[1]}"
         )
+    if heads.config.reads == "feed_forward" and not isinstance(backbone, Backbone):
+        raise CheckpointError("exit heads that read the feed-forward output are for HuBERT, not for a Conformer")
+    if score_stride > 1 and isinstance(heads, CTCHeads) and len(heads.attentions):
+        raise PolicyError(f"CTC exits with attention look at every frame: score_stride must be 1, found {score_stride}")
+
+
+def _choose_exits(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None) -> tuple[int, ...]:
+    """Where utterances may leave: at some of the heads' layers, and nowhere inside of a block that runs in parallel."""
+    config = backbone.config
+    known = tuple(range(1, config.num_layers + 1)) if heads is None else heads.config.layers
+    if isinstance(backbone, Conformer) and backbone.config.split_blocks:
+        known = tuple(layer for layer in known if layer in backbone.config.block_ends)
+    if exits is None:
+        return known
+    wanted = sorted(set(exits))
+    if not wanted or wanted[-1] != config.num_layers or not set(wanted) <= set(known):
+        raise PolicyError(
+            f"exits must be some of the layers {', '.join(map(str, known))}, and the last of them, found {list(exits)}"
+        )
+    return tuple(wanted)

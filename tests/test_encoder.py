@@ -6,7 +6,7 @@ import torch
 from daisy import AudioError, CheckpointError, EarlyExitEncoder, PolicyError, policies
 from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
 from daisy.models.packing import PackedLayout
-from daisy.policies.scores import SCORES
+from daisy.policies.scores import available_scores
 from daisy.runtime.linear import round_up_rows
 from tests.conftest import Products, spread_policy, tiny_model
 
@@ -138,7 +138,9 @@ def test_refusals(waveforms):
 
 def test_another_policy_reads_its_own_scores(model, waveforms):
     encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["margin"])
-    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=SCORES)(waveforms).scores
+    full = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=available_scores(model.heads))(
+        waveforms
+    ).scores
     assert set(encoder(waveforms).scores) == {"margin"}
     for policy in (
         spread_policy(model, waveforms),
@@ -178,7 +180,7 @@ def test_a_policy_that_is_refused_leaves_the_old_one_in_place(waveforms):
         (policies.Never, PolicyError, "a policy is wanted (daisy.policies), found ABCMeta"),
         ({"name": "never"}, PolicyError, "a policy is wanted (daisy.policies), found dict"),
         (policies.Oracle(degree=0.5), PolicyError, "unknown score 'final_agreement': known are change, confidence"),
-        (policies.Score(column="posterior", threshold=1.0), PolicyError, "unknown score 'posterior'"),
+        (policies.Score(column="surprise", threshold=1.0), PolicyError, "unknown score 'surprise'"),
         (policies.Regressed(threshold=1.0), CheckpointError, "policy regressed reads regressed, which these heads do"),
     ):
         with pytest.raises(error) as refusal:

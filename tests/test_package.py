@@ -10,7 +10,7 @@ import daisy
 ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
-    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av"),
+    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 
@@ -60,6 +60,7 @@ RANKS = [
     {"checkpoints"},
     {"calibration", "extraction"},
     {"evaluation"},
+    {"recognition"},
     {"cli"},
 ]
 """Packages; each imports only what stands before it."""

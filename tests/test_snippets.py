@@ -8,6 +8,7 @@ import pytest
 
 import daisy
 from daisy.checkpoints.format import ASSETS
+from tests.recognition.conftest import tiny_recogniser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +19,7 @@ SNIPPETS = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the snippets name: two recordings, a folder of them, a policy file."""
+    """What the snippets name: two recordings, a folder of them, a policy file, a recogniser."""
     clips = sorted(path for path in (ASSETS / "demo").glob("*.flac") if path.stem != "noise")
     (tmp_path / "dev").mkdir()
     for clip in clips[:4]:
@@ -34,6 +35,7 @@ def folder(tmp_path, monkeypatch):
         attained={},
         data={},
     )
+    daisy.save(tiny_recogniser("hubert", units=True), tmp_path / "recogniser.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

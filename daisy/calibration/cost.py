@@ -6,6 +6,7 @@ sixteenth; attention in bfloat16 a quarter.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
-from daisy.models import Backbone, BackboneConfig, ExitHeads, HeadsConfig
+from daisy.models import ConformerConfig, HeadsConfig
+from daisy.models.conformer_config import MELS_BETWEEN_FRAMES
+from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads, AnyHeadsConfig
 from daisy.policies import Deadline, Never, Policy
 from daisy.runtime.dtypes import Precision
 
@@ -24,11 +27,16 @@ Cost = tuple[float, float, float]
 TIMED_FRAMES = (50, 100, 200, 400, 800)
 
 
-def count_front_end_macs(config: BackboneConfig) -> Cost:
-    """Count the convolutions, projection to the layers' width, and positional convolution.
+def count_front_end_macs(config: AnyBackboneConfig) -> Cost:
+    """Count the convolutions, projection to the layers' width, and positional convolution; or a Conformer's spectra.
 
     A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
+    A Fourier transform of N samples is N log2 N.
     """
+    if isinstance(config, ConformerConfig):
+        spectrum = config.fft_size * math.log2(config.fft_size) + (config.fft_size // 2 + 1) * config.num_mels
+        convolutions = 3 * config.width * (2 * config.num_mels + config.width)
+        return 0.0, MELS_BETWEEN_FRAMES * spectrum + convolutions, 0.0
     channels, macs, outputs = 1, 0.0, config.frame_hop
     for width, kernel, stride in config.conv_layers:
         outputs //= stride
@@ -39,15 +47,35 @@ def count_front_end_macs(config: BackboneConfig) -> Cost:
     return 0.0, macs, 0.0
 
 
-def count_layer_macs(config: BackboneConfig, heads: HeadsConfig | None = None, score_stride: int = 1) -> Cost:
-    """Count one transformer layer (projections, attention over all frames, feed-forward) and its unit classifier."""
-    projections = 4 * config.width**2 + 2 * config.width * config.ffn_width
-    classifier = heads.width * heads.num_units / score_stride if heads else 0.0
-    return 0.0, projections + classifier, 2.0 * config.width
+def count_layer_macs(config: AnyBackboneConfig, heads: AnyHeadsConfig | None = None, score_stride: int = 1) -> Cost:
+    """Count one layer (projections, attention over all frames, feed-forward, convolution) and its classifier.
+
+    Where not every layer has an exit, or a half-rate layer, these are spread over the layers: each has its share.
+    """
+    per_frame = 4.0 * config.width**2 + 2.0 * config.width * config.ffn_width
+    per_pair = 2.0 * config.width
+    if isinstance(config, ConformerConfig):
+        per_frame += 2 * config.width * config.ffn_width + 3 * config.width**2 + config.kernel * config.width
+        share = len(config.split_blocks) / config.num_layers
+        per_frame, per_pair = per_frame * (1 + share / 2), per_pair * (1 + share / 4)
+    if isinstance(heads, HeadsConfig):
+        per_frame += heads.width * heads.num_units / score_stride
+    elif heads is not None:
+        attentive = sum(heads.has_attention(layer) for layer in heads.layers)
+        projections = 4 * heads.width * heads.inner_width
+        classifiers = len(heads.layers) * heads.width * heads.num_tokens / score_stride
+        per_frame += (classifiers + attentive * projections) / heads.num_layers
+        per_pair += attentive * 2 * heads.inner_width / heads.num_layers
+    return 0.0, per_frame, per_pair
 
 
 def make_macs_deadline(
-    backbone: Backbone, heads: ExitHeads | None, budget: float, then: Policy | None = None, score_stride: int = 1
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
+    budget: float,
+    then: Policy | None = None,
+    score_stride: int = 1,
+    exits: Sequence[int] | None = None,
 ) -> Deadline:
     """Make a budget of multiply-accumulates for each utterance.
 
@@ -57,6 +85,7 @@ def make_macs_deadline(
         budget: multiply-accumulates, front end included.
         then: another rule that may leave earlier.
         score_stride: of the encoder.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
         The policy.
@@ -71,18 +100,23 @@ def make_macs_deadline(
     """
     layer_cost = count_layer_macs(backbone.config, heads.config if heads else None, score_stride)
     return Deadline(
-        budget=budget, front_cost=count_front_end_macs(backbone.config), layer_cost=layer_cost, then=then or Never()
+        budget=budget,
+        front_cost=count_front_end_macs(backbone.config),
+        layer_cost=layer_cost,
+        then=then or Never(),
+        layers=_name_layers(backbone, heads, exits),
     )
 
 
 def make_measured_deadline(
-    backbone: Backbone,
-    heads: ExitHeads | None,
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
     budget_ms: float,
     then: Policy | None = None,
     score_stride: int = 1,
     repeats: int = 5,
     dtype: Precision = "float32",
+    exits: Sequence[int] | None = None,
 ) -> Deadline:
     """Make a budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
 
@@ -94,12 +128,13 @@ def make_measured_deadline(
         score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
         dtype: of the encoder.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
         The policy.
     """
     then = then or Never()
-    encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype)
+    encoder = _make_full_encoder(backbone, heads, then.reads, score_stride, dtype, exits)
     fronts, layers = [], []
     generator = torch.Generator().manual_seed(0)
     for num_frames in TIMED_FRAMES:
@@ -108,18 +143,31 @@ def make_measured_deadline(
         runs = [_time_layers(encoder, [waveform]) for _ in range(repeats)]
         fronts.append(1000 * statistics.median(run[0] for run in runs))
         layers.append(1000 * statistics.median((run[-1] - run[0]) / (len(run) - 1) for run in runs))
-    return Deadline(budget=budget_ms, front_cost=_fit_cost(fronts), layer_cost=_fit_cost(layers), then=then)
+    return Deadline(
+        budget=budget_ms,
+        front_cost=_fit_cost(fronts),
+        layer_cost=_fit_cost(layers),
+        then=then,
+        layers=_name_layers(backbone, heads, exits),
+    )
+
+
+def _name_layers(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The exits' layers, where not every layer has one."""
+    layers = tuple(exits) if exits is not None else heads.config.layers if heads else ()
+    return layers if len(layers) < backbone.config.num_layers else ()
 
 
 def measure_layer_seconds(
-    backbone: Backbone,
-    heads: ExitHeads | None,
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
     waveforms: Sequence[Tensor],
     scores: Iterable[str],
     score_stride: int = 1,
     repeats: int = 3,
+    exits: Sequence[int] | None = None,
 ) -> Tensor:
-    """Time the front end and layers 1 to l with their scores, utterance by utterance.
+    """Time the front end and the layers up to each exit, with their scores, utterance by utterance.
 
     Args:
         backbone: what runs.
@@ -128,21 +176,32 @@ def measure_layer_seconds(
         scores: to compute at each layer.
         score_stride: of the encoder.
         repeats: of the whole, whose median counts, so that what else the machine did hardly shows.
+        exits: of the encoder, where they are not all of the heads'.
 
     Returns:
-        (L,) seconds, sums over the utterances.
+        (E,) seconds, sums over the utterances; (L,) where every layer has an exit.
     """
-    encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32")
-    runs = [_time_layers(encoder, waveforms)[1:] for _ in range(repeats)]
+    encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32", exits)
+    runs = []
+    for _ in range(repeats):
+        times_by_layer = _time_layers(encoder, waveforms)
+        runs.append([times_by_layer[layer] for layer in encoder.exits])
     return torch.tensor([statistics.median(times) for times in zip(*runs, strict=True)])
 
 
 def _make_full_encoder(
-    backbone: Backbone, heads: ExitHeads | None, scores: Iterable[str], score_stride: int, dtype: Precision
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
+    scores: Iterable[str],
+    score_stride: int,
+    dtype: Precision,
+    exits: Sequence[int] | None,
 ) -> EarlyExitEncoder:
     """One that runs all layers and computes scores, but for the draw, which is made once a batch."""
     names = set(scores) - {"draw"}
-    return EarlyExitEncoder(backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype)
+    return EarlyExitEncoder(
+        backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype, exits=exits
+    )
 
 
 def _time_layers(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor]) -> list[float]:

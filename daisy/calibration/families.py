@@ -19,20 +19,29 @@ from daisy.policies.rules import LookAhead
 
 NEVER_EXIT = 1e6
 """Beyond any score or price: with such a setting nobody leaves early."""
-EXIT_DIRECTION = {"entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1, "oracle": -1}
+EXIT_DIRECTION = {
+    "entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1,
+    "sentence_confidence": -1, "posterior": -1, "text_patience": 1, "oracle": -1,
+}  # fmt: skip
 """Policies with a threshold on one score; 1: they leave at or below it."""
 LOOK_AHEAD = {
-    "forecast": ("disagreement", ("entropy", "confidence", "margin", "change")),
+    "forecast": ("disagreement", ("entropy", "confidence", "margin", "change", "sentence_confidence", "text_change")),
     "plateau": ("entropy", ("entropy",)),
     "regressed_plateau": ("regressed", ("regressed",)),
 }
 """Look-ahead policies: the score or loss that is predicted, and what from."""
-FAMILIES = (*EXIT_DIRECTION, *LOOK_AHEAD, "agreement", "fixed")
-CALIBRATED_FAMILIES = tuple(name for name in FAMILIES if name != "oracle")
+TEXT_FAMILIES = ("sentence_confidence", "posterior", "text_patience")
+"""Those that read scores which CTC exits alone give."""
+FAMILIES = (*(name for name in EXIT_DIRECTION if name not in TEXT_FAMILIES), *LOOK_AHEAD, "agreement", "fixed")
+"""Those of any exits."""
+CALIBRATED_FAMILIES = (*(name for name in FAMILIES if name != "oracle"), *TEXT_FAMILIES)
 """Those that can decide for new recordings; the oracle is told what only a full run knows."""
 FULL_MODEL_FAMILIES = ("forecast", "agreement")
 """Those that learn from the full model's units."""
-MEAN_LOSSES = {"mean_disagreement": ("disagreement", "clean_disagreement")}
+MEAN_LOSSES = {
+    "mean_disagreement": ("disagreement", "clean_disagreement"),
+    "mean_text_disagreement": ("text_disagreement", "clean_text_disagreement"),
+}
 """Losses that may be learnt beside the traces' own: means of those."""
 
 
@@ -54,7 +63,7 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     Quantiles are shares: about so many of the utterances and layers would let leave.
 
     Args:
-        name: of `FAMILIES`, or one of the traces' scores, for a threshold on it.
+        name: of `FAMILIES` or `TEXT_FAMILIES`, or one of the traces' scores, for a threshold on it.
         traces: full runs on unlabelled audio.
         loss: what ``forecast`` predicts and ``agreement`` holds: one of the traces' losses, or of `MEAN_LOSSES`.
         settings: the policy's other settings.
@@ -77,7 +86,8 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     elif name in traces.scores:
         at = _of_column(name, traces, loss)
     else:
-        raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {', '.join(FAMILIES)}")
+        known = ", ".join((*FAMILIES, *TEXT_FAMILIES))
+        raise PolicyError(f"policy {name} has nothing to calibrate; what can be is {known}")
     return PolicyFamily(at, partial(_exit_at, at=at, scores=readable_scores(traces)))
 
 
@@ -105,12 +115,14 @@ def _scores(traces: Traces, name: str, policy: str) -> Tensor:
 
 
 def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callable[[float], Policy]:
-    knob = {"patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
-    score = {"patience": "change", "oracle": "final_agreement"}.get(name, name)
+    knob = {"patience": "tolerance", "text_patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
+    score = {"patience": "change", "text_patience": "text_change", "oracle": "final_agreement"}.get(name, name)
     sign = EXIT_DIRECTION[name]
     values = sign * _scores(traces, score, name)[:, :-1].double()
-    values = values[values.isfinite()].sort().values
     never = 0.0 if name == "entropy" else -sign * NEVER_EXIT
+    values = values[values.isfinite()].sort().values
+    if not len(values):  # of two exits the first has none before it to compare with
+        values = torch.tensor([sign * never], dtype=torch.float64)
     make = partial(_make_with, name=name, knob=knob, settings=settings)
     return partial(_threshold_at, make=make, sign=sign, values=values, never=never)
 

@@ -23,7 +23,9 @@ from daisy.policies.rules import LookAhead
 
 MIN_GROUPS = 4
 LEARN_SHARE = 1 / 3
-LOSSES = ("disagreement", "kl_nats")
+EXCESS = ("word_errors", "character_errors")
+"""Losses that the last exit has too: the risk is how much more an earlier one has."""
+LOSSES = ("disagreement", "kl_nats", "text_disagreement", *EXCESS)
 METHODS = (*risk.P_VALUES, "conformal")
 NUM_STEPS = 100
 
@@ -52,7 +54,7 @@ def calibrate_risk(
 
     A third of the groups learn the family, the others certify it; a group is one example, its loss the mean of its
     runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
-    itself: no loss.
+    itself: no loss. Of a recogniser's errors those count that are above the last exit's, utterance by utterance.
 
     Args:
         name: of `daisy.calibration.families.FAMILIES`.
@@ -92,9 +94,7 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
     if method not in METHODS:
         raise PolicyError(unknown_name("method", method, METHODS))
     if loss not in LOSSES:
-        raise PolicyError(
-            f"a guarantee is about {' or '.join(LOSSES)}, which running everything has none of: not {loss}"
-        )
+        raise PolicyError(f"a guarantee is about {', '.join(LOSSES)}, of which running everything has none: not {loss}")
     if not 0 < ceiling < math.inf:
         raise PolicyError(f"ceiling must be above 0, found {ceiling}")
     if num_groups < MIN_GROUPS:
@@ -176,22 +176,32 @@ def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> 
         by_condition.append(
             {"condition": condition, "risk": estimate.mean, "risk_low": estimate.low, "risk_high": estimate.high}
         )
-    values = bound_losses(runs.losses[loss], ceiling).gather(1, exits[:, None] - 1)[:, 0]
+    values = bound_losses(runs.losses[loss], ceiling, loss).gather(1, exits[:, None] - 1)[:, 0]
     by_layer = [
-        {"exit_layer": layer, "num_runs": int((exits == layer).sum()), "risk": float(values[exits == layer].mean())}
-        for layer in sorted(set(exits.tolist()))
+        {
+            "exit_layer": runs.layers[number - 1],
+            "num_runs": int((exits == number).sum()),
+            "risk": float(values[exits == number].mean()),
+        }
+        for number in sorted(set(exits.tolist()))
     ]
     return {"by_condition": by_condition, "by_exit_layer": by_layer}
 
 
 def compute_risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> Floats:
     """Compute each group's mean loss, from [0, 1], under each setting: (groups, S)."""
-    at_exit = bound_losses(runs.losses[loss], ceiling).gather(1, exits - 1)
+    at_exit = bound_losses(runs.losses[loss], ceiling, loss).gather(1, exits - 1)
     return risk.average_by_group(at_exit.numpy(), runs.groups)
 
 
-def bound_losses(losses: Tensor, ceiling: float) -> Tensor:
-    """Clip and scale (B, L) losses to [0, 1]; none at the last layer, where nothing was left out."""
-    values = (losses / ceiling).clamp(0, 1)
+def bound_losses(losses: Tensor, ceiling: float, loss: str = "") -> Tensor:
+    """Clip and scale (B, L) losses to [0, 1]; none at the last layer, where nothing was left out.
+
+    Args:
+        losses: at each layer.
+        ceiling: what they are clipped to, and divided by.
+        loss: which they are; of `EXCESS` only what is above the last layer's counts.
+    """
+    values = ((losses - losses[:, -1:] if loss in EXCESS else losses) / ceiling).clamp(0, 1)
     values[:, -1] = 0
     return values

@@ -38,7 +38,7 @@ class BatchRuns:
     losses: dict[str, Tensor]
     """(b, L) each."""
     units: list[Tensor]
-    """(T_b,) of the full model."""
+    """(T_b,) of the full model. Of a recogniser all exits' texts, as `daisy.calibration.text_tracing` packs them."""
 
 
 class KeptRuns(AbstractContextManager["KeptRuns"]):

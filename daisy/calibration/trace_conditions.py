@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from daisy.audio import Recording, mixing
 from daisy.audio.conditions import CLEAN, GENERATED, RESERVED, Condition, apply_condition
 from daisy.calibration import traces, tracing
 from daisy.calibration.kept_runs import KeptRuns
+from daisy.calibration.text_tracing import TextTask, trace_texts
 from daisy.calibration.traces import Traces
 from daisy.checkpoints import Model
 from daisy.errors import AudioError, UsageError, unknown_name
@@ -147,7 +149,14 @@ def _read_bank(text: str, sample_rate: int, failed: dict[str, str], strict: bool
 
 
 def open_kept_runs(
-    path: str | Path, checkpoint: str, model: Model, speech: Speech, *, scores: Iterable[str] | None, score_stride: int
+    path: str | Path,
+    checkpoint: str,
+    model: Model,
+    speech: Speech,
+    *,
+    scores: Iterable[str] | None,
+    score_stride: int,
+    task: TextTask | None = None,
 ) -> KeptRuns:
     """Say where the full runs of recordings are kept, and what decides them.
 
@@ -158,6 +167,7 @@ def open_kept_runs(
         speech: clean recordings.
         scores: which are computed; all where None.
         score_stride: of the frames that the heads look at.
+        task: of a recogniser's runs; what was said decides none of them.
 
     Returns:
         The file, for `run_conditions`; to be entered.
@@ -173,6 +183,12 @@ def open_kept_runs(
         "full_model": "prediction head" if model.final_head is not None else "last exit head",
         "device": model.device.type,
     }
+    if task is not None:
+        settings |= {
+            "texts": True,
+            "unit_scores": task.with_units,
+            "scores": None if task.scores is None else sorted(task.scores),
+        }
     return KeptRuns(path, settings)
 
 
@@ -191,10 +207,11 @@ def run_conditions(
     score_stride: int = 1,
     seed: int = 0,
     batch_sec: float = tracing.BATCH_SEC,
+    task: TextTask | None = None,
     kept: KeptRuns | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Traces:
-    """Run the full model on every utterance and condition; losses against the clean version's units too.
+    """Run the full model on every utterance and condition; losses against the clean version's units or text too.
 
     Args:
         model: with exit heads.
@@ -205,17 +222,23 @@ def run_conditions(
         score_stride: heads look at every ``score_stride``-th frame.
         seed: of excerpts, talkers and rooms.
         batch_sec: seconds of audio in a batch.
+        task: runs a recogniser, and compares texts (`daisy.calibration.text_tracing`); None: compares units.
         kept: where runs are kept on the disk as they are made (`open_kept_runs`): those that are there are not
             made again.
         progress: called with the number of runs just done: those that were kept first, then those of clean speech,
             asked for or not.
     """
+    # Of units, or texts: what it returns of clean versions is what it takes as the others' reference.
+    trace_task: Callable[..., tuple[Traces, list[Any]]] = (
+        functools.partial(tracing.trace, scores=None if scores is None else list(scores))
+        if task is None
+        else functools.partial(trace_texts, task=task)
+    )
     trace = functools.partial(
-        tracing.trace,
+        trace_task,
         model,
         names=speech.names,
         groups=speech.groups,
-        scores=None if scores is None else list(scores),
         score_stride=score_stride,
         batch_sec=batch_sec,
         kept=kept,

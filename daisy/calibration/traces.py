@@ -3,8 +3,9 @@
 CSV, one line for each utterance, condition and layer: columns ``utterance`` and ``layer`` (rising whole numbers, the
 same for all); optionally ``group`` (speaker or set; the utterance where missing), ``condition``, ``weight``, ``cost``
 (of running up to this layer; the mean over utterances counts). All other columns are scores, or losses where they are
-named ``loss``, ``errors``, ``kl_nats`` or end in ``disagreement``; ``errors`` are divided by ``words`` where there are
-any, which then are the weight.
+named ``loss``, ``errors``, ``word_errors``, ``character_errors``, ``kl_nats`` or end in ``disagreement``. Errors are
+divided by what they are counted among (``words``, of character errors ``characters``) where that is given, which then
+is their weight: the mean over a set is its errors over its words. An empty reference counts as one word.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 from daisy import _files
 from daisy.errors import UsageError
 
-KEYS = ("utterance", "group", "condition", "layer", "weight", "words", "cost")
+KEYS = ("utterance", "group", "condition", "layer", "weight", "words", "characters", "cost")
+COUNTED = {"word_errors": "words", "character_errors": "characters"}
+"""Losses that are counts in the table, and the column that they are among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Traces:
     """(L,) rising: of running up to each layer; the layers' own numbers where nothing else is known."""
     layers: tuple[int, ...]
     """(L,) numbers of the layers that may be left."""
+    weights_by_loss: dict[str, Tensor] = field(default_factory=dict)
+    """(B,) what a run counts in means of a loss that is weighted otherwise: by its reference's words, say."""
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -52,6 +57,10 @@ class Traces:
     def num_layers(self) -> int:
         """L."""
         return len(self.costs)
+
+    def weights_of(self, loss: str) -> Tensor:
+        """Return what each run counts in means of a loss, (B,)."""
+        return self.weights_by_loss.get(loss, self.weights)
 
     def select(self, rows: Sequence[int] | Tensor) -> Traces:
         """Return some of the runs."""
@@ -66,11 +75,16 @@ class Traces:
             weights=self.weights[index],
             costs=self.costs,
             layers=self.layers,
+            weights_by_loss={name: values[index] for name, values in self.weights_by_loss.items()},
         )
 
     def with_costs(self, costs: Tensor) -> Traces:
         """Return the same runs with other costs (L,) of running up to each layer."""
         return dataclasses.replace(self, costs=costs)
+
+    def with_scores(self, scores: dict[str, Tensor]) -> Traces:
+        """Return the same runs with other scores, (B, L) each."""
+        return dataclasses.replace(self, scores=scores)
 
     def of_condition(self, condition: str) -> Traces:
         """Return the runs of one condition."""
@@ -116,6 +130,9 @@ def join_traces(parts: Sequence[Traces]) -> Traces:
         weights=torch.cat([part.weights for part in parts]),
         costs=first.costs,
         layers=first.layers,
+        weights_by_loss={
+            name: torch.cat([part.weights_by_loss[name] for part in parts]) for name in first.weights_by_loss
+        },
     )
 
 
@@ -129,17 +146,24 @@ def write_traces(traces: Traces, path: Path) -> None:
     Raises:
         OutputError: where it cannot be written.
     """
-    columns = {**traces.scores, **traces.losses}
+    counted = {name: unit for name, unit in COUNTED.items() if name in traces.weights_by_loss}
+    counts = {
+        name: (traces.losses[name].double() * traces.weights_by_loss[name].double()[:, None]).round()
+        for name in counted
+    }
+    among = [traces.weights_by_loss[name].tolist() for name in counted]
+    columns = {**traces.scores, **traces.losses, **counts}
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["utterance", "group", "condition", "layer", "weight", "cost", *columns])
-    values = torch.stack(list(columns.values()), dim=2).tolist()  # (B, L, columns)
+    writer.writerow(["utterance", "group", "condition", "layer", "weight", "cost", *counted.values(), *columns])
+    values = torch.stack([column.double() for column in columns.values()], dim=2).tolist()  # (B, L, columns)
     costs = [f"{cost:.9g}" for cost in traces.costs.tolist()]
     for row, weight in enumerate(traces.weights.tolist()):
         keys = [traces.utterances[row], traces.groups[row], traces.conditions[row]]
         for place, (layer, cost) in enumerate(zip(traces.layers, costs, strict=True)):
             numbers = [f"{value:.9g}" for value in values[row][place]]
-            writer.writerow([*keys, layer, f"{weight:.9g}", cost, *numbers])
+            totals = [f"{total[row]:.9g}" for total in among]
+            writer.writerow([*keys, layer, f"{weight:.9g}", cost, *totals, *numbers])
     _files.write(path, text.getvalue().encode(errors="surrogateescape"))
 
 
@@ -173,12 +197,19 @@ def read_traces(path: Path) -> Traces:
         raise UsageError(f"{path}: has one layer for each utterance: there is nothing to leave out")
     table = {name: values for name, values in table.items() if not values.isnan().all()}
     losses = {name: values for name, values in table.items() if is_loss(name)}
-    weights = table.get("words", table.get("weight", torch.ones(len(runs), num_layers)))[:, 0]
-    if "errors" in losses and "words" in table:
-        losses["errors"] = losses["errors"] / weights[:, None].clamp(min=1)
+    weights_by_loss = {name: table[unit][:, 0] for name, unit in COUNTED.items() if name in losses and unit in table}
+    names = ("words", "weight") if "errors" in losses else ("weight", "words")
+    weights = next((table[name] for name in names if name in table), torch.ones(len(runs), num_layers))[:, 0]
     costs = table["cost"].mean(0) if "cost" in table else table["layer"][0]
     scores = {name: values for name, values in table.items() if name not in KEYS and not is_loss(name)}
-    _check(path, scores, losses, weights, costs)
+    _check(path, scores, losses, costs)
+    _check_weights(path, {"words (or weight)": weights, **{COUNTED[name]: w for name, w in weights_by_loss.items()}})
+    if "errors" in losses and "words" in table:
+        weights = weights.clamp(min=1)
+        losses["errors"] = losses["errors"] / weights[:, None]
+    for name, among in weights_by_loss.items():
+        weights_by_loss[name] = among.clamp(min=1)
+        losses[name] = losses[name] / weights_by_loss[name][:, None]
     first = [run[0] for run in runs]
     return Traces(
         utterances=tuple(line["utterance"] for line in first),
@@ -189,15 +220,16 @@ def read_traces(path: Path) -> Traces:
         weights=weights,
         costs=costs,
         layers=tuple(int(layer) for layer in table["layer"][0]),
+        weights_by_loss=weights_by_loss,
     )
 
 
 def is_loss(column: str) -> bool:
     """Tell whether a column is a loss by its name."""
-    return column in ("loss", "errors", "kl_nats") or column.endswith("disagreement")
+    return column in ("loss", "errors", "kl_nats", *COUNTED) or column.endswith("disagreement")
 
 
-def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], weights: Tensor, costs: Tensor) -> None:
+def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], costs: Tensor) -> None:
     """Refuse what would make a mean meaningless."""
     for name, values in losses.items():
         if not values.isfinite().all():
@@ -205,10 +237,15 @@ def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], wei
     for name, values in scores.items():
         if not values[:, 1:].isfinite().all():  # some scores have none at the first layer
             raise UsageError(f"{path}: column {name!r} has empty or infinite cells after the first layer")
-    if not weights.isfinite().all() or (weights < 0).any() or not weights.sum() > 0:
-        raise UsageError(f"{path}: words (or weight) must be numbers of at least 0, some above")
     if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
         raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse weights, by what they are called, of which there could be no mean."""
+    for name, values in weights.items():
+        if not values.isfinite().all() or (values < 0).any() or not values.sum() > 0:
+            raise UsageError(f"{path}: {name} must be numbers of at least 0, some above")
 
 
 def _runs(path: Path, lines: list[dict[str, str]]) -> list[list[dict[str, str]]]:

@@ -89,8 +89,7 @@ def trace(
     encoder = EarlyExitEncoder(
         model.backbone, model.heads, Never(), keep=keep, scores=scores, score_stride=score_stride
     )
-    config = model.backbone.config
-    size = (len(waveforms), config.num_layers)
+    size = (len(waveforms), len(encoder.exits))
     traced_scores = {name: torch.zeros(size) for name in encoder.score_names}
     losses = {name: torch.zeros(size) for name in LOSSES}
     all_units: list[Tensor] = [torch.empty(0)] * len(waveforms)
@@ -103,7 +102,7 @@ def trace(
             runs = _compare_with_full_model(model.final_head, out, layers, wanted, encoder.score_stride)
             if observe is not None:
                 observe(indices, out, layers)
-            _check_numbers(runs, [names[i] for i in indices])
+            check_numbers(runs, [names[i] for i in indices], encoder.exits)
             if kept is not None:
                 kept.add(kept_as or condition, indices, runs)
             progress(len(indices))
@@ -120,8 +119,8 @@ def trace(
         scores=traced_scores,
         losses=losses,
         weights=torch.ones(len(waveforms)),
-        costs=torch.arange(1, config.num_layers + 1).float(),
-        layers=tuple(range(1, config.num_layers + 1)),
+        costs=torch.tensor(encoder.exits).float(),
+        layers=encoder.exits,
     )
     return traces, all_units
 
@@ -159,8 +158,13 @@ def _compare_with_full_model(
     return BatchRuns(scores=out.scores, losses=losses, units=units)
 
 
-def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:
+def check_numbers(runs: BatchRuns, names: Sequence[str], exits: Sequence[int]) -> None:
     """Refuse runs from which nothing could be concluded.
+
+    Args:
+        runs: of a batch.
+        names: of its utterances.
+        exits: layers of the exits.
 
     Raises:
         CheckpointError: naming the first utterance and what is no number.
@@ -168,8 +172,8 @@ def _check_numbers(runs: BatchRuns, names: Sequence[str]) -> None:
     for name, values in {**runs.scores, **runs.losses}.items():
         finite = values[:, 1:].isfinite()  # some scores have none at the first layer
         if not finite.all():
-            row, layer = (~finite).nonzero()[0].tolist()
-            where = f"{names[row]}: {name} is {float(values[row, layer + 1])} at layer {layer + 2}"
+            row, place = (~finite).nonzero()[0].tolist()
+            where = f"{names[row]}: {name} is {float(values[row, place + 1])} at layer {exits[place + 1]}"
             raise CheckpointError(f"{where}: the model's weights are damaged, or its numbers pass their range")
 
 

@@ -2,8 +2,11 @@
 
 Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`BackboneConfig`), ``final_head`` and
 ``heads`` (or null), ``policies`` (default settings by policy name), ``provenance`` (free) and ``digest``, the SHA-256
-of tensors and configuration (`ContentDigest`), which older files do not have.
-Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*`` and ``heads.*``; any float type, read as float32.
+of tensors and configuration (`ContentDigest`), which older files do not have. Recognisers have three more: ``ctc``
+(`CTCHeadsConfig`), ``tokens`` (``symbols``, ``blank``, and ``sentencepiece``, a model in base64, or null) and
+``ctc_policies``. A Conformer's ``backbone`` (`ConformerConfig`) has ``kind``, "conformer"; without it is a HuBERT's.
+Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*``, ``heads.*`` and ``ctc.*``; any float type, read as
+float32.
 """
 
 from __future__ import annotations
@@ -24,7 +27,19 @@ from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.model import Model
 from daisy.checkpoints.weights import NOT_FINITE, check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
-from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
+from daisy.models import (
+    Backbone,
+    BackboneConfig,
+    Conformer,
+    ConformerConfig,
+    CTCHeads,
+    CTCHeadsConfig,
+    ExitHeads,
+    FinalHead,
+    HeadsConfig,
+    Tokens,
+)
+from daisy.models.kinds import AnyBackbone
 from daisy.policies import make_policy
 from daisy.runtime.dtypes import Precision, check_device, parse_dtype
 
@@ -47,24 +62,39 @@ def build(config: dict[str, Any]) -> Model:
     """
     if "backbone" not in config:
         raise CheckpointError("the configuration has no backbone")
-    for name in ("backbone", "policies", "provenance"):
+    for name in ("backbone", "policies", "provenance", "ctc_policies"):
         if not isinstance(config.get(name, {}), dict):
             raise CheckpointError(f"damaged configuration ({name} must be an object); get the file again")
-    backbone = BackboneConfig.from_dict(config["backbone"])
+    backbone = _build_backbone(config["backbone"])
+    shape = backbone.config
     head = config.get("final_head")
     heads = HeadsConfig.from_dict(config["heads"]) if config.get("heads") else None
-    if heads and (heads.num_layers, heads.width) != (backbone.num_layers, backbone.width):
-        raise CheckpointError(
-            f"exit heads for {heads.num_layers} layers of width {heads.width}, and a backbone with "
-            f"{backbone.num_layers} of width {backbone.width}"
-        )
+    ctc = CTCHeadsConfig.from_dict(config["ctc"]) if config.get("ctc") else None
+    for kind, given in (("exit heads", heads), ("CTC exits", ctc)):
+        if given and (given.num_layers, given.width) != (shape.num_layers, shape.width):
+            raise CheckpointError(
+                f"{kind} for {given.num_layers} layers of width {given.width}, and a backbone with "
+                f"{shape.num_layers} of width {shape.width}"
+            )
     return Model(
-        backbone=Backbone(backbone),
-        final_head=FinalHead(backbone.width, **head) if head else None,
+        backbone=backbone,
+        final_head=FinalHead(shape.width, **head) if head else None,
         heads=ExitHeads(heads) if heads else None,
         policies=config.get("policies", {}),
         provenance=config.get("provenance", {}),
+        ctc=CTCHeads(ctc) if ctc else None,
+        tokens=Tokens.from_dict(config["tokens"]) if config.get("tokens") else None,
+        ctc_policies=config.get("ctc_policies", {}),
     )
+
+
+def _build_backbone(config: dict[str, Any]) -> AnyBackbone:
+    kind = config.get("kind", "hubert")
+    if kind == ConformerConfig.kind:
+        return Conformer(ConformerConfig.from_dict(config))
+    if kind != "hubert":
+        raise CheckpointError(f"a backbone of kind {kind!r}, which this daisy does not know; update daisy")
+    return Backbone(BackboneConfig.from_dict({key: value for key, value in config.items() if key != "kind"}))
 
 
 def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Model:
@@ -163,7 +193,7 @@ def load(
         if (version := config.get("format_version")) != FORMAT_VERSION:
             raise CheckpointError(f"format version {version}, this daisy reads {FORMAT_VERSION}; update daisy")
         model = build_with_weights(config, tensors)
-        for name, settings in model.policies.items():
+        for name, settings in (*model.policies.items(), *model.ctc_policies.items()):
             make_policy(name, settings)
     except DaisyError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy, path=error.path) from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,26 +13,44 @@ from torch import nn
 from daisy import _files
 from daisy import policies as exit_policies
 from daisy.encoder import EarlyExitEncoder, Keep
-from daisy.errors import PolicyError
-from daisy.models import Backbone, ExitHeads, FinalHead
+from daisy.errors import CheckpointError, PolicyError
+from daisy.models import (
+    Backbone,
+    ConformerConfig,
+    CTCHeads,
+    CTCHeadsConfig,
+    ExitHeads,
+    FinalHead,
+    Tokens,
+)
 from daisy.models.heads import missing_heads
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.policies.file import read_policy
 from daisy.policies.scores import WITHOUT_HEADS
 from daisy.runtime.dtypes import Precision, cast_precision, without_cast
 
+HeadsKind = Literal["units", "ctc"]
+"""Whose scores a policy reads: those of the exit heads on units, or of the CTC exits."""
+
 
 class Model(nn.Module):
-    """A backbone, its heads and its default policies.
+    """A backbone, its heads, what they write text with, and default policies.
 
     An ordinary module: ``to``, ``parameters`` and ``state_dict`` are torch's. Weights stay in float32; a dtype given to
     ``to`` (or `daisy.load`) is what the encoders made afterwards compute in.
 
     Args:
-        backbone: the layers.
+        backbone: the layers, of a HuBERT or of a Conformer.
         heads: the exit heads; None where there are none.
         final_head: HuBERT's own prediction head; None where the source had none (fine-tuned models, Hugging Face).
         policies: default settings of policies for this model, by policy name.
         provenance: where it comes from: source, training data, calibration.
+        ctc: exits that write text; None where it does not recognise speech.
+        tokens: what these exits' outputs stand for.
+        ctc_policies: default settings of policies that read the scores of ``ctc``, by policy name.
+
+    Raises:
+        CheckpointError: where ``ctc`` and ``tokens`` do not go together.
 
     Example:
         >>> import daisy, torch
@@ -43,22 +61,29 @@ class Model(nn.Module):
         torch.Size([1, 49, 256])
     """
 
-    backbone: Backbone
+    backbone: AnyBackbone
     heads: ExitHeads | None
     final_head: FinalHead | None
+    ctc: CTCHeads | None
 
     def __init__(
         self,
         *,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         heads: ExitHeads | None = None,
         final_head: FinalHead | None = None,
         policies: dict[str, dict[str, Any]] | None = None,
         provenance: dict[str, Any] | None = None,
+        ctc: CTCHeads | None = None,
+        tokens: Tokens | None = None,
+        ctc_policies: dict[str, dict[str, Any]] | None = None,
     ):
         super().__init__()
+        _check_tokens(ctc, tokens)
         self.backbone, self.heads, self.final_head = backbone, heads, final_head
+        self.ctc, self.tokens = ctc, tokens
         self.policies = {} if policies is None else policies
+        self.ctc_policies = {} if ctc_policies is None else ctc_policies
         self.provenance = {} if provenance is None else provenance
         self.path: Path | None = None
         """The file that it was read from."""
@@ -67,42 +92,82 @@ class Model(nn.Module):
         self.eval()
 
     @property
+    def hubert(self) -> Backbone:
+        """The backbone, for what is of HuBERT only.
+
+        Raises:
+            CheckpointError: where it is a Conformer.
+        """
+        if not isinstance(self.backbone, Backbone):
+            raise CheckpointError("this checkpoint's backbone is a Conformer, and a HuBERT is wanted")
+        return self.backbone
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.backbone.device
 
-    def policy(self, name: str, **settings: float | int) -> exit_policies.Policy:
+    def exit_heads(self, heads: HeadsKind | None = None) -> AnyHeads | None:
+        """Return the heads of a kind; where None is named, the unit heads, and without them the CTC exits.
+
+        Raises:
+            CheckpointError: where CTC exits are named, and there are none.
+        """
+        if heads == "ctc" and self.ctc is None:
+            raise CheckpointError("this checkpoint has no CTC exits, so it does not recognise speech", remedy="ctc")
+        return self.ctc if heads == "ctc" or (heads is None and self.heads is None) else self.heads
+
+    def policy(
+        self,
+        name: str,
+        *,
+        heads: HeadsKind | None = None,
+        exits: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> exit_policies.Policy:
         """Make a policy from this model's default settings, overridden by ``settings``.
 
         Args:
             name: of `daisy.policies.POLICIES`.
-            settings: of the policy, by name.
+            heads: whose scores it is to read, and whose defaults are taken; see `exit_heads`.
+            exits: of the encoder, where they are not all of these heads'.
+            settings: of the policy, by name; those that name a layer (of the policy fixed) say a layer of the network,
+                where the policy itself counts exits.
 
         Raises:
             PolicyError: where a setting is unknown, impossible, or neither given nor stored.
             CheckpointError: where it reads heads, and there are none.
         """
-        known = exit_policies.POLICIES.get(name)
+        known, reading = exit_policies.POLICIES.get(name), self.exit_heads(heads)
         head_scores = set(known.scores) - WITHOUT_HEADS if known else set()
-        if self.heads is None and head_scores:
+        if reading is None and head_scores:
             raise missing_heads(f"policy {name}", head_scores)
-        return exit_policies.make_policy(name, {**self.policies.get(name, {}), **settings})
+        defaults = self.ctc_policies if reading is self.ctc is not None else self.policies
+        given = {**defaults.get(name, {}), **settings}
+        layers = exits or (reading.config.layers if reading else ())
+        if known is not None and layers and len(layers) < self.backbone.config.num_layers:
+            given |= {key: _count_exits(name, key, given[key], layers) for key in known.exit_numbers if key in given}
+        return exit_policies.make_policy(name, given)
 
     def encoder(
         self,
         policy: str | Path | exit_policies.Policy = exit_policies.DEFAULT_POLICY,
         *,
+        heads: HeadsKind | None = None,
+        exits: Sequence[int] | None = None,
         keep: Keep = "all",
         scores: Iterable[str] = (),
         score_stride: int | None = None,
         dtype: Precision | torch.dtype | None = None,
         fast: bool = True,
-        **settings: float | int,
+        **settings: Any,
     ) -> EarlyExitEncoder:
         """Make an encoder that leaves by a policy.
 
         Args:
             policy: a name ("forecast"), a file of ``daisy calibrate`` ("policy.json"), or a policy.
+            heads: whose scores it reads: "units" or "ctc"; see `exit_heads`.
+            exits: of `EarlyExitEncoder`: where utterances may leave.
             keep: of `EarlyExitEncoder`, as ``scores`` and ``fast``.
             scores: likewise.
             score_stride: likewise; where None that which the policy file was made with, or 1.
@@ -123,15 +188,16 @@ class Model(nn.Module):
         stride = 1
         if isinstance(policy, Path) or (isinstance(policy, str) and _is_file_name(policy)):
             _refuse_settings(settings, "a policy file brings its own")
-            policy, stride = self._read_policy(Path(policy))
+            policy, stride = self._read_policy(Path(policy), heads, exits)
         elif isinstance(policy, str):
-            policy = self.policy(policy, **settings)
+            policy = self.policy(policy, heads=heads, exits=exits, **settings)
         else:
             _refuse_settings(settings, "a policy that is made already has its own; use dataclasses.replace")
         return EarlyExitEncoder(
             self.backbone,
-            self.heads,
+            self.exit_heads(heads),
             policy,
+            exits=exits,
             keep=keep,
             scores=scores,
             score_stride=stride if score_stride is None else score_stride,
@@ -139,7 +205,9 @@ class Model(nn.Module):
             fast=fast,
         )
 
-    def _read_policy(self, path: Path) -> tuple[exit_policies.Policy, int]:
+    def _read_policy(
+        self, path: Path, heads: HeadsKind | None, exits: Sequence[int] | None
+    ) -> tuple[exit_policies.Policy, int]:
         if self.path is None:
             raise PolicyError(f"{path}: is for one checkpoint's file, and this model was not read from one")
         try:
@@ -148,7 +216,16 @@ class Model(nn.Module):
             raise PolicyError(
                 f"{path}: is for one checkpoint, and {self.path} cannot be read again to compare ({error.strerror})"
             ) from None
-        return read_policy(path, checkpoint=self.path.stem, digest=digest)
+        reading = self.exit_heads(heads)
+        kind = "ctc" if isinstance(reading, CTCHeads) else "units"
+        layers = reading.config.layers if reading else ()
+        return read_policy(
+            path,
+            checkpoint=self.path.stem,
+            digest=digest,
+            heads=kind,
+            exits=None if exits is None or tuple(exits) == layers else exits,
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts that exist, by their prefix in the file."""
@@ -156,9 +233,9 @@ class Model(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Return what a checkpoint's metadata holds."""
-        head = self.final_head
-        return {
-            "backbone": dataclasses.asdict(self.backbone.config),
+        head, backbone = self.final_head, self.backbone.config
+        config = {
+            "backbone": backbone.to_dict(),
             "final_head": head
             and {
                 "final_dim": head.embeddings.shape[1],
@@ -169,6 +246,10 @@ class Model(nn.Module):
             "policies": self.policies,
             "provenance": self.provenance,
         }
+        if self.ctc is not None and self.tokens is not None:
+            config["ctc"] = dataclasses.asdict(self.ctc.config)
+            config["tokens"], config["ctc_policies"] = self.tokens.to_dict(), self.ctc_policies
+        return config
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Model:
         cast = cast_precision(fn)
@@ -178,7 +259,7 @@ class Model(nn.Module):
 
     def __repr__(self) -> str:
         config, heads = self.backbone.config, self.heads
-        norm = "pre-norm" if config.pre_norm else "post-norm"
+        norm = "Conformer" if isinstance(config, ConformerConfig) else "pre-norm" if config.pre_norm else "post-norm"
         shown = (
             f"{heads.config.num_units} units" + (", loss regressors" if heads.regressors else "") if heads else "none"
         )
@@ -186,10 +267,44 @@ class Model(nn.Module):
             f"backbone: {config.num_layers} layers of width {config.width}, {norm}, {config.sample_rate} Hz",
             f"exit heads: {shown}",
             f"final head: {f'{self.final_head.num_units} units' if self.final_head else 'none'}",
+            *([f"CTC exits: {describe_exits(self.ctc.config)}"] if self.ctc else []),
             f"policies: {', '.join(self.policies) or 'none'}",
             f"device: {self.device}, dtype: {self.dtype}",
         ]
         return "Model(\n" + "".join(f"  {line}\n" for line in lines) + ")"
+
+
+def describe_exits(config: CTCHeadsConfig) -> str:
+    """Say where CTC exits are and what they have: "32 tokens at layers 5, 8, 12, linear"."""
+    kinds = (
+        config.branch if config.branch == config.final_branch else f"{config.branch}, the last {config.final_branch}"
+    )
+    return f"{config.num_tokens} tokens at layers {', '.join(map(str, config.layers))}; {kinds}"
+
+
+def _check_tokens(ctc: CTCHeads | None, tokens: Tokens | None) -> None:
+    if (ctc is None) != (tokens is None):
+        raise CheckpointError("CTC exits and tokens go together: " + ("no exits" if ctc is None else "no tokens"))
+    if (
+        ctc is not None
+        and tokens is not None
+        and (len(tokens), tokens.blank)
+        != (
+            ctc.config.num_tokens,
+            ctc.config.blank,
+        )
+    ):
+        raise CheckpointError(
+            f"CTC exits of {ctc.config.num_tokens} tokens with blank {ctc.config.blank} do not fit {len(tokens)} "
+            f"symbols with blank {tokens.blank}"
+        )
+
+
+def _count_exits(policy: str, setting: str, layer: Any, layers: Sequence[int]) -> int:
+    """Which exit is at a layer, 1 to E."""
+    if layer not in layers:
+        raise PolicyError(f"policy {policy}: no exit at {setting} {layer}; exits are at {', '.join(map(str, layers))}")
+    return list(layers).index(layer) + 1
 
 
 def _is_file_name(policy: str) -> bool:

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from daisy.cli import calibrate, convert, demo, extract, index, info, labels, manifest, noise_curve, replay, user_dir
+from daisy.cli import (
+    calibrate,
+    convert,
+    demo,
+    extract,
+    index,
+    info,
+    labels,
+    manifest,
+    noise_curve,
+    replay,
+    transcribe,
+    truncate,
+    user_dir,
+)
 from daisy.cli.console import explain, say, set_up_streams, warn
 from daisy.errors import DaisyError
 from daisy.version import __version__
@@ -35,7 +49,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (extract, index, calibrate, noise_curve, replay, info, convert, labels, manifest, demo, user_dir):
+COMMANDS = (
+    extract,
+    transcribe,
+    index,
+    calibrate,
+    noise_curve,
+    replay,
+    info,
+    convert,
+    truncate,
+    labels,
+    manifest,
+    demo,
+    user_dir,
+)
+for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ import typer
 
 from daisy.cli.console import end_with_failures, say, warn, warn_of_failures, warn_of_rest
 from daisy.cli.full_runs import FullRuns, name_full_runs
-from daisy.cli.goals import Calibration, DepthGoal, Units, choose_goal
+from daisy.cli.goals import Calibration, DepthGoal, RiskGoal, Units, choose_goal
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -25,12 +26,14 @@ from daisy.cli.options import (
     parse_channel,
     parse_snrs,
 )
+from daisy.cli.texts import UNIT_LOSSES, LossName, Reference, choose_loss, make_text_task
 from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
+    from daisy.checkpoints.model import HeadsKind
     from daisy.evaluation.comparison import Evaluation
 
 MAX_TIMED = 20
@@ -47,9 +50,9 @@ KeptUnits = Annotated[
     Units,
     typer.Option(
         "--units",
-        help="The full model's units that forecast or agreement learns to keep: on the same input, those of the clean "
-        "recording, or both. In loud noise deeper layers do not bring the clean recording's units back, so with "
-        "`clean` noisy recordings leave early.",
+        help="The full model's units, or a recogniser's text, that forecast or agreement learns to keep: on the same "
+        "input, of the clean recording, or both. In loud noise deeper layers do not bring the clean recording's back, "
+        "so with `clean` noisy recordings leave early.",
     ),
 ]
 Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]
@@ -59,8 +62,15 @@ Method = Annotated[
     typer.Option(help="How the risk is bounded; conformal bounds its expectation and has no --delta."),
 ]
 Loss = Annotated[
-    Literal["disagreement", "kl_nats"],
-    typer.Option(help="The risk: frames whose unit is not the full model's, or divergence from its distribution."),
+    LossName | None,
+    typer.Option(
+        help="The risk: frames whose unit is not the full model's (disagreement), or divergence from its distribution "
+        "(kl_nats); of recognisers edits to the last exit's text (text_disagreement), or errors above its own."
+    ),
+]
+Heads = Annotated[
+    Literal["ctc", "units"] | None,
+    typer.Option(help="Of a recogniser, whose scores the policy reads: its exits' (ctc), or those of heads on units."),
 ]
 Ceiling = Annotated[float, typer.Option(help="Nats that a divergence is clipped to; the risk is a share of it.")]
 Snr = Annotated[
@@ -87,7 +97,9 @@ def command(
     risk: Risk = None,
     delta: Delta = 0.1,
     method: Method = "betting",
-    of: Loss = "disagreement",
+    of: Loss = None,
+    reference: Reference = None,
+    heads: Heads = None,
     ceiling: Ceiling = 4.0,
     snr: Snr = "clean",
     noise: Noise = None,
@@ -104,20 +116,25 @@ def command(
 
     Writes a policy file for daisy extract --policy: with --depth its mean exit comes to that share of the layers, with
     --risk it is the cheapest setting whose risk stays below that, with a statistical guarantee. Each recording runs
-    once in each condition with all layers; a stopped command goes on from the runs that it has made. Exit status 1:
-    some recordings could not be read, and were left out.
+    once in each condition with all layers; a stopped command goes on from the runs that it has made. Of a recogniser
+    texts are compared, and the file is for daisy transcribe, unless --of is a loss of units. Exit status 1: some
+    recordings could not be read, and were left out.
     """
     from daisy import _files, audio, checkpoints
     from daisy.audio.conditions import make_conditions
+    from daisy.calibration.text_tracing import choose_unit_scores
     from daisy.calibration.trace_conditions import read_noises, read_speech
 
     goal = choose_goal(
-        depth=depth, in_time=time, units=units, risk=risk, delta=delta, method=method, loss=of, ceiling=ceiling
+        depth=depth, in_time=time, units=units, risk=risk, delta=delta, method=method, loss=of or "", ceiling=ceiling
     )
     _check_policy(policy, units)
     if full_runs is not None and os.path.realpath(full_runs) == os.path.realpath(out):
         raise UsageError(f"--full-runs {full_runs}: is the policy file too: give it a file of its own")
     model = checkpoints.load(checkpoint, device=check_device(device))
+    loss = choose_loss(model, of, reference, "--of", "character_errors")
+    goal = dataclasses.replace(goal, loss=loss)
+    reads = _choose_heads(model, goal, heads, score_stride)
     rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
     noises = read_noises(noise or (), rate, strict=strict)
     conditions = make_conditions(noises.kinds, parse_snrs(snr))
@@ -127,6 +144,10 @@ def command(
     warn_of_failures([*noises.failed.values(), *speech.failed.values()])
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)
+    task = None
+    if reads is not None:
+        names = (policy,)
+        task = make_text_task(model, speech, recordings, reference, root, with_units=reads == "units", policies=names)
     with FullRuns(stay=full_runs is not None) as runs:
         traces = runs.run(
             "full runs",
@@ -137,17 +158,20 @@ def command(
             path=full_runs or name_full_runs(out),
             checkpoint=checkpoints.digest(checkpoint),
             score_stride=score_stride,
+            task=task,
             seed=seed,
         )
+        if reads == "units":
+            traces = choose_unit_scores(traces)
         if isinstance(goal, DepthGoal) and goal.in_time:
-            traces = _count_costs_in_time(traces, model, speech, policy, score_stride)
+            traces = _count_costs_in_time(traces, model, speech, policy, goal.loss, reads, score_stride)
         calibration = goal.calibrate(policy, traces, seed)
         attained = _evaluate(calibration)
         target = {"conditions": [condition.name for condition in conditions], "seed": seed, **goal.to_json()}
-        _write(out, calibration, target, attained, checkpoint, speech, score_stride)
+        _write(out, calibration, target, attained, checkpoint, model, speech, reads, score_stride)
     if calibration.note:
         say(calibration.note)
-    _say_attained(attained, calibration.certified, "time" if time else "layers", of)
+    _say_attained(attained, calibration.certified, "time" if time else "layers", loss)
     _warn_of_few_speakers(policy, speech)
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
     warn_of_rest(findings)
@@ -165,14 +189,40 @@ def _check_policy(policy: str, units: Units) -> None:
         )
 
 
-def _count_costs_in_time(traces: Traces, model: Model, speech: Speech, policy: str, score_stride: int) -> Traces:
+def _choose_heads(
+    model: Model, goal: DepthGoal | RiskGoal, heads: HeadsKind | None, score_stride: int
+) -> HeadsKind | None:
+    """Choose whose scores decide when a recogniser's exits are left; None where units are compared and not texts."""
+    if goal.loss in UNIT_LOSSES:
+        if heads == "ctc":
+            model.exit_heads(heads)  # says that there are none
+            raise UsageError(f"--heads ctc needs a loss of texts, and --of {goal.loss} is one of units")
+        return None
+    if heads != "units" and score_stride > 1:
+        raise UsageError("--score-stride is of heads on units: exits that write text look at every frame")
+    return heads or "ctc"
+
+
+def _count_costs_in_time(
+    traces: Traces,
+    model: Model,
+    speech: Speech,
+    policy: str,
+    loss: str,
+    reads: HeadsKind | None,
+    score_stride: int,
+) -> Traces:
     """Replace the traces' costs by seconds that layers take on this machine."""
     from daisy.calibration import cost
     from daisy.calibration.families import fit_family
 
     sample = speech.waveforms[:: -(-len(speech.waveforms) // MAX_TIMED)]
-    reads = fit_family(policy, traces).at(0.5).reads
-    return traces.with_costs(cost.measure_layer_seconds(model.backbone, model.heads, sample, reads, score_stride))
+    scores = fit_family(policy, traces, loss).at(0.5).reads
+    heads = model.heads if reads is None else model.exit_heads(reads)
+    exits = None if reads is None else traces.layers
+    return traces.with_costs(
+        cost.measure_layer_seconds(model.backbone, heads, sample, scores, score_stride, exits=exits)
+    )
 
 
 def _evaluate(calibration: Calibration) -> list[dict[str, Any]]:
@@ -200,7 +250,9 @@ def _write(
     target: dict[str, Any],
     attained: list[dict[str, Any]],
     checkpoint: str,
+    model: Model,
     speech: Speech,
+    reads: HeadsKind | None,
     score_stride: int,
 ) -> None:
     """Write the policy file."""
@@ -221,6 +273,8 @@ def _write(
             "digest": speech.digest(),
         },
         score_stride=score_stride,
+        heads=reads or "units",
+        exits=model.ctc.config.layers if reads == "units" and model.ctc is not None else None,
     )
 
 

@@ -24,6 +24,7 @@ HINTS: dict[Remedy, str] = {
     "calibrate": "daisy calibrate makes one",
     "convert": "other forms are read by: daisy convert {path} OUT",
     "feature_rate": "add --feature-rate N, how many of them a second has",
+    "ctc": "train them with the fairseq plugin (daisy_ctc)",
     "float32": "use --dtype float32 with another --out",
     "full_precision": "leave --half out",
     "label_set": "leave --label-set out",
@@ -35,8 +36,10 @@ HINTS: dict[Remedy, str] = {
     "num_heads": "add --set num_heads=N",
     "other_out": "use another --out",
     "overwrite": "use another --out, or --overwrite",
+    "recognition": "pip install 'daisy-speech[recognition]' has it",
     "root": "give another --root",
     "separate_out": "give them separate --out",
+    "tokens": "add --set tokens=FILE",
     "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",
 }

@@ -15,7 +15,9 @@ from daisy.errors import OutputError
 def command(
     source: Annotated[
         Path,
-        typer.Argument(help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, or the published DAISY code."),
+        typer.Argument(
+            help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, DAISY's or Wright et al.'s published code."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     allow_pickle: Annotated[
@@ -33,11 +35,12 @@ def command(
         typer.Option(help="Of fairseq's several label sets, the one whose prediction head is kept, counted from 1."),
     ] = None,
 ) -> None:
-    """Convert a HuBERT checkpoint to daisy's format."""
+    """Convert another toolkit's checkpoint to daisy's format."""
     import torch
 
     from daisy import checkpoints
     from daisy.checkpoints.converters import convert
+    from daisy.checkpoints.model import describe_exits
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; add --overwrite to replace it")
@@ -45,6 +48,8 @@ def command(
     checkpoints.save(model, out, dtype=torch.float16 if half else torch.float32)
     config = model.backbone.config
     heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
+    if model.ctc is not None:
+        heads += f", CTC exits of {describe_exits(model.ctc.config)}"
     if model.final_head:
         heads += f", prediction head for {model.final_head.num_units} units"
     megabytes = out.stat().st_size / 1e6

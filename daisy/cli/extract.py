@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,14 +12,26 @@ from daisy.cli.console import explain, report_failures, say, say_table, warn, wa
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
+    BatchSec,
     ChannelText,
     Checkpoint,
+    ComputeDtype,
+    ContextSec,
+    DeadlineMacs,
+    DeadlineMs,
     Device,
     Out,
+    Overwrite,
+    PolicySettings,
+    ShardText,
+    check_deadlines,
     check_device,
+    limit_cost,
     parse_channel,
     parse_names,
     parse_settings,
+    parse_shard,
+    say_share,
 )
 from daisy.cli.progress import track
 from daisy.errors import UsageError
@@ -31,7 +43,6 @@ if TYPE_CHECKING:
     from daisy.checkpoints import Model
     from daisy.extraction import ExtractionReport, Extractor, Row, Shard
     from daisy.policies import Policy
-    from daisy.runtime.dtypes import Precision
 
 MAX_TABLE_ROWS = 40
 """Of more recordings than these only the totals are printed."""
@@ -41,11 +52,6 @@ Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fai
 PolicyName = Annotated[
     str, typer.Option("--policy", "-p", help="A policy's name, or a file written by daisy calibrate.")
 ]
-DeadlineMs = Annotated[
-    float | None, typer.Option(help="Most milliseconds that a recording may take, by times measured at the start.")
-]
-DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
-PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
 Layers = Annotated[
     Literal["last", "all"], typer.Option(help="Write the exit layer's states, or those of all executed layers.")
 ]
@@ -54,26 +60,10 @@ StoredDtype = Annotated[Literal["float32", "float16"], typer.Option(help="Type o
 Scores = Annotated[
     str, typer.Option(help="Scores to record besides those that the policy reads, such as entropy,regressed.")
 ]
-BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
 MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is taken without --window.")]
 WindowSec = Annotated[
     float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
 ]
-ContextSec = Annotated[
-    float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
-]
-ComputeDtype = Annotated[
-    Literal["float32", "bfloat16", "int8"], typer.Option(help="Type to compute in; int8 on CPUs only.")
-]
-ShardText = Annotated[
-    str,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="Take share I, from 0, of N; all may run at once into one folder, as in a job array.",
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")]
 
 
 def command(
@@ -111,17 +101,24 @@ def command(
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
-    if deadline_ms is not None and deadline_macs is not None:
-        raise UsageError("--deadline-ms and --deadline-macs exclude each other")
-    share = _parse_shard(shard)
+    check_deadlines(deadline_ms, deadline_macs)
+    share = parse_shard(shard)
     findings, heard = audio.search(inputs), parse_channel(channel)
     ours, others = take_share(findings.recordings, share, heard)
     model = checkpoints.load(checkpoint, device=check_device(device))
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
     encoder = EarlyExitEncoder(
         model.backbone,
-        model.heads,
-        _limit_cost(model, rule, stride, deadline_ms, deadline_macs, precision),
+        model.exit_heads(),
+        limit_cost(
+            model.backbone,
+            model.exit_heads(),
+            rule,
+            milliseconds=deadline_ms,
+            macs=deadline_macs,
+            score_stride=stride,
+            precision=precision,
+        ),
         keep=layers,
         scores=parse_names(scores),
         score_stride=stride,
@@ -141,20 +138,8 @@ def command(
     )
     report = _run(extractor, ours, others, share, overwrite)
     if share.count > 1:
-        num_files = len({recording.path for recording in ours}), len(findings.recordings)
-        of = f" of {num_files[0]} of {num_files[1]} files" if heard == "all" else f" of {num_files[1]} recordings"
-        say(f"{share}: {len(report.rows) + len(report.failed)}{' recordings' if heard == 'all' else ''}{of}")
+        say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     _say_report(report, findings)
-
-
-def _parse_shard(text: str) -> Shard:
-    """Turn "I/N" into a share; everything where none is given."""
-    from daisy.extraction import Shard
-
-    index, slash, count = text.partition("/")
-    if text and not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
-        raise UsageError(f"--shard takes I/N, such as 0/4 to 3/4, found {text!r}")
-    return Shard(int(index), int(count)) if text else Shard(0, 1)
 
 
 def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
@@ -167,28 +152,17 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
     if name in ("oracle", "score"):
         raise UsageError(f"policy {name} is for comparisons: daisy noise-curve, daisy replay")
     if name in POLICIES or not Path(name).is_file():
-        return model.policy(name, **parse_settings(settings)), 1
+        given: dict[str, Any] = {**parse_settings(settings)}
+        return model.policy(name, **given), 1
     if settings:
         raise UsageError("--set changes a policy that is named; a policy file is calibrated: calibrate another")
-    return read_policy(Path(name), checkpoint=Path(checkpoint).stem, digest=checkpoints.digest(checkpoint))
-
-
-def _limit_cost(
-    model: Model,
-    policy: Policy,
-    stride: int,
-    milliseconds: float | None,
-    macs: float | None,
-    precision: Precision,
-) -> Policy:
-    """Put a recording's budget on top of a policy, where one is given."""
-    from daisy.calibration import cost
-
-    if milliseconds is not None:
-        return cost.make_measured_deadline(model.backbone, model.heads, milliseconds, policy, stride, dtype=precision)
-    if macs is not None:
-        return cost.make_macs_deadline(model.backbone, model.heads, macs, policy, stride)
-    return policy
+    reads_ctc = model.heads is None and model.ctc is not None
+    return read_policy(
+        Path(name),
+        checkpoint=Path(checkpoint).stem,
+        digest=checkpoints.digest(checkpoint),
+        heads="ctc" if reads_ctc else "units",
+    )
 
 
 def _run(

@@ -16,6 +16,7 @@ from daisy.cli.progress import track
 if TYPE_CHECKING:
     from daisy.audio import Condition
     from daisy.calibration.kept_runs import KeptRuns
+    from daisy.calibration.text_tracing import TextTask
     from daisy.calibration.trace_conditions import Noises, Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
@@ -69,6 +70,7 @@ class FullRuns(AbstractContextManager["FullRuns"]):
         path: Path,
         checkpoint: str,
         score_stride: int = 1,
+        task: TextTask | None = None,
         seed: int,
     ) -> Traces:
         """Run all layers for every recording and condition; see `daisy.calibration.trace_conditions.run_conditions`.
@@ -82,6 +84,7 @@ class FullRuns(AbstractContextManager["FullRuns"]):
             path: of the file in which the runs are kept.
             checkpoint: digest of the model's.
             score_stride: of the frames that the heads look at.
+            task: of a recogniser; None: units are compared.
             seed: of excerpts, talkers and rooms.
 
         Raises:
@@ -90,7 +93,7 @@ class FullRuns(AbstractContextManager["FullRuns"]):
         from daisy.audio.conditions import CLEAN
         from daisy.calibration.trace_conditions import open_kept_runs, run_conditions
 
-        kept = open_kept_runs(path, checkpoint, model, speech, scores=None, score_stride=score_stride)
+        kept = open_kept_runs(path, checkpoint, model, speech, scores=None, score_stride=score_stride, task=task)
         self._kept.append(self._files.enter_context(kept))
         self._num_wanted = len(speech.waveforms) * len({CLEAN, *conditions})
         if len(kept):
@@ -102,6 +105,7 @@ class FullRuns(AbstractContextManager["FullRuns"]):
                 conditions,
                 noises.recorded,
                 score_stride=score_stride,
+                task=task,
                 seed=seed,
                 kept=kept,
                 progress=advance,

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 Units = Literal["same", "clean", "both"]
 """The full model's, on the same input, on the clean recording, or a mean of the two."""
-UNITS: dict[Units, str] = {"same": "disagreement", "clean": "clean_disagreement", "both": "mean_disagreement"}
-"""The loss in the traces that stands for each."""
+PREFIXES: dict[Units, str] = {"same": "", "clean": "clean_", "both": "mean_"}
+"""What the loss in the traces that stands for each begins with."""
+AGAINST_FULL_MODEL = ("disagreement", "text_disagreement")
+"""Losses that are known against the full model on the clean recording too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,9 @@ class DepthGoal:
     depth: float
     in_time: bool
     units: Units = "same"
-    """Whose units a policy that learns them is to keep."""
+    """Whose units or text a policy that learns them is to keep."""
+    loss: str = "disagreement"
+    """What policies that learn a loss learn."""
 
     def check(self, num_speakers: int) -> None:
         """Refuse what is no depth.
@@ -56,7 +60,9 @@ class DepthGoal:
         """Set a policy on full runs."""
         from daisy.calibration.depth import calibrate_depth
 
-        setting = calibrate_depth(policy, traces, self.depth, UNITS[self.units])
+        if self.units != "same" and self.loss not in AGAINST_FULL_MODEL:
+            raise UsageError(f"--units {self.units} is of losses against the full model, not of {self.loss}")
+        setting = calibrate_depth(policy, traces, self.depth, PREFIXES[self.units] + self.loss)
         return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces)
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def choose_goal(
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")
     if depth is not None:
-        return DepthGoal(depth=depth, in_time=in_time, units=units)
+        return DepthGoal(depth=depth, in_time=in_time, units=units, loss=loss)
     if in_time or units != "same":
         raise UsageError(f"{'--time' if in_time else '--units'} goes with --depth")
     assert risk is not None

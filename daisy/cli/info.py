@@ -12,6 +12,7 @@ from daisy.cli.options import DEFAULT_CHECKPOINT
 
 if TYPE_CHECKING:
     from daisy.checkpoints import Model
+    from daisy.models import ConformerConfig
 
 Rows = list[tuple[str, str]]
 
@@ -48,10 +49,24 @@ def _describe_file(path: Path) -> Rows:
     return [("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"), ("sha256", checkpoints.digest(path))]
 
 
+def _describe_conformer(config: ConformerConfig) -> Rows:
+    layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
+    kind = f"Conformer, kernel {config.kernel}, blocks of {config.block_layers} layers"
+    if config.split_blocks:
+        kind += f", a half-rate layer beside block {' and '.join(map(str, config.split_blocks))}"
+    if not config.mask_padding:
+        kind += ", padding not masked: results depend on the batch"
+    mel = f"{'log-' if config.log else ''}mel of {config.num_mels} bands{', normalised' if config.normalize else ''}"
+    frames = f"a frame of {config.frame_span} samples every {config.frame_hop}"
+    return [("layers", layers), ("kind", kind), ("input", f"{config.sample_rate} Hz, {mel}; {frames}")]
+
+
 def _describe_backbone(model: Model) -> Rows:
-    from daisy.models import BackboneConfig
+    from daisy.models import BackboneConfig, ConformerConfig
 
     config = model.backbone.config
+    if isinstance(config, ConformerConfig):
+        return _describe_conformer(config)
     layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
     norms = f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"
     if config.pos_batch_norm:
@@ -66,11 +81,17 @@ def _describe_backbone(model: Model) -> Rows:
 
 
 def _describe_heads(model: Model) -> Rows:
+    from daisy.checkpoints.model import describe_exits
+
     rows = []
     for name, part in model.parts().items():
         rows.append((f"{name} parameters", f"{sum(p.numel() for p in part.parameters()):,}"))
+    if model.ctc is not None and model.tokens is not None:
+        kind = "characters" if model.tokens.sentencepiece is None else "SentencePiece"
+        rows += [("CTC exits", describe_exits(model.ctc.config)), ("tokens", f"{len(model.tokens)}, {kind}")]
     if model.heads is None:
-        return [*rows, ("exit heads", "none: policies fixed and never only")]
+        none = "none" if model.ctc is not None else "none: policies fixed and never only"
+        return [*rows, ("exit heads", none)]
     heads = model.heads.config
     kinds = "unit classifiers and loss regressors" if heads.regressors else "unit classifiers"
     return [*rows, ("exit heads", f"{kinds} for {heads.num_units} units, reading the {heads.reads.replace('_', '-')}")]
@@ -86,7 +107,8 @@ def _describe_costs(model: Model) -> Rows:
         return sum(factor * num_frames**power for power, factor in enumerate(coefficients))
 
     front_end = count_macs(cost.count_front_end_macs(config))
-    layer = count_macs(cost.count_layer_macs(config, model.heads.config if model.heads else None))
+    heads = model.exit_heads()
+    layer = count_macs(cost.count_layer_macs(config, heads.config if heads else None))
     of_10_sec = f"of 10 s: front end {front_end:.2e}, each layer with its head {layer:.2e}"
     return [("multiply-accumulates", of_10_sec)]
 
@@ -95,6 +117,9 @@ def _describe_policies(model: Model) -> Rows:
     return [
         (f"policy {name}", ", ".join(f"{key}={_shorten(value)}" for key, value in settings.items()))
         for name, settings in model.policies.items()
+    ] + [
+        (f"CTC policy {name}", ", ".join(f"{key}={_shorten(value)}" for key, value in settings.items()))
+        for name, settings in model.ctc_policies.items()
     ]
 
 

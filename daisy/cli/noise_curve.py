@@ -31,12 +31,13 @@ from daisy.cli.options import (
     parse_snrs,
 )
 from daisy.cli.study_output import Comparison
+from daisy.cli.texts import UNIT_LOSSES, LossName, Reference, choose_loss, make_text_task
 from daisy.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daisy.audio import Channel
+    from daisy.audio import Channel, Recording
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
@@ -46,6 +47,10 @@ Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune polic
 Snr = Annotated[str, typer.Option(help="Ratios in dB; clean,20,10,5,0,-5 if not given.")]
 Reverberation = Annotated[str, typer.Option(help="Reverberation times of simulated rooms in s, such as 0.3,0.6.")]
 Clipping = Annotated[str, typer.Option(help="Shares of samples that are clipped, in %, such as 1,10.")]
+Loss = Annotated[
+    LossName | None,
+    typer.Option(help="The loss that policies are compared by; of recognisers word_errors, with labels."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of noise excerpts, rooms and halves.")]
 
 
@@ -61,6 +66,8 @@ def command(
     speakers: Speakers = None,
     root: Root = Path("."),
     policies: Policies = "",
+    loss: Loss = None,
+    reference: Reference = None,
     depth: Depth = 0.6,
     depths: Depths = "",
     report: Report = None,
@@ -74,8 +81,11 @@ def command(
     Each recording runs once in each condition with all layers, and policies are decided from these full runs. Writes
     traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses are
     disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its units on
-    the clean version. Noise is mixed at the ratio of mean powers (RMS) over the whole recording. A stopped command goes
-    on from the runs that it has made. Exit status 1: some recordings could not be read, and were left out.
+    the clean version. Of recognisers they are text_disagreement with the last exit's text, clean_text_disagreement with
+    its text of the clean version, and with --reference word_errors and character_errors, summed before they are
+    divided; the scores of heads on units stand beside as unit_entropy and so on. Noise is mixed at the ratio of mean
+    powers (RMS) over the whole recording. A stopped command goes on from the runs that it has made. Exit status 1: some
+    recordings could not be read, and were left out.
     """
     from daisy import checkpoints
     from daisy.audio.conditions import make_conditions
@@ -83,6 +93,7 @@ def command(
     from daisy.calibration.traces import write_traces
 
     model = checkpoints.load(checkpoint, device=check_device(device))
+    compared = choose_loss(model, loss, reference, "--loss", "word_errors")
     rate = model.backbone.config.sample_rate
     noises = read_noises(noise or (), rate, strict=strict)
     warn_of_failures(noises.failed.values())
@@ -96,7 +107,7 @@ def command(
         depths=depths,
         report=report,
         title=f"Early exits of {Path(checkpoint).stem} under noise",
-        loss="disagreement",
+        loss=compared,
         kinds=noises.kinds,
         snrs_db=snrs_db,
     )
@@ -107,9 +118,20 @@ def command(
     with FullRuns() as runs:
         for name, texts in {"tune": tune, "traces": inputs}.items():
             if texts:
-                speech = _read_speech(texts, speakers, root, model, heard, is_split=not tune, strict=strict)
+                speech, recordings = _read_speech(texts, speakers, root, model, heard, is_split=not tune, strict=strict)
                 num_failed += len(speech.failed)
                 num_read += len(speech.names)
+                task = None
+                if compared not in UNIT_LOSSES:
+                    task = make_text_task(
+                        model,
+                        speech,
+                        recordings,
+                        reference,
+                        root,
+                        with_units=model.heads is not None,
+                        policies=parse_names(policies),
+                    )
                 traces[name] = runs.run(
                     name,
                     model,
@@ -118,6 +140,7 @@ def command(
                     noises,
                     path=out / f"{name}.full-runs",
                     checkpoint=checkpoints.digest(checkpoint),
+                    task=task,
                     seed=seed,
                 )
                 write_traces(traces[name], out / f"{name}.csv")
@@ -136,13 +159,13 @@ def _check_comparison(comparison: Comparison) -> None:
     """
     from daisy import _files
     from daisy.calibration.depth import check_depth
-    from daisy.calibration.families import FAMILIES
+    from daisy.calibration.families import FAMILIES, TEXT_FAMILIES
 
     for target in (comparison.depth, *comparison.list_depths()):
         check_depth(target)
     for name in parse_names(comparison.policies):
-        if name not in FAMILIES:
-            raise UsageError(unknown_name("policy to compare", name, FAMILIES))
+        if name not in (known := (*FAMILIES, *TEXT_FAMILIES)):
+            raise UsageError(unknown_name("policy to compare", name, known))
     _files.check_writable(comparison.out / "study.csv")
 
 
@@ -155,8 +178,8 @@ def _read_speech(
     *,
     is_split: bool,
     strict: bool,
-) -> Speech:
-    """Read recordings, whose speakers are split where policies are tuned on half of them.
+) -> tuple[Speech, Sequence[Recording]]:
+    """Read recordings, and list all that were asked for. Speakers are split where policies are tuned on half of them.
 
     Raises:
         UsageError: where there are not enough speakers for that.
@@ -171,4 +194,4 @@ def _read_speech(
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:
         raise UsageError("policies are tuned on half of the speakers: give two at least, or others to --tune on")
-    return speech
+    return speech, recordings

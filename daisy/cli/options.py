@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from daisy.cli.console import say
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
-    from daisy.audio import Channel
+    from daisy.audio import Channel, Recording
+    from daisy.extraction import Shard
+    from daisy.models.kinds import AnyBackbone, AnyHeads
+    from daisy.policies import Policy
+    from daisy.runtime.dtypes import Precision
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
+DeadlineMs = Annotated[
+    float | None, typer.Option(help="Most milliseconds that a recording may take, by times measured at the start.")
+]
+DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
+PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
+BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
+ContextSec = Annotated[
+    float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
+]
+ComputeDtype = Annotated[
+    Literal["float32", "bfloat16", "int8"], typer.Option(help="Type to compute in; int8 on CPUs only.")
+]
+ShardText = Annotated[
+    str,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Take share I, from 0, of N; all may run at once into one folder, as in a job array.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 ChannelText = Annotated[
     str,
@@ -74,6 +100,78 @@ def parse_channel(text: str) -> Channel:
     if text.isascii() and text.isdecimal():
         return int(text)
     raise UsageError(f"--channel takes mean, all, or the number of a channel, 0 for the first, found {text!r}")
+
+
+def parse_shard(text: str) -> Shard:
+    """Turn "I/N" into a share; everything where none is given.
+
+    Raises:
+        UsageError: on anything else.
+    """
+    from daisy.extraction import Shard
+
+    index, slash, count = text.partition("/")
+    if text and not (slash and index.strip().isdecimal() and count.strip().isdecimal()):
+        raise UsageError(f"--shard takes I/N, such as 0/4 to 3/4, found {text!r}")
+    return Shard(int(index), int(count)) if text else Shard(0, 1)
+
+
+def say_share(share: Shard, num_done: int, recordings: Sequence[Recording], heard: Channel) -> None:
+    """Print how much of everything a share had.
+
+    Args:
+        share: which one.
+        num_done: its recordings, whether they could be read or not.
+        recordings: the files of all shares.
+        heard: of files of several channels.
+    """
+    num_taken = sum(share.takes(recording) for recording in recordings)
+    of = f" of {num_taken} of {len(recordings)} files" if heard == "all" else f" of {len(recordings)} recordings"
+    say(f"{share}: {num_done}{' recordings' if heard == 'all' else ''}{of}")
+
+
+def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
+    """Refuse two budgets at once.
+
+    Raises:
+        UsageError: where both are given.
+    """
+    if milliseconds is not None and macs is not None:
+        raise UsageError("--deadline-ms and --deadline-macs exclude each other")
+
+
+def limit_cost(
+    backbone: AnyBackbone,
+    heads: AnyHeads | None,
+    policy: Policy,
+    *,
+    milliseconds: float | None,
+    macs: float | None,
+    score_stride: int,
+    precision: Precision,
+    exits: Sequence[int] | None = None,
+) -> Policy:
+    """Put a recording's budget on top of a policy, where one is given.
+
+    Args:
+        backbone: what runs.
+        heads: whose scores the policy reads.
+        policy: that may leave earlier.
+        milliseconds: measured now; None: no such budget.
+        macs: multiply-accumulates; None: no such budget.
+        score_stride: of the encoder, as ``precision`` and ``exits``.
+        precision: likewise.
+        exits: likewise.
+    """
+    from daisy.calibration import cost
+
+    if milliseconds is not None:
+        return cost.make_measured_deadline(
+            backbone, heads, milliseconds, policy, score_stride, dtype=precision, exits=exits
+        )
+    if macs is not None:
+        return cost.make_macs_deadline(backbone, heads, macs, policy, score_stride, exits)
+    return policy
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:

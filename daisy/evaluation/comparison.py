@@ -14,7 +14,7 @@ from torch import Tensor
 
 from daisy.calibration._types import Floats
 from daisy.calibration.depth import STEPS, find_quantile, mean_depth
-from daisy.calibration.families import FAMILIES, LOOK_AHEAD, fit_family, readable_scores
+from daisy.calibration.families import FAMILIES, LOOK_AHEAD, TEXT_FAMILIES, fit_family, readable_scores
 from daisy.calibration.intervals import DRAWS, Estimate, Resample
 from daisy.calibration.traces import Traces
 
@@ -31,7 +31,7 @@ class Evaluation:
     depth: float
     """Mean executed share of the cost of all layers."""
     histogram: tuple[int, ...]
-    """Exits at each layer, 1 to L."""
+    """Exits at each of the layers that may be left."""
     losses: dict[str, Estimate]
     fixed: dict[str, float]
     """The same losses of a static cut at the same depth (a mixture of two neighbouring layers)."""
@@ -42,7 +42,7 @@ class Evaluation:
     gain_over_random: dict[str, Estimate]
     """How much lower than those."""
     by_exit_layer: dict[str, tuple[float | None, ...]]
-    """The same losses of those who left at each layer, 1 to L; None where nobody did."""
+    """The same losses of those who left at each of them; None where nobody did."""
 
 
 def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
@@ -50,7 +50,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
     Args:
         name: of the policy.
-        exit_layers: (B,) int64, 1 to L.
+        exit_layers: (B,) int64, which of the layers that may be left: 1 to L.
         traces: B full runs.
         condition: the name of theirs, or "all".
         draws: bootstrap samples for the intervals.
@@ -60,7 +60,6 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
     """
     exits = exit_layers.numpy()
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
-    weights = traces.weights.double().numpy()
     histogram = numpy.bincount(exits, minlength=traces.num_layers + 1)[1:]
     resample = Resample(traces.groups, draws)
     spent = resample.sums(costs[exits - 1])
@@ -68,6 +67,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
     shares = resample.sums(numpy.eye(traces.num_layers)[exits - 1]) / count[:, None]  # (R, L)
     losses, fixed, gain, random, gain_over_random, by_exit_layer = {}, {}, {}, {}, {}, {}
     for loss, values in traces.losses.items():
+        weights = traces.weights_of(loss).double().numpy()
         at_layer = values.double().numpy() * weights[:, None]  # (B, L)
         at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / resample.sums(weights)
         static = resample.sums(at_layer) / resample.sums(weights)[:, None]
@@ -135,7 +135,8 @@ def trace_frontier(
 
 def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
     """Find the (B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all."""
-    values = traces.losses[loss].double() * (traces.weights.double() / traces.weights.double().mean())[:, None]
+    weights = traces.weights_of(loss).double()
+    values = traces.losses[loss].double() * (weights / weights.mean())[:, None]
     costs = traces.costs.double() / traces.costs[-1].double()
     low, high = 0.0, float((values.amax() - values.amin()) / (costs[1:] - costs[:-1]).min())
     for _ in range(STEPS):
@@ -149,11 +150,20 @@ def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
 
 
 def list_families(traces: Traces, loss: str) -> list[str]:
-    """List the families that the traces' columns allow, and a threshold on each score that no family reads."""
+    """List the families that the traces' columns allow, and a threshold on each score that no family reads.
+
+    Scores that the first layer has not got are for families that know so.
+    """
     known = set(traces.scores) | set(traces.losses)
-    special = {"patience": {"change"}, "oracle": {"final_agreement"}, "agreement": {"entropy", loss}, "fixed": set()}
+    special = {
+        "patience": {"change"},
+        "text_patience": {"text_change"},
+        "oracle": {"final_agreement"},
+        "agreement": {"entropy", loss},
+        "fixed": set(),
+    }
     allowed = []
-    for name in FAMILIES:
+    for name in (*FAMILIES, *TEXT_FAMILIES):
         if name in LOOK_AHEAD:
             target, features = LOOK_AHEAD[name]
             target = loss if target == "disagreement" else target
@@ -162,8 +172,9 @@ def list_families(traces: Traces, loss: str) -> list[str]:
             fits = special.get(name, {name}) <= known
         if fits:
             allowed.append(name)
-    used = {"change", "final_agreement", "num_frames", "draw", *FAMILIES}
-    return allowed + [column for column in traces.scores if column not in used]
+    used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES, *TEXT_FAMILIES}
+    rest = {column: values for column, values in traces.scores.items() if column not in used}
+    return allowed + [column for column, values in rest.items() if values[:, :-1].isfinite().all()]
 
 
 def cut_at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:

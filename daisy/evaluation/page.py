@@ -138,9 +138,10 @@ def _by_exit_layer(study: Study) -> Section:
     overall = [
         evaluation for evaluation in study.evaluations if evaluation.condition == "all" and evaluation.policy != "fixed"
     ]
-    last = len(overall[0].histogram) if overall else 0
     curves = {
-        evaluation.policy: [(layer, loss) for layer, loss in enumerate(by_layer, start=1) if loss is not None]
+        evaluation.policy: [
+            (layer, loss) for layer, loss in zip(study.exits, by_layer, strict=True) if loss is not None
+        ]
         for evaluation in overall
         for by_layer in [evaluation.by_exit_layer[study.loss]]
     }
@@ -152,7 +153,7 @@ def _by_exit_layer(study: Study) -> Section:
             "much worse than others. In brackets: how many runs left there."
         ),
         figures=((title, draw_lines(curves, across="exit", up=study.loss)),) if overall else (),
-        header=("policy", *(str(layer) for layer in range(1, last + 1))),
+        header=("policy", *(str(layer) for layer in study.exits)),
         rows=tuple(
             (
                 evaluation.policy,
@@ -171,7 +172,9 @@ def _layers(study: Study) -> Section:
     """Where depth helps: each loss by layer."""
     figures = []
     for loss in next(iter(study.layers.values())):
-        curves = {condition: list(enumerate(values[loss], start=1)) for condition, values in study.layers.items()}
+        curves = {
+            condition: list(zip(study.exits, values[loss], strict=True)) for condition, values in study.layers.items()
+        }
         figures.append((f"{loss} of each layer", draw_lines(curves, across="exit", up=loss)))
     return Section(
         title="Where does depth still buy something?",

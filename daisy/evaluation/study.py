@@ -39,6 +39,8 @@ class Study:
     """(target depth, verdict) of each policy, all conditions together."""
     layers: dict[str, dict[str, list[float]]]
     """Condition to loss to its mean at each layer: where depth still buys something."""
+    exits: tuple[int, ...]
+    """The layers that may be left."""
     num_tuned: int
     num_judged: int
 
@@ -94,10 +96,11 @@ def compare_policies(
         evaluations=evaluations,
         frontier=comparison.trace_frontier(tune, test, with_bound, depths, loss),
         layers={
-            condition: {name: _average(values, runs.weights) for name, values in runs.losses.items()}
+            condition: {name: _average(values, runs.weights_of(name)) for name, values in runs.losses.items()}
             for condition in dict.fromkeys(test.conditions)
             for runs in [test.of_condition(condition)]
         },
+        exits=test.layers,
         num_tuned=len(tune),
         num_judged=len(test),
     )

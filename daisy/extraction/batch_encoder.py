@@ -109,7 +109,7 @@ class BatchEncoder:
         """Encode one long recording, whose states go to the disk window by window."""
         start, config = time.perf_counter(), self.encoder.backbone.config
         source = audio.AudioFile(recording.path, config.sample_rate, recording.channel)
-        silence = _SilenceWatch(source)
+        silence = SilenceWatch(source)
         exits: list[int] = []
         scores: list[dict[str, Tensor]] = []
         with StreamedFeatures(self.out / self.outputs[recording.label], self.settings, config.width) as features:
@@ -129,7 +129,10 @@ class BatchEncoder:
                 num_samples=source.num_samples,
                 exit_layer=max(exits),
                 seconds=time.perf_counter() - start,
-                scores={name: to_json(_mean_over_windows(scores, name)[: max(exits)]) for name in scores[0]},
+                scores={
+                    name: _by_layer(_mean_over_windows(scores, name), self.encoder.exits, max(exits))
+                    for name in scores[0]
+                },
                 silent=silence.is_silent,
                 window_exits=exits,
             )
@@ -163,7 +166,7 @@ class BatchEncoder:
         )
 
 
-class _SilenceWatch:
+class SilenceWatch:
     """Reads a file, and tells whether all that was read was silent."""
 
     def __init__(self, source: audio.AudioFile):
@@ -176,10 +179,19 @@ class _SilenceWatch:
 
 
 def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
-    """(L,) means over the windows that executed a layer."""
+    """(E,) means over the windows that reached an exit."""
     return torch.stack([of_window[name] for of_window in scores]).nanmean(0)
 
 
 def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     last = int(result.exit_layer[index])
-    return {name: to_json(values[index, :last]) for name, values in result.scores.items()}
+    return {name: _by_layer(values[index], result.exits, last) for name, values in result.scores.items()}
+
+
+def _by_layer(values: Tensor, exits: Sequence[int], last: int) -> list[float | None]:
+    """(E,) scores as a list over layers 1 to ``last``; None where there is no exit."""
+    scores: list[float | None] = [None] * last
+    for layer, score in zip(exits, to_json(values), strict=True):
+        if layer <= last:
+            scores[layer - 1] = score
+    return scores

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from daisy.audio import Channel, Recording
 from daisy.audio.archives import find_file
 from daisy.audio.recordings import format_label
 from daisy.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance as AnySettings
 
 FORMATS = ("safetensors", "npy")
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -58,7 +61,7 @@ class Row:
 
     path: str
     output: str
-    """Relative to the run's folder."""
+    """Relative to the run's folder; empty where it has no file of its own."""
     duration_sec: float
     exit_layer: int
     """Of a recording in windows the deepest."""
@@ -153,13 +156,13 @@ class Journal:
     rows: dict[str, Row] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
 
-    def find_differences(self, settings: Settings) -> list[str]:
+    def find_differences(self, settings: AnySettings) -> list[str]:
         """List the names of the settings that are others here."""
         wanted = make_header(settings)
         header = {**DEFAULTS, **self.header}
         return sorted(key for key in wanted if header.get(key) != wanted[key])
 
-    def begin(self, settings: Settings) -> None:
+    def begin(self, settings: AnySettings) -> None:
         """Write the line of settings, and nothing else."""
         self.header, self.rows, self.failures = make_header(settings), {}, {}
         _files.write(self.path, (json.dumps(self.header) + "\n").encode())
@@ -175,7 +178,7 @@ class Journal:
         _files.append(self.path, json.dumps(line) + "\n", flush=True)
 
 
-def make_header(settings: Settings) -> dict[str, Any]:
+def make_header(settings: AnySettings) -> dict[str, Any]:
     """Make the first line of a journal, as JSON gives it back."""
     header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
     return header  # tuples as lists
@@ -199,17 +202,18 @@ def read_header(path: Path) -> dict[str, Any] | None:
         raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None
 
 
-def read_journal(path: Path, *, repair: bool = False) -> Journal:
+def read_journal(path: Path, *, repair: bool = False, row_type: type[Row] = Row) -> Journal:
     """Read a journal; an empty one where there is none.
 
     Args:
         path: of the file.
         repair: cut off in the file what a crash has left unfinished. Nobody may be writing it then.
+        row_type: what a finished recording's line is; one of another type loses what this one lacks.
 
     Raises:
         OutputError: where it cannot be read, or is damaged.
     """
-    journal = Journal(path)
+    journal, names = Journal(path), {column.name for column in fields(row_type)}
     try:
         lines = [json.loads(line) for line in _files.whole_lines(path, repair=repair)]
         journal.header = dict(lines[0]) if lines else {}
@@ -218,7 +222,8 @@ def read_journal(path: Path, *, repair: bool = False) -> Journal:
                 failure = Failure(path=line["path"], reason=line["failed"], at=line["at"])
                 journal.failures[failure.path] = failure
             else:
-                row = Row(**{**line, "source": tuple(line["source"])})
+                known = {name: value for name, value in line.items() if name in names}
+                row = row_type(**{**known, "source": tuple(line["source"])})
                 journal.rows[row.label] = row
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None

@@ -6,23 +6,28 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from daisy import _files, _locks
 from daisy.audio import Recording
 from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
-from daisy.extraction.journal import Failure, Journal, Row, Settings, merge, read_header, read_journal, stamp
+from daisy.extraction.journal import Failure, Journal, Row, merge, read_header, read_journal, stamp
 from daisy.extraction.shards import Shard, parse_journal_name
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance as AnySettings
 
 FOLDER_LOCK = ".journal.lock"
 """The lock that is held while locks are taken and journals are begun: for moments."""
 INDEX_LOCK = ".index.lock"
 """The lock that is held while the index is made of all journals, or all is taken away: for seconds, of large runs."""
 INDEX_FILES = ("index.json", "index.csv")
+"""What is made of all journals."""
 LOCK_SUFFIX = ".lock"
 """Behind a journal's name it is the lock of the process that writes the journal."""
 
@@ -38,14 +43,26 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         settings: of the run.
         shard: which share is written.
         overwrite: begin again where the folder holds another run.
+        row_type: of the journals' lines.
+        index_files: made of all journals, and taken away where a run begins again.
 
     Raises:
         OutputError: on entering, where somebody else is writing the same recordings, where the folder cannot be
             written, or where it holds a run with other settings.
     """
 
-    def __init__(self, out: Path, settings: Settings, shard: Shard, *, overwrite: bool = False):
+    def __init__(
+        self,
+        out: Path,
+        settings: AnySettings,
+        shard: Shard,
+        *,
+        overwrite: bool = False,
+        row_type: type[Row] = Row,
+        index_files: Sequence[str] = INDEX_FILES,
+    ):
         self.out, self.settings, self.shard, self.overwrite = out, settings, shard, overwrite
+        self.row_type, self.index_files = row_type, index_files
         self.rows: dict[str, Row] = {}
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
@@ -84,7 +101,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     def has(self, recording: Recording) -> bool:
         """Tell whether a recording is finished, unchanged since, and its file still there."""
         row = self.rows.get(recording.label)
-        return row is not None and row.source == stamp(recording) and os.path.isfile(self.out / row.output)
+        if row is None or row.source != stamp(recording):
+            return False
+        return not row.output or os.path.isfile(self.out / row.output)
 
     def check_outputs(self, outputs: Mapping[str, str]) -> None:
         """Refuse to write over another recording's file of an earlier run.
@@ -182,7 +201,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """
         journals = []
         for shard in list_journals(self.out):
-            journal = read_journal(self.out / shard.journal, repair=shard == self.shard)
+            journal = read_journal(self.out / shard.journal, repair=shard == self.shard, row_type=self.row_type)
             different = journal.find_differences(self.settings)
             if different and journal.rows:
                 raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
@@ -203,9 +222,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                     raise
                 rows = {}
             for row in rows.values():
-                _remove(self.out / row.output)
+                if row.output:
+                    _remove(self.out / row.output)
             _remove(path)
-        for name in INDEX_FILES:
+        for name in self.index_files:
             _remove(self.out / name)
 
 

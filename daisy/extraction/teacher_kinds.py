@@ -148,7 +148,7 @@ def _recognise_folder(folder: Path) -> Kind:
 def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tuple[Backbone, str]:
     """Load a HuBERT of any form, and compute what tells it from others."""
     if kind == "hubert folder":
-        backbone = checkpoints.convert(name, allow_pickle=allow_pickle).backbone
+        backbone = checkpoints.convert(name, allow_pickle=allow_pickle).hubert
         digest = ContentDigest.of(asdict(backbone.config), backbone.state_dict())
         return backbone.to(device), digest
     path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
@@ -158,7 +158,7 @@ def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tupl
         if error.remedy != "convert":
             raise
         model = checkpoints.convert(path, allow_pickle=allow_pickle).to(device)
-    return model.backbone, _files.digest(path)
+    return model.hubert, _files.digest(path)
 
 
 def _open_features(

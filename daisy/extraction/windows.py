@@ -15,7 +15,7 @@ from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
-from daisy.models import BackboneConfig
+from daisy.models.kinds import AnyBackboneConfig
 from daisy.models.lengths import count_frames
 
 
@@ -40,7 +40,7 @@ class Piece:
     """Each (L,), NaN where not executed; of all the window's frames."""
 
 
-def to_frames(window_sec: float, context_sec: float, config: BackboneConfig) -> tuple[int, int]:
+def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) -> tuple[int, int]:
     """Convert a window and its context to frames.
 
     Raises:
@@ -74,6 +74,11 @@ def cut(num_frames: int, length: int, context: int) -> list[Window]:
     return [*windows, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
 
 
+def span(window: Window, config: AnyBackboneConfig) -> tuple[int, int]:
+    """Return the first sample that a window's frames see, and the one after the last."""
+    return window.start * config.frame_hop, (window.stop - 1) * config.frame_hop + config.frame_span
+
+
 def run(
     encoder: EarlyExitEncoder,
     read: Callable[[int, int], Tensor],
@@ -105,8 +110,7 @@ def run(
     windows_per_batch = max(1, int(batch_sec / window_sec))
     for index in range(0, len(windows), windows_per_batch):
         batch = windows[index : index + windows_per_batch]
-        spans = [(w.start * config.frame_hop, (w.stop - 1) * config.frame_hop + config.frame_span) for w in batch]
-        out = encoder([read(*span) for span in spans])
+        out = encoder([read(*span(window, config)) for window in batch])
         for row, window in enumerate(batch):
             yield Piece(
                 states=out.states[row][-1, window.first - window.start : window.last - window.start],

@@ -1,15 +1,23 @@
-"""The networks: HuBERT and the light heads on it, as plain torch modules."""
+"""The networks: HuBERT, Conformer, and the light heads on them, as plain torch modules."""
 
 from daisy.models.config import BackboneConfig
+from daisy.models.conformer import Conformer
+from daisy.models.conformer_config import ConformerConfig
+from daisy.models.ctc_heads import CTCHeads, CTCHeadsConfig
 from daisy.models.exit_objective import ExitObjective, LayerLosses
 from daisy.models.heads import ExitHeads, FinalHead, HeadsConfig, LossRegressor
 from daisy.models.hubert import Backbone
 from daisy.models.losses import UnitLoss, unit_loss
 from daisy.models.packing import PackedLayout
+from daisy.models.tokens import Tokens
 
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "CTCHeads",
+    "CTCHeadsConfig",
+    "Conformer",
+    "ConformerConfig",
     "ExitHeads",
     "ExitObjective",
     "FinalHead",
@@ -17,6 +25,7 @@ __all__ = [
     "LayerLosses",
     "LossRegressor",
     "PackedLayout",
+    "Tokens",
     "UnitLoss",
     "unit_loss",
 ]

@@ -45,6 +45,8 @@ class BackboneConfig:
     """Attention heads [encoder_attention_heads]."""
     pre_norm: bool = False
     """Layer norm before each block instead of after it [layer_norm_first]."""
+    final_norm: bool = True
+    """Whether with ``pre_norm`` the last layer's states pass the final norm; not where later layers were cut off."""
     conv_layers: tuple[ConvLayer, ...] = HUBERT_CONV
     """(channels, kernel, stride) of each convolution [conv_feature_layers]."""
     conv_norm: Literal["group", "layer"] = "group"
@@ -67,6 +69,17 @@ class BackboneConfig:
     """Added to the waveform's variance there: fairseq's 1e-5, Hugging Face's 1e-7. It decides on quiet recordings."""
     sample_rate: int = 16000
     """Hz."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint's metadata holds; of a model that was not cut the same as ever."""
+        values = dataclasses.asdict(self)
+        if self.final_norm:
+            del values["final_norm"]
+        return values
+
+    def norms_after(self, layer: int) -> bool:
+        """Tell whether the states of a layer, 1 to L, pass the final norm."""
+        return self.pre_norm and self.final_norm and layer == self.num_layers
 
     @classmethod
     def base(cls) -> BackboneConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class HeadsConfig:
     """"states": the layer's output; "feed_forward": the feed-forward output before residual and norm."""
     regressors: bool = True
     """Whether there are loss regressors beside the unit classifiers."""
+
+    blank: ClassVar[int | None] = None
+    """Units have no blank, and make no text."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Where exits are: at all layers."""
+        return tuple(range(1, self.num_layers + 1))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
@@ -98,8 +106,11 @@ class ExitHeads(nn.Module):
             else None
         )
 
-    def unit_logits(self, layer: int, features: Tensor) -> Tensor:
-        """Classify what layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K)."""
+    def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
+        """Classify what layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K).
+
+        They look at each frame by itself, so ``layout`` is not looked at.
+        """
         logits: Tensor = self.units[layer - 1](features)
         return logits
 

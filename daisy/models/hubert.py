@@ -163,7 +163,7 @@ class Backbone(nn.Module):
         mask = None if valid is None else valid[:, None, None, :].expand(-1, 1, length, length)
         transformer = self.encoder.transformer
         states, feed_forward = transformer.layers[layer - 1](states, mask)
-        if self.config.pre_norm and layer == self.config.num_layers:
+        if self.config.norms_after(layer):
             states = transformer.layer_norm(states)
         return states, feed_forward
 

@@ -1,7 +1,8 @@
 """Scores so far to who leaves now: pure, vectorised over the batch, usable without a model.
 
-A trajectory is (B, l): the score of layers 1 to l. A policy sees only layers that were executed; the last layer always
-ends the run, whatever the policy says. docs/policies.md has the table of all of them.
+A trajectory is (B, l): the score at exits 1 to l. Exits are counted from 1 to E; where every layer has one, exit l is
+at layer l. A policy sees only what was executed; the last exit, which is at the last layer, always ends the run,
+whatever the policy says. docs/policies.md has the table of all of them.
 """
 
 from daisy.policies.base import Policy
@@ -18,9 +19,12 @@ from daisy.policies.rules import (
     Never,
     Patience,
     Plateau,
+    Posterior,
     Regressed,
     RegressedPlateau,
     Score,
+    SentenceConfidence,
+    TextPatience,
 )
 from daisy.policies.scores import SCORES, HeadOutputs
 
@@ -40,11 +44,14 @@ __all__ = [
     "Patience",
     "Plateau",
     "Policy",
+    "Posterior",
     "Random",
     "Regressed",
     "RegressedPlateau",
     "SCORES",
     "Score",
+    "SentenceConfidence",
+    "TextPatience",
     "Window",
     "from_config",
     "make_policy",

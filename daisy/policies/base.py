@@ -26,7 +26,9 @@ class Policy(ABC):
     name: ClassVar[str]
     scores: ClassVar[tuple[str, ...]] = ()
     layered: ClassVar[tuple[str, ...]] = ()
-    """Settings that may be one number for each layer."""
+    """Settings that may be one number for each exit."""
+    exit_numbers: ClassVar[tuple[str, ...]] = ()
+    """Settings that are the number of an exit, 1 to E."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -46,7 +48,7 @@ class Policy(ABC):
         """
 
     def check(self, num_layers: int) -> None:
-        """Refuse a backbone that this policy does not fit.
+        """Refuse a number of exits that this policy does not fit, which is that of layers where each has one.
 
         Raises:
             PolicyError: saying why.
@@ -58,11 +60,11 @@ class Policy(ABC):
 
     @abstractmethod
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
-        """Decide who leaves after ``layer`` (1 to L).
+        """Decide who leaves at exit ``layer``.
 
         Args:
             trajectories: the scores in `reads`, each (B, layer).
-            layer: the layer just executed.
+            layer: which exit, 1 to E; where every layer has one, the layer just executed.
 
         Returns:
             (B,) bool, or a 0-dimensional bool that holds for the whole batch.
@@ -72,10 +74,10 @@ class Policy(ABC):
         """Decide from the scores of a full run what the encoder would have done.
 
         Args:
-            scores: those in `reads`, (B, L) each.
+            scores: those in `reads`, (B, E) each.
 
         Returns:
-            (B,) int64 exit layers, 1 to L.
+            (B,) int64, which exit, 1 to E; where every layer has one, that layer.
 
         Example:
             >>> import torch

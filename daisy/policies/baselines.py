@@ -30,6 +30,8 @@ class Deadline(Policy):
     """The same of one layer with its head."""
     then: Policy = field(default_factory=Never)
     """The other rule."""
+    layers: tuple[int, ...] = ()
+    """Of the exits, where these are not at all layers."""
 
     def validate(self) -> None:
         self._numbers("budget")
@@ -38,6 +40,8 @@ class Deadline(Policy):
         self._tuple("layer_cost")
         self._require(len(self.front_cost) == len(self.layer_cost) == 3, "costs are c0, c1, c2")
         self._require(isinstance(self.then, Policy), f"then must be a policy, found {self.then!r}")
+        rising = list(self.layers) == sorted(set(self.layers)) and all(isinstance(n, int) for n in self.layers)
+        self._require(rising, f"layers must be rising whole numbers, found {self.layers!r}")
         self._require(not isinstance(self.then, Window), "daisy_window lets batches leave, and a deadline utterances")
 
     @property
@@ -45,12 +49,15 @@ class Deadline(Policy):
         return self.then.reads | {"num_frames"}
 
     def check(self, num_layers: int) -> None:
+        if self.layers:
+            self._require(len(self.layers) == num_layers, f"is for {len(self.layers)} exits, not for {num_layers}")
         self.then.check(num_layers)
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
         frames = trajectories["num_frames"][:, -1].double()
         powers = torch.stack([torch.ones_like(frames), frames, frames.square()], dim=1)
-        next_one = powers @ powers.new_tensor(self.front_cost) + (layer + 1) * (
+        next_layer = self.layers[layer] if self.layers else layer + 1
+        next_one = powers @ powers.new_tensor(self.front_cost) + next_layer * (
             powers @ powers.new_tensor(self.layer_cost)
         )
         return (next_one > self.budget) | self.then.decide(trajectories, layer).to(frames.device)
@@ -106,6 +113,7 @@ class Window(Policy):
 
     name: ClassVar[str] = "daisy_window"
     scores: ClassVar[tuple[str, ...]] = ("entropy", "num_frames")
+    exit_numbers: ClassVar[tuple[str, ...]] = ("first", "last")
 
     threshold: float
     """Nats."""

@@ -1,12 +1,16 @@
 """A calibrated policy as a file: its settings, what they were set on, for which model, and what they attained.
 
 JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of the model it is for),
-``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people.
+``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" where the
+scores are those of CTC exits; without it they are those of heads on units. ``exits`` has the exits' layers where these
+are not all at which such heads stand, and the file is for these alone. A rule set at every layer may serve at some: it
+leaves later then than the file tells.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ def write_policy(
     attained: dict[str, Any],
     data: dict[str, Any],
     score_stride: int = 1,
+    heads: str = "units",
+    exits: Sequence[int] | None = None,
 ) -> None:
     """Write a policy file, atomically.
 
@@ -41,6 +47,8 @@ def write_policy(
         attained: what was measured.
         data: what on: number of recordings, digest of their contents, conditions.
         score_stride: of the encoder that it was measured with.
+        heads: whose scores it reads: "units" or "ctc".
+        exits: layers at which utterances left, where these are not all at which such heads stand.
 
     Raises:
         OutputError: where it cannot be written.
@@ -55,22 +63,30 @@ def write_policy(
         "score_stride": score_stride,
         "policy": policy.to_config(),
     }
+    if heads != "units":
+        content["heads"] = heads
+    if exits is not None:
+        content["exits"] = list(exits)
     _files.write_json(path, content)
 
 
-def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Policy, int]:
+def read_policy(
+    path: str | Path, *, checkpoint: str, digest: str, heads: str = "units", exits: Sequence[int] | None = None
+) -> tuple[Policy, int]:
     """Read the policy of a file, and the score stride that it was set with.
 
     Args:
         path: the file.
         checkpoint: name of the model that it shall decide for.
         digest: of that model's file.
+        heads: whose scores it is to read: "units" or "ctc".
+        exits: layers at which utterances may leave, where these are not all at which such heads stand.
 
     Returns:
         The policy, and the stride.
 
     Raises:
-        PolicyError: where it is no policy file, of a later version, damaged, or for another model.
+        PolicyError: where it is no policy file, of a later version, damaged, or for another model or other heads.
     """
     path = Path(path)
     try:
@@ -88,6 +104,12 @@ def read_policy(path: str | Path, *, checkpoint: str, digest: str) -> tuple[Poli
                 f"was calibrated for {made_for['name']} ({made_for['digest'][:12]}), not for {checkpoint} "
                 f"({digest[:12]}): thresholds mean nothing for another model; calibrate one for it"
             )
+        if (calibrated := content.get("heads", "units")) != heads:
+            raise PolicyError(f"was calibrated for the scores of {calibrated} exits, not for those of {heads} exits")
+        left = content.get("exits")
+        if left is not None and left != (None if exits is None else list(exits)):
+            where = ", ".join(map(str, left))
+            raise PolicyError(f"was calibrated for exits at layers {where}, and here they are at others")
         return from_config(config), int(content.get("score_stride", 1))
     except PolicyError as error:
         raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None

@@ -19,9 +19,12 @@ from daisy.policies.rules import (
     Never,
     Patience,
     Plateau,
+    Posterior,
     Regressed,
     RegressedPlateau,
     Score,
+    SentenceConfidence,
+    TextPatience,
 )
 
 DEFAULT_POLICY = "forecast"
@@ -29,8 +32,8 @@ DEFAULT_POLICY = "forecast"
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
     for policy in (
-        Entropy, Regressed, Confidence, Margin, Agreement, Patience, Plateau, RegressedPlateau, Forecast, Deadline,
-        Random, Oracle, Window, Score, Fixed, Never,
+        Entropy, Regressed, Confidence, Margin, SentenceConfidence, Posterior, Agreement, Patience, TextPatience,
+        Plateau, RegressedPlateau, Forecast, Deadline, Random, Oracle, Window, Score, Fixed, Never,
     )
 }  # fmt: skip
 

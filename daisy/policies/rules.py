@@ -76,6 +76,24 @@ class Margin(Threshold):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SentenceConfidence(Threshold):
+    """Leaves at the first exit whose best path is likely enough, in nats a frame: 0 is certain."""
+
+    name: ClassVar[str] = "sentence_confidence"
+    scores: ClassVar[tuple[str, ...]] = ("sentence_confidence",)
+    leaves_below: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior(Threshold):
+    """Leaves at the first exit whose best text has a large enough share of the N best (arXiv:2309.09546)."""
+
+    name: ClassVar[str] = "posterior"
+    scores: ClassVar[tuple[str, ...]] = ("posterior",)
+    leaves_below: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score(Policy):
     """Leaves at the first layer where some score is low enough, or high enough: for traces of other models."""
 
@@ -129,13 +147,24 @@ class Patience(Policy):
         self._whole("patience", 1)
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
-        change = trajectories["change"]
+        change = trajectories[self.scores[0]]
         if layer <= self.patience:  # the first layer has none before it
             return change.new_zeros(len(change), dtype=torch.bool)
         allowed = change.new_tensor(
             [at(self.tolerance, at_layer + 1) for at_layer in range(layer - self.patience, layer)]
         )
         return (change[:, layer - self.patience :] <= allowed).all(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPatience(Patience):
+    """Leaves when the text has stayed the same, but for a share of it, for some exits.
+
+    Two empty texts are no agreement (`daisy.policies.scores.text_change`).
+    """
+
+    name: ClassVar[str] = "text_patience"
+    scores: ClassVar[tuple[str, ...]] = ("text_change",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +256,10 @@ class Fixed(Policy):
     """Leaves at a given layer: the static cut, to which every other policy must be compared."""
 
     name: ClassVar[str] = "fixed"
+    exit_numbers: ClassVar[tuple[str, ...]] = ("layer",)
 
     layer: int
+    """Which exit, 1 to E: the layer itself where every layer has one."""
 
     def validate(self) -> None:
         self._whole("layer", 1)

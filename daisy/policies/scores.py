@@ -1,14 +1,19 @@
-"""Head outputs to one number per utterance and layer. A policy names what it reads; nothing else is computed.
+"""Head outputs to one number per utterance and exit. A policy names what it reads; nothing else is computed.
 
-| score       | at each layer                                                        | from        |
-|-------------|----------------------------------------------------------------------|-------------|
-| `entropy`   | mean frame entropy of the units, nats: DAISY's predicted loss         | classifier  |
-| `confidence`| mean probability of the likeliest unit                               | classifier  |
-| `margin`    | mean difference of the two likeliest units' probabilities            | classifier  |
-| `change`    | share of frames whose unit is not that of the layer before; NaN at 1 | classifier  |
-| `regressed` | the loss regressor's estimate, nats                                  | regressor   |
-| `num_frames`| frames of the utterance, at every layer                              | no head     |
-| `draw`      | a number from [0, 1) that the samples alone determine                | no head     |
+| score                | at each exit                                                          | from        |
+|----------------------|-----------------------------------------------------------------------|-------------|
+| `entropy`            | mean frame entropy of the units, nats: DAISY's predicted loss          | classifier  |
+| `confidence`         | mean probability of the likeliest unit                                | classifier  |
+| `margin`             | mean difference of the two likeliest units' probabilities             | classifier  |
+| `change`             | share of frames whose unit is not that of the exit before; NaN at 1   | classifier  |
+| `sentence_confidence`| log-probability of the best path, nats a frame                        | CTC         |
+| `text_change`        | share of the text that is not that of the exit before; NaN at 1       | CTC         |
+| `posterior`          | of the likeliest of the N best texts, among them                      | CTC, a beam |
+| `regressed`          | the loss regressor's estimate, nats                                   | regressor   |
+| `num_frames`         | frames of the utterance, at every exit                                | no head     |
+| `draw`               | a number from [0, 1) that the samples alone determine                 | no head     |
+
+Of CTC exits the units are tokens, the blank among them.
 """
 
 from __future__ import annotations
@@ -23,14 +28,21 @@ import torch
 from torch import Tensor
 
 from daisy.errors import CheckpointError, PolicyError, unknown_name
-from daisy.models.heads import ExitHeads, mean_and_std
+from daisy.models.heads import mean_and_std
+from daisy.models.kinds import AnyHeads, AnyHeadsConfig
 from daisy.models.packing import FrameLayout, PackedLayout
+from daisy.policies.nbest import nbest_posterior
+from daisy.policies.texts import collapse, edit_distance
 
 
 class Heads(Protocol):
-    """`daisy.models.heads.ExitHeads`, or the same laid out for speed."""
+    """`daisy.models.ExitHeads` or `daisy.models.CTCHeads`, or the same laid out for speed."""
 
-    def unit_logits(self, layer: int, features: Tensor) -> Tensor:
+    @property
+    def config(self) -> AnyHeadsConfig:
+        """Where they stand, and what they read."""
+
+    def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
         """Classify (F, D) to (F, K)."""
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
@@ -47,7 +59,7 @@ class HeadOutputs:
         layer: 1 to L.
         features: (F, D), what layer ``layer`` gives the heads.
         layout: of the utterances.
-        previous_units: (F',) units of the layer before; None at layer 1.
+        previous_units: (F',) units of the exit before; None at the first.
         draws: (B,) of `make_draws`.
         stride: the heads look at every ``stride``-th frame of an utterance.
     """
@@ -90,7 +102,7 @@ class HeadOutputs:
     @cached_property
     def log_probs(self) -> Tensor:
         """(F', K) float32."""
-        return self.heads.unit_logits(self.layer, self.features).float().log_softmax(-1)
+        return self.heads.unit_logits(self.layer, self.features, self.strided_layout).float().log_softmax(-1)
 
     @cached_property
     def units(self) -> Tensor:
@@ -119,10 +131,56 @@ def margin(outputs: HeadOutputs) -> Tensor:
 
 
 def change(outputs: HeadOutputs) -> Tensor:
-    """Compute the share of frames whose likeliest unit differs from the layer before's, (B,); NaN at layer 1."""
+    """Compute the share of frames whose likeliest unit differs from the exit before's, (B,); NaN at the first."""
     if outputs.previous_units is None:
         return torch.full((len(outputs.layout),), torch.nan, device=outputs.features.device)
     return outputs.mean((outputs.units != outputs.previous_units).float())
+
+
+def sentence_confidence(outputs: HeadOutputs) -> Tensor:
+    """Compute the log-probability of the best CTC path, (B,) nats a frame.
+
+    Its exponential is the confidence that Wright et al. (arXiv:2309.09546; their code for wav2vec2) weigh losses with.
+    """
+    return outputs.mean(outputs.log_probs.amax(-1))
+
+
+def text_change(outputs: HeadOutputs) -> Tensor:
+    """Compare the text of the best path with the exit before's: (B,) on the CPU; NaN at the first exit.
+
+    It is the edit distance in tokens over the tokens of the longer text. Of two empty texts it is 1: exits that write
+    nothing yet would agree otherwise.
+    """
+    if outputs.previous_units is None:
+        return torch.full((len(outputs.layout),), torch.nan)
+    pairs = zip(_texts(outputs, outputs.units), _texts(outputs, outputs.previous_units), strict=True)
+    return torch.tensor(
+        [edit_distance(now, before) / max(len(now), len(before)) if now or before else 1.0 for now, before in pairs]
+    )
+
+
+def posterior(outputs: HeadOutputs) -> Tensor:
+    """Compute the sentence posterior of arXiv:2309.09546, (B,) on the CPU: see `daisy.policies.nbest`."""
+    log_probs = outputs.log_probs.cpu().split(_layout(outputs).seqlens_list)
+    return torch.tensor([nbest_posterior(frames, _blank(outputs)) for frames in log_probs])
+
+
+def _texts(outputs: HeadOutputs, units: Tensor) -> list[list[int]]:
+    """The tokens of each utterance's best path, from (F',) units."""
+    blank = _blank(outputs)
+    return [collapse(path.tolist(), blank) for path in units.cpu().split(_layout(outputs).seqlens_list)]
+
+
+def _layout(outputs: HeadOutputs) -> PackedLayout:
+    assert isinstance(outputs.strided_layout, PackedLayout)  # graphs compute no score that the host does
+    return outputs.strided_layout
+
+
+def _blank(outputs: HeadOutputs) -> int:
+    blank = outputs.heads.config.blank
+    if blank is None:
+        raise CheckpointError("these exit heads predict units, and a score of text was asked for: it needs CTC exits")
+    return blank
 
 
 def regressed(outputs: HeadOutputs) -> Tensor:
@@ -143,16 +201,47 @@ def draw(outputs: HeadOutputs) -> Tensor:
 
 
 SCORES: dict[str, Callable[[HeadOutputs], Tensor]] = {
-    score.__name__: score for score in (entropy, confidence, margin, change, regressed, num_frames, draw)
-}
+    score.__name__: score
+    for score in (
+        entropy, confidence, margin, change, sentence_confidence, text_change, posterior, regressed, num_frames, draw
+    )
+}  # fmt: skip
 WITHOUT_HEADS = frozenset({"num_frames", "draw"})
+OF_TEXT = frozenset({"sentence_confidence", "text_change", "posterior"})
+"""Scores that CTC exits alone give."""
+COMPARING = frozenset({"change", "text_change"})
+"""Scores that compare an exit with the one before."""
+ON_HOST = frozenset({"text_change", "posterior"})
+"""Scores that the host computes, for which a GPU is waited for."""
 
 
-def available_scores(heads: ExitHeads | None) -> set[str]:
+def available_scores(heads: AnyHeads | None) -> set[str]:
     """List all scores that these heads give, or that need none."""
     if heads is None:
         return set(WITHOUT_HEADS)
-    return set(SCORES) - (set() if heads.config.regressors else {"regressed"})
+    absent = set() if heads.config.regressors else {"regressed"}
+    return set(SCORES) - absent - (OF_TEXT if heads.config.blank is None else set())
+
+
+def to_nats_per_frame(threshold: float, num_tokens: int) -> float:
+    """Convert an entropy threshold of the papers to that of the policy entropy.
+
+    HuBERT-EE (arXiv:2204.06328) and Wright et al. (arXiv:2309.09546) divide the sum of the frames' entropies by T V;
+    the latter's files hold the negative. Ours is the mean over the frames.
+
+    Args:
+        threshold: divided by T V, of either sign.
+        num_tokens: V, the blank included.
+
+    Returns:
+        Nats a frame.
+
+    Example:
+        >>> from daisy.policies.scores import to_nats_per_frame
+        >>> round(to_nats_per_frame(0.0035, 32), 3)
+        0.112
+    """
+    return abs(threshold) * num_tokens
 
 
 def check_scores(names: Iterable[str]) -> None:

@@ -13,12 +13,20 @@ from daisy.runtime.layer_runner import LayerOutput
 
 
 class BatchState:
-    """The mutable state of one batch: who is still in it, what was computed for whom."""
+    """The mutable state of one batch: who is still in it, what was computed for whom.
+
+    Args:
+        layout: of its utterances.
+        exits: layers at which they may leave; scores are of these.
+        score_names: which scores.
+        keep_all: whether the states of all executed layers are kept, or the last's only.
+        score_stride: of the frames that heads look at.
+    """
 
     def __init__(
         self,
         layout: PackedLayout,
-        num_layers: int,
+        exits: Sequence[int],
         score_names: Sequence[str],
         *,
         keep_all: bool,
@@ -26,10 +34,12 @@ class BatchState:
     ):
         batch = len(layout)
         self.keep_all, self.score_stride = keep_all, score_stride
+        self.exit_numbers = {layer: number for number, layer in enumerate(exits, 1)}
+        """1 to E, by layer."""
         self.active = torch.arange(batch)
         self.layout = layout
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)
-        self.scores = {name: torch.full((batch, num_layers), torch.nan) for name in score_names}
+        self.scores = {name: torch.full((batch, len(exits)), torch.nan) for name in score_names}
         self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
         self.previous_units: Tensor | None = None
         self.draws: Tensor | None = None
@@ -49,11 +59,11 @@ class BatchState:
         without_heads = HeadOutputs(None, layer, output.states, self.layout, draws=self.draws)
         for name, column in self.scores.items():
             value = values[name] if name in values else SCORES[name](without_heads)
-            column[self.active, layer - 1] = value
+            column[self.active, self.exit_numbers[layer] - 1] = value
 
-    def trajectory(self, name: str, layer: int) -> Tensor:
-        """Return (active, layer) scores of layers 1 to ``layer``."""
-        return self.scores[name][self.active, :layer]
+    def trajectory(self, name: str, exit_number: int) -> Tensor:
+        """Return (active, exit_number) scores of the exits so far."""
+        return self.scores[name][self.active, :exit_number]
 
     def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
         """Take out who leaves, (active,) bool, and return the states of those who stay."""

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from daisy.models.packing import PackedLayout
+from daisy.policies.scores import ON_HOST
 from daisy.runtime.cuda_front_end import SLOT_HOPS, CudaFrontEnd
 from daisy.runtime.graph_cache import GraphCache
 from daisy.runtime.layer_runner import LayerOutput, LayerRunner, PackedLayerRunner
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.packed_backbone import PackedBackbone
-from daisy.runtime.packed_heads import PackedHeads
+from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 from daisy.runtime.static_buffers import StaticBuffers, graph_size
 
 MEMORY_FRACTION = 1 / 256
@@ -29,11 +30,16 @@ MEMORY_FRACTION = 1 / 256
 
 
 def make_layer_runner(
-    backbone: PackedBackbone, heads: PackedHeads | None, score_names: Iterable[str], score_stride: int = 1
+    backbone: PackedBackbone,
+    heads: PackedHeads | PackedCTCHeads | None,
+    score_names: Iterable[str],
+    score_stride: int = 1,
+    exits: Sequence[int] | None = None,
 ) -> PackedLayerRunner:
-    """Make the fastest runner that there is for the device."""
-    kind = GraphLayerRunner if backbone.supports_varlen else PackedLayerRunner
-    return kind(backbone, heads, score_names, score_stride)
+    """Make the fastest runner that there is for the device, the heads and the scores."""
+    capturable = (heads is None or heads.capturable) and ON_HOST.isdisjoint(score_names)
+    kind = GraphLayerRunner if backbone.supports_varlen and capturable else PackedLayerRunner
+    return kind(backbone, heads, score_names, score_stride, exits)
 
 
 class GraphLayerRunner(PackedLayerRunner):
@@ -43,10 +49,15 @@ class GraphLayerRunner(PackedLayerRunner):
     """
 
     def __init__(
-        self, backbone: PackedBackbone, heads: PackedHeads | None, score_names: Iterable[str], score_stride: int = 1
+        self,
+        backbone: PackedBackbone,
+        heads: PackedHeads | PackedCTCHeads | None,
+        score_names: Iterable[str],
+        score_stride: int = 1,
+        exits: Sequence[int] | None = None,
     ):
-        super().__init__(backbone, heads, score_names, score_stride)
-        self._eager = PackedLayerRunner(backbone, heads, score_names, score_stride)
+        super().__init__(backbone, heads, score_names, score_stride, exits)
+        self._eager = PackedLayerRunner(backbone, heads, score_names, score_stride, exits)
         self._lock = threading.Lock()
         self._stages: _Stages | None = None
 
@@ -142,6 +153,7 @@ class _LayerStage:
 
     def __init__(self, eager: PackedLayerRunner, buffers: StaticBuffers, graphs: GraphCache):
         self._eager, self._buffers, self._graphs = eager, buffers, graphs
+        self._first_exit = min(eager.exits or [1])
 
     def __call__(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
         rows = round_up_rows(layout.total)
@@ -151,18 +163,18 @@ class _LayerStage:
         if not replay.is_launch_bound():  # or not known yet
             return replay.run_eager_timed(lambda: self._eager.layer(layer, states, layout, previous_units))
         static = self._buffers.load(layout, rows, states, previous_units)
-        stride = self._eager.score_stride
+        stride, is_first = self._eager.score_stride, layer == self._first_exit
 
         def run() -> Tensor | None:
             states, units = self._buffers.states[:rows], self._buffers.units[: static.strided(stride).total]
-            output = self._eager.layer(layer, states, static, units if layer > 1 else None)
+            output = self._eager.layer(layer, states, static, None if is_first else units)
             states.copy_(output.states)
             if output.units is not None:
                 units.copy_(output.units)
             return output.scores
 
         scores = replay(run)
-        keeps_units = "change" in self._eager.score_names
+        keeps_units = self._eager.keeps_units and self._eager.is_exit(layer)
         return LayerOutput(
             states=self._buffers.copy_states(),
             scores=None if scores is None else scores[:, : len(layout)],

@@ -35,7 +35,9 @@ class ExitOutput:
     states: list[Tensor]
     """Per utterance, layers 0 to the exit layer: (exit_layer + 1, T_b, D); with ``keep="last"`` (1, T_b, D)."""
     scores: dict[str, Tensor]
-    """Each score (B, L) float32 on the CPU; NaN where the layer was not executed."""
+    """Each score (B, E) float32 on the CPU, a column for each exit; NaN where that was not reached."""
+    exits: tuple[int, ...]
+    """The layers of the exits, E of them: 1 to L where every layer has one."""
 
     def __len__(self) -> int:
         return len(self.states)
@@ -50,6 +52,7 @@ class ExitOutput:
             num_frames=self.num_frames[index : index + 1],
             states=[self.states[index]],
             scores={name: values[index : index + 1] for name, values in self.scores.items()},
+            exits=self.exits,
         )
 
     def __iter__(self) -> Iterator[ExitOutput]:

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from daisy.models import Backbone, ExitHeads
+from daisy.models import Backbone, Conformer
+from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.packing import FrameLayout, PackedLayout
-from daisy.policies.scores import SCORES, WITHOUT_HEADS, HeadOutputs
+from daisy.policies.scores import COMPARING, SCORES, WITHOUT_HEADS, HeadOutputs, Heads
 from daisy.runtime.packed_backbone import PackedBackbone
-from daisy.runtime.packed_heads import PackedHeads
+from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
+
+MAX_GROUP_FRAMES, MAX_PADDED_FRAMES = 256, 24
+"""Of a Conformer's utterances that go together on a CPU: frames of all, and those that pad the shortest. An utterance
+by itself takes as long as one that has 30 frames more, and from some hundred frames on larger products save nothing
+(31.5 M parameters, one thread)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class LayerOutput:
     scores: Tensor | None
     """(S, B) float32 on the device, of `LayerRunner.score_names`; None where there are none."""
     units: Tensor | None
-    """(F',) the likeliest, where a score compares them with the next layer's."""
+    """(F',) the likeliest, where a score compares them with the next exit's."""
     head_outputs: HeadOutputs | None = None
     """What the scores were made from, where that is still there."""
 
@@ -38,10 +44,18 @@ class LayerRunner(ABC):
         heads: the exit heads, where a score reads any.
         score_names: scores; those that need no head are left out.
         score_stride: of the frames that the heads look at.
+        exits: layers whose scores are computed; of all where None.
     """
 
-    def __init__(self, heads: PackedHeads | ExitHeads | None, score_names: Iterable[str], score_stride: int):
+    def __init__(
+        self,
+        heads: Heads | None,
+        score_names: Iterable[str],
+        score_stride: int,
+        exits: Sequence[int] | None = None,
+    ):
         self.heads, self.score_stride = heads, score_stride
+        self.exits = None if exits is None else frozenset(exits)
         self.return_feed_forward = heads is not None and heads.config.reads == "feed_forward"
         self.score_names = sorted(set(score_names) - WITHOUT_HEADS)
 
@@ -61,15 +75,26 @@ class LayerRunner(ABC):
         Scores are to be read before the next call.
         """
 
+    def is_exit(self, layer: int) -> bool:
+        """Tell whether scores of a layer are computed."""
+        return self.exits is None or layer in self.exits
+
+    @property
+    def keeps_units(self) -> bool:
+        """Whether a score compares an exit's units with those of the exit before."""
+        return not COMPARING.isdisjoint(self.score_names)
+
     def _score(
         self, layer: int, states: Tensor, features: Tensor, layout: FrameLayout, previous_units: Tensor | None
     ) -> LayerOutput:
+        if not self.is_exit(layer):
+            return LayerOutput(states=states, scores=None, units=None)
         outputs = HeadOutputs(self.heads, layer, features, layout, previous_units, stride=self.score_stride)
-        scores = [SCORES[name](outputs).float() for name in self.score_names]
+        scores = [SCORES[name](outputs).float().to(states.device) for name in self.score_names]
         return LayerOutput(
             states=states,
             scores=torch.stack(scores) if scores else None,
-            units=outputs.units if "change" in self.score_names else None,
+            units=outputs.units if self.keeps_units else None,
             head_outputs=outputs,
         )
 
@@ -78,9 +103,14 @@ class PackedLayerRunner(LayerRunner):
     """The packed backbone, layer by layer."""
 
     def __init__(
-        self, backbone: PackedBackbone, heads: PackedHeads | None, score_names: Iterable[str], score_stride: int = 1
+        self,
+        backbone: PackedBackbone,
+        heads: PackedHeads | PackedCTCHeads | None,
+        score_names: Iterable[str],
+        score_stride: int = 1,
+        exits: Sequence[int] | None = None,
     ):
-        super().__init__(heads, score_names, score_stride)
+        super().__init__(heads, score_names, score_stride, exits)
         self.backbone = backbone
 
     @property
@@ -99,8 +129,15 @@ class PackedLayerRunner(LayerRunner):
 class PlainLayerRunner(LayerRunner):
     """The plain modules, on padded batches: hooks on them fire, and ``torch.compile`` sees ordinary modules."""
 
-    def __init__(self, backbone: Backbone, heads: ExitHeads | None, score_names: Iterable[str], score_stride: int = 1):
-        super().__init__(heads, score_names, score_stride)
+    def __init__(
+        self,
+        backbone: AnyBackbone,
+        heads: AnyHeads | None,
+        score_names: Iterable[str],
+        score_stride: int = 1,
+        exits: Sequence[int] | None = None,
+    ):
+        super().__init__(heads, score_names, score_stride, exits)
         self.backbone = backbone
 
     def begin(self, waveforms: Sequence[Tensor], layout: PackedLayout) -> Tensor:
@@ -110,9 +147,61 @@ class PlainLayerRunner(LayerRunner):
         return layout.unpad(self.backbone.embed(features, num_frames))
 
     def layer(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
+        assert isinstance(self.backbone, Backbone)
         states, feed_forward = (
             layout.unpad(padded)
             for padded in self.backbone.layer_with_feed_forward(layer, layout.pad(states), layout.num_frames)
         )
         features = feed_forward if self.return_feed_forward else states
         return self._score(layer, states, features, layout, previous_units)
+
+
+class ConformerLayerRunner(PlainLayerRunner):
+    """A Conformer's layers, and Splitformer's half-rate ones, which need what came into their block.
+
+    On CPUs short utterances of about the same length go together, and longer ones alone: padding would cost more than
+    larger products save. Where padding is heard (``mask_padding=False``) all go alone, so that nobody hears any.
+    Nobody leaves inside of a block that has a half-rate layer (`daisy.encoder`): it is still the same batch.
+    """
+
+    _block_input: Tensor | None = None
+
+    def layer(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
+        assert isinstance(self.backbone, Conformer)
+        config = self.backbone.config
+        if config.split_blocks and (layer - 1) % config.block_layers == 0:
+            self._block_input = states
+        entered = states if self._block_input is None else self._block_input
+        rows, entered_rows = states.split(layout.seqlens_list), entered.split(layout.seqlens_list)
+        outputs: dict[int, Tensor] = {}
+        for group in self._group(layout):
+            padded, padded_entered = (
+                torch.nn.utils.rnn.pad_sequence([of[index] for index in group], batch_first=True)
+                for of in (rows, entered_rows)
+            )
+            run = self.backbone.layer(layer, padded, layout.num_frames[group], padded_entered)
+            outputs |= {index: of[: len(rows[index])] for index, of in zip(group, run, strict=True)}
+        states = torch.cat([outputs[index] for index in range(len(layout))])
+        return self._score(layer, states, states, layout, previous_units)
+
+    def _group(self, layout: PackedLayout) -> list[list[int]]:
+        """Who goes together, by number."""
+        assert isinstance(self.backbone, Conformer)
+        if not self.backbone.config.mask_padding:
+            return [[index] for index in range(len(layout))]
+        if layout.device.type != "cpu":
+            return [list(range(len(layout)))]
+        return group_by_length(layout.seqlens_list)
+
+
+def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Put utterances of these frames into groups whose padding is small, the longest first."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        fits = groups and longest - lengths[index] <= MAX_PADDED_FRAMES
+        if fits and longest * (len(groups[-1]) + 1) <= MAX_GROUP_FRAMES:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -85,7 +85,7 @@ class PackedBackbone:
         count, packed = len(states), self.layers[layer - 1]
         padded = padded_view(states, packed.inputs.padded_rows(count))
         states, feed_forward = (rows[:count] for rows in packed(padded, layout, return_feed_forward))
-        if self.config.pre_norm and layer == self.config.num_layers:
+        if self.config.norms_after(layer):
             states = self.norm(states)
         return states, feed_forward if return_feed_forward else states
 

@@ -1,12 +1,18 @@
-"""Exit heads whose unit classifiers are laid out for speed."""
+"""Heads whose weights are laid out for speed."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from daisy.models import ExitHeads
-from daisy.runtime.dtypes import Precision, to_floating
-from daisy.runtime.linear import pack_linear
+from daisy.models import CTCHeads, ExitHeads
+from daisy.models.ctc_heads import AttentionBranch
+from daisy.models.packing import FrameLayout
+from daisy.runtime.attention import attend
+from daisy.runtime.dtypes import STATE_DTYPES, Precision, to_floating
+from daisy.runtime.linear import make_linear, pack_linear
+from daisy.runtime.packed_backbone import PackedNorm
+from daisy.runtime.private_ops import has_varlen_attention
 
 
 class PackedHeads:
@@ -21,8 +27,64 @@ class PackedHeads:
         self.units = [pack_linear(classifier, to_floating(precision)) for classifier in heads.units]
         self.config, self.regressors = heads.config, heads.regressors
 
-    def unit_logits(self, layer: int, features: Tensor) -> Tensor:
+    capturable = True
+    """Whether the host needs no number of the batch to run them, so that CUDA graphs can hold them."""
+
+    def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
         """Classify what layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
         return self.units[layer - 1](features)
 
     predicted_loss = ExitHeads.predicted_loss
+
+
+class PackedCTCHeads:
+    """CTC exits as the exit loop runs them (`daisy.policies.scores.Heads`).
+
+    Args:
+        heads: whose weights.
+        precision: what to compute in; with "int8" heads stay in float32.
+    """
+
+    predicted_loss = CTCHeads.predicted_loss
+
+    def __init__(self, heads: CTCHeads, precision: Precision = "float32"):
+        floating = to_floating(precision)
+        self.config = heads.config
+        self.classifiers = {int(name): pack_linear(module, floating) for name, module in heads.classifiers.items()}
+        self.attentions = {int(name): PackedAttention(module, floating) for name, module in heads.attentions.items()}
+
+    @property
+    def capturable(self) -> bool:
+        """See `PackedHeads`."""
+        return all(attention.capturable for attention in self.attentions.values())
+
+    def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
+        """Classify states of layer ``layer``, (F, D), to logits (F, V)."""
+        if layer in self.attentions:
+            assert layout is not None
+            features = self.attentions[layer](features, layout)
+        return self.classifiers[layer](features)
+
+
+class PackedAttention:
+    """A branch's self-attention, with one product for queries, keys and values."""
+
+    def __init__(self, branch: AttentionBranch, precision: Precision):
+        inner_width, self.num_heads = branch.q_proj.out_features, branch.num_heads
+        scale = (inner_width // branch.num_heads) ** -0.5
+        projections = (branch.q_proj, scale), (branch.k_proj, 1.0), (branch.v_proj, 1.0)
+        self.inputs = make_linear(
+            torch.cat([factor * projection.weight.detach().float() for projection, factor in projections]),
+            torch.cat([factor * projection.bias.detach().float() for projection, factor in projections]),
+            precision,
+        )
+        self.output = pack_linear(branch.out_proj, precision)
+        self.norm = PackedNorm(branch.norm, STATE_DTYPES[precision])
+        self.capturable = has_varlen_attention(
+            branch.q_proj.weight.device, STATE_DTYPES[precision], inner_width // branch.num_heads
+        )
+
+    def __call__(self, states: Tensor, layout: FrameLayout) -> Tensor:
+        """Attend within each utterance: (F, D) to (F, D)."""
+        mixed = attend(self.inputs(states), layout, self.num_heads)
+        return self.norm(self.output(mixed, residual=states))

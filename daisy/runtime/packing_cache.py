@@ -8,12 +8,13 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from daisy.models import Backbone, ExitHeads
+from daisy.models import Backbone, CTCHeads
+from daisy.models.kinds import AnyHeads
 from daisy.runtime.dtypes import Precision
 from daisy.runtime.packed_backbone import PackedBackbone
-from daisy.runtime.packed_heads import PackedHeads
+from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 
-Packed = TypeVar("Packed", PackedBackbone, PackedHeads)
+Packed = TypeVar("Packed", PackedBackbone, PackedHeads, PackedCTCHeads)
 _packed: WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = WeakKeyDictionary()
 """Module to precision to (state of its weights, copies): several encoders of a backbone share them."""
 
@@ -30,8 +31,10 @@ def pack_backbone(backbone: Backbone, precision: Precision) -> PackedBackbone:
     return _get_or_build(backbone, precision, PackedBackbone)
 
 
-def pack_heads(heads: ExitHeads | None, precision: Precision) -> PackedHeads | None:
+def pack_heads(heads: AnyHeads | None, precision: Precision) -> PackedHeads | PackedCTCHeads | None:
     """Lay heads out likewise, where there are any."""
+    if isinstance(heads, CTCHeads):
+        return _get_or_build(heads, precision, PackedCTCHeads)
     return None if heads is None else _get_or_build(heads, precision, PackedHeads)
 
 

@@ -5,13 +5,15 @@ import torch
 
 from daisy import PolicyError, policies
 from daisy.calibration.depth import calibrate_depth, fit_window, mean_depth
-from daisy.calibration.families import FAMILIES, fit_family
+from daisy.calibration.families import FAMILIES, TEXT_FAMILIES, fit_family
 from daisy.calibration.traces import Traces
 from daisy.policies.rules import LookAhead
 from tests.conftest import TRACED_LAYERS as LAYERS
 
+EVERY = (*FAMILIES, *TEXT_FAMILIES)
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fixed"])
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "fixed"])
 @pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
 def test_depth_on_the_given_audio_is_the_target(traces, name, target):
     policy = calibrate_depth(name, traces, target).policy
@@ -22,7 +24,7 @@ def test_depth_on_the_given_audio_is_the_target(traces, name, target):
     assert policies.from_config(policy.to_config()) == policy
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "fixed"])
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "fixed"])
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
 def test_the_last_bits_of_scores_decide_nothing(traces, name, target):
     """As they differ between batches and machines: no threshold is one of the scores that it was set on."""
@@ -35,7 +37,7 @@ def test_the_last_bits_of_scores_decide_nothing(traces, name, target):
     assert policy.exit_layers(nearly).tolist() == policy.exit_layers(traces.scores).tolist()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_families_go_from_all_layers_to_few(traces, name):
     family = fit_family(name, traces)
     depths = [mean_depth(family.exit_layers(place), traces) for place in (0.0, 0.2, 0.5, 0.8, 1.0)]

@@ -20,12 +20,14 @@ except SystemExit as end:
 """
 COMMANDS = [
     "extract",
+    "transcribe",
     "index",
     "calibrate",
     "noise-curve",
     "replay",
     "info",
     "convert",
+    "truncate",
     "labels",
     "manifest",
     "demo",

@@ -191,13 +191,13 @@ def test_exits_are_counted_in_the_models_own_layers(traces):
 
 def test_any_score_is_compared(traces):
     """A column of a name nobody knows, that is high where the loss is low."""
-    strange = dataclasses.replace(traces, scores={"posterior": -5 * traces.losses["disagreement"]})
+    strange = dataclasses.replace(traces, scores={"trust": -5 * traces.losses["disagreement"]})
     tune, test = strange.halves(0)
     compared = study.compare_policies(tune, test, depths=[0.6])
-    assert set(compared.policies) == {"posterior", "fixed"}
+    assert set(compared.policies) == {"trust", "fixed"}
     by_name = {verdict.policy: verdict for _, verdict in compared.frontier}
-    assert by_name["posterior"].gain["disagreement"].mean > 0.1
-    assert not compared.policies["posterior"].below
+    assert by_name["trust"].gain["disagreement"].mean > 0.1
+    assert not compared.policies["trust"].below
 
 
 def test_weights_count_in_hindsight(traces):

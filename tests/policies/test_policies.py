@@ -28,6 +28,9 @@ ALL = [
     policies.Regressed(threshold=0.4),
     policies.Confidence(threshold=0.6),
     policies.Margin(threshold=0.7),
+    policies.SentenceConfidence(threshold=0.7),
+    policies.Posterior(threshold=0.8),
+    policies.TextPatience(tolerance=0.2),
     policies.Agreement(threshold=(0.0,) * 4 + (0.3,) * 8),
     policies.Score(column="regressed", threshold=0.2),
     policies.Score(column="confidence", threshold=0.7, below=False),
@@ -37,6 +40,7 @@ ALL = [
     look_ahead(policies.Plateau, 0.2, ("change",)),
     look_ahead(policies.RegressedPlateau, 0.4, ("change", "regressed")),
     policies.Deadline(**DEADLINE),
+    policies.Deadline(**DEADLINE, layers=tuple(range(2, 2 * LAYERS + 1, 2))),
     policies.Deadline(**DEADLINE, then=policies.Entropy(threshold=0.4)),
     policies.Random(histogram=(0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 1)),
     policies.Oracle(degree=0.6),
@@ -49,10 +53,13 @@ ALL = [
 def drawn(count=200):
     """(B, L) of every score that a policy reads."""
     generator = torch.Generator().manual_seed(1)
-    names = ("entropy", "regressed", "confidence", "margin", "change", "final_agreement")
+    names = (
+        *("entropy", "regressed", "confidence", "margin", "change", "final_agreement"),
+        *("sentence_confidence", "posterior", "text_change"),
+    )
     scores = {name: torch.rand(count, LAYERS, generator=generator) for name in names}
     scores["entropy"] = scores["entropy"].cummin(1).values
-    scores["change"][:, 0] = torch.nan
+    scores["change"][:, 0] = scores["text_change"][:, 0] = torch.nan
     for name, values in (("num_frames", torch.randint(10, 400, (count, 1))), ("draw", torch.rand(count, 1))):
         scores[name] = values.float().expand(count, LAYERS)
     return scores
@@ -127,6 +134,18 @@ def test_a_deadline_leaves_at_the_deepest_layer_that_fits():
     scores["entropy"] = torch.tensor([[1.0, 0.1, 0.1, 0.1, 0.1, 0.1]] * 3)
     with_rule = dataclasses.replace(policy, then=policies.Entropy(threshold=0.5))
     assert with_rule.exit_layers(scores).tolist() == [2, 2, 1]
+
+
+def test_a_deadline_counts_the_layers_between_exits():
+    scores = {"num_frames": torch.tensor([[10.0] * 3, [100.0] * 3])}
+    policy = policies.Deadline(budget=300.0, front_cost=(0.0, 1.0, 0.0), layer_cost=(0.0, 0.5, 0.0), layers=(1, 4, 6))
+    # 100 frames: a front of 100 and layers of 50, so that 4 layers fit and 6 do not
+    assert policy.exit_layers(scores).tolist() == [3, 2]
+    assert dataclasses.replace(policy, budget=299.0).exit_layers(scores).tolist() == [3, 1]
+    with pytest.raises(PolicyError, match="is for 3 exits, not for 12"):
+        policy.check(12)
+    with pytest.raises(PolicyError, match="layers must be rising whole numbers"):
+        dataclasses.replace(policy, layers=(4, 1, 6))
 
 
 def test_random_exits_follow_the_histogram():

@@ -19,9 +19,12 @@ per_layer = st.one_of(units, st.tuples(*[units] * LAYERS))
 def draw_scores(seed):
     """(B, L) of every score that a policy reads, from 0 to 1; some of the utterances tie."""
     generator = torch.Generator().manual_seed(seed)
-    names = ("entropy", "regressed", "confidence", "margin", "change", "final_agreement")
+    names = (
+        *("entropy", "regressed", "confidence", "margin", "change", "final_agreement"),
+        *("sentence_confidence", "text_change", "posterior"),
+    )
     scores = {name: torch.rand(UTTERANCES, LAYERS, generator=generator).mul(8).round() / 8 for name in names}
-    scores["change"][:, 0] = torch.nan
+    scores["change"][:, 0] = scores["text_change"][:, 0] = torch.nan
     num_frames = torch.randint(1, 500, (UTTERANCES, 1), generator=generator).float()
     return scores | {
         "num_frames": num_frames.expand(-1, LAYERS),
@@ -53,11 +56,14 @@ DRAWN = {
     "regressed": st.builds(policies.Regressed, threshold=per_layer),
     "confidence": st.builds(policies.Confidence, threshold=per_layer),
     "margin": st.builds(policies.Margin, threshold=per_layer),
+    "sentence_confidence": st.builds(policies.SentenceConfidence, threshold=per_layer),
+    "posterior": st.builds(policies.Posterior, threshold=per_layer),
     "agreement": st.builds(policies.Agreement, threshold=per_layer),
     "score": st.builds(
         policies.Score, column=st.sampled_from(["margin", "regressed"]), threshold=per_layer, below=st.booleans()
     ),
     "patience": st.builds(policies.Patience, tolerance=per_layer, patience=st.integers(1, LAYERS + 1)),
+    "text_patience": st.builds(policies.TextPatience, tolerance=per_layer, patience=st.integers(1, LAYERS + 1)),
     "forecast": look_ahead(policies.Forecast, ("entropy", "change", "margin")),
     "plateau": look_ahead(policies.Plateau, ("entropy",)),
     "regressed_plateau": look_ahead(policies.RegressedPlateau, ("regressed", "change")),
@@ -67,6 +73,7 @@ DRAWN = {
         front_cost=costs,
         layer_cost=costs,
         then=st.one_of(st.just(policies.Never()), entropies),
+        layers=st.sampled_from([(), (2, 4, 6, 8, 10, 12)]),
     ),
     "random": st.builds(
         policies.Random, histogram=st.tuples(*[st.integers(0, 5)] * LAYERS).filter(lambda counts: sum(counts) > 0)
@@ -127,7 +134,10 @@ EARLIER = {
     "agreement": ("threshold", True),
     "confidence": ("threshold", False),
     "margin": ("threshold", False),
+    "sentence_confidence": ("threshold", False),
+    "posterior": ("threshold", False),
     "patience": ("tolerance", True),
+    "text_patience": ("tolerance", True),
     "forecast": ("price", True),
     "plateau": ("price", True),
     "regressed_plateau": ("price", True),
@@ -161,7 +171,20 @@ def test_longer_patience_leaves_later(data, patience, seed):
     assert (exits[0] <= exits[1]).all()
 
 
-@pytest.mark.parametrize("name", ["entropy", "regressed", "agreement", "confidence", "margin", "oracle", "score"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "entropy",
+        "regressed",
+        "agreement",
+        "confidence",
+        "margin",
+        "sentence_confidence",
+        "posterior",
+        "oracle",
+        "score",
+    ],
+)
 @given(st.data())
 def test_what_is_no_number_lets_nobody_leave(name, data):
     policy = data.draw(DRAWN[name])

@@ -7,6 +7,7 @@
 | s3prl | `python -m s3prl.upstream.hubert.convert` | `s3prl` |
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
+| Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
 | Hugging Face | folder with `config.json` and weights, also in the hub's cache | `huggingface` |
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio
+from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio, wright
 from daisy.checkpoints.converters.fairseq_configuration import tells_its_shape
 from daisy.checkpoints.converters.reading import read_state
 from daisy.checkpoints.model import Model
@@ -38,7 +39,8 @@ def convert(
     Args:
         source: a file, or a Hugging Face folder.
         allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
-        overrides: backbone fields that the source does not tell (weights without a configuration), as text.
+        overrides: backbone fields that the source does not tell (weights without a configuration), as text; of
+            recognisers also "tokens", a file: SentencePiece's model.
         label_set: of which of fairseq's label sets the prediction head is kept, counted from 1. Where there are
             several, and this is None, the model has no prediction head.
 
@@ -75,6 +77,9 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None,
     if s3prl.recognises(state):
         _refuse_overrides(overrides)
         return s3prl.read(state, label_set)
+    if wright.recognises(state):
+        _refuse_label_set(label_set)
+        return wright.read(state, overrides or {})
     if torchaudio.recognises(state):
         _refuse_label_set(label_set)
         return torchaudio.read(state, overrides or {})
@@ -87,7 +92,8 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None,
     if huggingface.recognises(state):
         raise CheckpointError("Hugging Face weights: give the folder that holds config.json too, not the file")
     raise CheckpointError(
-        "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published DAISY code); "
+        "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published codes of DAISY and "
+        "of Wright et al.); "
         f"its first keys are {', '.join(map(str, list(state)[:4])) or 'none'}"
     )
 

@@ -185,7 +185,7 @@ def weights(model: Model) -> dict[str, Tensor]:
     Raises:
         CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
     """
-    config = model.backbone.config
+    config = model.hubert.config
     if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != FAIRSEQ_EPS:
         raise CheckpointError(
             "fairseq's HuBERT has no batch norm before the positional convolution, always a layer norm before the "
@@ -199,14 +199,14 @@ def weights(model: Model) -> dict[str, Tensor]:
         kernel,
         torch.linalg.vector_norm(kernel, dim=(0, 1), keepdim=True),
     )
-    if model.backbone.config.conv_layers[-1][0] == model.backbone.config.width:
+    if config.conv_layers[-1][0] == config.width:
         projection = "backbone.encoder.feature_projection.projection."
-        eye = torch.eye(model.backbone.config.width)
+        eye = torch.eye(config.width)
         if not torch.equal(tensors[projection + "weight"], eye) or tensors[projection + "bias"].any():
             raise CheckpointError("has a projection where fairseq has none: its convolutions are as wide as its layers")
         del tensors[projection + "weight"], tensors[projection + "bias"]
     named = {_rename_to_theirs(key): value for key, value in tensors.items()}
-    if model.backbone.config.conv_norm == "group":
+    if config.conv_norm == "group":
         return named
     return {re.sub(r"(conv_layers\.\d+\.2)\.", r"\1.1.", key): value for key, value in named.items()}
 

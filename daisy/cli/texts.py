@@ -1,0 +1,92 @@
+"""Recognisers for calibrate and noise-curve: whether texts are compared or units, and with what was said."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from daisy.audio import Recording
+    from daisy.calibration.text_tracing import TextTask
+    from daisy.calibration.trace_conditions import Speech
+    from daisy.checkpoints import Model
+
+LossName = Literal["disagreement", "kl_nats", "text_disagreement", "word_errors", "character_errors"]
+UNIT_LOSSES = ("disagreement", "kl_nats")
+LABELLED_LOSSES = ("word_errors", "character_errors")
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        help="What was said: a CSV file of path and text, fairseq's .ltr, a .trn, LibriSpeech's .trans.txt or a folder "
+        "of these.",
+    ),
+]
+
+
+def choose_loss(model: Model, loss: str | None, reference: Path | None, option: str, default: str) -> str:
+    """Choose the loss: of a recogniser one of texts, unless one of units is asked for.
+
+    Args:
+        model: a recogniser where it has CTC exits.
+        loss: what was asked for.
+        reference: of `Reference`.
+        option: that asks for a loss.
+        default: where a recogniser's references are given.
+
+    Raises:
+        UsageError: where loss, model and references do not go together.
+    """
+    if model.ctc is None or loss in UNIT_LOSSES:
+        if reference is not None or loss not in (None, *UNIT_LOSSES):
+            given = f"{option} {loss}" if loss not in (None, *UNIT_LOSSES) else "--reference"
+            wanted = "a recogniser" if model.ctc is None else f"a loss of texts, and {option} {loss} is one of units"
+            raise UsageError(f"{given} needs {wanted}")
+        return loss or UNIT_LOSSES[0]
+    if loss in LABELLED_LOSSES and reference is None:
+        raise UsageError(f"{option} {loss} needs --reference, which tells what was said")
+    return loss or (default if reference is not None else "text_disagreement")
+
+
+def make_text_task(
+    model: Model,
+    speech: Speech,
+    recordings: Sequence[Recording],
+    reference: Path | None,
+    root: Path,
+    *,
+    with_units: bool,
+    policies: Collection[str],
+) -> TextTask:
+    """Say what full runs of a recogniser are measured on.
+
+    Args:
+        model: with CTC exits.
+        speech: what runs.
+        recordings: among which it is.
+        reference: of `Reference`.
+        root: what paths there are relative to.
+        with_units: whether the heads on units are looked at too.
+        policies: which are asked for: the posterior is computed for its own only.
+
+    Raises:
+        UsageError: where what was said is not known of all.
+    """
+    from daisy.calibration.text_tracing import TextTask
+    from daisy.policies.scores import available_scores
+    from daisy.recognition.references import read_references, require_references
+
+    scores = tuple(sorted(available_scores(model.ctc))) if "posterior" in policies else None
+    if reference is None:
+        return TextTask(with_units=with_units, scores=scores)
+    texts = read_references(reference, recordings, root)
+    by_label = {recording.label: text for recording, text in zip(recordings, texts, strict=True)}
+    wanted = require_references(reference, [by_label[name] for name in speech.names], speech.names)
+    assert model.tokens is not None
+    folded = [model.tokens.fold(text) for text in wanted]
+    return TextTask(references=folded, with_units=with_units, scores=scores)

@@ -1,0 +1,299 @@
+"""daisy transcribe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.options import (
+    BatchSec,
+    ChannelText,
+    ComputeDtype,
+    ContextSec,
+    DeadlineMacs,
+    DeadlineMs,
+    Device,
+    Overwrite,
+    PolicySettings,
+    Root,
+    ShardText,
+    check_deadlines,
+    check_device,
+    limit_cost,
+    parse_channel,
+    parse_settings,
+    parse_shard,
+    say_share,
+)
+from daisy.cli.progress import track
+from daisy.cli.texts import Reference
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from daisy.audio import Recording
+    from daisy.checkpoints import Model
+    from daisy.extraction import Shard
+    from daisy.recognition import BeamSearch, Recogniser, Transcriber, TranscriptReport
+    from daisy.recognition.error_rates import ErrorRates
+
+MAX_TABLE_ROWS = 40
+"""With --out, of more recordings than these only the totals are printed."""
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint of a recogniser.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for transcripts.json and transcripts.csv; a stopped run goes on there."),
+]
+Format = Annotated[
+    Literal["table", "json", "csv", "srt"],
+    typer.Option(help="What is printed; with --out, srt writes subtitles of each recording too."),
+]
+PolicyName = Annotated[
+    str,
+    typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate; else the checkpoint's own."),
+]
+Heads = Annotated[
+    Literal["ctc", "units"],
+    typer.Option(help="Whose scores the policy reads: of the exits that write the text, or of DAISY's own heads."),
+]
+Beam = Annotated[int, typer.Option(min=0, help="Hypotheses that a beam search keeps; 0 decodes greedily.")]
+Lexicon = Annotated[Path | None, typer.Option(help="With --beam: a file of words and their spellings.")]
+LanguageModel = Annotated[Path | None, typer.Option(help="With --beam: a KenLM model.")]
+LanguageWeight = Annotated[float, typer.Option(help="With --language-model: what its scores are multiplied by.")]
+WordScore = Annotated[float, typer.Option(help="With --lexicon: added for each word.")]
+WindowSec = Annotated[
+    float,
+    typer.Option("--window", help="Run longer recordings in windows of so many seconds and join their text; 0: never."),
+]
+
+
+def command(
+    inputs: Inputs,
+    checkpoint: Checkpoint,
+    policy: PolicyName = "",
+    set: PolicySettings = None,
+    heads: Heads = "ctc",
+    deadline_ms: DeadlineMs = None,
+    deadline_macs: DeadlineMacs = None,
+    out: OutFolder = None,
+    format: Format = "table",
+    reference: Reference = None,
+    root: Root = Path("."),
+    beam: Beam = 0,
+    lexicon: Lexicon = None,
+    language_model: LanguageModel = None,
+    language_weight: LanguageWeight = 2.0,
+    word_score: WordScore = 0.0,
+    batch_sec: BatchSec = 30.0,
+    window: WindowSec = 60.0,
+    context: ContextSec = None,
+    channel: ChannelText = "mean",
+    precision: ComputeDtype = "float32",
+    device: Device = "cpu",
+    shard: ShardText = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Recognise speech, each recording at its own exit.
+
+    Prints text, exit layer and confidence; JSON has the words' times too. With --out a stopped run goes on where it
+    ended, and --shard I/N shares the work as in daisy extract. With --reference, word and character error rates, over
+    all and by exit layer; capitals count, but where the recogniser's characters have one case. Exit status 1: some
+    recordings could not be read; 2: nothing was done.
+    """
+    from daisy import audio, checkpoints
+    from daisy.recognition import Recogniser, Transcriber
+
+    if out is None and (shard or overwrite):
+        raise UsageError("--shard and --overwrite are of a folder: give --out too")
+    check_deadlines(deadline_ms, deadline_macs)
+    share, heard = parse_shard(shard), parse_channel(channel)
+    findings = audio.search(inputs)
+    model = checkpoints.load(checkpoint, device=check_device(device))
+    model.exit_heads("ctc")  # or it says that there are none
+    recordings = audio.take_channels(findings.recordings, heard)
+    references = _read_references(model, reference, recordings, root)
+    decode, decoder = _make_decoder(model, beam, lexicon, language_model, language_weight, word_score)
+    settings: dict[str, Any] = {**parse_settings(set or [])}
+    recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
+    _limit_cost(recogniser, deadline_ms, deadline_macs)
+    transcriber = Transcriber(
+        recogniser,
+        checkpoint=checkpoints.digest(checkpoint),
+        decoder=decoder,
+        batch_sec=batch_sec,
+        window_sec=window or None,
+        **({} if context is None else {"context_sec": context}),
+        channel=heard,
+    )
+    report = _run(
+        transcriber,
+        recordings,
+        out,
+        share=share,
+        overwrite=overwrite,
+        references=references,
+        subtitles=format == "srt",
+    )
+    if share.count > 1:
+        say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
+    _say_report(report, format if out is None else "table", limit=None if out is None else MAX_TABLE_ROWS)
+    for row in report.rows:
+        if row.silent:
+            warn(f"note: {row.label}: digital silence; its exit layer means nothing")
+    if reference is not None and (missing := sum(row.label not in references for row in report.rows)):
+        warn(f"note: {reference} has no text for {missing} of {len(report.rows)} recordings: rates are of the others")
+    warn_of_rest(findings)
+    report_failures([f"{label}: {explain(error)}" for label, error in report.failed.items()], len(report.rows))
+
+
+def _read_references(
+    model: Model, reference: Path | None, recordings: Sequence[Recording], root: Path
+) -> dict[str, str]:
+    """What was said by recording, in the tokens' case."""
+    from daisy.recognition import count_errors
+    from daisy.recognition.references import read_references
+
+    if reference is None:
+        return {}
+    count_errors("a", "a")  # refuses where jiwer is missing, before the long run
+    texts = read_references(reference, recordings, root)
+    tokens = model.tokens
+    assert tokens is not None
+    return {one.label: tokens.fold(text) for one, text in zip(recordings, texts, strict=True) if text is not None}
+
+
+def _make_decoder(
+    model: Model,
+    beam: int,
+    lexicon: Path | None,
+    language_model: Path | None,
+    language_weight: float,
+    word_score: float,
+) -> tuple[BeamSearch | None, dict[str, Any]]:
+    """Make the beam search that the options ask for, and say what decides its texts; None and nothing: greedy."""
+    from daisy.recognition import BeamSearch
+    from daisy.recognition.transcript_rows import describe_decoder
+
+    if not beam:
+        if lexicon or language_model:
+            raise UsageError("--lexicon and --language-model are of a beam search: give --beam too")
+        return None, {}
+    assert model.tokens is not None
+    search = BeamSearch(
+        model.tokens,
+        beam_size=beam,
+        lexicon=lexicon,
+        language_model=language_model,
+        language_weight=language_weight,
+        word_score=word_score,
+    )
+    return search, describe_decoder(
+        beam_size=beam,
+        lexicon=lexicon,
+        language_model=language_model,
+        language_weight=language_weight,
+        word_score=word_score,
+    )
+
+
+def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None) -> None:
+    """Put a recording's budget on top of the policy, where one is given."""
+    encoder = recogniser.encoder
+    encoder.policy = limit_cost(
+        encoder.backbone,
+        encoder.heads,
+        encoder.policy,
+        milliseconds=milliseconds,
+        macs=macs,
+        score_stride=encoder.score_stride,
+        precision=encoder.dtype,
+        exits=encoder.exits,
+    )
+
+
+def _run(
+    transcriber: Transcriber,
+    recordings: Sequence[Recording],
+    out: Path | None,
+    *,
+    share: Shard,
+    overwrite: bool,
+    references: Mapping[str, str],
+    subtitles: bool,
+) -> TranscriptReport:
+    """Transcribe with progress shown; Ctrl-C is one line and exit status 130."""
+    try:
+        with track("transcribing", sum(share.takes(recording) for recording in recordings)) as advance:
+            return transcriber.run(
+                recordings,
+                out,
+                shard=(share.index, share.count),
+                overwrite=overwrite,
+                references=references,
+                subtitles=subtitles,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        if out is None:
+            warn("stopped: nothing is kept; with --out FOLDER the same command would go on")
+        else:
+            warn("stopped: what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
+
+
+def _say_report(report: TranscriptReport, format: str, limit: int | None) -> None:
+    """Print the texts in a form; the table with totals and error rates, and of few recordings only."""
+    from daisy.recognition.transcript_files import format_csv, format_json, format_srt
+
+    if format == "json":
+        say(format_json(report).rstrip("\n"))
+    elif format == "csv":
+        say(format_csv(report).rstrip("\n"))
+    elif format == "srt":
+        if len(report.rows) > 1:
+            raise UsageError(f"subtitles of {len(report.rows)} recordings are files of their own: give --out FOLDER")
+        for row in report.rows:
+            say(format_srt(row.words).rstrip("\n"))
+    elif report.rows:
+        if limit is None or len(report.rows) <= limit:
+            _say_transcripts(report)
+        _say_totals(report)
+
+
+def _say_transcripts(report: TranscriptReport) -> None:
+    """Print each recording's exit layer, confidence and text."""
+    from rich.table import Table
+
+    table = Table("recording", "exit layer", "confidence", "text", box=None, pad_edge=False)
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for row in report.rows:
+        exit_layer = f"{row.mean_exit_layer:g} of {row.num_layers}"
+        if row.window_exits:
+            exit_layer = f"{row.mean_exit_layer:.1f} of {row.num_layers} ({len(row.window_exits)} windows)"
+        table.add_row(row.label, exit_layer, f"{row.confidence:.3f}", row.text)
+    say_table(table)
+
+
+def _say_totals(report: TranscriptReport) -> None:
+    """Print the mean exit layer, the time, and error rates where there are any."""
+    totals = report.totals()
+    say(
+        f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
+        f"{totals['mean_exit_layer']:.2f} of {report.rows[0].num_layers} ({totals['depth']:.0%} of the layers), "
+        f"{totals['seconds']:.1f} s, real-time factor {totals['real_time_factor']:.4f}"
+    )
+    if report.num_resumed:
+        say(f"{report.num_resumed} of them were finished before")
+    for layer, rates in report.rates().items() if report.references else ():
+        say(f"{'all' if layer == 'all' else f'exit layer {layer}'}: {_describe_rates(rates)}")
+
+
+def _describe_rates(rates: ErrorRates) -> str:
+    return f"WER {rates.wer:.2%} of {rates.num_words} words, CER {rates.cer:.2%} of {rates.num_characters} characters"

@@ -1,0 +1,20 @@
+"""What the exit loop runs: backbones of both kinds, and heads of both kinds.
+
+A backbone has ``config`` (``num_layers``, ``width``, ``sample_rate``, and the frame arithmetic of ``conv_layers``,
+``frame_hop`` and ``frame_span``), ``front_end``, ``embed``, ``layer``, ``device`` and ``dtype``. Heads have ``config``
+(``layers``, where they stand, and ``reads``, what they look at) and the methods of `daisy.policies.scores.Heads`.
+"""
+
+from __future__ import annotations
+
+from daisy.models.config import BackboneConfig
+from daisy.models.conformer import Conformer
+from daisy.models.conformer_config import ConformerConfig
+from daisy.models.ctc_heads import CTCHeads, CTCHeadsConfig
+from daisy.models.heads import ExitHeads, HeadsConfig
+from daisy.models.hubert import Backbone
+
+AnyBackbone = Backbone | Conformer
+AnyBackboneConfig = BackboneConfig | ConformerConfig
+AnyHeads = ExitHeads | CTCHeads
+AnyHeadsConfig = HeadsConfig | CTCHeadsConfig

@@ -1,0 +1,170 @@
+"""The tokens that CTC exits classify: characters as fairseq writes them, or SentencePiece's pieces."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from daisy.errors import CheckpointError, UsageError
+
+SPACE = "|"
+"""Between words, of characters (fairseq's letters)."""
+WORD_START = "\u2581"
+"""Where a word begins, of SentencePiece's pieces."""
+FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+"""The first of fairseq's dictionaries; CTC's blank is the first of them."""
+SPECIAL = re.compile(r"<[^<>]+>")
+"""Symbols that make no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The symbols of a recogniser's outputs.
+
+    Example:
+        >>> from daisy.models import Tokens
+        >>> tokens = Tokens.characters("ABC")
+        >>> tokens.symbols
+        ('<s>', '<pad>', '</s>', '<unk>', '|', 'A', 'B', 'C')
+        >>> tokens.encode("CAB A"), tokens.to_text([7, 5, 6, 4, 5])
+        ([7, 5, 6, 4, 5], 'CAB A')
+    """
+
+    symbols: tuple[str, ...]
+    """Of each output, V of them; such as <s> make no text."""
+    blank: int = 0
+    """Which of them is CTC's blank."""
+    sentencepiece: bytes | None = None
+    """A SentencePiece model whose pieces they are; None: characters, with | for the space."""
+
+    def __post_init__(self) -> None:
+        if not self.symbols or not all(isinstance(symbol, str) and symbol for symbol in self.symbols):
+            raise CheckpointError("tokens: symbols must be texts, at least one")
+        if len(set(self.symbols)) < len(self.symbols):
+            raise CheckpointError("tokens: a symbol stands there twice")
+        is_whole = isinstance(self.blank, int) and not isinstance(self.blank, bool)
+        if not is_whole or not 0 <= self.blank < len(self.symbols):
+            raise CheckpointError(f"tokens: blank must be one of {len(self.symbols)} symbols, found {self.blank!r}")
+
+    @classmethod
+    def characters(cls, characters: Iterable[str]) -> Tokens:
+        """Make the tokens of a fairseq dictionary of letters: its specials, | and the characters, in this order."""
+        rest = [character for character in dict.fromkeys(characters) if character not in (SPACE, " ")]
+        return cls(symbols=(*FAIRSEQ_SPECIALS, SPACE, *rest))
+
+    @classmethod
+    def from_sentencepiece(cls, model: bytes, blank: int = 0) -> Tokens:
+        """Make the tokens of a SentencePiece model, as the public code of Wright et al. uses them: its first is blank.
+
+        Raises:
+            UsageError: where the package sentencepiece is missing.
+            CheckpointError: where this is no such model.
+        """
+        processor = load_sentencepiece(model)
+        symbols = tuple(processor.id_to_piece(index) for index in range(processor.get_piece_size()))
+        return cls(symbols=symbols, blank=blank, sentencepiece=model)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Tokens:
+        """Undo `to_dict`, through JSON too.
+
+        Raises:
+            CheckpointError: where it is damaged.
+        """
+        try:
+            model = values.get("sentencepiece")
+            return cls(
+                symbols=tuple(values["symbols"]),
+                blank=values["blank"],
+                sentencepiece=None if model is None else base64.b64decode(model, validate=True),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
+            raise CheckpointError("damaged configuration (tokens); get the file again") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint's metadata holds."""
+        model = self.sentencepiece
+        return {
+            "symbols": list(self.symbols),
+            "blank": self.blank,
+            "sentencepiece": None if model is None else base64.b64encode(model).decode("ascii"),
+        }
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Which output each symbol is."""
+        return {symbol: number for number, symbol in enumerate(self.symbols)}
+
+    def is_special(self, token: int) -> bool:
+        """Tell whether a token makes no text: the blank, <s> and the like."""
+        return token == self.blank or SPECIAL.fullmatch(self.symbols[token]) is not None
+
+    def starts_word(self, token: int) -> bool:
+        """Tell whether a word begins with a token, or after it where it is a space."""
+        return self.symbols[token].startswith(WORD_START if self.sentencepiece is not None else SPACE)
+
+    def spell(self, token: int) -> str:
+        """Return the characters of a token, without the space that it stands for or begins with; none of a special."""
+        if self.is_special(token):
+            return ""
+        symbol = self.symbols[token]
+        return symbol.replace(WORD_START, "") if self.sentencepiece is not None else symbol.replace(SPACE, "")
+
+    def to_text(self, tokens: Sequence[int]) -> str:
+        """Write tokens as text: words with one space between them."""
+        text = "".join((" " if self.starts_word(token) else "") + self.spell(token) for token in tokens)
+        return " ".join(text.split())
+
+    def fold(self, text: str) -> str:
+        """Bring a text to the tokens' case, where they have one: to compare what was said with what is recognised."""
+        letters = "".join(self.spell(token) for token in range(len(self)))
+        if letters == letters.upper():
+            return text.upper()
+        return text.lower() if letters == letters.lower() else text
+
+    def encode(self, text: str) -> list[int]:
+        """Turn a text into tokens.
+
+        Args:
+            text: words with spaces between them, in the characters' case.
+
+        Raises:
+            UsageError: on a character that there is no token for, or where the package sentencepiece is missing.
+        """
+        if self.sentencepiece is not None:
+            encoded: list[int] = self._processor.encode(text)
+            return encoded
+        spelled = SPACE.join(text.split())
+        if unknown := sorted(set(spelled) - set(self.symbols)):
+            raise UsageError(f"no tokens for {' '.join(unknown)} in {text!r}")
+        return [self.numbers[character] for character in spelled]
+
+    @cached_property
+    def _processor(self) -> Any:
+        assert self.sentencepiece is not None
+        return load_sentencepiece(self.sentencepiece)
+
+
+def load_sentencepiece(model: bytes) -> Any:
+    """Load a SentencePiece model.
+
+    Raises:
+        UsageError: where the package is missing.
+        CheckpointError: where these bytes are no model.
+    """
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise UsageError("pieces of words need the package sentencepiece", remedy="recognition") from None
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"not a SentencePiece model ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,117 @@
+"""Beam search with flashlight's decoder, by torchaudio; with a lexicon and an n-gram model where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from daisy.errors import UsageError
+from daisy.models import Tokens
+from daisy.models.tokens import SPACE, WORD_START
+from daisy.policies.nbest import load_decoder
+from daisy.recognition.decoding import Hypothesis
+
+
+class BeamSearch:
+    """Looks for the likeliest text, where greedy decoding takes the likeliest path.
+
+    Args:
+        tokens: of the recogniser.
+        beam_size: hypotheses that are kept at each frame.
+        lexicon: a file with a word and its spelling in each line ("CAT C A T |"; of pieces, from one with ▁ on): only
+            these words are written. None: any.
+        language_model: a KenLM file: of words with a lexicon, else of tokens.
+        language_weight: what its log-probabilities (in base 10) are multiplied by.
+        word_score: added for each word of a lexicon.
+        beam_tokens: of a frame, how many of the likeliest tokens the search goes on with; None: all.
+
+    Raises:
+        UsageError: where torchaudio or flashlight-text is missing, or a file cannot be read or does not fit the tokens.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        beam_size: int = 50,
+        lexicon: str | Path | None = None,
+        language_model: str | Path | None = None,
+        language_weight: float = 2.0,
+        word_score: float = 0.0,
+        beam_tokens: int | None = None,
+    ):
+        make = load_decoder()
+        self.tokens, self.has_lexicon = tokens, lexicon is not None
+        if lexicon is not None:
+            check_lexicon(Path(lexicon), tokens)
+        if language_model is not None and not Path(language_model).is_file():
+            raise UsageError(f"{language_model}: no such language model")
+        blank = tokens.symbols[tokens.blank]
+        try:
+            self._decoder = make(
+                lexicon=None if lexicon is None else str(lexicon),
+                tokens=list(tokens.symbols),
+                lm=None if language_model is None else str(language_model),
+                beam_size=beam_size,
+                beam_size_token=beam_tokens,
+                lm_weight=language_weight,
+                word_score=word_score,
+                log_add=lexicon is None,
+                blank_token=blank,
+                sil_token=SPACE if tokens.sentencepiece is None and SPACE in tokens.symbols else blank,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is of its own source
+            if language_model is None:
+                raise UsageError(f"beam search: {reason}") from None
+            raise UsageError(f"{language_model}: not a language model that KenLM reads ({reason})") from None
+
+    def __call__(self, log_probs: Tensor) -> Hypothesis:
+        """Decode an utterance, (T, V) log-probabilities."""
+        log_probs = log_probs.float().cpu().contiguous()
+        best = self._decoder(log_probs[None])[0]
+        if not best:  # no word of the lexicon fits
+            return Hypothesis(tokens=(), frames=(), words=() if self.has_lexicon else None, score=float("-inf"))
+        spoken = [
+            (int(token), int(frame) - 1)  # flashlight's path begins with a silence before the first frame
+            for token, frame in zip(best[0].tokens, best[0].timesteps, strict=True)
+        ]
+        spoken = [(token, frame) for token, frame in spoken if 0 <= frame < len(log_probs)]
+        return Hypothesis(
+            tokens=tuple(token for token, _ in spoken),
+            frames=tuple(range(frame, frame + 1) for _, frame in spoken),
+            words=tuple(best[0].words) if self.has_lexicon else None,
+            score=float(best[0].score),
+        )
+
+
+def check_lexicon(path: Path, tokens: Tokens) -> None:
+    """Check that each line is a word and a spelling that begins or ends it in the recogniser's tokens.
+
+    Raises:
+        UsageError: naming the first line that is not.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    number = 0
+    for number, line in enumerate(lines, 1):
+        word, *spelling = line.split() or [""]
+        if fault := _find_fault(spelling, tokens):
+            raise UsageError(f"{path}: line {number}, {word!r}: {fault}")
+    if not number:
+        raise UsageError(f"{path}: an empty lexicon")
+
+
+def _find_fault(spelling: Iterable[str], tokens: Tokens) -> str | None:
+    parts = list(spelling)
+    if unknown := [part for part in parts if part not in tokens.numbers]:
+        return f"{unknown[0]!r} is no token of this recogniser"
+    if tokens.sentencepiece is None:
+        fits = len(parts) > 1 and parts[-1] == SPACE and SPACE not in parts[:-1]
+        return None if fits else f"a spelling is letters and ends with {SPACE}"
+    fits = bool(parts) and parts[0].startswith(WORD_START) and not any(p.startswith(WORD_START) for p in parts[1:])
+    return None if fits else f"a spelling is pieces of which the first begins with {WORD_START}"

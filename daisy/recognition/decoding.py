@@ -1,0 +1,116 @@
+"""CTC outputs to tokens, and tokens to words with times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import Tensor
+
+from daisy.models import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What a decoder makes of an utterance."""
+
+    tokens: tuple[int, ...]
+    """Without blanks."""
+    frames: tuple[range, ...]
+    """Of each token, the frames that say it: at least one."""
+    words: tuple[str, ...] | None = None
+    """As a lexicon writes them; None where the tokens' own spelling is the text."""
+    score: float
+    """What the decoder has maximised: log-probability, nats, with a language model's part where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word and when it was said."""
+
+    text: str
+    """Without spaces."""
+    start_sec: float
+    """From the waveform's beginning."""
+    end_sec: float
+    """After the last frame that says it."""
+    confidence: float
+    """Mean probability of its tokens, in the logarithm: 0 to 1."""
+
+
+def decode_greedily(log_probs: Tensor, blank: int = 0) -> Hypothesis:
+    """Take the likeliest token of each frame; repetitions count once, blanks not at all.
+
+    Args:
+        log_probs: (T, V).
+        blank: which of the V tokens is the blank.
+
+    Returns:
+        The best path's tokens.
+
+    Example:
+        >>> import torch
+        >>> from daisy.recognition import decode_greedily
+        >>> path = torch.tensor([0, 2, 2, 0, 2, 1])
+        >>> decode_greedily(torch.nn.functional.one_hot(path).float().log()).frames
+        (range(1, 3), range(4, 5), range(5, 6))
+    """
+    best = log_probs.max(-1)
+    tokens, frames, start = [], [], 0
+    for token, run in groupby(best.indices.tolist()):
+        stop = start + sum(1 for _ in run)
+        if token != blank:
+            tokens.append(token)
+            frames.append(range(start, stop))
+        start = stop
+    return Hypothesis(tokens=tuple(tokens), frames=tuple(frames), score=float(best.values.double().sum()))
+
+
+def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_sec: float) -> list[Word]:
+    """Join a hypothesis's tokens to words, and tell when each was said.
+
+    Args:
+        hypothesis: of a decoder.
+        tokens: what its numbers stand for.
+        log_probs: (T, V), from which it was decoded.
+        frame_sec: seconds between the starts of two frames.
+
+    Returns:
+        The words in order; their texts joined by spaces are the hypothesis's text.
+    """
+    words = []
+    for places in _split_at_spaces(hypothesis.tokens, tokens):
+        frames = [frame for place in places for frame in hypothesis.frames[place]]
+        said = [
+            float(log_probs[frame, hypothesis.tokens[place]]) for place in places for frame in hypothesis.frames[place]
+        ]
+        words.append(
+            Word(
+                text="".join(tokens.spell(hypothesis.tokens[place]) for place in places),
+                start_sec=round(min(frames) * frame_sec, 3),
+                end_sec=round((max(frames) + 1) * frame_sec, 3),
+                confidence=math.exp(sum(said) / len(said)),
+            )
+        )
+    return words if hypothesis.words is None else _rename(words, hypothesis.words)
+
+
+def _split_at_spaces(numbers: Sequence[int], tokens: Tokens) -> list[list[int]]:
+    """The places of each word's tokens, of those that have letters."""
+    words: list[list[int]] = [[]]
+    for place, token in enumerate(numbers):
+        if tokens.starts_word(token):
+            words.append([])
+        if tokens.spell(token):
+            words[-1].append(place)
+    return [word for word in words if word]
+
+
+def _rename(words: list[Word], names: Sequence[str]) -> list[Word]:
+    """Words as a lexicon writes them, whose spellings `daisy.recognition.beam` has checked to be words of their own."""
+    return [
+        Word(text=name, start_sec=word.start_sec, end_sec=word.end_sec, confidence=word.confidence)
+        for word, name in zip(words, names, strict=True)
+    ]

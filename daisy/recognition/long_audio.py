@@ -1,0 +1,113 @@
+"""Long recordings in overlapping windows, whose outputs are joined where both windows write the same.
+
+Time grows with the length and not with its square. Each window leaves at its own exit; attention, and statistics over
+time, see at most the window. Windows overlap by twice the context. Two neighbours are joined within these frames, in
+the middle of the longest stretch in which the best paths of both agree: no token is lost there or written twice where
+the windows place it a frame apart. What is decoded in the end, greedily or by a beam search, is the whole recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from daisy.extraction import windows
+from daisy.extraction.windows import Window
+from daisy.models.lengths import count_frames
+from daisy.recognition.recogniser import Recogniser, Transcript
+
+
+def transcribe_in_windows(
+    recogniser: Recogniser,
+    read: Callable[[int, int], Tensor],
+    num_samples: int,
+    *,
+    window_sec: float,
+    context_sec: float,
+    batch_sec: float = 30.0,
+) -> Transcript:
+    """Recognise a long recording.
+
+    Args:
+        recogniser: what runs.
+        read: gives samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the backbone's rate.
+        num_samples: of the recording, at least one frame.
+        window_sec: of a window, context included.
+        context_sec: half of what two windows have in common.
+        batch_sec: seconds of audio that run together.
+
+    Returns:
+        The transcript: its exit layer is the deepest of the windows', its scores are means over the windows.
+
+    Raises:
+        UsageError: where the context leaves nothing of the window.
+        AudioError: as ``read`` and the encoder do.
+    """
+    config = recogniser.model.backbone.config
+    cuts = windows.cut(
+        count_frames(num_samples, config.conv_layers), *windows.to_frames(window_sec, context_sec, config)
+    )
+    per_batch = max(1, int(batch_sec / window_sec))
+    exits: list[int] = []
+    log_probs: list[Tensor] = []
+    scores: list[dict[str, Tensor]] = []
+    for index in range(0, len(cuts), per_batch):
+        spans = [windows.span(window, config) for window in cuts[index : index + per_batch]]
+        out, of_windows = recogniser.run([read(*span) for span in spans])
+        exits += out.exit_layer.tolist()
+        log_probs += of_windows
+        scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
+    means = {name: torch.stack([of_window[name] for of_window in scores]).nanmean(0) for name in scores[0]}
+    return recogniser.write(join_windows(cuts, log_probs), exits, means)
+
+
+def join_windows(cuts: Sequence[Window], log_probs: Sequence[Tensor]) -> Tensor:
+    """Join the outputs of overlapping windows.
+
+    Args:
+        cuts: the windows, of `daisy.extraction.windows.cut`.
+        log_probs: of each, (stop - start, V).
+
+    Returns:
+        (T, V) of the whole recording.
+    """
+    parts, begin = [], 0
+    for index, (window, frames) in enumerate(zip(cuts, log_probs, strict=True)):
+        end = window.stop
+        if index + 1 < len(cuts):
+            after, frames_after = cuts[index + 1], log_probs[index + 1]
+            low = max(begin, 2 * after.first - window.stop, after.start)  # as far before the middle as the window's end
+            paths = (
+                frames[low - window.start :].argmax(-1),
+                frames_after[low - after.start : window.stop - after.start].argmax(-1),
+            )
+            end = low + find_seam(*paths)
+        parts.append(frames[begin - window.start : end - window.start])
+        begin = end
+    return torch.cat(parts)
+
+
+def find_seam(before: Tensor, after: Tensor) -> int:
+    """Choose where to change from one window's best path to the next one's, over the n frames that they share.
+
+    Args:
+        before: (n,) tokens of the earlier window.
+        after: (n,) tokens of the later one.
+
+    Returns:
+        The first frame of the later window, 0 to n. The frame before it has the same token in both, so that repetitions
+        collapse as within a window; where no frame has, the middle.
+    """
+    middle = len(before) // 2
+    runs: list[list[int]] = []
+    for frame in (before == after).nonzero()[:, 0].tolist():
+        if runs and runs[-1][-1] == frame - 1:
+            runs[-1].append(frame)
+        else:
+            runs.append([frame])
+    if not runs:
+        return middle
+    longest = max(runs, key=lambda run: (len(run), -abs(run[len(run) // 2] - middle)))
+    return min(max(middle, longest[0] + 1), longest[-1] + 1)

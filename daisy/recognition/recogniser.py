@@ -1,0 +1,204 @@
+"""A model that writes text, each utterance at its own exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from daisy.checkpoints import Model
+from daisy.checkpoints.model import HeadsKind
+from daisy.encoder import Waveforms
+from daisy.models import Backbone, CTCHeads, PackedLayout
+from daisy.policies import Policy
+from daisy.policies.scores import HeadOutputs, to_json
+from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
+from daisy.runtime.dtypes import Precision
+from daisy.runtime.exit_output import ExitOutput
+from daisy.runtime.packing_cache import pack_heads
+
+Decoder = Callable[[Tensor], Hypothesis]
+"""From (T, V) log-probabilities; such as `daisy.recognition.BeamSearch`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was recognised in an utterance."""
+
+    text: str
+    """Words with one space between them."""
+    exit_layer: int
+    """Where it was read, 1 to L; of a long recording in windows the deepest."""
+    num_layers: int
+    """L."""
+    confidence: float
+    """Mean probability of the best path's tokens over the frames, in the logarithm: 0 to 1."""
+    words: list[Word]
+    """In order, with times."""
+    scores: dict[str, list[float | None]]
+    """Each score at the exits that were reached."""
+    num_frames: int
+    """Of the utterance."""
+    window_exits: list[int] = field(default_factory=list)
+    """Exit layer of each window (`daisy.recognition.long_audio`); one where it ran as a whole."""
+
+
+class Recogniser:
+    """Recognises speech, each utterance at the exit that its policy chooses.
+
+    An utterance's text and exit do not depend on the others in the batch, as `daisy.EarlyExitEncoder` says.
+
+    Args:
+        model: with CTC exits and tokens.
+        policy: a name, a file of ``daisy calibrate``, or a policy; where None "entropy" if the checkpoint has its
+            threshold, and "never" if not.
+        heads: whose scores the policy reads: "ctc" of the exits that write the text, or "units" of DAISY's own heads,
+            which know of no text. Utterances leave where CTC exits are in both cases.
+        decode: from log-probabilities to tokens; greedy where None.
+        scores: to compute besides those that the policy reads.
+        dtype: what to compute in; the model's own where None.
+        settings: of a policy given by name: ``threshold=0.1``.
+
+    Raises:
+        CheckpointError: where the model has no CTC exits, or not the heads that are named.
+        PolicyError: as `daisy.Model.encoder` does.
+
+    Example:
+        >>> import torch
+        >>> from daisy import Backbone, BackboneConfig, Model
+        >>> from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
+        >>> from daisy.recognition import Recogniser
+        >>> backbone = Backbone(BackboneConfig(num_layers=2, width=32, ffn_width=64, num_heads=4))
+        >>> tokens = Tokens.characters("abc")
+        >>> exits = CTCHeads(CTCHeadsConfig(layers=(1, 2), width=32, num_tokens=len(tokens)))
+        >>> recognise = Recogniser(Model(backbone=backbone, ctc=exits, tokens=tokens), "fixed", layer=1)
+        >>> recognise([torch.zeros(16000)])[0].exit_layer
+        1
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        policy: str | Path | Policy | None = None,
+        *,
+        heads: HeadsKind = "ctc",
+        decode: Decoder | None = None,
+        scores: Iterable[str] = (),
+        dtype: Precision | torch.dtype | None = None,
+        **settings: Any,
+    ):
+        ctc, tokens = model.exit_heads("ctc"), model.tokens
+        assert isinstance(ctc, CTCHeads)
+        assert tokens is not None
+        self.model, self.ctc, self.tokens = model, ctc, tokens
+        if policy is None:
+            policy = "entropy" if heads == "ctc" and "entropy" in model.ctc_policies else "never"
+        self.encoder = model.encoder(
+            policy,
+            heads=heads,
+            exits=self.ctc.config.layers,
+            keep="last",
+            scores=scores,
+            score_stride=1 if heads == "ctc" else None,
+            dtype=dtype,
+            **settings,
+        )
+        self._decode = decode
+
+    @property
+    def frame_sec(self) -> float:
+        """Seconds between the starts of two frames."""
+        config = self.model.backbone.config
+        return config.frame_hop / config.sample_rate
+
+    def __call__(self, waveforms: Waveforms, num_samples: Tensor | Sequence[int] | None = None) -> list[Transcript]:
+        """Recognise a batch.
+
+        Args:
+            waveforms: at the backbone's rate, as `EarlyExitEncoder.forward` takes them.
+            num_samples: likewise.
+
+        Returns:
+            A transcript of each.
+
+        Raises:
+            AudioError: as `EarlyExitEncoder.forward` does.
+        """
+        out, log_probs = self.run(waveforms, num_samples)
+        return [
+            self.write(frames, [int(out.exit_layer[index])], {name: rows[index] for name, rows in out.scores.items()})
+            for index, frames in enumerate(log_probs)
+        ]
+
+    def run(
+        self, waveforms: Waveforms, num_samples: Tensor | Sequence[int] | None = None
+    ) -> tuple[ExitOutput, list[Tensor]]:
+        """Run a batch without decoding it.
+
+        Args:
+            waveforms: as `__call__` takes them.
+            num_samples: likewise.
+
+        Returns:
+            What the encoder gives, and of each utterance the log-probabilities (T_b, V) at its exit, on the CPU.
+        """
+        observed: list[HeadOutputs] = []
+        reads_ctc = self.encoder.heads is self.ctc
+        out = self.encoder(waveforms, num_samples, observe=observed.append if reads_ctc else None)
+        log_probs = _take_at_exits(out, observed) if reads_ctc else self._classify(out)
+        return out, [frames.cpu() for frames in log_probs]
+
+    @torch.no_grad()
+    def _classify(self, out: ExitOutput) -> list[Tensor]:
+        """Each utterance's (T_b, V) from its states, where the policy has read other heads."""
+        is_packed = isinstance(self.model.backbone, Backbone)
+        heads = pack_heads(self.ctc, self.encoder.dtype) if is_packed else self.ctc
+        assert heads is not None
+        log_probs = []
+        for states, layer in zip(out.states, out.exit_layer.tolist(), strict=True):
+            layout = PackedLayout(torch.tensor([len(states[-1])]), states.device)
+            log_probs.append(heads.unit_logits(layer, states[-1], layout).float().log_softmax(-1))
+        return log_probs
+
+    def write(self, log_probs: Tensor, exit_layers: Sequence[int], scores: Mapping[str, Tensor]) -> Transcript:
+        """Turn an utterance's outputs into text.
+
+        Args:
+            log_probs: (T, V).
+            exit_layers: where they come from; several of a recording in windows.
+            scores: (E,) each, NaN where not reached.
+
+        Returns:
+            The transcript.
+        """
+        hypothesis = self._decode(log_probs) if self._decode else decode_greedily(log_probs, self.tokens.blank)
+        words = find_words(hypothesis, self.tokens, log_probs, self.frame_sec)
+        exit_layer = max(exit_layers)
+        reached = self.encoder.exits.index(exit_layer) + 1
+        return Transcript(
+            text=" ".join(word.text for word in words),
+            exit_layer=exit_layer,
+            num_layers=self.model.backbone.config.num_layers,
+            confidence=math.exp(float(log_probs.amax(-1).double().mean())),
+            words=words,
+            scores={name: to_json(values[:reached]) for name, values in scores.items()},
+            num_frames=len(log_probs),
+            window_exits=list(exit_layers),
+        )
+
+
+def _take_at_exits(out: ExitOutput, observed: Sequence[HeadOutputs]) -> list[Tensor]:
+    """Each utterance's (T_b, V) at its exit, from what every exit computed of those who were still there."""
+    log_probs: dict[int, Tensor] = {}
+    for outputs in observed:
+        present = (out.exit_layer >= outputs.layer).nonzero()[:, 0].tolist()
+        leaving = [row for row, index in enumerate(present) if out.exit_layer[index] == outputs.layer]
+        if leaving:
+            rows = outputs.log_probs.split([int(out.num_frames[index]) for index in present])
+            log_probs |= {present[row]: rows[row] for row in leaving}
+    return [log_probs[index] for index in range(len(out))]

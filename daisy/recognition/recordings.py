@@ -1,0 +1,177 @@
+"""Many recordings to text: several of similar length at once, or one long one in windows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from daisy import audio
+from daisy.audio import Recording
+from daisy.errors import AudioError
+from daisy.extraction import windows
+from daisy.extraction.batch_encoder import SilenceWatch
+from daisy.extraction.journal import stamp
+from daisy.recognition.long_audio import transcribe_in_windows
+from daisy.recognition.recogniser import Recogniser, Transcript
+from daisy.recognition.transcript_rows import TranscriptRow
+
+BATCH_SEC = 30.0
+CONTEXT_SEC = 2.0
+Outcome = tuple[Recording, TranscriptRow | AudioError]
+
+
+def transcribe(
+    recogniser: Recogniser,
+    recordings: Sequence[Recording],
+    batch_sec: float = BATCH_SEC,
+    *,
+    window_sec: float | None = None,
+    context_sec: float = CONTEXT_SEC,
+) -> Iterator[Outcome]:
+    """Recognise recordings.
+
+    Args:
+        recogniser: what runs.
+        recordings: in any order.
+        batch_sec: seconds of audio in a batch; a longer recording is by itself.
+        window_sec: longer recordings run in windows of so many seconds, see `daisy.recognition.long_audio`; None: in
+            one run, whose memory and time grow with the square of the length.
+        context_sec: half of what two windows have in common.
+
+    Yields:
+        Each recording and its text, or why there is none; in the order in which they come out.
+
+    Raises:
+        UsageError: on impossible windows.
+    """
+    config = recogniser.model.backbone.config
+    if window_sec is not None:
+        windows.to_frames(window_sec, context_sec, config)
+    readable, lengths = [], []
+    for recording in recordings:
+        try:
+            lengths.append(_read_length(recording, config.sample_rate))
+        except AudioError as error:
+            yield recording, _without_path(recording, error)
+        else:
+            readable.append(recording)
+    longest = min(batch_sec, window_sec or batch_sec)  # what needs windows is by itself
+    for indices in audio.batch_by_length(lengths, int(longest * config.sample_rate)):
+        batch = [readable[index] for index in indices]
+        if window_sec is not None and lengths[indices[0]] > window_sec * config.sample_rate:
+            yield batch[0], _transcribe_long(recogniser, batch[0], window_sec, context_sec, batch_sec)
+        else:
+            yield from _transcribe_batch(recogniser, batch)
+
+
+def _read_length(recording: Recording, sample_rate: int) -> int:
+    """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
+    try:
+        return audio.num_samples(recording.path, sample_rate)
+    except AudioError:
+        audio.read(recording.path, sample_rate, recording.channel)
+        raise
+
+
+def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Iterator[Outcome]:
+    start = time.perf_counter()
+    waveforms: list[tuple[Recording, Tensor]] = []
+    for recording in batch:
+        try:
+            waveforms.append((recording, read(recogniser, recording)))
+        except AudioError as error:
+            yield recording, _without_path(recording, error)
+    if not waveforms:
+        return
+    transcripts = recogniser([waveform for _, waveform in waveforms])
+    seconds = time.perf_counter() - start
+    total = sum(len(waveform) for _, waveform in waveforms)
+    for (recording, waveform), transcript in zip(waveforms, transcripts, strict=True):
+        yield (
+            recording,
+            _make_row(
+                recogniser,
+                recording,
+                transcript,
+                num_samples=len(waveform),
+                seconds=seconds * len(waveform) / total,
+                silent=not bool(waveform.any()),
+            ),
+        )
+
+
+def _transcribe_long(
+    recogniser: Recogniser, recording: Recording, window_sec: float, context_sec: float, batch_sec: float
+) -> TranscriptRow | AudioError:
+    start = time.perf_counter()
+    try:
+        source = audio.AudioFile(recording.path, recogniser.model.backbone.config.sample_rate, recording.channel)
+        silence = SilenceWatch(source)
+        transcript = transcribe_in_windows(
+            recogniser,
+            silence.read,
+            source.num_samples,
+            window_sec=window_sec,
+            context_sec=context_sec,
+            batch_sec=batch_sec,
+        )
+    except AudioError as error:
+        return _without_path(recording, error)
+    return _make_row(
+        recogniser,
+        recording,
+        transcript,
+        num_samples=source.num_samples,
+        seconds=time.perf_counter() - start,
+        silent=silence.is_silent,
+    )
+
+
+def _without_path(recording: Recording, error: AudioError) -> AudioError:
+    """The reason alone: who reports it names the recording."""
+    return AudioError(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
+
+
+def read(recogniser: Recogniser, recording: Recording) -> Tensor:
+    """Read a recording at the recogniser's rate, (N,).
+
+    Raises:
+        AudioError: where it cannot be read, or is shorter than one frame.
+    """
+    config = recogniser.model.backbone.config
+    waveform = audio.read(recording.path, config.sample_rate, recording.channel)
+    if len(waveform) < config.frame_span:
+        raise AudioError(
+            f"too short: {len(waveform)} samples at {config.sample_rate} Hz, one frame needs {config.frame_span} "
+            f"({1000 * config.frame_span / config.sample_rate:.0f} ms)"
+        )
+    return waveform
+
+
+def _make_row(
+    recogniser: Recogniser,
+    recording: Recording,
+    transcript: Transcript,
+    *,
+    num_samples: int,
+    seconds: float,
+    silent: bool,
+) -> TranscriptRow:
+    return TranscriptRow(
+        path=str(recording.path),
+        channel=recording.channel,
+        output="",
+        duration_sec=num_samples / recogniser.model.backbone.config.sample_rate,
+        exit_layer=transcript.exit_layer,
+        num_layers=transcript.num_layers,
+        seconds=seconds,
+        scores=transcript.scores,
+        window_exits=transcript.window_exits if len(transcript.window_exits) > 1 else [],
+        silent=silent,
+        source=stamp(recording),
+        text=transcript.text,
+        confidence=transcript.confidence,
+        words=transcript.words,
+    )

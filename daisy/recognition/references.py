@@ -1,0 +1,135 @@
+"""What was said in recordings, from the forms in which people have it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from daisy.audio import Recording
+from daisy.audio.manifests import read_manifest
+from daisy.audio.recordings import absolute
+from daisy.errors import UsageError
+from daisy.models.tokens import SPACE, WORD_START
+
+LETTER_SUFFIXES = (".ltr", ".wrd")
+"""fairseq's, a line for each of the manifest beside it; of letters or SentencePiece's pieces, or of words."""
+TRN = re.compile(r"(?P<text>.*)\((?P<name>[^()]*)\)\s*")
+TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
+FORMS = ".csv, .tsv, .ltr, .wrd, .trn, .txt"
+
+
+def read_references(path: str | Path, recordings: Sequence[Recording], root: str | Path = ".") -> list[str | None]:
+    """Read what was said in recordings.
+
+    Args:
+        path: a CSV file of path and text; fairseq's ``.ltr`` or ``.wrd``, or the manifest (``.tsv``) that lies beside
+            one; sclite's ``.trn``, lines that end in the name in brackets; LibriSpeech's and Kaldi's ``.txt``, lines
+            that begin with the name; or a folder, all ``.trans.txt`` below it. A name is the recording's file name
+            without its ending.
+        recordings: of which to tell.
+        root: folder below which paths are.
+
+    Returns:
+        The text of each, with single spaces; None where the file has none.
+
+    Raises:
+        UsageError: where it is none of these files, or has a text for none of the recordings.
+    """
+    path = Path(path)
+    if path.is_dir():
+        by_name = _read_folder(path)
+        texts = [by_name.get(recording.path.stem) for recording in recordings]
+    elif path.suffix in (".trn", ".txt"):
+        by_name = _read_named(path)
+        texts = [by_name.get(recording.path.stem) for recording in recordings]
+    elif path.suffix in (".csv", ".tsv", *LETTER_SUFFIXES):
+        by_path = _read_table(path, Path(root)) if path.suffix == ".csv" else _read_fairseq(path)
+        texts = [by_path.get(recording.path) for recording in recordings]
+    else:
+        raise UsageError(f"{path}: not a form of references that is read: {FORMS}, or a folder of .trans.txt")
+    if all(text is None for text in texts):
+        raise UsageError(
+            f"{path}: has a text for none of the {len(recordings)} recordings, such as {recordings[0].path}"
+        )
+    return [None if text is None else " ".join(text.split()) for text in texts]
+
+
+def require_references(path: str | Path, texts: Sequence[str | None], names: Iterable[str]) -> list[str]:
+    """Refuse references that lack one of the recordings.
+
+    Args:
+        path: where they come from.
+        texts: of `read_references`.
+        names: of the recordings.
+
+    Returns:
+        The texts.
+
+    Raises:
+        UsageError: naming the first recording without one.
+    """
+    for text, name in zip(texts, names, strict=True):
+        if text is None:
+            raise UsageError(f"{path}: does not tell what was said in {name}; leave that recording out")
+    return [text for text in texts if text is not None]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def _read_table(path: Path, root: Path) -> dict[Path, str]:
+    """Paths and texts of a CSV file."""
+    reader = csv.DictReader(_read_lines(path))
+    header = list(reader.fieldnames or ())
+    column = next((name for name in TEXT_COLUMNS if name in header), None)
+    if "path" not in header or column is None:
+        raise UsageError(f"{path}: must have the columns path and text, found {', '.join(header) or 'nothing'}")
+    return {absolute(root / line["path"]): line[column] or "" for line in reader if line["path"]}
+
+
+def _read_fairseq(path: Path) -> dict[Path, str]:
+    """Paths of a manifest, and the texts of the letters or words beside it."""
+    manifest = path.with_suffix(".tsv")
+    beside = [path] if path.suffix != ".tsv" else [path.with_suffix(suffix) for suffix in LETTER_SUFFIXES]
+    texts = next((candidate for candidate in beside if os.path.isfile(candidate)), beside[0])
+    if path.suffix == ".tsv" and not os.path.isfile(texts):
+        raise UsageError(f"{path}: a manifest, and beside it is neither {beside[0].name} nor {beside[1].name}")
+    recordings, lines = read_manifest(manifest), _read_lines(texts)
+    if len(recordings) != len(lines):
+        raise UsageError(f"{texts}: has {len(lines)} lines, and {manifest} lists {len(recordings)} recordings")
+    if texts.suffix == ".ltr":
+        lines = ["".join(line.split()).replace(SPACE, " ").replace(WORD_START, " ") for line in lines]
+    return {recording.path: line for recording, line in zip(recordings, lines, strict=True)}
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    paths = sorted(folder.rglob("*.trans.txt"))
+    if not paths:
+        raise UsageError(f"{folder}: has no .trans.txt below it")
+    return {name: text for path in paths for name, text in _read_named(path).items()}
+
+
+def _read_named(path: Path) -> dict[str, str]:
+    """Names and texts of lines that have both."""
+    by_name = {}
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        if path.suffix == ".trn":
+            match = TRN.fullmatch(line)
+            if match is None:
+                raise UsageError(f"{path}: line {number} does not end in a recording's name in brackets")
+            by_name[match["name"].strip()] = match["text"]
+        else:
+            name, *text = line.split(maxsplit=1)
+            by_name[name] = "".join(text)
+    return by_name

@@ -1,0 +1,227 @@
+"""Many recordings to texts on disk, going on where a stopped run ended: the journals are those of `daisy extract`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from daisy import _files, _locks
+from daisy.audio import Channel, Recording
+from daisy.errors import AudioError, DaisyError, OutputError, UsageError
+from daisy.extraction.feature_files import name_outputs
+from daisy.extraction.journal import Journal, merge, read_header, read_journal
+from daisy.extraction.run_folder import INDEX_LOCK, RunFolder, list_journals
+from daisy.extraction.shards import EVERYTHING, Shard, take_share
+from daisy.models import CTCHeads
+from daisy.recognition.recogniser import Recogniser
+from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, Outcome, transcribe
+from daisy.recognition.transcript_files import TranscriptReport, format_csv, format_json, format_srt
+from daisy.recognition.transcript_rows import KIND, TranscriptRow, TranscriptSettings
+
+TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
+
+
+class Transcriber:
+    """Recognises recordings, and keeps what comes out in a folder where one is given.
+
+    Args:
+        recogniser: what runs.
+        checkpoint: digest of its checkpoint (`daisy.checkpoints.digest`), which a run that goes on must share.
+        decoder: what its decoder is set to (`daisy.recognition.transcript_rows.describe_decoder`); empty: greedy.
+        batch_sec: seconds of audio in a batch.
+        window_sec: as of `daisy.recognition.transcribe`.
+        context_sec: likewise.
+        channel: what is heard of files of several channels.
+
+    Example:
+        >>> import torch
+        >>> from daisy import Backbone, BackboneConfig, Model
+        >>> from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
+        >>> from daisy.recognition import Recogniser, Transcriber
+        >>> backbone = Backbone(BackboneConfig(num_layers=2, width=32, ffn_width=64, num_heads=4))
+        >>> tokens = Tokens.characters("abc")
+        >>> exits = CTCHeads(CTCHeadsConfig(layers=(1, 2), width=32, num_tokens=len(tokens)))
+        >>> model = Model(backbone=backbone, ctc=exits, tokens=tokens)
+        >>> recordings = daisy.audio.find([str(daisy.checkpoints.format.ASSETS / "demo")])[:2]
+        >>> report = Transcriber(Recogniser(model, "fixed", layer=1), checkpoint="").run(recordings)
+        >>> [row.exit_layer for row in report.rows]
+        [1, 1]
+    """
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        *,
+        checkpoint: str,
+        decoder: Mapping[str, Any] | None = None,
+        batch_sec: float = BATCH_SEC,
+        window_sec: float | None = None,
+        context_sec: float = CONTEXT_SEC,
+        channel: Channel = "mean",
+    ):
+        self.recogniser, self.batch_sec = recogniser, batch_sec
+        encoder = recogniser.encoder
+        self.settings = TranscriptSettings(
+            checkpoint=checkpoint,
+            policy=encoder.policy.to_config(),
+            heads="ctc" if isinstance(encoder.heads, CTCHeads) else "units",
+            exits=list(encoder.exits),
+            decoder=dict(decoder or {}),
+            window_sec=window_sec,
+            context_sec=CONTEXT_SEC if window_sec is None else context_sec,
+            precision=encoder.dtype,
+            channel=channel,
+        )
+
+    def run(
+        self,
+        recordings: Sequence[Recording],
+        out: str | Path | None = None,
+        *,
+        shard: tuple[int, int] | None = None,
+        overwrite: bool = False,
+        references: Mapping[str, str] | None = None,
+        subtitles: bool = False,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> TranscriptReport:
+        """Recognise what is not finished already in the folder.
+
+        Args:
+            recordings: what to recognise, files or channels of some. Those that cannot be read do not stop the run;
+                they are in the report.
+            out: folder for ``transcripts.json``, ``transcripts.csv`` and the journal from which a stopped run goes on;
+                None: nothing is written.
+            shard: index, from 0, and number of shares, for processes that write into one folder at once.
+            overwrite: begin again where the folder holds another run.
+            references: what was said, by `Recording.label`.
+            subtitles: write an ``.srt`` for each recording too.
+            progress: called with the number of recordings just dealt with.
+
+        Returns:
+            The texts, in the recordings' order; with a folder those of earlier runs too, by name.
+
+        Raises:
+            OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
+                another process.
+            UsageError: on an impossible shard or windows.
+        """
+        share = Shard(*shard) if shard is not None else EVERYTHING
+        ours, others = take_share(recordings, share, self.settings.channel)
+        if out is None:
+            return self._run_unkept(ours, references or {}, progress)
+        if overwrite and share.count > 1:
+            raise UsageError("one shard cannot begin again: it would take away what others wrote", remedy="other_out")
+        out = Path(out)
+        failed: dict[str, DaisyError] = {}
+        names = name_outputs([*ours, *others], "srt") if subtitles else {}
+        with RunFolder(
+            out, self.settings, share, overwrite=overwrite, row_type=TranscriptRow, index_files=TRANSCRIPT_FILES
+        ) as folder:
+            folder.forget_failures(ours, others)
+            unfinished = [recording for recording in ours if not folder.has(recording)]
+            progress(len(ours) - len(unfinished))
+            for recording, outcome in self._transcribe(unfinished):
+                if isinstance(outcome, TranscriptRow):
+                    folder.add(outcome)
+                else:
+                    failed[recording.label] = outcome
+                    folder.fail(recording.label, outcome.message)
+                progress(1)
+            rebuild_transcripts(out, references=references or {}, names=names)
+            labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
+            rows = [row for row in folder.rows.values() if row.label in labels and isinstance(row, TranscriptRow)]
+        return TranscriptReport(
+            settings=self.settings,
+            rows=sorted(rows, key=lambda row: row.sort_key),
+            failed=failed,
+            num_resumed=len(ours) - len(unfinished),
+            references=references or {},
+        )
+
+    def _run_unkept(
+        self, recordings: Sequence[Recording], references: Mapping[str, str], progress: Callable[[int], None]
+    ) -> TranscriptReport:
+        rows: dict[str, TranscriptRow] = {}
+        failed: dict[str, DaisyError] = {}
+        for recording, outcome in self._transcribe(recordings):
+            if isinstance(outcome, TranscriptRow):
+                rows[recording.label] = outcome
+            else:
+                failed[recording.label] = outcome
+            progress(1)
+        ordered = [rows[recording.label] for recording in recordings if recording.label in rows]
+        return TranscriptReport(settings=self.settings, rows=ordered, failed=failed, references=references)
+
+    def _transcribe(self, recordings: Sequence[Recording]) -> Iterator[Outcome]:
+        settings = self.settings
+        return transcribe(
+            self.recogniser,
+            recordings,
+            self.batch_sec,
+            window_sec=settings.window_sec,
+            context_sec=settings.context_sec,
+        )
+
+
+def holds_transcripts(out: Path) -> bool:
+    """Tell whether a folder's journals are of transcripts, and not of features."""
+    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
+    return any(header is not None and header.get("kind") == KIND for header in headers)
+
+
+def rebuild_transcripts(
+    out: str | Path, *, references: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
+) -> TranscriptReport:
+    """Write ``transcripts.json`` and ``transcripts.csv`` anew from the journals in a folder, those of all shards.
+
+    Args:
+        out: the folder.
+        references: what was said, by `Recording.label`.
+        names: of subtitle files below the folder, by `Recording.label`; those that are finished are written.
+
+    Returns:
+        What the files say.
+
+    Raises:
+        UsageError: where the folder holds no transcripts.
+        OutputError: where a journal is damaged, or of other settings than the others, or a file cannot be written.
+    """
+    out = Path(out)
+    if not out.is_dir() or not list_journals(out):
+        raise UsageError(f"{out}: holds no journal of transcripts (journal.jsonl)")
+    with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
+        journals = [read_journal(out / shard.journal, row_type=TranscriptRow) for shard in list_journals(out)]
+        settings, journals = _settle_on_settings(journals)
+        finished, failures = merge(journals)
+        rows = [row for row in finished.values() if isinstance(row, TranscriptRow)]
+        report = TranscriptReport(
+            settings=settings,
+            rows=sorted(rows, key=lambda row: row.sort_key),
+            failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
+            references=references or {},
+        )
+        _files.remove_leftovers([out / name for name in TRANSCRIPT_FILES])
+        for name, text in zip(TRANSCRIPT_FILES, (format_json(report), format_csv(report)), strict=True):
+            _files.write(out / name, text.encode(errors="surrogateescape"))
+        for row in rows if names else ():
+            if row.label in (names or {}):
+                _files.write(out / (names or {})[row.label], format_srt(row.words).encode())
+    return report
+
+
+def _settle_on_settings(journals: Sequence[Journal]) -> tuple[TranscriptSettings, list[Journal]]:
+    """The settings of what is finished, and the journals that have them: others came to nothing."""
+    first = max(journals, key=lambda journal: (len(journal.rows) > 0, journal.path.stat().st_mtime))
+    names = {setting.name for setting in fields(TranscriptSettings)}
+    try:
+        settings = TranscriptSettings(**{name: value for name, value in first.header.items() if name in names})
+    except TypeError as error:
+        raise OutputError(f"{first.path}: no journal of transcripts ({error})", remedy="overwrite") from None
+    alike = [journal for journal in journals if not journal.find_differences(settings)]
+    for journal in journals:
+        if journal.rows and journal not in alike:
+            different = ", ".join(journal.find_differences(settings))
+            raise OutputError(f"{journal.path}: of a run with another {different} than {first.path}")
+    return settings, alike

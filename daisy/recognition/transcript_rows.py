@@ -1,0 +1,77 @@
+"""What is noted of a recording that was transcribed, and what decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daisy import _files
+from daisy.audio import Channel
+from daisy.extraction.journal import Row
+from daisy.recognition.decoding import Word
+
+KIND = "transcripts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscriptSettings:
+    """What decides the texts: a run may only go on in a folder that was begun with the same."""
+
+    checkpoint: str
+    """SHA-256 of the checkpoint's file."""
+    policy: dict[str, Any]
+    """`Policy.to_config`."""
+    heads: str
+    """Whose scores the policy reads: "ctc" or "units"."""
+    exits: list[int]
+    """Layers at which utterances may leave."""
+    decoder: dict[str, Any] = field(default_factory=dict)
+    """Settings of the beam search (`describe_decoder`); empty: greedy."""
+    window_sec: float | None = None
+    """Longer recordings run in windows of so many seconds (`daisy.recognition.long_audio`); None: in one run."""
+    context_sec: float = 2.0
+    """Half of what two windows have in common."""
+    precision: str = "float32"
+    """What the encoder computes in."""
+    channel: Channel = "mean"
+    """What is heard of files of several channels."""
+    kind: str = KIND
+    """Tells these journals from those of features."""
+
+
+def describe_decoder(
+    *,
+    beam_size: int,
+    lexicon: Path | None = None,
+    language_model: Path | None = None,
+    language_weight: float = 0.0,
+    word_score: float = 0.0,
+) -> dict[str, Any]:
+    """Return what `TranscriptSettings` says of a `BeamSearch`: its files by their content."""
+    files = {"lexicon": lexicon, "language_model": language_model}
+    digests = {name: _files.digest(path) for name, path in files.items() if path is not None}
+    return {"beam_size": beam_size, "language_weight": language_weight, "word_score": word_score, **digests}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscriptRow(Row):
+    """One recording's text, its exit and how it came about."""
+
+    text: str = ""
+    """Words with one space between them."""
+    confidence: float = 0.0
+    """As of `daisy.recognition.Transcript`."""
+    words: list[Word] = field(default_factory=list)
+    """In order, with times."""
+
+    def __post_init__(self) -> None:
+        words = [Word(**word) if isinstance(word, dict) else word for word in self.words]  # as a journal has them
+        object.__setattr__(self, "words", words)
+
+    def public(self) -> dict[str, Any]:
+        """Return what is written of a recording."""
+        said = {name: value for name, value in vars(self).items() if name not in ("source", "at", "output")}
+        if self.channel is None:
+            del said["channel"]
+        return {**said, "words": [dict(vars(word)) for word in self.words]}

@@ -1,0 +1,69 @@
+import pytest
+
+from daisy import UsageError
+from daisy.audio import Recording
+from daisy.recognition import read_references
+from daisy.recognition.references import require_references
+
+CSV = "path,speaker,text\nb.wav,x,two  words\nc.wav,y,\n"
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.wav").touch()
+    return [Recording(path=tmp_path / f"{name}.wav", name=f"{name}.wav") for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("text.csv", CSV, [None, "two words", ""]),
+        ("text.trn", "two words (b)\n\n (c)\n", [None, "two words", ""]),
+        ("8-9.trans.txt", "b two words\nc\n", [None, "two words", ""]),
+        ("list.wrd", "one\ntwo words\n\n", ["one", "two words", ""]),
+        ("list.ltr", "O N E |\nT W O | W O R D S |\n|\n", ["ONE", "TWO WORDS", ""]),
+        ("list.ltr", "\u2581ONE\n\u2581TW O \u2581WORDS\n\n", ["ONE", "TWO WORDS", ""]),
+        ("list.tsv", "", ["ONE", "TWO WORDS", ""]),
+        ("", "", [None, "two words", ""]),
+    ],
+)
+def test_forms_that_people_have(tmp_path, recordings, name, content, expected):
+    (tmp_path / "8" / "9").mkdir(parents=True)
+    (tmp_path / "8" / "9" / "8-9.trans.txt").write_text("b two words\nc \n")
+    (tmp_path / "list.ltr").write_text("O N E |\nT W O | W O R D S |\n|\n")
+    if content:
+        (tmp_path / name).write_text(content)
+    (tmp_path / "list.tsv").write_text(f"{tmp_path}\na.wav\t400\nb.wav\t400\nc.wav\t400\n")
+    assert read_references(tmp_path / name, recordings, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.csv", "file,text\n", "must have the columns path and text, found file, text"),
+        ("text.csv", "path,text\nz.wav,z\n", "has a text for none of the 3 recordings, such as .*a.wav"),
+        ("text.trn", "no name\n", "line 1 does not end in a recording's name in brackets"),
+        ("text.ltr", "A |\n", "text.tsv: no such manifest"),
+        ("text.json", "{}", "not a form of references that is read"),
+        ("gone.csv", None, "gone.csv: cannot be read"),
+    ],
+)
+def test_what_is_none_is_refused(tmp_path, recordings, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        read_references(tmp_path / name, recordings, tmp_path)
+
+
+def test_lists_of_other_lengths_are_refused(tmp_path, recordings):
+    (tmp_path / "list.tsv").write_text(f"{tmp_path}\na.wav\t400\n")
+    (tmp_path / "list.wrd").write_text("one\ntwo\n")
+    with pytest.raises(UsageError, match=r"list.wrd: has 2 lines, and .*list.tsv lists 1 recordings"):
+        read_references(tmp_path / "list.wrd", recordings)
+
+
+def test_all_are_wanted():
+    assert require_references("x", ["a", "b"], ["1", "2"]) == ["a", "b"]
+    with pytest.raises(UsageError, match="x: does not tell what was said in 2"):
+        require_references("x", ["a", None], ["1", "2"])
