@@ -192,7 +192,7 @@ def weights(model: Model) -> dict[str, Tensor]:
             f"projection, and adds {FAIRSEQ_EPS} to the variance in its norms: this one differs, and cannot be written "
             "for it"
         )
-    parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "heads"})
+    parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name not in ("heads", "ctc")})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
     kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
     tensors[POSITION + "v"], tensors[POSITION + "g"] = (
