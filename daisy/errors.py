@@ -32,6 +32,7 @@ Remedy = Literal[
     "recognition",
     "root",
     "separate_out",
+    "tokens",
     "wait",
     "window",
 ]
@@ -56,6 +57,7 @@ REMEDIES: dict[Remedy, str] = {
     "recognition": "pip install daisy-speech[recognition] has it",
     "root": "pass another root",
     "separate_out": "give them separate folders",
+    "tokens": "pass tokens=FILE",
     "wait": "wait for it, or use another folder",
     "window": "pass window_sec and another folder, or raise max_sec",
 }

@@ -106,9 +106,8 @@ def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> 
             f"(task.sample_rate={sample_rate} with recordings of that rate)"
         )
     if bool(task.cfg.normalize) != normalize:
-        raise UsageError(
-            f"{path}hears {'' if normalize else 'un'}normalised audio: task.normalize={str(normalize).lower()}"
-        )
+        heard = "normalised" if normalize else "not normalised"
+        raise UsageError(f"{path}hears audio that is {heard}: task.normalize={str(normalize).lower()}")
 
 
 class Recogniser:

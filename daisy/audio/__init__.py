@@ -15,6 +15,7 @@ from daisy.audio.recordings import (
     take_channels,
 )
 from daisy.audio.search import Findings, find, search
+from daisy.audio.transcripts import read_texts, write_transcripts
 
 __all__ = [
     "AudioFile",
@@ -37,7 +38,9 @@ __all__ = [
     "read",
     "read_manifest",
     "read_speakers",
+    "read_texts",
     "resample",
     "search",
     "take_channels",
+    "write_transcripts",
 ]

@@ -24,6 +24,16 @@ def command(
         float,
         typer.Option(min=0.0, max=1.0, help="How much more often recordings of rare speakers are listed, 0 to 1."),
     ] = 0.0,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of path (below the root) and text: writes transcripts and their dictionary too."),
+    ] = None,
+    sentencepiece: Annotated[
+        Path | None, typer.Option(help="With --text: a SentencePiece model whose pieces are the tokens, not letters.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="With --text: ending of the transcripts, task.labels; else ltr, or spm of pieces.")
+    ] = "",
 ) -> None:
     """Write a fairseq manifest of recordings.
 
@@ -34,6 +44,8 @@ def command(
 
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
+    if text is None and (sentencepiece or labels):
+        raise UsageError("--sentencepiece and --labels are of transcripts: give --text too")
     folder = Path(os.path.abspath(root))
     first_line = audio.format_manifest_root(folder)
     lines: list[str] = []
@@ -46,6 +58,10 @@ def command(
             failed.append(error)
     if speakers is not None:
         lines = _balance_speakers(lines, audio.read_speakers(speakers), balance)
+    if lines and text is not None:
+        texts = _find_texts(lines, audio.read_texts(text))
+        dictionary = audio.write_transcripts(out, texts, labels or ("spm" if sentencepiece else "ltr"), sentencepiece)
+        say(f"{dictionary}: tokens of the transcripts beside {out.name}")
     if lines:
         _files.write(out, ("\n".join([first_line, *lines]) + "\n").encode())
         say(f"{out}: {len(lines)} recordings")
@@ -56,6 +72,17 @@ def command(
         warn(f"left out: {explain(reason)}")
     if failed:
         raise typer.Exit(1 if lines else 2)
+
+
+def _find_texts(lines: list[str], texts: dict[str, str]) -> list[str]:
+    """Look up the text of each line of a manifest."""
+    paths = [str(Path(line.rsplit("\t", 1)[0])) for line in lines]
+    known = {str(Path(path)): text for path, text in texts.items()}
+    unknown = [path for path in paths if path not in known]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UsageError(f"no text is given for {unknown[0]}{more}")
+    return [known[path] for path in paths]
 
 
 def _balance_speakers(lines: list[str], speakers: dict[str, str], power: float) -> list[str]:

@@ -1,7 +1,10 @@
 """Hugging Face's HuBERT: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
 
+wav2vec 2.0 is the same network at inference, and read too; fine-tuned with CTC, both have an output layer at the end,
+or those of augustgw/wav2vec2-ee one for several exits (`huggingface_ctc`).
+
 Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py and
-transformers/models/wav2vec2/feature_extraction_wav2vec2.py (``zero_mean_unit_var_norm``: 1e-7).
+transformers/models/wav2vec2/{feature_extraction_wav2vec2,modeling_wav2vec2}.py (``zero_mean_unit_var_norm``: 1e-7).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from daisy.checkpoints.converters.huggingface_ctc import read_exits
 from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
@@ -25,6 +29,7 @@ from daisy.checkpoints.converters.mapping import (
 )
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
+from daisy.models import Tokens
 
 _POSITION = r"encoder\.pos_conv_embed\.conv\."
 _BATCH_NORM = r"encoder\.pos_conv_embed\.batch_norm\."
@@ -44,11 +49,15 @@ RULES = (
     # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-PREFIX = "hubert."
-PREFIXED_RULES = (
-    *((re.escape(PREFIX) + pattern, replacement) for pattern, replacement in NETWORK_RULES),
-    (rf"(?!{re.escape(PREFIX)}).*", None),
-)
+KINDS = ("hubert", "wav2vec2")
+PREFIXES = tuple(f"{kind}." for kind in KINDS)
+PREFIXED_RULES = {
+    prefix: (
+        *((re.escape(prefix) + pattern, replacement) for pattern, replacement in NETWORK_RULES),
+        (rf"(?!{re.escape(prefix)}).*", None),
+    )
+    for prefix in PREFIXES
+}
 """Where names begin with the prefix, whatever has another name is no part of the network, a second encoder too."""
 NORMALIZE_EPS = 1e-7
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -59,34 +68,44 @@ ONLY = {
     "feat_extract_activation": "gelu",
 }
 """Options that change the computation, with the one value that is supported."""
-NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
+NONE_OF = ("adapter_attn_dim", "add_adapter", "pruned_heads", "quantization_config")
 """Options that change the computation, which are to be null or empty."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
     """Tell whether a loaded file holds Hugging Face's weights of a HuBERT."""
-    return any(str(key).removeprefix(PREFIX).startswith("encoder.layers.0.attention.") for key in state)
+    return any(re.match(r"(?:hubert\.|wav2vec2\.)?encoder\.layers\.0\.attention\.", str(key)) for key in state)
 
 
-def read(folder: Path, allow_pickle: bool) -> Model:
-    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it."""
+def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Model:
+    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it.
+
+    Args:
+        folder: of the model.
+        allow_pickle: read files that hold pickled Python objects.
+        tokens: of its output layer; where None those of the folder's ``vocab.json``.
+    """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") != "hubert":
-        raise CheckpointError(f"config.json describes a model of type {config.get('model_type')!r}, not hubert")
+    if config.get("model_type") not in KINDS:
+        raise CheckpointError(
+            f"config.json describes a model of type {config.get('model_type')!r}, not {' or '.join(KINDS)}"
+        )
     fields = read_backbone_fields(config)
     heard, assumed = read_preprocessing(folder, fields["conv_norm"])
-    tensors, left_out = rename_weights(read_weights(folder, allow_pickle))
-    backbone = {"backbone": {**fields, **heard}}
-    model = assemble(backbone, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    state = read_weights(folder, allow_pickle)
+    exits_config, exits = read_exits(state, config, folder, tokens)
+    tensors, left_out = rename_weights(state)
+    parts = {"backbone": {**fields, **heard}, **exits_config}
+    model = assemble(parts, {**tensors, **exits}, left_out=describe_keys(left_out), assumed=assumed)
     model.provenance["converted_from"] = name_model(folder)
     return model
 
 
 def rename_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename weights to ours, and list those that are no part of the network."""
-    has_prefix = any(str(key).startswith(PREFIX) for key in state)
-    tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES)
+    prefix = next((prefix for prefix in PREFIXES if any(str(key).startswith(prefix) for key in state)), None)
+    tensors, left_out = rename(state, PREFIXED_RULES[prefix] if prefix else RULES)
     fold_weight_norm(tensors)
     return tensors, left_out
 
