@@ -142,9 +142,11 @@ def read(
 
 def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) -> Tokens | None:
     """Find the dictionary of a fine-tuned model: in its task's state, or ``dict.{labels}.txt`` beside the file."""
-    kept = task_state.get("target_dictionary") if isinstance(task_state, dict) else None
-    if isinstance(kept, dict) and isinstance(kept.get("symbols"), list):
-        return Tokens(symbols=tuple(map(str, kept["symbols"])), blank=kept.get("bos_index", 0))
+    kept = task_state if isinstance(task_state, dict) else {}
+    several = kept.get("dictionaries")  # of hubert_pretraining with fine_tuning
+    dictionary = kept.get("target_dictionary") or (several[0] if isinstance(several, list) and several else None)
+    if isinstance(dictionary, dict) and isinstance(dictionary.get("symbols"), list):
+        return Tokens(symbols=tuple(map(str, dictionary["symbols"])), blank=dictionary.get("bos_index", 0))
     labels = read_labels(state)
     path = None if folder is None or labels is None else folder / f"dict.{labels}.txt"
     if path is None or not path.is_file():

@@ -68,7 +68,7 @@ def _find_layers(names: dict[str, re.Match[str]], config: Config) -> list[int]:
     has_exits = bool(numbers) or any(WITH_EXITS.fullmatch(str(name)) for name in config.get("architectures") or [])
     if not has_exits:
         return [num_layers]
-    count = max(NUM_EXITS, *[number + 1 for number in numbers]) if len(numbers) < 2 else max(numbers) + 1
+    count = NUM_EXITS if len(numbers) < 2 else max(numbers) + 1  # one name: the others were dropped as copies
     layers = [LAYERS_BETWEEN * (number + 1) for number in range(count)]
     if layers[-1] != num_layers:
         raise CheckpointError(
