@@ -16,6 +16,9 @@ from daisy.models.tokens import FAIRSEQ_SPECIALS, SPACE
 def read_texts(path: str | Path) -> dict[str, str]:
     """Read a CSV file with the columns ``path`` (as in the manifest) and ``text``.
 
+    Args:
+        path: of the file.
+
     Returns:
         Texts by path.
 
