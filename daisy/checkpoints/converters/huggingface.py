@@ -68,7 +68,7 @@ ONLY = {
     "feat_extract_activation": "gelu",
 }
 """Options that change the computation, with the one value that is supported."""
-NONE_OF = ("adapter_attn_dim", "add_adapter", "pruned_heads", "quantization_config")
+NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
 """Options that change the computation, which are to be null or empty."""
 
 
@@ -91,6 +91,8 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
         raise CheckpointError(
             f"config.json describes a model of type {config.get('model_type')!r}, not {' or '.join(KINDS)}"
         )
+    if config["model_type"] == "wav2vec2" and config.get("add_adapter"):  # HuBERT's configuration has it for nothing
+        raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
     fields = read_backbone_fields(config)
     heard, assumed = read_preprocessing(folder, fields["conv_norm"])
     state = read_weights(folder, allow_pickle)

@@ -130,6 +130,20 @@ def test_hugging_faces_ctc_models(kind, tmp_path):
     assert_close(run_exits(convert(tmp_path, tokens=tmp_path / "other.json"))[4], logits)
 
 
+def test_a_wav2vec2_that_computes_something_else_is_refused(tmp_path):
+    make_hugging_face("Wav2Vec2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"add_adapter": True}, "wav2vec 2.0 with add_adapter is not supported"),
+        ({"adapter_attn_dim": 4}, "adapter_attn_dim is not supported"),
+        ({"model_type": "wavlm"}, "of type 'wavlm', not hubert or wav2vec2"),
+        ({"architectures": ["EEWav2Vec2ForCTC"]}, "has 6 exits, the last at layer 12, and 4 layers"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(CheckpointError, match=message):
+            convert(tmp_path)
+
+
 @pytest.mark.parametrize("kept", ["all", "lm_head", "decoders"])
 def test_a_wav2vec2_with_one_head_for_all_exits(kept, tmp_path):
     """Names of augustgw/wav2vec2-ee: the head stands there under one name or under seven, as it was saved."""
