@@ -180,7 +180,7 @@ def test_a_policy_that_is_refused_leaves_the_old_one_in_place(waveforms):
         (policies.Never, PolicyError, "a policy is wanted (daisy.policies), found ABCMeta"),
         ({"name": "never"}, PolicyError, "a policy is wanted (daisy.policies), found dict"),
         (policies.Oracle(degree=0.5), PolicyError, "unknown score 'final_agreement': known are change, confidence"),
-        (policies.Score(column="posterior", threshold=1.0), PolicyError, "unknown score 'posterior'"),
+        (policies.Score(column="surprise", threshold=1.0), PolicyError, "unknown score 'surprise'"),
         (policies.Regressed(threshold=1.0), CheckpointError, "policy regressed reads regressed, which these heads do"),
     ):
         with pytest.raises(error) as refusal:

@@ -15,7 +15,9 @@ from daisy.errors import OutputError
 def command(
     source: Annotated[
         Path,
-        typer.Argument(help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, or other published code."),
+        typer.Argument(
+            help="A checkpoint of fairseq, s3prl, torchaudio, Hugging Face, DAISY's or Wright et al.'s published code."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     allow_pickle: Annotated[
@@ -37,7 +39,7 @@ def command(
         typer.Option(help="Of a fine-tuned model: dict.ltr.txt, vocab.json or a SentencePiece .model of its outputs."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint to daisy's format."""
+    """Convert another toolkit's checkpoint to daisy's format."""
     import torch
 
     from daisy import checkpoints
@@ -54,7 +56,7 @@ def command(
     if model.final_head:
         heads += f", prediction head for {model.final_head.num_units} units"
     if model.ctc:
-        heads += f", CTC exits for {describe_exits(model.ctc.config)}"
+        heads += f", CTC exits of {describe_exits(model.ctc.config)}"
     megabytes = out.stat().st_size / 1e6
     say(f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {megabytes:.1f} MB")
     if left_out := model.provenance.get("left_out"):

@@ -33,7 +33,7 @@ def transcribe(
         try:
             lengths.append(audio.num_samples(recording.path, sample_rate))
         except AudioError as error:
-            yield recording, error
+            yield recording, _without_path(recording, error)
         else:
             readable.append(recording)
     for indices in audio.batch_by_length(lengths, int(batch_sec * sample_rate)):
@@ -48,11 +48,16 @@ def _transcribe_batch(
         try:
             waveforms.append((recording, read(recogniser, recording)))
         except AudioError as error:
-            yield recording, error
+            yield recording, _without_path(recording, error)
     if waveforms:
         transcripts = recogniser([waveform for _, waveform in waveforms])
         for (recording, _), transcript in zip(waveforms, transcripts, strict=True):
             yield recording, transcript
+
+
+def _without_path(recording: Recording, error: AudioError) -> AudioError:
+    """The reason alone: who reports it names the recording."""
+    return AudioError(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
 
 
 def read(recogniser: Recogniser, recording: Recording) -> Tensor:

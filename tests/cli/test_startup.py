@@ -20,6 +20,7 @@ except SystemExit as end:
 """
 COMMANDS = [
     "extract",
+    "transcribe",
     "index",
     "calibrate",
     "noise-curve",

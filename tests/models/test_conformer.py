@@ -116,10 +116,10 @@ def test_an_utterance_is_the_same_alone_and_in_a_batch(config):
                 )
 
 
-def test_published_choices_let_padding_into_the_results():
+@pytest.mark.parametrize("shape", [TINY, SPLIT], ids=["conformer", "splitformer"])
+def test_published_choices_let_padding_into_the_results(shape):
     """What `as_published` says of itself: convolutions hear what pads an utterance, so it depends on its batch."""
-    config = SPLIT.as_published()
-    backbone = make(config)
+    backbone = make(shape.as_published())
     waveforms = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         states, num_frames = backbone(waveforms, torch.tensor([16000, 9000]))

@@ -10,8 +10,7 @@ from daisy.models import Tokens
 TEXTS = ["the cat sat on the mat", "a dog ate the cat", "on that day the dog sat", "cats and dogs", "mats and hats"]
 
 
-@pytest.fixture(scope="module")
-def pieces():
+def make_pieces():
     """A SentencePiece model as the public code of Wright et al. has it: blank is its first piece, unknown."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
@@ -19,6 +18,11 @@ def pieces():
         sentence_iterator=iter(TEXTS * 20), model_writer=model, vocab_size=40, minloglevel=2, hard_vocab_limit=False
     )
     return Tokens.from_sentencepiece(model.getvalue())
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return make_pieces()
 
 
 def test_characters_stand_as_in_fairseqs_dictionaries():

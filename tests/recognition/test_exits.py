@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from daisy import CheckpointError, EarlyExitEncoder, PolicyError, UsageError, policies
-from daisy.models import CTCHeads, CTCHeadsConfig
+from daisy.models import Conformer, CTCHeads, CTCHeadsConfig
 from daisy.recognition import Recogniser
+from daisy.runtime.layer_runner import ConformerLayerRunner, group_by_length
+from tests.conftest import randomise
 from tests.recognition.conftest import KINDS, run_fully, spread, tiny_recogniser
 
 SCORES = ("entropy", "confidence", "margin", "change", "sentence_confidence", "text_change", "num_frames", "draw")
@@ -69,6 +71,37 @@ def test_texts_are_read_from_the_exit_layers_states(recogniser_model, speech):
             layer = int(out.exit_layer[index])
             expected = recogniser_model.ctc(layer, states[layer]).log_softmax(-1)[0]
         torch.testing.assert_close(log_probs[index], expected, atol=1e-4, rtol=0)
+
+
+def test_utterances_go_together_where_padding_is_small():
+    groups = group_by_length([20, 250, 30, 1, 30, 240, 90, 44])
+    assert groups == [[1], [5], [6], [7, 2, 4, 0], [3]]
+    assert group_by_length([25] * 12) == [list(range(10)), [10, 11]]
+
+
+@pytest.mark.parametrize("kind", ["conformer", "splitformer"])
+def test_groups_do_not_show(kind, speech, monkeypatch):
+    """All together in one padded batch, as on a GPU, or in groups."""
+    model = tiny_recogniser(kind)
+    expected, expected_log_probs = run_fully(model, speech, ["entropy"])
+    monkeypatch.setattr(ConformerLayerRunner, "_group", lambda self, layout: [list(range(len(layout)))])
+    together, log_probs = run_fully(model, speech, ["entropy"])
+    torch.testing.assert_close(together.scores["entropy"], expected.scores["entropy"], atol=1e-5, rtol=1e-5)
+    for one, other in zip(log_probs, expected_log_probs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["conformer", "splitformer"])
+def test_where_padding_is_heard_utterances_go_alone(kind, speech):
+    """The public code's choices make an utterance depend on its batch: not in the exit loop."""
+    config, layers, _ = KINDS[kind]
+    backbone = randomise(Conformer(config.as_published()), 4)
+    encoder = EarlyExitEncoder(backbone, None, policies.Never(), keep="last", exits=layers)
+    out = encoder(speech)
+    for index, waveform in enumerate(speech):
+        with torch.no_grad():
+            alone, _ = backbone(waveform[None])
+        torch.testing.assert_close(out.states[index][-1], alone[-1][0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["conformer", "splitformer"])

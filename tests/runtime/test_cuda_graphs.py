@@ -13,8 +13,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from daisy import EarlyExitEncoder, policies
-from daisy.runtime.cuda_graphs import GraphLayerRunner
-from tests.conftest import KINDS, RARE_KINDS, spread_policy, tiny_model
+from daisy.models import CTCHeads, CTCHeadsConfig
+from daisy.runtime.cuda_graphs import GraphLayerRunner, make_layer_runner
+from daisy.runtime.layer_runner import PackedLayerRunner
+from daisy.runtime.packed_backbone import PackedBackbone
+from daisy.runtime.packed_heads import PackedCTCHeads
+from tests.conftest import KINDS, RARE_KINDS, randomise, spread_policy, tiny_model
 
 DEVICE = torch.device("lazy")  # one that every build of torch knows
 SCORES = ("entropy", "confidence", "margin", "change", "regressed", "num_frames")
@@ -290,3 +294,47 @@ def test_the_same_numbers_and_one_wait_a_layer(model, config, waveforms, monkeyp
                 torch.testing.assert_close(one.held, other, atol=1e-5, rtol=1e-4)
             for one, other in zip(out.scores.values(), expected.scores.values(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("branch", "alternate"), [("units", True), ("linear", False), ("attention", True)])
+def test_exits_at_some_layers_go_through_graphs(waveforms, monkeypatch, cuda, branch, alternate):
+    """An exit's units wait through the layers between, whether these are replayed or not."""
+    monkeypatch.setattr(Event, "times", itertools.cycle([0.0, 1e9, 0.0] if alternate else [0.0]))
+
+    def make():
+        model = tiny_model()
+        if branch == "units":
+            return model.backbone, model.heads
+        config = CTCHeadsConfig(layers=(2, 4), width=32, num_tokens=9, branch=branch, num_heads=4)
+        return model.backbone, randomise(CTCHeads(config), 3)
+
+    scores, exits = ("entropy", "change"), (2, 4)
+    backbone, heads = make()
+    full = EarlyExitEncoder(backbone, heads, policies.Never(), scores=scores, exits=exits)(waveforms).scores["entropy"]
+    policy = policies.Entropy(threshold=float(full[:, 0].sort().values[2:4].mean()))
+    batches = [waveforms, waveforms[4:]]
+    encoder_here = EarlyExitEncoder(backbone, heads, policy, scores=scores, exits=exits)
+    all_expected = [encoder_here(batch) for batch in batches]
+    assert len(all_expected[0].exit_layer.unique()) > 1
+    monkeypatch.setattr("torch.autocast", lambda *args, **settings: contextlib.nullcontext())
+    with torch.no_grad(), Watch() as watch:
+        encoder = EarlyExitEncoder(*map(elsewhere, make()), policy, scores=scores, exits=exits)
+        encoder._runner = GraphLayerRunner(*encoder.packed, encoder.score_names, 1, encoder.exits)
+        for _, (batch, expected) in itertools.product(range(4), zip(batches, all_expected, strict=True)):
+            watch.waits.clear()
+            out = encoder([Elsewhere(waveform) for waveform in batch])
+            assert len(watch.waits) == sum(layer <= int(expected.exit_layer.max()) for layer in exits)
+            assert out.exit_layer.tolist() == expected.exit_layer.tolist()
+            for name, values in out.scores.items():
+                torch.testing.assert_close(values, expected.scores[name], atol=1e-4, rtol=1e-4, equal_nan=True)
+    assert Graph.replayed > 4
+
+
+def test_scores_that_the_host_computes_go_without_graphs(monkeypatch):
+    monkeypatch.setattr("daisy.runtime.packed_backbone.has_varlen_attention", lambda *args: True)
+    backbone = PackedBackbone(tiny_model().backbone)
+    heads = PackedCTCHeads(CTCHeads(CTCHeadsConfig(layers=(2, 4), width=32, num_tokens=5)))
+    for scores, kind in ((["entropy"], GraphLayerRunner), (["entropy", "text_change"], PackedLayerRunner)):
+        assert type(make_layer_runner(backbone, heads, scores)) is kind
+    attentive = CTCHeads(CTCHeadsConfig(layers=(2, 4), width=32, num_tokens=5, branch="attention"))
+    assert type(make_layer_runner(backbone, PackedCTCHeads(attentive), ["entropy"])) is PackedLayerRunner

@@ -7,23 +7,15 @@
 | s3prl | `python -m s3prl.upstream.hubert.convert` | `s3prl` |
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
-| Hugging Face | folder with `config.json` and weights, also in the hub's cache; wav2vec 2.0 too | `huggingface` |
-| augustgw/wav2vec2-ee | the same, with one output layer for six exits | `huggingface_ctc` |
-| augustgw/early-exit-transformer | state dict of a Conformer or Splitformer with exits | `early_exit_transformer` |
+| Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
+| Hugging Face | folder with `config.json` and weights, also in the hub's cache; wav2vec 2.0 that recognises | `huggingface` |
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from daisy.checkpoints.converters import (
-    early_exit_transformer,
-    fairseq,
-    huggingface,
-    plugin,
-    s3prl,
-    torchaudio,
-)
+from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio, wright
 from daisy.checkpoints.converters.fairseq_configuration import tells_its_shape
 from daisy.checkpoints.converters.reading import read_state
 from daisy.checkpoints.converters.token_files import read_token_file
@@ -97,12 +89,12 @@ def _read_file(
     if s3prl.recognises(state):
         _refuse_overrides(overrides)
         return s3prl.read(state, label_set)
+    if wright.recognises(state):
+        _refuse_label_set(label_set)
+        return wright.read(state, overrides or {}, tokens)
     if torchaudio.recognises(state):
         _refuse_label_set(label_set)
         return torchaudio.read(state, overrides or {})
-    if early_exit_transformer.recognises(state):
-        _refuse_label_set(label_set)
-        return early_exit_transformer.read(state, overrides or {}, tokens)
     if fairseq.recognises(state):
         if tells_its_shape(state):
             _refuse_overrides(overrides)
@@ -112,8 +104,8 @@ def _read_file(
     if huggingface.recognises(state):
         raise CheckpointError("Hugging Face weights: give the folder that holds config.json too, not the file")
     raise CheckpointError(
-        "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published DAISY code, "
-        "early-exit-transformer); "
+        "not a checkpoint that daisy knows (fairseq, s3prl, torchaudio, Hugging Face, the published codes of DAISY and "
+        "of Wright et al.); "
         f"its first keys are {', '.join(map(str, list(state)[:4])) or 'none'}"
     )
 

@@ -131,7 +131,7 @@ def read(
     dictionaries = task_state.get("dictionaries") if isinstance(task_state, dict) else None
     output = weights.get(CTC_OUTPUT + "weight")
     if output is not None:
-        tokens = fit_tokens(output, tokens, _find_tokens(state, task_state, folder))
+        tokens = fit_tokens(len(output), tokens, _find_tokens(state, task_state, folder))
     if not tells_its_shape(state):
         sets = read_label_sets({}, dictionaries, label_set)
         return from_parts(None, {}, weights, sets, overrides, tokens)

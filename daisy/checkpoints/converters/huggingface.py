@@ -1,10 +1,9 @@
 """Hugging Face's HuBERT: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
 
-wav2vec 2.0 is the same network at inference, and read too; fine-tuned with CTC, both have an output layer at the end,
-or those of augustgw/wav2vec2-ee one for several exits (`huggingface_ctc`).
+A wav2vec 2.0 that recognises speech is read too: it computes what a HuBERT does.
 
 Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py and
-transformers/models/wav2vec2/{feature_extraction_wav2vec2,modeling_wav2vec2}.py (``zero_mean_unit_var_norm``: 1e-7).
+transformers/models/wav2vec2/{modeling_wav2vec2,feature_extraction_wav2vec2}.py (``zero_mean_unit_var_norm``: 1e-7).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from daisy.checkpoints.converters.huggingface_ctc import read_exits
+from daisy.checkpoints.converters.huggingface_ctc import is_head, read_exits
 from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
@@ -49,15 +48,12 @@ RULES = (
     # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-KINDS = ("hubert", "wav2vec2")
-PREFIXES = tuple(f"{kind}." for kind in KINDS)
-PREFIXED_RULES = {
-    prefix: (
-        *((re.escape(prefix) + pattern, replacement) for pattern, replacement in NETWORK_RULES),
-        (rf"(?!{re.escape(prefix)}).*", None),
-    )
-    for prefix in PREFIXES
-}
+MODEL_TYPES = ("hubert", "wav2vec2")
+PREFIX = rf"(?:{'|'.join(MODEL_TYPES)})\."
+PREFIXED_RULES = (
+    *((PREFIX + pattern, replacement) for pattern, replacement in NETWORK_RULES),
+    (rf"(?!{PREFIX}).*", None),
+)
 """Where names begin with the prefix, whatever has another name is no part of the network, a second encoder too."""
 NORMALIZE_EPS = 1e-7
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -74,7 +70,7 @@ NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
 
 def recognises(state: dict[str, Any]) -> bool:
     """Tell whether a loaded file holds Hugging Face's weights of a HuBERT."""
-    return any(re.match(r"(?:hubert\.|wav2vec2\.)?encoder\.layers\.0\.attention\.", str(key)) for key in state)
+    return any(re.match(rf"(?:{PREFIX})?encoder\.layers\.0\.attention\.", str(key)) for key in state)
 
 
 def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Model:
@@ -87,27 +83,36 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
     """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in KINDS:
+    if config.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"config.json describes a model of type {config.get('model_type')!r}, not {' or '.join(KINDS)}"
+            f"config.json describes a model of type {config.get('model_type')!r}, not hubert or wav2vec2"
         )
     if config["model_type"] == "wav2vec2" and config.get("add_adapter"):  # HuBERT's configuration has it for nothing
         raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
     fields = read_backbone_fields(config)
     heard, assumed = read_preprocessing(folder, fields["conv_norm"])
     state = read_weights(folder, allow_pickle)
-    exits_config, exits = read_exits(state, config, folder, tokens)
     tensors, left_out = rename_weights(state)
-    parts = {"backbone": {**fields, **heard}, **exits_config}
-    model = assemble(parts, {**tensors, **exits}, left_out=describe_keys(left_out), assumed=assumed)
+    parts = {"backbone": {**fields, **heard}}
+    exits = read_exits(state, config, folder, tokens)
+    if exits is not None:
+        described, classifiers, vocabulary = exits
+        parts, tensors = {**parts, **described}, {**tensors, **classifiers}
+        left_out = [key for key in left_out if not is_head(key)]
+        assumed = "; ".join(note for note in (assumed, vocabulary) if note)
+    elif config["model_type"] != "hubert":
+        raise CheckpointError(
+            "a wav2vec 2.0 that does not recognise speech, or whose vocab.json is missing", remedy="tokens"
+        )
+    model = assemble(parts, tensors, left_out=describe_keys(left_out), assumed=assumed)
     model.provenance["converted_from"] = name_model(folder)
     return model
 
 
 def rename_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename weights to ours, and list those that are no part of the network."""
-    prefix = next((prefix for prefix in PREFIXES if any(str(key).startswith(prefix) for key in state)), None)
-    tensors, left_out = rename(state, PREFIXED_RULES[prefix] if prefix else RULES)
+    has_prefix = any(re.match(PREFIX, str(key)) for key in state)
+    tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES)
     fold_weight_norm(tensors)
     return tensors, left_out
 

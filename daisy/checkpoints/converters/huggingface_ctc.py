@@ -1,84 +1,109 @@
-"""The output layers of Hugging Face's CTC models: one at the end, or one that several exits share.
+"""What Hugging Face's recognisers write text with: ``HubertForCTC``, ``Wav2Vec2ForCTC``, and with exits.
 
-Source: transformers 4.57, ``HubertForCTC`` and ``Wav2Vec2ForCTC``; augustgw/wav2vec2-ee @8bea508, train_utils.py, whose
-models put one ``lm_head`` on layers 2, 4 ... 12, and name it ``decoders.0`` to ``decoders.5`` too.
+Source: transformers 4.57, modeling_hubert.py and modeling_wav2vec2.py, ``lm_head``; tokenization_wav2vec2.py,
+``vocab.json``, whose pad token is CTC's blank. With exits: augustgw/wav2vec2-ee, train_utils.py, ``EEWav2Vec2ForCTC``
+and kin: six ``decoders``, which are one module that stands there six times, at every second of twelve layers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from daisy.checkpoints.converters.huggingface_folder import read_json
 from daisy.checkpoints.converters.mapping import Config
-from daisy.checkpoints.converters.token_files import fit_tokens, make_exits_config, make_from_vocabulary
+from daisy.checkpoints.converters.token_files import fit_tokens
 from daisy.errors import CheckpointError
-from daisy.models import Tokens
+from daisy.models import CTCHeadsConfig, Tokens
 
-OUTPUT = re.compile(r"(lm_head|decoders\.(\d+))\.weight")
-WITH_EXITS = re.compile(r"(EE|KDEE|DKDEE|Confidence|ManualExitActivation(Confidence)?)Wav2Vec2ForCTC")
-"""Names of that code's models, of which a file may hold the shared layer once only."""
-NUM_EXITS, LAYERS_BETWEEN = 6, 2
+HEAD = re.compile(r"lm_head\.(weight|bias)|decoders\.(\d+)\.(weight|bias)")
+WITH_EXITS = re.compile(r"(?:EE|KDEE|DKDEE|Confidence|ManualExitActivation\w*)Wav2Vec2ForCTC")
+LAYERS_BETWEEN_EXITS = 2
+LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+"""Of the vocabulary of facebook/wav2vec2-base, behind its specials; its code loads it by that name."""
 
 
 def read_exits(
-    state: dict[str, Any], config: Config, folder: Path, given: Tokens | None
-) -> tuple[Config, dict[str, Tensor]]:
-    """Take the output layers out of a model's weights.
+    state: Mapping[str, Tensor], config: Config, folder: Path, given: Tokens | None = None
+) -> tuple[Config, dict[str, Tensor], str] | None:
+    """Read CTC exits and their tokens.
 
     Args:
-        state: its weights, from which they are removed where the model is to have exits.
-        config: its ``config.json``.
-        folder: with ``vocab.json``, perhaps.
-        given: tokens; where None those of ``vocab.json``.
+        state: by the source's names.
+        config: of config.json.
+        folder: of the model, whose vocab.json has the tokens.
+        given: tokens; None: those of vocab.json.
 
     Returns:
-        The parts of `Model.config` that tell of exits, and their tensors under our names; nothing where there is no
-        output layer, or no tokens for it.
+        "ctc" and "tokens" as `Model.config` has them, the weights by our names, and a line's ending that says what was
+        assumed; None where the model does not recognise speech, or nothing tells its tokens.
 
     Raises:
-        CheckpointError: where given tokens do not fit.
+        CheckpointError: where the classifiers and the vocabulary do not go together.
     """
-    names = {key: match for key in state if (match := OUTPUT.fullmatch(str(key)))}
-    if not names:
-        return {}, {}
-    first = next(iter(names))
-    tokens = fit_tokens(state[first], given, None if given else _find_tokens(config, folder))
-    if tokens is None:
-        return {}, {}
-    layers = _find_layers(names, config)
-    outputs = {
-        match[1]: [state.pop(f"{match[1]}.{part}").float() for part in ("weight", "bias")] for match in names.values()
-    }
-    shared = next(iter(outputs.values()))
-    tensors: dict[str, Tensor] = {}
-    for number, layer in enumerate(layers):
-        weight, bias = outputs.get(f"decoders.{number}", shared)
-        tensors |= {f"ctc.classifiers.{layer}.weight": weight.clone(), f"ctc.classifiers.{layer}.bias": bias.clone()}
-    return make_exits_config(layers, shared[0], tokens), tensors
-
-
-def _find_layers(names: dict[str, re.Match[str]], config: Config) -> list[int]:
-    """The layers that have an exit; the last layer of the network is the last of them."""
-    num_layers = int(config.get("num_hidden_layers", 12))
-    numbers = [int(match[2]) for match in names.values() if match[2] is not None]
-    has_exits = bool(numbers) or any(WITH_EXITS.fullmatch(str(name)) for name in config.get("architectures") or [])
-    if not has_exits:
-        return [num_layers]
-    count = NUM_EXITS if len(numbers) < 2 else max(numbers) + 1  # one name: the others were dropped as copies
-    layers = [LAYERS_BETWEEN * (number + 1) for number in range(count)]
-    if layers[-1] != num_layers:
-        raise CheckpointError(
-            f"has {count} exits, the last at layer {layers[-1]}, and {num_layers} layers: the last is to have one"
-        )
-    return layers
-
-
-def _find_tokens(config: Config, folder: Path) -> Tokens | None:
-    path = folder / "vocab.json"
-    if not path.is_file():
+    heads = {key: tensor for key, tensor in state.items() if HEAD.fullmatch(str(key))}
+    weights = {key: tensor for key, tensor in heads.items() if key.endswith("weight")}
+    if not weights or not _is_recogniser(config):
         return None
-    return make_from_vocabulary(read_json(path), config.get("pad_token_id", 0))
+    num_tokens, width = next(iter(weights.values())).shape
+    tokens, assumed = fit_tokens(num_tokens, given), ""
+    if tokens is None:
+        tokens, assumed = _read_tokens(config, folder, num_tokens)
+    if tokens is None:
+        return None
+    layers = _find_layers(config, heads)
+    exits = CTCHeadsConfig(layers=layers, width=width, num_tokens=num_tokens, blank=tokens.blank)
+    tensors = {
+        f"ctc.classifiers.{layer}.{name}": _take(heads, index, name).float()
+        for index, layer in enumerate(layers)
+        for name in ("weight", "bias")
+    }
+    return {"ctc": dataclasses.asdict(exits), "tokens": tokens.to_dict()}, tensors, assumed
+
+
+def is_head(key: object) -> bool:
+    """Tell whether a weight is one of those that `read_exits` reads."""
+    return HEAD.fullmatch(str(key)) is not None
+
+
+def _is_recogniser(config: Config) -> bool:
+    names = config.get("architectures") or []
+    return any(str(name).endswith("ForCTC") for name in names)
+
+
+def _find_layers(config: Config, heads: Mapping[str, Tensor]) -> tuple[int, ...]:
+    num_layers = int(config.get("num_hidden_layers", 12))
+    has_exits = any(WITH_EXITS.fullmatch(str(name)) for name in config.get("architectures") or [])
+    if not has_exits and not any(key.startswith("decoders.") for key in heads):
+        return (num_layers,)
+    if num_layers % LAYERS_BETWEEN_EXITS:
+        raise CheckpointError(f"exits at every second of {num_layers} layers would leave none at the last")
+    return tuple(range(LAYERS_BETWEEN_EXITS, num_layers + 1, LAYERS_BETWEEN_EXITS))
+
+
+def _take(heads: Mapping[str, Tensor], index: int, name: str) -> Tensor:
+    """An exit's own weights, or those of the one module that files may hold once, under any of its names."""
+    for key in (f"decoders.{index}.{name}", f"lm_head.{name}", *sorted(heads)):
+        if key in heads and key.endswith(name):
+            return heads[key]
+    raise CheckpointError(f"has CTC classifiers without {name}")
+
+
+def _read_tokens(config: Config, folder: Path, num_tokens: int) -> tuple[Tokens | None, str]:
+    """The tokens of vocab.json; without it those that the public code loads; None where nothing tells."""
+    blank = config.get("pad_token_id", 0)
+    if (folder / "vocab.json").is_file():
+        numbers = {number: str(token) for token, number in read_json(folder / "vocab.json").items()}
+        symbols = tuple(numbers.get(number, f"<{number}>") for number in range(num_tokens))
+        if beyond := [number for number in numbers if not isinstance(number, int) or not 0 <= number < num_tokens]:
+            raise CheckpointError(f"vocab.json has a token of number {beyond[0]}, and there are {num_tokens} outputs")
+        return Tokens(symbols=symbols, blank=blank), ""
+    has_exits = any(WITH_EXITS.fullmatch(str(name)) for name in config.get("architectures") or [])
+    symbols = ("<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS)
+    if has_exits and len(symbols) == num_tokens:
+        return Tokens(symbols=symbols, blank=blank), "the vocabulary of facebook/wav2vec2-base: there is no vocab.json"
+    return None, ""

@@ -28,12 +28,13 @@ MASK_EMBEDDING = "backbone.mask_embedding"
 BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
 
 
-def rename(tensors: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tensor], list[str]]:
+def rename(tensors: Mapping[str, Tensor], rules: Rules, network: str = "HuBERT") -> tuple[dict[str, Tensor], list[str]]:
     """Rename every key by the first rule that matches it.
 
     Args:
         tensors: by their source's names.
         rules: to try in turn.
+        network: whose weights they are, for people.
 
     Returns:
         float32 tensors by our names, and the keys that a rule leaves out.
@@ -67,7 +68,7 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tenso
             sources[name] = key
             renamed[name] = tensor.float()
     if unknown:
-        raise CheckpointError(f"has weights with no place in a HuBERT: {list_some(unknown, 4)}")
+        raise CheckpointError(f"has weights with no place in a {network}: {list_some(unknown, 4)}")
     return renamed, left_out
 
 

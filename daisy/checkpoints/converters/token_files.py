@@ -71,21 +71,21 @@ def make_from_vocabulary(numbers: Any, blank: str | int = "<pad>") -> Tokens:
     return Tokens(symbols=tuple(sorted(numbers, key=numbers.__getitem__)), blank=number)
 
 
-def fit_tokens(output: Tensor, given: Tokens | None, found: Tokens | None) -> Tokens | None:
+def fit_tokens(num_outputs: int, given: Tokens | None, found: Tokens | None = None) -> Tokens | None:
     """Choose the tokens of an output layer: those that are given, else those found with the checkpoint where they fit.
 
     Args:
-        output: the layer's weight, (V, D).
+        num_outputs: of the layer, V.
         given: by the user.
         found: in the checkpoint, or beside it.
 
     Raises:
         CheckpointError: where the given ones are not as many as the layer's outputs.
     """
-    if given is not None and len(given) != len(output):
-        raise CheckpointError(f"its output layer has {len(output)} tokens, and the file of tokens {len(given)}")
+    if given is not None and len(given) != num_outputs:
+        raise CheckpointError(f"its output layer has {num_outputs} tokens, and the file of tokens {len(given)}")
     chosen = given or found
-    return chosen if chosen is not None and len(chosen) == len(output) else None
+    return chosen if chosen is not None and len(chosen) == num_outputs else None
 
 
 def make_exits_config(layers: list[int], output: Tensor, tokens: Tokens) -> Config:

@@ -125,7 +125,6 @@ def test_hugging_faces_ctc_models(kind, tmp_path):
         logits = theirs(WAVE[None]).logits[0]
     assert_close(run_exits(ours)[4], logits)
     (tmp_path / "vocab.json").unlink()
-    assert convert(tmp_path).ctc is None
     (tmp_path / "other.json").write_text(json.dumps(VOCABULARY))
     assert_close(run_exits(convert(tmp_path, tokens=tmp_path / "other.json"))[4], logits)
 
@@ -137,125 +136,10 @@ def test_a_wav2vec2_that_computes_something_else_is_refused(tmp_path):
         ({"add_adapter": True}, "wav2vec 2.0 with add_adapter is not supported"),
         ({"adapter_attn_dim": 4}, "adapter_attn_dim is not supported"),
         ({"model_type": "wavlm"}, "of type 'wavlm', not hubert or wav2vec2"),
-        ({"architectures": ["EEWav2Vec2ForCTC"]}, "has 6 exits, the last at layer 12, and 4 layers"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(CheckpointError, match=message):
             convert(tmp_path)
-
-
-@pytest.mark.parametrize("kept", ["all", "lm_head", "decoders"])
-def test_a_wav2vec2_with_one_head_for_all_exits(kept, tmp_path):
-    """Names of augustgw/wav2vec2-ee: the head stands there under one name or under seven, as it was saved."""
-    theirs = make_hugging_face("Wav2Vec2", tmp_path, num_layers=12)
-    state = theirs.state_dict()
-    copies = {
-        f"decoders.{number}.{part}": state[f"lm_head.{part}"].clone()
-        for number in range(6 if kept == "all" else 1)
-        for part in ("weight", "bias")
-    }
-    if kept != "lm_head":
-        state |= copies
-    if kept == "decoders":
-        state = {key: value for key, value in state.items() if not key.startswith("lm_head")}
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(state, tmp_path / "pytorch_model.bin")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["EEWav2Vec2ForCTC"]}))
-    ours = convert(tmp_path)
-    assert ours.ctc.config.layers == (2, 4, 6, 8, 10, 12)
-    with torch.no_grad():
-        states = theirs.wav2vec2(WAVE[None], output_hidden_states=True).hidden_states
-        wanted = {layer: theirs.lm_head(states[layer])[0] for layer in ours.ctc.config.layers}
-    for layer, logits in run_exits(ours).items():
-        assert_close(logits, wanted[layer])
-
-
-class PublicCode(torch.nn.Module):
-    """What augustgw/early-exit-transformer computes of one utterance's spectra, under its names for weights."""
-
-    def __init__(self, split, num_blocks=3, width=32):
-        super().__init__()
-        torchaudio = pytest.importorskip("torchaudio", reason="needs torchaudio")
-
-        def make_block(num_layers):
-            return torchaudio.models.Conformer(width, 8, 48, num_layers, 7)
-
-        self.conv_subsample = torch.nn.Module()
-        self.conv_subsample.sequential = torch.nn.Sequential(
-            torch.nn.Conv1d(20, width, 3, stride=2), torch.nn.Conv1d(width, width, 3, stride=2)
-        )
-        self.positional_encoder = torch.nn.Module()
-        place = torch.arange(50)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)
-        self.positional_encoder.register_buffer("pe", torch.stack([place.sin(), place.cos()], -1).reshape(50, 1, width))
-        self.linears = torch.nn.ModuleList(torch.nn.Linear(width, len(SYMBOLS)) for _ in range(num_blocks))
-        self.conformer = torch.nn.ModuleList(make_block(2) for _ in range(num_blocks))
-        if split:
-            self.conformer_parallel = torch.nn.ModuleList(make_block(1) for _ in range(2))
-
-    def forward(self, mel):
-        x = self.conv_subsample.sequential(mel.T[None]).transpose(1, 2)
-        x = x + self.positional_encoder.pe[: x.shape[1], 0]
-        logits = []
-        for number, (block, classifier) in enumerate(zip(self.conformer, self.linears, strict=True)):
-            halved, (x, _) = F.pad(x, (0, 0, 0, x.shape[1] % 2))[:, ::2], block(x, torch.tensor([x.shape[1]]))
-            if hasattr(self, "conformer_parallel") and number in (0, len(self.conformer) - 1):
-                mixed, _ = self.conformer_parallel[int(number > 0)](halved, torch.tensor([halved.shape[1]]))
-                x = x + mixed.repeat_interleave(2, 1)[:, : x.shape[1]]
-            logits.append(classifier(x)[0])
-        return logits
-
-
-@pytest.mark.parametrize("split", [False, True], ids=["conformer", "splitformer"])
-def test_published_conformers(split, tmp_path):
-    theirs = randomise(PublicCode(split)).eval()
-    torch.save(theirs.state_dict(), tmp_path / "model.pth")
-    (tmp_path / "dict.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS))
-    ours = convert(tmp_path / "model.pth", tokens=tmp_path / "dict.txt")
-    config = ours.backbone.config
-    assert (config.num_layers, config.block_layers, config.num_heads, config.kernel) == (6, 2, 8, 7)
-    assert config.split_blocks == ((1, 3) if split else ())
-    assert (config.log, config.normalize, config.spec_augment, config.mask_padding) == (False,) * 4
-    assert ours.provenance["assumed"] == "num_heads 8: the weights do not tell"
-    with torch.no_grad():
-        wanted = theirs(ours.backbone.compute_mel(WAVE))
-    for logits, expected in zip(run_exits(ours).values(), wanted, strict=True):
-        assert_close(logits, expected)
-    save(ours, tmp_path / "ours.safetensors")
-    assert torch.equal(run_exits(load(tmp_path / "ours.safetensors"))[6], run_exits(ours)[6])
-    four = convert(tmp_path / "model.pth", tokens=tmp_path / "dict.txt", overrides={"num_heads": "4", "log": "true"})
-    assert (four.backbone.config.num_heads, four.backbone.config.log) == (4, True)
-    assert "assumed" not in four.provenance
-
-
-def test_published_conformers_that_cannot_be_read(tmp_path):
-    state = PublicCode(True).state_dict()
-    (tmp_path / "dict.txt").write_text("".join(f"{letter} 1\n" for letter in LETTERS))
-
-    def refuse(changed, message, **options):
-        torch.save(changed, tmp_path / "model.pth")
-        with pytest.raises(CheckpointError, match=message):
-            convert(tmp_path / "model.pth", **{"tokens": tmp_path / "dict.txt", **options})
-
-    refuse(
-        state, r"11 outputs are pieces of a SentencePiece model that it does not hold; pass tokens=FILE", tokens=None
-    )
-    zipformer = {key.replace("linears.0", "linear"): value for key, value in state.items()}
-    refuse({k: v for k, v in zipformer.items() if "linears" not in k}, "has no output layer after each block")
-    refuse({k: v for k, v in state.items() if "conformer.1.conformer_layers.1" not in k}, "which are not alike")
-    refuse({k: v for k, v in state.items() if "parallel.1" not in k}, "has 1 parallel layers")
-    refuse(state, "unknown field to set 'width'", overrides={"width": "3"})
-    with_decoders = {
-        **{key.replace("linears.", "linears_1."): value for key, value in state.items()},
-        **{f"linears_2.{number}.weight": torch.zeros(11, 32) for number in range(3)},
-        "decoders.0.layers.0.norm1.weight": torch.zeros(32),
-        "emb.weight": torch.zeros(11, 32),
-        "layer_norm.weight": torch.zeros(32),
-    }
-    torch.save(with_decoders, tmp_path / "model.pth")
-    ours = convert(tmp_path / "model.pth", tokens=tmp_path / "dict.txt")
-    assert "linears_2.0" in ours.provenance["left_out"]
-    assert torch.equal(ours.ctc.classifiers["4"].weight, state["linears.1.weight"])
 
 
 def test_files_of_tokens(tmp_path):
