@@ -89,7 +89,7 @@ def test_conformer_resumes_exactly_and_accumulates(texts, programs, tmp_path):
     said = command(
         programs / "daisy", "convert", tmp_path / "whole" / "checkpoints" / "checkpoint_last.pt", out, "--allow-pickle"
     )
-    assert "CTC exits for 7 tokens at layers 2, 4; linear" in said
+    assert "CTC exits of 7 tokens at layers 2, 4; linear" in said
     model = daisy.load(out)
     assert (model.backbone.config.split_blocks, model.tokens.symbols[4:]) == ((1, 2), ("|", "A", "B"))
 
