@@ -8,7 +8,7 @@
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
 | Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
-| Hugging Face | folder with `config.json` and weights, or the hub's cache; wav2vec 2.0 that recognises | `huggingface` |
+| Hugging Face | folder of `config.json` and weights, also of the hub's cache; wav2vec 2.0 for CTC | `huggingface` |
 """
 
 from __future__ import annotations
