@@ -61,7 +61,7 @@ REMEDIES: dict[Remedy, str] = {
     "recognition": "pip install daisy-speech[recognition] has it",
     "root": "pass another root",
     "separate_out": "give them separate folders",
-    "tokens": 'pass overrides={"tokens": PATH}',
+    "tokens": "pass tokens=FILE",
     "wait": "wait for it, or use another folder",
     "window": "pass window_sec and another folder, or raise max_sec",
 }

@@ -5,11 +5,24 @@ The backbone, heads, losses and checkpoint format are daisy's; here is only what
 
 from fairseq_plugins import (
     compatibility,
+    conformer_model,
     criterion,
+    ctc_criterion,
+    ctc_model,
     model,
     pretraining_criterion,
     pretraining_model,
     pretraining_task,
 )
 
-__all__ = ["compatibility", "criterion", "model", "pretraining_criterion", "pretraining_model", "pretraining_task"]
+__all__ = [
+    "compatibility",
+    "conformer_model",
+    "criterion",
+    "ctc_criterion",
+    "ctc_model",
+    "model",
+    "pretraining_criterion",
+    "pretraining_model",
+    "pretraining_task",
+]

@@ -59,7 +59,16 @@ def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[
 
 def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
     """Make the fields of fairseq's model configuration, of which daisy's converter makes ours again."""
-    config: BackboneConfig = model.backbone.config
+    return {
+        **make_backbone_fields(model.hubert.config),
+        "final_dim": model.final_head.embeddings.shape[1],
+        "logit_temp": model.final_head.temperature,
+        "untie_final_proj": False,
+    }
+
+
+def make_backbone_fields(config: BackboneConfig) -> dict[str, Any]:
+    """Make those of them that tell the network's shape."""
     return {
         "label_rate": config.sample_rate / config.frame_hop,
         "encoder_layers": config.num_layers,
@@ -72,9 +81,6 @@ def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
         "conv_bias": config.conv_bias,
         "conv_pos": config.pos_kernel,
         "conv_pos_groups": config.pos_groups,
-        "final_dim": model.final_head.embeddings.shape[1],
-        "logit_temp": model.final_head.temperature,
-        "untie_final_proj": False,
     }
 
 

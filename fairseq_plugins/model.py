@@ -47,7 +47,8 @@ class DaisyHubert(BaseFairseqModel):
         super().__init__()
         self.cfg = cfg
         self.backbone, self.heads, self.final_head = parts.backbone, parts.heads, parts.final_head
-        for frozen in (self.backbone, self.final_head):
+        self.ctc = parts.ctc  # a recogniser stays one
+        for frozen in (self.backbone, self.final_head, self.ctc):
             if frozen is not None:
                 frozen.requires_grad_(False)
 

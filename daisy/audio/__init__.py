@@ -14,7 +14,9 @@ from daisy.audio.recordings import (
     read_speakers,
     take_channels,
 )
+from daisy.audio.references import read_references, require_references
 from daisy.audio.search import Findings, find, search
+from daisy.audio.transcripts import write_transcripts
 from daisy.audio.weighting import SetShare, check_weights, find_sets, measure_shares, weigh_sets
 
 __all__ = [
@@ -41,9 +43,12 @@ __all__ = [
     "num_samples",
     "read",
     "read_manifest",
+    "read_references",
     "read_speakers",
+    "require_references",
     "resample",
     "search",
     "take_channels",
     "weigh_sets",
+    "write_transcripts",
 ]

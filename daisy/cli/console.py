@@ -39,7 +39,7 @@ HINTS: dict[Remedy, str] = {
     "recognition": "pip install 'daisy-speech[recognition]' has it",
     "root": "give another --root",
     "separate_out": "give them separate --out",
-    "tokens": "add --set tokens=FILE",
+    "tokens": "add --tokens FILE",
     "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",
 }

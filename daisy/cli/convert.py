@@ -34,6 +34,10 @@ def command(
         int | None,
         typer.Option(help="Of fairseq's several label sets, the one whose prediction head is kept, counted from 1."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="Of a fine-tuned model: dict.ltr.txt, vocab.json or a SentencePiece .model of its outputs."),
+    ] = None,
 ) -> None:
     """Convert another toolkit's checkpoint to daisy's format."""
     import torch
@@ -44,14 +48,15 @@ def command(
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists; add --overwrite to replace it")
-    model = convert(source, allow_pickle=allow_pickle, overrides=parse_pairs(set or ()), label_set=label_set)
+    overrides = parse_pairs(set or ())
+    model = convert(source, allow_pickle=allow_pickle, overrides=overrides, label_set=label_set, tokens=tokens)
     checkpoints.save(model, out, dtype=torch.float16 if half else torch.float32)
     config = model.backbone.config
     heads = f"exit heads for {model.heads.config.num_units} units" if model.heads else "no exit heads"
-    if model.ctc is not None:
-        heads += f", CTC exits of {describe_exits(model.ctc.config)}"
     if model.final_head:
         heads += f", prediction head for {model.final_head.num_units} units"
+    if model.ctc:
+        heads += f", CTC exits of {describe_exits(model.ctc.config)}"
     megabytes = out.stat().st_size / 1e6
     say(f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {megabytes:.1f} MB")
     if left_out := model.provenance.get("left_out"):

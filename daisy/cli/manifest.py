@@ -35,6 +35,19 @@ def command(
         list[str] | None,
         typer.Option(help="SET=NUMBER, may be repeated: list the recordings below this folder NUMBER times as often."),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="What was said: writes transcripts and their dictionary too. A CSV file of path (below the root) and "
+            "text, a .trn, LibriSpeech's .trans.txt or a folder of these."
+        ),
+    ] = None,
+    sentencepiece: Annotated[
+        Path | None, typer.Option(help="With --text: a SentencePiece model whose pieces are the tokens, not letters.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="With --text: ending of the transcripts, task.labels; else ltr, or spm of pieces.")
+    ] = "",
 ) -> None:
     """Write a fairseq manifest of recordings.
 
@@ -48,15 +61,19 @@ def command(
 
     if (speakers is not None) != (balance > 0):
         raise UsageError("--balance and --speakers go together")
+    if text is None and (sentencepiece or labels):
+        raise UsageError("--sentencepiece and --labels are of transcripts: give --text too")
     weights = _parse_weights(weight or [])
     folder = Path(os.path.abspath(root))
     first_line = audio.format_manifest_root(folder)
     lines: list[str] = []
+    kept: list[audio.Recording] = []
     failed: list[AudioError] = []
     findings = audio.search(inputs)
     for recording in findings.recordings:
         try:
             lines.append(audio.format_manifest_line(recording, folder, sample_rate))
+            kept.append(recording)
         except AudioError as error:
             failed.append(error)
     listing = Listing.of(lines)
@@ -64,7 +81,12 @@ def command(
         listing.balance_speakers(audio.read_speakers(speakers), balance)
     if lines:
         shares = listing.weigh(weights, sample_rate)
-        repeated = listing.repeat_lines()
+        repeated = listing.repeat(listing.lines)
+        if text is not None:
+            texts = audio.require_references(text, audio.read_references(text, kept, folder), listing.names)
+            labels = labels or ("spm" if sentencepiece else "ltr")
+            dictionary = audio.write_transcripts(out, listing.repeat(texts), labels, sentencepiece)
+            say(f"{dictionary}: tokens of the transcripts beside {out.name}")
         _files.write(out, ("\n".join([first_line, *repeated]) + "\n").encode())
         say(f"{out}: {len(repeated)} recordings")
         if weights:
@@ -133,9 +155,9 @@ class Listing:
         self.repeats = audio.weigh_sets(self.repeats, sets, weights)
         return audio.measure_shares(self.num_samples, self.repeats, sets, weights, sample_rate)
 
-    def repeat_lines(self) -> list[str]:
-        """Return the manifest's lines."""
-        return [line for line, times in zip(self.lines, self.repeats, strict=True) for _ in range(times)]
+    def repeat(self, values: list[str]) -> list[str]:
+        """Return what belongs to each line as often as that is listed."""
+        return [value for value, times in zip(values, self.repeats, strict=True) for _ in range(times)]
 
 
 def _note_weights(out: Path, shares: list[SetShare], settings: dict[str, float | str | None]) -> None:

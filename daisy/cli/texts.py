@@ -77,9 +77,9 @@ def make_text_task(
     Raises:
         UsageError: where what was said is not known of all.
     """
+    from daisy.audio.references import read_references, require_references
     from daisy.calibration.text_tracing import TextTask
     from daisy.policies.scores import available_scores
-    from daisy.recognition.references import read_references, require_references
 
     scores = tuple(sorted(available_scores(model.ctc))) if "posterior" in policies else None
     if reference is None:

@@ -156,8 +156,8 @@ def _read_references(
     model: Model, reference: Path | None, recordings: Sequence[Recording], root: Path
 ) -> dict[str, str]:
     """What was said by recording, in the tokens' case."""
+    from daisy.audio.references import read_references
     from daisy.recognition import count_errors
-    from daisy.recognition.references import read_references
 
     if reference is None:
         return {}

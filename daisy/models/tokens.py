@@ -140,12 +140,21 @@ class Tokens:
             UsageError: on a character that there is no token for, or where the package sentencepiece is missing.
         """
         if self.sentencepiece is not None:
-            encoded: list[int] = self._processor.encode(text)
-            return encoded
+            pieces = self._processor.encode(text, out_type=str)
+            if unknown := sorted(set(pieces) - set(self.symbols)):
+                raise UsageError(f"no tokens for {' '.join(unknown)} in {text!r}")
+            return [self.numbers[piece] for piece in pieces]
         spelled = SPACE.join(text.split())
         if unknown := sorted(set(spelled) - set(self.symbols)):
             raise UsageError(f"no tokens for {' '.join(unknown)} in {text!r}")
         return [self.numbers[character] for character in spelled]
+
+    def list_pieces(self) -> list[str]:
+        """Return the SentencePiece model's pieces, without those that make no text; none of characters."""
+        if self.sentencepiece is None:
+            return []
+        pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
+        return [piece for piece in pieces if not SPECIAL.fullmatch(piece)]
 
     @cached_property
     def _processor(self) -> Any:

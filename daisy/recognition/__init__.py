@@ -5,7 +5,6 @@ from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_w
 from daisy.recognition.error_rates import ErrorRates, count_errors, measure_error_rates
 from daisy.recognition.recogniser import Recogniser, Transcript
 from daisy.recognition.recordings import transcribe
-from daisy.recognition.references import read_references
 from daisy.recognition.transcriber import Transcriber
 from daisy.recognition.transcript_files import TranscriptReport
 from daisy.recognition.transcript_rows import TranscriptRow
@@ -24,6 +23,5 @@ __all__ = [
     "decode_greedily",
     "find_words",
     "measure_error_rates",
-    "read_references",
     "transcribe",
 ]

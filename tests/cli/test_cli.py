@@ -207,6 +207,34 @@ def test_manifest_and_labels(place):
     assert [len(line.split()) for line in (place / "km2" / "train.km").read_text().splitlines()] == [24, 49, 74]
 
 
+def test_a_manifest_with_texts(place):
+    (place / "texts.csv").write_text("path,text\n0.wav,go on\n1.wav,no\n2.wav,on no\n")
+    arguments = ("manifest", "in/0.wav", "in/2.wav", "--root", "in", "--text", "texts.csv")
+    done = run(*arguments, "-o", "data/train.tsv", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert (place / "data" / "train.ltr").read_text() == "g o | o n |\no n | n o |\n"
+    dictionary = "o 4\n| 4\nn 3\ng 1\n"
+    assert sorted((place / "data" / "dict.ltr.txt").read_text().splitlines()) == sorted(dictionary.splitlines())
+    done = run("manifest", "in/1.wav", "--root", "in", "--text", "texts.csv", "-o", "data/valid.tsv", cwd=place)
+    assert (place / "data" / "valid.ltr").read_text() == "n o |\n"
+    assert sorted((place / "data" / "dict.ltr.txt").read_text().splitlines()) == sorted(dictionary.splitlines())
+    for content, more, message in (
+        ("path,text\n0.wav,GO\n2.wav,on\n", (), "dict.ltr.txt: lacks G O, which the texts have"),
+        ("path,text\n0.wav,go\n", (), "texts.csv: does not tell what was said in 2.wav"),
+        ("path,text\n0.wav,go\n2.wav,\n", (), "the text of recording 2 is empty"),
+        ("path,said\n0.wav,go\n", (), "not a CSV file with the columns path and text"),
+        ("path,text\n", ("--sentencepiece", "gone.model"), "no text is given"),
+    ):
+        (place / "texts.csv").write_text(content)
+        done = run(*arguments, "-o", "data/test.tsv", *more, cwd=place)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert not (place / "data" / "test.ltr").exists()
+        assert not (place / "data" / "test.tsv").exists()
+    done = run("manifest", "in/1.wav", "--root", "in", "--labels", "chr", "-o", "data/test.tsv", cwd=place)
+    assert "--sentencepiece and --labels are of transcripts: give --text too" in done.stderr
+
+
 def test_user_dir_is_the_plugin():
     folder = Path(run("user-dir").stdout.strip())
     assert (folder / "criterion.py").is_file()

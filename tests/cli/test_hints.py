@@ -33,6 +33,10 @@ def place(tmp_path_factory):
     daisy.save(model, folder / "large.safetensors")
     torch.save({"args": argparse.Namespace(x=object), "model": {}}, folder / "pickled.pt")
     torch.save({"model_weight": {}}, folder / "other form.pt")
+    layer = "conformer.0.conformer_layers.0."
+    published = ("conv_subsample.sequential.0.", f"{layer}ffn1.sequential.1.", f"{layer}conv_module.sequential.2.")
+    state = {f"{name}weight": torch.zeros(8, 4, 3) for name in (*published, "linears.0.")}
+    torch.save(state, folder / "conformer.pth")
     (folder / "policy.json").write_text("{")
     generator = numpy.random.default_rng(0)
     for name, seconds in (("speech/0", 1), ("speech/1", 1.5), ("long/0", 3), ("my speech/0", 1)):
@@ -118,6 +122,11 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             "separate_out",
             ("extract", "speech/0.wav", "long/0.wav", "-c", "tiny.safetensors", "-p", "never", "-o", "no"),
             "would both be written to 0.safetensors; give them separate --out",
+        ),
+        (
+            "tokens",
+            ("convert", "conformer.pth", "x.safetensors"),
+            "weights do not tell what they write: the SentencePiece model is wanted; add --tokens FILE",
         ),
         (
             "wait",

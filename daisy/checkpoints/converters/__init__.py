@@ -8,7 +8,7 @@
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
 | Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
-| Hugging Face | folder with `config.json` and weights, also in the hub's cache | `huggingface` |
+| Hugging Face | folder of `config.json` and weights, also of the hub's cache; wav2vec 2.0 for CTC | `huggingface` |
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio, wright
 from daisy.checkpoints.converters.fairseq_configuration import tells_its_shape
 from daisy.checkpoints.converters.reading import read_state
+from daisy.checkpoints.converters.token_files import read_token_file
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
+from daisy.models import Tokens
 
 __all__ = ["convert"]
 
@@ -30,6 +32,7 @@ def convert(
     allow_pickle: bool = False,
     overrides: dict[str, str] | None = None,
     label_set: int | None = None,
+    tokens: str | Path | None = None,
 ) -> Model:
     """Convert a checkpoint of any of the forms above.
 
@@ -39,25 +42,32 @@ def convert(
     Args:
         source: a file, or a Hugging Face folder.
         allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
-        overrides: backbone fields that the source does not tell (weights without a configuration), as text; of
-            recognisers also "tokens", a file: SentencePiece's model.
+        overrides: backbone fields that the source does not tell (weights without a configuration), as text.
         label_set: of which of fairseq's label sets the prediction head is kept, counted from 1. Where there are
             several, and this is None, the model has no prediction head.
+        tokens: file that says what the outputs of a fine-tuned model stand for: fairseq's ``dict.ltr.txt``, Hugging
+            Face's ``vocab.json``, a SentencePiece ``.model``. Where None, what the checkpoint brings itself, or what
+            lies beside it; without tokens its output layer is left out.
 
     Returns:
         The model, in float32 on the CPU.
 
     Raises:
-        CheckpointError: where the form is not known, or holds something that cannot be mapped.
+        CheckpointError: where the form is not known, or holds something that cannot be mapped, or tokens are given
+            that do not fit.
+        UsageError: where ``tokens`` is no such file.
     """
     path = Path(source)
+    given = None if tokens is None else read_token_file(tokens)
     try:
         if path.is_dir():
             _refuse_overrides(overrides)
             _refuse_label_set(label_set)
-            model = huggingface.read(path, allow_pickle)
+            model = huggingface.read(path, allow_pickle, given)
         else:
-            model = _read_file(path, allow_pickle, overrides, label_set)
+            model = _read_file(path, allow_pickle, overrides, label_set, given)
+        if given is not None and model.ctc is None:
+            raise CheckpointError("has no output layer of CTC that tokens could belong to")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
@@ -68,7 +78,9 @@ def convert(
     return model
 
 
-def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None, label_set: int | None) -> Model:
+def _read_file(
+    path: Path, allow_pickle: bool, overrides: dict[str, str] | None, label_set: int | None, tokens: Tokens | None
+) -> Model:
     state = read_state(path, allow_pickle)
     if plugin.recognises(state):
         _refuse_overrides(overrides)
@@ -79,14 +91,14 @@ def _read_file(path: Path, allow_pickle: bool, overrides: dict[str, str] | None,
         return s3prl.read(state, label_set)
     if wright.recognises(state):
         _refuse_label_set(label_set)
-        return wright.read(state, overrides or {})
+        return wright.read(state, overrides or {}, tokens)
     if torchaudio.recognises(state):
         _refuse_label_set(label_set)
         return torchaudio.read(state, overrides or {})
     if fairseq.recognises(state):
         if tells_its_shape(state):
             _refuse_overrides(overrides)
-        return fairseq.read(state, overrides or {}, label_set)
+        return fairseq.read(state, overrides or {}, label_set, tokens, path.parent)
     if any(str(key).startswith("backbone.") for key in state):
         raise CheckpointError("is a daisy checkpoint already")
     if huggingface.recognises(state):

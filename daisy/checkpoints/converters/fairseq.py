@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from daisy.checkpoints.converters.fairseq_configuration import (
     read_backbone_fields,
     read_configuration,
+    read_labels,
     tells_its_shape,
 )
 from daisy.checkpoints.converters.guessing import guess_backbone
@@ -32,8 +34,10 @@ from daisy.checkpoints.converters.mapping import (
     rename,
 )
 from daisy.checkpoints.converters.reading import to_plain
+from daisy.checkpoints.converters.token_files import fit_tokens, make_exits_config, make_from_dictionary
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
+from daisy.models import Tokens
 from daisy.models.config import FAIRSEQ_EPS
 
 _LAYER = r"encoder\.layers\.(\d+)\."
@@ -68,6 +72,8 @@ HEAD_RULES = (
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
 OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
+CTC_OUTPUT = "w2v_encoder.proj."
+"""Of ``hubert_ctc``; the other names are of a decoder with attention."""
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
 THEIR_NAMES = (
@@ -100,22 +106,52 @@ def recognises(state: dict[str, Any]) -> bool:
     return has_configuration or (isinstance(model, dict) and any(A_LAYER.fullmatch(str(key)) for key in model))
 
 
-def read(state: dict[str, Any], overrides: Mapping[str, str], label_set: int | None = None) -> Model:
+def read(
+    state: dict[str, Any],
+    overrides: Mapping[str, str],
+    label_set: int | None = None,
+    tokens: Tokens | None = None,
+    folder: Path | None = None,
+) -> Model:
     """Build a model from a loaded fairseq checkpoint.
 
     Args:
         state: what the file holds.
         overrides: fields that weights without a configuration do not tell, as text.
         label_set: to keep the prediction head of, counted from 1; needed where there are several.
+        tokens: of the output layer of ``hubert_ctc``, which becomes a CTC exit at the last layer; where None those of
+            the task's dictionary, in the checkpoint or beside it, and without one the layer is left out.
+        folder: where the file is, in which the dictionary may be.
+
+    Raises:
+        CheckpointError: where tokens are given that do not fit.
     """
     weights = strip_fine_tuning(state.get("model", state))
     task_state = to_plain(state.get("task_state"))
     dictionaries = task_state.get("dictionaries") if isinstance(task_state, dict) else None
+    output = weights.get(CTC_OUTPUT + "weight")
+    if output is not None:
+        tokens = fit_tokens(len(output), tokens, _find_tokens(state, task_state, folder))
     if not tells_its_shape(state):
         sets = read_label_sets({}, dictionaries, label_set)
-        return from_parts(None, {}, weights, sets, overrides)
+        return from_parts(None, {}, weights, sets, overrides, tokens)
     model_cfg, task_cfg = read_configuration(state)
-    return from_parts(model_cfg, task_cfg, weights, read_label_sets(task_cfg, dictionaries, label_set))
+    sets = read_label_sets(task_cfg, dictionaries, label_set)
+    return from_parts(model_cfg, task_cfg, weights, sets, tokens=tokens)
+
+
+def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) -> Tokens | None:
+    """Find the dictionary of a fine-tuned model: in its task's state, or ``dict.{labels}.txt`` beside the file."""
+    kept = task_state if isinstance(task_state, dict) else {}
+    several = kept.get("dictionaries")  # of hubert_pretraining with fine_tuning
+    dictionary = kept.get("target_dictionary") or (several[0] if isinstance(several, list) and several else None)
+    if isinstance(dictionary, dict) and isinstance(dictionary.get("symbols"), list):
+        return Tokens(symbols=tuple(map(str, dictionary["symbols"])), blank=dictionary.get("bos_index", 0))
+    labels = read_labels(state)
+    path = None if folder is None or labels is None else folder / f"dict.{labels}.txt"
+    if path is None or not path.is_file():
+        return None
+    return make_from_dictionary(path.read_text(encoding="utf-8"))
 
 
 def strip_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,6 +175,7 @@ def from_parts(
     weights: dict[str, Tensor],
     sets: LabelSets | None = None,
     overrides: Mapping[str, str] | None = None,
+    tokens: Tokens | None = None,
 ) -> Model:
     """Build a model from fairseq's model and task configuration and its weights under fairseq's names.
 
@@ -148,10 +185,17 @@ def from_parts(
         weights: of the network, perhaps with an output layer on it, which is left out.
         sets: label sets of the prediction head; None: there is one.
         overrides: of `guess_backbone`.
+        tokens: of the output layer of ``hubert_ctc``; None: it is left out.
 
     Raises:
         CheckpointError: on options or weights that are not supported.
     """
+    weights = dict(weights)
+    exits: dict[str, Tensor] = {}
+    if tokens is not None:
+        exits = {
+            part: weights.pop(CTC_OUTPUT + part).float() for part in ("weight", "bias") if CTC_OUTPUT + part in weights
+        }
     backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg)
     tensors, left_out = rename(_separate_batch_norm(weights), (*BACKBONE_RULES, *HEAD_RULES, *OUTPUT_RULES))
     fold_weight_norm(tensors)
@@ -165,6 +209,9 @@ def from_parts(
         assumed = "; ".join(part for part in (assumed, f"one label set of {head['num_units']} units") if part)
     said = ", ".join(part for part in (describe_keys(left_out), not_kept) if part)
     config = {"backbone": backbone, "final_head": head, "heads": _read_exit_heads(tensors)}
+    if exits and tokens is not None:
+        config |= make_exits_config([backbone["num_layers"]], exits["weight"], tokens)
+        tensors |= {f"ctc.classifiers.{backbone['num_layers']}.{part}": value for part, value in exits.items()}
     return assemble(config, tensors, left_out=said, assumed=assumed)
 
 
@@ -192,7 +239,7 @@ def weights(model: Model) -> dict[str, Tensor]:
             f"projection, and adds {FAIRSEQ_EPS} to the variance in its norms: this one differs, and cannot be written "
             "for it"
         )
-    parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name != "heads"})
+    parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name not in ("heads", "ctc")})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
     kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
     tensors[POSITION + "v"], tensors[POSITION + "g"] = (

@@ -50,6 +50,14 @@ def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
     return model_cfg, task_cfg
 
 
+def read_labels(state: dict[str, Any]) -> str | None:
+    """Read the name of a fine-tuned model's labels, "ltr"; None where the checkpoint does not tell."""
+    source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
+    labels = _split(source)[1].get("labels") if isinstance(source, dict) else None
+    labels = labels[0] if isinstance(labels, list) and labels else labels
+    return labels if isinstance(labels, str) and labels.isidentifier() else None
+
+
 def _resolve(node: Any, root: Config) -> Any:
     """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
     if isinstance(node, dict):

@@ -28,6 +28,7 @@ from daisy.checkpoints.converters.mapping import (
 )
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
+from daisy.models import Tokens
 
 _POSITION = r"encoder\.pos_conv_embed\.conv\."
 _BATCH_NORM = r"encoder\.pos_conv_embed\.batch_norm\."
@@ -63,7 +64,7 @@ ONLY = {
     "feat_extract_activation": "gelu",
 }
 """Options that change the computation, with the one value that is supported."""
-NONE_OF = ("adapter_attn_dim", "add_adapter", "pruned_heads", "quantization_config")
+NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
 """Options that change the computation, which are to be null or empty."""
 
 
@@ -72,25 +73,37 @@ def recognises(state: dict[str, Any]) -> bool:
     return any(re.match(rf"(?:{PREFIX})?encoder\.layers\.0\.attention\.", str(key)) for key in state)
 
 
-def read(folder: Path, allow_pickle: bool) -> Model:
-    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it."""
+def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Model:
+    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it.
+
+    Args:
+        folder: of the model.
+        allow_pickle: read files that hold pickled Python objects.
+        tokens: of its output layer; where None those of the folder's ``vocab.json``.
+    """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") not in MODEL_TYPES:
-        raise CheckpointError(f"config.json describes a model of type {config.get('model_type')!r}, not hubert")
+        raise CheckpointError(
+            f"config.json describes a model of type {config.get('model_type')!r}, not hubert or wav2vec2"
+        )
+    if config["model_type"] == "wav2vec2" and config.get("add_adapter"):  # HuBERT's configuration has it for nothing
+        raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
     fields = read_backbone_fields(config)
     heard, assumed = read_preprocessing(folder, fields["conv_norm"])
     state = read_weights(folder, allow_pickle)
     tensors, left_out = rename_weights(state)
     parts = {"backbone": {**fields, **heard}}
-    exits = read_exits(state, config, folder)
+    exits = read_exits(state, config, folder, tokens)
     if exits is not None:
         described, classifiers, vocabulary = exits
         parts, tensors = {**parts, **described}, {**tensors, **classifiers}
         left_out = [key for key in left_out if not is_head(key)]
         assumed = "; ".join(note for note in (assumed, vocabulary) if note)
     elif config["model_type"] != "hubert":
-        raise CheckpointError("a wav2vec 2.0 that does not recognise speech, or whose vocab.json is missing")
+        raise CheckpointError(
+            "a wav2vec 2.0 that does not recognise speech, or whose vocab.json is missing", remedy="tokens"
+        )
     model = assemble(parts, tensors, left_out=describe_keys(left_out), assumed=assumed)
     model.provenance["converted_from"] = name_model(folder)
     return model

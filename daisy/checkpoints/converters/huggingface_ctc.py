@@ -16,6 +16,7 @@ from torch import Tensor
 
 from daisy.checkpoints.converters.huggingface_folder import read_json
 from daisy.checkpoints.converters.mapping import Config
+from daisy.checkpoints.converters.token_files import fit_tokens
 from daisy.errors import CheckpointError
 from daisy.models import CTCHeadsConfig, Tokens
 
@@ -27,7 +28,7 @@ LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 
 
 def read_exits(
-    state: Mapping[str, Tensor], config: Config, folder: Path
+    state: Mapping[str, Tensor], config: Config, folder: Path, given: Tokens | None = None
 ) -> tuple[Config, dict[str, Tensor], str] | None:
     """Read CTC exits and their tokens.
 
@@ -35,6 +36,7 @@ def read_exits(
         state: by the source's names.
         config: of config.json.
         folder: of the model, whose vocab.json has the tokens.
+        given: tokens; None: those of vocab.json.
 
     Returns:
         "ctc" and "tokens" as `Model.config` has them, the weights by our names, and a line's ending that says what was
@@ -48,7 +50,9 @@ def read_exits(
     if not weights or not _is_recogniser(config):
         return None
     num_tokens, width = next(iter(weights.values())).shape
-    tokens, assumed = _read_tokens(config, folder, num_tokens)
+    tokens, assumed = fit_tokens(num_tokens, given), ""
+    if tokens is None:
+        tokens, assumed = _read_tokens(config, folder, num_tokens)
     if tokens is None:
         return None
     layers = _find_layers(config, heads)

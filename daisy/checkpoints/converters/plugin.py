@@ -1,15 +1,22 @@
-"""Checkpoints that fairseq writes with daisy's plugin: our configuration in the task's state, our names for weights."""
+"""Checkpoints that fairseq writes with daisy's plugin: our configuration in the task's state.
+
+Weights have our names, but for the network of ``daisy_ctc``, which is fairseq's own.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from daisy.checkpoints.converters.mapping import assemble, rename
+from torch import Tensor
+
+from daisy.checkpoints.converters import fairseq
+from daisy.checkpoints.converters.mapping import add_identity_projection, assemble, fold_weight_norm, rename
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 
 STATE_KEY = "daisy_config"
 """Where the plugin keeps `Model.config` in fairseq's task state."""
+RULES = (*((rf"hubert\.{pattern}", replacement) for pattern, replacement in fairseq.BACKBONE_RULES), (r"(.*)", r"\1"))
 
 
 def recognises(state: dict[str, Any]) -> bool:
@@ -19,5 +26,15 @@ def recognises(state: dict[str, Any]) -> bool:
 
 def read(state: dict[str, Any]) -> Model:
     """Build a model from a loaded file."""
-    tensors, _ = rename(state["model"], ((r"(.*)", r"\1"),))  # our names already
-    return assemble(to_plain(state["task_state"][STATE_KEY]), tensors)
+    weights = state["model"]
+    tensors, _ = rename({key: _to_weight(key, value) for key, value in weights.items()}, RULES)
+    config = to_plain(state["task_state"][STATE_KEY])
+    fold_weight_norm(tensors)
+    if any(key.startswith("hubert.") for key in weights):
+        add_identity_projection(tensors, config["backbone"]["width"])
+    return assemble(config, tensors)
+
+
+def _to_weight(key: str, tensor: Tensor) -> Tensor:
+    """Make the counter of a batch norm, the one whole number among weights, what the file format has."""
+    return tensor.float() if key.endswith("num_batches_tracked") else tensor

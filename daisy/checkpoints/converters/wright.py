@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from daisy.checkpoints.converters.mapping import NO_WEIGHT, assemble, describe_keys, rename
+from daisy.checkpoints.converters.token_files import fit_tokens
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, unknown_name
 from daisy.models import ConformerConfig, CTCHeadsConfig, Tokens
 
-CAN_BE_GIVEN = ("num_heads", "tokens")
+CAN_BE_GIVEN = ("num_heads",)
 CONVOLUTION = "conv_subsample.sequential.0.weight"
 LAYER = "conformer.0.conformer_layers.0."
 
@@ -30,16 +30,16 @@ def recognises(state: Mapping[str, Any]) -> bool:
     return CONVOLUTION in state and LAYER + "ffn1.sequential.1.weight" in state
 
 
-def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
+def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Tokens | None) -> Model:
     """Build a model from a state dict.
 
     Args:
         state: by the public code's names.
-        overrides: "tokens", the file of the SentencePiece model that the targets were made with, and "num_heads", 8
-            where it is not given, as text.
+        overrides: "num_heads", 8 where it is not given, as text.
+        tokens: pieces of the SentencePiece model that the targets were made with, which the file does not hold.
 
     Raises:
-        CheckpointError: on weights that have no place, or where the tokens are not given.
+        CheckpointError: on weights that have no place, or where the tokens are not given or do not fit.
     """
     if unknown := [name for name in overrides if name not in CAN_BE_GIVEN]:
         raise CheckpointError(unknown_name("field", unknown[0], CAN_BE_GIVEN))
@@ -51,14 +51,16 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
     classifier = tensors.get(f"ctc.classifiers.{ends[0]}.weight")
     if classifier is None:
         raise CheckpointError("has no classifier at its first exit: a model with one exit at the end is not read")
-    exits = CTCHeadsConfig(layers=ends, width=shape.width, num_tokens=len(classifier))
+    if fit_tokens(len(classifier), tokens) is None or tokens is None:
+        raise CheckpointError("weights do not tell what they write: the SentencePiece model is wanted", remedy="tokens")
+    exits = CTCHeadsConfig(layers=ends, width=shape.width, num_tokens=len(classifier), blank=tokens.blank)
     assumed = "features without logarithm and padding that is heard, as in the public code"
     if "num_heads" not in overrides:
         assumed += f"; {shape.num_heads} attention heads: the weights do not tell"
     config = {
         "backbone": shape.to_dict(),
         "ctc": dataclasses.asdict(exits),
-        "tokens": _read_tokens(overrides).to_dict(),
+        "tokens": tokens.to_dict(),
     }
     return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed)
 
@@ -105,15 +107,3 @@ def _make_rules(shape: ConformerConfig) -> list[tuple[str, str | None]]:
         rules.append((rf"conformer_parallel\.{index}\.conformer_layers\.0\.(.*num_batches_tracked)", NO_WEIGHT))
         rules.append((rf"conformer_parallel\.{index}\.conformer_layers\.0\.(.*)", rf"backbone.half_rate.{block}.\1"))
     return rules
-
-
-def _read_tokens(overrides: Mapping[str, str]) -> Tokens:
-    if "tokens" not in overrides:
-        raise CheckpointError("weights do not tell what they write: the SentencePiece model is wanted", remedy="tokens")
-    path = Path(overrides["tokens"])
-    try:
-        return Tokens.from_sentencepiece(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error.message}") from None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import daisy
-from daisy import CheckpointError
+from daisy import CheckpointError, UsageError
 from daisy.checkpoints import convert
 from daisy.recognition import Recogniser
 from tests.cli.running import run
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
 def test_each_exit_gives_the_public_codes_outputs(name, place):
     parallel = (1, 3) if name == "splitformer" else ()
     theirs = public_model(parallel, num_tokens=len(make_pieces()))
-    model = convert(place / f"{name}.pt", overrides={"tokens": str(place / "bpe.model"), "num_heads": "4"})
+    model = convert(place / f"{name}.pt", tokens=place / "bpe.model", overrides={"num_heads": "4"})
     config = model.backbone.config
     assert (config.num_layers, config.split_blocks, config.log, config.mask_padding) == (6, parallel, False, False)
     assert model.ctc.config.layers == (2, 4, 6)
@@ -73,10 +73,8 @@ def test_each_exit_gives_the_public_codes_outputs(name, place):
 
 def test_the_command_converts_and_the_file_recognises(place):
     out = place / "out.safetensors"
-    assert "add --set tokens=FILE" in run("convert", place / "splitformer.pt", out).stderr
-    result = run(
-        "convert", place / "splitformer.pt", out, "--set", f"tokens={place / 'bpe.model'}", "--set", "num_heads=4"
-    )
+    assert "add --tokens FILE" in run("convert", place / "splitformer.pt", out).stderr
+    result = run("convert", place / "splitformer.pt", out, "--tokens", place / "bpe.model", "--set", "num_heads=4")
     assert result.returncode == 0, result.stderr
     assert "tokens at layers 2, 4, 6; linear" in result.stdout
     assert "assumed: features without logarithm and padding that is heard, as in the public code" in result.stdout
@@ -94,25 +92,27 @@ def test_attention_decoders_are_left_out(place, tmp_path):
         "decoders.0.norm.bias": torch.zeros(2),
     }
     torch.save(state, tmp_path / "full.pt")
-    model = convert(tmp_path / "full.pt", overrides={"tokens": str(place / "bpe.model")})
+    model = convert(tmp_path / "full.pt", tokens=place / "bpe.model")
     assert model.provenance["left_out"] == "linears_2.0, emb, decoders.0.norm"
     assert "8 attention heads: the weights do not tell" in model.provenance["assumed"]
 
 
 def test_what_does_not_fit_is_refused(place, tmp_path):
-    with pytest.raises(CheckpointError, match=r"conformer.pt: .*SentencePiece model is wanted; pass overrides"):
+    with pytest.raises(CheckpointError, match=r"conformer.pt: .*SentencePiece model is wanted; pass tokens=FILE"):
         convert(place / "conformer.pt")
     with pytest.raises(CheckpointError, match="unknown field 'num_head'"):
-        convert(place / "conformer.pt", overrides={"num_head": "4"})
-    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
-        convert(place / "conformer.pt", overrides={"tokens": str(place / "conformer.pt")})
-    with pytest.raises(CheckpointError, match="gone.model: No such file"):
-        convert(place / "conformer.pt", overrides={"tokens": str(place / "gone.model")})
+        convert(place / "conformer.pt", tokens=place / "bpe.model", overrides={"num_head": "4"})
+    (tmp_path / "other.model").write_bytes(b"no model")
+    with pytest.raises(UsageError, match="not a SentencePiece model"):
+        convert(place / "conformer.pt", tokens=tmp_path / "other.model")
+    (tmp_path / "dict.txt").write_text("A 1\n")
+    with pytest.raises(CheckpointError, match="tokens, and the file of tokens 5"):
+        convert(place / "conformer.pt", tokens=tmp_path / "dict.txt")
     state = torch.load(place / "conformer.pt", weights_only=True)
     torch.save({**state, "lstm.weight": torch.zeros(2)}, tmp_path / "more.pt")
     with pytest.raises(CheckpointError, match="weights with no place in a Conformer: lstm.weight"):
-        convert(tmp_path / "more.pt", overrides={"tokens": str(place / "bpe.model")})
+        convert(tmp_path / "more.pt", tokens=place / "bpe.model")
     lone = {key: value for key, value in state.items() if not key.startswith("linears.")}
     torch.save(lone, tmp_path / "lone.pt")
     with pytest.raises(CheckpointError, match="no classifier at its first exit"):
-        convert(tmp_path / "lone.pt", overrides={"tokens": str(place / "bpe.model")})
+        convert(tmp_path / "lone.pt", tokens=place / "bpe.model")

@@ -2,8 +2,7 @@ import pytest
 
 from daisy import UsageError
 from daisy.audio import Recording
-from daisy.recognition import read_references
-from daisy.recognition.references import require_references
+from daisy.audio.references import read_references, require_references
 
 CSV = "path,speaker,text\nb.wav,x,two  words\nc.wav,y,\n"
 

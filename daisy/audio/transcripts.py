@@ -1,0 +1,91 @@
+"""Transcripts as fairseq's ``audio_finetuning`` reads them: a line of tokens a recording, and their dictionary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from daisy import _files
+from daisy.errors import UsageError
+from daisy.models import Tokens
+from daisy.models.tokens import FAIRSEQ_SPECIALS, SPACE
+
+
+def spell(text: str) -> list[str]:
+    """Spell a text as fairseq's letters: | after each word.
+
+    Source: fairseq 0.12.2, examples/wav2vec/libri_labels.py.
+
+    Example:
+        >>> from daisy.audio.transcripts import spell
+        >>> spell("GO ON")
+        ['G', 'O', '|', 'O', 'N', '|']
+    """
+    return [symbol for word in text.split() for symbol in (*word, SPACE)]
+
+
+def write_transcripts(
+    manifest: Path, texts: Sequence[str], labels: str = "ltr", sentencepiece: Path | None = None
+) -> Path:
+    """Write a manifest's transcripts, and the dictionary of their tokens where there is none yet.
+
+    Beside ``train.tsv``: ``train.ltr``, a line for each recording, and ``dict.ltr.txt``. A dictionary that is there
+    already, of another split, stays as it is. With SentencePiece its model is copied to ``{labels}.model``, where the
+    fairseq plugin finds it.
+
+    Args:
+        manifest: the .tsv file that they belong to.
+        texts: of its recordings, in its order.
+        labels: ending of the files, and ``task.labels`` of fairseq.
+        sentencepiece: model whose pieces are the tokens; None: characters.
+
+    Returns:
+        The dictionary's path.
+
+    Raises:
+        UsageError: on an empty text, a character that the dictionary lacks, or a model that cannot be read.
+        OutputError: where a file cannot be written.
+    """
+    if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise UsageError(f"{manifest}: the text of recording {empty[0]} is empty")
+    if sentencepiece is None:
+        lines, symbols = [spell(text) for text in texts], None
+    else:
+        model = _read_model(sentencepiece)
+        tokens = Tokens.from_sentencepiece(model)
+        symbols = tokens.list_pieces()
+        lines = [[tokens.symbols[number] for number in tokens.encode(text)] for text in texts]
+        _files.write(manifest.with_name(f"{labels}.model"), model)
+    dictionary = manifest.with_name(f"dict.{labels}.txt")
+    if not dictionary.exists():
+        counts = Counter(symbol for line in lines for symbol in line)
+        ranked = symbols or [symbol for symbol, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+        _files.write(dictionary, "".join(f"{symbol} {max(counts[symbol], 1)}\n" for symbol in ranked).encode())
+    _check_symbols(dictionary, lines)
+    _files.write(manifest.with_suffix(f".{labels}"), "".join(f"{' '.join(line)}\n" for line in lines).encode())
+    return dictionary
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+
+
+def _check_symbols(dictionary: Path, lines: Sequence[Sequence[str]]) -> None:
+    """Check that all tokens are in a dictionary: fairseq would take others for <unk> without a word."""
+    try:
+        content = dictionary.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{dictionary}: cannot be read ({error})") from None
+    known = {line.rsplit(" ", 1)[0] for line in content.splitlines()}
+    used = {symbol for line in lines for symbol in line}
+    if special := sorted(used & set(FAIRSEQ_SPECIALS)):
+        raise UsageError(f"texts with {' '.join(special)}, which fairseq takes for its own special symbols")
+    if unknown := sorted(used - known):
+        raise UsageError(
+            f"{dictionary}: lacks {' '.join(unknown[:8])}, which the texts have; make the training split first, with "
+            "texts of one alphabet and case"
+        )

@@ -1,0 +1,101 @@
+"""Files that say what a recogniser's outputs stand for, and the output layers that they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from daisy.checkpoints.converters.mapping import Config
+from daisy.errors import CheckpointError, UsageError
+from daisy.models import Tokens
+from daisy.models.tokens import FAIRSEQ_SPECIALS
+
+KINDS = "dict.ltr.txt of fairseq, vocab.json of Hugging Face, or a SentencePiece .model"
+
+
+def read_token_file(path: str | Path) -> Tokens:
+    """Read tokens from one of the files that recognisers come with.
+
+    Args:
+        path: of fairseq's dictionary (``.txt``), of Hugging Face's ``vocab.json``, or of a SentencePiece ``.model``,
+            whose first piece is then the blank, as in the public code of Wright et al.
+
+    Raises:
+        UsageError: where it cannot be read, or is none of these.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            return make_from_vocabulary(json.loads(path.read_text(encoding="utf-8")))
+        if path.suffix == ".txt":
+            return make_from_dictionary(path.read_text(encoding="utf-8"))
+        if path.suffix == ".model":
+            return Tokens.from_sentencepiece(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except CheckpointError as error:
+        raise UsageError(f"{path}: {error.message}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged ({error})") from None
+    raise UsageError(f"{path}: tokens come from {KINDS}")
+
+
+def make_from_dictionary(content: str) -> Tokens:
+    """Make tokens of a fairseq dictionary: lines of a symbol and a count, before which its special symbols come.
+
+    Source: fairseq 0.12.2, fairseq/data/dictionary.py (``Dictionary.add_from_file``).
+    """
+    lines = [line.removesuffix(" #fairseq:overwrite").rsplit(" ", 1) for line in content.splitlines() if line.strip()]
+    if not lines or not all(len(line) == 2 and line[1].isdecimal() for line in lines):
+        raise CheckpointError("not a dictionary of fairseq's: lines of a symbol and a count")
+    return Tokens(symbols=(*FAIRSEQ_SPECIALS, *(symbol for symbol, _ in lines)))
+
+
+def make_from_vocabulary(numbers: Any, blank: str | int = "<pad>") -> Tokens:
+    """Make tokens of Hugging Face's vocabulary: the number of each symbol.
+
+    Args:
+        numbers: content of ``vocab.json``.
+        blank: which symbol, or number, is CTC's blank: ``pad_token_id`` of the model's configuration.
+
+    Source: transformers 4.57, transformers/models/wav2vec2/tokenization_wav2vec2.py.
+    """
+    if not isinstance(numbers, dict) or sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
+        raise CheckpointError("not a vocabulary of Hugging Face's: each symbol's number, from 0 on")
+    number = numbers.get(blank) if isinstance(blank, str) else blank
+    if number is None:
+        raise CheckpointError(f"its vocabulary has no {blank}, which is CTC's blank")
+    return Tokens(symbols=tuple(sorted(numbers, key=numbers.__getitem__)), blank=number)
+
+
+def fit_tokens(num_outputs: int, given: Tokens | None, found: Tokens | None = None) -> Tokens | None:
+    """Choose the tokens of an output layer: those that are given, else those found with the checkpoint where they fit.
+
+    Args:
+        num_outputs: of the layer, V.
+        given: by the user.
+        found: in the checkpoint, or beside it.
+
+    Raises:
+        CheckpointError: where the given ones are not as many as the layer's outputs.
+    """
+    if given is not None and len(given) != num_outputs:
+        raise CheckpointError(f"its output layer has {num_outputs} tokens, and the file of tokens {len(given)}")
+    chosen = given or found
+    return chosen if chosen is not None and len(chosen) == num_outputs else None
+
+
+def make_exits_config(layers: list[int], output: Tensor, tokens: Tokens) -> Config:
+    """Make the part of `Model.config` that tells of linear CTC exits."""
+    return {
+        "ctc": {
+            "layers": layers,
+            "width": output.shape[1],
+            "num_tokens": output.shape[0],
+            "blank": tokens.blank,
+        },
+        "tokens": tokens.to_dict(),
+    }
