@@ -222,8 +222,8 @@ def test_a_manifest_with_texts(place):
         ("path,text\n0.wav,GO\n2.wav,on\n", (), "dict.ltr.txt: lacks G O, which the texts have"),
         ("path,text\n0.wav,go\n", (), "texts.csv: does not tell what was said in 2.wav"),
         ("path,text\n0.wav,go\n2.wav,\n", (), "the text of recording 2 is empty"),
-        ("path,said\n0.wav,go\n", (), "not a CSV file with the columns path and text"),
-        ("path,text\n", ("--sentencepiece", "gone.model"), "no text is given"),
+        ("path,said\n0.wav,go\n", (), "must have the columns path and text, found path, said"),
+        ("path,text\n", ("--sentencepiece", "gone.model"), "texts.csv: has a text for none of the 2 recordings"),
     ):
         (place / "texts.csv").write_text(content)
         done = run(*arguments, "-o", "data/test.tsv", *more, cwd=place)
