@@ -291,11 +291,11 @@ def test_the_commands_of_the_page_run(tmp_path):
     assert len(lines) > 10
     daisy.save(tiny_recogniser("hubert", units=True), tmp_path / "recogniser.safetensors")
     texts, speakers = ["path,text"], ["path,speaker"]
-    for folder in ("dev", "recordings"):
+    for folder in ("train", "dev", "recordings"):
         (tmp_path / folder).mkdir()
     for index in range(6):
         noise = 0.05 * (index + 1) * numpy.random.default_rng(index).standard_normal(3000 + 800 * index)
-        for folder in ("dev", "recordings") if index < 2 else ("dev",):
+        for folder in ("train", "dev", "recordings") if index < 2 else ("dev",):
             soundfile.write(tmp_path / folder / f"{index}.wav", noise, 16000)
             texts.append(f"{folder}/{index}.wav,ab c")
             speakers.append(f"{folder}/{index}.wav,{index}")
@@ -305,7 +305,7 @@ def test_the_commands_of_the_page_run(tmp_path):
     calibrations = [line for line in lines if " calibrate " in line]
     for line in [*calibrations[:1], *(line for line in lines if line not in calibrations[:1])]:
         arguments = shlex.split(line)[1:]
-        is_tested_above = arguments[0] in ("noise-curve", "replay")
+        is_tested_above = arguments[0] in ("noise-curve", "replay") or "/abs/run" in line
         if not is_tested_above and ("--beam" not in line or importlib.util.find_spec("flashlight")):
             done = run(*arguments, cwd=tmp_path)
             assert done.returncode == 0, (line, done.stderr)
