@@ -68,9 +68,14 @@ wait %2
 
 export OMP_NUM_THREADS=2
 measure training.ship "$hubert"
+# The bundled network before this one, of version 0.1, from the repository's history.
+asset=daisy/assets/daisy-mini.safetensors
+[ -f "$runs/daisy-mini-0.1.safetensors" ] ||
+    git show "$(git log --format=%h -2 -- $asset | tail -n 1):$asset" >"$runs/daisy-mini-0.1.safetensors"
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
-measure training.exits "${networks[@]:1}"
-measure training.exit_variants "$runs" --teacher "$teacher" --beside "${networks[@]:1}"
+compared=("daisy-mini 0.1=runs/daisy-mini-0.1.safetensors" daisy-mini=daisy-mini)
+measure training.exits "${compared[@]}"
+measure training.exit_variants "$runs" --teacher "$teacher" --beside "${compared[@]}"
 measure training.probes "${networks[@]}"
 for digits in "" --digits; do
     measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits
@@ -101,6 +106,11 @@ for data in small noisy; do
 done
 minisuperb --tasks ks sid --upstreams hubert
 minisuperb --table --time --upstreams never {forecast,fixed,random}-60 hubert fbank
+
+measure recognition.train --jobs 2
+measure recognition.errors
+measure recognition.policies
+measure recognition.guarantee
 
 measure speed.latency
 measure speed.speed

@@ -7,6 +7,10 @@ from functools import partial
 
 from benchmarks.shared.rendering import format_interval, render_result
 from benchmarks.shared.results import Row, read_result
+from daisy.policies import DEFAULT_POLICY
+
+DEPTH = 0.6
+"""At which policies are compared."""
 
 
 def render_heads() -> str:
@@ -74,20 +78,34 @@ def render_exit_curves(name: str) -> str:
     return render_result(result, header, lines)
 
 
-def render_exit_systems(name: str) -> str:
-    """Render exits beside the static cut, random exits and the full model, from results/NAME.json."""
+def render_exit_systems(name: str, choose: Callable[[list[Row]], list[Row]]) -> str:
+    """Render exits beside the static cut, random exits and the full model, from some rows of results/NAME.json."""
     result = read_result(name)
     lines = []
-    for row in result["rows"]:
-        if "policy" in row:
-            values = [f"{row[system]:.3f}" for system in ("exit", "static", "random", "full")]
-            gains = [format_gain(row, system) for system in ("static", "random")]
-            lines.append([row["task"], row["network"], row["policy"], f"{row['depth']:.0%}", *values, *gains])
+    for row in choose([row for row in result["rows"] if "policy" in row]):
+        values = [f"{row[system]:.3f}" for system in ("exit", "static", "random", "full")]
+        gains = [format_gain(row, system) for system in ("static", "random")]
+        lines.append([row["task"], row["network"], row["policy"], f"{row['depth']:.0%}", *values, *gains])
     header = [
         "what", "network", "policy", "depth", "exits", "static cut", "random exits", "full",
         "above the static cut by", "above random exits by",
     ]  # fmt: skip
     return render_result(result, header, lines)
+
+
+def choose_default_policy(rows: list[Row]) -> list[Row]:
+    """Choose the default policy's rows, of the last network."""
+    return [row for row in rows if row["policy"] == DEFAULT_POLICY and row["network"] == rows[-1]["network"]]
+
+
+def choose_depth(rows: list[Row], policy: str | None = None) -> list[Row]:
+    """Choose the row nearest to `DEPTH` of each task, network and policy, or of one policy alone."""
+    nearest: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row["task"], row["network"], row["policy"])
+        if key not in nearest or abs(row["depth"] - DEPTH) < abs(nearest[key]["depth"] - DEPTH):
+            nearest[key] = row
+    return [row for row in nearest.values() if policy in (None, row["policy"])]
 
 
 def format_gain(row: Row, system: str) -> str:
@@ -102,7 +120,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "units": partial(render_units, "units"),
     "units_digits": partial(render_units, "units_digits"),
     "exit_curves": partial(render_exit_curves, "exits"),
-    "exit_systems": partial(render_exit_systems, "exits"),
+    "exit_systems": partial(render_exit_systems, "exits", choose_default_policy),
+    "exit_policies": partial(render_exit_systems, "exits", choose_depth),
     "exit_variants": partial(render_exit_curves, "exit_variants"),
-    "exit_variants_systems": partial(render_exit_systems, "exit_variants"),
+    "exit_variants_systems": partial(
+        render_exit_systems, "exit_variants", partial(choose_depth, policy=DEFAULT_POLICY)
+    ),
 }

@@ -1,0 +1,1 @@
+"""Recognisers that exit, trained on the text at hand, judged at every exit; first ``benchmarks.recognition.train``."""

@@ -1,0 +1,72 @@
+"""Word and character error rates of every recogniser at every exit, set by set, clean and under noise.
+
+    python -m benchmarks.recognition.errors
+
+Trainings of benchmarks/recognition/train.py must be there. Test splits; intervals resample speakers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+
+from benchmarks.recognition.corpora import find_sets
+from benchmarks.recognition.full_runs import load_runs
+from benchmarks.recognition.systems import SYSTEMS
+from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.results import Row, write_result
+from benchmarks.shared.script import make_parser, run_script
+from daisy import checkpoints
+from daisy.calibration.intervals import DRAWS, Resample
+from daisy.calibration.traces import Traces
+
+LOSSES = {"wer": "word_errors", "cer": "character_errors"}
+
+
+def measure_exits(runs: Traces, draws: int = DRAWS) -> list[Row]:
+    """Measure the error rates of some runs at every exit, each with its interval."""
+    resample = Resample(runs.groups, draws)
+    rows: list[Row] = [{"exit_layer": layer} for layer in runs.layers]
+    for field, loss in LOSSES.items():
+        weights = runs.weights_of(loss).double().numpy()
+        of_exits = resample.sums(runs.losses[loss].double().numpy() * weights[:, None])  # (R, E)
+        rates = of_exits / resample.sums(weights)[:, None]
+        for place, row in enumerate(rows):
+            estimate = resample.estimate(rates[:, place])
+            row |= {field: estimate.mean, f"{field}_low": estimate.low, f"{field}_high": estimate.high}
+    return rows
+
+
+def measure_system(name: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
+    """Measure a recogniser on each set of the test split, on all together, and in each condition."""
+    runs = load_runs(name, "test", limit, folder)
+    sets = numpy.array(find_sets(runs.utterances))
+    conditions = numpy.array(runs.conditions)
+    size = sum(parameter.numel() for parameter in checkpoints.load(find_model(name, folder)).parameters())
+    rows = []
+    for set_name in ("all", *dict.fromkeys(sets.tolist())):
+        for condition in dict.fromkeys(runs.conditions):
+            chosen = numpy.flatnonzero((conditions == condition) & ((sets == set_name) | (set_name == "all")))
+            part = runs.select(chosen.tolist())
+            fields = {"system": name, "set": set_name, "condition": condition, "num_utterances": len(part)}
+            rows += [{**fields, **row, "parameters": size} for row in measure_exits(part)]
+    return rows
+
+
+def main() -> None:
+    parser = make_parser(__doc__, quick="a few recordings of each set; nothing is written")
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(SYSTEMS))
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.only:
+        rows += measure_system(name, 4 if arguments.quick else None)
+        for row in rows:
+            if (row["system"], row["set"], row["condition"]) == (name, "all", "clean"):
+                print(f"{name:45} exit {row['exit_layer']:2}  WER {row['wer']:.3f}  CER {row['cer']:.3f}")
+    if not arguments.quick:
+        write_result("early_exit_asr", rows)
+
+
+if __name__ == "__main__":
+    run_script(main)

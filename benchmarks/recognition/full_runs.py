@@ -1,0 +1,57 @@
+"""Full runs of the recognisers on speech with text, made once and kept in runs/recognition/NAME/{dev,test}.csv."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import daisy
+from benchmarks.recognition.corpora import CORPORA, read_texts
+from benchmarks.recognition.systems import SYSTEMS
+from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.recordings import SNRS_DB_COARSE, read_noises
+from daisy.audio import conditions
+from daisy.calibration import trace_conditions, traces
+from daisy.calibration.text_tracing import TextTask
+from daisy.calibration.traces import Traces
+from daisy.errors import UsageError
+from daisy.policies.scores import available_scores
+
+CONDITIONS = conditions.make_conditions(("recorded",), SNRS_DB_COARSE)
+NOISE_SPLIT = {"dev": "train", "test": "test"}
+WITH_POSTERIOR = ("Conformer, six exits", "daisy-mini, joint")
+"""The systems whose posterior is computed: it takes a beam search at every exit."""
+
+
+def load_runs(name: str, split: str, limit: int | None = None, folder: Path = FOLDER) -> Traces:
+    """Load what was run before, or run it: clean and with recorded noise, all exits' scores and errors.
+
+    Where the network has heads on units their scores are there too. Runs of all recordings are kept.
+
+    Raises:
+        UsageError: where the system is not trained yet.
+    """
+    model_path = find_model(name, folder)
+    if not model_path.is_file():
+        raise UsageError(f"{name}: not trained yet; python -m benchmarks.recognition.train makes {model_path}")
+    path = model_path.with_name(f"{split}.csv")
+    if path.is_file() and limit is None:
+        return traces.read_traces(path)
+    model = daisy.load(model_path)
+    speech, texts = read_texts(CORPORA[SYSTEMS[name].corpus], split, limit)
+    assert model.tokens is not None
+    assert model.ctc is not None
+    task = TextTask(
+        references=[model.tokens.fold(text) for text in texts],
+        with_units=model.heads is not None,
+        scores=tuple(sorted(available_scores(model.ctc))) if name in WITH_POSTERIOR else None,
+    )
+    runs = trace_conditions.run_conditions(
+        model,
+        speech,
+        CONDITIONS,
+        {"recorded": read_noises(NOISE_SPLIT[split])},
+        task=task,
+    )
+    if limit is None:
+        traces.write_traces(runs, path)
+    return runs

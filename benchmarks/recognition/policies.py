@@ -1,0 +1,164 @@
+"""Error rate against depth and measured time, of every policy on the recognisers' exits.
+
+    python -m benchmarks.recognition.policies
+
+Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
+audio, clean and with noise of the test split. Beside each stand the static cut and exits drawn at random at its depth.
+"DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
+that a policy reads, on one core, relative to all layers with the last exit alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import daisy
+from benchmarks.recognition.corpora import CORPORA, read_texts
+from benchmarks.recognition.errors import LOSSES
+from benchmarks.recognition.full_runs import load_runs
+from benchmarks.recognition.systems import SYSTEMS
+from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.recordings import spread_evenly
+from benchmarks.shared.results import RESULTS, Row, write_result
+from benchmarks.shared.script import make_parser, run_script
+from daisy import Model
+from daisy.calibration.cost import measure_layer_seconds
+from daisy.calibration.depth import find_quantile
+from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
+from daisy.calibration.text_tracing import UNIT_PREFIX, choose_unit_scores
+from daisy.calibration.traces import Traces
+from daisy.checkpoints.model import HeadsKind
+from daisy.evaluation import comparison, figures
+from daisy.evaluation.study import DEPTHS
+
+LOSS = "character_errors"
+JUDGED = (
+    "Conformer, six exits",
+    "Splitformer, six exits",
+    "daisy-mini, joint",
+    "daisy-mini, two-stage",
+    "daisy-mini, frozen",
+)
+ON_TEXT = (
+    "fixed", "entropy", "confidence", "sentence_confidence", "posterior", "text_patience", "plateau", "forecast",
+    "oracle",
+)  # fmt: skip
+ON_UNITS = ("entropy", "forecast")
+TIMED = 12
+"""Recordings that layers are timed on."""
+ALL_CONDITIONS = "clean to 0 dB"
+
+
+def name_policy(policy: str, heads: HeadsKind) -> str:
+    """Say which heads a policy reads."""
+    return f"DAISY: {policy}" if heads == "units" else policy
+
+
+def measure_frontier(tune: Traces, test: Traces, families: Iterable[str], heads: HeadsKind) -> list[tuple[Row, Tensor]]:
+    """Tune policies to depths, and return a row for each and condition, with the exits (B,) of its runs."""
+    found = []
+    for name in families:
+        family = None if name == "hindsight" else fit_family(name, tune, LOSS)
+        for target in DEPTHS:
+            exits = find_exits(family, tune, test, target)
+            for evaluation in comparison.evaluate_by_condition(name_policy(name, heads), exits, test):
+                condition = ALL_CONDITIONS if evaluation.condition == "all" else evaluation.condition
+                row = {"policy": evaluation.policy, "condition": condition, "target_depth": target}
+                row |= {"depth": evaluation.depth, "exit_layer": evaluation.mean_exit_layer.mean}
+                for field, loss in LOSSES.items():
+                    row |= {field: evaluation.losses[loss].mean, f"{field}_static": evaluation.fixed[loss]}
+                    row |= {f"{field}_random": evaluation.random[loss]}
+                    for system, gain in (("static", evaluation.gain), ("random", evaluation.gain_over_random)):
+                        mean, low, high = gain[loss]
+                        row |= {f"{field}_over_{system}": mean}
+                        row |= {f"{field}_over_{system}_low": low, f"{field}_over_{system}_high": high}
+                rows = slice(None) if condition == ALL_CONDITIONS else test.rows_of(condition)
+                found.append((row, exits[rows]))
+    return found
+
+
+def find_exits(family: PolicyFamily | None, tune: Traces, test: Traces, target: float) -> Tensor:
+    """Find the exits (B,) of test runs by a policy tuned to a depth; the best that there are where it is None."""
+    if family is None:
+        return comparison.find_best_exits(test, target, LOSS)
+    return family.at(find_quantile(family, tune, target)).exit_layers(readable_scores(test))
+
+
+def measure_times(
+    model: Model, sample: Sequence[Tensor], families: Iterable[str], heads: HeadsKind, tune: Traces
+) -> dict[str, Tensor]:
+    """Measure the relative times (E,) of leaving at each exit by each policy."""
+    exits, last = tune.layers, tune.layers[-1]
+    whole = measure_layer_seconds(model.backbone, model.exit_heads("ctc"), sample, (), exits=(last,))[-1]
+    times = {}
+    for name in families:
+        reads = () if name in ("hindsight", "oracle") else fit_family(name, tune, LOSS).at(0.5).reads
+        seconds = measure_layer_seconds(model.backbone, model.exit_heads(heads), sample, reads, exits=exits)
+        times[name_policy(name, heads)] = seconds / whole
+    return times
+
+
+def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
+    """Measure all policies on a recogniser's exits."""
+    tune, test = (load_runs(system, split, limit, folder) for split in ("dev", "test"))
+    model = daisy.load(find_model(system, folder))
+    speech, _ = read_texts(CORPORA[SYSTEMS[system].corpus], "dev", TIMED)
+    sample = spread_evenly(speech.waveforms, limit or TIMED)
+    found: list[tuple[Row, Tensor]] = []
+    times: dict[str, Tensor] = {}
+    kinds: list[tuple[HeadsKind, Traces, Traces, list[str]]] = [
+        ("ctc", tune, test, [*(name for name in ON_TEXT if name != "posterior" or name in test.scores), "hindsight"])
+    ]
+    if any(name.startswith(UNIT_PREFIX) for name in test.scores):
+        kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
+    for heads, of_tune, of_test, families in kinds:
+        found += measure_frontier(of_tune, of_test, families, heads)
+        times |= measure_times(model, sample, families, heads, of_tune)
+    return [
+        {"system": system, **row, "time": float(times[row["policy"]][exits - 1].double().mean())}
+        for row, exits in found
+    ]
+
+
+def draw(rows: list[Row], system: str, path: Path) -> None:
+    """Draw a recogniser's error rate against the time, and beside it against the depth."""
+    chosen = [row for row in rows if (row["system"], row["condition"]) == (system, ALL_CONDITIONS)]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in chosen:
+        curves.setdefault(row["policy"], []).append((row["time"], row["cer"]))
+    figure = figures.draw_lines(
+        curves,
+        across="time, relative to all layers with one exit",
+        up="character error rate",
+        title=f"{system}: test audio, {ALL_CONDITIONS}",
+        black=("fixed", "oracle", "hindsight"),
+    )
+    figures.save(figure, path)
+
+
+def main() -> None:
+    parser = make_parser(__doc__, quick="a few recordings of each set; nothing is written")
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(JUDGED))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for system in arguments.only:
+        rows += measure_system(system, 4 if arguments.quick else None)
+    for row in rows:
+        if row["condition"] == ALL_CONDITIONS and row["target_depth"] == 0.6:
+            print(
+                f"{row['system']:24} {row['policy']:22} depth {row['depth']:.3f}  time {row['time']:.3f}  CER "
+                f"{row['cer']:.4f}  static {row['cer_static']:.4f}  random {row['cer_random']:.4f}  gain "
+                f"{row['cer_over_static']:+.4f} [{row['cer_over_static_low']:+.4f}, {row['cer_over_static_high']:+.4f}]"
+            )
+    if not arguments.quick:
+        write_result("early_exit_asr_policies", rows)
+        draw(rows, "daisy-mini, joint", RESULTS / "early_exit_asr.png")
+
+
+if __name__ == "__main__":
+    run_script(main)

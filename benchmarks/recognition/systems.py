@@ -1,0 +1,56 @@
+"""The recognisers that are compared, and how each is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXITS = (2, 4, 6, 8, 10, 12)
+LONG, SHORT = 6000, 3000
+"""Updates from scratch, of English and of Mboshi."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What differs from its configuration in fairseq_plugins/config."""
+
+    config: str
+    updates: int
+    overrides: tuple[str, ...] = ()
+    start: str = ""
+    """Of a HuBERT with exits: a checkpoint, or the system that it goes on from."""
+    corpus: str = "english"
+
+
+def of_depth(layers: int, exits: tuple[int, ...], seed: int = 1) -> System:
+    """Make a Conformer of some layers from scratch."""
+    return System(
+        "conformer_mini_ctc",
+        LONG,
+        (f"model.encoder_layers={layers}", f"model.exit_layers={list(exits)}".replace(" ", ""), f"common.seed={seed}"),
+    )
+
+
+SYSTEMS = {
+    "Conformer, six exits": of_depth(12, EXITS),
+    "Conformer, one exit": of_depth(12, (12,)),
+    "Conformer of 8 layers, one exit": of_depth(8, (8,)),
+    **{f"Conformer of 4 layers, one exit, seed {seed}": of_depth(4, (4,), seed) for seed in (1, 2, 3)},
+    **{f"Conformer of 4 layers, two exits, seed {seed}": of_depth(4, (2, 4), seed) for seed in (1, 2, 3)},
+    "Splitformer, six exits": System("conformer_mini_ctc", LONG, ("model.split_blocks=[1,6]",)),
+    "daisy-mini, one exit": System("daisy_mini_ctc", 4000, ("model.exit_layers=[12]",), "daisy-mini"),
+    "daisy-mini, joint": System("daisy_mini_ctc", 4000, (), "daisy-mini"),
+    "daisy-mini, two-stage": System(
+        "daisy_mini_ctc", 2000, ("model.training=branches", "optimization.lr=[0.005]"), "daisy-mini, one exit"
+    ),
+    "daisy-mini, frozen": System(
+        "daisy_mini_ctc", 4000, ("model.training=frozen", "optimization.lr=[0.005]"), "daisy-mini"
+    ),
+    "Mboshi: Conformer, six exits": System("conformer_mini_ctc", SHORT, corpus="mboshi"),
+    "Mboshi: daisy-mini, joint": System("daisy_mini_ctc", 2000, (), "daisy-mini", "mboshi"),
+}
+
+
+def list_ancestors(name: str) -> list[str]:
+    """List the systems that must be trained before this one, and this one, first to last."""
+    start = SYSTEMS[name].start
+    return [*(list_ancestors(start) if start in SYSTEMS else ()), name]

@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+
+from benchmarks.recognition import errors, guarantee, policies, systems, train
+from benchmarks.recognition.corpora import CORPORA, find_sets, write_manifests
+from benchmarks.shared.recordings import DATA
+from daisy.calibration.traces import Traces
+from daisy.errors import OutputError, UsageError
+
+EXITS = (2, 4, 6)
+
+
+def make_traces(num=6, num_speakers=3):
+    """Every second recording is read rightly at the first exit; the others, twice as long, at the last alone."""
+    is_easy = torch.arange(num) % 2 == 0
+    wrong = torch.where(is_easy[:, None], torch.tensor([[0.0, 0, 0]]), torch.tensor([[1.0, 0.5, 0]]))
+    weights = torch.where(is_easy, 2.0, 4.0)
+    return Traces(
+        utterances=tuple(f"an4/{index}" for index in range(num)),
+        groups=tuple(f"speaker{index % num_speakers}" for index in range(num)),
+        conditions=("clean",) * num,
+        scores={"entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]]))},
+        losses={"word_errors": wrong, "character_errors": wrong, "text_disagreement": wrong},
+        weights=torch.ones(num),
+        costs=torch.tensor(EXITS).float(),
+        layers=EXITS,
+        weights_by_loss={"word_errors": weights, "character_errors": weights},
+    )
+
+
+def test_error_rates_are_those_of_the_corpus_at_every_exit():
+    rows = errors.measure_exits(make_traces(), draws=50)
+    assert [row["exit_layer"] for row in rows] == [2, 4, 6]
+    assert [row["cer"] for row in rows] == pytest.approx([12 / 18, 6 / 18, 0])
+    assert all(row["wer_low"] <= row["wer"] <= row["wer_high"] for row in rows)
+
+
+def test_policies_stand_beside_the_cut_and_chance_of_their_depth():
+    runs = make_traces()
+    (row, exits), *_ = [
+        pair for pair in policies.measure_frontier(runs, runs, ["entropy"], "ctc") if pair[0]["target_depth"] == 0.7
+    ]
+    assert row["policy"] == "entropy"
+    assert exits.tolist() == [1, 3] * 3
+    assert (row["depth"], row["exit_layer"]) == (pytest.approx(4 / 6), 4.0)
+    assert (row["cer"], row["cer_static"]) == (0.0, pytest.approx(1 / 3))
+    assert row["cer_random"] == pytest.approx((12 / 18) / 2)
+    (row, _), *_ = policies.measure_frontier(runs, runs, ["hindsight"], "units")
+    assert row["policy"] == "DAISY: hindsight"
+
+
+def test_certified_error_rates_are_kept_on_other_speakers():
+    num = 400
+    pool = make_traces(num, num_speakers=num)
+    rows = guarantee.summarise("x", "character_errors", pool, [guarantee.measure_split(pool, "character_errors", 0)])
+    by_target = {row["target"]: row for row in rows}
+    assert by_target[0.1]["none_certified"] == 0.0
+    assert by_target[0.1]["depth"] == pytest.approx(4 / 6, abs=0.05)  # the hard half goes to the end
+    assert all(row["violations"] == 0 and row["speakers"] == num for row in rows)
+
+
+def test_two_stages_come_one_after_the_other():
+    assert systems.list_ancestors("daisy-mini, two-stage") == ["daisy-mini, one exit", "daisy-mini, two-stage"]
+    assert all(system.corpus in CORPORA for system in systems.SYSTEMS.values())
+    assert len({train.find_model(name) for name in systems.SYSTEMS}) == len(systems.SYSTEMS)
+
+
+def test_a_training_with_other_settings_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "x" / "settings.json"
+    train.check_settings(path, {"updates": 5})
+    train.check_settings(path, {"updates": 5})
+    with pytest.raises(OutputError, match="was trained with"):
+        train.check_settings(path, {"updates": 6})
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared recordings")
+def test_manifests_list_what_has_a_text(tmp_path):
+    write_manifests(CORPORA["english"], tmp_path)
+    lines = (tmp_path / "train.tsv").read_text().splitlines()[1:]
+    letters = (tmp_path / "train.ltr").read_text().splitlines()
+    assert len(lines) == len(letters) == 234 + 133 + 843 + 1929 + 2220
+    assert set(find_sets(lines)) == {"librispeech", "librispeech_more", "an4", "robotutor", "speechocean762"}
+    hours = sum(int(line.split("\t")[1]) for line in lines) / 16000 / 3600
+    assert hours == pytest.approx(5.46, abs=0.05)
+    assert {symbol for line in letters for symbol in line.split()} <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ'|")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared recordings")
+@pytest.mark.filterwarnings("ignore")  # fairseq's
+def test_a_recogniser_is_trained_run_and_judged(tmp_path):
+    pytest.importorskip("fairseq")
+    pytest.importorskip("jiwer")
+    name = "Mboshi: Conformer, six exits"
+    with pytest.raises(UsageError, match="not trained yet"):
+        errors.measure_system(name, 2, tmp_path)
+    model = train.train(name, folder=tmp_path, quick=True)
+    before = model.stat().st_mtime_ns
+    assert train.train(name, folder=tmp_path, quick=True).stat().st_mtime_ns == before
+    rows = errors.measure_system(name, 2, tmp_path)
+    assert {row["condition"] for row in rows} == {"clean", "recorded 20 dB", "recorded 10 dB", "recorded 0 dB"}
+    assert {row["exit_layer"] for row in rows} == {2, 4, 6, 8, 10, 12}
+    assert all(row["num_utterances"] == 2 and math.isfinite(row["wer"]) for row in rows)
+    rows = policies.measure_system(name, 2, tmp_path)
+    assert all(math.isfinite(row["cer"]) and 0 < row["time"] < 2 for row in rows)
+    assert {row["policy"] for row in rows} >= {"fixed", "entropy", "text_patience", "forecast", "oracle", "hindsight"}
