@@ -1,12 +1,8 @@
 """Markdown of measured tables."""
 
-import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from benchmarks.shared.results import Result, Row
-
-HERE = Path(__file__).parents[1]
 
 
 def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -23,17 +19,7 @@ def render_source(result: Result, threads: bool = True) -> str:
         device = machine["gpu"]
     else:
         device = machine["processor"] + (f", {machine['threads']} thread(s)" if threads else "")
-    return f"\n`{as_module_command(result['command'])}`, {result['date']}, {device}.\n"
-
-
-def as_module_command(command: str) -> str:
-    """Rewrite a command from when scripts were called by their files, so that it can be typed."""
-
-    def rewrite(match: re.Match[str]) -> str:
-        (script,) = HERE.glob(f"**/{match[1].rpartition('/')[2]}.py")
-        return f"python -m benchmarks.{'.'.join(script.relative_to(HERE).with_suffix('').parts)}"
-
-    return re.sub(r"python benchmarks/([\w/]+)\.py", rewrite, command)
+    return f"\n`{result['command']}`, {result['date']}, {device}.\n"
 
 
 def render_result(result: Result, header: Iterable[str], rows: Iterable[Iterable[str]], threads: bool = True) -> str:
