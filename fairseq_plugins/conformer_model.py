@@ -10,7 +10,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
 from daisy import checkpoints
-from daisy.models import Conformer, ConformerConfig, CTCHeadsConfig
+from daisy.models import AttentionDecoders, Conformer, ConformerConfig, CTCHeadsConfig, DecodersConfig
 from fairseq_plugins import recognition
 
 
@@ -29,6 +29,10 @@ class DaisyConformerCtcConfig(FairseqDataclass):
     )
     exit_layers: List[int] = field(
         default_factory=list, metadata={"help": "layers with an exit; the last has one always; []: after each block"}
+    )
+    decoder_layers: int = field(
+        default=0,
+        metadata={"help": "Transformer layers of an attention decoder at each exit, beside CTC; 0: no decoders"},
     )
     num_mels: int = field(default=80, metadata={"help": "mel bands"})
     log_mel: bool = field(default=True, metadata={"help": "take the logarithm of the mel energies"})
@@ -53,7 +57,7 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
     def __init__(self, cfg: DaisyConformerCtcConfig, parts: checkpoints.Model):
         super().__init__()
         self.cfg = cfg
-        self.backbone, self.ctc = parts.backbone, parts.ctc
+        self.backbone, self.ctc, self.decoders = parts.backbone, parts.ctc, parts.decoders
         self.train()
 
     @classmethod
@@ -73,16 +77,21 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
                 module._apply(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
         return self
 
-    def forward(self, source: Tensor, padding_mask: Tensor | None = None, **others: Any) -> dict[str, Any]:
+    def forward(
+        self, source: Tensor, padding_mask: Tensor | None = None, texts: Tensor | None = None, **others: Any
+    ) -> dict[str, Any]:
         """Run all layers and exits.
 
         Args:
             source: (B, N) waveforms.
             padding_mask: (B, N) bool, True where padded.
+            texts: (B, U) int64, the token that texts begin with and those before each that is to be predicted; what
+                attention decoders read.
             others: what else fairseq hands to a model; not read.
 
         Returns:
-            See `recognition.Recogniser`.
+            See `recognition.Recogniser`; with ``texts`` and attention decoders also ``next_logits``, by layer
+            (B, U, V).
         """
         num_samples = None if padding_mask is None else (~padding_mask).sum(1).cpu()
         states, num_frames = self.backbone(source, num_samples)
@@ -90,7 +99,12 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
         padding = None
         if padding_mask is not None:
             padding = (torch.arange(states[0].shape[1]) >= num_frames[:, None]).to(source.device)
-        return recognition.make_output(logits, num_frames, padding, self.ctc.config.blank)
+        output = recognition.make_output(logits, num_frames, padding, self.ctc.config.blank)
+        if self.decoders is not None and texts is not None:
+            output["next_logits"] = {
+                layer: self.decoders(layer, states[layer], num_frames, texts) for layer in self.ctc.config.layers
+            }
+        return output
 
 
 def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
@@ -125,9 +139,26 @@ def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
         num_tokens=len(tokens),
         blank=tokens.blank,
     )
+    decoders = None
+    if cfg.decoder_layers:
+        dictionary = task.target_dictionary
+        decoders = AttentionDecoders(
+            DecodersConfig(
+                layers=exits.layers,
+                width=config.width,
+                num_tokens=len(tokens),
+                begin=dictionary.eos(),  # as fairseq's own decoders: a text begins with the end of the one before
+                end=dictionary.eos(),
+                num_blocks=cfg.decoder_layers,
+                num_heads=cfg.encoder_attention_heads,
+                ffn_width=cfg.encoder_ffn_embed_dim,
+                dropout=cfg.dropout,
+            )
+        )
     return checkpoints.Model(
         backbone=backbone,
         ctc=recognition.make_exits(exits),
         tokens=tokens,
+        decoders=decoders,
         provenance={"recogniser": "from scratch, fairseq plugin daisy_conformer_ctc"},
     )

@@ -1,4 +1,4 @@
-"""``daisy_ctc``: the sum of the exits' CTC losses, and what each exit gets wrong in validation."""
+"""``daisy_ctc``: the sum of the exits' CTC losses, attention decoders' too, and what each exit gets wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from daisy.errors import UsageError
 from daisy.policies.texts import collapse, edit_distance
@@ -18,6 +19,8 @@ from fairseq_plugins.recognition import read_tokens
 
 CONFIDENCE = ChoiceEnum(["none", "times", "over"])
 LEAST_CONFIDENCE = 0.1
+IGNORED = -100
+"""A place after a text's end."""
 
 
 @dataclass
@@ -43,6 +46,12 @@ class DaisyCtcCriterionConfig(FairseqDataclass):
     mark_ends: bool = field(
         default=False, metadata={"help": "begin CTC's targets with the token <pad> and end them with </s>"}
     )
+    attention_share: float = field(
+        default=0.7,
+        metadata={
+            "help": "with attention decoders, the share of their cross-entropy in each exit's loss; CTC has the rest"
+        },
+    )
     padded_lengths: bool = field(
         default=False, metadata={"help": "let every utterance have the frames of the longest of its batch"}
     )
@@ -66,16 +75,23 @@ class DaisyCtcCriterion(FairseqCriterion):
         self.exit_weights, self.label_share = list(cfg.exit_weights), list(cfg.label_share)
         self.confidence = str(cfg.confidence)
         self.mark_ends, self.padded_lengths = cfg.mark_ends, cfg.padded_lengths
+        self.attention_share = cfg.attention_share
+        if not 0 <= self.attention_share <= 1:
+            raise UsageError(f"attention_share must be 0 to 1, found {self.attention_share}")
         if not all(0 <= share <= 1 for share in self.label_share):
             raise UsageError(f"label_share must be 0 to 1, found {self.label_share}")
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        output = model(**sample["net_input"])
+        labels = self._read_labels(sample["target"])
+        decoders = getattr(model, "decoders", None)
+        texts = None
+        if decoders is not None:
+            texts = self._begin_texts(labels, decoders.config.begin).to(sample["net_input"]["source"].device)
+        output = model(**sample["net_input"], **({} if texts is None else {"texts": texts}))
         logits: dict[int, Tensor] = output["logits"]
         layers, num_frames = sorted(logits), output["num_frames"]
         weights = _one_each(self.exit_weights or [1.0], layers, "exit_weights")
         shares = _one_each(self.label_share, layers, "label_share")
-        labels = self._read_labels(sample["target"])
         targets = [self._mark(row) for row in labels] if self.mark_ends else labels
         log_probs = {layer: logits[layer].float().log_softmax(-1) for layer in layers}  # (B, T, V)
         teacher = None
@@ -90,6 +106,10 @@ class DaisyCtcCriterion(FairseqCriterion):
                 losses = share * losses
                 if layer != layers[-1] and share < 1:
                     losses = losses + (1 - share) * self._compute_ctc(log_probs[layer], teacher, counted)
+            if texts is not None:
+                entropies = self._compute_cross_entropy(output["next_logits"][layer], labels)
+                logging[f"ce_{layer}"] = float(entropies.detach().sum())
+                losses = (1 - self.attention_share) * losses + self.attention_share * entropies
             total = total + weight * (losses * self._weigh(log_probs[layer], num_frames)).sum()
         num_tokens = sum(len(row) for row in targets)
         sample_size = len(labels) if self.sentence_avg else num_tokens
@@ -109,6 +129,19 @@ class DaisyCtcCriterion(FairseqCriterion):
 
     def _mark(self, row: Tensor) -> Tensor:
         return torch.cat([row.new_tensor([self.pad]), row, row.new_tensor([self.eos])])
+
+    def _begin_texts(self, labels: Sequence[Tensor], begin: int) -> Tensor:
+        """The tokens before each that a decoder predicts, the end among those: (B, U) int64, padded with the end."""
+        rows = [torch.cat([row.new_tensor([begin]), row]) for row in labels]
+        return pad_sequence(rows, batch_first=True, padding_value=self.eos)
+
+    def _compute_cross_entropy(self, next_logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        """Cross-entropy of each utterance's tokens and of its end, (B,) nats; ``next_logits`` (B, U, V)."""
+        rows = [torch.cat([row, row.new_tensor([self.eos])]) for row in labels]
+        wanted = pad_sequence(rows, batch_first=True, padding_value=IGNORED).to(next_logits.device)
+        return F.cross_entropy(next_logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none").sum(
+            1
+        )
 
     def _compute_ctc(self, log_probs: Tensor, targets: Sequence[Tensor], num_frames: Tensor) -> Tensor:
         """CTC of each utterance, (B,) nats; ``log_probs`` (B, T, V)."""
@@ -157,9 +190,10 @@ class DaisyCtcCriterion(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the loss, each exit's CTC in nats a token, and in validation its error rates, ``uer`` and ``wer``, in %.
+        """Log the loss, each exit's CTC and cross-entropy in nats a token, and in validation its error rates, in %.
 
-        Those without a layer are the last exit's, as fairseq's ``ctc`` names them: for ``best_checkpoint_metric``.
+        ``uer`` counts tokens, ``wer`` words. Those without a layer are the last exit's, as fairseq's ``ctc`` names
+        them: for ``best_checkpoint_metric``.
         """
         names = {name for log in logging_outputs for name in log}
         sums = {name: sum(float(log.get(name, 0)) for log in logging_outputs) for name in names}
@@ -170,6 +204,8 @@ class DaisyCtcCriterion(FairseqCriterion):
         layers = sorted(int(name.split("_")[1]) for name in names if name.startswith("ctc_"))
         for layer in layers:
             metrics.log_scalar(f"ctc_{layer}", sums[f"ctc_{layer}"] / num_tokens, num_tokens, round=4)
+            if f"ce_{layer}" in sums:
+                metrics.log_scalar(f"ce_{layer}", sums[f"ce_{layer}"] / num_tokens, num_tokens, round=4)
         for kind, rate in (("c", "uer"), ("w", "wer")):
             if sums.get(f"{kind}_total", 0.0) > 0:
                 metrics.log_scalar(f"_{kind}_total", sums[f"{kind}_total"])

@@ -4,9 +4,9 @@ Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`
 ``heads`` (or null), ``policies`` (default settings by policy name), ``provenance`` (free) and ``digest``, the SHA-256
 of tensors and configuration (`ContentDigest`), which older files do not have. Recognisers have three more: ``ctc``
 (`CTCHeadsConfig`), ``tokens`` (``symbols``, ``blank``, and ``sentencepiece``, a model in base64, or null) and
-``ctc_policies``. A Conformer's ``backbone`` (`ConformerConfig`) has ``kind``, "conformer"; without it is a HuBERT's.
-Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*``, ``heads.*`` and ``ctc.*``; any float type, read as
-float32.
+``ctc_policies``; with attention decoders also ``decoders`` (`DecodersConfig`). A Conformer's ``backbone``
+(`ConformerConfig`) has ``kind``, "conformer"; without it is a HuBERT's. Tensors: ``backbone.*`` under torchaudio's
+names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float type, read as float32.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from daisy.checkpoints.model import Model
 from daisy.checkpoints.weights import NOT_FINITE, check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import (
+    AttentionDecoders,
     Backbone,
     BackboneConfig,
     Conformer,
     ConformerConfig,
     CTCHeads,
     CTCHeadsConfig,
+    DecodersConfig,
     ExitHeads,
     FinalHead,
     HeadsConfig,
@@ -70,6 +72,7 @@ def build(config: dict[str, Any]) -> Model:
     head = config.get("final_head")
     heads = HeadsConfig.from_dict(config["heads"]) if config.get("heads") else None
     ctc = CTCHeadsConfig.from_dict(config["ctc"]) if config.get("ctc") else None
+    decoders = config.get("decoders")
     for kind, given in (("exit heads", heads), ("CTC exits", ctc)):
         if given and (given.num_layers, given.width) != (shape.num_layers, shape.width):
             raise CheckpointError(
@@ -85,6 +88,7 @@ def build(config: dict[str, Any]) -> Model:
         ctc=CTCHeads(ctc) if ctc else None,
         tokens=Tokens.from_dict(config["tokens"]) if config.get("tokens") else None,
         ctc_policies=config.get("ctc_policies", {}),
+        decoders=AttentionDecoders(DecodersConfig.from_dict(decoders)) if decoders else None,
     )
 
 

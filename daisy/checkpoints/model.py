@@ -15,6 +15,7 @@ from daisy import policies as exit_policies
 from daisy.encoder import EarlyExitEncoder, Keep
 from daisy.errors import CheckpointError, PolicyError
 from daisy.models import (
+    AttentionDecoders,
     Backbone,
     ConformerConfig,
     CTCHeads,
@@ -48,9 +49,10 @@ class Model(nn.Module):
         ctc: exits that write text; None where it does not recognise speech.
         tokens: what these exits' outputs stand for.
         ctc_policies: default settings of policies that read the scores of ``ctc``, by policy name.
+        decoders: attention decoders at the exits of ``ctc``; None where texts are read from these alone.
 
     Raises:
-        CheckpointError: where ``ctc`` and ``tokens`` do not go together.
+        CheckpointError: where ``ctc``, ``tokens`` and ``decoders`` do not go together.
 
     Example:
         >>> import daisy, torch
@@ -65,6 +67,7 @@ class Model(nn.Module):
     heads: ExitHeads | None
     final_head: FinalHead | None
     ctc: CTCHeads | None
+    decoders: AttentionDecoders | None
 
     def __init__(
         self,
@@ -77,11 +80,13 @@ class Model(nn.Module):
         ctc: CTCHeads | None = None,
         tokens: Tokens | None = None,
         ctc_policies: dict[str, dict[str, Any]] | None = None,
+        decoders: AttentionDecoders | None = None,
     ):
         super().__init__()
         _check_tokens(ctc, tokens)
+        _check_decoders(ctc, decoders)
         self.backbone, self.heads, self.final_head = backbone, heads, final_head
-        self.ctc, self.tokens = ctc, tokens
+        self.ctc, self.tokens, self.decoders = ctc, tokens, decoders
         self.policies = {} if policies is None else policies
         self.ctc_policies = {} if ctc_policies is None else ctc_policies
         self.provenance = {} if provenance is None else provenance
@@ -249,6 +254,8 @@ class Model(nn.Module):
         if self.ctc is not None and self.tokens is not None:
             config["ctc"] = dataclasses.asdict(self.ctc.config)
             config["tokens"], config["ctc_policies"] = self.tokens.to_dict(), self.ctc_policies
+        if self.decoders is not None:
+            config["decoders"] = dataclasses.asdict(self.decoders.config)
         return config
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Model:
@@ -268,6 +275,7 @@ class Model(nn.Module):
             f"exit heads: {shown}",
             f"final head: {f'{self.final_head.num_units} units' if self.final_head else 'none'}",
             *([f"CTC exits: {describe_exits(self.ctc.config)}"] if self.ctc else []),
+            *([f"attention decoders: depth {self.decoders.config.num_blocks}"] if self.decoders else []),
             f"policies: {', '.join(self.policies) or 'none'}",
             f"device: {self.device}, dtype: {self.dtype}",
         ]
@@ -298,6 +306,17 @@ def _check_tokens(ctc: CTCHeads | None, tokens: Tokens | None) -> None:
             f"CTC exits of {ctc.config.num_tokens} tokens with blank {ctc.config.blank} do not fit {len(tokens)} "
             f"symbols with blank {tokens.blank}"
         )
+
+
+def _check_decoders(ctc: CTCHeads | None, decoders: AttentionDecoders | None) -> None:
+    if decoders is None:
+        return
+    if ctc is None:
+        raise CheckpointError("attention decoders need CTC exits beside them: no exits")
+    for name in ("layers", "width", "num_tokens"):
+        ours, theirs = getattr(decoders.config, name), getattr(ctc.config, name)
+        if ours != theirs:
+            raise CheckpointError(f"attention decoders with {name} {ours} do not fit CTC exits with {theirs}")
 
 
 def _count_exits(policy: str, setting: str, layer: Any, layers: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 from daisy import _files
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, PolicyError
-from daisy.models import Backbone, Conformer, ConformerConfig, CTCHeads, ExitHeads
+from daisy.models import AttentionDecoders, Backbone, Conformer, ConformerConfig, CTCHeads, ExitHeads
 from daisy.models.kinds import AnyBackbone
 from daisy.policies import POLICIES, make_policy
 from daisy.policies.rules import LookAhead
@@ -49,6 +49,10 @@ def truncate(model: Model, layer: int) -> Model:
     ctc_policies = {}
     if model.ctc is not None and ctc is not None:
         ctc_policies = _cut_policies(model.ctc_policies, len(model.ctc.config.layers), len(ctc.config.layers))
+    decoders = None
+    if model.decoders is not None:
+        decoders = AttentionDecoders(model.decoders.config.cut(layer))
+        _take_weights(decoders, model.decoders)
     heads = None
     if model.heads is not None:
         heads = ExitHeads(dataclasses.replace(model.heads.config, num_layers=layer))
@@ -61,6 +65,7 @@ def truncate(model: Model, layer: int) -> Model:
         ctc=ctc,
         tokens=model.tokens,
         ctc_policies=ctc_policies,
+        decoders=decoders,
         provenance={**model.provenance, "truncated": _describe(model, layer)},
     )
 

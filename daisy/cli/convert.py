@@ -57,6 +57,8 @@ def command(
         heads += f", prediction head for {model.final_head.num_units} units"
     if model.ctc:
         heads += f", CTC exits of {describe_exits(model.ctc.config)}"
+    if model.decoders:
+        heads += f", attention decoders of depth {model.decoders.config.num_blocks}"
     megabytes = out.stat().st_size / 1e6
     say(f"{out}: {config.num_layers} layers of width {config.width}, {heads}, {megabytes:.1f} MB")
     if left_out := model.provenance.get("left_out"):

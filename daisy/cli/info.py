@@ -89,6 +89,8 @@ def _describe_heads(model: Model) -> Rows:
     if model.ctc is not None and model.tokens is not None:
         kind = "characters" if model.tokens.sentencepiece is None else "SentencePiece"
         rows += [("CTC exits", describe_exits(model.ctc.config)), ("tokens", f"{len(model.tokens)}, {kind}")]
+    if model.decoders is not None:
+        rows.append(("attention decoders", f"one at each CTC exit, depth {model.decoders.config.num_blocks}"))
     if model.heads is None:
         none = "none" if model.ctc is not None else "none: policies fixed and never only"
         return [*rows, ("exit heads", none)]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from daisy.audio import Recording
     from daisy.checkpoints import Model
     from daisy.extraction import Shard
-    from daisy.recognition import BeamSearch, Recogniser, Transcriber, TranscriptReport
+    from daisy.recognition import AttentionSearch, BeamSearch, Recogniser, Transcriber, TranscriptReport
     from daisy.recognition.error_rates import ErrorRates
 
 MAX_TABLE_ROWS = 40
@@ -62,15 +62,24 @@ Heads = Annotated[
     Literal["ctc", "units"],
     typer.Option(help="Whose scores the policy reads: of the exits that write the text, or of DAISY's own heads."),
 ]
+DecoderName = Annotated[
+    Literal["ctc", "attention"],
+    typer.Option("--decoder", help="Read texts from the CTC exits, or from attention decoders at them."),
+]
 Beam = Annotated[int, typer.Option(min=0, help="Hypotheses that a beam search keeps; 0 decodes greedily.")]
 Lexicon = Annotated[Path | None, typer.Option(help="With --beam: a file of words and their spellings.")]
 LanguageModel = Annotated[Path | None, typer.Option(help="With --beam: a KenLM model.")]
 LanguageWeight = Annotated[float, typer.Option(help="With --language-model: what its scores are multiplied by.")]
 WordScore = Annotated[float, typer.Option(help="With --lexicon: added for each word.")]
 WindowSec = Annotated[
-    float,
-    typer.Option("--window", help="Run longer recordings in windows of so many seconds and join their text; 0: never."),
+    float | None,
+    typer.Option(
+        "--window",
+        help="Run longer recordings in windows of so many seconds and join their text; 0: never. If not given 60, and "
+        "never with attention decoders.",
+    ),
 ]
+DEFAULT_WINDOW_SEC = 60.0
 
 
 def command(
@@ -85,13 +94,14 @@ def command(
     format: Format = "table",
     reference: Reference = None,
     root: Root = Path("."),
+    decoder: DecoderName = "ctc",
     beam: Beam = 0,
     lexicon: Lexicon = None,
     language_model: LanguageModel = None,
     language_weight: LanguageWeight = 2.0,
     word_score: WordScore = 0.0,
     batch_sec: BatchSec = 30.0,
-    window: WindowSec = 60.0,
+    window: WindowSec = None,
     context: ContextSec = None,
     channel: ChannelText = "mean",
     precision: ComputeDtype = "float32",
@@ -118,14 +128,16 @@ def command(
     model.exit_heads("ctc")  # or it says that there are none
     recordings = audio.take_channels(findings.recordings, heard)
     references = _read_references(model, reference, recordings, root)
-    decode, decoder = _make_decoder(model, beam, lexicon, language_model, language_weight, word_score)
+    decode, described = _make_decoder(model, decoder, beam, lexicon, language_model, language_weight, word_score)
+    if window is None:
+        window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
     _limit_cost(recogniser, deadline_ms, deadline_macs)
     transcriber = Transcriber(
         recogniser,
         checkpoint=checkpoints.digest(checkpoint),
-        decoder=decoder,
+        decoder=described,
         batch_sec=batch_sec,
         window_sec=window or None,
         **({} if context is None else {"context_sec": context}),
@@ -170,16 +182,22 @@ def _read_references(
 
 def _make_decoder(
     model: Model,
+    decoder: str,
     beam: int,
     lexicon: Path | None,
     language_model: Path | None,
     language_weight: float,
     word_score: float,
-) -> tuple[BeamSearch | None, dict[str, Any]]:
-    """Make the beam search that the options ask for, and say what decides its texts; None and nothing: greedy."""
-    from daisy.recognition import BeamSearch
+) -> tuple[AttentionSearch | BeamSearch | None, dict[str, Any]]:
+    """Make the search that the options ask for, and say what decides its texts; None and nothing: greedy."""
+    from daisy.recognition import AttentionSearch, BeamSearch
     from daisy.recognition.transcript_rows import describe_decoder
 
+    if decoder == "attention":
+        if lexicon or language_model:
+            raise UsageError("--lexicon and --language-model are of CTC's texts, not of --decoder attention")
+        beam_size = max(beam, 1)
+        return AttentionSearch(model, beam_size), describe_decoder(beam_size=beam_size, attention=True)
     if not beam:
         if lexicon or language_model:
             raise UsageError("--lexicon and --language-model are of a beam search: give --beam too")

@@ -1,5 +1,6 @@
 """The networks: HuBERT, Conformer, and the light heads on them, as plain torch modules."""
 
+from daisy.models.attention_decoders import AttentionDecoders, DecodersConfig
 from daisy.models.config import BackboneConfig
 from daisy.models.conformer import Conformer
 from daisy.models.conformer_config import ConformerConfig
@@ -12,12 +13,14 @@ from daisy.models.packing import PackedLayout
 from daisy.models.tokens import Tokens
 
 __all__ = [
+    "AttentionDecoders",
     "Backbone",
     "BackboneConfig",
     "CTCHeads",
     "CTCHeadsConfig",
     "Conformer",
     "ConformerConfig",
+    "DecodersConfig",
     "ExitHeads",
     "ExitObjective",
     "FinalHead",

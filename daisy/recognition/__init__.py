@@ -1,5 +1,6 @@
 """Speech recognition with exits: text, and the layer that it was read at."""
 
+from daisy.recognition.attention import AttentionSearch
 from daisy.recognition.beam import BeamSearch
 from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
 from daisy.recognition.error_rates import ErrorRates, count_errors, measure_error_rates
@@ -10,6 +11,7 @@ from daisy.recognition.transcript_files import TranscriptReport
 from daisy.recognition.transcript_rows import TranscriptRow
 
 __all__ = [
+    "AttentionSearch",
     "BeamSearch",
     "ErrorRates",
     "Hypothesis",

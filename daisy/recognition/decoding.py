@@ -58,14 +58,23 @@ def decode_greedily(log_probs: Tensor, blank: int = 0) -> Hypothesis:
         (range(1, 3), range(4, 5), range(5, 6))
     """
     best = log_probs.max(-1)
-    tokens, frames, start = [], [], 0
-    for token, run in groupby(best.indices.tolist()):
+    runs = find_runs(best.indices.tolist(), blank)
+    return Hypothesis(
+        tokens=tuple(token for token, _ in runs),
+        frames=tuple(frames for _, frames in runs),
+        score=float(best.values.double().sum()),
+    )
+
+
+def find_runs(path: Sequence[int], blank: int) -> list[tuple[int, range]]:
+    """Find the tokens of a path, a token for each frame, and the frames of each; blanks are none."""
+    runs, start = [], 0
+    for token, run in groupby(path):
         stop = start + sum(1 for _ in run)
         if token != blank:
-            tokens.append(token)
-            frames.append(range(start, stop))
+            runs.append((token, range(start, stop)))
         start = stop
-    return Hypothesis(tokens=tuple(tokens), frames=tuple(frames), score=float(best.values.double().sum()))
+    return runs
 
 
 def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_sec: float) -> list[Word]:

@@ -14,9 +14,11 @@ from torch import Tensor
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.encoder import Waveforms
+from daisy.errors import UsageError
 from daisy.models import Backbone, CTCHeads, PackedLayout
 from daisy.policies import Policy
 from daisy.policies.scores import HeadOutputs, to_json
+from daisy.recognition.attention import AttentionSearch
 from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
 from daisy.runtime.dtypes import Precision
 from daisy.runtime.exit_output import ExitOutput
@@ -59,7 +61,7 @@ class Recogniser:
             threshold, and "never" if not.
         heads: whose scores the policy reads: "ctc" of the exits that write the text, or "units" of DAISY's own heads,
             which know of no text. Utterances leave where CTC exits are in both cases.
-        decode: from log-probabilities to tokens; greedy where None.
+        decode: from a CTC exit's log-probabilities to tokens, or an `AttentionSearch`; greedy where None.
         scores: to compute besides those that the policy reads.
         dtype: what to compute in; the model's own where None.
         settings: of a policy given by name: ``threshold=0.1``.
@@ -87,7 +89,7 @@ class Recogniser:
         policy: str | Path | Policy | None = None,
         *,
         heads: HeadsKind = "ctc",
-        decode: Decoder | None = None,
+        decode: Decoder | AttentionSearch | None = None,
         scores: Iterable[str] = (),
         dtype: Precision | torch.dtype | None = None,
         **settings: Any,
@@ -131,7 +133,12 @@ class Recogniser:
         """
         out, log_probs = self.run(waveforms, num_samples)
         return [
-            self.write(frames, [int(out.exit_layer[index])], {name: rows[index] for name, rows in out.scores.items()})
+            self.write(
+                frames,
+                [int(out.exit_layer[index])],
+                {name: rows[index] for name, rows in out.scores.items()},
+                states=out.states[index][-1],
+            )
             for index, frames in enumerate(log_probs)
         ]
 
@@ -165,18 +172,39 @@ class Recogniser:
             log_probs.append(heads.unit_logits(layer, states[-1], layout).float().log_softmax(-1))
         return log_probs
 
-    def write(self, log_probs: Tensor, exit_layers: Sequence[int], scores: Mapping[str, Tensor]) -> Transcript:
+    @property
+    def reads_attention(self) -> bool:
+        """Whether texts come from attention decoders, which read a recording as a whole."""
+        return isinstance(self._decode, AttentionSearch)
+
+    def write(
+        self,
+        log_probs: Tensor,
+        exit_layers: Sequence[int],
+        scores: Mapping[str, Tensor],
+        *,
+        states: Tensor | None = None,
+    ) -> Transcript:
         """Turn an utterance's outputs into text.
 
         Args:
             log_probs: (T, V).
             exit_layers: where they come from; several of a recording in windows.
             scores: (E,) each, NaN where not reached.
+            states: of the exit's layer, (T, D), which attention decoders read.
 
         Returns:
             The transcript.
+
+        Raises:
+            UsageError: where attention decoders are to read a recording in windows.
         """
-        hypothesis = self._decode(log_probs) if self._decode else decode_greedily(log_probs, self.tokens.blank)
+        if isinstance(self._decode, AttentionSearch):
+            if states is None:
+                raise UsageError("attention decoders read a recording as a whole, not in windows")
+            hypothesis = self._decode.read(exit_layers[0], states, log_probs)
+        else:
+            hypothesis = self._decode(log_probs) if self._decode else decode_greedily(log_probs, self.tokens.blank)
         words = find_words(hypothesis, self.tokens, log_probs, self.frame_sec)
         exit_layer = max(exit_layers)
         reached = self.encoder.exits.index(exit_layer) + 1

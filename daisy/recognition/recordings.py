@@ -9,7 +9,7 @@ from torch import Tensor
 
 from daisy import audio
 from daisy.audio import Recording
-from daisy.errors import AudioError
+from daisy.errors import AudioError, UsageError
 from daisy.extraction import windows
 from daisy.extraction.batch_encoder import SilenceWatch
 from daisy.extraction.journal import stamp
@@ -44,10 +44,12 @@ def transcribe(
         Each recording and its text, or why there is none; in the order in which they come out.
 
     Raises:
-        UsageError: on impossible windows.
+        UsageError: on impossible windows, or windows for attention decoders.
     """
     config = recogniser.model.backbone.config
     if window_sec is not None:
+        if recogniser.reads_attention:
+            raise UsageError("attention decoders read a recording as a whole, not in windows")
         windows.to_frames(window_sec, context_sec, config)
     readable, lengths = [], []
     for recording in recordings:

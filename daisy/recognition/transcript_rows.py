@@ -27,7 +27,7 @@ class TranscriptSettings:
     exits: list[int]
     """Layers at which utterances may leave."""
     decoder: dict[str, Any] = field(default_factory=dict)
-    """Settings of the beam search (`describe_decoder`); empty: greedy."""
+    """Settings of the search (`describe_decoder`); empty: greedy."""
     window_sec: float | None = None
     """Longer recordings run in windows of so many seconds (`daisy.recognition.long_audio`); None: in one run."""
     context_sec: float = 2.0
@@ -43,12 +43,15 @@ class TranscriptSettings:
 def describe_decoder(
     *,
     beam_size: int,
+    attention: bool = False,
     lexicon: Path | None = None,
     language_model: Path | None = None,
     language_weight: float = 0.0,
     word_score: float = 0.0,
 ) -> dict[str, Any]:
-    """Return what `TranscriptSettings` says of a `BeamSearch`: its files by their content."""
+    """Return what `TranscriptSettings` says of a `BeamSearch`, its files by their content, or an `AttentionSearch`."""
+    if attention:
+        return {"attention": True, "beam_size": beam_size}
     files = {"lexicon": lexicon, "language_model": language_model}
     digests = {name: _files.digest(path) for name, path in files.items() if path is not None}
     return {"beam_size": beam_size, "language_weight": language_weight, "word_score": word_score, **digests}

@@ -77,7 +77,7 @@ def test_hubert_in_two_stages(corpus, texts, programs, tmp_path):
 
 
 def test_conformer_resumes_exactly_and_accumulates(texts, programs, tmp_path):
-    more = (*TINY_CONFORMER, "optimization.update_freq=[2]", "model.split_blocks=[1,2]")
+    more = (*TINY_CONFORMER, "optimization.update_freq=[2]", "model.split_blocks=[1,2]", "model.decoder_layers=1")
     log = train(programs, texts, tmp_path / "whole", "conformer_mini_ctc", *more, updates=4)
     assert len(re.findall(r"\[train_inner\]", log)) == 4
     train(programs, texts, tmp_path / "resumed", "conformer_mini_ctc", *more, updates=2)
@@ -89,7 +89,7 @@ def test_conformer_resumes_exactly_and_accumulates(texts, programs, tmp_path):
     said = command(
         programs / "daisy", "convert", tmp_path / "whole" / "checkpoints" / "checkpoint_last.pt", out, "--allow-pickle"
     )
-    assert "CTC exits of 7 tokens at layers 2, 4; linear" in said
+    assert "CTC exits of 7 tokens at layers 2, 4; linear, attention decoders of depth 1" in said
     model = daisy.load(out)
     assert (model.backbone.config.split_blocks, model.tokens.symbols[4:]) == ((1, 2), ("|", "A", "B"))
 

@@ -1,7 +1,7 @@
 """Conformers with exits of Wright et al. (arXiv:2309.09546), and Splitformers: the public code's state dicts.
 
-Source: augustgw/early-exit-transformer, models/model/early_exit.py, ``Early_conformer``, ``Splitformer`` and the
-encoder of ``full_conformer``, whose attention decoders are left out.
+Source: augustgw/early-exit-transformer, models/model/early_exit.py, ``Early_conformer``, ``Splitformer`` and
+``full_conformer``, which has attention decoders beside CTC.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from daisy.checkpoints.converters.mapping import NO_WEIGHT, assemble, describe_k
 from daisy.checkpoints.converters.token_files import fit_tokens
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, unknown_name
-from daisy.models import ConformerConfig, CTCHeadsConfig, Tokens
+from daisy.models import ConformerConfig, CTCHeadsConfig, DecodersConfig, Tokens
 
 CAN_BE_GIVEN = ("num_heads",)
+BEGIN, END = 1, 2
+"""Tokens that texts begin and end with in the public code."""
 CONVOLUTION = "conv_subsample.sequential.0.weight"
 LAYER = "conformer.0.conformer_layers.0."
 
@@ -62,6 +64,8 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Toke
         "ctc": dataclasses.asdict(exits),
         "tokens": tokens.to_dict(),
     }
+    if "decoders.embedding.weight" in tensors:
+        config["decoders"] = dataclasses.asdict(_read_decoders(tensors, exits, shape.num_heads))
     return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed)
 
 
@@ -85,6 +89,20 @@ def _read_shape(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Co
     return shape
 
 
+def _read_decoders(tensors: Mapping[str, Tensor], exits: CTCHeadsConfig, num_heads: int) -> DecodersConfig:
+    first = f"decoders.blocks.{exits.layers[0]}."
+    return DecodersConfig(
+        layers=exits.layers,
+        width=exits.width,
+        num_tokens=exits.num_tokens,
+        begin=BEGIN,
+        end=END,
+        num_blocks=_count(tensors, re.escape(first) + r"(\d+)\."),
+        num_heads=num_heads,
+        ffn_width=len(tensors[first + "0.linear1.weight"]),
+    )
+
+
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the largest number at a place of the names."""
     return 1 + max(int(match[1]) for key in state if (match := re.match(pattern, key)))
@@ -93,12 +111,16 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def _make_rules(shape: ConformerConfig) -> list[tuple[str, str | None]]:
     """Names of blocks to ours, which number the layers."""
     rules: list[tuple[str, str | None]] = [
-        (r"positional_encoder(?:_1)?\.pe", NO_WEIGHT),
+        (r"positional_encoder(?:_[12])?\.pe", NO_WEIGHT),
         (r"conv_subsample\.sequential\.([01])\.(weight|bias)", r"backbone.subsampling.\1.\2"),
-        (r"(?:decoders|linears_2|emb|layer_norm|positional_encoder_2)\..*", None),
+        (r"emb\.weight", "decoders.embedding.weight"),
+        (r"layer_norm\.(weight|bias)", r"decoders.norm.\1"),
+        (r"decoders\.\d+\.norm\.(?:weight|bias)", NO_WEIGHT),  # the same, under each decoder's name
     ]
     for block, end in enumerate(shape.block_ends):
         rules.append((rf"linears(?:_1)?\.{block}\.(weight|bias)", rf"ctc.classifiers.{end}.\1"))
+        rules.append((rf"linears_2\.{block}\.(weight|bias)", rf"decoders.classifiers.{end}.\1"))
+        rules.append((rf"decoders\.{block}\.layers\.(.*)", rf"decoders.blocks.{end}.\1"))
         for layer in range(shape.block_layers):
             number = end - shape.block_layers + layer
             rules.append((rf"conformer\.{block}\.conformer_layers\.{layer}\.(.*num_batches_tracked)", NO_WEIGHT))

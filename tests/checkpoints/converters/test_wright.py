@@ -1,5 +1,7 @@
 """The public code's Conformer and Splitformer, by their names: its modules are put together from torchaudio's."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -16,8 +18,8 @@ torchaudio = pytest.importorskip("torchaudio")
 SIZE = {"width": 32, "heads": 4, "ffn": 48, "kernel": 7, "mels": 20}
 
 
-def public_model(parallel=(), blocks=3, num_tokens=40):
-    """The parameters of ``Early_conformer``, or with ``parallel`` of ``Splitformer``."""
+def public_model(parallel=(), blocks=3, num_tokens=40, decoder_layers=0):
+    """Parameters of ``Early_conformer``, of ``Splitformer`` with ``parallel``, of ``full_conformer`` with decoders."""
 
     def conformer(layers):
         return torchaudio.models.Conformer(SIZE["width"], SIZE["heads"], SIZE["ffn"], layers, SIZE["kernel"])
@@ -33,6 +35,17 @@ def public_model(parallel=(), blocks=3, num_tokens=40):
     model.conformer = nn.ModuleList(conformer(2) for _ in range(blocks))
     if parallel:
         model.conformer_parallel = nn.ModuleList(conformer(1) for _ in parallel)
+    if decoder_layers:
+        model.layer_norm, model.emb = nn.LayerNorm(SIZE["width"]), nn.Embedding(num_tokens, SIZE["width"])
+        model.linears_1, model.positional_encoder_1 = model.linears, model.positional_encoder
+        del model.linears, model.positional_encoder
+        model.positional_encoder_2 = nn.Module()
+        model.positional_encoder_2.register_buffer("pe", torch.zeros(100, 1, SIZE["width"]))
+        model.linears_2 = nn.ModuleList(nn.Linear(SIZE["width"], num_tokens) for _ in range(blocks))
+        layer = nn.TransformerDecoderLayer(SIZE["width"], SIZE["heads"], SIZE["ffn"], batch_first=True, norm_first=True)
+        model.decoders = nn.ModuleList(
+            nn.TransformerDecoder(layer, decoder_layers, model.layer_norm) for _ in range(blocks)
+        )
     return randomise(model).eval()
 
 
@@ -83,18 +96,24 @@ def test_the_command_converts_and_the_file_recognises(place):
     assert transcript.text
 
 
-def test_attention_decoders_are_left_out(place, tmp_path):
-    state = torch.load(place / "conformer.pt", weights_only=True)
-    state = {key.replace("linears.", "linears_1.").replace("encoder.pe", "encoder_1.pe"): v for key, v in state.items()}
-    state |= {
-        "linears_2.0.weight": torch.zeros(2, 2),
-        "emb.weight": torch.zeros(2, 2),
-        "decoders.0.norm.bias": torch.zeros(2),
-    }
-    torch.save(state, tmp_path / "full.pt")
-    model = convert(tmp_path / "full.pt", tokens=place / "bpe.model")
-    assert model.provenance["left_out"] == "linears_2.0, emb, decoders.0.norm"
-    assert "8 attention heads: the weights do not tell" in model.provenance["assumed"]
+@torch.no_grad()
+def test_attention_decoders_give_the_public_codes_outputs(place, tmp_path):
+    theirs = public_model(num_tokens=len(make_pieces()), decoder_layers=2)
+    torch.save(theirs.state_dict(), tmp_path / "full.pt")
+    model = convert(tmp_path / "full.pt", tokens=place / "bpe.model", overrides={"num_heads": "4"})
+    assert "left_out" not in model.provenance
+    config = model.decoders.config
+    assert (config.layers, config.num_blocks, config.begin, config.end, config.ffn_width) == ((2, 4, 6), 2, 1, 2, 48)
+    states = torch.randn(1, 9, SIZE["width"], generator=torch.Generator().manual_seed(0))
+    texts = torch.tensor([[1, 5, 7, 7, 3]])
+    places = torch.arange(5)[:, None] * torch.exp(torch.arange(0, 32, 2) * (-math.log(10000.0) / 32))
+    embedded = theirs.emb(texts)
+    embedded[..., 0::2] += places.sin()
+    embedded[..., 1::2] += places.cos()
+    later = torch.triu(torch.full((5, 5), float("-inf")), diagonal=1)
+    for block in range(3):
+        expected = theirs.linears_2[block](theirs.decoders[block](embedded, states, tgt_mask=later))
+        torch.testing.assert_close(model.decoders(2 * block + 2, states, None, texts), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(place, tmp_path):

@@ -1,0 +1,99 @@
+"""Texts from the attention decoders of a recogniser, and their times from its CTC exits."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from daisy.checkpoints import Model
+from daisy.errors import CheckpointError
+from daisy.recognition.decoding import Hypothesis, find_runs
+
+
+class AttentionSearch:
+    """Beam search with the attention decoder of the exit that an utterance has left at.
+
+    The CTC exit at the same layer tells when each token was said, by forced alignment, so a text is never longer than
+    its frames can say. Each step runs the decoder over the whole text so far: what it costs grows with the text's
+    square, and does not depend on the layers that were saved.
+
+    Args:
+        model: with attention decoders.
+        beam_size: hypotheses that are kept; 1 takes the likeliest token at each step.
+
+    Raises:
+        CheckpointError: where the model has no attention decoders.
+    """
+
+    def __init__(self, model: Model, beam_size: int = 5):
+        if model.decoders is None or model.tokens is None:
+            raise CheckpointError("this checkpoint has no attention decoders: its texts are read from CTC exits")
+        self.decoders, self.blank, self.beam_size = model.decoders, model.tokens.blank, beam_size
+
+    @torch.no_grad()
+    def read(self, layer: int, states: Tensor, log_probs: Tensor) -> Hypothesis:
+        """Read an utterance's text.
+
+        Args:
+            layer: of its exit.
+            states: of that layer, (T, D).
+            log_probs: of the CTC exit there, (T, V).
+
+        Returns:
+            The text whose mean log-probability a token, its end among them, is highest.
+        """
+        tokens, score = self._search(layer, states.float())
+        frames = align(log_probs, tokens, self.blank)
+        return Hypothesis(tokens=tuple(tokens), frames=frames, score=score)
+
+    def _search(self, layer: int, states: Tensor) -> tuple[list[int], float]:
+        config, num_frames = self.decoders.config, len(states)
+        beams = torch.tensor([[config.begin]], device=states.device)
+        scores = torch.zeros(1, device=states.device)
+        ended: list[tuple[float, float, list[int]]] = []
+        while len(beams):
+            logits = self.decoders(layer, states.expand(len(beams), -1, -1), None, beams)[:, -1]
+            logits[:, [self.blank, *({config.begin} - {config.end})]] = float("-inf")
+            totals = (scores[:, None] + logits.log_softmax(-1)).flatten()
+            best = totals.topk(min(self.beam_size, len(totals)))
+            rows, following = best.indices // config.num_tokens, best.indices % config.num_tokens
+            grown = torch.cat([beams[rows], following[:, None]], 1)
+            live = []
+            for place, (total, text) in enumerate(zip(best.values.tolist(), grown[:, 1:].tolist(), strict=True)):
+                if text[-1] == config.end:
+                    ended.append((total / len(text), total, text[:-1]))
+                elif count_frames(text) <= num_frames:
+                    live.append(place)
+                else:
+                    ended.append((total / len(text), total, text[:-1]))
+            beams, scores = grown[live], best.values[live]
+            if len(ended) >= self.beam_size:
+                break
+        _, score, tokens = max(ended)
+        return tokens, score
+
+
+def count_frames(tokens: list[int]) -> int:
+    """Count the frames that CTC needs at least for a text: one a token, and a blank between two that are alike."""
+    return len(tokens) + sum(first == second for first, second in pairwise(tokens))
+
+
+def align(log_probs: Tensor, tokens: list[int], blank: int) -> tuple[range, ...]:
+    """Find the frames that say each token, by forced alignment.
+
+    Args:
+        log_probs: (T, V).
+        tokens: at most as many as T frames can say.
+        blank: of V.
+
+    Returns:
+        Of each token its frames.
+    """
+    from torchaudio.functional import forced_align
+
+    if not tokens:
+        return ()
+    path, _ = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
+    return tuple(frames for _, frames in find_runs(path[0].tolist(), blank))
