@@ -11,6 +11,7 @@ from pathlib import Path
 
 import benchmarks.minisuperb.tables
 import benchmarks.policies.tables
+import benchmarks.recognition.tables
 import benchmarks.speed.tables
 import benchmarks.training.tables
 from benchmarks.shared.rendering import render_result
@@ -37,6 +38,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **benchmarks.policies.tables.TABLES,
     **benchmarks.training.tables.TABLES,
     **benchmarks.minisuperb.tables.TABLES,
+    **benchmarks.recognition.tables.TABLES,
     **benchmarks.speed.tables.TABLES,
 }
 

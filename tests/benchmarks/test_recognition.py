@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.recognition import errors, guarantee, policies, systems, train
+from benchmarks.recognition import errors, guarantee, policies, systems, tables, train
 from benchmarks.recognition.corpora import CORPORA, find_sets, write_manifests
+from benchmarks.shared import results
 from benchmarks.shared.recordings import DATA
 from daisy.calibration.traces import Traces
 from daisy.errors import OutputError, UsageError
@@ -59,6 +60,20 @@ def test_certified_error_rates_are_kept_on_other_speakers():
     assert by_target[0.1]["none_certified"] == 0.0
     assert by_target[0.1]["depth"] == pytest.approx(4 / 6, abs=0.05)  # the hard half goes to the end
     assert all(row["violations"] == 0 and row["speakers"] == num for row in rows)
+
+
+def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    runs = make_traces()
+    fields = {"system": "x", "set": "all", "condition": "clean", "num_utterances": 6, "parameters": 4_700_000}
+    rows = [{**fields, **row} for row in errors.measure_exits(runs, draws=50)]
+    results.write_result("early_exit_asr", rows)
+    line = tables.TABLES["asr_exits"]().splitlines()[2]
+    assert line == "| x | 4.7 M | 0.667 | 0.333 | 0.000 |  |  |  |"
+    rows = [{"system": "x", "time": 0.7, **row} for row, _ in policies.measure_frontier(runs, runs, ["entropy"], "ctc")]
+    results.write_result("early_exit_asr_policies", rows)
+    (line,) = tables.TABLES["asr_policies"]().splitlines()[2:3]
+    assert line.startswith("| x | entropy | 67% | 70% | 0.0000 | 0.3333 | 0.3333 | +0.3333 (")
 
 
 def test_two_stages_come_one_after_the_other():

@@ -1,0 +1,98 @@
+"""Tables of docs/recognition.md, from results/early_exit_asr{,_policies,_guarantee}.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.recognition.policies import ALL_CONDITIONS
+from benchmarks.recognition.systems import EXITS
+from benchmarks.shared.rendering import render_result
+from benchmarks.shared.results import Row, read_result
+
+DEPTH = 0.6
+"""At which policies are compared."""
+
+
+def render_exits() -> str:
+    """Render character error rates at every exit, clean and at 0 dB, of all sets together."""
+    result = read_result("early_exit_asr")
+    rows = {(row["system"], row["exit_layer"], row["condition"]): row for row in result["rows"] if row["set"] == "all"}
+    lines = []
+    for system in dict.fromkeys(system for system, _, _ in rows):
+        cells = []
+        for layer in EXITS:
+            pair = [rows.get((system, layer, condition)) for condition in ("clean", "recorded 0 dB")]
+            cells.append(" / ".join(f"{row['cer']:.3f}" for row in pair if row is not None))
+        size = next(row["parameters"] for key, row in rows.items() if key[0] == system)
+        lines.append([system, f"{size / 1e6:.1f} M", *cells])
+    header = ["recogniser", "parameters", *(f"exit {layer}: clean / 0 dB" for layer in EXITS)]
+    return render_result(result, header, lines)
+
+
+def render_sets() -> str:
+    """Render word and character error rates of the last exit on clean audio, set by set, with intervals."""
+    result = read_result("early_exit_asr")
+    clean = [row for row in result["rows"] if row["condition"] == "clean"]
+    sets = [name for name in dict.fromkeys(row["set"] for row in clean) if name != "all"]
+    lines = []
+    for system in dict.fromkeys(row["system"] for row in clean):
+        of_system = [row for row in clean if row["system"] == system]
+        last = max(row["exit_layer"] for row in of_system)
+        by_set = {row["set"]: row for row in of_system if row["exit_layer"] == last}
+        cells = [_format_errors(by_set[name]) if name in by_set else "" for name in sets]
+        lines.append([system, *cells])
+    return render_result(result, ["recogniser", *(f"{name}: WER, CER" for name in sets)], lines)
+
+
+def _format_errors(row: Row) -> str:
+    return ", ".join(f"{row[kind]:.3f} ({row[f'{kind}_low']:.3f}-{row[f'{kind}_high']:.3f})" for kind in ("wer", "cer"))
+
+
+def render_policies() -> str:
+    """Render policies near 60 % of the layers: what they run and take, and their error beside the static cut's."""
+    result = read_result("early_exit_asr_policies")
+    nearest: dict[tuple[str, str], Row] = {}
+    for row in result["rows"]:
+        key = (row["system"], row["policy"])
+        if row["condition"] == ALL_CONDITIONS and (
+            key not in nearest or abs(row["depth"] - DEPTH) < abs(nearest[key]["depth"] - DEPTH)
+        ):
+            nearest[key] = row
+    lines = [
+        [
+            system, policy, f"{row['depth']:.0%}", f"{row['time']:.0%}",
+            *(f"{row[name]:.4f}" for name in ("cer", "cer_static", "cer_random")),
+            *(_format_gain(row, other) for other in ("static", "random")),
+        ]
+        for (system, policy), row in nearest.items()
+    ]  # fmt: skip
+    header = [
+        "recogniser", "policy", "depth", "time", "CER", "static cut", "random exits", "below the static cut by",
+        "below random exits by",
+    ]  # fmt: skip
+    return render_result(result, header, lines)
+
+
+def _format_gain(row: Row, other: str) -> str:
+    gain, low, high = (row[f"cer_over_{other}{end}"] for end in ("", "_low", "_high"))
+    return f"{gain:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def render_guarantee() -> str:
+    """Render how often certified risks were missed, and the depth that they leave."""
+    result = read_result("early_exit_asr_guarantee")
+    fields = ("violations", "mean_test_risk", "depth", "none_certified")
+    lines = [
+        [row["system"], row["risk_name"], f"{row['target']:.2f}", *(f"{row[name]:.3f}" for name in fields)]
+        for row in result["rows"]
+    ]
+    header = ["recogniser", "risk", "target", "violations", "mean test risk", "depth", "none certified"]
+    return render_result(result, header, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "asr_exits": render_exits,
+    "asr_sets": render_sets,
+    "asr_policies": render_policies,
+    "asr_guarantee": render_guarantee,
+}
