@@ -92,6 +92,22 @@ def test_a_lexicon_allows_its_words_alone(tmp_path):
     assert BeamSearch(TOKENS)(log_probs).words is None
 
 
+def test_a_lexicons_unfinished_word_is_left_out(tmp_path):
+    pytest.importorskip("flashlight.lib.text")
+    lexicon = tmp_path / "words.lex"
+    lexicon.write_text("ab\tA B |\ncab\tC A B |\n", encoding="utf-8")
+    log_probs = log_probs_of([5, 6, 4, 0, 7, 5, 0], 8, sure=0.999)  # it ends within cab
+    hypothesis = BeamSearch(TOKENS, lexicon=lexicon, beam_size=1)(log_probs)
+    assert (hypothesis.words, hypothesis.tokens) == (("ab",), (5, 6, 4))
+    assert [word.text for word in find_words(hypothesis, TOKENS, log_probs, 0.02)] == ["ab"]
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    pytest.importorskip("flashlight.lib.text")
+    with pytest.raises(ValueError, match="weights must be numbers, found language_weight 2.0, word_score nan"):
+        BeamSearch(TOKENS, word_score=math.nan)
+
+
 def test_a_language_model_chooses_between_words_that_sound_the_same(tmp_path):
     pytest.importorskip("flashlight.lib.text")
     lexicon, model = tmp_path / "words.lex", tmp_path / "words.arpa"
