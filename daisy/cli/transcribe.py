@@ -121,7 +121,7 @@ def command(
     decode, decoder = _make_decoder(model, beam, lexicon, language_model, language_weight, word_score)
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
-    _limit_cost(recogniser, deadline_ms, deadline_macs)
+    _limit_cost(recogniser, deadline_ms, deadline_macs, None if overwrite else out)
     transcriber = Transcriber(
         recogniser,
         checkpoint=checkpoints.digest(checkpoint),
@@ -202,7 +202,7 @@ def _make_decoder(
     )
 
 
-def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None) -> None:
+def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None, begun_in: Path | None) -> None:
     """Put a recording's budget on top of the policy, where one is given."""
     encoder = recogniser.encoder
     encoder.policy = limit_cost(
@@ -214,6 +214,7 @@ def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float 
         score_stride=encoder.score_stride,
         precision=encoder.dtype,
         exits=encoder.exits,
+        begun_in=begun_in,
     )
 
 

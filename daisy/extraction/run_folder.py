@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daisy import _files, _locks
 from daisy.audio import Recording
@@ -232,6 +232,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 def list_journals(out: Path) -> list[Shard]:
     """List the shards whose journals are in a folder, the whole run's first."""
     return _list_shards(out, "")
+
+
+def read_policies(out: Path) -> list[dict[str, Any]]:
+    """Read the configurations of the policies (`Policy.to_config`) that a folder's journals were begun with.
+
+    Raises:
+        OutputError: where a journal is damaged.
+    """
+    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
+    policies = [header.get("policy") for header in headers if header is not None]
+    return [policy for policy in policies if isinstance(policy, dict)]
 
 
 def list_running(out: Path) -> set[Shard]:

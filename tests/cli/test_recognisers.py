@@ -283,6 +283,18 @@ def test_long_recordings_run_in_windows_and_budgets_hold(place):
     assert "keeps nothing" in refused.stderr
 
 
+@pytest.mark.parametrize(("command", "model"), [("transcribe", "hubert.safetensors"), ("extract", "mute.safetensors")])
+def test_a_run_with_a_budget_of_time_goes_on(place, command, model):
+    call = (command, "speech", "-c", model, "-p", "fixed", "--set", "layer=3", "-o", f"timed_{command}")
+    begun = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert begun.returncode == 0, begun.stderr
+    again = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert f"{NUM_RECORDINGS} of them were finished before" in again.stdout
+    for other in (("--deadline-ms", "2e6"), ("--deadline-macs", "1e6"), ()):
+        assert "holds a run with another policy" in run(*call, *other, cwd=place).stderr
+
+
 @needs_jiwer
 def test_the_commands_of_the_page_run(tmp_path):
     """Those of docs/recognition.md, one after the other, on three short recordings."""
