@@ -161,3 +161,15 @@ def test_published_configurations_have_the_published_sizes(name, split, millions
     assert round(sum(p.numel() for p in parts.parameters()) / 1e6, 2) == millions
     published = name == "wright_published"
     assert parts.backbone.config.log == parts.backbone.config.mask_padding == (not published)
+
+
+def test_the_published_schedule_is_noams_with_an_update_for_each_quarter_of_64():
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(CONFIG / "wright_published.yaml")
+    updates = -(-281_241 // 64) * 4  # of an epoch: 960 h of LibriSpeech are 281,241 utterances
+    assert config.dataset.batch_size * config.optimization.update_freq[0] == 64 // 4
+    assert config.lr_scheduler.warmup_updates == updates
+    peak = (config.model.encoder_embed_dim * updates) ** -0.5
+    assert list(config.optimization.lr) == [pytest.approx(peak, rel=1e-3)]
+    assert config.optimization.sentence_avg is False
