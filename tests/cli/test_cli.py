@@ -222,7 +222,7 @@ def test_a_manifest_with_texts(place):
         (
             "path,text\n0.wav,GO\n2.wav,on\n",
             (),
-            "dict.ltr.txt: lacks G O, which the texts have; texts must be of one alphabet and case; if it was made of another split, remove it",
+            "lacks G O, which the texts have; texts must be of one alphabet and case; if it was made of another split",
         ),
         ("path,text\n0.wav,go\n", (), "texts.csv: does not tell what was said in 2.wav"),
         ("path,text\n0.wav,go\n2.wav,\n", (), "the text of recording 2 is empty"),
