@@ -55,7 +55,7 @@ def make_from_dictionary(content: str) -> Tokens:
 
 
 def make_from_vocabulary(numbers: Any) -> Tokens:
-    """Make tokens of Hugging Face's vocabulary: the number of each symbol, of which ``<pad>`` or ``[PAD]`` is the blank.
+    """Make tokens of Hugging Face's vocabulary: each symbol's number; ``<pad>`` or ``[PAD]`` is the blank.
 
     Args:
         numbers: content of ``vocab.json``.
