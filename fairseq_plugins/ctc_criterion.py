@@ -55,7 +55,7 @@ class DaisyCtcCriterion(FairseqCriterion):
     Matched behaviour: fairseq/criterions/ctc.py for one exit, but in nats where it logs bits; of the options
     augustgw/wav2vec2-ee, train_utils.py, with three differences. The confidence is an utterance's own, without padding,
     where that code takes one of the whole batch. The text that the rest of the loss is against is always that of this
-    model's last exit, as in that code with a share for each exit; with 0.3 for all it takes that of a frozen copy of the
+    model's last exit, as in that code with a share for each exit; with 0.3 for all it takes a frozen copy's of the
     model that training starts from. That code divides each utterance's loss by its tokens.
     """
 
