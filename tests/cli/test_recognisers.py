@@ -261,6 +261,23 @@ def test_subtitles_and_rates(place):
     assert "titles: holds a run with another" in refused.stderr
     begun = run(*TRANSCRIBE, "-p", "fixed", "--set", "layer=2", "-o", "titles", "--overwrite", cwd=place)
     assert begun.returncode == 0, begun.stderr
+    extract = (
+        "extract",
+        f"speech/{name}.wav",
+        "-c",
+        "hubert.safetensors",
+        "-p",
+        "never",
+        "-o",
+        "titles",
+        "--overwrite",
+    )
+    assert run(*extract, cwd=place).returncode == 0
+    assert (place / "titles" / "index.json").is_file()
+    assert not (place / "titles" / "transcripts.json").exists()  # it would be of another run
+    begun = run(*TRANSCRIBE, "-o", "titles", "--overwrite", cwd=place)
+    assert begun.returncode == 0, begun.stderr
+    assert not (place / "titles" / "index.csv").exists()
 
 
 def test_long_recordings_run_in_windows_and_budgets_hold(place):
