@@ -3,6 +3,7 @@
 import argparse
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,21 @@ def test_the_published_schedule_is_noams_with_an_update_for_each_quarter_of_64()
     peak = (config.model.encoder_embed_dim * updates) ** -0.5
     assert list(config.optimization.lr) == [pytest.approx(peak, rel=1e-3)]
     assert config.optimization.sentence_avg is False
+
+
+def test_rates_and_masks_of_hubert_ee_are_those_of_fairseqs_fine_tuning():
+    import fairseq
+    from omegaconf import OmegaConf
+
+    theirs = Path(fairseq.__file__).parent / "examples" / "wav2vec" / "config" / "finetuning"
+    if not theirs.is_dir():
+        pytest.skip("fairseq is installed without its examples")
+    text = (CONFIG / "daisy_base_ctc.yaml").read_text(encoding="utf-8")
+    (of_960h,) = re.findall(r"^# 960 h: +(.*)$", text, re.M)
+    config = OmegaConf.create(text)
+    for name, changes in (("base_100h", []), ("base_960h", of_960h.split())):
+        ours, stock = OmegaConf.merge(config, OmegaConf.from_dotlist(changes)), OmegaConf.load(theirs / f"{name}.yaml")
+        for key in ("max_update", "lr", "sentence_avg"):
+            assert ours.optimization[key] == stock.optimization[key]
+        for key in ("mask_prob", "mask_channel_prob", "mask_channel_length", "layerdrop", "activation_dropout"):
+            assert ours.model[key] == stock.model[key]
