@@ -117,6 +117,8 @@ def command(
     model = checkpoints.load(checkpoint, device=check_device(device))
     model.exit_heads("ctc")  # or it says that there are none
     recordings = audio.take_channels(findings.recordings, heard)
+    if format == "srt" and out is None and len(recordings) > 1:
+        raise UsageError(f"subtitles of {len(recordings)} recordings are files of their own: give --out FOLDER")
     references = _read_references(model, reference, recordings, root)
     decode, decoder = _make_decoder(model, beam, lexicon, language_model, language_weight, word_score)
     settings: dict[str, Any] = {**parse_settings(set or [])}
@@ -257,8 +259,6 @@ def _say_report(report: TranscriptReport, format: str, limit: int | None) -> Non
     elif format == "csv":
         say(format_csv(report).rstrip("\n"))
     elif format == "srt":
-        if len(report.rows) > 1:
-            raise UsageError(f"subtitles of {len(report.rows)} recordings are files of their own: give --out FOLDER")
         for row in report.rows:
             say(format_srt(row.words).rstrip("\n"))
     elif report.rows:

@@ -256,7 +256,8 @@ def test_subtitles_and_rates(place):
     assert title.splitlines()[2] == row["text"]
     alone = run("transcribe", f"speech/{name}.wav", "-c", "hubert.safetensors", *FIXED, "--format", "srt", cwd=place)
     assert alone.stdout == title
-    assert "give --out FOLDER" in run(*TRANSCRIBE, "--format", "srt", cwd=place).stderr
+    refused = run(*TRANSCRIBE, "--format", "srt", "--deadline-ms", "-1", cwd=place)
+    assert "subtitles of 10 recordings" in refused.stderr  # before anything runs
     refused = run("extract", "speech", "-c", "hubert.safetensors", "-p", "never", "-o", "titles", cwd=place)
     assert "titles: holds a run with another" in refused.stderr
     begun = run(*TRANSCRIBE, "-p", "fixed", "--set", "layer=2", "-o", "titles", "--overwrite", cwd=place)
