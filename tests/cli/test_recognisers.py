@@ -121,6 +121,18 @@ def test_depth_in_time_is_of_the_exits(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("calibrate", "gone", "-c", "mute.safetensors", "-p", "text_patience"),
+            "policy text_patience reads text_change, which these heads do not give",
+        ),
+        (
+            ("calibrate", "gone", "-c", "hubert.safetensors", "-p", "regressed"),
+            "policy regressed reads regressed, which these heads do not give",
+        ),
+        (
+            ("noise-curve", "gone", "-c", "mute.safetensors", "--policies", "entropy,posterior"),
+            "policy posterior reads posterior, which these heads do not give",
+        ),
         ((*CALIBRATE, "--of", "word_errors"), "--of word_errors needs --reference, which tells what was said"),
         ((*CALIBRATE, "--of", "disagreement", *LABELS), "--reference needs a loss of texts, and --of disagreement is"),
         ((*CALIBRATE, "--of", "disagreement", "--heads", "ctc"), "--heads ctc needs a loss of texts"),
