@@ -176,6 +176,10 @@ def command(
         say(calibration.note)
     _say_attained(attained, calibration.certified, "time" if time else "layers", loss)
     _warn_of_few_speakers(policy, speech)
+    if speakers is None and isinstance(goal, RiskGoal):
+        warn(
+            "note: without --speakers each recording counts as a speaker of its own: the risk is bounded if that is so"
+        )
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
     warn_of_rest(findings)
     end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))

@@ -53,7 +53,7 @@ Noise = Annotated[
 Speakers = Annotated[
     Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
 ]
-Root = Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")]
+Root = Annotated[Path, typer.Option(help="Folder that the paths in a CSV file of speakers or texts are relative to.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; else it is left out.")
 ]
