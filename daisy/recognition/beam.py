@@ -111,6 +111,8 @@ def check_lexicon(path: Path, tokens: Tokens) -> None:
     number = 0
     for number, line in enumerate(lines, 1):
         word, *spelling = line.split() or [""]
+        if not word:
+            raise UsageError(f"{path}: line {number} is empty: take it out")
         if fault := _find_fault(spelling, tokens):
             raise UsageError(f"{path}: line {number}, {word!r}: {fault}")
     if not number:
