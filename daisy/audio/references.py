@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from daisy.audio import Recording
 from daisy.audio.manifests import read_manifest
@@ -18,6 +20,7 @@ LETTER_SUFFIXES = (".ltr", ".wrd")
 """fairseq's, a line for each of the manifest beside it; of letters or SentencePiece's pieces, or of words."""
 TRN = re.compile(r"(?P<text>.*)\((?P<name>[^()]*)\)\s*")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
+Key = TypeVar("Key", str, Path)
 FORMS = ".csv, .tsv, .ltr, .wrd, .trn, .txt"
 
 
@@ -36,24 +39,24 @@ def read_references(path: str | Path, recordings: Sequence[Recording], root: str
         The text of each, with single spaces; None where the file has none.
 
     Raises:
-        UsageError: where it is none of these files, or has a text for none of the recordings.
+        UsageError: where it is none of these files, has a text for none of the recordings, or two texts for one; or
+            where a name could be of two recordings.
     """
     path = Path(path)
     if path.is_dir():
-        by_name = _read_folder(path)
-        texts = [by_name.get(recording.path.stem) for recording in recordings]
+        texts = _find_by_name(path, _read_folder(path), recordings)
     elif path.suffix in (".trn", ".txt"):
-        by_name = _read_named(path)
-        texts = [by_name.get(recording.path.stem) for recording in recordings]
+        texts = _find_by_name(path, _collect(path, _read_named(path)), recordings)
     elif path.suffix in (".csv", ".tsv", *LETTER_SUFFIXES):
         by_path = _read_table(path, Path(root)) if path.suffix == ".csv" else _read_fairseq(path)
         texts = [by_path.get(recording.path) for recording in recordings]
     else:
         raise UsageError(f"{path}: not a form of references that is read: {FORMS}, or a folder of .trans.txt")
-    if all(text is None for text in texts):
-        raise UsageError(
-            f"{path}: has a text for none of the {len(recordings)} recordings, such as {recordings[0].path}"
-        )
+    if recordings and all(text is None for text in texts):
+        said = f"{path}: has a text for none of the {len(recordings)} recordings, such as {recordings[0].path}"
+        if path.suffix == ".csv":
+            raise UsageError(f"{said}; its paths are taken below {root}", remedy="root")
+        raise UsageError(said)
     return [None if text is None else " ".join(text.split()) for text in texts]
 
 
@@ -77,23 +80,62 @@ def require_references(path: str | Path, texts: Sequence[str | None], names: Ite
     return [text for text in texts if text is not None]
 
 
-def _read_lines(path: Path) -> list[str]:
+def _find_by_name(path: Path, by_name: Mapping[str, str], recordings: Sequence[Recording]) -> list[str | None]:
+    """The text of each recording, by its file name without the ending."""
+    first: dict[str, Path] = {}
+    for recording in recordings:
+        name = recording.path.stem
+        if name in by_name and first.setdefault(name, recording.path) != recording.path:
+            raise UsageError(
+                f"{path}: {name} could be {first[name]} or {recording.path}: use a CSV file, which has their paths"
+            )
+    return [by_name.get(recording.path.stem) for recording in recordings]
+
+
+def _collect(path: Path, pairs: Iterable[tuple[Key, str]]) -> dict[Key, str]:
+    """Texts by what they are of, which may stand there twice with the same text only."""
+    texts: dict[Key, str] = {}
+    for key, text in pairs:
+        if texts.setdefault(key, text) != text:
+            raise UsageError(f"{path}: has two texts for {key}")
+    return texts
+
+
+def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error})") from None
 
 
+def _read_lines(path: Path) -> list[str]:
+    """Lines as fairseq reads them: a text may hold what else Unicode takes for the end of one."""
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
+    return lines[:-1] if not lines[-1] else lines
+
+
 def _read_table(path: Path, root: Path) -> dict[Path, str]:
     """Paths and texts of a CSV file."""
-    reader = csv.DictReader(_read_lines(path))
-    header = list(reader.fieldnames or ())
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        header, lines = list(reader.fieldnames or ()), [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise UsageError(f"{path}: not CSV ({error})") from None
     column = next((name for name in TEXT_COLUMNS if name in header), None)
     if "path" not in header or column is None:
         raise UsageError(f"{path}: must have the columns path and text, found {', '.join(header) or 'nothing'}")
-    return {absolute(root / line["path"]): line[column] or "" for line in reader if line["path"]}
+    pairs = []
+    for number, line in lines:
+        if None in line or line[column] is None:  # a text with commas would be cut at the first of them
+            raise UsageError(
+                f"{path}: line {number} has more or fewer cells than the first line; write a text with commas in "
+                "double quotes"
+            )
+        if line["path"]:
+            pairs.append((absolute(root / line["path"]), line[column]))
+    return _collect(path, pairs)
 
 
 def _read_fairseq(path: Path) -> dict[Path, str]:
@@ -108,19 +150,18 @@ def _read_fairseq(path: Path) -> dict[Path, str]:
         raise UsageError(f"{texts}: has {len(lines)} lines, and {manifest} lists {len(recordings)} recordings")
     if texts.suffix == ".ltr":
         lines = ["".join(line.split()).replace(SPACE, " ").replace(WORD_START, " ") for line in lines]
-    return {recording.path: line for recording, line in zip(recordings, lines, strict=True)}
+    return _collect(texts, ((recording.path, line) for recording, line in zip(recordings, lines, strict=True)))
 
 
 def _read_folder(folder: Path) -> dict[str, str]:
     paths = sorted(folder.rglob("*.trans.txt"))
     if not paths:
         raise UsageError(f"{folder}: has no .trans.txt below it")
-    return {name: text for path in paths for name, text in _read_named(path).items()}
+    return _collect(folder, (pair for path in paths for pair in _read_named(path)))
 
 
-def _read_named(path: Path) -> dict[str, str]:
+def _read_named(path: Path) -> Iterator[tuple[str, str]]:
     """Names and texts of lines that have both."""
-    by_name = {}
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
@@ -128,8 +169,7 @@ def _read_named(path: Path) -> dict[str, str]:
             match = TRN.fullmatch(line)
             if match is None:
                 raise UsageError(f"{path}: line {number} does not end in a recording's name in brackets")
-            by_name[match["name"].strip()] = match["text"]
+            yield match["name"].strip(), match["text"]
         else:
             name, *text = line.split(maxsplit=1)
-            by_name[name] = "".join(text)
-    return by_name
+            yield name, "".join(text)

@@ -86,6 +86,6 @@ def _check_symbols(dictionary: Path, lines: Sequence[Sequence[str]]) -> None:
         raise UsageError(f"texts with {' '.join(special)}, which fairseq takes for its own special symbols")
     if unknown := sorted(used - known):
         raise UsageError(
-            f"{dictionary}: lacks {' '.join(unknown[:8])}, which the texts have; make the training split first, with "
-            "texts of one alphabet and case"
+            f"{dictionary}: lacks {' '.join(unknown[:8])}, which the texts have; texts must be of one alphabet and "
+            "case; if it was made of another split, remove it and make the training split first"
         )

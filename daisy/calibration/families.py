@@ -13,9 +13,11 @@ from torch import Tensor
 from daisy import policies
 from daisy.calibration import forecast
 from daisy.calibration.traces import Traces
-from daisy.errors import PolicyError
-from daisy.policies import Policy
+from daisy.errors import CheckpointError, PolicyError
+from daisy.models.kinds import AnyHeads
+from daisy.policies import POLICIES, Policy
 from daisy.policies.rules import LookAhead
+from daisy.policies.scores import available_scores
 
 NEVER_EXIT = 1e6
 """Beyond any score or price: with such a setting nobody leaves early."""
@@ -55,6 +57,22 @@ class PolicyFamily(NamedTuple):
     """The policy at a quantile from 0 to 1."""
     exit_layers: Callable[[float], Tensor]
     """(B,) exits of the utterances that it was learnt from, as if it had not seen them (cross-fitting)."""
+
+
+def check_family(name: str, heads: AnyHeads) -> None:
+    """Refuse a family that needs scores which these heads do not give, before anything runs.
+
+    Args:
+        name: of `FAMILIES` or `TEXT_FAMILIES`.
+        heads: whose scores it would read.
+
+    Raises:
+        CheckpointError: naming the scores.
+    """
+    wanted = set(LOOK_AHEAD[name][1] if name in LOOK_AHEAD else POLICIES[name].scores) - {"final_agreement"}
+    lacking = wanted - available_scores(heads)
+    if lacking and (name not in LOOK_AHEAD or lacking == wanted):  # to look ahead some of them are enough
+        raise CheckpointError(f"policy {name} reads {', '.join(sorted(lacking))}, which these heads do not give")
 
 
 def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings: object) -> PolicyFamily:

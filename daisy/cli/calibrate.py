@@ -122,6 +122,7 @@ def command(
     """
     from daisy import _files, audio, checkpoints
     from daisy.audio.conditions import make_conditions
+    from daisy.calibration.families import check_family
     from daisy.calibration.text_tracing import choose_unit_scores
     from daisy.calibration.trace_conditions import read_noises, read_speech
 
@@ -135,6 +136,8 @@ def command(
     loss = choose_loss(model, of, reference, "--of", "character_errors")
     goal = dataclasses.replace(goal, loss=loss)
     reads = _choose_heads(model, goal, heads, score_stride)
+    if scored := model.ctc if reads == "ctc" else model.heads:
+        check_family(policy, scored)
     rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
     noises = read_noises(noise or (), rate, strict=strict)
     conditions = make_conditions(noises.kinds, parse_snrs(snr))
@@ -173,6 +176,10 @@ def command(
         say(calibration.note)
     _say_attained(attained, calibration.certified, "time" if time else "layers", loss)
     _warn_of_few_speakers(policy, speech)
+    if speakers is None and isinstance(goal, RiskGoal):
+        warn(
+            "note: without --speakers each recording counts as a speaker of its own: the risk is bounded if that is so"
+        )
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
     warn_of_rest(findings)
     end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))

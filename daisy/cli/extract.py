@@ -118,6 +118,7 @@ def command(
             macs=deadline_macs,
             score_stride=stride,
             precision=precision,
+            begun_in=None if overwrite else out,
         ),
         keep=layers,
         scores=parse_names(scores),

@@ -55,7 +55,7 @@ def _describe_conformer(config: ConformerConfig) -> Rows:
     if config.split_blocks:
         kind += f", a half-rate layer beside block {' and '.join(map(str, config.split_blocks))}"
     if not config.mask_padding:
-        kind += ", padding not masked: results depend on the batch"
+        kind += ", padding not masked: utterances run one by one"
     mel = f"{'log-' if config.log else ''}mel of {config.num_mels} bands{', normalised' if config.normalize else ''}"
     frames = f"a frame of {config.frame_span} samples every {config.frame_hop}"
     return [("layers", layers), ("kind", kind), ("input", f"{config.sample_rate} Hz, {mel}; {frames}")]

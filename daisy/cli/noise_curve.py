@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from daisy.calibration.trace_conditions import Speech
     from daisy.calibration.traces import Traces
     from daisy.checkpoints import Model
+    from daisy.models.kinds import AnyHeads
 
 Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv).")]
 Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; else half of the speakers.")]
@@ -111,7 +112,7 @@ def command(
         kinds=noises.kinds,
         snrs_db=snrs_db,
     )
-    _check_comparison(comparison)
+    _check_comparison(comparison, model.heads if compared in UNIT_LOSSES else model.ctc)
     heard = parse_channel(channel)
     traces: dict[str, Traces] = {}
     num_failed, num_read = len(noises.failed), noises.count()
@@ -149,7 +150,7 @@ def command(
     end_with_failures(num_failed, num_read)
 
 
-def _check_comparison(comparison: Comparison) -> None:
+def _check_comparison(comparison: Comparison, heads: AnyHeads | None) -> None:
     """Refuse depths, policies and a folder that cannot be written before the long runs.
 
     Raises:
@@ -159,13 +160,15 @@ def _check_comparison(comparison: Comparison) -> None:
     """
     from daisy import _files
     from daisy.calibration.depth import check_depth
-    from daisy.calibration.families import FAMILIES, TEXT_FAMILIES
+    from daisy.calibration.families import FAMILIES, TEXT_FAMILIES, check_family
 
     for target in (comparison.depth, *comparison.list_depths()):
         check_depth(target)
     for name in parse_names(comparison.policies):
         if name not in (known := (*FAMILIES, *TEXT_FAMILIES)):
             raise UsageError(unknown_name("policy to compare", name, known))
+        if heads is not None:
+            check_family(name, heads)
     _files.check_writable(comparison.out / "study.csv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from daisy.audio import Channel, Recording
     from daisy.extraction import Shard
     from daisy.models.kinds import AnyBackbone, AnyHeads
-    from daisy.policies import Policy
+    from daisy.policies import Deadline, Policy
     from daisy.runtime.dtypes import Precision
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
@@ -24,7 +25,7 @@ DeadlineMs = Annotated[
 ]
 DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
 PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
-BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
+BatchSec = Annotated[float, typer.Option(min=0.1, help="Seconds of audio in a batch.")]
 ContextSec = Annotated[
     float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
 ]
@@ -52,7 +53,7 @@ Noise = Annotated[
 Speakers = Annotated[
     Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
 ]
-Root = Annotated[Path, typer.Option(help="Folder that the paths in --speakers are relative to.")]
+Root = Annotated[Path, typer.Option(help="Folder that the paths in a CSV file of speakers or texts are relative to.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; else it is left out.")
 ]
@@ -150,6 +151,7 @@ def limit_cost(
     score_stride: int,
     precision: Precision,
     exits: Sequence[int] | None = None,
+    begun_in: Path | None = None,
 ) -> Policy:
     """Put a recording's budget on top of a policy, where one is given.
 
@@ -157,21 +159,42 @@ def limit_cost(
         backbone: what runs.
         heads: whose scores the policy reads.
         policy: that may leave earlier.
-        milliseconds: measured now; None: no such budget.
+        milliseconds: measured now, or when the run in ``begun_in`` was begun; None: no such budget.
         macs: multiply-accumulates; None: no such budget.
         score_stride: of the encoder, as ``precision`` and ``exits``.
         precision: likewise.
         exits: likewise.
+        begun_in: a folder, whose run goes on where it has the same budget; None: there is none.
     """
     from daisy.calibration import cost
 
-    if milliseconds is not None:
-        return cost.make_measured_deadline(
-            backbone, heads, milliseconds, policy, score_stride, dtype=precision, exits=exits
-        )
-    if macs is not None:
-        return cost.make_macs_deadline(backbone, heads, macs, policy, score_stride, exits)
-    return policy
+    budget = milliseconds if milliseconds is not None else macs
+    if budget is None:
+        return policy
+    counted = cost.make_macs_deadline(backbone, heads, budget, policy, score_stride, exits)
+    if milliseconds is None:
+        return counted
+    begun = None if begun_in is None else _find_deadline(begun_in, counted)
+    return begun or cost.make_measured_deadline(
+        backbone, heads, milliseconds, policy, score_stride, dtype=precision, exits=exits
+    )
+
+
+def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:
+    """Find the measured budget that a folder's run has, if it is ``counted`` but for the costs; None where it has none.
+
+    Times measured again would be others, and the run could not go on.
+    """
+    from daisy.extraction.run_folder import read_policies
+    from daisy.policies import Deadline, from_config
+
+    for config in read_policies(out):
+        begun = from_config(config) if config.get("name") == counted.name else None
+        if not isinstance(begun, Deadline) or begun.layer_cost == counted.layer_cost:
+            continue  # another policy, or a budget of operations
+        if begun == dataclasses.replace(counted, front_cost=begun.front_cost, layer_cost=begun.layer_cost):
+            return begun
+    return None
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:

@@ -127,13 +127,15 @@ def command(
     model = checkpoints.load(checkpoint, device=check_device(device))
     model.exit_heads("ctc")  # or it says that there are none
     recordings = audio.take_channels(findings.recordings, heard)
+    if format == "srt" and out is None and len(recordings) > 1:
+        raise UsageError(f"subtitles of {len(recordings)} recordings are files of their own: give --out FOLDER")
     references = _read_references(model, reference, recordings, root)
     decode, described = _make_decoder(model, decoder, beam, lexicon, language_model, language_weight, word_score)
     if window is None:
         window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
-    _limit_cost(recogniser, deadline_ms, deadline_macs)
+    _limit_cost(recogniser, deadline_ms, deadline_macs, None if overwrite else out)
     transcriber = Transcriber(
         recogniser,
         checkpoint=checkpoints.digest(checkpoint),
@@ -220,7 +222,7 @@ def _make_decoder(
     )
 
 
-def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None) -> None:
+def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None, begun_in: Path | None) -> None:
     """Put a recording's budget on top of the policy, where one is given."""
     encoder = recogniser.encoder
     encoder.policy = limit_cost(
@@ -232,6 +234,7 @@ def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float 
         score_stride=encoder.score_stride,
         precision=encoder.dtype,
         exits=encoder.exits,
+        begun_in=begun_in,
     )
 
 
@@ -274,8 +277,6 @@ def _say_report(report: TranscriptReport, format: str, limit: int | None) -> Non
     elif format == "csv":
         say(format_csv(report).rstrip("\n"))
     elif format == "srt":
-        if len(report.rows) > 1:
-            raise UsageError(f"subtitles of {len(report.rows)} recordings are files of their own: give --out FOLDER")
         for row in report.rows:
             say(format_srt(row.words).rstrip("\n"))
     elif report.rows:

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daisy import _files, _locks
 from daisy.audio import Recording
@@ -27,7 +27,9 @@ FOLDER_LOCK = ".journal.lock"
 INDEX_LOCK = ".index.lock"
 """The lock that is held while the index is made of all journals, or all is taken away: for seconds, of large runs."""
 INDEX_FILES = ("index.json", "index.csv")
-"""What is made of all journals."""
+"""What is made of all journals of features."""
+TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
+"""What is made of all journals of transcripts."""
 LOCK_SUFFIX = ".lock"
 """Behind a journal's name it is the lock of the process that writes the journal."""
 
@@ -44,7 +46,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         shard: which share is written.
         overwrite: begin again where the folder holds another run.
         row_type: of the journals' lines.
-        index_files: made of all journals, and taken away where a run begins again.
 
     Raises:
         OutputError: on entering, where somebody else is writing the same recordings, where the folder cannot be
@@ -59,10 +60,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         *,
         overwrite: bool = False,
         row_type: type[Row] = Row,
-        index_files: Sequence[str] = INDEX_FILES,
     ):
         self.out, self.settings, self.shard, self.overwrite = out, settings, shard, overwrite
-        self.row_type, self.index_files = row_type, index_files
+        self.row_type = row_type
         self.rows: dict[str, Row] = {}
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
@@ -225,13 +225,24 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 if row.output:
                     _remove(self.out / row.output)
             _remove(path)
-        for name in self.index_files:
+        for name in (*INDEX_FILES, *TRANSCRIPT_FILES):  # of the other command too
             _remove(self.out / name)
 
 
 def list_journals(out: Path) -> list[Shard]:
     """List the shards whose journals are in a folder, the whole run's first."""
     return _list_shards(out, "")
+
+
+def read_policies(out: Path) -> list[dict[str, Any]]:
+    """Read the configurations of the policies (`Policy.to_config`) that a folder's journals were begun with.
+
+    Raises:
+        OutputError: where a journal is damaged.
+    """
+    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
+    policies = [header.get("policy") for header in headers if header is not None]
+    return [policy for policy in policies if isinstance(policy, dict)]
 
 
 def list_running(out: Path) -> set[Shard]:

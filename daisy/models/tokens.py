@@ -18,8 +18,8 @@ WORD_START = "\u2581"
 """Where a word begins, of SentencePiece's pieces."""
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 """The first of fairseq's dictionaries; CTC's blank is the first of them."""
-SPECIAL = re.compile(r"<[^<>]+>")
-"""Symbols that make no text."""
+SPECIAL = re.compile(r"<[^<>]+>|\[(?:PAD|UNK)\]")
+"""Symbols that make no text: fairseq's and SentencePiece's, and those of many fine-tuned models of Hugging Face."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Tokens:
     """
 
     symbols: tuple[str, ...]
-    """Of each output, V of them; such as <s> make no text."""
+    """Of each output, V of them; such as <s> and [UNK] make no text."""
     blank: int = 0
     """Which of them is CTC's blank."""
     sentencepiece: bytes | None = None

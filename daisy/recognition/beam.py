@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from daisy.errors import UsageError
 from daisy.models import Tokens
 from daisy.models.tokens import SPACE, WORD_START
 from daisy.policies.nbest import load_decoder
-from daisy.recognition.decoding import Hypothesis
+from daisy.recognition.decoding import Hypothesis, split_at_spaces
 
 
 class BeamSearch:
@@ -28,7 +29,8 @@ class BeamSearch:
         beam_tokens: of a frame, how many of the likeliest tokens the search goes on with; None: all.
 
     Raises:
-        UsageError: where torchaudio or flashlight-text is missing, or a file cannot be read or does not fit the tokens.
+        UsageError: where torchaudio or flashlight-text is missing, a file cannot be read or does not fit the tokens, or
+            a weight is no number.
     """
 
     def __init__(
@@ -43,6 +45,11 @@ class BeamSearch:
         beam_tokens: int | None = None,
     ):
         make = load_decoder()
+        if not (math.isfinite(language_weight) and math.isfinite(word_score)):
+            raise UsageError(
+                f"beam search: weights must be numbers, found language_weight {language_weight}, "
+                f"word_score {word_score}"
+            )
         self.tokens, self.has_lexicon = tokens, lexicon is not None
         if lexicon is not None:
             check_lexicon(Path(lexicon), tokens)
@@ -79,10 +86,14 @@ class BeamSearch:
             for token, frame in zip(best[0].tokens, best[0].timesteps, strict=True)
         ]
         spoken = [(token, frame) for token, frame in spoken if 0 <= frame < len(log_probs)]
+        words = tuple(best[0].words) if self.has_lexicon else None
+        if words is not None:  # where no text of the beam ends with a word, flashlight's has the beginning of one
+            places = split_at_spaces([token for token, _ in spoken], self.tokens)
+            spoken = spoken[: places[len(words)][0]] if len(places) > len(words) else spoken
         return Hypothesis(
             tokens=tuple(token for token, _ in spoken),
             frames=tuple(range(frame, frame + 1) for _, frame in spoken),
-            words=tuple(best[0].words) if self.has_lexicon else None,
+            words=words,
             score=float(best[0].score),
         )
 
@@ -100,6 +111,8 @@ def check_lexicon(path: Path, tokens: Tokens) -> None:
     number = 0
     for number, line in enumerate(lines, 1):
         word, *spelling = line.split() or [""]
+        if not word:
+            raise UsageError(f"{path}: line {number} is empty: take it out")
         if fault := _find_fault(spelling, tokens):
             raise UsageError(f"{path}: line {number}, {word!r}: {fault}")
     if not number:

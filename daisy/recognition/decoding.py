@@ -90,7 +90,7 @@ def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_
         The words in order; their texts joined by spaces are the hypothesis's text.
     """
     words = []
-    for places in _split_at_spaces(hypothesis.tokens, tokens):
+    for places in split_at_spaces(hypothesis.tokens, tokens):
         frames = [frame for place in places for frame in hypothesis.frames[place]]
         said = [
             float(log_probs[frame, hypothesis.tokens[place]]) for place in places for frame in hypothesis.frames[place]
@@ -106,8 +106,13 @@ def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_
     return words if hypothesis.words is None else _rename(words, hypothesis.words)
 
 
-def _split_at_spaces(numbers: Sequence[int], tokens: Tokens) -> list[list[int]]:
-    """The places of each word's tokens, of those that have letters."""
+def split_at_spaces(numbers: Sequence[int], tokens: Tokens) -> list[list[int]]:
+    """List the places of each word's tokens, of those that have letters.
+
+    Args:
+        numbers: of tokens, one after the other.
+        tokens: what they stand for.
+    """
     words: list[list[int]] = [[]]
     for place, token in enumerate(numbers):
         if tokens.starts_word(token):

@@ -14,7 +14,7 @@ from torch import Tensor
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.encoder import Waveforms
-from daisy.errors import UsageError
+from daisy.errors import CheckpointError, UsageError
 from daisy.models import Backbone, CTCHeads, PackedLayout
 from daisy.policies import Policy
 from daisy.policies.scores import HeadOutputs, to_json
@@ -97,6 +97,8 @@ class Recogniser:
         ctc, tokens = model.exit_heads("ctc"), model.tokens
         assert isinstance(ctc, CTCHeads)
         assert tokens is not None
+        if heads == "units" and model.heads is None:
+            raise CheckpointError("this checkpoint has no heads on units, only exits that write text")
         self.model, self.ctc, self.tokens = model, ctc, tokens
         if policy is None:
             policy = "entropy" if heads == "ctc" and "entropy" in model.ctc_policies else "never"

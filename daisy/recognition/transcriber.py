@@ -12,15 +12,13 @@ from daisy.audio import Channel, Recording
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.journal import Journal, merge, read_header, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, RunFolder, list_journals
+from daisy.extraction.run_folder import INDEX_LOCK, TRANSCRIPT_FILES, RunFolder, list_journals
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
 from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, Outcome, transcribe
 from daisy.recognition.transcript_files import TranscriptReport, format_csv, format_json, format_srt
 from daisy.recognition.transcript_rows import KIND, TranscriptRow, TranscriptSettings
-
-TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
 
 
 class Transcriber:
@@ -36,7 +34,7 @@ class Transcriber:
         channel: what is heard of files of several channels.
 
     Example:
-        >>> import torch
+        >>> import daisy, torch
         >>> from daisy import Backbone, BackboneConfig, Model
         >>> from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
         >>> from daisy.recognition import Recogniser, Transcriber
@@ -116,9 +114,7 @@ class Transcriber:
         out = Path(out)
         failed: dict[str, DaisyError] = {}
         names = name_outputs([*ours, *others], "srt") if subtitles else {}
-        with RunFolder(
-            out, self.settings, share, overwrite=overwrite, row_type=TranscriptRow, index_files=TRANSCRIPT_FILES
-        ) as folder:
+        with RunFolder(out, self.settings, share, overwrite=overwrite, row_type=TranscriptRow) as folder:
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
             progress(len(ours) - len(unfinished))

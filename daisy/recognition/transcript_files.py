@@ -63,7 +63,7 @@ class TranscriptReport:
         return {
             layer: measure_error_rates([self.references[row.label] for row in some], [row.text for row in some])
             for layer, some in by_layer.items()
-            if any(self.references[row.label] for row in some)
+            if any(self.references[row.label].strip() for row in some)
         }
 
 

@@ -41,7 +41,17 @@ def test_forms_that_people_have(tmp_path, recordings, name, content, expected):
     ("name", "content", "message"),
     [
         ("text.csv", "file,text\n", "must have the columns path and text, found file, text"),
-        ("text.csv", "path,text\nz.wav,z\n", "has a text for none of the 3 recordings, such as .*a.wav"),
+        (
+            "text.csv",
+            "path,text\nz.wav,z\n",
+            "has a text for none of the 3 recordings, such as .*a.wav; its paths are taken below ",
+        ),
+        ("text.csv", "path,text\na.wav,well, then\n", "line 2 has more or fewer cells than the first line; .*quotes"),
+        ("text.csv", "path,text\na.wav,one\nb.wav\n", "line 3 has more or fewer cells than the first line"),
+        ("text.csv", "path,text\na.wav,one\n./a.wav,two\n", "has two texts for .*a.wav"),
+        ("text.csv", "path,text\na.wav,o\0ne\n", "text.csv: not CSV"),
+        ("text.txt", "a one\na two\n", "has two texts for a"),
+        ("text.trn", "z\u2028 (z)\n", "has a text for none of the 3 recordings, such as .*a.wav$"),
         ("text.trn", "no name\n", "line 1 does not end in a recording's name in brackets"),
         ("text.ltr", "A |\n", "text.tsv: no such manifest"),
         ("text.json", "{}", "not a form of references that is read"),
@@ -53,6 +63,22 @@ def test_what_is_none_is_refused(tmp_path, recordings, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
         read_references(tmp_path / name, recordings, tmp_path)
+
+
+def test_texts_may_have_commas_and_ends_of_lines(tmp_path, recordings):
+    (tmp_path / "text.csv").write_text('path,text\r\na.wav,"well, then\r\ngo"\r\nb.wav,x\u2028y\r\n', newline="")
+    assert read_references(tmp_path / "text.csv", recordings, tmp_path) == ["well, then go", "x y", None]
+    assert read_references(tmp_path / "text.csv", [], tmp_path) == []
+
+
+def test_names_that_could_be_of_two_recordings_are_refused(tmp_path, recordings):
+    (tmp_path / "text.txt").write_text("a one\nz two\n")
+    others = [Recording(path=tmp_path / "x" / f"{name}.wav", name=f"x/{name}.wav") for name in "ab"]
+    assert read_references(tmp_path / "text.txt", [*recordings, others[1]]) == ["one", None, None, None]
+    channels = [Recording(path=recordings[0].path, name="a.wav", channel=channel) for channel in (0, 1)]
+    assert read_references(tmp_path / "text.txt", channels) == ["one", "one"]
+    with pytest.raises(UsageError, match=r"text.txt: a could be .*a.wav or .*x.a.wav: use a CSV file"):
+        read_references(tmp_path / "text.txt", [*recordings, *others])
 
 
 def test_lists_of_other_lengths_are_refused(tmp_path, recordings):

@@ -118,5 +118,5 @@ def test_a_recogniser_is_trained_run_and_judged(tmp_path):
     assert {row["exit_layer"] for row in rows} == {2, 4, 6, 8, 10, 12}
     assert all(row["num_utterances"] == 2 and math.isfinite(row["wer"]) for row in rows)
     rows = policies.measure_system(name, 2, tmp_path)
-    assert all(math.isfinite(row["cer"]) and 0 < row["time"] < 2 for row in rows)
+    assert all(math.isfinite(row["cer"]) and 0 < row["time"] < 20 for row in rows)
     assert {row["policy"] for row in rows} >= {"fixed", "entropy", "text_patience", "forecast", "oracle", "hindsight"}

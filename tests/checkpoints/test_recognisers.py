@@ -60,6 +60,11 @@ def test_info_describes_recognisers(tmp_path):
     assert "Conformer, kernel 7, blocks of 2 layers, a half-rate layer beside block 1 and 3" in shown
     assert "log-mel of 20 bands, normalised; a frame of 960 samples every 640" in shown
     assert "multiply-accumulates" in shown
+    assert "padding" not in shown
+    published = tiny_recogniser("splitformer")
+    published.backbone.config = published.backbone.config.as_published()
+    daisy.save(published, tmp_path / "published.safetensors")
+    assert "padding not masked: utterances run one by one" in run("info", tmp_path / "published.safetensors").stdout
 
 
 @pytest.mark.parametrize(

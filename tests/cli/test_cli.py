@@ -219,7 +219,11 @@ def test_a_manifest_with_texts(place):
     assert (place / "data" / "valid.ltr").read_text() == "n o |\n"
     assert sorted((place / "data" / "dict.ltr.txt").read_text().splitlines()) == sorted(dictionary.splitlines())
     for content, more, message in (
-        ("path,text\n0.wav,GO\n2.wav,on\n", (), "dict.ltr.txt: lacks G O, which the texts have"),
+        (
+            "path,text\n0.wav,GO\n2.wav,on\n",
+            (),
+            "lacks G O, which the texts have; texts must be of one alphabet and case; if it was made of another split",
+        ),
         ("path,text\n0.wav,go\n", (), "texts.csv: does not tell what was said in 2.wav"),
         ("path,text\n0.wav,go\n2.wav,\n", (), "the text of recording 2 is empty"),
         ("path,said\n0.wav,go\n", (), "must have the columns path and text, found path, said"),

@@ -142,6 +142,7 @@ def test_a_risk_that_cannot_be_certified_gives_never(place):
     done = run(*call, cwd=place)
     assert done.returncode == 0, done.stderr
     assert "no setting of forecast is certified at a risk of 0.01: the file says never" in done.stdout
+    assert "without --speakers" not in done.stderr
     assert json.loads((place / "n.json").read_text())["policy"] == {"name": "never"}
 
 
@@ -149,6 +150,7 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.97", "--delta", "0.3", "-p", "entropy")
     done = run(*call, "-o", "r.json", "--snr", "clean,5", "--noise", "rain", cwd=place)
     assert done.returncode == 0, done.stderr
+    assert "without --speakers each recording counts as a speaker of its own" in done.stderr
     content = json.loads((place / "r.json").read_text())
     assert content["policy"]["name"] == "entropy"
     assert [line["condition"] for line in content["attained"]["conditions"]] == ["all", "clean", "rain 5 dB"]

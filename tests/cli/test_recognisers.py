@@ -121,6 +121,18 @@ def test_depth_in_time_is_of_the_exits(place):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("calibrate", "gone", "-c", "mute.safetensors", "-p", "text_patience"),
+            "policy text_patience reads text_change, which these heads do not give",
+        ),
+        (
+            ("calibrate", "gone", "-c", "hubert.safetensors", "-p", "regressed"),
+            "policy regressed reads regressed, which these heads do not give",
+        ),
+        (
+            ("noise-curve", "gone", "-c", "mute.safetensors", "--policies", "entropy,posterior"),
+            "policy posterior reads posterior, which these heads do not give",
+        ),
         ((*CALIBRATE, "--of", "word_errors"), "--of word_errors needs --reference, which tells what was said"),
         ((*CALIBRATE, "--of", "disagreement", *LABELS), "--reference needs a loss of texts, and --of disagreement is"),
         ((*CALIBRATE, "--of", "disagreement", "--heads", "ctc"), "--heads ctc needs a loss of texts"),
@@ -256,11 +268,29 @@ def test_subtitles_and_rates(place):
     assert title.splitlines()[2] == row["text"]
     alone = run("transcribe", f"speech/{name}.wav", "-c", "hubert.safetensors", *FIXED, "--format", "srt", cwd=place)
     assert alone.stdout == title
-    assert "give --out FOLDER" in run(*TRANSCRIBE, "--format", "srt", cwd=place).stderr
+    refused = run(*TRANSCRIBE, "--format", "srt", "--deadline-ms", "-1", cwd=place)
+    assert "subtitles of 10 recordings" in refused.stderr  # before anything runs
     refused = run("extract", "speech", "-c", "hubert.safetensors", "-p", "never", "-o", "titles", cwd=place)
     assert "titles: holds a run with another" in refused.stderr
     begun = run(*TRANSCRIBE, "-p", "fixed", "--set", "layer=2", "-o", "titles", "--overwrite", cwd=place)
     assert begun.returncode == 0, begun.stderr
+    extract = (
+        "extract",
+        f"speech/{name}.wav",
+        "-c",
+        "hubert.safetensors",
+        "-p",
+        "never",
+        "-o",
+        "titles",
+        "--overwrite",
+    )
+    assert run(*extract, cwd=place).returncode == 0
+    assert (place / "titles" / "index.json").is_file()
+    assert not (place / "titles" / "transcripts.json").exists()  # it would be of another run
+    begun = run(*TRANSCRIBE, "-o", "titles", "--overwrite", cwd=place)
+    assert begun.returncode == 0, begun.stderr
+    assert not (place / "titles" / "index.csv").exists()
 
 
 def test_long_recordings_run_in_windows_and_budgets_hold(place):
@@ -281,6 +311,18 @@ def test_long_recordings_run_in_windows_and_budgets_hold(place):
     assert whole["exit_layer"] == 4
     refused = run(*call, "--window", "1", "--context", "0.5", cwd=place)
     assert "keeps nothing" in refused.stderr
+
+
+@pytest.mark.parametrize(("command", "model"), [("transcribe", "hubert.safetensors"), ("extract", "mute.safetensors")])
+def test_a_run_with_a_budget_of_time_goes_on(place, command, model):
+    call = (command, "speech", "-c", model, "-p", "fixed", "--set", "layer=3", "-o", f"timed_{command}")
+    begun = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert begun.returncode == 0, begun.stderr
+    again = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert f"{NUM_RECORDINGS} of them were finished before" in again.stdout
+    for other in (("--deadline-ms", "2e6"), ("--deadline-macs", "1e6"), ()):
+        assert "holds a run with another policy" in run(*call, *other, cwd=place).stderr
 
 
 @needs_jiwer

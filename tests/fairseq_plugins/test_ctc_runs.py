@@ -3,6 +3,7 @@
 import argparse
 import re
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +162,33 @@ def test_published_configurations_have_the_published_sizes(name, split, millions
     assert round(sum(p.numel() for p in parts.parameters()) / 1e6, 2) == millions
     published = name == "wright_published"
     assert parts.backbone.config.log == parts.backbone.config.mask_padding == (not published)
+
+
+def test_the_published_schedule_is_noams_with_an_update_for_each_quarter_of_64():
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(CONFIG / "wright_published.yaml")
+    updates = -(-281_241 // 64) * 4  # of an epoch: 960 h of LibriSpeech are 281,241 utterances
+    assert config.dataset.batch_size * config.optimization.update_freq[0] == 64 // 4
+    assert config.lr_scheduler.warmup_updates == updates
+    peak = (config.model.encoder_embed_dim * updates) ** -0.5
+    assert list(config.optimization.lr) == [pytest.approx(peak, rel=1e-3)]
+    assert config.optimization.sentence_avg is False
+
+
+def test_rates_and_masks_of_hubert_ee_are_those_of_fairseqs_fine_tuning():
+    import fairseq
+    from omegaconf import OmegaConf
+
+    theirs = Path(fairseq.__file__).parent / "examples" / "wav2vec" / "config" / "finetuning"
+    if not theirs.is_dir():
+        pytest.skip("fairseq is installed without its examples")
+    text = (CONFIG / "daisy_base_ctc.yaml").read_text(encoding="utf-8")
+    (of_960h,) = re.findall(r"^# 960 h: +(.*)$", text, re.M)
+    config = OmegaConf.create(text)
+    for name, changes in (("base_100h", []), ("base_960h", of_960h.split())):
+        ours, stock = OmegaConf.merge(config, OmegaConf.from_dotlist(changes)), OmegaConf.load(theirs / f"{name}.yaml")
+        for key in ("max_update", "lr", "sentence_avg"):
+            assert ours.optimization[key] == stock.optimization[key]
+        for key in ("mask_prob", "mask_channel_prob", "mask_channel_length", "layerdrop", "activation_dropout"):
+            assert ours.model[key] == stock.model[key]

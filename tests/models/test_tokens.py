@@ -41,6 +41,12 @@ def test_texts_are_brought_to_the_tokens_case():
     assert Tokens.characters("aB").fold("aB") == "aB"
 
 
+def test_brackets_of_special_symbols_make_no_text():
+    tokens = Tokens(symbols=("a", "b", "|", "[UNK]", "[PAD]"), blank=4)
+    assert tokens.to_text([0, 3, 1, 2, 1]) == "ab b"
+    assert tokens.fold("Ab") == "ab"
+
+
 def test_pieces_write_what_sentencepiece_writes(pieces):
     for text in TEXTS:
         numbers = pieces.encode(text)

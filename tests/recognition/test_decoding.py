@@ -92,6 +92,22 @@ def test_a_lexicon_allows_its_words_alone(tmp_path):
     assert BeamSearch(TOKENS)(log_probs).words is None
 
 
+def test_a_lexicons_unfinished_word_is_left_out(tmp_path):
+    pytest.importorskip("flashlight.lib.text")
+    lexicon = tmp_path / "words.lex"
+    lexicon.write_text("ab\tA B |\ncab\tC A B |\n", encoding="utf-8")
+    log_probs = log_probs_of([5, 6, 4, 0, 7, 5, 0], 8, sure=0.999)  # it ends within cab
+    hypothesis = BeamSearch(TOKENS, lexicon=lexicon, beam_size=1)(log_probs)
+    assert (hypothesis.words, hypothesis.tokens) == (("ab",), (5, 6, 4))
+    assert [word.text for word in find_words(hypothesis, TOKENS, log_probs, 0.02)] == ["ab"]
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    pytest.importorskip("flashlight.lib.text")
+    with pytest.raises(ValueError, match="weights must be numbers, found language_weight 2.0, word_score nan"):
+        BeamSearch(TOKENS, word_score=math.nan)
+
+
 def test_a_language_model_chooses_between_words_that_sound_the_same(tmp_path):
     pytest.importorskip("flashlight.lib.text")
     lexicon, model = tmp_path / "words.lex", tmp_path / "words.arpa"
@@ -123,6 +139,7 @@ def test_a_language_model_chooses_between_words_that_sound_the_same(tmp_path):
         ("ab A B\n", r"line 1, 'ab': a spelling is letters and ends with \|"),
         ("ab A B |\nd D |\n", r"line 2, 'd': 'D' is no token of this recogniser"),
         ("ab A | B |\n", r"line 1, 'ab': a spelling is letters and ends with \|"),
+        ("ab A B |\n\n", "line 2 is empty: take it out"),
         ("", "an empty lexicon"),
     ],
 )

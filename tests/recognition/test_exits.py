@@ -219,6 +219,8 @@ def test_refusals(speech):
     units = tiny_recogniser("hubert", units=True)
     with pytest.raises(CheckpointError, match=r"reads text_change, which these heads do not give"):
         units.encoder("text_patience", heads="units", tolerance=0.1)
+    with pytest.raises(CheckpointError, match=r"has no heads on units"):
+        Recogniser(hubert, "never", heads="units")
     units.ctc = None
     with pytest.raises(CheckpointError, match=r"has no CTC exits, so it does not recognise speech"):
         Recogniser(units)

@@ -85,6 +85,8 @@ def _read_file(
     if plugin.recognises(state):
         _refuse_overrides(overrides)
         _refuse_label_set(label_set)
+        if tokens is not None:
+            raise CheckpointError("brings its own tokens, and others are given")
         return plugin.read(state)
     if s3prl.recognises(state):
         _refuse_overrides(overrides)

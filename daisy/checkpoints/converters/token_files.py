@@ -54,20 +54,19 @@ def make_from_dictionary(content: str) -> Tokens:
     return Tokens(symbols=(*FAIRSEQ_SPECIALS, *(symbol for symbol, _ in lines)))
 
 
-def make_from_vocabulary(numbers: Any, blank: str | int = "<pad>") -> Tokens:
-    """Make tokens of Hugging Face's vocabulary: the number of each symbol.
+def make_from_vocabulary(numbers: Any) -> Tokens:
+    """Make tokens of Hugging Face's vocabulary: each symbol's number; ``<pad>`` or ``[PAD]`` is the blank.
 
     Args:
         numbers: content of ``vocab.json``.
-        blank: which symbol, or number, is CTC's blank: ``pad_token_id`` of the model's configuration.
 
     Source: transformers 4.57, transformers/models/wav2vec2/tokenization_wav2vec2.py.
     """
     if not isinstance(numbers, dict) or sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
         raise CheckpointError("not a vocabulary of Hugging Face's: each symbol's number, from 0 on")
-    number = numbers.get(blank) if isinstance(blank, str) else blank
+    number = next((numbers[pad] for pad in ("<pad>", "[PAD]") if pad in numbers), None)
     if number is None:
-        raise CheckpointError(f"its vocabulary has no {blank}, which is CTC's blank")
+        raise CheckpointError("its vocabulary has neither <pad> nor [PAD], which would be CTC's blank")
     return Tokens(symbols=tuple(sorted(numbers, key=numbers.__getitem__)), blank=number)
 
 

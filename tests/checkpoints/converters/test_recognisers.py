@@ -147,10 +147,12 @@ def test_files_of_tokens(tmp_path):
     assert read_token_file(tmp_path / "dict.ltr.txt").symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "E", "'")
     (tmp_path / "vocab.json").write_text(json.dumps({"|": 1, "<pad>": 2, "a": 0}))
     assert read_token_file(tmp_path / "vocab.json") == Tokens(symbols=("a", "|", "<pad>"), blank=2)
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "[PAD]": 1}))
+    assert read_token_file(tmp_path / "vocab.json") == Tokens(symbols=("a", "[PAD]"), blank=1)
     for name, content, message in (
         ("dict.txt", "E\n", "not a dictionary of fairseq's"),
         ("vocab.json", '{"a": 0, "b": 2}', "not a vocabulary of Hugging Face's"),
-        ("vocab.json", '{"a": 0}', "has no <pad>"),
+        ("vocab.json", '{"a": 0}', "has neither <pad> nor"),
         ("vocab.json", "{", "damaged"),
         ("tokens.csv", "", "tokens come from dict.ltr.txt of fairseq"),
     ):

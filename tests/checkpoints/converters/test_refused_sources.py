@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from daisy import CheckpointError
-from daisy.checkpoints.converters import convert, reading
+from daisy.checkpoints.converters import convert, plugin, reading
 from daisy.checkpoints.converters.fairseq_configuration import parse_conv_layers
 from daisy.models import Backbone
 from tests.conftest import POST_NORM
+from tests.recognition.conftest import tiny_recogniser
 
 
 def test_unknown_weights_and_options_are_refused_by_name(fairseq_model, tmp_path):
@@ -117,6 +118,16 @@ def test_settings_are_for_sources_that_need_them(fairseq_model, tmp_path):
     torch.save({1: torch.zeros(1)}, tmp_path / "y.pt")
     with pytest.raises(CheckpointError, match=r"not a checkpoint that daisy knows"):
         convert(tmp_path / "y.pt")
+
+
+def test_the_plugins_checkpoints_take_no_other_tokens(tmp_path):
+    model = tiny_recogniser("conformer")
+    task_state = {plugin.STATE_KEY: model.config()}
+    torch.save({"model": model.state_dict(), "task_state": task_state}, tmp_path / "x.pt")
+    assert convert(tmp_path / "x.pt").tokens == model.tokens
+    (tmp_path / "dict.ltr.txt").write_text("| 5\nE 3\n")
+    with pytest.raises(CheckpointError, match=r"x.pt: brings its own tokens, and others are given"):
+        convert(tmp_path / "x.pt", tokens=tmp_path / "dict.ltr.txt")
 
 
 def test_convolutions_are_parsed_not_evaluated():
