@@ -25,7 +25,7 @@ DeadlineMs = Annotated[
 ]
 DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
 PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
-BatchSec = Annotated[float, typer.Option(min=0.1, help="Seconds of audio in a batch.")]
+BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
 ContextSec = Annotated[
     float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -44,9 +45,11 @@ def transcribe(
         Each recording and its text, or why there is none; in the order in which they come out.
 
     Raises:
-        UsageError: on impossible windows, or windows for attention decoders.
+        UsageError: on impossible windows or batches, or windows for attention decoders.
     """
     config = recogniser.model.backbone.config
+    if not 0 < batch_sec < math.inf:
+        raise UsageError(f"batch_sec must be above 0 s and finite, found {batch_sec}")
     if window_sec is not None:
         if recogniser.reads_attention:
             raise UsageError("attention decoders read a recording as a whole, not in windows")

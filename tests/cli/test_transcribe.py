@@ -94,6 +94,7 @@ def test_a_beam_writes_text_too(place):
         (("-c", "hubert.safetensors", "-p", "entropy"), "policy entropy needs threshold"),
         (("-c", "hubert.safetensors", "--lexicon", "x"), "are of a beam search: give --beam too"),
         (("-c", "hubert.safetensors", "-p", "gone.json"), "gone.json"),
+        (("-c", "hubert.safetensors", "--batch-sec", "0"), "batch_sec must be above 0 s and finite, found 0.0"),
     ],
 )
 def test_refusals(arguments, message, place):
