@@ -50,7 +50,17 @@ _LAZY = {
 }
 
 
-_PACKAGES = ("audio", "calibration", "checkpoints", "evaluation", "extraction", "models", "policies", "recognition")
+_PACKAGES = (
+    "audio",
+    "calibration",
+    "checkpoints",
+    "evaluation",
+    "extraction",
+    "models",
+    "policies",
+    "recognition",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,9 @@ from torch.nn import functional as F
 
 from daisy.checkpoints import Model
 from daisy.errors import UsageError
-from daisy.models.heads import FinalHead
+from daisy.models.heads import SPECIAL_SYMBOLS, FinalHead
 from daisy.models.lengths import count_frames
 
-SPECIAL_SYMBOLS = 4
-"""Rows before the units in fairseq's dictionaries: bos, pad, eos, unk."""
 SPARE_FRAMES = 5
 """Frames by which units and frames of a recording may differ: other windows, other ends."""
 

@@ -20,6 +20,7 @@ PACKAGES = (
     "daisy.extraction",
     "daisy.models",
     "daisy.policies",
+    "daisy.units",
 )
 MIN_EXAMPLES = 20
 

@@ -24,6 +24,7 @@ from daisy.cli import (
     replay,
     transcribe,
     truncate,
+    units,
     user_dir,
 )
 from daisy.cli.console import explain, say, set_up_streams, warn
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     extract,
+    units,
     transcribe,
     index,
     calibrate,
