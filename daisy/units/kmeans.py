@@ -43,7 +43,8 @@ def read_kmeans(path: str | Path, *, allow_pickle: bool = False) -> Tensor:
             return _find_centres(path, numpy.load(path, allow_pickle=False))
         if path.suffix == ".safetensors":
             return _find_centres(path, load_file(path))
-        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError):
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that it did not write: those are not read here
             return _find_centres(path, torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, ValueError, EOFError, SafetensorError) as error:
         if isinstance(error, UsageError):

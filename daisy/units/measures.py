@@ -17,6 +17,9 @@ def unit_error_rate(hypotheses: Sequence[Sequence[int]], references: Sequence[Se
         hypotheses: of each utterance, usually deduplicated.
         references: of each utterance, likewise.
 
+    Returns:
+        Insertions, deletions and substitutions per unit of the references.
+
     Raises:
         UsageError: where there are not as many of both, or no reference has a unit.
 
@@ -42,6 +45,9 @@ def bitrate(sequences: Sequence[Sequence[int]], seconds: float) -> float:
     Args:
         sequences: of each utterance, deduplicated where that is what is sent.
         seconds: of audio in all.
+
+    Returns:
+        Bits a second.
 
     Raises:
         UsageError: where there is no audio.

@@ -33,6 +33,9 @@ def repeat(units: Sequence[int], durations: Sequence[int]) -> list[int]:
         units: without repetitions.
         durations: frames of each.
 
+    Returns:
+        A unit for each frame.
+
     Raises:
         UsageError: where there are not as many durations as units.
 
