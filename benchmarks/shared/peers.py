@@ -77,8 +77,8 @@ def build_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
     return run
 
 
-def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Build transformers' HubertModel with scaled dot product attention; it computes all layers' states."""
+def make_transformers_model(backbone: Backbone) -> nn.Module:
+    """Make transformers' HubertModel with the backbone's weights, and scaled dot product attention."""
     from transformers import HubertConfig, HubertModel
 
     config = backbone.config
@@ -104,7 +104,12 @@ def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
     weights = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
     rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", POSITION + "weight"))
     model.load_state_dict({name: weights[_translate(name, rules)] for name in model.state_dict()})
-    model.to(backbone.device, dtype)
+    return model.to(backbone.device)
+
+
+def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build transformers' HubertModel; it computes all layers' states."""
+    model = make_transformers_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = pad_batch(waveforms)

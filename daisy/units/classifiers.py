@@ -63,8 +63,8 @@ class HeadUnits:
 class KmeansUnits:
     """The nearest centre of a k-means.
 
-    Distances are compared as a linear classifier does it, so that the device multiplies once; their common part is
-    taken off in double precision first, as far as large dimensions that all centres share would cost digits.
+    Distances are compared as a linear classifier does it, so that the device multiplies once. The centres' mean is taken
+    off first: large dimensions that all frames share would cost digits.
 
     Args:
         centres: (K, D).
@@ -83,15 +83,16 @@ class KmeansUnits:
         exact = centres.detach().double()
         mean = exact.mean(0)
         away = exact - mean
-        # argmin |x - c|^2 = argmax x·(c - m) - |c - m|^2 / 2 - m·(c - m)
-        self._weight = away.float()
-        self._bias = (-away.square().sum(1) / 2 - away @ mean).float()
+        # The nearest to x: the largest of (x - m)·(c - m) - |c - m|^2 / 2.
+        self._mean, self._weight, self._bias = mean.float(), away.float(), (-away.square().sum(1) / 2).float()
 
     def classify(self, layer: int, frames: Tensor) -> Tensor:
         """See `UnitClassifier`."""
         if self._weight.device != frames.device:
-            self._weight, self._bias = self._weight.to(frames.device), self._bias.to(frames.device)
-        return F.linear(frames.float(), self._weight, self._bias).argmax(-1)
+            self._mean, self._weight, self._bias = (
+                tensor.to(frames.device) for tensor in (self._mean, self._weight, self._bias)
+            )
+        return F.linear(frames.float() - self._mean, self._weight, self._bias).argmax(-1)
 
 
 def to_text(units: Tensor) -> str:

@@ -129,8 +129,8 @@ def test_windows_give_a_unit_for_each_frame(units, place, expected, tmp_path):
     same = [
         one == other
         for row, frames in zip(report.rows, expected.values(), strict=True)
-        for one, other in zip(row.list_units(), frames)
-    ]  # noqa: B905, E501
+        for one, other in zip(row.list_units(), frames, strict=True)
+    ]
     assert sum(same) / len(same) > 0.6  # attention sees less, and noise is no speech
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from daisy.units import bitrate, deduplicate, repeat, unit_error_rate
 def test_durations_bring_the_frames_back(frames):
     units, durations = deduplicate(frames)
     assert repeat(units, durations) == frames
-    assert all(one != other for one, other in zip(units, units[1:], strict=False))
+    assert all(one != other for one, other in pairwise(units))
     assert all(duration > 0 for duration in durations)
 
 
