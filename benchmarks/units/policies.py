@@ -129,9 +129,9 @@ def main() -> None:
     rows = [{**row, "time": float(times[row["policy"]][exits - 1].double().mean())} for row, exits in measured]
     for row in rows:
         print(
-            f"{row['policy']:18} {row['target_depth']:.0%}  depth {row['depth']:.3f}  time {row['time']:.3f}  unit "
-            f"errors {row['unit_errors']:.4f}  static {row['unit_errors_static']:.4f}  gain "
-            f"{row['unit_errors_gain']:+.4f} [{row['unit_errors_gain_low']:+.4f}, {row['unit_errors_gain_high']:+.4f}]  own head "
+            f"{row['policy']:18} {row['target_depth']:.0%}  depth {row['depth']:.3f}  time {row['time']:.3f}  errors "
+            f"{row['unit_errors']:.4f}  static {row['unit_errors_static']:.4f}  gain {row['unit_errors_gain']:+.4f} "
+            f"[{row['unit_errors_gain_low']:+.4f}, {row['unit_errors_gain_high']:+.4f}]  own head "
             f"{row['final_head_unit_errors']:.4f}  {row['bitrate']:.0f} bits a second"
         )
     clean = [runs.traces.of_condition("clean") for runs in (tune, test)]

@@ -63,8 +63,8 @@ class HeadUnits:
 class KmeansUnits:
     """The nearest centre of a k-means.
 
-    Distances are compared as a linear classifier does it, so that the device multiplies once. The centres' mean is taken
-    off first: large dimensions that all frames share would cost digits.
+    Distances are compared as a linear classifier does it, so that the device multiplies once. The centres' mean is
+    taken off first: large dimensions that all frames share would cost digits.
 
     Args:
         centres: (K, D).
@@ -80,11 +80,10 @@ class KmeansUnits:
             raise UsageError("k-means centres must be numbers, found NaN or infinity")
         self.num_units, self.width = centres.shape
         self.source = "kmeans:" + hashlib.sha256(centres.detach().cpu().float().numpy().tobytes()).hexdigest()
-        exact = centres.detach().double()
-        mean = exact.mean(0)
-        away = exact - mean
+        mean = centres.detach().double().mean(0).float()
+        away = centres.detach().double() - mean.double()
         # The nearest to x: the largest of (x - m)·(c - m) - |c - m|^2 / 2.
-        self._mean, self._weight, self._bias = mean.float(), away.float(), (-away.square().sum(1) / 2).float()
+        self._mean, self._weight, self._bias = mean, away.float(), (-away.square().sum(1) / 2).float()
 
     def classify(self, layer: int, frames: Tensor) -> Tensor:
         """See `UnitClassifier`."""
