@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
     package_data={
-        "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*"],
+        "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*", "assets/huggingface/*"],
         "fairseq_plugins": ["config/**/*.yaml", "pretrain.sh"],
     },
     entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},

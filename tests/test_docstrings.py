@@ -18,6 +18,7 @@ PACKAGES = (
     "daisy.checkpoints.converters",
     "daisy.evaluation",
     "daisy.extraction",
+    "daisy.integrations",
     "daisy.models",
     "daisy.policies",
     "daisy.units",
