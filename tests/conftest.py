@@ -28,6 +28,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 HOSTS = {
     "tests/fairseq_plugins/": "fairseq and transformers",
     "tests/checkpoints/converters/": "fairseq and transformers",
+    "tests/integrations/": "fairseq and transformers",
     "tests/real/": "fairseq and transformers",
     "tests/benchmarks/test_package.py": "fairseq and transformers",
     "tests/benchmarks/test_timing.py": "fairseq and transformers",
