@@ -21,6 +21,7 @@ PACKAGES = (
     "daisy.integrations",
     "daisy.models",
     "daisy.policies",
+    "daisy.training",
     "daisy.units",
 )
 MIN_EXAMPLES = 20

@@ -63,7 +63,7 @@ RANKS = [
     {"checkpoints"},
     {"calibration", "extraction"},
     {"evaluation"},
-    {"recognition", "units", "integrations"},
+    {"recognition", "training", "units", "integrations"},
     {"cli"},
 ]
 """Packages; each imports only what stands before it."""

@@ -167,8 +167,7 @@ class FeedForwardEncoder(EarlyExitEncoder):
         for layer, features in read.items():
             active = (result.exit_layer >= layer).nonzero()[:, 0].tolist()
             for row, frames in zip(active, features.split(result.num_frames[active].tolist()), strict=True):
-                if result.exit_layer[row] == layer:
-                    states[row] = frames[None]
+                states[row] = frames[None]  # the deepest layer comes last
         return dataclasses.replace(result, states=states)
 
 

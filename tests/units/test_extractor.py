@@ -101,6 +101,8 @@ def test_a_stopped_run_goes_on_and_other_forms_cost_nothing(units, place, expect
     assert [row.list_units() for row in rebuilt.rows] == list(expected.values())
     assert json.loads((tmp_path / "units.json").read_text())["forms"] == ["text"]
     assert (tmp_path / "units.durations").exists()
+    run(units, place, tmp_path, forms=["text"])
+    assert not (tmp_path / "units.durations").exists()  # of units that are no longer there
 
 
 def test_shards_write_one_file(units, place, expected, tmp_path):
