@@ -87,7 +87,7 @@ def command(
     shard: ShardText = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn speech into discrete units: the full model's, from the exit layer's head, or a k-means'.
+    """Tell discrete units, each recording at its own exit.
 
     Each recording leaves at its own layer, and its units are those that the head there predicts; with --kmeans FILE
     --layer N all run up to layer N, and no features are written. A stopped run goes on where it ended; other forms of

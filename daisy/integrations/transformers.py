@@ -30,13 +30,10 @@ def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | Non
     Raises:
         CheckpointError: on other kinds of models, or ones with parts that change what is computed and are not known.
 
-    Example:
-        >>> import pytest; transformers = pytest.importorskip("transformers")
-        >>> import daisy, torch
-        >>> config = transformers.HubertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-        >>> model = daisy.from_hf(transformers.HubertModel(config))
-        >>> model.encoder("fixed", layer=1)(torch.randn(16000)).last_hidden_state.shape
-        torch.Size([1, 49, 32])
+    For example, with 6 of HuBERT Base's 12 layers::
+
+        model = daisy.from_hf(HubertModel.from_pretrained("facebook/hubert-base-ls960"))
+        states = model.encoder("fixed", layer=6)(waveform).last_hidden_state
     """
     config = _read_config(model)
     fields = huggingface.read_backbone_fields(config)
