@@ -112,6 +112,9 @@ measure recognition.errors
 measure recognition.policies
 measure recognition.guarantee
 
+measure units.policies daisy-mini
+measure units.peers
+
 measure speed.latency
 measure speed.speed
 measure speed.memory

@@ -1,4 +1,4 @@
-"""Time of units of a k-means on a layer: daisy units' encoder beside transformers and torchaudio with scikit-learn.
+"""Time of units of a k-means on a layer: daisy units beside transformers, torchaudio and fairseq with scikit-learn.
 
     python -m benchmarks.units.peers
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 import daisy
 from benchmarks.shared.paired import time_in_turns
-from benchmarks.shared.peers import make_torchaudio_model, make_transformers_model
+from benchmarks.shared.peers import make_fairseq_model, make_torchaudio_model, make_transformers_model
 from benchmarks.shared.recordings import count_seconds, read_utterances
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
@@ -77,6 +78,16 @@ def run_torchaudio(
     return [predict(kmeans, layers[LAYER - 1][0]) for layers in runs]
 
 
+@torch.no_grad()
+def run_fairseq(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -> list[list[int]]:
+    """Compute units as fairseq's dump_hubert_feature.py does, which runs up to the layer."""
+    outputs = (
+        model.extract_features(waveform[None], padding_mask=None, mask=False, output_layer=LAYER)[0][0]
+        for waveform in waveforms
+    )
+    return [predict(kmeans, states) for states in outputs]
+
+
 def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]) -> dict[str, System]:
     """Make what is timed on the same k-means."""
     centres = torch.from_numpy(numpy.asarray(kmeans.cluster_centers_, dtype="float32"))  # type: ignore[attr-defined]
@@ -86,13 +97,17 @@ def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]
     # One layer more stays: versions of transformers differ in what the last of all hidden states is.
     cut.encoder.layers = cut.encoder.layers[: LAYER + 1]  # type: ignore[union-attr, index]
     sounds = make_torchaudio_model(backbone)
-    return {
+    systems: dict[str, System] = {
         OURS: lambda: [ours(waveform)[0].units for waveform in waveforms],
         "transformers, all layers": functools.partial(run_transformers, whole, kmeans, waveforms),
         "transformers, cut": functools.partial(run_transformers, cut, kmeans, waveforms),
         "torchaudio, all layers": functools.partial(run_torchaudio, sounds, kmeans, None, waveforms),
         "torchaudio, up to the layer": functools.partial(run_torchaudio, sounds, kmeans, LAYER, waveforms),
     }
+    if find_spec("fairseq"):
+        model = make_fairseq_model(backbone)
+        systems["fairseq, up to the layer"] = functools.partial(run_fairseq, model, kmeans, waveforms)
+    return systems
 
 
 def make_heads(waveforms: Sequence[Tensor]) -> dict[str, System]:

@@ -113,6 +113,5 @@ def _say_report(report: TrainingReport, settings: HeadTraining, out: Path) -> No
                 for layer in shown
             ]
             say(f"{kind}: loss {means['loss']:.4f}; " + "; ".join(parts))
-    say(
-        f"{out / 'model.safetensors'}: heads after {report.num_updates} updates; daisy calibrate makes a policy for them"
-    )
+    path = out / "model.safetensors"
+    say(f"{path}: heads after {report.num_updates} updates; daisy calibrate makes a policy for them")
