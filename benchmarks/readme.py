@@ -13,6 +13,7 @@ import benchmarks.minisuperb.tables
 import benchmarks.policies.tables
 import benchmarks.speed.tables
 import benchmarks.training.tables
+import benchmarks.units.tables
 from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import read_result
 from benchmarks.shared.script import ROOT, make_parser, run_script
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **benchmarks.training.tables.TABLES,
     **benchmarks.minisuperb.tables.TABLES,
     **benchmarks.speed.tables.TABLES,
+    **benchmarks.units.tables.TABLES,
 }
 
 

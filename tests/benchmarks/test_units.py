@@ -3,7 +3,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks.units import peers, policies
+from benchmarks.shared import results
+from benchmarks.units import peers, policies, tables
 from benchmarks.units.runs import run_condition
 from daisy import Backbone
 from daisy.units import UnitEncoder, deduplicate, unit_error_rate
@@ -49,3 +50,21 @@ def test_peers_write_the_same_units():
     assert len(rows) == 5 + (find_spec("fairseq") is not None)
     assert all(row["other_units"] < 0.05 for row in rows)
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
+    _, _, measured = runs
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    exits = torch.tensor([2, 4, 4, 2])
+    rows = [{**policies.make_row("entropy", 0.75, exits, measured), "time": 0.8}]
+    results.write_result("discrete_units", rows)
+    line = tables.render_errors().splitlines()[2].split(" | ")
+    assert line[:2] == ["| entropy", "75%"]
+    assert line[2].startswith(f"{rows[0]['unit_errors']:.3f} (")
+    assert line[-1] == "0.80 |"
+    guarantee = dict(system="entropy", target=0.1, violations=0.05, mean_test_risk=0.04, depth=0.8)
+    results.write_result("discrete_units_guarantee", [guarantee])
+    assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.render_guarantee()
+    peer = dict(system="a", beside="b", seconds=2.0, audio_sec=50.0, ratio=1.5, ratio_low=1.4, ratio_high=1.6)
+    results.write_result("discrete_units_peers", [{**peer, "other_units": 0.001}])
+    assert "| a | 0.0400 | 1.50 (1.40-1.60) times b | 0.10% |" in tables.render_peers()
