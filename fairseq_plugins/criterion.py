@@ -88,7 +88,7 @@ class DaisyExitHeads(FairseqCriterion):
         weights = self.pred_masked_weight, self.pred_nomask_weight
         total, logging = sum_layer_losses(output, *weights)
         counted = count_frames_that_count(output, *weights)
-        return total, {"loss": float(total), "ntokens": counted, **logging}
+        return total, {"loss": float(total.detach()), "ntokens": counted, **logging}
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:

@@ -143,13 +143,13 @@ def sum_layer_losses(
     ):
         weight = layer_weights.get(layer, 1.0)
         total = total + weight * masked_weight * masked.loss.sum() + weight * unmasked_weight * unmasked.loss.sum()
-        logging[f"nats_{layer}"] = float(judged.loss.sum())
+        logging[f"nats_{layer}"] = float(judged.loss.detach().sum())
         logging[f"correct_{layer}"] = float(judged.num_correct.sum())
         logging["judged"] = float(judged.num_counted.sum())
         if output.predicted:
             predicted, wanted = output.predicted[layer - 1], judged.mean()
             total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
-            logging[f"error_{layer}"] = float(((predicted - wanted).abs() * (judged.num_counted > 0)).sum())
+            logging[f"error_{layer}"] = float(((predicted.detach() - wanted).abs() * (judged.num_counted > 0)).sum())
     return total / len(output.unmasked), logging
 
 

@@ -84,7 +84,7 @@ class HeadLearner(nn.Module):
         weights = settings.pred_masked_weight, settings.pred_nomask_weight
         loss, log = sum_layer_losses(output, *weights)
         counted = count_frames_that_count(output, *weights)
-        return loss, {"loss": float(loss), "ntokens": counted, "nsentences": float(len(batch.source)), **log}
+        return loss, {"loss": float(loss.detach()), "ntokens": counted, "nsentences": float(len(batch.source)), **log}
 
     def update(self, batch: HeadBatch) -> Log:
         """Learn from a batch, together with the batches of all other processes where there are any."""
