@@ -102,11 +102,11 @@ def train_heads(
         "world_size": _world_size(),
     }
     with _sole_writer(out), _open_logs(out, tensorboard) as write_log:
-        num_resumed = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
+        logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
+        num_resumed = learner.num_updates
         _cut_log(out / LOG, num_resumed)
         progress(num_resumed)
         report = TrainingReport(num_updates=learner.num_updates, num_resumed=num_resumed)
-        logs: list[Log] = []
         for batch in _iterate(batches, learner):
             logs.append(learner.update(batch))
             progress(1)
@@ -121,7 +121,7 @@ def train_heads(
                 if validation is not None:
                     report.valid = validate(learner, validation)
                     write_log("valid", learner.num_updates, report.valid)
-                _save(learner, out / STATE, described)
+                _save(learner, out / STATE, described, logs)
         model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
         report.num_updates = learner.num_updates
         if _rank() == 0:
@@ -153,10 +153,10 @@ def _iterate(batches: HeadBatches, learner: HeadLearner) -> Iterator[Any]:
                 return
 
 
-def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwrite: bool) -> int:
-    """Go on from a saved state, if there is one; the number of updates that it has."""
+def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwrite: bool) -> list[Log]:
+    """Go on from a saved state, if there is one; the logs of its last updates, which no mean has yet."""
     if overwrite or not path.is_file():
-        return 0
+        return []
     try:
         state = torch.load(path, map_location=learner.backbone.device, weights_only=True)
         before = state["settings"]
@@ -168,7 +168,8 @@ def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwri
     learner.heads.load_state_dict(state["heads"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.num_updates = int(state["num_updates"])
-    return learner.num_updates
+    logs: list[Log] = state["logs"]
+    return logs
 
 
 def _cut_log(path: Path, num_updates: int) -> None:
@@ -178,7 +179,7 @@ def _cut_log(path: Path, num_updates: int) -> None:
         _files.write(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _save(learner: HeadLearner, path: Path, described: dict[str, Any]) -> None:
+def _save(learner: HeadLearner, path: Path, described: dict[str, Any], logs: list[Log]) -> None:
     """Save what a run goes on from; the first process does."""
     if _rank() != 0:
         return
@@ -187,6 +188,7 @@ def _save(learner: HeadLearner, path: Path, described: dict[str, Any]) -> None:
         "heads": learner.heads.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "num_updates": learner.num_updates,
+        "logs": logs,
     }
     _files.write(path, lambda stream: torch.save(state, stream))
 

@@ -22,7 +22,7 @@ def weights(model):
 
 
 def test_a_stopped_run_comes_to_the_same_heads(corpus, model, tmp_path):
-    options = dict(valid=corpus / "valid.tsv", noise=corpus / "noise.tsv", save_interval=4, log_interval=2)
+    options = dict(valid=corpus / "valid.tsv", noise=corpus / "noise.tsv", save_interval=5, log_interval=2)
     report = train_heads(corpus / "train.tsv", model, tmp_path / "whole", SETTINGS, **options)
     assert (report.num_updates, report.num_resumed) == (12, 0)
     whole = weights(model)
@@ -39,12 +39,12 @@ def test_a_stopped_run_comes_to_the_same_heads(corpus, model, tmp_path):
         train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, progress=stop, **options)
     again = tiny_model()
     report = train_heads(corpus / "train.tsv", again, tmp_path / "out", SETTINGS, **options)
-    assert report.num_resumed == 4
+    assert report.num_resumed == 5
     assert all(torch.equal(whole[name], tensor) for name, tensor in weights(again).items())
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "out")]
     assert logs[0] == logs[1]
     lines = [json.loads(line) for line in logs[0].splitlines()]
-    assert [line["update"] for line in lines if line["kind"] == "valid"] == [4, 8, 12]
+    assert [line["update"] for line in lines if line["kind"] == "valid"] == [5, 10, 12]
     loaded = daisy.load(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(whole[name], tensor) for name, tensor in weights(loaded).items())
     with pytest.raises(OutputError, match="holds a run with another lr"):
