@@ -103,27 +103,24 @@ def train_heads(
     }
     with _sole_writer(out), _open_logs(out, tensorboard) as write_log:
         logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
-        num_resumed = learner.num_updates
-        _cut_log(out / LOG, num_resumed)
-        progress(num_resumed)
-        report = TrainingReport(num_updates=learner.num_updates, num_resumed=num_resumed)
+        report = TrainingReport(num_updates=learner.num_updates, num_resumed=learner.num_updates)
+        _cut_log(out / LOG, report.num_resumed)
+        progress(report.num_resumed)
         for batch in _iterate(batches, learner):
             logs.append(learner.update(batch))
             progress(1)
+            report.num_updates = learner.num_updates
             done = learner.num_updates == settings.max_update
             if learner.num_updates % log_interval == 0 or done:
-                report.train = describe_log(sum_logs(logs))
-                write_log(
-                    "train", learner.num_updates, {**report.train, "lr": settings.learning_rate(learner.num_updates)}
-                )
-                logs = []
+                report.train, logs = describe_log(sum_logs(logs)), []
+                rate = settings.learning_rate(learner.num_updates)
+                write_log("train", learner.num_updates, {**report.train, "lr": rate})
             if learner.num_updates % save_interval == 0 or done:
                 if validation is not None:
                     report.valid = validate(learner, validation)
                     write_log("valid", learner.num_updates, report.valid)
                 _save(learner, out / STATE, described, logs)
         model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
-        report.num_updates = learner.num_updates
         if _rank() == 0:
             checkpoints.save(model, out / RESULT)
     return report
