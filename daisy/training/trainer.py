@@ -113,8 +113,8 @@ def train_heads(
             done = learner.num_updates == settings.max_update
             if learner.num_updates % log_interval == 0 or done:
                 report.train, logs = describe_log(sum_logs(logs)), []
-                rate = settings.learning_rate(learner.num_updates)
-                write_log("train", learner.num_updates, {**report.train, "lr": rate})
+                lr = settings.learning_rate(learner.num_updates)
+                write_log("train", learner.num_updates, {**report.train, "lr": lr})
             if learner.num_updates % save_interval == 0 or done:
                 if validation is not None:
                     report.valid = validate(learner, validation)
