@@ -13,7 +13,7 @@
 ``exit_policy`` is one of ``model.config.policies``, "never", or a policy with its settings:
 ``{"name": "entropy", "threshold": 2.0}``, ``{"name": "fixed", "layer": 6}``. Without it ``model.config.exit_policy``
 counts. An utterance's exit and states are the same alone and in any padded batch, up to rounding: pass the attention
-mask. Written by ``daisy export hf``, which computes the same faster (https://pypi.org/project/daisy-speech).
+mask. Written by ``daisy export hf`` of the package daisy-speech, which computes the same faster.
 """
 
 import math
