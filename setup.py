@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
     package_data={
-        "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*"],
+        "daisy": ["py.typed", "assets/*", "assets/demo/*", "assets/templates/*", "assets/huggingface/*"],
         "fairseq_plugins": ["config/**/*.yaml", "pretrain.sh"],
     },
     entry_points={"console_scripts": ["daisy = daisy.cli:main", "daisy-s3prl = s3prl_upstream.run_downstream:main"]},
@@ -76,6 +76,7 @@ setup(
         "parquet": ["pyarrow>=15"],
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
+        "parquet": ["pyarrow>=15"],
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),

@@ -3,6 +3,7 @@
 shared      recordings, results files, full runs, paired timing, other people's HuBERT
 speed       latency beside peers, where the time goes, memory, the s3prl upstream's cache
 policies    exits under noise, fidelity against depth, the risk guarantee, daisy extract on the noisy test sets
+units       discrete units at early exits: edit distance, bitrate and time, beside other people's tools
 training    what pre-training and exit heads learnt, and which units to train on
 robustness  files damaged at random, and kills at random moments: is anything lost or wrong?
 minisuperb  MiniSUPERB's tasks on early-exit upstreams

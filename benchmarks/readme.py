@@ -14,6 +14,7 @@ import benchmarks.policies.tables
 import benchmarks.recognition.tables
 import benchmarks.speed.tables
 import benchmarks.training.tables
+import benchmarks.units.tables
 from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import read_result
 from benchmarks.shared.script import ROOT, make_parser, run_script
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **benchmarks.minisuperb.tables.TABLES,
     **benchmarks.recognition.tables.TABLES,
     **benchmarks.speed.tables.TABLES,
+    **benchmarks.units.tables.TABLES,
 }
 
 

@@ -81,6 +81,7 @@ for digits in "" --digits; do
     measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits
 done
 measure training.heads joint=daisy-mini clean=runs/clean.safetensors denoising=runs/denoising.safetensors
+measure training.plain
 measure speed.s3prl_cache
 measure parity
 measure policies.forecasts daisy-mini
@@ -111,6 +112,9 @@ measure recognition.train --jobs 2
 measure recognition.errors
 measure recognition.policies
 measure recognition.guarantee
+
+measure units.policies daisy-mini
+measure units.peers
 
 measure speed.latency
 measure speed.speed

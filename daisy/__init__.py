@@ -19,6 +19,7 @@ from daisy.version import __version__
 if TYPE_CHECKING:
     from daisy.checkpoints import Model, load, save
     from daisy.encoder import EarlyExitEncoder
+    from daisy.integrations import from_hf
     from daisy.models import Backbone, BackboneConfig, ExitHeads, FinalHead, HeadsConfig
     from daisy.runtime.exit_output import ExitOutput
 
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyError",
     "UsageError",
     "__version__",
+    "from_hf",
     "load",
     "save",
 ]
@@ -45,12 +47,23 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("Model", "load", "save"), "daisy.checkpoints"),
     "EarlyExitEncoder": "daisy.encoder",
+    "from_hf": "daisy.integrations.transformers",
     "ExitOutput": "daisy.runtime.exit_output",
     **dict.fromkeys(("Backbone", "BackboneConfig", "ExitHeads", "FinalHead", "HeadsConfig"), "daisy.models"),
 }
 
 
-_PACKAGES = ("audio", "calibration", "checkpoints", "evaluation", "extraction", "models", "policies", "recognition")
+_PACKAGES = (
+    "audio",
+    "calibration",
+    "checkpoints",
+    "evaluation",
+    "extraction",
+    "models",
+    "policies",
+    "recognition",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

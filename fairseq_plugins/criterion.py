@@ -1,8 +1,6 @@
 """``daisy_exit_heads``: every head learns to predict the masked units, every regressor the loss of its head."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
 import torch
@@ -10,14 +8,13 @@ from fairseq import metrics
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
-from torch.nn import functional as F
 
-from daisy.audio.mixing import NoiseBank, mix
+from daisy.audio.mixing import NoiseBank, mix_some
 from daisy.errors import UsageError
+from daisy.models.head_losses import count_frames_that_count, sum_layer_losses
 from fairseq_plugins.label_files import check_dataset
 
 TARGETS = ChoiceEnum(["teacher", "labels"])
-UNWEIGHTED: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass
@@ -85,22 +82,13 @@ class DaisyExitHeads(FairseqCriterion):
         """Some utterances with noise, drawn by the seed."""
         if self.noise is None:
             return None
-        generator = torch.Generator().manual_seed(seed)
-        low, high = self.noise_snr_db
-        noisy = source.clone()
-        for row, length in enumerate(num_samples.tolist()):
-            chance, place = torch.rand(2, generator=generator).tolist()
-            if chance < self.noise_prob:
-                speech = source[row, :length].float()  # energies pass float16's range
-                noise = self.noise.draw(length, generator).to(speech)
-                noisy[row, :length] = mix(speech, noise, low + place * (high - low)).to(noisy.dtype)
-        return noisy
+        return mix_some(source, num_samples, self.noise, self.noise_prob, self.noise_snr_db, seed)
 
     def _losses(self, output) -> tuple[Tensor, dict[str, Any]]:
-        num_masked, num_unmasked = output.masked[0].num_counted.sum(), output.unmasked[0].num_counted.sum()
-        total, logging = sum_layer_losses(output, self.pred_masked_weight, self.pred_nomask_weight)
-        counted = num_masked * (self.pred_masked_weight > 0) + num_unmasked * (self.pred_nomask_weight > 0)
-        return total, {"loss": float(total), "ntokens": float(counted), **logging}
+        weights = self.pred_masked_weight, self.pred_nomask_weight
+        total, logging = sum_layer_losses(output, *weights)
+        counted = count_frames_that_count(output, *weights)
+        return total, {"loss": float(total.detach()), "ntokens": counted, **logging}
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:
@@ -110,34 +98,6 @@ class DaisyExitHeads(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
-
-
-def sum_layer_losses(
-    output, masked_weight: float, unmasked_weight: float, layer_weights: Mapping[int, float] = UNWEIGHTED
-) -> tuple[Tensor, dict[str, Any]]:
-    """Sum the losses of all frames, a mean over layers, and the regressors' Huber losses; nats are logged by layer.
-
-    Args:
-        output: `LayerLosses` of layers 1 to L.
-        masked_weight: of the unit losses on masked frames.
-        unmasked_weight: of those on the other frames.
-        layer_weights: of a layer's unit losses, 1 for layers that it lacks.
-    """
-    logging: dict[str, Any] = {}
-    total = output.unmasked[0].loss.new_zeros(())
-    for layer, (masked, unmasked, judged) in enumerate(
-        zip(output.masked, output.unmasked, output.judged, strict=True), 1
-    ):
-        weight = layer_weights.get(layer, 1.0)
-        total = total + weight * masked_weight * masked.loss.sum() + weight * unmasked_weight * unmasked.loss.sum()
-        logging[f"nats_{layer}"] = float(judged.loss.sum())
-        logging[f"correct_{layer}"] = float(judged.num_correct.sum())
-        logging["judged"] = float(judged.num_counted.sum())
-        if output.predicted:
-            predicted, wanted = output.predicted[layer - 1], judged.mean()
-            total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
-            logging[f"error_{layer}"] = float(((predicted - wanted).abs() * (judged.num_counted > 0)).sum())
-    return total / len(output.unmasked), logging
 
 
 def log_layers(logging_outputs: list[dict], final: tuple[str, ...] = ()) -> None:

@@ -11,23 +11,12 @@ from torch.nn import functional as F
 
 from daisy.checkpoints import Model
 from daisy.errors import UsageError
-from daisy.models.heads import FinalHead
+from daisy.models.heads import SPECIAL_SYMBOLS, FinalHead
 from daisy.models.lengths import count_frames
+from daisy.training.learner import draw_spans
 
-SPECIAL_SYMBOLS = 4
-"""Rows before the units in fairseq's dictionaries: bos, pad, eos, unk."""
 SPARE_FRAMES = 5
 """Frames by which units and frames of a recording may differ: other windows, other ends."""
-
-
-def draw_spans(num_frames: int, mask_prob: float, mask_length: int, generator: numpy.random.Generator) -> Tensor:
-    """Draw masked frames, (T,) bool, as in HuBERT's pre-training (static spans that may overlap, at least two)."""
-    count = max(2, int(mask_prob * num_frames / mask_length + generator.random()))
-    length = min(mask_length, max(1, num_frames - 1))
-    starts = generator.choice(num_frames - length + 1, min(count, num_frames - length + 1), replace=False)
-    masked = torch.zeros(num_frames, dtype=torch.bool)
-    masked[(torch.from_numpy(starts)[:, None] + torch.arange(length)).flatten()] = True
-    return masked
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """``daisy_hubert``: a frozen HuBERT with exit heads that learn."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor
@@ -14,10 +14,8 @@ from daisy.checkpoints.converters.plugin import STATE_KEY
 from daisy.checkpoints.format import ASSETS
 from daisy.errors import CheckpointError, UsageError
 from daisy.models import LayerLosses
-from daisy.models.heads import ExitHeads, HeadsConfig, mean_and_std
-from daisy.models.lengths import make_valid_mask
-from daisy.models.losses import UnitLoss, unit_loss
-from daisy.models.packing import PackedLayout
+from daisy.models.head_losses import compute_head_losses
+from daisy.models.heads import ExitHeads, HeadsConfig
 from fairseq_plugins.compatibility import mask_indices
 
 
@@ -97,49 +95,20 @@ class DaisyHubert(BaseFairseqModel):
         Raises:
             CheckpointError: where the teacher is asked and has no prediction head, or other units than the heads.
         """
-        with torch.no_grad():
-            features, num_frames = self.backbone.front_end(source, num_samples)
-            layers = None
-            if labels is None:
-                layers = self._run_layers(self.backbone.embed(features, num_frames), num_frames)
-                targets = self.teacher_units(layers[-1])
-            else:
-                targets = self.aligned(labels, label_rate, features.shape[1])
-            if noisy_source is not None:
-                features, _ = self.backbone.front_end(noisy_source, num_samples)
-                layers = None
-            if layers is None:
-                layers = self._run_layers(self.backbone.embed(features, num_frames), num_frames)
-            valid = make_valid_mask(num_frames, features.shape[1]).to(features.device)
-            masked = None
-            if self.cfg.mask_prob:
-                masked = mask_indices(valid, self.cfg.mask_prob, self.cfg.mask_length, mask_seed)
-            valid = valid & (targets >= 0)
-            learnt_on = layers
-            if masked is not None:
-                projected = self.backbone.project(features)
-                projected[masked] = self.backbone.mask_embedding.to(projected.dtype)
-                learnt_on = self._run_layers(self.backbone.position(projected, num_frames), num_frames)
-        losses = self._unit_losses(learnt_on, targets, valid, masked)
-        judged = [unmasked if masked is None else on_masked for on_masked, unmasked in losses]
-        return LayerLosses(
-            masked=[loss for loss, _ in losses],
-            unmasked=[loss for _, loss in losses],
-            judged=judged,
-            predicted=self._predicted(layers, num_frames, judged) if self.heads.regressors is not None else [],
+        return compute_head_losses(
+            self.backbone,
+            self.heads,
+            source,
+            num_samples,
+            teacher=self.teacher_units,
+            labels=labels,
+            label_rate=label_rate,
+            noisy_source=noisy_source,
+            draw_mask=partial(self._draw_mask, mask_seed) if self.cfg.mask_prob else None,
         )
 
-    def _predicted(self, layers: list[Tensor], num_frames: Tensor, judged: list[UnitLoss]) -> list[Tensor]:
-        """What each layer's regressor makes of the utterances as they are heard, (B,) nats."""
-        predicted, layout = [], PackedLayout(num_frames, layers[0].device)
-        valid = make_valid_mask(num_frames, layers[0].shape[1]).to(layers[0].device)
-        for regressor, states, loss in zip(self.heads.regressors, layers, judged, strict=True):
-            pooled = mean_and_std(states[valid], layout)
-            if self.training:
-                counted = loss.num_counted > 0
-                regressor.observe(pooled[counted], loss.mean()[counted])
-            predicted.append(regressor(pooled))
-        return predicted
+    def _draw_mask(self, seed: int, valid: Tensor) -> Tensor:
+        return mask_indices(valid, self.cfg.mask_prob, self.cfg.mask_length, seed)
 
     def teacher_units(self, states: Tensor) -> Tensor:
         """Predict each frame's unit with the backbone's own final head, (B, T).
@@ -155,32 +124,6 @@ class DaisyHubert(BaseFairseqModel):
                 f"{self.heads.config.num_units}: with target=teacher give no labels (task.labels=[])"
             )
         return self.final_head(states).argmax(-1)
-
-    def aligned(self, labels: Tensor, label_rate: float, length: int) -> Tensor:
-        """Align labels (B, M) at their rate to targets (B, length) at the frame rate, -1 past their end."""
-        config = self.backbone.config
-        per_frame = label_rate * config.frame_hop / config.sample_rate
-        places = (torch.arange(length, device=labels.device) * per_frame).long()
-        known = places < labels.shape[1]
-        return torch.where(known, labels[:, places.clamp(max=labels.shape[1] - 1)], -1)
-
-    def _run_layers(self, states: Tensor, num_frames: Tensor) -> list[Tensor]:
-        """Layer 0 to the states of layers 1 to L."""
-        return self.backbone.run_layers(states, num_frames)[1:]
-
-    def _unit_losses(
-        self, layers: list[Tensor], targets: Tensor, valid: Tensor, masked: Tensor | None
-    ) -> list[tuple[UnitLoss, UnitLoss]]:
-        """Per layer the losses over (masked, unmasked) frames; padding is in neither."""
-        batch = len(valid)
-        group = valid.nonzero()[:, 0]  # masked frames count for utterance b, the others for b + batch
-        group = group + batch if masked is None else torch.where(masked[valid], group, group + batch)
-        wanted = targets[valid]
-        losses = []
-        for layer, states in enumerate(layers, 1):
-            loss = unit_loss(self.heads.unit_logits(layer, states[valid]), wanted, group, 2 * batch)
-            losses.append((UnitLoss(*(x[:batch] for x in loss)), UnitLoss(*(x[batch:] for x in loss))))
-        return losses
 
 
 def read_backbone(path: str) -> checkpoints.Model:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from daisy.errors import UsageError
-from fairseq_plugins.criterion import log_layers, sum_layer_losses
+from daisy.models.head_losses import sum_layer_losses
+from fairseq_plugins.criterion import log_layers
 
 
 @dataclass

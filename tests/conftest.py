@@ -28,8 +28,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 HOSTS = {
     "tests/fairseq_plugins/": "fairseq and transformers",
     "tests/checkpoints/converters/": "fairseq and transformers",
+    "tests/integrations/": "fairseq and transformers",
     "tests/real/": "fairseq and transformers",
     "tests/benchmarks/test_package.py": "fairseq and transformers",
+    "tests/benchmarks/test_units.py": "fairseq and transformers",
     "tests/benchmarks/test_timing.py": "fairseq and transformers",
     "tests/s3prl_upstream/": "s3prl",
     "tests/benchmarks/minisuperb/": "s3prl",

@@ -18,8 +18,11 @@ PACKAGES = (
     "daisy.checkpoints.converters",
     "daisy.evaluation",
     "daisy.extraction",
+    "daisy.integrations",
     "daisy.models",
     "daisy.policies",
+    "daisy.training",
+    "daisy.units",
 )
 MIN_EXAMPLES = 20
 

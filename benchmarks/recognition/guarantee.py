@@ -29,16 +29,18 @@ DELTA = 0.1
 POLICY = "entropy"
 
 
-def measure_split(pool: Traces, loss: str, seed: int) -> list[Row]:
+def measure_split(
+    pool: Traces, loss: str, seed: int, *, targets: Sequence[float] = TARGETS, policy: str = POLICY
+) -> list[Row]:
     """Certify on half of the speakers, and measure on the others, for each target."""
     calibrating, test = pool.halves(seed)
     learning, certifying = calibrating.split(guarantee.LEARN_SHARE, seed)
-    ladder = guarantee.make_ladder(POLICY, learning, loss)
+    ladder = guarantee.make_ladder(policy, learning, loss)
     certifying_exits, test_exits = (guarantee.compute_exits(ladder, runs) for runs in (certifying, test))
     risks = guarantee.compute_risks(test, test_exits, loss, 1.0).mean(0)  # (S,)
     depths = (test.costs[test_exits - 1] / test.costs[-1]).double().mean(0)
     rows = []
-    for target in TARGETS:
+    for target in targets:
         chosen = guarantee.certify(certifying_exits, certifying, target, DELTA, loss=loss, seed=seed)
         nothing = chosen is None
         rows.append(
@@ -55,7 +57,7 @@ def measure_split(pool: Traces, loss: str, seed: int) -> list[Row]:
 def summarise(system: str, loss: str, pool: Traces, splits: Sequence[list[Row]]) -> list[Row]:
     """Summarise all splits: a row for each target."""
     rows = []
-    for place, target in enumerate(TARGETS):
+    for place, target in enumerate(split["target"] for split in splits[0]):
         of_target = [split[place] for split in splits]
         rows.append(
             {

@@ -77,8 +77,8 @@ def build_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
     return run
 
 
-def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Build transformers' HubertModel with scaled dot product attention; it computes all layers' states."""
+def make_transformers_model(backbone: Backbone) -> nn.Module:
+    """Make transformers' HubertModel with the backbone's weights, and scaled dot product attention."""
     from transformers import HubertConfig, HubertModel
 
     config = backbone.config
@@ -104,7 +104,12 @@ def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
     weights = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
     rules = (*huggingface.RULES, (r"encoder\.pos_conv_embed\.conv\.weight", POSITION + "weight"))
     model.load_state_dict({name: weights[_translate(name, rules)] for name in model.state_dict()})
-    model.to(backbone.device, dtype)
+    return model.to(backbone.device)
+
+
+def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build transformers' HubertModel; it computes all layers' states."""
+    model = make_transformers_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = pad_batch(waveforms)
@@ -121,14 +126,20 @@ def _translate(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
     return next(match.expand(to or "") for pattern, to in rules if (match := re.fullmatch(pattern, name)))
 
 
-def build_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Build fairseq's HubertModel; it returns its last layer's states alone."""
+def make_fairseq_model(backbone: Backbone) -> nn.Module:
+    """Make fairseq's HubertModel with the backbone's weights."""
     from fairseq import checkpoint_utils
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(_save_stock(backbone, Path(folder)))])
     model.remove_pretraining_modules()
-    model.eval().to(backbone.device, dtype)
+    made: nn.Module = model.eval().to(backbone.device)
+    return made
+
+
+def build_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
+    """Build fairseq's HubertModel; it returns its last layer's states alone."""
+    model = make_fairseq_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         batch, lengths = pad_batch(waveforms)

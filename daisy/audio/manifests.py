@@ -116,7 +116,7 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
     """
     if not recording.path.is_relative_to(root):
         raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
-    name = _format_name(recording, str(recording.path.relative_to(root)))
+    name = format_manifest_name(recording, str(recording.path.relative_to(root)))
     header = read_header(recording.path)
     if header.format == media.FORMAT:
         raise AudioError(f"{recording.path}: fairseq does not read {recording.path.suffix} files: convert it to FLAC")
@@ -132,8 +132,12 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
     return f"{name}\t{num_samples}"
 
 
-def _format_name(recording: Recording, name: str) -> str:
-    """The path in a form that is read again."""
+def format_manifest_name(recording: Recording, name: str) -> str:
+    """Format a path below a manifest's root in a form that is read again.
+
+    Raises:
+        AudioError: where it cannot stand in a manifest.
+    """
     reason = _explain_unwritable(name, "\t\n\r")
     is_plain = recording.path.suffix in PLAIN_SUFFIXES and not find_member(recording.path)
     if ":" in str(find_file(recording.path)) and not is_plain:

@@ -190,6 +190,34 @@ class NoiseBank:
         return draw_excerpt(self.recordings[index], num_samples, generator)
 
 
+def mix_some(
+    source: Tensor, num_samples: Tensor, noises: NoiseBank, prob: float, snr_db: Sequence[float], seed: int
+) -> Tensor:
+    """Mix some utterances of a batch with noise, drawn by a seed.
+
+    Args:
+        source: (B, N), any floating type.
+        num_samples: (B,) int64.
+        noises: to draw from.
+        prob: share of utterances that get noise.
+        snr_db: the lowest and the highest signal-to-noise ratio, drawn uniformly between.
+        seed: of the draws; the same for the same batch, whatever was drawn before.
+
+    Returns:
+        (B, N), a copy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    low, high = snr_db
+    noisy = source.clone()
+    for row, length in enumerate(num_samples.tolist()):
+        chance, place = torch.rand(2, generator=generator).tolist()
+        if chance < prob:
+            speech = source[row, :length].float()  # energies pass float16's range
+            noise = noises.draw(length, generator).to(speech)
+            noisy[row, :length] = mix(speech, noise, low + place * (high - low)).to(noisy.dtype)
+    return noisy
+
+
 def _energy(waveform: Tensor) -> Tensor:
     energy: Tensor = torch.linalg.vector_norm(waveform).square()
     return energy

@@ -15,6 +15,7 @@ from daisy.cli import (
     calibrate,
     convert,
     demo,
+    export,
     extract,
     index,
     info,
@@ -22,8 +23,10 @@ from daisy.cli import (
     manifest,
     noise_curve,
     replay,
+    train_heads,
     transcribe,
     truncate,
+    units,
     user_dir,
 )
 from daisy.cli.console import explain, say, set_up_streams, warn
@@ -51,6 +54,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     extract,
+    units,
     transcribe,
     index,
     calibrate,
@@ -58,8 +62,10 @@ COMMANDS = (
     replay,
     info,
     convert,
+    export,
     truncate,
     labels,
+    train_heads,
     manifest,
     demo,
     user_dir,

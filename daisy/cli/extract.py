@@ -137,10 +137,10 @@ def command(
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
     )
-    report = _run(extractor, ours, others, share, overwrite)
+    report = run_extraction(extractor, ours, others, share, overwrite)
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
-    _say_report(report, findings)
+    say_extraction(report, findings)
 
 
 def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
@@ -166,20 +166,25 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
     )
 
 
-def _run(
-    extractor: Extractor, ours: Sequence[Recording], others: Sequence[Recording], share: Shard, overwrite: bool
+def run_extraction(
+    extractor: Extractor,
+    ours: Sequence[Recording],
+    others: Sequence[Recording],
+    share: Shard,
+    overwrite: bool,
+    task: str = "extracting",
 ) -> ExtractionReport:
-    """Extract with progress shown; Ctrl-C is one line and exit status 130."""
+    """Extract with progress shown, under a name; Ctrl-C is one line and exit status 130."""
     shard = (share.index, share.count)
     try:
-        with track("extracting", len(ours)) as advance:
+        with track(task, len(ours)) as advance:
             return extractor.run([*ours, *others], shard=shard, overwrite=overwrite, progress=advance)
     except KeyboardInterrupt:
         warn("stopped: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
 
 
-def _say_report(report: ExtractionReport, findings: Findings) -> None:
+def say_extraction(report: ExtractionReport, findings: Findings) -> None:
     """Print exit layers, totals and failures; the exit status says whether there were any."""
     if 0 < len(report.rows) <= MAX_TABLE_ROWS:
         _say_recordings(report.rows)
@@ -220,5 +225,5 @@ def _say_recordings(rows: Sequence[Row]) -> None:
             exit_layer = f"{row.mean_exit_layer:.1f} of {row.num_layers} ({len(row.window_exits)} windows)"
         losses = row.predicted_loss
         loss = f"{losses[-1]:.3f}" if losses else ""
-        table.add_row(row.output.rpartition(".")[0], f"{row.duration_sec:.2f}", exit_layer, loss)
+        table.add_row(row.output.rpartition(".")[0] or row.label, f"{row.duration_sec:.2f}", exit_layer, loss)
     say_table(table)

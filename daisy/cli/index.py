@@ -11,21 +11,25 @@ from daisy.cli.console import say
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="The folder of daisy extract --out, or of daisy transcribe --out.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of daisy extract --out, of transcribe or of units.")],
 ) -> None:
     """Write an extraction's index anew, from its journals.
 
     Each run does so when it ends. index.json and index.csv then hold what all shards have finished so far, also while
-    some are still running; so do transcripts.json and transcripts.csv, without the error rates.
+    some are still running; so do transcripts.json and transcripts.csv, without the error rates, and the
+    files of units, in the forms that were asked for last.
     """
     from daisy.extraction import rebuild_index
     from daisy.recognition.transcriber import holds_transcripts, rebuild_transcripts
+    from daisy.units.files import SUMMARY, holds_units, rebuild_units
 
     if holds_transcripts(folder):
         transcripts = rebuild_transcripts(folder)
         failed = f", {len(transcripts.failed)} failed" if transcripts.failed else ""
         say(f"{folder / 'transcripts.json'} and transcripts.csv: {len(transcripts.rows)} recordings{failed}")
         return
-    report = rebuild_index(folder)
+    of_units = holds_units(folder)
+    report = rebuild_units(folder) if of_units else rebuild_index(folder)
     failed = f", {len(report.failed)} failed" if report.failed else ""
-    say(f"{folder / 'index.json'} and index.csv: {len(report.rows)} recordings{failed}")
+    files = f"{folder / SUMMARY} and units" if of_units else f"{folder / 'index.json'} and index.csv"
+    say(f"{files}: {len(report.rows)} recordings{failed}")

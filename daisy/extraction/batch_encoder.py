@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,14 +22,24 @@ from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
 
 
+class Gathering(Protocol):
+    """Takes what windows of a long recording give."""
+
+    def append(self, states: Tensor, layer: int) -> None:
+        """Take the next (T, D) states, of some layer."""
+
+    def finish(self, row: Row) -> Row:
+        """Store what was taken, and return what is noted of the recording."""
+
+
 class BatchEncoder:
-    """Encodes batches of recordings and writes a feature file for each.
+    """Encodes batches of recordings and writes a feature file for each; kinds of it keep something else.
 
     Args:
         encoder: what runs.
         out: the folder to write to.
         settings: of the run.
-        outputs: a recording's label to its file's path below the folder.
+        outputs: a recording's label to its file's path below the folder; empty where recordings have none.
         batch_sec: seconds of audio that windows run in.
     """
 
@@ -75,7 +87,7 @@ class BatchEncoder:
         if not readable:
             return
         result = self.encoder([waveform for _, waveform in readable])
-        states = [kept.cpu() for kept in result.states]  # also waits for a GPU
+        kept = self.take(result)
         seconds = time.perf_counter() - start
         total = sum(len(waveform) for _, waveform in readable)
         for index, (recording, waveform) in enumerate(readable):
@@ -88,11 +100,28 @@ class BatchEncoder:
                 silent=not bool(waveform.any()),
             )
             try:
-                write_features(states[index], self.out / row.output, self.settings, row)
+                yield recording, self.finish(row, kept[index])
             except AudioError as error:
                 yield recording, error
-            else:
-                yield recording, row
+
+    def take(self, result: ExitOutput) -> Sequence[Any]:
+        """Take from what the encoder returns what is kept of each utterance; it waits for a GPU."""
+        return [states.cpu() for states in result.states]
+
+    def finish(self, row: Row, kept: Any) -> Row:
+        """Store what was taken of a recording, and return what is noted of it.
+
+        Raises:
+            AudioError: where it cannot be stored.
+            OutputError: where a file cannot be written.
+        """
+        write_features(kept, self.out / row.output, self.settings, row)
+        return row
+
+    def gather(self, recording: Recording) -> AbstractContextManager[Gathering]:
+        """Open what takes a long recording's states, window by window."""
+        width = self.encoder.backbone.config.width
+        return StreamedFeatures(self.out / self.outputs[recording.label], self.settings, width)
 
     def _read(self, recording: Recording) -> Tensor:
         config = self.encoder.backbone.config
@@ -112,7 +141,7 @@ class BatchEncoder:
         silence = SilenceWatch(source)
         exits: list[int] = []
         scores: list[dict[str, Tensor]] = []
-        with StreamedFeatures(self.out / self.outputs[recording.label], self.settings, config.width) as features:
+        with self.gather(recording) as gathering:
             for piece in windows.run(
                 self.encoder,
                 silence.read,
@@ -121,7 +150,7 @@ class BatchEncoder:
                 context_sec=self.settings.context_sec,
                 batch_sec=self.batch_sec,
             ):
-                features.append(piece.states, piece.exit_layer)
+                gathering.append(piece.states, piece.exit_layer)
                 exits.append(piece.exit_layer)
                 scores.append(piece.scores)
             row = self._make_row(
@@ -136,8 +165,7 @@ class BatchEncoder:
                 silent=silence.is_silent,
                 window_exits=exits,
             )
-            features.finish(row)
-        return row
+            return gathering.finish(row)
 
     def _make_row(
         self,
@@ -154,7 +182,7 @@ class BatchEncoder:
         return Row(
             path=str(recording.path),
             channel=recording.channel,
-            output=self.outputs[recording.label],
+            output=self.outputs.get(recording.label, ""),
             duration_sec=num_samples / config.sample_rate,
             exit_layer=exit_layer,
             num_layers=config.num_layers,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from daisy import _files, audio
 from daisy.audio import Channel, Recording
@@ -16,7 +16,7 @@ from daisy.extraction.batch_encoder import BatchEncoder
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
-from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.run_folder import INDEX_FILES, RunFolder
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 
 
@@ -54,6 +54,9 @@ class Extractor:
         (2, 3.0)
     """
 
+    row_type: ClassVar[type[Row]] = Row
+    index_files: ClassVar[Sequence[str]] = INDEX_FILES
+
     def __init__(
         self,
         encoder: EarlyExitEncoder,
@@ -78,7 +81,7 @@ class Extractor:
         self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
         self.channel = channel
-        self.settings = self._make_settings()
+        self.settings = self.make_settings()
         self.failed: dict[str, DaisyError] = {}
 
     def run(
@@ -111,17 +114,21 @@ class Extractor:
             raise UsageError(
                 "one shard cannot begin again: it would take away what the others have written", remedy="other_out"
             )
-        settings = self.settings = self._make_settings()
+        settings = self.settings = self.make_settings()
         ours, others = take_share(recordings, share, self.channel)
-        outputs = name_outputs([*ours, *others], settings.format)
+        outputs = self.name_outputs([*ours, *others])
         self.failed = {}
-        with RunFolder(self.out, settings, share, overwrite=overwrite) as folder:
+        with RunFolder(
+            self.out, settings, share, overwrite=overwrite, row_type=self.row_type, index_files=self.index_files
+        ) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
+            _files.remove_leftovers(
+                self.out / outputs[recording.label] for recording in unfinished if recording.label in outputs
+            )
             self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
-            rebuild_index(self.out)
+            self.write_index()
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
@@ -140,12 +147,13 @@ class Extractor:
         num_finished: int,
     ) -> None:
         """Encode recordings, longest first, and note in the folder what comes out."""
-        batch_encoder = BatchEncoder(self.encoder, self.out, self.settings, outputs, self.batch_sec)
+        batch_encoder = self.make_batch_encoder(outputs)
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
             try:
-                check_name(self.out / outputs[recording.label])
+                if recording.label in outputs:
+                    check_name(self.out / outputs[recording.label])
                 lengths.append(self._read_length(recording))
                 pending.append(recording)
             except (AudioError, OutputError) as error:
@@ -164,8 +172,20 @@ class Extractor:
         self.failed[recording.label] = type(error)(message, remedy=error.remedy, path=error.path)
         folder.fail(recording.label, message)
 
-    def _make_settings(self) -> Settings:
-        """With the encoder's policy as it is now."""
+    def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
+        """Name each recording's file, by `Recording.label`; nothing where recordings have none."""
+        return name_outputs(recordings, self.settings.format)
+
+    def make_batch_encoder(self, outputs: Mapping[str, str]) -> BatchEncoder:
+        """Make what encodes recordings and stores what comes out."""
+        return BatchEncoder(self.encoder, self.out, self.settings, outputs, self.batch_sec)
+
+    def write_index(self) -> None:
+        """Write what is made of all journals of the folder."""
+        rebuild_index(self.out)
+
+    def make_settings(self) -> Settings:
+        """Say what decides the results, with the encoder's policy as it is now."""
         return Settings(
             checkpoint=self.checkpoint,
             policy=self.encoder.policy.to_config(),

@@ -168,8 +168,8 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
         with self._explained():
             self._waiting.write(states.to("cpu", STORED_DTYPES[self.settings.dtype]).contiguous().numpy().data)
 
-    def finish(self, row: Row) -> None:
-        """Write the file."""
+    def finish(self, row: Row) -> Row:
+        """Write the file, and return the recording's row as it is."""
         kind = numpy.dtype(self.settings.dtype)
         with self._explained():
             shape = (self._waiting.tell() // kind.itemsize // self.width, self.width)
@@ -185,6 +185,7 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
             shutil.copyfileobj(self._waiting, stream, 2**22)
 
         _files.write(self.path, write)
+        return row
 
     def _explained(self) -> AbstractContextManager[None]:
         return _files.refusing(self.path)

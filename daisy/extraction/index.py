@@ -8,11 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
 from daisy.extraction.run_folder import INDEX_FILES, INDEX_LOCK, list_journals
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +65,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         raise UsageError(f"{out}: holds no extraction's journal (journal.jsonl), of which an index could be made")
     with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
         journals = [read_journal(out / shard.journal) for shard in list_journals(out)]
-        settings, journals = _settle_on_settings(journals)
+        settings, journals = settle_on_settings(journals, Settings)
         rows, failures = merge(journals)
         report = ExtractionReport(
             settings=settings,
@@ -75,17 +78,22 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
     return report
 
 
-def _settle_on_settings(journals: Sequence[Journal]) -> tuple[Settings, list[Journal]]:
-    """The settings that all journals share in which anything is finished, and the journals of these settings.
+def settle_on_settings(
+    journals: Sequence[Journal], settings_type: type[AnySettings]
+) -> tuple[AnySettings, list[Journal]]:
+    """Read the settings that all journals share in which anything is finished, and list the journals of these settings.
 
     Others, of runs that came to nothing, count for nothing: neither do the failures that they note.
+
+    Raises:
+        OutputError: where a journal's first line is not of such settings, or journals have several.
     """
     finished = [journal for journal in journals if journal.rows]
     begun = finished or [journal for journal in journals if journal.header] or journals
     first = finished[0] if finished else max(begun, key=lambda journal: journal.path.stat().st_mtime)
-    names = {setting.name for setting in fields(Settings)}
+    names = {setting.name for setting in fields(settings_type)}
     try:
-        settings = Settings(**{name: value for name, value in first.header.items() if name in names})
+        settings = settings_type(**{name: value for name, value in first.header.items() if name in names})
     except TypeError as error:
         raise OutputError(f"{first.path}: damaged ({error})", remedy="overwrite") from None
     for journal in finished:
@@ -103,11 +111,11 @@ def _write_json(report: ExtractionReport, path: Path) -> None:
         "recordings": [row.public() for row in report.rows],
         "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
     }
-    members = (f" {json.dumps(name)}: {_format_value(value)}" for name, value in content.items())
+    members = (f" {json.dumps(name)}: {format_value(value)}" for name, value in content.items())
     _files.write(path, ("{\n" + ",\n".join(members) + "\n}\n").encode())
 
 
-def _format_value(value: object) -> str:
+def format_value(value: object) -> str:
     """Format JSON in one line, or a line for each member of a list."""
     if not isinstance(value, list) or not value:
         return json.dumps(value)

@@ -16,6 +16,8 @@ from daisy.models.config import is_count, is_number
 from daisy.models.packing import FrameLayout, PackedLayout
 
 READS = ("states", "feed_forward")
+SPECIAL_SYMBOLS = 4
+"""Of fairseq's dictionaries, before the units: class ``u + 4`` is unit ``u``. No head is taught to predict them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from daisy.errors import DaisyError
+from daisy.extraction.index import format_value
 from daisy.recognition.decoding import Word
 from daisy.recognition.error_rates import ErrorRates, count_errors, measure_error_rates
 from daisy.recognition.transcript_rows import TranscriptRow, TranscriptSettings
@@ -78,20 +79,13 @@ def format_json(report: TranscriptReport) -> str:
     }
     if report.references:
         content["error_rates"] = {str(layer): asdict(rates) for layer, rates in report.rates().items()}
-    members = (f" {json.dumps(name)}: {_format_value(value)}" for name, value in content.items())
+    members = (f" {json.dumps(name)}: {format_value(value)}" for name, value in content.items())
     return "{\n" + ",\n".join(members) + "\n}\n"
 
 
 def _describe(row: TranscriptRow, report: TranscriptReport) -> dict[str, Any]:
     reference = report.references.get(row.label)
     return row.public() if reference is None else {**row.public(), "reference": reference}
-
-
-def _format_value(value: object) -> str:
-    """JSON in one line, or a line for each member of a list."""
-    if not isinstance(value, list) or not value:
-        return json.dumps(value)
-    return "[\n" + ",\n".join(f"  {json.dumps(member)}" for member in value) + "\n ]"
 
 
 def format_csv(report: TranscriptReport) -> str:

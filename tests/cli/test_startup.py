@@ -20,6 +20,7 @@ except SystemExit as end:
 """
 COMMANDS = [
     "extract",
+    "units",
     "transcribe",
     "index",
     "calibrate",
@@ -27,8 +28,10 @@ COMMANDS = [
     "replay",
     "info",
     "convert",
+    "export",
     "truncate",
     "labels",
+    "train-heads",
     "manifest",
     "demo",
     "user-dir",

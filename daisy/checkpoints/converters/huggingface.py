@@ -170,13 +170,14 @@ def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
         if name == PREPROCESSORS[1]:
             content = content.get("feature_extractor")
         if isinstance(content, dict):  # what is not in it is Wav2Vec2FeatureExtractor's default
-            return _make_preprocessing(content.get("sampling_rate", 16000), bool(content.get("do_normalize", True))), ""
+            return make_preprocessing(content.get("sampling_rate", 16000), bool(content.get("do_normalize", True))), ""
     normalize = conv_norm == "layer"
     assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: there is no {PREPROCESSORS[0]}, which would tell"
-    return _make_preprocessing(16000, normalize), assumed
+    return make_preprocessing(16000, normalize), assumed
 
 
-def _make_preprocessing(sample_rate: float, normalize: bool) -> Config:
+def make_preprocessing(sample_rate: float, normalize: bool) -> Config:
+    """Make the fields of `BackboneConfig` that say what is done to the audio."""
     if isinstance(sample_rate, float) and sample_rate.is_integer():  # JSON tells 16000 and 16000.0 apart
         sample_rate = int(sample_rate)
     eps = {"normalize_eps": NORMALIZE_EPS} if normalize else {}

@@ -1,0 +1,117 @@
+"""daisy train-heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from daisy.cli.console import say, warn
+from daisy.cli.options import Device, Out, Overwrite, check_device
+from daisy.cli.progress import track
+
+if TYPE_CHECKING:
+    from daisy.training import HeadTraining, TrainingReport
+
+
+def command(
+    manifest: Annotated[Path, typer.Argument(help="fairseq manifest of the recordings to learn from.")],
+    checkpoint: Annotated[
+        str,
+        typer.Option("--checkpoint", "-c", help="The HuBERT: a daisy checkpoint (daisy convert makes one), or a name."),
+    ],
+    out: Out,
+    valid: Annotated[Path | None, typer.Option(help="Manifest of recordings to validate on.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Folder of SPLIT.km and dict.km.txt, as daisy labels writes; else the model's own units."),
+    ] = None,
+    label_rate: Annotated[float, typer.Option(help="Labels a second.")] = 50.0,
+    noise: Annotated[Path | None, typer.Option(help="Manifest of noise to mix into what the heads hear.")] = None,
+    noise_prob: Annotated[float, typer.Option(help="Share of utterances that get noise.")] = 0.5,
+    noise_snr_db: Annotated[tuple[float, float], typer.Option(help="Lowest and highest signal-to-noise ratio, dB.")] = (
+        -5.0,
+        20.0,
+    ),
+    mask_prob: Annotated[float, typer.Option(help="Share of frames masked while the heads learn; 0: none.")] = 0.0,
+    updates: Annotated[int, typer.Option(help="Updates.")] = 800,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.002,
+    warmup: Annotated[int, typer.Option(help="Updates over which the learning rate rises.")] = 40,
+    clip_norm: Annotated[float, typer.Option(help="Norm above which gradients are scaled down; 0: never.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Samples in a batch of a process, padding included.")] = 1_024_000,
+    max_sample_size: Annotated[int, typer.Option(help="Longer recordings are cut to so many samples.")] = 250_000,
+    regressors: Annotated[
+        bool, typer.Option("--regressors/--no-regressors", help="Train loss regressors beside the unit classifiers.")
+    ] = True,
+    save_interval: Annotated[int, typer.Option(help="Updates after which the state is saved and validated.")] = 200,
+    log_interval: Annotated[int, typer.Option(help="Updates after which the losses are logged.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Type to multiply in; weights stay in float32.")
+    ] = "float32",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train exit heads on a frozen HuBERT, without fairseq.
+
+    The losses are those of the fairseq plugin. Writes model.safetensors, log.jsonl, TensorBoard's event files where
+    tensorboardX is installed, and training.pt, from which a stopped run goes on. On several GPUs of a machine:
+    torchrun --nproc_per_node 4 -m daisy train-heads ... --device cuda
+    """
+    from daisy import checkpoints
+    from daisy.training import HeadTraining, train_heads
+    from daisy.training.trainer import join_processes
+
+    settings = HeadTraining(
+        max_update=updates,
+        lr=lr,
+        warmup_updates=warmup,
+        clip_norm=clip_norm,
+        max_tokens=max_tokens,
+        max_sample_size=max_sample_size,
+        seed=seed,
+        noise_prob=noise_prob,
+        noise_snr_db=noise_snr_db,
+        mask_prob=mask_prob,
+        regressors=regressors,
+        label_rate=label_rate,
+    )
+    try:
+        with join_processes(device) as ours, track("training", updates) as advance:
+            report = train_heads(
+                manifest,
+                checkpoints.load(checkpoint, device=check_device(ours)),
+                out,
+                settings,
+                valid=valid,
+                labels=labels,
+                noise=noise,
+                checkpoint=checkpoints.digest(checkpoint),
+                save_interval=save_interval,
+                log_interval=log_interval,
+                bfloat16=precision == "bfloat16",
+                overwrite=overwrite,
+                progress=advance,
+            )
+    except KeyboardInterrupt:
+        warn("stopped: the same command goes on from the last saved update")
+        raise typer.Exit(130) from None
+    _say_report(report, settings, out)
+
+
+def _say_report(report: TrainingReport, settings: HeadTraining, out: Path) -> None:
+    """Print what the run has come to."""
+    if report.num_resumed:
+        say(f"{report.num_resumed} of {report.num_updates} updates were made before")
+    for kind, means in (("train", report.train), ("valid", report.valid)):
+        layers = sorted(int(name.split("_")[1]) for name in means if name.startswith("nats_"))
+        if layers:
+            shown = [layers[0], layers[len(layers) // 2], layers[-1]]
+            parts = [
+                f"layer {layer}: {means[f'nats_{layer}']:.3f} nats, {means[f'accuracy_{layer}']:.1%} right"
+                for layer in shown
+            ]
+            say(f"{kind}: loss {means['loss']:.4f}; " + "; ".join(parts))
+    path = out / "model.safetensors"
+    say(f"{path}: heads after {report.num_updates} updates; daisy calibrate makes a policy for them")

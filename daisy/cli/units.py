@@ -1,0 +1,206 @@
+"""daisy units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daisy.cli.console import say
+from daisy.cli.extract import MaxSec, PolicyName, Scores, WindowSec, run_extraction, say_extraction
+from daisy.cli.options import (
+    DEFAULT_CHECKPOINT,
+    DEFAULT_POLICY,
+    BatchSec,
+    ChannelText,
+    Checkpoint,
+    ComputeDtype,
+    ContextSec,
+    DeadlineMacs,
+    DeadlineMs,
+    Device,
+    Out,
+    Overwrite,
+    PolicySettings,
+    ShardText,
+    check_deadlines,
+    check_device,
+    limit_cost,
+    parse_channel,
+    parse_names,
+    parse_settings,
+    parse_shard,
+    say_share,
+)
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from daisy.checkpoints import Model
+    from daisy.extraction import ExtractionReport
+    from daisy.units import UnitEncoder
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
+Forms = Annotated[
+    str,
+    typer.Option(
+        "--form",
+        help="What is written, such as jsonl,km: units.jsonl; fairseq's units.km with units.tsv; for text units.txt, "
+        "lines FILE|5 5 12; units.parquet.",
+    ),
+]
+Dedup = Annotated[
+    bool, typer.Option("--dedup", help="Write each run of one unit once, and how many frames it lasts (durations).")
+]
+Kmeans = Annotated[
+    Path | None,
+    typer.Option(help="Centres to assign instead of the heads' units: .npy, .safetensors, torch, or fairseq's joblib."),
+]
+Layer = Annotated[int | None, typer.Option(help="Which layer the k-means is of; layers above it are not run.")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Unpickle --kmeans, which can run code: only for files you trust."),
+]
+
+
+def command(
+    inputs: Inputs,
+    out: Out,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    form: Forms = "jsonl",
+    dedup: Dedup = False,
+    policy: PolicyName = "",
+    set: PolicySettings = None,
+    deadline_ms: DeadlineMs = None,
+    deadline_macs: DeadlineMacs = None,
+    kmeans: Kmeans = None,
+    layer: Layer = None,
+    allow_pickle: AllowPickle = False,
+    scores: Scores = "",
+    batch_sec: BatchSec = 30.0,
+    max_sec: MaxSec = 600.0,
+    window: WindowSec = None,
+    context: ContextSec = None,
+    channel: ChannelText = "mean",
+    precision: ComputeDtype = "float32",
+    device: Device = "cpu",
+    shard: ShardText = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Tell discrete units, each recording at its own exit.
+
+    Each recording leaves at its own layer, and its units are those that the head there predicts; with --kmeans FILE
+    --layer N all run up to layer N, and no features are written. A stopped run goes on where it ended; other forms of
+    what is finished cost nothing. Exit status 1: some recordings could not be read; 2: nothing was done.
+    """
+    from daisy import audio, checkpoints
+    from daisy.extraction import Settings
+    from daisy.extraction.shards import take_share
+    from daisy.units import UnitExtractor
+
+    if context is not None and window is None:
+        raise UsageError("--context is of windows: give --window SEC too")
+    _check_source(kmeans, layer, allow_pickle, policy, set, scores, deadline_ms, deadline_macs)
+    share, heard = parse_shard(shard), parse_channel(channel)
+    findings = audio.search(inputs)
+    ours, others = take_share(findings.recordings, share, heard)
+    model = checkpoints.load(checkpoint, device=check_device(device))
+    if kmeans is not None:
+        units = _read_kmeans(model, kmeans, layer, allow_pickle, precision)
+    else:
+        units = _make_heads(model, policy or DEFAULT_POLICY, set or [], scores, precision, deadline_ms, deadline_macs)
+    extractor = UnitExtractor(
+        units,
+        out,
+        checkpoint=checkpoints.digest(checkpoint),
+        forms=parse_names(form),
+        deduplicated=dedup,
+        batch_sec=batch_sec,
+        max_sec=max_sec,
+        window_sec=window,
+        context_sec=Settings.context_sec if context is None else context,
+        channel=heard,
+    )
+    report = run_extraction(extractor, ours, others, share, overwrite, "telling units")
+    if share.count > 1:
+        say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
+    _say_units(report, units)
+    say_extraction(report, findings)
+
+
+def _check_source(
+    kmeans: Path | None,
+    layer: int | None,
+    allow_pickle: bool,
+    policy: str,
+    settings: list[str] | None,
+    scores: str,
+    deadline_ms: float | None,
+    deadline_macs: float | None,
+) -> None:
+    """Refuse options of heads with a k-means, and the other way round."""
+    check_deadlines(deadline_ms, deadline_macs)
+    if kmeans is None:
+        if layer is not None or allow_pickle:
+            raise UsageError("--layer and --allow-pickle are of --kmeans FILE; a cut is --policy fixed --set layer=N")
+        return
+    of_heads = {
+        "--policy": policy,
+        "--set": settings,
+        "--scores": scores,
+        "--deadline-ms": deadline_ms is not None,
+        "--deadline-macs": deadline_macs is not None,
+    }
+    if given := [name for name, value in of_heads.items() if value]:
+        raise UsageError(f"--kmeans is of one layer, which every recording runs to: leave out {', '.join(given)}")
+
+
+def _read_kmeans(model: Model, path: Path, layer: int | None, allow_pickle: bool, precision: Any) -> UnitEncoder:
+    from daisy.units import UnitEncoder, read_kmeans
+
+    return UnitEncoder(model, kmeans=read_kmeans(path, allow_pickle=allow_pickle), layer=layer, dtype=precision)
+
+
+def _make_heads(
+    model: Model,
+    policy: str,
+    settings: list[str],
+    scores: str,
+    precision: Any,
+    deadline_ms: float | None,
+    deadline_macs: float | None,
+) -> UnitEncoder:
+    """Make what reads units of heads, with a recording's budget on top of its policy where one is given."""
+    from daisy.units import UnitEncoder
+
+    given: dict[str, Any] = {**parse_settings(settings)}
+    layer = given.pop("layer", None)
+    units = UnitEncoder(model, policy, layer=layer, scores=parse_names(scores), dtype=precision, **given)
+    encoder = units.encoder
+    encoder.policy = limit_cost(
+        encoder.backbone,
+        encoder.heads,
+        encoder.policy,
+        milliseconds=deadline_ms,
+        macs=deadline_macs,
+        score_stride=encoder.score_stride,
+        precision=encoder.dtype,
+        exits=encoder.exits,
+    )
+    return units
+
+
+def _say_units(report: ExtractionReport, units: UnitEncoder) -> None:
+    """Print how many units there are, with and without repetitions, and their bitrate."""
+    from daisy.units import UnitRow, bitrate, deduplicate
+
+    rows = [row for row in report.rows if isinstance(row, UnitRow)]
+    seconds = sum(row.duration_sec for row in rows)
+    if not seconds:
+        return
+    sequences = [deduplicate(row.list_units())[0] for row in rows]
+    frames, kept = sum(row.units.count(" ") + 1 for row in rows), sum(map(len, sequences))
+    say(
+        f"units 0 to {units.num_units - 1}: {frames} frames, {kept} without repetitions, "
+        f"{bitrate(sequences, seconds):.0f} bits a second"
+    )

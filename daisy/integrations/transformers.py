@@ -1,0 +1,71 @@
+"""Models of transformers that are in memory already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daisy.checkpoints import Model
+from daisy.checkpoints.converters import huggingface
+from daisy.checkpoints.converters.mapping import assemble, describe_keys
+from daisy.errors import CheckpointError
+from daisy.models import ExitHeads
+
+
+def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | None = None) -> Model:
+    """Take over a `HubertModel` or `Wav2Vec2Model` of transformers, to run it with exits.
+
+    The weights are copied, in float32; what is trained later is not followed. Models with something on top, such as
+    `HubertForCTC`, give their network. Without heads the policies fixed, never and deadline decide; heads are trained
+    on the saved model (`daisy.save`) by the fairseq plugin.
+
+    Args:
+        model: in any precision, on any device; the result is on the same device.
+        feature_extractor: its `Wav2Vec2FeatureExtractor`, which tells the rate and whether waveforms are normalised;
+            None: 16 kHz, and normalised where layer norms stand in the convolutions, as in the published models.
+        heads: exit heads that were trained for it.
+
+    Returns:
+        The model, whose states are those of ``model`` on each utterance alone.
+
+    Raises:
+        CheckpointError: on other kinds of models, or ones with parts that change what is computed and are not known.
+
+    For example, with 6 of HuBERT Base's 12 layers::
+
+        model = daisy.from_hf(HubertModel.from_pretrained("facebook/hubert-base-ls960"))
+        states = model.encoder("fixed", layer=6)(waveform).last_hidden_state
+    """
+    config = _read_config(model)
+    fields = huggingface.read_backbone_fields(config)
+    heard, assumed = _read_preprocessing(feature_extractor, fields["conv_norm"])
+    tensors, left_out = huggingface.rename_weights(model.state_dict())
+    taken = assemble({"backbone": {**fields, **heard}}, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    taken.provenance["converted_from"] = f"transformers {type(model).__name__}"
+    name = getattr(model, "name_or_path", "")
+    if name:
+        taken.provenance["converted_from"] += f", {name}"
+    if heads is not None:
+        taken = Model(backbone=taken.backbone, heads=heads, provenance=taken.provenance)
+    return taken.to(model.device)
+
+
+def _read_config(model: Any) -> dict[str, Any]:
+    """The configuration of a model that is supported."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None)
+    if config is None or kind not in huggingface.MODEL_TYPES:
+        what = f"a model of type {kind!r}" if kind else f"a {type(model).__name__}"
+        raise CheckpointError(f"{what} is not supported: known are transformers' hubert and wav2vec2")
+    if kind == "wav2vec2" and config.add_adapter:
+        raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
+    values: dict[str, Any] = config.to_dict()
+    return values
+
+
+def _read_preprocessing(feature_extractor: Any, conv_norm: str) -> tuple[dict[str, Any], str]:
+    """What is done to the audio, and what of it was assumed."""
+    if feature_extractor is None:
+        normalize = conv_norm == "layer"
+        assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: no feature extractor was given"
+        return huggingface.make_preprocessing(16000, normalize), assumed
+    return huggingface.make_preprocessing(feature_extractor.sampling_rate, feature_extractor.do_normalize), ""

@@ -1,0 +1,274 @@
+"""Training exit heads from manifests, going on where a stopped run ended; on several devices under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daisy import _files, _locks, checkpoints
+from daisy.audio.mixing import NoiseBank
+from daisy.checkpoints import Model
+from daisy.errors import OutputError, UsageError
+from daisy.training.batches import HeadBatches
+from daisy.training.learner import HeadLearner, Log, describe_log, sum_logs, sum_over_processes
+from daisy.training.settings import HeadTraining
+
+STATE, LOG, RESULT, LOCK = "training.pt", "log.jsonl", "model.safetensors", ".training.lock"
+
+
+@dataclass
+class TrainingReport:
+    """What a run has come to."""
+
+    num_updates: int
+    """All in all."""
+    num_resumed: int
+    """Of earlier runs."""
+    train: Log = field(default_factory=dict)
+    """Means of the last updates, by name."""
+    valid: Log = field(default_factory=dict)
+    """Means of the last validation."""
+
+
+def train_heads(
+    manifest: str | Path,
+    model: Model,
+    out: str | Path,
+    settings: HeadTraining | None = None,
+    *,
+    valid: str | Path | None = None,
+    labels: str | Path | None = None,
+    noise: str | Path | None = None,
+    checkpoint: str = "",
+    save_interval: int = 200,
+    log_interval: int = 20,
+    tensorboard: bool = True,
+    bfloat16: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> TrainingReport:
+    """Train exit heads on a frozen HuBERT, in plain PyTorch.
+
+    The losses are the fairseq plugin's (`daisy.models.head_losses`), and so are learning rates and Adam's arithmetic:
+    on the same batches the same losses, up to rounding. Batches are drawn otherwise than fairseq draws them. A stopped
+    run goes on at the last saved update and comes to the same heads. Under ``torchrun`` every process takes its share
+    of the batches, and gradients are summed; the loss regressors' statistics are those of the first process.
+
+    Args:
+        manifest: of fairseq: what is learnt from.
+        model: a HuBERT on the device to train on; heads that it has are replaced.
+        out: folder for ``training.pt`` (from which a run goes on), ``log.jsonl`` and ``model.safetensors``.
+        settings: of the training; None: the defaults.
+        valid: manifest of recordings to validate on, whenever the state is saved.
+        labels: folder of ``SPLIT.km`` for each manifest and ``dict.km.txt`` (`daisy.extraction.make_labels`); None:
+            the units are those that the model's own prediction head predicts on clean audio.
+        noise: manifest of noise to mix into what the heads hear.
+        checkpoint: digest of the model's file: a run that goes on must have the same.
+        save_interval: updates after which the state is saved.
+        log_interval: updates after which means are logged.
+        tensorboard: write event files too, where tensorboardX is installed.
+        bfloat16: multiply in bfloat16.
+        overwrite: begin again where the folder holds another run.
+        progress: called with the number of updates just made, or found done.
+
+    Returns:
+        What the run has come to. ``model`` has the new heads.
+
+    Raises:
+        UsageError: on manifests, labels or settings that make no sense.
+        CheckpointError: without labels, where the model has no prediction head.
+        OutputError: where the folder holds a run with other settings, is being written, or cannot be written.
+        AudioError: where a recording cannot be read.
+    """
+    settings, out = settings or HeadTraining(), Path(out)
+    rate = model.hubert.config.sample_rate
+    batches = HeadBatches(manifest, settings, labels, sample_rate=rate)
+    validation = None if valid is None else HeadBatches(valid, settings, labels, sample_rate=rate, training=False)
+    noises = None if noise is None else NoiseBank.from_manifest(noise, rate)
+    learner = HeadLearner(model, settings, batches.num_units, noises, bfloat16=bfloat16)
+    described = {
+        **asdict(settings),
+        "manifest": _files.digest(Path(manifest)),
+        "checkpoint": checkpoint,
+        "labels": labels is not None,
+        "noise": noise is not None,
+        "world_size": _world_size(),
+    }
+    with _sole_writer(out), _open_logs(out, tensorboard) as write_log:
+        logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
+        report = TrainingReport(num_updates=learner.num_updates, num_resumed=learner.num_updates)
+        _cut_log(out / LOG, report.num_resumed)
+        progress(report.num_resumed)
+        for batch in _iterate(batches, learner):
+            logs.append(learner.update(batch))
+            progress(1)
+            report.num_updates = learner.num_updates
+            done = learner.num_updates == settings.max_update
+            if learner.num_updates % log_interval == 0 or done:
+                report.train, logs = describe_log(sum_logs(logs)), []
+                lr = settings.learning_rate(learner.num_updates)
+                write_log("train", learner.num_updates, {**report.train, "lr": lr})
+            if learner.num_updates % save_interval == 0 or done:
+                if validation is not None:
+                    report.valid = validate(learner, validation)
+                    write_log("valid", learner.num_updates, report.valid)
+                _save(learner, out / STATE, described, logs)
+        model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
+        if _rank() == 0:
+            checkpoints.save(model, out / RESULT)
+    return report
+
+
+@torch.no_grad()
+def validate(learner: HeadLearner, batches: HeadBatches) -> Log:
+    """Compute means over a manifest, the same whenever it is called with the same heads."""
+    was_training = learner.training
+    learner.eval()
+    logs = []
+    for batch in batches.iterate(0, rank=_rank(), world_size=_world_size()):
+        logs.append(sum_over_processes(learner(batch)[1], learner.backbone.device))
+    learner.train(was_training)
+    return describe_log(sum_logs(logs))
+
+
+def _iterate(batches: HeadBatches, learner: HeadLearner) -> Iterator[Any]:
+    """The batches that are still to be learnt from, epoch after epoch."""
+    rank, world_size, limit = _rank(), _world_size(), learner.settings.max_update
+    length = len(batches.plan(0, rank, world_size))
+    while learner.num_updates < limit:
+        epoch, skip = divmod(learner.num_updates, length)
+        for batch in batches.iterate(epoch, skip, rank, world_size):
+            yield batch
+            if learner.num_updates >= limit:
+                return
+
+
+def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwrite: bool) -> list[Log]:
+    """Go on from a saved state, if there is one; the logs of its last updates, which no mean has yet."""
+    if overwrite or not path.is_file():
+        return []
+    try:
+        state = torch.load(path, map_location=learner.backbone.device, weights_only=True)
+        before = state["settings"]
+    except Exception as error:  # a damaged file can raise anything
+        raise OutputError(f"{path}: damaged ({type(error).__name__})", remedy="overwrite") from None
+    different = sorted(name for name in {*before, *described} if before.get(name) != described.get(name))
+    if different:
+        raise OutputError(f"{path.parent}: holds a run with another {', '.join(different)}", remedy="overwrite")
+    learner.heads.load_state_dict(state["heads"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.num_updates = int(state["num_updates"])
+    logs: list[Log] = state["logs"]
+    return logs
+
+
+def _cut_log(path: Path, num_updates: int) -> None:
+    """Take out of the log what is made again, or is another run's."""
+    if _rank() == 0 and path.is_file():
+        lines = [line for line in _files.whole_lines(path) if json.loads(line)["update"] <= num_updates]
+        _files.write(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _save(learner: HeadLearner, path: Path, described: dict[str, Any], logs: list[Log]) -> None:
+    """Save what a run goes on from; the first process does."""
+    if _rank() != 0:
+        return
+    state = {
+        "settings": json.loads(json.dumps(described)),
+        "heads": learner.heads.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "num_updates": learner.num_updates,
+        "logs": logs,
+    }
+    _files.write(path, lambda stream: torch.save(state, stream))
+
+
+@contextmanager
+def _sole_writer(out: Path) -> Iterator[None]:
+    """The right to write the folder; of several processes under torchrun the first has it."""
+    if _rank() != 0:
+        yield
+        return
+    with _files.refusing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = _locks.acquire(out / LOCK)
+    if lock is None:
+        raise OutputError(f"{out}: is being written by {_locks.describe_holder(out / LOCK)}", remedy="wait")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _open_logs(out: Path, tensorboard: bool) -> Iterator[Callable[[str, int, Log], None]]:
+    """A function that logs means: to ``log.jsonl``, and as event files where that is wanted and possible."""
+    writers: dict[str, Any] = {}
+
+    def write(kind: str, num_updates: int, means: Log) -> None:
+        if _rank() != 0:
+            return
+        line = json.dumps({"kind": kind, "update": num_updates, **{name: round(v, 6) for name, v in means.items()}})
+        _files.append(out / LOG, line + "\n")
+        if tensorboard and kind not in writers:
+            writers[kind] = _make_writer(out / "tensorboard" / kind)
+        if writers.get(kind) is not None:
+            for name, value in means.items():
+                writers[kind].add_scalar(name, value, num_updates)
+
+    try:
+        yield write
+    finally:
+        for writer in writers.values():
+            if writer is not None:
+                writer.close()
+
+
+def _make_writer(folder: Path) -> Any:
+    """A writer of event files; None where tensorboardX is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+@contextmanager
+def join_processes(device: str) -> Iterator[str]:
+    """Join the processes that torchrun has started, if it has, and say which device is this one's.
+
+    Args:
+        device: "cpu" or "cuda"; of GPUs each process takes its own.
+
+    Raises:
+        UsageError: on one GPU by number, under torchrun.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield device
+        return
+    if ":" in device:
+        raise UsageError(f"under torchrun each process takes a GPU of its own: say cuda, not {device}")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

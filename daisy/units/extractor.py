@@ -1,0 +1,160 @@
+"""Many recordings to units on disk: everything that `daisy extract` does, with units in place of features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from daisy.audio import Channel, Recording
+from daisy.extraction import Extractor
+from daisy.extraction.batch_encoder import BatchEncoder
+from daisy.extraction.journal import Row, Settings
+from daisy.runtime.exit_output import ExitOutput
+from daisy.units.classifiers import to_text
+from daisy.units.encoder import UnitEncoder
+from daisy.units.files import FILES, check_forms, rebuild_units
+from daisy.units.rows import UnitRow, UnitSettings
+
+
+class UnitExtractor(Extractor):
+    """Tells the units of recordings, and keeps them in a folder: in a journal, and in the forms that are asked for.
+
+    A stopped run goes on where it ended, shards write into one folder at once, and what cannot be read is reported: see
+    `daisy.extraction.Extractor`. Forms and repetitions may be others in every run: the journal has one unit for each
+    frame, and what is finished is not computed again.
+
+    Args:
+        units: what runs.
+        out: the folder.
+        checkpoint: digest of the model's checkpoint (`daisy.checkpoints.digest`), which a run that goes on must share.
+        forms: of `daisy.units.files.FORMS`.
+        deduplicated: write each run of one unit once, and how many frames it lasts.
+        batch_sec: as of `Extractor`, as the others.
+        max_sec: likewise.
+        window_sec: likewise.
+        context_sec: likewise.
+        channel: likewise.
+
+    Raises:
+        UsageError: on an impossible setting or form.
+
+    Example:
+        >>> import daisy, daisy.audio, tempfile
+        >>> from daisy.units import UnitEncoder, UnitExtractor
+        >>> units = UnitEncoder(daisy.load("daisy-mini"), "fixed", layer=3)
+        >>> recordings = daisy.audio.find([str(daisy.checkpoints.format.ASSETS / "demo")])[:2]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = UnitExtractor(units, folder, checkpoint="").run(recordings)
+        >>> [len(row.list_units()) == int(50 * row.duration_sec - 0.25) for row in report.rows]
+        [True, True]
+    """
+
+    row_type: ClassVar[type[Row]] = UnitRow
+    index_files: ClassVar[Sequence[str]] = FILES
+
+    def __init__(
+        self,
+        units: UnitEncoder,
+        out: str | Path,
+        *,
+        checkpoint: str,
+        forms: Sequence[str] = ("jsonl",),
+        deduplicated: bool = False,
+        batch_sec: float = 30.0,
+        max_sec: float = 600.0,
+        window_sec: float | None = None,
+        context_sec: float = Settings.context_sec,
+        channel: Channel = "mean",
+    ):
+        check_forms(forms, channel)
+        self.units, self.forms, self.deduplicated = units, tuple(forms), deduplicated
+        super().__init__(
+            units.encoder,
+            out,
+            checkpoint=checkpoint,
+            batch_sec=batch_sec,
+            max_sec=max_sec,
+            window_sec=window_sec,
+            context_sec=context_sec,
+            channel=channel,
+        )
+
+    def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
+        """Name nothing: recordings have no files of their own."""
+        return {}
+
+    def make_batch_encoder(self, outputs: Mapping[str, str]) -> BatchEncoder:
+        """Make what encodes recordings and tells their units."""
+        return UnitBatchEncoder(self.units, self.out, self.settings, self.batch_sec)
+
+    def write_index(self) -> None:
+        """Write the forms that are asked for, from the journals of all shards."""
+        rebuild_units(self.out, self.forms, deduplicated=self.deduplicated)
+
+    def make_settings(self) -> UnitSettings:
+        """Say what decides the units, with the encoder's policy as it is now."""
+        config = self.encoder.backbone.config
+        return UnitSettings(
+            checkpoint=self.checkpoint,
+            policy=self.encoder.policy.to_config(),
+            layers=self.encoder.keep,
+            scores=self.encoder.score_names,
+            score_stride=self.encoder.score_stride,
+            window_sec=self.window_sec,
+            context_sec=self.context_sec,
+            precision=self.encoder.dtype,
+            channel=self.channel,
+            source=self.units.classifier.source,
+            num_units=self.units.num_units,
+            units_per_sec=config.sample_rate / config.frame_hop,
+            sample_rate=config.sample_rate,
+        )
+
+
+class UnitBatchEncoder(BatchEncoder):
+    """Encodes batches of recordings and tells their units.
+
+    Args:
+        units: what runs.
+        out: the folder of the run.
+        settings: of the run.
+        batch_sec: seconds of audio that windows run in.
+    """
+
+    def __init__(self, units: UnitEncoder, out: Path, settings: Settings, batch_sec: float):
+        super().__init__(units.encoder, out, settings, {}, batch_sec)
+        self.units = units
+
+    def take(self, result: ExitOutput) -> Sequence[Tensor]:
+        """Tell the units of each utterance."""
+        return self.units.classify(result)
+
+    def finish(self, row: Row, kept: Tensor) -> UnitRow:
+        """Put the units (T,) into the recording's row."""
+        return UnitRow(**vars(row), units=to_text(kept))
+
+    @contextmanager
+    def gather(self, recording: Recording) -> Iterator[_UnitGathering]:
+        """Take the states of a long recording, of which only the units are kept."""
+        yield _UnitGathering(self)
+
+
+class _UnitGathering:
+    """The units of the windows of a long recording."""
+
+    def __init__(self, encoder: UnitBatchEncoder):
+        self._encoder = encoder
+        self._units: list[Tensor] = []
+
+    def append(self, states: Tensor, layer: int) -> None:
+        """Take the next (T, D) states, of some layer."""
+        self._units.append(self._encoder.units.classifier.classify(layer, states).cpu())
+
+    def finish(self, row: Row) -> UnitRow:
+        """Put the units of all windows into the recording's row."""
+        return self._encoder.finish(row, torch.cat(self._units))

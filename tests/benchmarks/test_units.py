@@ -1,0 +1,70 @@
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from benchmarks.shared import results
+from benchmarks.units import peers, policies, tables
+from benchmarks.units.runs import run_condition
+from daisy import Backbone
+from daisy.units import UnitEncoder, deduplicate, unit_error_rate
+from tests.conftest import POST_NORM, randomise, tiny_model
+
+
+@pytest.fixture(scope="module")
+def runs():
+    generator = torch.Generator().manual_seed(1)
+    waveforms = [0.1 * torch.randn(length, generator=generator) for length in (9000, 16000, 12000, 20000)]
+    model = tiny_model(num_units=24)
+    return model, waveforms, run_condition(model, waveforms, list("abcd"), list("abcd"), "clean")
+
+
+def test_errors_of_a_cut_are_those_of_its_units(runs):
+    model, waveforms, measured = runs
+    full, cut = (
+        [sequence.deduplicate()[0] for sequence in UnitEncoder(model, "fixed", layer=layer)(waveforms)]
+        for layer in (4, 2)
+    )
+    row = policies.make_row("fixed", 0.5, torch.full((4,), 2), measured)
+    assert row["depth"] == 0.5
+    assert row["unit_errors"] == pytest.approx(unit_error_rate(cut, full))
+    assert row["unit_errors"] > 0.1
+    assert row["unit_errors_gain"] == pytest.approx(0)
+    own = [model.final_head(states[-1])[:, 4:].argmax(-1) for states in model.encoder("never")(waveforms).states]
+    references = [deduplicate(units.tolist())[0] for units in own]
+    assert row["final_head_unit_errors"] == pytest.approx(unit_error_rate(cut, references), abs=0.02)
+    assert policies.make_row("never", 1.0, torch.full((4,), 4), measured)["unit_errors"] == 0
+
+
+def test_peers_write_the_same_units():
+    pytest.importorskip("sklearn")
+    pytest.importorskip("transformers")
+    pytest.importorskip("torchaudio")
+    backbone = randomise(Backbone(POST_NORM))
+    waveforms = [0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "LAYER", 2)
+        patch.setattr(peers, "CLUSTERS", 5)
+        systems = peers.make_systems(backbone, peers.fit_centres(backbone, waveforms), waveforms)
+        rows = peers.measure(systems, peers.OURS, waveforms, repeats=3)
+    assert len(rows) == 5 + (find_spec("fairseq") is not None)
+    assert all(row["other_units"] < 0.05 for row in rows)
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
+    _, _, measured = runs
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    exits = torch.tensor([2, 4, 4, 2])
+    rows = [{**policies.make_row("entropy", 0.75, exits, measured), "time": 0.8}]
+    results.write_result("discrete_units", rows)
+    line = tables.render_errors().splitlines()[2].split(" | ")
+    assert line[:2] == ["| entropy", "75%"]
+    assert line[2].startswith(f"{rows[0]['unit_errors']:.3f} (")
+    assert line[-1] == "0.80 |"
+    guarantee = dict(system="entropy", target=0.1, violations=0.05, mean_test_risk=0.04, depth=0.8)
+    results.write_result("discrete_units_guarantee", [guarantee])
+    assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.render_guarantee()
+    peer = dict(system="a", beside="b", seconds=2.0, audio_sec=50.0, ratio=1.5, ratio_low=1.4, ratio_high=1.6)
+    results.write_result("discrete_units_peers", [{**peer, "other_units": 0.001}])
+    assert "| a | 0.0400 | 1.50 (1.40-1.60) times b | 0.10% |" in tables.render_peers()

@@ -1,0 +1,155 @@
+import json
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+
+import daisy
+from daisy import CheckpointError, Model
+from daisy.audio.mixing import NoiseBank
+from daisy.errors import OutputError
+from daisy.training import HeadBatches, HeadLearner, HeadTraining, train_heads
+from tests.cli.running import run
+from tests.conftest import tiny_model
+
+SETTINGS = HeadTraining(max_update=12, warmup_updates=3, max_tokens=30_000, lr=0.01)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.heads.state_dict().items()}
+
+
+def test_a_stopped_run_comes_to_the_same_heads(corpus, model, tmp_path):
+    options = dict(valid=corpus / "valid.tsv", noise=corpus / "noise.tsv", save_interval=5, log_interval=2)
+    report = train_heads(corpus / "train.tsv", model, tmp_path / "whole", SETTINGS, **options)
+    assert (report.num_updates, report.num_resumed) == (12, 0)
+    whole = weights(model)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(count, made=[]):  # noqa: B006
+        made.append(count)
+        if sum(made) == 7:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, progress=stop, **options)
+    again = tiny_model()
+    report = train_heads(corpus / "train.tsv", again, tmp_path / "out", SETTINGS, **options)
+    assert report.num_resumed == 5
+    assert all(torch.equal(whole[name], tensor) for name, tensor in weights(again).items())
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("whole", "out")]
+    assert logs[0] == logs[1]
+    lines = [json.loads(line) for line in logs[0].splitlines()]
+    assert [line["update"] for line in lines if line["kind"] == "valid"] == [5, 10, 12]
+    loaded = daisy.load(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(whole[name], tensor) for name, tensor in weights(loaded).items())
+    with pytest.raises(OutputError, match="holds a run with another lr"):
+        train_heads(
+            corpus / "train.tsv",
+            again,
+            tmp_path / "out",
+            HeadTraining(max_update=12, warmup_updates=3, max_tokens=30_000),
+        )
+    more = train_heads(corpus / "train.tsv", again, tmp_path / "out", SETTINGS, overwrite=True, **options)
+    assert more.num_resumed == 0
+    assert (tmp_path / "out" / "log.jsonl").read_text() == logs[0]
+
+
+@pytest.mark.parametrize("from_labels", [True, False])
+def test_heads_learn_the_units(from_labels, corpus, model, tmp_path):
+    settings = HeadTraining(max_update=60, warmup_updates=5, max_tokens=60_000, lr=0.03)
+    labels = corpus if from_labels else None
+    report = train_heads(corpus / "train.tsv", model, tmp_path, settings, labels=labels, log_interval=5)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["nats_4"] < 0.9 * lines[0]["nats_4"]
+    assert report.train["accuracy_1"] > (0.22 if from_labels else 0.5)
+    assert model.heads.config.num_units == (9 if from_labels else 11)
+    if not from_labels:  # what is learnt is what the teacher says of each frame
+        batch = HeadBatches(corpus / "train.tsv", settings).read([3], 0)
+        states = model.encoder("never")(batch.source).states[0]
+        wanted = model.final_head(states[-1]).argmax(-1)
+        heard = model.heads.unit_logits(4, states[4]).argmax(-1)
+        assert (heard == wanted).float().mean() > 0.6
+    assert model.heads.regressors[0].count == 9 * 60 / len(HeadBatches(corpus / "train.tsv", settings).plan(0))
+
+
+def test_noise_is_heard_by_the_heads_alone(corpus, model):
+    noises = NoiseBank.from_manifest(corpus / "noise.tsv")
+    always = HeadTraining(noise_prob=1.0, noise_snr_db=(0.0, 0.0))
+    clean, noisy = HeadLearner(model, always).eval(), HeadLearner(model, always, noises=noises).eval()
+    batch = HeadBatches(corpus / "train.tsv", always).read([1, 2], 0)
+    (one, of_clean), (other, of_noisy) = clean(batch), noisy(batch)
+    assert of_clean["ntokens"] == of_noisy["ntokens"] == sum((n - 400) // 320 + 1 for n in batch.num_samples.tolist())
+    assert not torch.isclose(one, other, rtol=1e-3)
+    assert torch.equal(noisy(batch)[0], other)
+
+
+def test_masked_frames_are_learnt_from(corpus, model):
+    masking = HeadTraining(mask_prob=0.5, mask_length=4, pred_nomask_weight=0.0)
+    learner = HeadLearner(model, masking).eval()
+    batch = HeadBatches(corpus / "train.tsv", masking).read([5, 8], 0)
+    loss, log = learner(batch)
+    frames = sum((n - 400) // 320 + 1 for n in batch.num_samples.tolist())
+    assert 0.2 < log["ntokens"] / frames < 0.7
+    assert log["judged"] == log["ntokens"]
+    assert torch.equal(learner(batch)[0], loss)
+
+
+def update_in_process(rank, world_size, port, corpus, queue):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
+    torch.distributed.init_process_group("gloo")
+    learner = HeadLearner(tiny_model(), HeadTraining(warmup_updates=0, lr=0.01, regressors=False))
+    batches = HeadBatches(corpus / "train.tsv", learner.settings)
+    log = learner.update(batches.read([[0, 1], [2, 3, 4]][rank], 0))
+    queue.put((rank, log, {name: tensor.numpy() for name, tensor in learner.heads.state_dict().items()}))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_from_both_batches(corpus, model):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=update_in_process, args=(rank, 2, port, corpus, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    results = [queue.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    learner = HeadLearner(model, HeadTraining(warmup_updates=0, lr=0.01, regressors=False))
+    log = learner.update(HeadBatches(corpus / "train.tsv", learner.settings).read([0, 1, 2, 3, 4], 0))
+    for _, of_process, heads in results:
+        assert of_process["ntokens"] == log["ntokens"]
+        assert of_process["loss"] == pytest.approx(log["loss"], rel=1e-5)
+        for name, tensor in learner.heads.state_dict().items():
+            torch.testing.assert_close(torch.from_numpy(heads[name]), tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_trains_and_goes_on(corpus, model, tmp_path):
+    daisy.save(model, tmp_path / "hubert.safetensors")
+    arguments = (
+        *("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out"),
+        *("--labels", corpus, "--valid", corpus / "valid.tsv", "--updates", "6", "--warmup", "2"),
+        *("--max-tokens", "30000", "--save-interval", "3"),
+    )
+    result = run(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "valid: loss " in result.stdout
+    assert "heads after 6 updates" in result.stdout
+    assert "6 of 6 updates were made before" in run(*arguments).stdout
+    trained = daisy.load(tmp_path / "out" / "model.safetensors")
+    assert (trained.heads.config.num_units, trained.policies) == (9, {})
+    refused = run(*arguments, "--lr", "0.1")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "holds a run with another lr; use another --out, or --overwrite" in refused.stderr
+
+
+def test_without_a_teacher_labels_are_needed(corpus, tmp_path):
+    bare = Model(backbone=tiny_model().backbone)
+    with pytest.raises(CheckpointError, match="no prediction head of its own to learn from: give labels"):
+        train_heads(corpus / "train.tsv", bare, tmp_path)
