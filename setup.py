@@ -76,7 +76,6 @@ setup(
         "parquet": ["pyarrow>=15"],
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
-        "parquet": ["pyarrow>=15"],
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),
