@@ -16,7 +16,7 @@ from daisy.extraction.batch_encoder import BatchEncoder
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
-from daisy.extraction.run_folder import INDEX_FILES, RunFolder
+from daisy.extraction.run_folder import RunFolder
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 
 
@@ -55,7 +55,6 @@ class Extractor:
     """
 
     row_type: ClassVar[type[Row]] = Row
-    index_files: ClassVar[Sequence[str]] = INDEX_FILES
 
     def __init__(
         self,
@@ -118,9 +117,7 @@ class Extractor:
         ours, others = take_share(recordings, share, self.channel)
         outputs = self.name_outputs([*ours, *others])
         self.failed = {}
-        with RunFolder(
-            self.out, settings, share, overwrite=overwrite, row_type=self.row_type, index_files=self.index_files
-        ) as folder:
+        with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]

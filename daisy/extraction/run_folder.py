@@ -30,6 +30,11 @@ INDEX_FILES = ("index.json", "index.csv")
 """What is made of all journals of features."""
 TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
 """What is made of all journals of transcripts."""
+UNIT_FILES = (
+    "units.json", "units.durations", "units.jsonl", "units.km", "units.tsv", "dict.km.txt", "units.txt",
+    "units.parquet",
+)  # fmt: skip
+"""What is made of all journals of units, in some form or other."""
 LOCK_SUFFIX = ".lock"
 """Behind a journal's name it is the lock of the process that writes the journal."""
 
@@ -225,7 +230,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 if row.output:
                     _remove(self.out / row.output)
             _remove(path)
-        for name in (*INDEX_FILES, *TRANSCRIPT_FILES):  # of the other command too
+        for name in (*INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES):  # of the other commands too
             _remove(self.out / name)
 
 

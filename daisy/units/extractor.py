@@ -17,7 +17,7 @@ from daisy.extraction.journal import Row, Settings
 from daisy.runtime.exit_output import ExitOutput
 from daisy.units.classifiers import to_text
 from daisy.units.encoder import UnitEncoder
-from daisy.units.files import FILES, check_forms, rebuild_units
+from daisy.units.files import check_forms, rebuild_units
 from daisy.units.rows import UnitRow, UnitSettings
 
 
@@ -55,7 +55,6 @@ class UnitExtractor(Extractor):
     """
 
     row_type: ClassVar[type[Row]] = UnitRow
-    index_files: ClassVar[Sequence[str]] = FILES
 
     def __init__(
         self,

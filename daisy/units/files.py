@@ -16,7 +16,7 @@ from daisy.audio.manifests import format_manifest_name
 from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.extraction.index import ExtractionReport, format_value, settle_on_settings
 from daisy.extraction.journal import FORMAT_VERSION, merge, read_header, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, list_journals
+from daisy.extraction.run_folder import INDEX_LOCK, UNIT_FILES, list_journals
 from daisy.extraction.unit_files import write_dictionary
 from daisy.units.rows import KIND, UnitRow, UnitSettings
 from daisy.units.sequences import deduplicate
@@ -112,8 +112,6 @@ FORM_FILES = {
     "text": ("units.txt",),
     "parquet": ("units.parquet",),
 }
-FILES = (SUMMARY, DURATIONS, *(name for names in FORM_FILES.values() for name in names))
-"""All that is made of the journals."""
 
 
 def check_forms(forms: Sequence[str], channel: Channel = "mean") -> None:
@@ -172,7 +170,7 @@ def rebuild_units(
         rows.sort(key=lambda row: row.sort_key)
         failed = {path: AudioError(failures[path].reason or "") for path in sorted(failures)}
         report = ExtractionReport(settings=settings, rows=list(rows), failed=failed)
-        _files.remove_leftovers([out / name for name in FILES])
+        _files.remove_leftovers([out / name for name in UNIT_FILES])
         sequences = Sequences(rows, deduplicated)
         for form in forms:
             FORMS[form](sequences, settings, out)

@@ -7,7 +7,9 @@ import torch
 from daisy import audio
 from daisy.errors import OutputError, UsageError
 from daisy.extraction import rebuild_index
+from daisy.extraction.run_folder import UNIT_FILES
 from daisy.units import UnitEncoder, UnitExtractor, rebuild_units, repeat
+from daisy.units.files import DURATIONS, FORM_FILES, SUMMARY
 from tests.conftest import spread_policy, tiny_model
 from tests.extraction.conftest import extract
 
@@ -187,3 +189,8 @@ def test_exits_of_each_recording_are_kept(place, tmp_path):
     assert [row.exit_layer for row in report.rows] == exits
     assert len(set(exits)) > 1
     assert all(len(row.predicted_loss) == row.exit_layer for row in report.rows)
+
+
+def test_whoever_begins_again_takes_away_all_that_was_made_of_units():
+    made = {SUMMARY, DURATIONS, *(name for names in FORM_FILES.values() for name in names)}
+    assert made == set(UNIT_FILES)
