@@ -10,7 +10,7 @@ import daisy
 ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
-    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight"),
+    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight", "ray"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 
@@ -61,6 +61,7 @@ RANKS = [
     {"calibration", "extraction"},
     {"evaluation"},
     {"recognition"},
+    {"distributed"},
     {"cli"},
 ]
 """Packages; each imports only what stands before it."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from daisy.audio import Findings, Recording
     from daisy.checkpoints import Model
+    from daisy.distributed.extraction import RayEngine
     from daisy.extraction import ExtractionReport, Extractor, Row, Shard
     from daisy.policies import Policy
 
@@ -61,6 +62,16 @@ Scores = Annotated[
     str, typer.Option(help="Scores to record besides those that the policy reads, such as entropy,regressed.")
 ]
 MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is taken without --window.")]
+EngineName = Annotated[
+    Literal["local", "ray"], typer.Option(help="Run in this process, or in actors of a Ray cluster (the extra ray).")
+]
+Address = Annotated[
+    str,
+    typer.Option(help="The Ray cluster, such as auto or HOST:6379; without it one is started for the run, here."),
+]
+Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster has room for.")]
+CpusPerWorker = Annotated[int, typer.Option(help="Cores that each actor asks for, and its threads.")]
+GpusPerWorker = Annotated[float, typer.Option(help="GPUs that each actor asks for and runs on, such as 1 or 0.5.")]
 WindowSec = Annotated[
     float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
 ]
@@ -86,6 +97,11 @@ def command(
     precision: ComputeDtype = "float32",
     device: Device = "cpu",
     shard: ShardText = "",
+    engine: EngineName = "local",
+    address: Address = "",
+    workers: Workers = 0,
+    cpus_per_worker: CpusPerWorker = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features, each recording at its own exit layer.
@@ -102,6 +118,13 @@ def command(
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
     check_deadlines(deadline_ms, deadline_macs)
+    if engine == "ray" and device != "cpu":
+        raise UsageError(f"--device {device} is where this process computes: for --engine ray give --gpus-per-worker")
+    if gpus_per_worker and deadline_ms is not None:
+        raise UsageError(
+            "--deadline-ms is measured on this process's cores, not on workers' GPUs: give --deadline-macs"
+        )
+    cluster = _make_engine(engine, address, workers, cpus_per_worker, gpus_per_worker)
     share = parse_shard(shard)
     findings, heard = audio.search(inputs), parse_channel(channel)
     ours, others = take_share(findings.recordings, share, heard)
@@ -135,6 +158,7 @@ def command(
         window_sec=window,
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
+        engine=cluster,
     )
     report = _run(extractor, ours, others, share, overwrite)
     if share.count > 1:
@@ -163,6 +187,23 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
         digest=checkpoints.digest(checkpoint),
         heads="ctc" if reads_ctc else "units",
     )
+
+
+def _make_engine(name: str, address: str, workers: int, cpus: int, gpus: float) -> RayEngine | None:
+    """Make the engine; None: this process.
+
+    Raises:
+        UsageError: where options are given that only the other engine has.
+    """
+    if name == "local":
+        if address or workers or cpus != 1 or gpus:
+            raise UsageError("--address, --workers, --cpus-per-worker and --gpus-per-worker are of --engine ray")
+        return None
+    from daisy.distributed.cluster import import_ray
+    from daisy.distributed.extraction import RayEngine
+
+    import_ray()  # before anything takes long
+    return RayEngine(address or None, workers=workers or None, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
 def _run(

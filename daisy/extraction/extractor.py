@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.batch_encoder import BatchEncoder
+from daisy.extraction.batch_encoder import Batch, BatchEncoder
+from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
@@ -38,6 +40,7 @@ class Extractor:
         context_sec: of each window, computed on either side and dropped.
         channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
             file of its own, ``call.0.safetensors`` and so on.
+        engine: where the encoder runs; None: in this process. `daisy.distributed.extraction.RayEngine` is a cluster's.
 
     Raises:
         UsageError: on an impossible setting.
@@ -67,6 +70,7 @@ class Extractor:
         window_sec: float | None = None,
         context_sec: float = Settings.context_sec,
         channel: Channel = "mean",
+        engine: Engine | None = None,
     ):
         _check_seconds(batch_sec, max_sec)
         if window_sec is not None:
@@ -78,6 +82,7 @@ class Extractor:
         self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
         self.channel = channel
+        self.engine = engine or LocalEngine()
         self.settings = self._make_settings()
         self.failed: dict[str, DaisyError] = {}
 
@@ -140,7 +145,7 @@ class Extractor:
         num_finished: int,
     ) -> None:
         """Encode recordings, longest first, and note in the folder what comes out."""
-        batch_encoder = BatchEncoder(self.encoder, self.out, self.settings, outputs, self.batch_sec)
+        batch_encoder = BatchEncoder(self.encoder, self.out, self.settings, self.batch_sec)
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
@@ -151,13 +156,23 @@ class Extractor:
             except (AudioError, OutputError) as error:
                 self._fail(folder, recording, error)
         progress(num_finished + len(unfinished) - len(pending))
-        for indices in audio.batch_by_length(lengths, self._max_batch_samples()):
-            for recording, outcome in batch_encoder.encode([pending[i] for i in indices], lengths[indices[0]]):
-                if isinstance(outcome, Row):
-                    folder.add(outcome)
-                else:
-                    self._fail(folder, recording, outcome)
-            progress(len(indices))
+        batches = (
+            Batch(
+                recordings=[pending[i] for i in indices],
+                outputs=[outputs[pending[i].label] for i in indices],
+                num_samples=lengths[indices[0]],
+            )
+            for indices in audio.batch_by_length(lengths, self._max_batch_samples())
+        )
+        with contextlib.closing(self.engine.encode(batch_encoder, batches)) as running:  # also where it is stopped
+            for outcomes in running:
+                count = 0
+                for count, (recording, outcome) in enumerate(outcomes, 1):  # noqa: B007
+                    if isinstance(outcome, Row):
+                        folder.add(outcome)
+                    else:
+                        self._fail(folder, recording, outcome)
+                progress(count)
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
         message = error.message.removeprefix(f"{recording.path}: ")
