@@ -72,9 +72,13 @@ setup(
             'flashlight-text>=0.0.7; sys_platform == "linux" and python_version < "3.12"',
         ],
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
-        # 2.x works on Python 3.10 and later. Its actors import this package on every machine of the cluster.
         "ray": ["ray>=2.44,<3"],
+        "storage": ["pyarrow>=15", "fsspec>=2024.2", "s3fs>=2024.2"],  # Parquet shards, and results in S3
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),
+            # moto's own extra "server" brings an antlr4 that fairseq's hydra-core refuses.
+            *("moto[s3]>=5", "flask", "flask-cors", "webdataset>=0.2.86"),
+        ],
     },
 )

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, BinaryIO, TypeVar
@@ -192,8 +192,18 @@ def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[st
     """
     bits = {"float32": 32, "float16": 16}[dtype]
     described = {"dtype": f"F{bits}", "shape": list(shape), "data_offsets": [0, math.prod(shape) * bits // 8]}
-    text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, name: described}).encode()
-    text += b" " * (-len(text) % 8)  # the tensor is aligned
+    return format_tensor_header({name: described}, metadata)
+
+
+def format_tensor_header(tensors: Mapping[str, dict[str, Any]], metadata: dict[str, Any]) -> bytes:
+    """Make what a .safetensors file has before its tensors' bytes.
+
+    Args:
+        tensors: each one's dtype, shape and data_offsets by name.
+        metadata: as of `save_tensors`.
+    """
+    text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, **tensors}).encode()
+    text += b" " * (-len(text) % 8)  # the first tensor is aligned
     return len(text).to_bytes(8, "little") + text
 
 

@@ -10,7 +10,8 @@ import daisy
 ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
-    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight", "ray"),
+    *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight"),
+    *("ray", "pyarrow", "fsspec", "s3fs"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 

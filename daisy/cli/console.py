@@ -40,6 +40,7 @@ HINTS: dict[Remedy, str] = {
     "recognition": "pip install 'daisy-speech[recognition]' has it",
     "root": "give another --root",
     "separate_out": "give them separate --out",
+    "storage": "pip install 'daisy-speech[storage]' has it",
     "tokens": "add --tokens FILE",
     "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",

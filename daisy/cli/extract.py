@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -202,6 +203,8 @@ def _make_engine(name: str, address: str, workers: int, cpus: int, gpus: float) 
     from daisy.distributed.cluster import import_ray
     from daisy.distributed.extraction import RayEngine
 
+    # Ray prints a paragraph to stdout for each worker that dies, whatever it is told of logs.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import_ray()  # before anything takes long
     return RayEngine(address or None, workers=workers or None, cpus_per_worker=cpus, gpus_per_worker=gpus)
 

@@ -1,26 +1,31 @@
-"""What runs an extraction's batches: this process, or others (`daisy.distributed.extraction`)."""
+"""What runs an extraction's tasks: this process, or others (`daisy.distributed.extraction`)."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import Protocol
 
-from daisy.extraction.batch_encoder import Batch, BatchEncoder, Outcome
+from daisy.extraction.batch_encoder import Outcome
+from daisy.extraction.tasks import Task, TaskEncoder
 
 
 class Engine(Protocol):
-    """Runs batches, and says what came out of each."""
+    """Runs tasks, and says what came out of each."""
 
-    def encode(self, batch_encoder: BatchEncoder, batches: Iterable[Batch]) -> Generator[Iterable[Outcome], None, None]:
-        """Encode all batches and write their files.
+    def encode(
+        self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
+    ) -> Generator[Iterable[Outcome], None, None]:
+        """Encode all tasks and write their files.
 
         Args:
-            batch_encoder: what runs.
-            batches: taken one by one, as there is somebody to run them.
+            task_encoder: what does them.
+            tasks: taken one by one, as there is somebody to do them.
+            run_file: a file of the run, in its folder: whoever sees it sees the folder.
 
         Yields:
-            A batch's outcomes, in any order of the batches; each batch once. What is yielded is finished: its files
-            are whole.
+            A task's outcomes, or those of a part of it, in any order of the tasks; each recording's once. What is
+            yielded is finished: its files are whole.
 
         Raises:
             OutputError: where a file cannot be written.
@@ -29,9 +34,11 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs batches in this process, one after the other, in their order."""
+    """Runs tasks in this process, one after the other, in their order."""
 
-    def encode(self, batch_encoder: BatchEncoder, batches: Iterable[Batch]) -> Generator[Iterable[Outcome], None, None]:
-        """Encode all batches; a batch's recordings are finished one by one."""
-        for batch in batches:
-            yield batch_encoder.encode(batch)
+    def encode(
+        self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
+    ) -> Generator[Iterable[Outcome], None, None]:
+        """Encode all tasks; without shard files a task's recordings are finished one by one."""
+        for task in tasks:
+            yield task_encoder.encode(task)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +15,16 @@ from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.batch_encoder import Batch, BatchEncoder
+from daisy.extraction.batch_encoder import Batch
 from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
-from daisy.extraction.journal import Row, Settings
-from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.journal import STORED_DTYPES, Row, Settings
+from daisy.extraction.places import open_place
+from daisy.extraction.run_folder import INDEX_FILES, RunFolder
+from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
+from daisy.extraction.tasks import Task, TaskEncoder, fill_shards
 
 
 class Extractor:
@@ -41,6 +46,11 @@ class Extractor:
         channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
             file of its own, ``call.0.safetensors`` and so on.
         engine: where the encoder runs; None: in this process. `daisy.distributed.extraction.RayEngine` is a cluster's.
+        shards: write shard files of this kind, see `daisy.extraction.shard_files`, instead of a file for each
+            recording: "tar", "parquet" or "safetensors".
+        shard_mb: megabytes (10 ** 6 bytes) of states in a shard file, about.
+        store: URL of storage for the files and the index, such as ``s3://bucket/run``, which fsspec reaches; the folder
+            then has the journals, which say what is finished, and the index too.
 
     Raises:
         UsageError: on an impossible setting.
@@ -71,8 +81,15 @@ class Extractor:
         context_sec: float = Settings.context_sec,
         channel: Channel = "mean",
         engine: Engine | None = None,
+        shards: Literal["tar", "parquet", "safetensors"] | None = None,
+        shard_mb: float = 256.0,
+        store: str = "",
     ):
         _check_seconds(batch_sec, max_sec)
+        if shards is not None:
+            check_kind(shards)
+        if not shard_mb > 0:
+            raise UsageError(f"shard_mb must be above 0, found {shard_mb}")
         if window_sec is not None:
             if encoder.keep != "last":
                 raise UsageError("windows leave at layers of their own: they go with layers last, not all")
@@ -83,6 +100,7 @@ class Extractor:
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
         self.channel = channel
         self.engine = engine or LocalEngine()
+        self.shards, self.shard_mb, self.store = shards or "", shard_mb, store
         self.settings = self._make_settings()
         self.failed: dict[str, DaisyError] = {}
 
@@ -119,14 +137,22 @@ class Extractor:
         settings = self.settings = self._make_settings()
         ours, others = take_share(recordings, share, self.channel)
         outputs = name_outputs([*ours, *others], settings.format)
+        if self.shards == "tar":
+            outputs = {label: name_member(output) for label, output in outputs.items()}
         self.failed = {}
-        with RunFolder(self.out, settings, share, overwrite=overwrite) as folder:
+        place = open_place(self.out, self.store)
+        with RunFolder(self.out, settings, share, overwrite=overwrite, place=place) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
-            self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
+            shard_names = self._prepare_shards(folder)
+            if not self.shards:
+                _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
+            self._extract(unfinished, folder, outputs, shard_names, progress, num_finished=len(ours) - len(unfinished))
             rebuild_index(self.out)
+            if self.store:
+                for name in INDEX_FILES:
+                    place.take(self.out / name, name)
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
@@ -140,12 +166,12 @@ class Extractor:
         unfinished: Sequence[Recording],
         folder: RunFolder,
         outputs: dict[str, str],
+        shard_names: Iterator[str],
         progress: Callable[[int], None],
         *,
         num_finished: int,
     ) -> None:
         """Encode recordings, longest first, and note in the folder what comes out."""
-        batch_encoder = BatchEncoder(self.encoder, self.out, self.settings, self.batch_sec)
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
@@ -164,8 +190,13 @@ class Extractor:
             )
             for indices in audio.batch_by_length(lengths, self._max_batch_samples())
         )
-        with contextlib.closing(self.engine.encode(batch_encoder, batches)) as running:  # also where it is stopped
-            for outcomes in running:
+        task_encoder = TaskEncoder(self.encoder, folder.place, self.settings, self.batch_sec)
+        if self.shards:
+            tasks = fill_shards(batches, self._max_shard_samples(), shard_names)
+        else:
+            tasks = (Task(batches=[batch]) for batch in batches)
+        with contextlib.closing(self.engine.encode(task_encoder, tasks, folder.journal)) as running:
+            for outcomes in running:  # closed also where it is stopped
                 count = 0
                 for count, (recording, outcome) in enumerate(outcomes, 1):  # noqa: B007
                     if isinstance(outcome, Row):
@@ -173,6 +204,20 @@ class Extractor:
                     else:
                         self._fail(folder, recording, outcome)
                 progress(count)
+
+    def _prepare_shards(self, folder: RunFolder) -> Iterator[str]:
+        """Take away shard files that were written and not noted before a run was killed, and name those to come."""
+        if not self.shards:
+            return iter(())
+        share = folder.shard
+        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
+        pattern = re.compile(rf"{prefix}(\d+)(-[01])*\.{self.shards}")
+        noted = {row.shard for row in folder.rows.values()}
+        for name in folder.place.list_names(prefix):
+            if pattern.fullmatch(name) and name not in noted:
+                folder.place.remove(name)
+        numbers = [int(match[1]) for match in map(pattern.fullmatch, noted) if match]
+        return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
         message = error.message.removeprefix(f"{recording.path}: ")
@@ -193,6 +238,8 @@ class Extractor:
             context_sec=self.context_sec,
             precision=self.encoder.dtype,
             channel=self.channel,
+            shards=self.shards,
+            store=self.store,
         )
 
     def _read_length(self, recording: Recording) -> int:
@@ -212,6 +259,13 @@ class Extractor:
         """A batch's samples; what needs windows is by itself."""
         seconds = min(self.batch_sec, self.window_sec or self.batch_sec)
         return int(seconds * self.encoder.backbone.config.sample_rate)
+
+    def _max_shard_samples(self) -> int:
+        """A shard's samples, by the bytes of their states; where all layers are kept, as if all were executed."""
+        config = self.encoder.backbone.config
+        layers = 1 if self.encoder.keep == "last" else config.num_layers + 1
+        frame_bytes = layers * config.width * STORED_DTYPES[self.dtype].itemsize
+        return max(int(self.shard_mb * 1e6 / frame_bytes * config.frame_hop), 1)
 
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:

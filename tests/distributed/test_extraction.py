@@ -7,33 +7,18 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from daisy import EarlyExitEncoder, audio, policies
+from daisy import audio
 from daisy.distributed.extraction import RayEngine
-from daisy.extraction import Extractor
-from tests.conftest import tiny_model
-
-NUM_RECORDINGS = 20
+from tests.distributed.recordings import NUM_RECORDINGS, make_extractor, write_recordings
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twenty recordings of 0.1 to 0.6 s, and two that cannot be encoded."""
-    place = tmp_path_factory.mktemp("recordings")
-    generator = torch.Generator().manual_seed(0)
-    (place / "sub").mkdir()
-    for index in range(NUM_RECORDINGS):
-        wave = 0.1 * torch.randn(1600 + 400 * index, generator=generator) * (1 + index % 3)
-        soundfile.write(place / ("sub" if index % 2 else "") / f"{index}.wav", wave.numpy(), 16000, subtype="FLOAT")
+    """Twenty recordings, and two that cannot be encoded."""
+    place = write_recordings(tmp_path_factory.mktemp("recordings") / "in")
     (place / "broken.wav").write_bytes(b"RIFF")
     soundfile.write(place / "short.wav", torch.zeros(100).numpy(), 16000)
     return place
-
-
-def make_extractor(out, engine=None, policy=None, **options):
-    model = tiny_model()
-    encoder = EarlyExitEncoder(model.backbone, model.heads, policy or policies.Entropy(threshold=2.0), keep="last")
-    options.setdefault("batch_sec", 1.0)
-    return Extractor(encoder, out, checkpoint="0" * 64, engine=engine, **options)
 
 
 def read_index(out):

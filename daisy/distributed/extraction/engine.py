@@ -1,4 +1,4 @@
-"""Runs an extraction's batches by a pool of Ray actors.
+"""Runs an extraction's tasks by a pool of Ray actors.
 
 Ray's actors and not Ray Data: batches are of about equal frames before Ray sees them, results are files that the actors
 write, and what must survive a crash is in the run's journal. Of Ray Data nothing would be used but its pool of actors,
@@ -16,11 +16,12 @@ from daisy.distributed.cluster import Share, connect, count_places
 from daisy.distributed.extraction.pool import Attempt, Tally, WorkerPool
 from daisy.distributed.extraction.worker import Job, Worker
 from daisy.errors import AudioError, UsageError
-from daisy.extraction.batch_encoder import Batch, BatchEncoder, Outcome
-from daisy.extraction.run_folder import list_journals
+from daisy.extraction.batch_encoder import Outcome
+from daisy.extraction.places import Folder
+from daisy.extraction.tasks import Task, TaskEncoder
 
-MAX_BATCH_DEATHS = 2
-"""Workers that may die while they encode a batch, before its recordings are encoded one by one."""
+MAX_TASK_DEATHS = 2
+"""Workers that may die while they do a task of several recordings, before it is halved."""
 MAX_DEATHS = 5
 """Workers that may die while they encode one recording by itself, before it counts as the reason."""
 
@@ -63,61 +64,57 @@ class RayEngine:
         self.tally = Tally()
         """Of the last run's workers."""
 
-    def encode(self, batch_encoder: BatchEncoder, batches: Iterable[Batch]) -> Generator[Iterable[Outcome], None, None]:
-        """Encode all batches.
+    def encode(
+        self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
+    ) -> Generator[Iterable[Outcome], None, None]:
+        """Encode all tasks.
 
         Raises:
             UsageError: where Ray is not installed, no cluster answers, or no worker starts.
             OutputError: where a worker cannot write, or does not see the folder.
         """
-        batches, self.tally = iter(batches), Tally()
-        first = next(batches, None)
+        tasks, self.tally = iter(tasks), Tally()
+        first = next(tasks, None)
         if first is None:
             return  # a cluster would start for nothing
-        weights = sum(weight.numel() * weight.element_size() for weight in batch_encoder.encoder.state_dict().values())
+        weights = sum(weight.numel() * weight.element_size() for weight in task_encoder.encoder.state_dict().values())
         cores = self.workers and self.workers * self.share.cpus
         with connect(self.address, num_cpus=cores, store_bytes=weights) as ray:
             size = self.workers or count_places(ray, self.share)
             if size < 1:
                 raise UsageError(f"no machine of the cluster has {self.share} for a worker")
-            pool: WorkerPool[Batch] = WorkerPool(
-                ray, self._make_hiring(ray, batch_encoder), size, _try_again, lambda: _describe_room(ray, self.share)
-            )
+            hire = self._make_hiring(ray, task_encoder, run_file)
+            pool: WorkerPool[Task] = WorkerPool(ray, hire, size, _try_again, lambda: _describe_room(ray, self.share))
             self.tally = pool.tally
-            for batch, outcomes in pool.run(chain([first], batches)):
-                yield zip(batch.recordings, outcomes or [_report_deaths()], strict=True)
+            for task, outcomes in pool.run(chain([first], tasks)):
+                recordings = [recording for batch in task.batches for recording in batch.recordings]
+                yield zip(recordings, outcomes or [_report_deaths()], strict=True)
 
-    def _make_hiring(self, ray: Any, batch_encoder: BatchEncoder) -> Callable[[], Any]:
+    def _make_hiring(self, ray: Any, task_encoder: TaskEncoder, run_file: Path) -> Callable[[], Any]:
         """Make the function that creates an actor."""
+        place = task_encoder.place
         job = Job(
-            out=Path(batch_encoder.out).absolute(),
-            settings=batch_encoder.settings,
-            batch_sec=batch_encoder.batch_sec,
-            seen=list_journals(batch_encoder.out)[0].journal,
+            place=Folder(place.root.absolute()) if isinstance(place, Folder) else place,
+            settings=task_encoder.settings,
+            batch_sec=task_encoder.batch_sec,
+            run_file=run_file.absolute(),
         )
-        encoder = ray.put(batch_encoder.encoder)
-        threads = str(self.share.cpus)
+        encoder = ray.put(task_encoder.encoder)
         kind = ray.remote(Worker).options(
-            num_cpus=self.share.cpus,
+            num_cpus=self.share.cpus,  # as it is asked for, Ray sets OMP_NUM_THREADS to it, unless the machine has
             num_gpus=self.share.gpus,
             max_restarts=0,  # the pool replaces it, and knows what it was doing
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}},
         )
         return lambda: kind.remote(encoder, job, self.share.cpus, "cuda" if self.share.gpus else "cpu")
 
 
-def _try_again(attempt: Attempt[Batch]) -> list[Attempt[Batch]]:
-    """After the death of a worker try a batch again, then its recordings one by one; none that kills every worker."""
-    batch = attempt.task
-    if len(batch.recordings) == 1:
+def _try_again(attempt: Attempt[Task]) -> list[Attempt[Task]]:
+    """After a worker's death try a task again, then its halves; one recording that kills worker after worker never."""
+    if attempt.task.num_recordings == 1:
         return [attempt] if attempt.deaths < MAX_DEATHS else []
-    if attempt.deaths < MAX_BATCH_DEATHS:
+    if attempt.deaths < MAX_TASK_DEATHS:
         return [attempt]
-    pairs = zip(batch.recordings, batch.outputs, strict=True)
-    return [
-        Attempt(Batch(recordings=[recording], outputs=[output], num_samples=batch.num_samples))
-        for recording, output in pairs
-    ]
+    return [Attempt(half) for half in attempt.task.halve()]
 
 
 def _describe_room(ray: Any, share: Share) -> str:

@@ -11,24 +11,25 @@ import torch
 
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, OutputError
-from daisy.extraction.batch_encoder import Batch, BatchEncoder
 from daisy.extraction.journal import Row, Settings
+from daisy.extraction.places import Folder, Place
+from daisy.extraction.tasks import Task, TaskEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all batches of a run have in common, but for the encoder."""
+    """What all tasks of a run have in common, but for the encoder."""
 
-    out: Path
-    """Absolute."""
+    place: Place
+    """For the files; a folder by its absolute path."""
     settings: Settings
     batch_sec: float
-    seen: str
-    """A file in the folder, by which a worker knows that it is the driver's."""
+    run_file: Path
+    """In the run's folder: where the files go there, a worker must see it."""
 
 
 class Worker:
-    """Encodes batches and writes their files; of the results it returns rows only.
+    """Encodes tasks and writes their files; of the results it returns rows only.
 
     Args:
         encoder: what runs.
@@ -49,21 +50,21 @@ class Worker:
         Raises:
             OutputError: where this machine does not see the run's folder.
         """
-        if not (self.job.out / self.job.seen).is_file():
+        job = self.job
+        if isinstance(job.place, Folder) and not job.run_file.is_file():
             raise OutputError(
-                f"{self.job.out}: is not the same folder on {socket.gethostname()}: "
-                "all machines must see it, on storage that they share"
+                f"{job.place}: is not the same folder on {socket.gethostname()}: all machines must see it, on storage "
+                "that they share"
             )
-        torch.set_num_threads(self.threads)
-        encoder = self.encoder.to(self.device)
-        self.batch_encoder = BatchEncoder(encoder, self.job.out, self.job.settings, self.job.batch_sec)
+        torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS says on this machine
+        self.task_encoder = TaskEncoder(self.encoder.to(self.device), job.place, job.settings, job.batch_sec)
         return socket.gethostname(), os.getpid()
 
-    def encode(self, batch: Batch) -> list[Row | AudioError]:
-        """Encode a batch.
+    def encode(self, task: Task) -> list[Row | AudioError]:
+        """Encode a task.
 
         Returns:
-            For each of its recordings the row, or why there is none.
+            For each of its batches' recordings the row, or why there is none.
         """
-        outcomes = {recording.label: outcome for recording, outcome in self.batch_encoder.encode(batch)}
-        return [outcomes[recording.label] for recording in batch.recordings]
+        outcomes = {recording.label: outcome for recording, outcome in self.task_encoder.encode(task)}
+        return [outcomes[recording.label] for batch in task.batches for recording in batch.recordings]
