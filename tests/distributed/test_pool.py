@@ -41,8 +41,8 @@ def make_pool(size=1, limit=2, **arguments):
 
 def test_what_kills_every_worker_is_given_up_and_the_rest_done_once(cluster):
     pool = make_pool()
-    results = list(pool.run([1, 2, "deadly", *range(3, 30)]))
-    assert sorted(task for task, _ in results if task != "deadly") == list(range(1, 30))
+    results = list(pool.run([1, 2, "deadly", *range(3, 200)]))
+    assert sorted(task for task, _ in results if task != "deadly") == list(range(1, 200))
     assert all(result == task * task for task, result in results if task != "deadly")
     assert [result for task, result in results if task == "deadly"] == [None]
     assert (pool.tally.lost, pool.tally.repeated) == (2, 1)

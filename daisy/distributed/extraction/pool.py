@@ -48,7 +48,7 @@ class _Member(Generic[Task]):
 
     actor: Any
     is_ready: bool = False
-    attempts: deque[Attempt[Task]] = field(default_factory=deque)
+    attempts: list[Attempt[Task]] = field(default_factory=list)
 
 
 class WorkerPool(Generic[Task]):
@@ -78,8 +78,8 @@ class WorkerPool(Generic[Task]):
         self._ray, self._make_actor, self._try_again, self._describe = ray, make_actor, try_again, describe
         self.size, self.tally = size, Tally()
         self._again: deque[Attempt[Task]] = deque()
-        self._running: dict[Any, _Member[Task]] = {}
-        """The members by what they have been asked."""
+        self._asked: dict[Any, tuple[_Member[Task], Attempt[Task] | None]] = {}
+        """Who has been asked for what, in that order; None: to get ready."""
         self._team: list[_Member[Task]] = []
         self._failed_starts = 0
 
@@ -99,8 +99,9 @@ class WorkerPool(Generic[Task]):
             for _ in range(self.size):
                 self._hire()
             while self._hand_out(remaining):
-                done, _ = self._ray.wait(list(self._running), timeout=WAIT_SEC)
-                for reference in done:
+                self._ray.wait(list(self._asked), timeout=WAIT_SEC)
+                done, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+                for reference in done:  # in the order in which they were asked for
                     yield from self._take(reference)
                 if any(member.is_ready for member in self._team):
                     last_ready = time.monotonic()
@@ -113,7 +114,7 @@ class WorkerPool(Generic[Task]):
     def _hire(self) -> None:
         member: _Member[Task] = _Member(self._make_actor())
         self._team.append(member)
-        self._running[member.actor.prepare.remote()] = member
+        self._asked[member.actor.prepare.remote()] = member, None
 
     def _hand_out(self, remaining: Iterator[Attempt[Task]]) -> bool:
         """Give tasks to workers that have room, evenly: nobody gets a second one before all have a first.
@@ -126,40 +127,36 @@ class WorkerPool(Generic[Task]):
                 if len(member.attempts) == length and member.is_ready:
                     attempt = self._again.popleft() if self._again else next(remaining, None)
                     if attempt is None:
-                        return any(member.attempts for member in self._team)
+                        return any(attempt for _, attempt in self._asked.values())
                     member.attempts.append(attempt)
-                    self._running[member.actor.encode.remote(attempt.task)] = member
+                    self._asked[member.actor.encode.remote(attempt.task)] = member, attempt
         return True
 
     def _take(self, reference: Any) -> Iterator[tuple[Task, Any]]:
-        """Yield a task's result; where there is none as its worker has died, get another worker."""
-        member = self._running.pop(reference, None)
-        if member is None:
-            return  # asked of a worker that has died meanwhile
+        """Yield a task's result; where there is none as its worker has died, see to it that it is done again."""
+        member, attempt = self._asked.pop(reference)
         try:
             result = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, DaisyError) else error from None
         except self._ray.exceptions.RayError as error:  # its process or machine is gone, or cannot be reached
-            yield from ((task, None) for task in self._replace(member, error))
+            if member in self._team:
+                self._replace(member, error)
+            if attempt is not None and not self._put_back(member, attempt):
+                yield attempt.task, None
             return
         self._failed_starts = 0
-        if member.is_ready:
-            yield member.attempts.popleft().task, result
-        else:
+        if attempt is None:
             member.is_ready = True
             self.tally.workers.append(result)
+        else:
+            member.attempts.remove(attempt)
+            yield attempt.task, result
 
-    def _replace(self, member: _Member[Task], error: Exception) -> list[Task]:
-        """Put back what a dead worker had, and get another one.
-
-        Returns:
-            What it did, where that is given up.
-        """
+    def _replace(self, member: _Member[Task], error: Exception) -> None:
+        """Get another worker for one that is dead."""
         self._ray.kill(member.actor)  # where it only could not be reached
         self._team.remove(member)
-        self._running = {reference: other for reference, other in self._running.items() if other is not member}
-        given_up: list[Task] = []
         if member.is_ready:
             self.tally.lost += 1
         else:
@@ -167,14 +164,16 @@ class WorkerPool(Generic[Task]):
             if self._failed_starts >= MAX_FAILED_STARTS:
                 reason = str(error).strip().splitlines()[-1]
                 raise UsageError(f"{self._failed_starts} workers in a row have ended as they began: {reason}")
-        if member.attempts:
-            begun, *waiting = member.attempts
-            begun.deaths += 1
-            following = self._try_again(begun)
-            if following:
-                self.tally.repeated += 1
-            else:
-                given_up.append(begun.task)
-            self._again.extendleft(reversed([*following, *waiting]))
         self._hire()
-        return given_up
+
+    def _put_back(self, member: _Member[Task], attempt: Attempt[Task]) -> bool:
+        """Put back what a dead worker was asked for; False where it was begun and is given up."""
+        was_begun = member.attempts[0] is attempt
+        if not was_begun:
+            self._again.append(attempt)
+            return True
+        attempt.deaths += 1
+        following = self._try_again(attempt)
+        self.tally.repeated += bool(following)
+        self._again.extendleft(reversed(following))
+        return bool(following)
