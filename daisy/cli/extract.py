@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.engines import (
+    Address,
+    CpusPerWorker,
+    EngineName,
+    GpusPerWorker,
+    JournalFolder,
+    OutOrUrl,
+    ShardKind,
+    ShardMb,
+    Workers,
+    make_engine,
+    parse_out,
+    say_throughput,
+)
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -21,7 +34,6 @@ from daisy.cli.options import (
     DeadlineMacs,
     DeadlineMs,
     Device,
-    Out,
     Overwrite,
     PolicySettings,
     ShardText,
@@ -42,8 +54,8 @@ if TYPE_CHECKING:
 
     from daisy.audio import Findings, Recording
     from daisy.checkpoints import Model
-    from daisy.distributed.extraction import RayEngine
     from daisy.extraction import ExtractionReport, Extractor, Row, Shard
+    from daisy.extraction.throughput import Throughput
     from daisy.policies import Policy
 
 MAX_TABLE_ROWS = 40
@@ -63,16 +75,6 @@ Scores = Annotated[
     str, typer.Option(help="Scores to record besides those that the policy reads, such as entropy,regressed.")
 ]
 MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is taken without --window.")]
-EngineName = Annotated[
-    Literal["local", "ray"], typer.Option(help="Run in this process, or in actors of a Ray cluster (the extra ray).")
-]
-Address = Annotated[
-    str,
-    typer.Option(help="The Ray cluster, such as auto or HOST:6379; without it one is started for the run, here."),
-]
-Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster has room for.")]
-CpusPerWorker = Annotated[int, typer.Option(help="Cores that each actor asks for, and its threads.")]
-GpusPerWorker = Annotated[float, typer.Option(help="GPUs that each actor asks for and runs on, such as 1 or 0.5.")]
 WindowSec = Annotated[
     float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
 ]
@@ -80,7 +82,7 @@ WindowSec = Annotated[
 
 def command(
     inputs: Inputs,
-    out: Out,
+    out: OutOrUrl,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     policy: PolicyName = DEFAULT_POLICY,
     deadline_ms: DeadlineMs = None,
@@ -103,6 +105,9 @@ def command(
     workers: Workers = 0,
     cpus_per_worker: CpusPerWorker = 1,
     gpus_per_worker: GpusPerWorker = 0.0,
+    shards: ShardKind = None,
+    shard_mb: ShardMb = 256.0,
+    journal: JournalFolder = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features, each recording at its own exit layer.
@@ -115,17 +120,21 @@ def command(
     from daisy.encoder import EarlyExitEncoder
     from daisy.extraction import Extractor, Settings
     from daisy.extraction.shards import take_share
+    from daisy.extraction.throughput import Throughput
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
     check_deadlines(deadline_ms, deadline_macs)
-    if engine == "ray" and device != "cpu":
-        raise UsageError(f"--device {device} is where this process computes: for --engine ray give --gpus-per-worker")
-    if gpus_per_worker and deadline_ms is not None:
-        raise UsageError(
-            "--deadline-ms is measured on this process's cores, not on workers' GPUs: give --deadline-macs"
-        )
-    cluster = _make_engine(engine, address, workers, cpus_per_worker, gpus_per_worker)
+    folder, store = parse_out(out, journal)
+    cluster = make_engine(
+        engine,
+        address=address,
+        workers=workers,
+        cpus=cpus_per_worker,
+        gpus=gpus_per_worker,
+        device=device,
+        deadline_ms=deadline_ms,
+    )
     share = parse_shard(shard)
     findings, heard = audio.search(inputs), parse_channel(channel)
     ours, others = take_share(findings.recordings, share, heard)
@@ -150,7 +159,7 @@ def command(
     )
     extractor = Extractor(
         encoder,
-        out,
+        folder,
         checkpoint=checkpoints.digest(checkpoint),
         format=format,
         dtype=dtype,
@@ -160,10 +169,16 @@ def command(
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
         engine=cluster,
+        shards=shards,
+        shard_mb=shard_mb,
+        store=store,
     )
-    report = _run(extractor, ours, others, share, overwrite)
+    throughput = Throughput()
+    report = _run(extractor, ours, others, share, overwrite, throughput)
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
+    if cluster is not None:
+        say_throughput(throughput, cluster)
     _say_report(report, findings)
 
 
@@ -190,33 +205,21 @@ def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) 
     )
 
 
-def _make_engine(name: str, address: str, workers: int, cpus: int, gpus: float) -> RayEngine | None:
-    """Make the engine; None: this process.
-
-    Raises:
-        UsageError: where options are given that only the other engine has.
-    """
-    if name == "local":
-        if address or workers or cpus != 1 or gpus:
-            raise UsageError("--address, --workers, --cpus-per-worker and --gpus-per-worker are of --engine ray")
-        return None
-    from daisy.distributed.cluster import import_ray
-    from daisy.distributed.extraction import RayEngine
-
-    # Ray prints a paragraph to stdout for each worker that dies, whatever it is told of logs.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    import_ray()  # before anything takes long
-    return RayEngine(address or None, workers=workers or None, cpus_per_worker=cpus, gpus_per_worker=gpus)
-
-
 def _run(
-    extractor: Extractor, ours: Sequence[Recording], others: Sequence[Recording], share: Shard, overwrite: bool
+    extractor: Extractor,
+    ours: Sequence[Recording],
+    others: Sequence[Recording],
+    share: Shard,
+    overwrite: bool,
+    throughput: Throughput,
 ) -> ExtractionReport:
     """Extract with progress shown; Ctrl-C is one line and exit status 130."""
     shard = (share.index, share.count)
     try:
-        with track("extracting", len(ours)) as advance:
-            return extractor.run([*ours, *others], shard=shard, overwrite=overwrite, progress=advance)
+        with track("extracting", len(ours), throughput.describe) as advance:
+            return extractor.run(
+                [*ours, *others], shard=shard, overwrite=overwrite, progress=advance, watch=throughput.add
+            )
     except KeyboardInterrupt:
         warn("stopped: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -20,7 +20,7 @@ from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
-from daisy.extraction.places import open_place
+from daisy.extraction.places import Storage, open_place
 from daisy.extraction.run_folder import INDEX_FILES, RunFolder
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
@@ -111,6 +111,7 @@ class Extractor:
         shard: tuple[int, int] | None = None,
         overwrite: bool = False,
         progress: Callable[[int], None] = lambda count: None,
+        watch: Callable[[Row], None] = lambda row: None,
     ) -> ExtractionReport:
         """Extract what is not finished already, by this run or by any before in the same folder.
 
@@ -123,6 +124,7 @@ class Extractor:
                 once, see `Shard`. Each is given all recordings, and takes its own.
             overwrite: begin again where the folder holds another run.
             progress: called with the number of recordings just dealt with, of the shard's.
+            watch: called with the row of each recording that has just been finished.
 
         Raises:
             OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
@@ -141,16 +143,19 @@ class Extractor:
             outputs = {label: name_member(output) for label, output in outputs.items()}
         self.failed = {}
         place = open_place(self.out, self.store)
+        if isinstance(place, Storage):
+            place.check_writable()
         with RunFolder(self.out, settings, share, overwrite=overwrite, place=place) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            shard_names = self._prepare_shards(folder)
             if not self.shards:
                 _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
-            self._extract(unfinished, folder, outputs, shard_names, progress, num_finished=len(ours) - len(unfinished))
+            tasks = self._make_tasks(unfinished, folder, outputs)
+            progress(len(ours) - len(unfinished) + len(self.failed))
+            self._encode(tasks, folder, progress, watch)
             rebuild_index(self.out)
-            if self.store:
+            if isinstance(place, Storage):
                 for name in INDEX_FILES:
                     place.take(self.out / name, name)
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
@@ -161,17 +166,11 @@ class Extractor:
             num_resumed=len(ours) - len(unfinished),
         )
 
-    def _extract(
-        self,
-        unfinished: Sequence[Recording],
-        folder: RunFolder,
-        outputs: dict[str, str],
-        shard_names: Iterator[str],
-        progress: Callable[[int], None],
-        *,
-        num_finished: int,
-    ) -> None:
-        """Encode recordings, longest first, and note in the folder what comes out."""
+    def _make_tasks(
+        self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
+    ) -> Iterator[Task]:
+        """Group what can be read by length, longest first; note in the folder what cannot."""
+        shard_names = self._prepare_shards(folder)
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
@@ -181,7 +180,6 @@ class Extractor:
                 pending.append(recording)
             except (AudioError, OutputError) as error:
                 self._fail(folder, recording, error)
-        progress(num_finished + len(unfinished) - len(pending))
         batches = (
             Batch(
                 recordings=[pending[i] for i in indices],
@@ -190,17 +188,26 @@ class Extractor:
             )
             for indices in audio.batch_by_length(lengths, self._max_batch_samples())
         )
-        task_encoder = TaskEncoder(self.encoder, folder.place, self.settings, self.batch_sec)
         if self.shards:
-            tasks = fill_shards(batches, self._max_shard_samples(), shard_names)
-        else:
-            tasks = (Task(batches=[batch]) for batch in batches)
+            return fill_shards(batches, self._max_shard_samples(), shard_names)
+        return (Task(batches=[batch]) for batch in batches)
+
+    def _encode(
+        self,
+        tasks: Iterator[Task],
+        folder: RunFolder,
+        progress: Callable[[int], None],
+        watch: Callable[[Row], None],
+    ) -> None:
+        """Let the engine do tasks, and note in the folder what comes out."""
+        task_encoder = TaskEncoder(self.encoder, folder.place, self.settings, self.batch_sec)
         with contextlib.closing(self.engine.encode(task_encoder, tasks, folder.journal)) as running:
             for outcomes in running:  # closed also where it is stopped
                 count = 0
                 for count, (recording, outcome) in enumerate(outcomes, 1):  # noqa: B007
                     if isinstance(outcome, Row):
                         folder.add(outcome)
+                        watch(outcome)
                     else:
                         self._fail(folder, recording, outcome)
                 progress(count)

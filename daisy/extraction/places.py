@@ -143,6 +143,19 @@ class Storage:
             self._fs.put_file(str(file), beside)
             self._fs.mv(beside, path)
 
+    def check_writable(self) -> None:
+        """Find out before long work whether files can be written there.
+
+        Raises:
+            OutputError: where they cannot.
+        """
+        with self._explained("", "cannot be written"):
+            path = f"{self._root}/.{secrets.token_hex(6)}.part"
+            if self.protocol not in OBJECT_STORES:  # there it would make a bucket
+                self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(path, b"")
+            self._fs.rm_file(path)
+
     def list_names(self, prefix: str = "") -> set[str]:
         """List the files at the place and below."""
         with self._explained("", "cannot be read"):
@@ -169,8 +182,6 @@ class Storage:
         """Turn the client's errors, which are of many kinds, into refusals."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:
-            where = f"{self.url}/{name}".rstrip("/")
+            where = f"{self.url}/{name}" if name else self.url
             raise OutputError(f"{where}: {what} ({str(error) or type(error).__name__})") from None
