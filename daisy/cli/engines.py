@@ -86,7 +86,14 @@ def say_throughput(throughput: Throughput, engine: RayEngine) -> None:
     tally = engine.tally
     if not tally.workers:
         return
-    machines = len({host for host, _ in tally.workers})
-    say(f"{len(tally.workers) - tally.lost} workers on {machines} machines: {throughput.describe()}")
+    nodes = len({worker.node for worker in tally.workers})
+    say(
+        f"{_count(len(tally.workers) - tally.lost, 'worker')} on {_count(nodes, 'machine')}, the first after "
+        f"{tally.start_sec:.0f} s" + (f": {throughput.describe()}" if throughput.num_recordings else "")
+    )
     if tally.lost:
-        say(f"{tally.lost} workers died, and {tally.repeated} batches or shards were begun again")
+        say(f"{_count(tally.lost, 'worker')} died; of what they did, {tally.repeated} batches or shards begun again")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -25,7 +25,7 @@ class Engine(Protocol):
 
         Yields:
             A task's outcomes, or those of a part of it, in any order of the tasks; each recording's once. What is
-            yielded is finished: its files are whole.
+            yielded is finished: its files are whole. A list is of recordings that were finished together.
 
         Raises:
             OutputError: where a file cannot be written.
@@ -41,4 +41,5 @@ class LocalEngine:
     ) -> Generator[Iterable[Outcome], None, None]:
         """Encode all tasks; without shard files a task's recordings are finished one by one."""
         for task in tasks:
-            yield task_encoder.encode(task)
+            outcomes = task_encoder.encode(task)
+            yield list(outcomes) if task.shard else outcomes

@@ -15,7 +15,7 @@ from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.batch_encoder import Batch
+from daisy.extraction.batch_encoder import Batch, Outcome
 from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
@@ -203,14 +203,20 @@ class Extractor:
         task_encoder = TaskEncoder(self.encoder, folder.place, self.settings, self.batch_sec)
         with contextlib.closing(self.engine.encode(task_encoder, tasks, folder.journal)) as running:
             for outcomes in running:  # closed also where it is stopped
-                count = 0
-                for count, (recording, outcome) in enumerate(outcomes, 1):  # noqa: B007
-                    if isinstance(outcome, Row):
-                        folder.add(outcome)
-                        watch(outcome)
-                    else:
-                        self._fail(folder, recording, outcome)
-                progress(count)
+                # What comes one by one is noted one by one, and what is finished together with one flush to the disk.
+                parts = [outcomes] if isinstance(outcomes, list) else ([outcome] for outcome in outcomes)
+                progress(sum(self._note(part, folder, watch) for part in parts))
+
+    def _note(self, outcomes: Sequence[Outcome], folder: RunFolder, watch: Callable[[Row], None]) -> int:
+        """Note in the folder what has come out of recordings; returns how many it was."""
+        if rows := [outcome for _, outcome in outcomes if isinstance(outcome, Row)]:
+            folder.add(*rows)
+        for recording, outcome in outcomes:
+            if isinstance(outcome, Row):
+                watch(outcome)
+            else:
+                self._fail(folder, recording, outcome)
+        return len(outcomes)
 
     def _prepare_shards(self, folder: RunFolder) -> Iterator[str]:
         """Take away shard files that were written and not noted before a run was killed, and name those to come."""

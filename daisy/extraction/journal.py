@@ -187,15 +187,17 @@ class Journal:
         self.header, self.rows, self.failures = make_header(settings), {}, {}
         _files.write(self.path, (json.dumps(self.header) + "\n").encode())
 
-    def add(self, event: Row | Failure) -> None:
-        """Note that a recording is finished, or has failed."""
-        if isinstance(event, Row):
-            line = asdict(event)
-            self.rows[event.label] = event
-        else:
-            line = {"path": event.path, "failed": event.reason, "at": event.at}
-            self.failures[event.path] = event
-        _files.append(self.path, json.dumps(line) + "\n", flush=True)
+    def add(self, *events: Row | Failure) -> None:
+        """Note that recordings are finished, or have failed: all of them with one flush to the disk."""
+        lines: list[dict[str, Any]] = []
+        for event in events:
+            if isinstance(event, Row):
+                lines.append(asdict(event))
+                self.rows[event.label] = event
+            else:
+                lines.append({"path": event.path, "failed": event.reason, "at": event.at})
+                self.failures[event.path] = event
+        _files.append(self.path, "".join(json.dumps(line) + "\n" for line in lines), flush=True)
 
 
 def make_header(settings: AnySettings) -> dict[str, Any]:

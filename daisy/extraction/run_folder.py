@@ -125,12 +125,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             if taken.get(output, label) != label:
                 raise UsageError(f"{self.out / output} holds {taken[output]}, not {label}", remedy="other_out")
 
-    def add(self, row: Row) -> None:
-        """Note a finished recording."""
-        row = dataclasses.replace(row, at=self._now(row.label))
-        self._journal.add(row)
-        self.rows[row.label] = row
-        self.failures.pop(row.label, None)
+    def add(self, *rows: Row) -> None:
+        """Note finished recordings."""
+        rows = tuple(dataclasses.replace(row, at=self._now(row.label)) for row in rows)
+        self._journal.add(*rows)
+        for row in rows:
+            self.rows[row.label] = row
+            self.failures.pop(row.label, None)
 
     def fail(self, path: str, reason: str) -> None:
         """Note a recording that failed; once, where it fails in every run for the same reason."""

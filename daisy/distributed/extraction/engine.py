@@ -7,6 +7,7 @@ which on some clusters stays at one; and a block that fails would hide which of 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 from pathlib import Path
@@ -77,6 +78,7 @@ class RayEngine:
         first = next(tasks, None)
         if first is None:
             return  # a cluster would start for nothing
+        start = time.monotonic()
         weights = sum(weight.numel() * weight.element_size() for weight in task_encoder.encoder.state_dict().values())
         cores = self.workers and self.workers * self.share.cpus
         with connect(self.address, num_cpus=cores, store_bytes=weights) as ray:
@@ -85,10 +87,11 @@ class RayEngine:
                 raise UsageError(f"no machine of the cluster has {self.share} for a worker")
             hire = self._make_hiring(ray, task_encoder, run_file)
             pool: WorkerPool[Task] = WorkerPool(ray, hire, size, _try_again, lambda: _describe_room(ray, self.share))
-            self.tally = pool.tally
+            connect_sec, self.tally = time.monotonic() - start, pool.tally
             for task, outcomes in pool.run(chain([first], tasks)):
                 recordings = [recording for batch in task.batches for recording in batch.recordings]
-                yield zip(recordings, outcomes or [_report_deaths()], strict=True)
+                yield list(zip(recordings, outcomes or [_report_deaths()], strict=True))
+            self.tally.start_sec += connect_sec
 
     def _make_hiring(self, ray: Any, task_encoder: TaskEncoder, run_file: Path) -> Callable[[], Any]:
         """Make the function that creates an actor."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from daisy.errors import DaisyError, UsageError
 
@@ -30,16 +30,27 @@ class Attempt(Generic[Task]):
     deaths: int = 0
 
 
+class WorkerProcess(NamedTuple):
+    """Where a worker runs."""
+
+    node: str
+    """Ray's name of the machine."""
+    host: str
+    pid: int
+
+
 @dataclass
 class Tally:
     """What became of a run's workers."""
 
+    start_sec: float = 0.0
+    """Until the first was ready, of a cluster that was started for the run too."""
     lost: int = 0
     """Workers that died."""
     repeated: int = 0
     """Tasks that were begun again as their worker had died."""
-    workers: list[tuple[str, int]] = field(default_factory=list)
-    """Machine and process of each that was ready, in that order."""
+    workers: list[WorkerProcess] = field(default_factory=list)
+    """Each that was ready, in that order."""
 
 
 @dataclass(eq=False)
@@ -59,7 +70,7 @@ class WorkerPool(Generic[Task]):
 
     Args:
         ray: the module, connected.
-        make_actor: creates an actor with the methods ``prepare()``, which returns its machine and process, and
+        make_actor: creates an actor with the methods ``prepare()``, which returns its `WorkerProcess`, and
             ``encode(task)``.
         size: number of actors.
         try_again: makes of an attempt during which a worker died those that are to follow; of none, the task is given
@@ -77,6 +88,7 @@ class WorkerPool(Generic[Task]):
     ):
         self._ray, self._make_actor, self._try_again, self._describe = ray, make_actor, try_again, describe
         self.size, self.tally = size, Tally()
+        self._start = time.monotonic()
         self._again: deque[Attempt[Task]] = deque()
         self._asked: dict[Any, tuple[_Member[Task], Attempt[Task] | None]] = {}
         """Who has been asked for what, in that order; None: to get ready."""
@@ -148,6 +160,7 @@ class WorkerPool(Generic[Task]):
         self._failed_starts = 0
         if attempt is None:
             member.is_ready = True
+            self.tally.start_sec = self.tally.start_sec or time.monotonic() - self._start
             self.tally.workers.append(result)
         else:
             member.attempts.remove(attempt)

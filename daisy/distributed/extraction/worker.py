@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from daisy.distributed.cluster import import_ray
+from daisy.distributed.extraction.pool import WorkerProcess
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, OutputError
 from daisy.extraction.journal import Row, Settings
@@ -41,15 +43,16 @@ class Worker:
     def __init__(self, encoder: EarlyExitEncoder, job: Job, threads: int, device: str):
         self.encoder, self.job, self.threads, self.device = encoder, job, threads, device
 
-    def prepare(self) -> tuple[str, int]:
+    def prepare(self) -> WorkerProcess:
         """Get ready to encode.
 
         Returns:
-            The machine and the process that this is.
+            Where this is.
 
         Raises:
             OutputError: where this machine does not see the run's folder.
         """
+        node = import_ray().get_runtime_context().get_node_id()
         job = self.job
         if isinstance(job.place, Folder) and not job.run_file.is_file():
             raise OutputError(
@@ -58,7 +61,7 @@ class Worker:
             )
         torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS says on this machine
         self.task_encoder = TaskEncoder(self.encoder.to(self.device), job.place, job.settings, job.batch_sec)
-        return socket.gethostname(), os.getpid()
+        return WorkerProcess(node, socket.gethostname(), os.getpid())
 
     def encode(self, task: Task) -> list[Row | AudioError]:
         """Encode a task.
