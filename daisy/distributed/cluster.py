@@ -93,8 +93,12 @@ def connect(address: str | None, *, num_cpus: int | None = None, store_bytes: in
     try:
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"the cluster at {address}" if "num_cpus" not in settings else "a cluster on this machine"
-        raise UsageError(f"Ray cannot reach {where} ({str(error).strip().splitlines()[0]})") from None
+        reason = str(error).strip().splitlines()[0]
+        if settings["address"] == "local":
+            raise UsageError(f"Ray cannot start a cluster on this machine ({reason})") from None
+        # Where the address is told, Ray does not look for the token itself.
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; if it has a token, set RAY_AUTH_MODE=token"
+        raise UsageError(f"Ray cannot reach the cluster at {address} ({reason}){hint}") from None
     try:
         yield ray
     finally:

@@ -86,12 +86,13 @@ class RayEngine:
             if size < 1:
                 raise UsageError(f"no machine of the cluster has {self.share} for a worker")
             hire = self._make_hiring(ray, task_encoder, run_file)
-            pool: WorkerPool[Task] = WorkerPool(ray, hire, size, _try_again, lambda: _describe_room(ray, self.share))
-            connect_sec, self.tally = time.monotonic() - start, pool.tally
+            pool: WorkerPool[Task] = WorkerPool(
+                ray, hire, size, _try_again, lambda: _describe_room(ray, self.share), start
+            )
+            self.tally = pool.tally
             for task, outcomes in pool.run(chain([first], tasks)):
                 recordings = [recording for batch in task.batches for recording in batch.recordings]
                 yield list(zip(recordings, outcomes or [_report_deaths()], strict=True))
-            self.tally.start_sec += connect_sec
 
     def _make_hiring(self, ray: Any, task_encoder: TaskEncoder, run_file: Path) -> Callable[[], Any]:
         """Make the function that creates an actor."""

@@ -45,6 +45,8 @@ class Tally:
 
     start_sec: float = 0.0
     """Until the first was ready, of a cluster that was started for the run too."""
+    end_sec: float = 0.0
+    """Until the last result, counted from the same moment."""
     lost: int = 0
     """Workers that died."""
     repeated: int = 0
@@ -76,6 +78,7 @@ class WorkerPool(Generic[Task]):
         try_again: makes of an attempt during which a worker died those that are to follow; of none, the task is given
             up.
         describe: says what workers ask for, in the refusal where none starts.
+        since: moment, of `time.monotonic`, from which the tally counts; None: now.
     """
 
     def __init__(
@@ -85,10 +88,11 @@ class WorkerPool(Generic[Task]):
         size: int,
         try_again: Callable[[Attempt[Task]], list[Attempt[Task]]],
         describe: Callable[[], str],
+        since: float | None = None,
     ):
         self._ray, self._make_actor, self._try_again, self._describe = ray, make_actor, try_again, describe
         self.size, self.tally = size, Tally()
-        self._start = time.monotonic()
+        self._start = time.monotonic() if since is None else since
         self._again: deque[Attempt[Task]] = deque()
         self._asked: dict[Any, tuple[_Member[Task], Attempt[Task] | None]] = {}
         """Who has been asked for what, in that order; None: to get ready."""
@@ -164,6 +168,7 @@ class WorkerPool(Generic[Task]):
             self.tally.workers.append(result)
         else:
             member.attempts.remove(attempt)
+            self.tally.end_sec = time.monotonic() - self._start
             yield attempt.task, result
 
     def _replace(self, member: _Member[Task], error: Exception) -> None:
