@@ -1,4 +1,9 @@
-"""One extraction in a process of its own, as its parent asks for it; prints what it took, as JSON."""
+"""One extraction in a process of its own; prints what it took, as JSON.
+
+    python -m benchmarks.distributed.run_extraction '{"inputs": "recordings", "out": "features", "workers": 2}'
+
+Other scripts start it so: see `Order` for what may be asked.
+"""
 
 from __future__ import annotations
 

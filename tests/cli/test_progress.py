@@ -148,6 +148,7 @@ def test_a_real_run_whose_output_is_no_terminal(recordings):
     )
     matches = [re.fullmatch(pattern, line) for line in lines]
     assert all(matches), lines
+    assert any(match[3] for match in matches), lines  # what is finished, of whose speed and depth it tells
     counts = [int(match[1]) for match in matches]
     assert counts == sorted(counts)
     assert len(counts) >= 5  # a second and a half of reading
