@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, BinaryIO, TypeVar
@@ -32,6 +33,19 @@ NAME_BYTES = 40
 """Of a file's name, that its temporary one shows: with all of it long names would pass what file systems take."""
 
 
+_FLUSHED: ContextVar[bool] = ContextVar("_FLUSHED", default=True)
+
+
+@contextlib.contextmanager
+def unflushed() -> Iterator[None]:
+    """Leave it to the system when files are written to the disk: of those that nobody needs after a crash."""
+    before = _FLUSHED.set(False)
+    try:
+        yield
+    finally:
+        _FLUSHED.reset(before)
+
+
 def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Write a file atomically; ``content`` is the bytes, or a function that writes them to a stream.
 
@@ -47,7 +61,8 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
             else:
                 stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if _FLUSHED.get():
+                os.fsync(stream.fileno())
         os.replace(beside, path)
     except BaseException as error:  # an interrupt leaves nothing behind either
         remove(beside)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from daisy import _files
 from daisy.encoder import EarlyExitEncoder
 from daisy.extraction.batch_encoder import Batch, BatchEncoder, Outcome
 from daisy.extraction.journal import Row, Settings
@@ -110,7 +111,8 @@ class TaskEncoder:
 
     def _encode_shard(self, task: Task, scratch: Path) -> Iterator[Outcome]:
         """Encode all, then write the shard file: nothing is finished before it is at its place."""
-        outcomes = list(self._encode_batches(task, scratch / "features"))
+        with _files.unflushed():
+            outcomes = list(self._encode_batches(task, scratch / "features"))
         rows = [outcome for _, outcome in outcomes if isinstance(outcome, Row)]
         if rows:
             if isinstance(self.place, Folder):
