@@ -148,6 +148,19 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
                     remove(folder / entry.name)
 
 
+def remove_leftovers_of(folder: Path, prefix: str) -> None:
+    """Take away what killed writers left of a folder's files whose names begin so. Nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        prefix: less than `NAME_BYTES` long.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f".{prefix}") and LEFTOVER.fullmatch(entry.name):
+                remove(folder / entry.name)
+
+
 def append(path: Path, lines: str, *, flush: bool = False) -> None:
     """Append whole lines at once, so that two writers do not cut each other's.
 

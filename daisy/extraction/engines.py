@@ -13,6 +13,11 @@ from daisy.extraction.tasks import Task, TaskEncoder
 class Engine(Protocol):
     """Runs tasks, and says what came out of each."""
 
+    @property
+    def lost(self) -> int:
+        """Processes that died in the last run, and may have left half-written files."""
+        ...
+
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
     ) -> Generator[Iterable[Outcome], None, None]:
@@ -35,6 +40,8 @@ class Engine(Protocol):
 
 class LocalEngine:
     """Runs tasks in this process, one after the other, in their order."""
+
+    lost = 0
 
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path

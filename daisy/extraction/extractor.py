@@ -20,7 +20,7 @@ from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
-from daisy.extraction.places import Storage, open_place
+from daisy.extraction.places import Folder, Storage, open_place
 from daisy.extraction.run_folder import INDEX_FILES, RunFolder
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
@@ -149,11 +149,12 @@ class Extractor:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            if not self.shards:
-                _files.remove_leftovers(self.out / outputs[recording.label] for recording in unfinished)
+            self._remove_leftovers(folder, [outputs[recording.label] for recording in unfinished])
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
             self._encode(tasks, folder, progress, watch)
+            if self.engine.lost:
+                self._remove_leftovers(folder, [outputs[recording.label] for recording in unfinished])
             rebuild_index(self.out)
             if isinstance(place, Storage):
                 for name in INDEX_FILES:
@@ -170,7 +171,6 @@ class Extractor:
         self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
     ) -> Iterator[Task]:
         """Group what can be read by length, longest first; note in the folder what cannot."""
-        shard_names = self._prepare_shards(folder)
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
@@ -189,7 +189,7 @@ class Extractor:
             for indices in audio.batch_by_length(lengths, self._max_batch_samples())
         )
         if self.shards:
-            return fill_shards(batches, self._max_shard_samples(), shard_names)
+            return fill_shards(batches, self._max_shard_samples(), self._number_shards(folder))
         return (Task(batches=[batch]) for batch in batches)
 
     def _encode(
@@ -218,19 +218,31 @@ class Extractor:
                 self._fail(folder, recording, outcome)
         return len(outcomes)
 
-    def _prepare_shards(self, folder: RunFolder) -> Iterator[str]:
-        """Take away shard files that were written and not noted before a run was killed, and name those to come."""
+    def _remove_leftovers(self, folder: RunFolder, outputs: Sequence[str]) -> None:
+        """Take away what killed processes left: half-written files, and shard files that nothing was noted of."""
+        place = folder.place
         if not self.shards:
-            return iter(())
-        share = folder.shard
-        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
-        pattern = re.compile(rf"{prefix}(\d+)(-[01])*\.{self.shards}")
+            if isinstance(place, Folder):
+                _files.remove_leftovers(self.out / output for output in outputs)
+            return
+        prefix, pattern = self._name_shards(folder.shard)
+        if isinstance(place, Folder):
+            _files.remove_leftovers_of(place.root, prefix)
         noted = {row.shard for row in folder.rows.values()}
-        for name in folder.place.list_names(prefix):
+        for name in place.list_names(prefix):
             if pattern.fullmatch(name) and name not in noted:
-                folder.place.remove(name)
-        numbers = [int(match[1]) for match in map(pattern.fullmatch, noted) if match]
+                place.remove(name)
+
+    def _number_shards(self, folder: RunFolder) -> Iterator[str]:
+        """Make the names of the shard files to come, after those that are there."""
+        prefix, pattern = self._name_shards(folder.shard)
+        numbers = [int(match[1]) for match in (pattern.fullmatch(row.shard) for row in folder.rows.values()) if match]
         return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
+
+    def _name_shards(self, share: Shard) -> tuple[str, re.Pattern[str]]:
+        """Say how names of a share's shard files begin, and what they are like."""
+        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
+        return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{self.shards}")
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
         message = error.message.removeprefix(f"{recording.path}: ")

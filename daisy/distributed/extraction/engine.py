@@ -65,6 +65,11 @@ class RayEngine:
         self.tally = Tally()
         """Of the last run's workers."""
 
+    @property
+    def lost(self) -> int:
+        """Workers that died in the last run."""
+        return self.tally.lost
+
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
     ) -> Generator[Iterable[Outcome], None, None]:
