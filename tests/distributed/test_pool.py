@@ -34,7 +34,7 @@ def make_pool(**arguments):
         ray,
         lambda: kind.remote(**arguments),
         size=1,
-        try_again=lambda attempt: [],
+        try_again=lambda attempt: [] if attempt.task == "deadly" else [attempt],
         describe=lambda: "each asks for 1 core",
     )
 
@@ -45,8 +45,9 @@ def test_what_kills_workers_is_given_up_and_the_rest_done_once(cluster):
     assert sorted(task for task, _ in results if task != "deadly") == list(range(200))
     assert all(result == task * task for task, result in results if task != "deadly")
     assert [result for task, result in results if task == "deadly"] == [None]
-    assert (pool.tally.lost, pool.tally.repeated) == (1, 0)
-    assert len({worker.pid for worker in pool.tally.workers}) == 2
+    # The worker may die before it has sent the result of the task before, which then is what it seems to have died of.
+    assert (pool.tally.lost, pool.tally.repeated) in ((1, 0), (2, 1))
+    assert len({worker.pid for worker in pool.tally.workers}) == pool.tally.lost + 1
 
 
 def test_tasks_are_taken_as_there_is_room_and_a_refusal_ends_the_run(cluster):

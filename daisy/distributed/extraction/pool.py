@@ -13,7 +13,8 @@ from daisy.errors import DaisyError, UsageError
 Task = TypeVar("Task")
 QUEUE = 2
 """Tasks that a worker has: the one that it does and the next, so that it need not wait for the driver. Of a worker that
-dies only the first is done again: the next has not begun."""
+dies only the first is done again: the next has not begun, unless the worker died before it could send the first one's
+result."""
 MAX_FAILED_STARTS = 3
 """Workers in a row that end before they are ready: then something is wrong with all of them."""
 START_SEC = 300.0
