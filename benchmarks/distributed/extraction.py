@@ -135,7 +135,7 @@ def read_index_file(out: Path) -> list[tuple[str, str, float, int]]:
 
 
 def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
-    """Measure seconds and audio hours an hour; of Ray's, workers' start and the connection's end are no overhead."""
+    """Measure seconds and audio hours an hour; all beyond the start of Ray's workers counts as overhead."""
     seconds: dict[int, list[float]] = {0: [], 1: [], 2: []}
     starts: dict[int, list[float]] = {0: [], 1: [], 2: []}
     busy: dict[int, list[float]] = {0: [], 1: [], 2: []}
@@ -144,7 +144,7 @@ def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
             result = run(replace(order, out=str(place / f"{workers}-{turn}"), workers=workers))
             seconds[workers].append(result["seconds"])
             starts[workers].append(result["start_sec"])
-            busy[workers].append(result["busy_sec"])
+            busy[workers].append(result["seconds"] - result["start_sec"])
     rows = []
     for workers, times in seconds.items():
         overhead = statistics.median(mine / local for mine, local in zip(busy[workers], busy[0], strict=True)) - 1

@@ -65,8 +65,7 @@ def run(order: Order) -> dict[str, Any]:
     """Extract, and return what it took.
 
     Returns:
-        ``seconds`` without Python's own start, ``start_sec`` of them until a worker was ready and ``busy_sec``
-        from then to the last result, ``peak_bytes`` of this
+        ``seconds`` without Python's own start, ``start_sec`` of them until a worker was ready, ``peak_bytes`` of this
         process, ``audio_sec``, ``num_recordings``, ``num_resumed``, and Ray's ``lost``, ``repeated`` and ``nodes``.
     """
     process = start(order)
@@ -106,7 +105,6 @@ def extract(order: Order) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "start_sec": tally.start_sec if tally else 0.0,
-        "busy_sec": tally.end_sec - tally.start_sec if tally else seconds,
         "peak_bytes": read_peak_bytes(),
         "audio_sec": sum(row.duration_sec for row in report.rows),
         "num_recordings": len(report.rows),
