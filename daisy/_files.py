@@ -9,7 +9,8 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, BinaryIO, TypeVar
@@ -32,6 +33,19 @@ NAME_BYTES = 40
 """Of a file's name, that its temporary one shows: with all of it long names would pass what file systems take."""
 
 
+_FLUSHED: ContextVar[bool] = ContextVar("_FLUSHED", default=True)
+
+
+@contextlib.contextmanager
+def unflushed() -> Iterator[None]:
+    """Leave it to the system when files are written to the disk: of those that nobody needs after a crash."""
+    before = _FLUSHED.set(False)
+    try:
+        yield
+    finally:
+        _FLUSHED.reset(before)
+
+
 def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Write a file atomically; ``content`` is the bytes, or a function that writes them to a stream.
 
@@ -47,7 +61,8 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
             else:
                 stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if _FLUSHED.get():
+                os.fsync(stream.fileno())
         os.replace(beside, path)
     except BaseException as error:  # an interrupt leaves nothing behind either
         remove(beside)
@@ -133,6 +148,19 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
                     remove(folder / entry.name)
 
 
+def remove_leftovers_of(folder: Path, prefix: str) -> None:
+    """Take away what killed writers left of a folder's files whose names begin so. Nobody may be writing them now.
+
+    Args:
+        folder: of the files.
+        prefix: less than `NAME_BYTES` long.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f".{prefix}") and LEFTOVER.fullmatch(entry.name):
+                remove(folder / entry.name)
+
+
 def append(path: Path, lines: str, *, flush: bool = False) -> None:
     """Append whole lines at once, so that two writers do not cut each other's.
 
@@ -192,8 +220,18 @@ def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[st
     """
     bits = {"float32": 32, "float16": 16}[dtype]
     described = {"dtype": f"F{bits}", "shape": list(shape), "data_offsets": [0, math.prod(shape) * bits // 8]}
-    text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, name: described}).encode()
-    text += b" " * (-len(text) % 8)  # the tensor is aligned
+    return format_tensor_header({name: described}, metadata)
+
+
+def format_tensor_header(tensors: Mapping[str, dict[str, Any]], metadata: dict[str, Any]) -> bytes:
+    """Make what a .safetensors file has before its tensors' bytes.
+
+    Args:
+        tensors: each one's dtype, shape and data_offsets by name.
+        metadata: as of `save_tensors`.
+    """
+    text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, **tensors}).encode()
+    text += b" " * (-len(text) % 8)  # the first tensor is aligned
     return len(text).to_bytes(8, "little") + text
 
 

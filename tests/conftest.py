@@ -33,10 +33,11 @@ HOSTS = {
     "tests/benchmarks/test_package.py": "fairseq and transformers",
     "tests/benchmarks/test_units.py": "fairseq and transformers",
     "tests/benchmarks/test_timing.py": "fairseq and transformers",
+    "tests/distributed/": "ray",
     "tests/s3prl_upstream/": "s3prl",
     "tests/benchmarks/minisuperb/": "s3prl",
 }
-"""Where tests import for seconds, and what."""
+"""Where tests import for seconds, or start what they share, and what."""
 
 
 def find_group(nodeid):

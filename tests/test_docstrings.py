@@ -16,6 +16,7 @@ PACKAGES = (
     "daisy.calibration",
     "daisy.checkpoints",
     "daisy.checkpoints.converters",
+    "daisy.distributed.extraction",
     "daisy.evaluation",
     "daisy.extraction",
     "daisy.integrations",

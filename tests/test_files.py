@@ -155,3 +155,13 @@ def test_full_and_read_only_disks_say_so(tmp_path):
     assert said[5:] == [
         f"read-only {name} {read_only / 'a'}: {reason} []" for name in ("bytes", "array", "lines", "check", "stream")
     ]
+
+
+def test_what_nobody_needs_after_a_crash_is_not_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("os.fsync", flushed.append)
+    with _files.unflushed():
+        _files.write(tmp_path / "a", b"a")
+    assert ((tmp_path / "a").read_bytes(), flushed) == (b"a", [])
+    _files.write(tmp_path / "b", b"b")
+    assert len(flushed) == 1

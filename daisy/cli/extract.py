@@ -9,6 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.engines import (
+    Address,
+    CpusPerWorker,
+    EngineName,
+    GpusPerWorker,
+    JournalFolder,
+    OutOrUrl,
+    ShardKind,
+    ShardMb,
+    Workers,
+    make_engine,
+    parse_out,
+    say_throughput,
+)
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -20,7 +34,6 @@ from daisy.cli.options import (
     DeadlineMacs,
     DeadlineMs,
     Device,
-    Out,
     Overwrite,
     PolicySettings,
     ShardText,
@@ -42,6 +55,7 @@ if TYPE_CHECKING:
     from daisy.audio import Findings, Recording
     from daisy.checkpoints import Model
     from daisy.extraction import ExtractionReport, Extractor, Row, Shard
+    from daisy.extraction.throughput import Throughput
     from daisy.policies import Policy
 
 MAX_TABLE_ROWS = 40
@@ -68,7 +82,7 @@ WindowSec = Annotated[
 
 def command(
     inputs: Inputs,
-    out: Out,
+    out: OutOrUrl,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     policy: PolicyName = DEFAULT_POLICY,
     deadline_ms: DeadlineMs = None,
@@ -86,6 +100,14 @@ def command(
     precision: ComputeDtype = "float32",
     device: Device = "cpu",
     shard: ShardText = "",
+    engine: EngineName = "local",
+    address: Address = "",
+    workers: Workers = 0,
+    cpus_per_worker: CpusPerWorker = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
+    shards: ShardKind = None,
+    shard_mb: ShardMb = 256.0,
+    journal: JournalFolder = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Extract features, each recording at its own exit layer.
@@ -98,10 +120,21 @@ def command(
     from daisy.encoder import EarlyExitEncoder
     from daisy.extraction import Extractor, Settings
     from daisy.extraction.shards import take_share
+    from daisy.extraction.throughput import Throughput
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
     check_deadlines(deadline_ms, deadline_macs)
+    folder, store = parse_out(out, journal)
+    cluster = make_engine(
+        engine,
+        address=address,
+        workers=workers,
+        cpus=cpus_per_worker,
+        gpus=gpus_per_worker,
+        device=device,
+        deadline_ms=deadline_ms,
+    )
     share = parse_shard(shard)
     findings, heard = audio.search(inputs), parse_channel(channel)
     ours, others = take_share(findings.recordings, share, heard)
@@ -118,7 +151,7 @@ def command(
             macs=deadline_macs,
             score_stride=stride,
             precision=precision,
-            begun_in=None if overwrite else out,
+            begun_in=None if overwrite else folder,
         ),
         keep=layers,
         scores=parse_names(scores),
@@ -127,7 +160,7 @@ def command(
     )
     extractor = Extractor(
         encoder,
-        out,
+        folder,
         checkpoint=checkpoints.digest(checkpoint),
         format=format,
         dtype=dtype,
@@ -136,10 +169,17 @@ def command(
         window_sec=window,
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
+        engine=cluster,
+        shards=shards,
+        shard_mb=shard_mb,
+        store=store,
     )
-    report = run_extraction(extractor, ours, others, share, overwrite)
+    throughput = Throughput()
+    report = run_extraction(extractor, ours, others, share, overwrite, throughput)
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
+    if cluster is not None:
+        say_throughput(throughput, cluster)
     say_extraction(report, findings)
 
 
@@ -172,13 +212,17 @@ def run_extraction(
     others: Sequence[Recording],
     share: Shard,
     overwrite: bool,
+    throughput: Throughput | None = None,
     task: str = "extracting",
 ) -> ExtractionReport:
     """Extract with progress shown, under a name; Ctrl-C is one line and exit status 130."""
     shard = (share.index, share.count)
     try:
-        with track(task, len(ours)) as advance:
-            return extractor.run([*ours, *others], shard=shard, overwrite=overwrite, progress=advance)
+        throughput = throughput or Throughput()
+        with track(task, len(ours), throughput.describe) as advance:
+            return extractor.run(
+                [*ours, *others], shard=shard, overwrite=overwrite, progress=advance, watch=throughput.add
+            )
     except KeyboardInterrupt:
         warn("stopped: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

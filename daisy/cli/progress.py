@@ -16,29 +16,36 @@ INTERVAL_SEC = 10.0
 
 Advance = Callable[[int], None]
 """Called with the number of steps just done."""
+Describe = Callable[[], str]
+"""Says something of a task's state; empty: nothing."""
+
+
+def _say_nothing() -> str:
+    return ""
 
 
 @contextlib.contextmanager
-def track(description: str, total: int | None = None) -> Iterator[Advance]:
+def track(description: str, total: int | None = None, detail: Describe = _say_nothing) -> Iterator[Advance]:
     """Show on stderr how far a task is.
 
     Args:
         description: what is done.
         total: number of steps; None where that is not known.
+        detail: says more of its state.
 
     Yields:
         The function to tell of finished steps.
     """
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-        with _draw_bar(description, total) as advance:
+        with _draw_bar(description, total, detail) as advance:
             yield advance
     else:
-        with ProgressLines(description, total, interval=INTERVAL_SEC) as lines:
+        with ProgressLines(description, total, interval=INTERVAL_SEC, detail=detail) as lines:
             yield lines.advance
 
 
 @contextlib.contextmanager
-def _draw_bar(description: str, total: int | None) -> Iterator[Advance]:
+def _draw_bar(description: str, total: int | None, detail: Describe) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -55,10 +62,11 @@ def _draw_bar(description: str, total: int | None) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(description, total=total, detail="")
+        yield lambda count: bar.update(task, advance=count, detail=detail())
 
 
 def _print_if_possible(line: str) -> None:
@@ -76,6 +84,7 @@ class ProgressLines:
         interval: seconds between two lines; a task that takes no longer prints nothing.
         clock: tells the seconds since some moment.
         write: takes a line.
+        detail: says more of its state.
     """
 
     def __init__(
@@ -86,10 +95,11 @@ class ProgressLines:
         interval: float,
         clock: Callable[[], float] = time.monotonic,
         write: Callable[[str], None] = _print_if_possible,
+        detail: Describe = _say_nothing,
     ):
         self.description, self.total, self.interval = description, total, interval
         self.done = 0
-        self._clock, self._write = clock, write
+        self._clock, self._write, self._detail = clock, write, detail
         self._start = clock()
         self._first: tuple[float, int] | None = None
         """Time and steps of the first `advance`. Steps that an earlier run had finished come with it."""
@@ -130,6 +140,8 @@ class ProgressLines:
             parts.insert(0, f"{self.done} of {self.total}" if self.total is not None else f"{self.done} done")
         if (remaining := self._estimate_remaining(now)) is not None:
             parts.append(f"{_format_seconds(remaining)} remaining")
+        if detail := self._detail():
+            parts.append(detail)
         return f"{self.description}: {', '.join(parts)}"
 
     def _estimate_remaining(self, now: float) -> float | None:

@@ -121,7 +121,7 @@ def command(
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
     )
-    report = run_extraction(extractor, ours, others, share, overwrite, "telling units")
+    report = run_extraction(extractor, ours, others, share, overwrite, task="telling units")
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     _say_units(report, units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,21 @@ from daisy.extraction.feature_files import StreamedFeatures, write_features
 from daisy.extraction.journal import Row, Settings, stamp
 from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
+
+Outcome = tuple[Recording, Row | AudioError]
+"""A recording, and its row or why there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Recordings that are encoded together."""
+
+    recordings: Sequence[Recording]
+    """One that runs in windows is by itself."""
+    outputs: Sequence[str]
+    """Each one's file, a path below the run's folder; empty where recordings have none."""
+    num_samples: int
+    """Of the longest."""
 
 
 class Gathering(Protocol):
@@ -39,27 +55,16 @@ class BatchEncoder:
         encoder: what runs.
         out: the folder to write to.
         settings: of the run.
-        outputs: a recording's label to its file's path below the folder; empty where recordings have none.
         batch_sec: seconds of audio that windows run in.
     """
 
-    def __init__(
-        self,
-        encoder: EarlyExitEncoder,
-        out: Path,
-        settings: Settings,
-        outputs: Mapping[str, str],
-        batch_sec: float,
-    ):
-        self.encoder, self.out, self.settings = encoder, out, settings
-        self.outputs, self.batch_sec = outputs, batch_sec
+    def __init__(self, encoder: EarlyExitEncoder, out: Path, settings: Settings, batch_sec: float):
+        self.encoder, self.out, self.settings, self.batch_sec = encoder, out, settings, batch_sec
+        self.outputs: Mapping[str, str] = {}
+        """Of the batch at hand: a recording's label to its file's path below the folder, or to nothing."""
 
-    def encode(self, batch: Sequence[Recording], num_samples: int) -> Iterator[tuple[Recording, Row | AudioError]]:
+    def encode(self, batch: Batch) -> Iterator[Outcome]:
         """Encode recordings together and write their files, one after the other.
-
-        Args:
-            batch: the recordings; one that runs in windows is by itself.
-            num_samples: of the longest.
 
         Yields:
             Each recording, and its row or why there is none.
@@ -67,16 +72,17 @@ class BatchEncoder:
         Raises:
             OutputError: where a file cannot be written.
         """
-        window_sec = self.settings.window_sec
-        if window_sec is not None and num_samples > window_sec * self.encoder.backbone.config.sample_rate:
+        recordings, window_sec = batch.recordings, self.settings.window_sec
+        self.outputs = {one.label: output for one, output in zip(recordings, batch.outputs, strict=True)}
+        if window_sec is not None and batch.num_samples > window_sec * self.encoder.backbone.config.sample_rate:
             try:
-                yield batch[0], self._encode_in_windows(batch[0], window_sec)
+                yield recordings[0], self._encode_in_windows(recordings[0], window_sec)
             except AudioError as error:
-                yield batch[0], error
+                yield recordings[0], error
         else:
-            yield from self._encode_together(batch)
+            yield from self._encode_together(recordings)
 
-    def _encode_together(self, batch: Sequence[Recording]) -> Iterator[tuple[Recording, Row | AudioError]]:
+    def _encode_together(self, batch: Sequence[Recording]) -> Iterator[Outcome]:
         start = time.perf_counter()
         readable: list[tuple[Recording, Tensor]] = []
         for recording in batch:
@@ -182,7 +188,7 @@ class BatchEncoder:
         return Row(
             path=str(recording.path),
             channel=recording.channel,
-            output=self.outputs.get(recording.label, ""),
+            output=self.outputs[recording.label],
             duration_sec=num_samples / config.sample_rate,
             exit_layer=exit_layer,
             num_layers=config.num_layers,

@@ -61,6 +61,11 @@ class Extraction:
             ) from None
         self.by_path = {entry.path: entry for entry in entries}
         self.by_output = {entry.output: entry for entry in entries}
+        if settings.get("shards") or settings.get("store"):
+            raise UsageError(
+                f"{folder}: its features are in {settings.get('store') or 'shard files'}, and units are made of a file "
+                "for each recording: extract without shards, into a folder"
+            )
         if settings.get("channel", "mean") == "all":
             raise UsageError(f"{folder}: holds features of each channel by itself, and units are of a recording")
 

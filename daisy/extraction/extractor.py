@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,12 +15,16 @@ from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
-from daisy.extraction.batch_encoder import BatchEncoder
+from daisy.extraction.batch_encoder import Batch, BatchEncoder, Outcome
+from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
-from daisy.extraction.journal import Row, Settings
-from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.journal import STORED_DTYPES, Row, Settings
+from daisy.extraction.places import Folder, Storage, open_place
+from daisy.extraction.run_folder import INDEX_FILES, RunFolder
+from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
+from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_shards
 
 
 class Extractor:
@@ -38,6 +45,12 @@ class Extractor:
         context_sec: of each window, computed on either side and dropped.
         channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
             file of its own, ``call.0.safetensors`` and so on.
+        engine: where the encoder runs; None: in this process. `daisy.distributed.extraction.RayEngine` is a cluster's.
+        shards: write shard files of this kind, see `daisy.extraction.shard_files`, instead of a file for each
+            recording: "tar", "parquet" or "safetensors".
+        shard_mb: megabytes (10 ** 6 bytes) of states in a shard file, about.
+        store: URL of storage for the files and the index, such as ``s3://bucket/run``, which fsspec reaches; the folder
+            then has the journals, which say what is finished, and the index too.
 
     Raises:
         UsageError: on an impossible setting.
@@ -69,8 +82,16 @@ class Extractor:
         window_sec: float | None = None,
         context_sec: float = Settings.context_sec,
         channel: Channel = "mean",
+        engine: Engine | None = None,
+        shards: Literal["tar", "parquet", "safetensors"] | None = None,
+        shard_mb: float = 256.0,
+        store: str = "",
     ):
         _check_seconds(batch_sec, max_sec)
+        if shards is not None:
+            check_kind(shards)
+        if not shard_mb > 0:
+            raise UsageError(f"shard_mb must be above 0, found {shard_mb}")
         if window_sec is not None:
             if encoder.keep != "last":
                 raise UsageError("windows leave at layers of their own: they go with layers last, not all")
@@ -80,6 +101,8 @@ class Extractor:
         self.checkpoint, self.format, self.dtype = checkpoint, format, dtype
         self.context_sec = Settings.context_sec if window_sec is None else context_sec
         self.channel = channel
+        self.engine = engine or LocalEngine()
+        self.shards, self.shard_mb, self.store = shards or "", shard_mb, store
         self.settings = self.make_settings()
         self.failed: dict[str, DaisyError] = {}
 
@@ -90,6 +113,7 @@ class Extractor:
         shard: tuple[int, int] | None = None,
         overwrite: bool = False,
         progress: Callable[[int], None] = lambda count: None,
+        watch: Callable[[Row], None] = lambda row: None,
     ) -> ExtractionReport:
         """Extract what is not finished already, by this run or by any before in the same folder.
 
@@ -102,6 +126,7 @@ class Extractor:
                 once, see `Shard`. Each is given all recordings, and takes its own.
             overwrite: begin again where the folder holds another run.
             progress: called with the number of recordings just dealt with, of the shard's.
+            watch: called with the row of each recording that has just been finished.
 
         Raises:
             OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
@@ -116,16 +141,26 @@ class Extractor:
         settings = self.settings = self.make_settings()
         ours, others = take_share(recordings, share, self.channel)
         outputs = self.name_outputs([*ours, *others])
+        if self.shards == "tar":
+            outputs = {label: name_member(output) for label, output in outputs.items()}
         self.failed = {}
-        with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type) as folder:
+        place = open_place(self.out, self.store)
+        if isinstance(place, Storage):
+            place.check_writable()
+        with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            _files.remove_leftovers(
-                self.out / outputs[recording.label] for recording in unfinished if recording.label in outputs
-            )
-            self._extract(unfinished, folder, outputs, progress, num_finished=len(ours) - len(unfinished))
+            self._remove_leftovers(folder, [outputs[one.label] for one in unfinished if one.label in outputs])
+            tasks = self._make_tasks(unfinished, folder, outputs)
+            progress(len(ours) - len(unfinished) + len(self.failed))
+            self._encode(tasks, folder, progress, watch)
+            if self.engine.lost:
+                self._remove_leftovers(folder, [outputs[one.label] for one in unfinished if one.label in outputs])
             self.write_index()
+            if isinstance(place, Storage):
+                for name in INDEX_FILES:
+                    place.take(self.out / name, name)
         labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
@@ -134,17 +169,10 @@ class Extractor:
             num_resumed=len(ours) - len(unfinished),
         )
 
-    def _extract(
-        self,
-        unfinished: Sequence[Recording],
-        folder: RunFolder,
-        outputs: dict[str, str],
-        progress: Callable[[int], None],
-        *,
-        num_finished: int,
-    ) -> None:
-        """Encode recordings, longest first, and note in the folder what comes out."""
-        batch_encoder = self.make_batch_encoder(outputs)
+    def _make_tasks(
+        self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
+    ) -> Iterator[Task]:
+        """Group what can be read by length, longest first; note in the folder what cannot."""
         pending: list[Recording] = []
         lengths: list[int] = []
         for recording in unfinished:
@@ -155,14 +183,71 @@ class Extractor:
                 pending.append(recording)
             except (AudioError, OutputError) as error:
                 self._fail(folder, recording, error)
-        progress(num_finished + len(unfinished) - len(pending))
-        for indices in audio.batch_by_length(lengths, self._max_batch_samples()):
-            for recording, outcome in batch_encoder.encode([pending[i] for i in indices], lengths[indices[0]]):
-                if isinstance(outcome, Row):
-                    folder.add(outcome)
-                else:
-                    self._fail(folder, recording, outcome)
-            progress(len(indices))
+        batches = (
+            Batch(
+                recordings=[pending[i] for i in indices],
+                outputs=[outputs.get(pending[i].label, "") for i in indices],
+                num_samples=lengths[indices[0]],
+            )
+            for indices in audio.batch_by_length(lengths, self._max_batch_samples())
+        )
+        if self.shards:
+            return fill_shards(batches, self._max_shard_samples(), self._number_shards(folder))
+        return (Task(batches=[batch]) for batch in batches)
+
+    def _encode(
+        self,
+        tasks: Iterator[Task],
+        folder: RunFolder,
+        progress: Callable[[int], None],
+        watch: Callable[[Row], None],
+    ) -> None:
+        """Let the engine do tasks, and note in the folder what comes out."""
+        task_encoder = TaskEncoder(
+            self.encoder, folder.place, self.settings, self.batch_sec, self.choose_batch_encoder()
+        )
+        with contextlib.closing(self.engine.encode(task_encoder, tasks, folder.journal)) as running:
+            for outcomes in running:  # closed also where it is stopped
+                # What comes one by one is noted one by one, and what is finished together with one flush to the disk.
+                parts = [outcomes] if isinstance(outcomes, list) else ([outcome] for outcome in outcomes)
+                progress(sum(self._note(part, folder, watch) for part in parts))
+
+    def _note(self, outcomes: Sequence[Outcome], folder: RunFolder, watch: Callable[[Row], None]) -> int:
+        """Note in the folder what has come out of recordings; returns how many it was."""
+        if rows := [outcome for _, outcome in outcomes if isinstance(outcome, Row)]:
+            folder.add(*rows)
+        for recording, outcome in outcomes:
+            if isinstance(outcome, Row):
+                watch(outcome)
+            else:
+                self._fail(folder, recording, outcome)
+        return len(outcomes)
+
+    def _remove_leftovers(self, folder: RunFolder, outputs: Sequence[str]) -> None:
+        """Take away what killed processes left: half-written files, and shard files that nothing was noted of."""
+        place = folder.place
+        if not self.shards:
+            if isinstance(place, Folder):
+                _files.remove_leftovers(self.out / output for output in outputs)
+            return
+        prefix, pattern = self._name_shards(folder.shard)
+        if isinstance(place, Folder):
+            _files.remove_leftovers_of(place.root, prefix)
+        noted = {row.shard for row in folder.rows.values()}
+        for name in place.list_names(prefix):
+            if pattern.fullmatch(name) and name not in noted:
+                place.remove(name)
+
+    def _number_shards(self, folder: RunFolder) -> Iterator[str]:
+        """Make the names of the shard files to come, after those that are there."""
+        prefix, pattern = self._name_shards(folder.shard)
+        numbers = [int(match[1]) for match in (pattern.fullmatch(row.shard) for row in folder.rows.values()) if match]
+        return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
+
+    def _name_shards(self, share: Shard) -> tuple[str, re.Pattern[str]]:
+        """Say how names of a share's shard files begin, and what they are like."""
+        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
+        return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{self.shards}")
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
         message = error.message.removeprefix(f"{recording.path}: ")
@@ -173,9 +258,9 @@ class Extractor:
         """Name each recording's file, by `Recording.label`; nothing where recordings have none."""
         return name_outputs(recordings, self.settings.format)
 
-    def make_batch_encoder(self, outputs: Mapping[str, str]) -> BatchEncoder:
-        """Make what encodes recordings and stores what comes out."""
-        return BatchEncoder(self.encoder, self.out, self.settings, outputs, self.batch_sec)
+    def choose_batch_encoder(self) -> MakeBatchEncoder:
+        """Choose what encodes recordings and stores what comes out."""
+        return BatchEncoder
 
     def write_index(self) -> None:
         """Write what is made of all journals of the folder."""
@@ -195,6 +280,8 @@ class Extractor:
             context_sec=self.context_sec,
             precision=self.encoder.dtype,
             channel=self.channel,
+            shards=self.shards,
+            store=self.store,
         )
 
     def _read_length(self, recording: Recording) -> int:
@@ -214,6 +301,13 @@ class Extractor:
         """A batch's samples; what needs windows is by itself."""
         seconds = min(self.batch_sec, self.window_sec or self.batch_sec)
         return int(seconds * self.encoder.backbone.config.sample_rate)
+
+    def _max_shard_samples(self) -> int:
+        """A shard's samples, by the bytes of their states; where all layers are kept, as if all were executed."""
+        config = self.encoder.backbone.config
+        layers = 1 if self.encoder.keep == "last" else config.num_layers + 1
+        frame_bytes = layers * config.width * STORED_DTYPES[self.dtype].itemsize
+        return max(int(self.shard_mb * 1e6 / frame_bytes * config.frame_hop), 1)
 
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO
@@ -22,7 +21,7 @@ from daisy import _files
 from daisy.audio import Recording
 from daisy.audio.archives import name_as_file
 from daisy.errors import AudioError, OutputError, UsageError
-from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings
+from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings, describe_settings
 
 ROUNDED_TO_INFINITY = {"float32": math.inf, "float16": 65520.0}
 """The first number that a stored type rounds to infinity, halfway between its last one and the next there would be."""
@@ -192,4 +191,4 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
 
 
 def _make_metadata(settings: Settings, row: Row) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, **asdict(settings), **row.public()}
+    return {"format_version": FORMAT_VERSION, **describe_settings(settings), **row.public()}

@@ -129,7 +129,18 @@ def _write_csv(report: ExtractionReport, path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     channel = [] if report.settings.channel == "mean" else ["channel"]
-    columns = ["path", *channel, "output", "duration_sec", "exit_layer", "num_layers", "seconds", "window_exits"]
+    shard = ["shard"] if report.settings.shards else []
+    columns = [
+        "path",
+        *channel,
+        "output",
+        *shard,
+        "duration_sec",
+        "exit_layer",
+        "num_layers",
+        "seconds",
+        "window_exits",
+    ]
     writer.writerow([*columns, *losses])
     for row in report.rows:
         cells = ["" if value is None else f"{value:.4f}" for value in row.predicted_loss]
@@ -138,6 +149,7 @@ def _write_csv(report: ExtractionReport, path: Path) -> None:
                 row.path,
                 *([row.channel] if channel else []),
                 row.output,
+                *([row.shard] if shard else []),
                 f"{row.duration_sec:.4f}",
                 row.exit_layer,
                 row.num_layers,

@@ -48,6 +48,10 @@ class Settings:
     """What the encoder computes in."""
     channel: Channel = "mean"
     """What is heard of files of several channels."""
+    shards: str = ""
+    """Kind of shard files (`daisy.extraction.shard_files`); empty: each recording has a file of its own."""
+    store: str = ""
+    """URL of where the files are, see `daisy.extraction.places`; empty: in the run's folder."""
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", tuple(STORED_DTYPES))):
@@ -80,6 +84,13 @@ class Row:
     """When it was finished, in seconds of Unix time."""
     channel: int | None = None
     """Of the file, counted from 0; None: the mean of all."""
+    shard: str = ""
+    """The shard file that holds it, under ``output``; empty where it has a file of its own."""
+
+    @property
+    def file(self) -> str:
+        """The file that holds its features, relative to the run's folder or store; empty where there is none."""
+        return self.shard or self.output
 
     @property
     def label(self) -> str:
@@ -107,7 +118,16 @@ class Row:
         del said["source"], said["at"]
         if self.channel is None:
             del said["channel"]
+        if not self.shard:
+            del said["shard"]
         return said
+
+
+def describe_settings(settings: Settings) -> dict[str, Any]:
+    """Return what files say of a run's settings: not where they lie."""
+    said = asdict(settings)
+    del said["shards"], said["store"]
+    return said
 
 
 def stamp(recording: Recording) -> tuple[int, int]:
@@ -167,15 +187,17 @@ class Journal:
         self.header, self.rows, self.failures = make_header(settings), {}, {}
         _files.write(self.path, (json.dumps(self.header) + "\n").encode())
 
-    def add(self, event: Row | Failure) -> None:
-        """Note that a recording is finished, or has failed."""
-        if isinstance(event, Row):
-            line = asdict(event)
-            self.rows[event.label] = event
-        else:
-            line = {"path": event.path, "failed": event.reason, "at": event.at}
-            self.failures[event.path] = event
-        _files.append(self.path, json.dumps(line) + "\n", flush=True)
+    def add(self, *events: Row | Failure) -> None:
+        """Note that recordings are finished, or have failed: all of them with one flush to the disk."""
+        lines: list[dict[str, Any]] = []
+        for event in events:
+            if isinstance(event, Row):
+                lines.append(asdict(event))
+                self.rows[event.label] = event
+            else:
+                lines.append({"path": event.path, "failed": event.reason, "at": event.at})
+                self.failures[event.path] = event
+        _files.append(self.path, "".join(json.dumps(line) + "\n" for line in lines), flush=True)
 
 
 def make_header(settings: AnySettings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from daisy.audio import Recording
 from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import Failure, Journal, Row, merge, read_header, read_journal, stamp
+from daisy.extraction.places import Folder, Place, open_place
 from daisy.extraction.shards import Shard, parse_journal_name
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         shard: which share is written.
         overwrite: begin again where the folder holds another run.
         row_type: of the journals' lines.
+        place: where recordings' files are; None: in the folder.
 
     Raises:
         OutputError: on entering, where somebody else is writing the same recordings, where the folder cannot be
@@ -65,9 +67,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         *,
         overwrite: bool = False,
         row_type: type[Row] = Row,
+        place: Place | None = None,
     ):
         self.out, self.settings, self.shard, self.overwrite = out, settings, shard, overwrite
-        self.row_type = row_type
+        self.row_type, self.place = row_type, place or Folder(out)
         self.rows: dict[str, Row] = {}
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
@@ -103,12 +106,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if self._lock is not None:
             self._lock.release()
 
+    @property
+    def journal(self) -> Path:
+        """The file in which this shard's results are noted."""
+        return self._journal.path
+
     def has(self, recording: Recording) -> bool:
         """Tell whether a recording is finished, unchanged since, and its file still there."""
         row = self.rows.get(recording.label)
         if row is None or row.source != stamp(recording):
             return False
-        return not row.output or os.path.isfile(self.out / row.output)
+        return not row.file or self.place.has(row.file)
 
     def check_outputs(self, outputs: Mapping[str, str]) -> None:
         """Refuse to write over another recording's file of an earlier run.
@@ -121,12 +129,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             if taken.get(output, label) != label:
                 raise UsageError(f"{self.out / output} holds {taken[output]}, not {label}", remedy="other_out")
 
-    def add(self, row: Row) -> None:
-        """Note a finished recording."""
-        row = dataclasses.replace(row, at=self._now(row.label))
-        self._journal.add(row)
-        self.rows[row.label] = row
-        self.failures.pop(row.label, None)
+    def add(self, *rows: Row) -> None:
+        """Note finished recordings."""
+        rows = tuple(dataclasses.replace(row, at=self._now(row.label)) for row in rows)
+        self._journal.add(*rows)
+        for row in rows:
+            self.rows[row.label] = row
+            self.failures.pop(row.label, None)
 
     def fail(self, path: str, reason: str) -> None:
         """Note a recording that failed; once, where it fails in every run for the same reason."""
@@ -218,20 +227,21 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _delete_earlier_run(self) -> None:
         """Take away what earlier runs left, so that none of it is mistaken for this one's."""
+        here = Folder(self.out)
         for shard in list_journals(self.out):
             path = self.out / shard.journal
             try:
-                rows = read_journal(path).rows
+                journal = read_journal(path)
             except OutputError as error:
                 if error.remedy != "overwrite":
                     raise
-                rows = {}
-            for row in rows.values():
-                if row.output:
-                    _remove(self.out / row.output)
-            _remove(path)
+                journal = Journal(path)
+            place = open_place(self.out, journal.header.get("store", ""))
+            for file in {row.file: None for row in journal.rows.values() if row.file}:
+                place.remove(file)
+            here.remove(shard.journal)
         for name in (*INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES):  # of the other commands too
-            _remove(self.out / name)
+            here.remove(name)
 
 
 def list_journals(out: Path) -> list[Shard]:
@@ -270,13 +280,3 @@ def _list_shards(out: Path, suffix: str) -> list[Shard]:
         names = [name.removesuffix(suffix) for name in os.listdir(out) if name.endswith(suffix)]
     shards = filter(None, map(parse_journal_name, names))
     return sorted(shards, key=lambda shard: (shard.count, shard.index))
-
-
-def _remove(path: Path) -> None:
-    """Take a file away that would be mistaken for this run's: where that fails, the run must not begin."""
-    try:
-        path.unlink()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be taken away ({_files.explain(error)})") from None

@@ -124,21 +124,27 @@ class UnitEncoder:
         result = self.encoder(waveforms, num_samples)
         return [
             UnitSequence(units=units.tolist(), exit_layer=layer)
-            for units, layer in zip(self.classify(result), result.exit_layer.tolist(), strict=True)
+            for units, layer in zip(classify(self.classifier, result), result.exit_layer.tolist(), strict=True)
         ]
 
-    @torch.no_grad()
-    def classify(self, result: ExitOutput) -> list[Tensor]:
-        """Tell units (T_b,) int64, on the CPU, from what `encoder` returned: one product for each exit layer."""
-        units: list[Tensor] = [torch.empty(0)] * len(result)
-        exits = result.exit_layer.tolist()
-        for layer in sorted(set(exits)):
-            rows = [row for row, exit_layer in enumerate(exits) if exit_layer == layer]
-            frames = [result.states[row][-1] for row in rows]
-            classified = self.classifier.classify(layer, torch.cat(frames) if len(frames) > 1 else frames[0]).cpu()
-            for row, of_row in zip(rows, classified.split([len(part) for part in frames]), strict=True):
-                units[row] = of_row
-        return units
+
+@torch.no_grad()
+def classify(classifier: UnitClassifier, result: ExitOutput) -> list[Tensor]:
+    """Tell units (T_b,) int64, on the CPU, from what an encoder returned: one product for each exit layer.
+
+    Args:
+        classifier: of the states.
+        result: of a `UnitEncoder`'s encoder.
+    """
+    units: list[Tensor] = [torch.empty(0)] * len(result)
+    exits = result.exit_layer.tolist()
+    for layer in sorted(set(exits)):
+        rows = [row for row, exit_layer in enumerate(exits) if exit_layer == layer]
+        frames = [result.states[row][-1] for row in rows]
+        classified = classifier.classify(layer, torch.cat(frames) if len(frames) > 1 else frames[0]).cpu()
+        for row, of_row in zip(rows, classified.split([len(part) for part in frames]), strict=True):
+            units[row] = of_row
+    return units
 
 
 class FeedForwardEncoder(EarlyExitEncoder):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from daisy.audio import Channel, Recording
+from daisy.encoder import EarlyExitEncoder
 from daisy.extraction import Extractor
 from daisy.extraction.batch_encoder import BatchEncoder
 from daisy.extraction.journal import Row, Settings
+from daisy.extraction.tasks import MakeBatchEncoder
 from daisy.runtime.exit_output import ExitOutput
-from daisy.units.classifiers import to_text
-from daisy.units.encoder import UnitEncoder
+from daisy.units.classifiers import UnitClassifier, to_text
+from daisy.units.encoder import UnitEncoder, classify
 from daisy.units.files import check_forms, rebuild_units
 from daisy.units.rows import UnitRow, UnitSettings
 
@@ -87,9 +90,9 @@ class UnitExtractor(Extractor):
         """Name nothing: recordings have no files of their own."""
         return {}
 
-    def make_batch_encoder(self, outputs: Mapping[str, str]) -> BatchEncoder:
-        """Make what encodes recordings and tells their units."""
-        return UnitBatchEncoder(self.units, self.out, self.settings, self.batch_sec)
+    def choose_batch_encoder(self) -> MakeBatchEncoder:
+        """Choose what encodes recordings and tells their units."""
+        return partial(UnitBatchEncoder, classifier=self.units.classifier)
 
     def write_index(self) -> None:
         """Write the forms that are asked for, from the journals of all shards."""
@@ -119,19 +122,28 @@ class UnitBatchEncoder(BatchEncoder):
     """Encodes batches of recordings and tells their units.
 
     Args:
-        units: what runs.
+        encoder: what runs.
         out: the folder of the run.
         settings: of the run.
         batch_sec: seconds of audio that windows run in.
+        classifier: tells the units of its states.
     """
 
-    def __init__(self, units: UnitEncoder, out: Path, settings: Settings, batch_sec: float):
-        super().__init__(units.encoder, out, settings, {}, batch_sec)
-        self.units = units
+    def __init__(
+        self,
+        encoder: EarlyExitEncoder,
+        out: Path,
+        settings: Settings,
+        batch_sec: float,
+        *,
+        classifier: UnitClassifier,
+    ):
+        super().__init__(encoder, out, settings, batch_sec)
+        self.classifier = classifier
 
     def take(self, result: ExitOutput) -> Sequence[Tensor]:
         """Tell the units of each utterance."""
-        return self.units.classify(result)
+        return classify(self.classifier, result)
 
     def finish(self, row: Row, kept: Tensor) -> UnitRow:
         """Put the units (T,) into the recording's row."""
@@ -152,7 +164,7 @@ class _UnitGathering:
 
     def append(self, states: Tensor, layer: int) -> None:
         """Take the next (T, D) states, of some layer."""
-        self._units.append(self._encoder.units.classifier.classify(layer, states).cpu())
+        self._units.append(self._encoder.classifier.classify(layer, states).cpu())
 
     def finish(self, row: Row) -> UnitRow:
         """Put the units of all windows into the recording's row."""

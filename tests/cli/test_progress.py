@@ -142,9 +142,13 @@ def test_a_real_run_whose_output_is_no_terminal(recordings):
     done = run_python(SLOWLY, *EXTRACT, "out", "--batch-sec", "0.5", cwd=recordings)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.decode().splitlines()
-    pattern = r"extracting: ([0-3]) of 3, 0:00:0\d elapsed(, 0:00:0\d remaining)?"
+    pattern = (
+        r"extracting: ([0-3]) of 3, 0:00:0\d elapsed(, 0:00:0\d remaining)?"
+        r"(, [\d.,]+ audio hours an hour, mean exit layer \d\.\d\d)?"
+    )
     matches = [re.fullmatch(pattern, line) for line in lines]
     assert all(matches), lines
+    assert any(match[3] for match in matches), lines  # what is finished, of whose speed and depth it tells
     counts = [int(match[1]) for match in matches]
     assert counts == sorted(counts)
     assert len(counts) >= 5  # a second and a half of reading

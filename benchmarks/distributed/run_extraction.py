@@ -1,0 +1,125 @@
+"""One extraction in a process of its own; prints what it took, as JSON.
+
+    python -m benchmarks.distributed.run_extraction '{"inputs": "recordings", "out": "features", "workers": 2}'
+
+Other scripts start it so: see `Order` for what may be asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import daisy
+from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
+from benchmarks.speed.memory import read_peak_bytes
+from daisy import _files, audio, checkpoints
+from daisy.distributed.extraction import RayEngine
+from daisy.extraction import Extractor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be extracted, and how.
+
+    Args:
+        inputs: a folder or a manifest.
+        out: the folder to fill.
+        checkpoint: a bundled model's name, or a file.
+        layer: at which all recordings leave; 0: as the default policy has it.
+        workers: of Ray; 0: the local engine.
+        address: of a Ray cluster; empty: one is started.
+        batch_sec: of audio.
+        shards: kind of shard files; empty: a file each.
+        shard_mb: their size.
+        status: a file for the workers' processes, whenever something is finished; empty: none.
+    """
+
+    inputs: str
+    out: str
+    checkpoint: str = "daisy-mini"
+    layer: int = 0
+    workers: int = 0
+    address: str = ""
+    batch_sec: float = 30.0
+    shards: str = ""
+    shard_mb: float = 64.0
+    status: str = ""
+
+
+def start(order: Order) -> subprocess.Popen[str]:
+    """Begin an extraction."""
+    command = module_command("benchmarks.distributed.run_extraction", [json.dumps(asdict(order))])
+    environment = {**module_environment(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def run(order: Order) -> dict[str, Any]:
+    """Extract, and return what it took.
+
+    Returns:
+        ``seconds`` without Python's own start, ``start_sec`` of them until a worker was ready, ``peak_bytes`` of this
+        process, ``audio_sec``, ``num_recordings``, ``num_resumed``, and Ray's ``lost``, ``repeated`` and ``nodes``.
+    """
+    process = start(order)
+    text, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    result: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return result
+
+
+def extract(order: Order) -> dict[str, Any]:
+    """Do what is asked for, in this process."""
+    torch.set_num_threads(1)
+    recordings = audio.find([order.inputs])
+    policy = {"layer": order.layer} if order.layer else {}
+    encoder = daisy.load(order.checkpoint).encoder("fixed" if order.layer else "forecast", keep="last", **policy)
+    engine = RayEngine(order.address or None, workers=order.workers) if order.workers else None
+    extractor = Extractor(
+        encoder,
+        order.out,
+        checkpoint=checkpoints.digest(order.checkpoint),
+        batch_sec=order.batch_sec,
+        engine=engine,
+        shards=order.shards or None,  # type: ignore[arg-type]
+        shard_mb=order.shard_mb,
+    )
+
+    def write_status(count: int) -> None:
+        if order.status and engine is not None:
+            workers = [worker._asdict() for worker in engine.tally.workers]
+            _files.write_json(Path(order.status), {"driver": os.getpid(), "workers": workers})
+
+    begun = time.perf_counter()
+    report = extractor.run(recordings, progress=write_status)
+    seconds = time.perf_counter() - begun
+    tally = engine.tally if engine is not None else None
+    return {
+        "seconds": seconds,
+        "start_sec": tally.start_sec if tally else 0.0,
+        "peak_bytes": read_peak_bytes(),
+        "audio_sec": sum(row.duration_sec for row in report.rows),
+        "num_recordings": len(report.rows),
+        "num_resumed": report.num_resumed,
+        "lost": tally.lost if tally else 0,
+        "repeated": tally.repeated if tally else 0,
+        "nodes": len({worker.node for worker in tally.workers}) if tally else 1,
+    }
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("order", help="an Order as JSON")
+    print(json.dumps(extract(Order(**json.loads(parser.parse_args().order)))))
+
+
+if __name__ == "__main__":
+    run_script(main)

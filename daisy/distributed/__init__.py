@@ -1,0 +1,1 @@
+"""Beyond one process, on Ray (the extra ``ray``)."""

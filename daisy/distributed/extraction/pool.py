@@ -1,0 +1,198 @@
+"""A pool of Ray actors of a fixed size that replaces those that die, and does again what they were doing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from daisy.errors import DaisyError, UsageError
+
+Task = TypeVar("Task")
+QUEUE = 2
+"""Tasks that a worker has: the one that it does and the next, so that it need not wait for the driver. Of a worker that
+dies only the first is done again: the next has not begun, unless the worker died before it could send the first one's
+result."""
+MAX_FAILED_STARTS = 3
+"""Workers in a row that end before they are ready: then something is wrong with all of them."""
+START_SEC = 300.0
+"""Within which one worker at least must be ready."""
+WAIT_SEC = 5.0
+"""Between two looks at whether any worker is ready, while nothing is finished."""
+
+
+@dataclass(eq=False)
+class Attempt(Generic[Task]):
+    """A task, and how many workers have died while they did it."""
+
+    task: Task
+    deaths: int = 0
+
+
+class WorkerProcess(NamedTuple):
+    """Where a worker runs."""
+
+    node: str
+    """Ray's name of the machine."""
+    host: str
+    pid: int
+
+
+@dataclass
+class Tally:
+    """What became of a run's workers."""
+
+    start_sec: float = 0.0
+    """Until the first was ready, of a cluster that was started for the run too."""
+    end_sec: float = 0.0
+    """Until the last result, counted from the same moment."""
+    lost: int = 0
+    """Workers that died."""
+    repeated: int = 0
+    """Tasks that were begun again as their worker had died."""
+    workers: list[WorkerProcess] = field(default_factory=list)
+    """Each that was ready, in that order."""
+
+
+@dataclass(eq=False)
+class _Member(Generic[Task]):
+    """An actor, and what it has been given: the first is what it does now."""
+
+    actor: Any
+    is_ready: bool = False
+    attempts: list[Attempt[Task]] = field(default_factory=list)
+
+
+class WorkerPool(Generic[Task]):
+    """Does tasks by actors, each actor one after the other.
+
+    A killed actor, or one whose machine leaves, is replaced, and what it was doing is done by another one. While no
+    place is free for the replacement the others go on.
+
+    Args:
+        ray: the module, connected.
+        make_actor: creates an actor with the methods ``prepare()``, which returns its `WorkerProcess`, and
+            ``encode(task)``.
+        size: number of actors.
+        try_again: makes of an attempt during which a worker died those that are to follow; of none, the task is given
+            up.
+        describe: says what workers ask for, in the refusal where none starts.
+        since: moment, of `time.monotonic`, from which the tally counts; None: now.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        make_actor: Callable[[], Any],
+        size: int,
+        try_again: Callable[[Attempt[Task]], list[Attempt[Task]]],
+        describe: Callable[[], str],
+        since: float | None = None,
+    ):
+        self._ray, self._make_actor, self._try_again, self._describe = ray, make_actor, try_again, describe
+        self.size, self.tally = size, Tally()
+        self._start = time.monotonic() if since is None else since
+        self._again: deque[Attempt[Task]] = deque()
+        self._asked: dict[Any, tuple[_Member[Task], Attempt[Task] | None]] = {}
+        """Who has been asked for what, in that order; None: to get ready."""
+        self._team: list[_Member[Task]] = []
+        self._failed_starts = 0
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+        """Do tasks, taken one by one as workers have room for them.
+
+        Yields:
+            A task and its result, in the order in which they are finished; None of a task that is given up.
+
+        Raises:
+            DaisyError: that a worker raised.
+            UsageError: where no worker starts.
+        """
+        remaining = (Attempt(task) for task in tasks)
+        last_ready = time.monotonic()
+        try:
+            for _ in range(self.size):
+                self._hire()
+            while self._hand_out(remaining):
+                self._ray.wait(list(self._asked), timeout=WAIT_SEC)
+                done, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+                for reference in done:  # in the order in which they were asked for
+                    yield from self._take(reference)
+                if any(member.is_ready for member in self._team):
+                    last_ready = time.monotonic()
+                elif time.monotonic() > last_ready + START_SEC:
+                    raise UsageError(f"no worker has started within {START_SEC:.0f} s: {self._describe()}")
+        finally:
+            for member in self._team:
+                self._ray.kill(member.actor)
+
+    def _hire(self) -> None:
+        member: _Member[Task] = _Member(self._make_actor())
+        self._team.append(member)
+        self._asked[member.actor.prepare.remote()] = member, None
+
+    def _hand_out(self, remaining: Iterator[Attempt[Task]]) -> bool:
+        """Give tasks to workers that have room, evenly: nobody gets a second one before all have a first.
+
+        Returns:
+            Whether anything remains to be done.
+        """
+        for length in range(QUEUE):
+            for member in self._team:
+                if len(member.attempts) == length and member.is_ready:
+                    attempt = self._again.popleft() if self._again else next(remaining, None)
+                    if attempt is None:
+                        return any(attempt for _, attempt in self._asked.values())
+                    member.attempts.append(attempt)
+                    self._asked[member.actor.encode.remote(attempt.task)] = member, attempt
+        return True
+
+    def _take(self, reference: Any) -> Iterator[tuple[Task, Any]]:
+        """Yield a task's result; where there is none as its worker has died, see to it that it is done again."""
+        member, attempt = self._asked.pop(reference)
+        try:
+            result = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, DaisyError) else error from None
+        except self._ray.exceptions.RayError as error:  # its process or machine is gone, or cannot be reached
+            if member in self._team:
+                self._replace(member, error)
+            if attempt is not None and not self._put_back(member, attempt):
+                yield attempt.task, None
+            return
+        self._failed_starts = 0
+        if attempt is None:
+            member.is_ready = True
+            self.tally.start_sec = self.tally.start_sec or time.monotonic() - self._start
+            self.tally.workers.append(result)
+        else:
+            member.attempts.remove(attempt)
+            self.tally.end_sec = time.monotonic() - self._start
+            yield attempt.task, result
+
+    def _replace(self, member: _Member[Task], error: Exception) -> None:
+        """Get another worker for one that is dead."""
+        self._ray.kill(member.actor)  # where it only could not be reached
+        self._team.remove(member)
+        if member.is_ready:
+            self.tally.lost += 1
+        else:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                reason = str(error).strip().splitlines()[-1]
+                raise UsageError(f"{self._failed_starts} workers in a row have ended as they began: {reason}")
+        self._hire()
+
+    def _put_back(self, member: _Member[Task], attempt: Attempt[Task]) -> bool:
+        """Put back what a dead worker was asked for; False where it was begun and is given up."""
+        was_begun = member.attempts[0] is attempt
+        if not was_begun:
+            self._again.append(attempt)
+            return True
+        attempt.deaths += 1
+        following = self._try_again(attempt)
+        self.tally.repeated += bool(following)
+        self._again.extendleft(reversed(following))
+        return bool(following)

@@ -1,0 +1,52 @@
+"""What runs an extraction's tasks: this process, or others (`daisy.distributed.extraction`)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from daisy.extraction.batch_encoder import Outcome
+from daisy.extraction.tasks import Task, TaskEncoder
+
+
+class Engine(Protocol):
+    """Runs tasks, and says what came out of each."""
+
+    @property
+    def lost(self) -> int:
+        """Processes that died in the last run, and may have left half-written files."""
+        ...
+
+    def encode(
+        self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
+    ) -> Generator[Iterable[Outcome], None, None]:
+        """Encode all tasks and write their files.
+
+        Args:
+            task_encoder: what does them.
+            tasks: taken one by one, as there is somebody to do them.
+            run_file: a file of the run, in its folder: whoever sees it sees the folder.
+
+        Yields:
+            A task's outcomes, or those of a part of it, in any order of the tasks; each recording's once. What is
+            yielded is finished: its files are whole. A list is of recordings that were finished together.
+
+        Raises:
+            OutputError: where a file cannot be written.
+        """
+        ...
+
+
+class LocalEngine:
+    """Runs tasks in this process, one after the other, in their order."""
+
+    lost = 0
+
+    def encode(
+        self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
+    ) -> Generator[Iterable[Outcome], None, None]:
+        """Encode all tasks; without shard files a task's recordings are finished one by one."""
+        for task in tasks:
+            outcomes = task_encoder.encode(task)
+            yield list(outcomes) if task.shard else outcomes

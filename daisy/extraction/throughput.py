@@ -1,0 +1,46 @@
+"""How fast an extraction is while it runs, and how deep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from daisy.extraction.journal import Row
+
+
+class Throughput:
+    """Counts what is finished.
+
+    Args:
+        clock: tells the seconds since some moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._start = clock()
+        self.audio_sec = 0.0
+        self.num_recordings = 0
+        self._layers = 0.0
+
+    def add(self, row: Row) -> None:
+        """Count a recording that has just been finished."""
+        self.audio_sec += row.duration_sec
+        self.num_recordings += 1
+        self._layers += row.mean_exit_layer
+
+    @property
+    def audio_hours_an_hour(self) -> float:
+        """Since this was made."""
+        return self.audio_sec / max(self._clock() - self._start, 1e-9)
+
+    @property
+    def mean_exit_layer(self) -> float | None:
+        """Of what was counted; None before there is any."""
+        return self._layers / self.num_recordings if self.num_recordings else None
+
+    def describe(self) -> str:
+        """Make the line: "1,234 audio hours an hour, mean exit layer 6.52"; empty before there is anything."""
+        if not self.num_recordings:
+            return ""
+        rate = self.audio_hours_an_hour
+        return f"{rate:,.{0 if rate >= 100 else 1}f} audio hours an hour, mean exit layer {self.mean_exit_layer:.2f}"

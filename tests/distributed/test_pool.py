@@ -1,0 +1,71 @@
+"""The pool of actors, with actors that do little: what it does when they die or refuse."""
+
+import os
+import socket
+import time
+
+import pytest
+
+from daisy.distributed.extraction.pool import WorkerPool, WorkerProcess
+from daisy.errors import OutputError, UsageError
+
+
+class Squarer:
+    def __init__(self, starts=True):
+        if not starts:
+            raise RuntimeError("no such library")
+
+    def prepare(self):
+        return WorkerProcess("node", socket.gethostname(), os.getpid())
+
+    def encode(self, task):
+        if task == "deadly":
+            os._exit(1)
+        if task == "full":
+            raise OutputError("disk full")
+        return task * task
+
+
+def make_pool(**arguments):
+    import ray
+
+    kind = ray.remote(Squarer).options(num_cpus=1)
+    return WorkerPool(
+        ray,
+        lambda: kind.remote(**arguments),
+        size=1,
+        try_again=lambda attempt: [] if attempt.task == "deadly" else [attempt],
+        describe=lambda: "each asks for 1 core",
+    )
+
+
+def test_what_kills_workers_is_given_up_and_the_rest_done_once(cluster):
+    pool = make_pool()
+    results = list(pool.run([*range(100), "deadly", *range(100, 200)]))
+    assert sorted(task for task, _ in results if task != "deadly") == list(range(200))
+    assert all(result == task * task for task, result in results if task != "deadly")
+    assert [result for task, result in results if task == "deadly"] == [None]
+    # The worker may die before it has sent the result of the task before, which then is what it seems to have died of.
+    assert (pool.tally.lost, pool.tally.repeated) in ((1, 0), (2, 1))
+    assert len({worker.pid for worker in pool.tally.workers}) == pool.tally.lost + 1
+
+
+def test_tasks_are_taken_as_there_is_room_and_a_refusal_ends_the_run(cluster):
+    taken, pool = [], make_pool()
+    running = pool.run(taken.append(task) or task for task in [*range(20), "full", *range(20)])
+    for count in range(1, 21):
+        next(running)
+        assert len(taken) <= count + 2
+    with pytest.raises(OutputError, match="disk full"):
+        next(running)
+    assert len(taken) <= 23
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pool.tally.workers[0].pid}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_workers_that_cannot_start(cluster, monkeypatch):
+    monkeypatch.setattr("daisy.distributed.extraction.pool.MAX_FAILED_STARTS", 1)
+    with pytest.raises(UsageError, match="1 workers in a row have ended as they began: .*no such library"):
+        list(make_pool(starts=False).run([1]))

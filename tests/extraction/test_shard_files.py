@@ -1,0 +1,183 @@
+"""Shard files hold what a file for each recording would, as others' readers see it."""
+
+import csv
+import json
+import tarfile
+
+import numpy
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, load_file
+
+from daisy import EarlyExitEncoder, audio, policies
+from daisy.errors import UsageError
+from daisy.extraction import Extractor, rebuild_index
+from daisy.extraction.shard_files import KINDS, name_member
+from tests.conftest import tiny_model
+
+NAMES = ["a.wav", "b.c.wav", "sub/a.wav", "sub/b%2Ec.wav", "d.wav", "e.wav"]
+SHARD_MB = 0.008  # 62 frames of 32 numbers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("recordings")
+    generator = torch.Generator().manual_seed(0)
+    (place / "sub").mkdir()
+    for index, name in enumerate(NAMES):
+        wave = 0.1 * torch.randn(3000 + 1700 * index, generator=generator)
+        soundfile.write(place / name, wave.numpy(), 16000, subtype="FLOAT")
+    (place / "broken.wav").write_bytes(b"RIFF")
+    return place
+
+
+def extract(folder, out, keep="last", **options):
+    model = tiny_model()
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Entropy(threshold=2.0), keep=keep)
+    running = {name: options.pop(name) for name in ("overwrite", "progress", "shard") if name in options}
+    options = {"batch_sec": 0.5, "shard_mb": SHARD_MB, **options}
+    return Extractor(encoder, out, checkpoint="0" * 64, **options).run(audio.find([folder]), **running)
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory):
+    """Each recording's states, from files of their own."""
+    out = tmp_path_factory.mktemp("files")
+    return {row.path: load_file(out / row.output)["states"].numpy() for row in extract(folder, out).rows}
+
+
+def read_tar(path):
+    webdataset = pytest.importorskip("webdataset", reason="needs webdataset")
+    for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+        row = json.loads(sample["json"])
+        yield row, load(sample["safetensors"])["states"].numpy()
+
+
+def read_parquet(path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (the extra storage)")
+    for line in parquet.read_table(path).to_pylist():
+        states = numpy.frombuffer(line.pop("states"), line.pop("dtype")).reshape(line.pop("shape"))
+        yield {name: value for name, value in line.items() if (name, value) != ("channel", None)}, states
+
+
+def read_safetensors(path):
+    with safe_open(path, framework="numpy") as file:
+        rows = json.loads(file.metadata()["daisy"])["recordings"]
+        assert list(rows) == sorted(rows, key=lambda name: list(file.offset_keys()).index(name))
+        for name, row in rows.items():
+            yield row, file.get_tensor(name)
+
+
+READERS = {"tar": read_tar, "parquet": read_parquet, "safetensors": read_safetensors}
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning")  # webdataset leaves its file to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_holds_all(folder, expected, tmp_path, kind):
+    pytest.importorskip("pyarrow" if kind == "parquet" else "torch")
+    report = extract(folder, tmp_path / "out", shards=kind)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    rows = {(row["shard"], row["output"]): row for row in index["recordings"]}
+    shards = sorted({row.shard for row in report.rows})
+    assert shards == [f"shard-{number:06}.{kind}" for number in range(len(shards))]
+    assert 1 < len(shards) < len(NAMES)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*shards, "index.json", "index.csv", "journal.jsonl"]
+    )
+    assert max((tmp_path / "out" / shard).stat().st_size for shard in shards) < 1e6 * SHARD_MB + 40_000
+    seen = {}
+    for shard in shards:
+        for row, states in READERS[kind](tmp_path / "out" / shard):
+            said = dict(rows[shard, row["output"]])
+            assert said.pop("shard") == shard
+            assert row == said
+            seen[row["path"]] = states
+    assert seen.keys() == expected.keys()
+    for path, states in expected.items():
+        numpy.testing.assert_array_equal(seen[path], states)
+    lines = list(csv.DictReader((tmp_path / "out" / "index.csv").read_text().splitlines()))
+    assert {(line["shard"], line["output"]) for line in lines} == rows.keys()
+    assert [str(path).endswith("broken.wav") for path in report.failed] == [True]
+    again = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("index.*")}
+    rebuild_index(tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("index.*")} == again
+
+
+def test_all_layers_windows_and_npy(folder, expected, tmp_path):
+    report = extract(folder, tmp_path / "all", keep="all", shards="safetensors", shard_mb=1)
+    (shard,) = {row.shard for row in report.rows}
+    states = load_file(tmp_path / "all" / shard)
+    for row in report.rows:
+        assert states[row.output].shape[0] == row.exit_layer + 1
+        torch.testing.assert_close(states[row.output][-1].numpy(), expected[row.path], rtol=0, atol=0)
+    report = extract(folder, tmp_path / "windows", shards="tar", window_sec=0.3, context_sec=0.05, format="npy")
+    (row,) = [row for row in report.rows if row.path.endswith("e.wav")]
+    assert len(row.window_exits) == 3
+    with tarfile.open(tmp_path / "windows" / row.shard) as archive:
+        (tmp_path / "e.npy").write_bytes(archive.extractfile(row.output).read())
+    assert numpy.load(tmp_path / "e.npy").shape == expected[row.path].shape
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_keeps_whole_shards_and_a_lost_one_is_made_again(folder, tmp_path):
+    out, counts = tmp_path / "out", []
+
+    def stop(count):
+        counts.append(count)
+        if len(counts) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        extract(folder, out, shards="tar", progress=stop)
+    whole = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    assert len(whole) == 2
+    (out / "shard-000017.tar").write_bytes(b"written, and the run was killed before it was noted")
+    (out / "shard-of-mine.tar").write_bytes(b"somebody's")
+    (out / ".shard-000017.tar.01234567.0123456789ab.part").write_bytes(b"half")
+    report = extract(folder, out, shards="tar")
+    assert report.num_resumed == sum(counts) - 1
+    assert {name: (out / name).stat().st_mtime_ns for name in whole} == whole
+    outputs = []
+    for path in out.glob("shard-0*"):
+        with tarfile.open(path) as archive:
+            outputs += archive.getnames()
+    assert sorted(outputs) == sorted(
+        [*(row.output for row in report.rows), *(row.output.replace("safetensors", "json") for row in report.rows)]
+    )
+    assert (out / "shard-of-mine.tar").is_file()
+    assert not list(out.glob("*shard-000017*"))
+    (out / "shard-000000.tar").unlink()
+    lost = sum(row.shard == "shard-000000.tar" for row in report.rows)
+    again = extract(folder, out, shards="tar")
+    assert again.num_resumed == len(NAMES) - lost
+    assert {row.output for row in again.rows} == {row.output for row in report.rows}
+    assert all((out / row.shard).is_file() for row in again.rows)
+
+
+def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, tmp_path):
+    for index in range(2):
+        extract(folder, tmp_path, shards="safetensors", shard=(index, 2))
+    shards = sorted(path.name for path in tmp_path.glob("shard-*"))
+    assert {name[:13] for name in shards} == {"shard-0-of-2-", "shard-1-of-2-"}
+    with pytest.raises(Exception, match="holds a run with another shards"):
+        extract(folder, tmp_path)
+    extract(folder, tmp_path, overwrite=True)
+    assert not list(tmp_path.glob("shard-*"))
+
+
+def test_impossible_shards(folder, tmp_path):
+    with pytest.raises(UsageError, match="shards are tar, parquet or safetensors, found 'zip'"):
+        extract(folder, tmp_path, shards="zip")
+    with pytest.raises(UsageError, match="shard_mb must be above 0, found 0"):
+        extract(folder, tmp_path, shards="tar", shard_mb=0)
+
+
+def test_names_in_archives_stay_apart():
+    names = ["a.npy", "a.b.npy", "a%2Eb.npy", "x.y/a.b.npy"]
+    assert [name_member(name) for name in names] == ["a.npy", "a%2Eb.npy", "a%252Eb.npy", "x.y/a%2Eb.npy"]
