@@ -1,7 +1,8 @@
-"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``).
+"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and wav2vec 2.0.
 
-Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py; of those with batch norm before the
-positional convolution: its main branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
+Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py and
+fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py; of those with batch norm before the positional convolution: its main
+branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from daisy.checkpoints.converters.fairseq_configuration import (
+    name_network,
     read_backbone_fields,
     read_configuration,
+    read_blank_weight,
     read_labels,
     tells_its_shape,
 )
@@ -24,6 +27,8 @@ from daisy.checkpoints.converters.guessing import guess_backbone
 from daisy.checkpoints.converters.label_sets import LabelSets, read_label_sets, take_final_head
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
+    HUBERT,
+    HUBERT_OR_WAV2VEC2,
     NO_WEIGHT,
     POSITION,
     Config,
@@ -69,11 +74,13 @@ HEAD_RULES = (
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
     (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
 )
+PRE_TRAINING_RULES = ((r"(?:quantizer|project_q|final_proj|target_glu)\..*", None),)
+"""Of networks other than HuBERT: what tells the right frame from wrong ones, which predicts no unit."""
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
 OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
 CTC_OUTPUT = "w2v_encoder.proj."
-"""Of ``hubert_ctc``; the other names are of a decoder with attention."""
+"""Of ``hubert_ctc`` and ``wav2vec_ctc``; the other names are of a decoder with attention."""
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
 THEIR_NAMES = (
@@ -137,7 +144,18 @@ def read(
         return from_parts(None, {}, weights, sets, overrides, tokens)
     model_cfg, task_cfg = read_configuration(state)
     sets = read_label_sets(task_cfg, dictionaries, label_set)
+    if tokens is not None:
+        _add_blank_weight(weights, *read_blank_weight(state))
     return from_parts(model_cfg, task_cfg, weights, sets, tokens=tokens)
+
+
+def _add_blank_weight(weights: dict[str, Tensor], weight: float, mode: str) -> None:
+    """Put what ``wav2vec_ctc`` adds to the logit of token 0 into the output layer's bias."""
+    if weight and mode != "add":
+        raise CheckpointError(f"wav2vec_ctc with blank_mode={mode} is not supported, only add")
+    if weight:
+        bias = weights[CTC_OUTPUT + "bias"] = weights[CTC_OUTPUT + "bias"].clone()
+        bias[0] += weight
 
 
 def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) -> Tokens | None:
@@ -196,8 +214,11 @@ def from_parts(
         exits = {
             part: weights.pop(CTC_OUTPUT + part).float() for part in ("weight", "bias") if CTC_OUTPUT + part in weights
         }
-    backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg)
-    tensors, left_out = rename(_separate_batch_norm(weights), (*BACKBONE_RULES, *HEAD_RULES, *OUTPUT_RULES))
+    network = name_network(model_cfg, weights)
+    backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg, network)
+    heads = HEAD_RULES if network in (HUBERT, HUBERT_OR_WAV2VEC2) else PRE_TRAINING_RULES
+    rules = (*BACKBONE_RULES, *heads, *OUTPUT_RULES)
+    tensors, left_out = rename(_separate_batch_norm(weights), rules, network)
     fold_weight_norm(tensors)
     add_identity_projection(tensors, len(tensors["backbone.encoder.transformer.layer_norm.weight"]))
     assumed = ""
@@ -212,7 +233,7 @@ def from_parts(
     if exits and tokens is not None:
         config |= make_exits_config([backbone["num_layers"]], exits["weight"], tokens)
         tensors |= {f"ctc.classifiers.{backbone['num_layers']}.{part}": value for part, value in exits.items()}
-    return assemble(config, tensors, left_out=said, assumed=assumed)
+    return assemble(config, tensors, left_out=said, assumed=assumed, network=network)
 
 
 def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from daisy.errors import CheckpointError, unknown_name
 from daisy.models import BackboneConfig
 from daisy.models.lengths import HUBERT_CONV
 
-HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
-"""Attention heads of the published HuBERTs, which have 64, 64 and 80 channels a head: no width tells them."""
+HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16, 1920: 16}
+"""Attention heads of the published HuBERTs and XLS-Rs, 64 to 120 channels a head: no width tells them."""
 GUESSED = ("num_heads", "pre_norm", "normalize", "sample_rate")
 CAN_BE_GIVEN = (*GUESSED, "pos_groups")
 

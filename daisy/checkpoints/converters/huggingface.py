@@ -1,6 +1,6 @@
-"""Hugging Face's HuBERT: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
+"""Hugging Face's HuBERT and kin: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
 
-A wav2vec 2.0 that recognises speech is read too: it computes what a HuBERT does.
+wav2vec 2.0 computes what a HuBERT does; what its pre-training needs besides (quantizer, projections) is left out.
 
 Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py and
 transformers/models/wav2vec2/{modeling_wav2vec2,feature_extraction_wav2vec2}.py (``zero_mean_unit_var_norm``: 1e-7).
@@ -18,8 +18,10 @@ from daisy.checkpoints.converters.huggingface_ctc import is_head, read_exits
 from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
+    HUBERT,
     NO_WEIGHT,
     POSITION,
+    WAV2VEC2,
     Config,
     assemble,
     describe_keys,
@@ -48,8 +50,9 @@ RULES = (
     # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-MODEL_TYPES = ("hubert", "wav2vec2")
-PREFIX = rf"(?:{'|'.join(MODEL_TYPES)})\."
+NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2}
+"""By transformers' ``model_type``."""
+PREFIX = r"(?:hubert|wav2vec2)\."
 PREFIXED_RULES = (
     *((PREFIX + pattern, replacement) for pattern, replacement in NETWORK_RULES),
     (rf"(?!{PREFIX}).*", None),
@@ -83,16 +86,16 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
     """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in MODEL_TYPES:
+    if config.get("model_type") not in NETWORKS:
         raise CheckpointError(
-            f"config.json describes a model of type {config.get('model_type')!r}, not hubert or wav2vec2"
+            f"config.json describes a model of type {config.get('model_type')!r}; those that are read: "
+            f"{', '.join(NETWORKS)}"
         )
-    if config["model_type"] == "wav2vec2" and config.get("add_adapter"):  # HuBERT's configuration has it for nothing
-        raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
+    network = NETWORKS[config["model_type"]]
     fields = read_backbone_fields(config)
     heard, assumed = read_preprocessing(folder, fields["conv_norm"])
     state = read_weights(folder, allow_pickle)
-    tensors, left_out = rename_weights(state)
+    tensors, left_out = rename_weights(state, network)
     parts = {"backbone": {**fields, **heard}}
     exits = read_exits(state, config, folder, tokens)
     if exits is not None:
@@ -100,19 +103,15 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
         parts, tensors = {**parts, **described}, {**tensors, **classifiers}
         left_out = [key for key in left_out if not is_head(key)]
         assumed = "; ".join(note for note in (assumed, vocabulary) if note)
-    elif config["model_type"] != "hubert":
-        raise CheckpointError(
-            "a wav2vec 2.0 that does not recognise speech, or whose vocab.json is missing", remedy="tokens"
-        )
-    model = assemble(parts, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    model = assemble(parts, tensors, left_out=describe_keys(left_out), assumed=assumed, network=network)
     model.provenance["converted_from"] = name_model(folder)
     return model
 
 
-def rename_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def rename_weights(state: dict[str, Tensor], network: str = HUBERT) -> tuple[dict[str, Tensor], list[str]]:
     """Rename weights to ours, and list those that are no part of the network."""
     has_prefix = any(re.match(PREFIX, str(key)) for key in state)
-    tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES)
+    tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES, network)
     fold_weight_norm(tensors)
     return tensors, left_out
 
@@ -123,12 +122,14 @@ def read_backbone_fields(config: Config) -> Config:
     Raises:
         CheckpointError: on an option that changes the computation and is not supported.
     """
+    network = NETWORKS[config.get("model_type", "hubert")]
     for option, supported in ONLY.items():
         if (value := config.get(option, supported)) != supported:
-            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
-    for option in NONE_OF:
+            raise CheckpointError(f"{network} with {option}={value} is not supported, only {supported}")
+    # HuBERT's configuration has add_adapter for nothing.
+    for option in NONE_OF if network == HUBERT else (*NONE_OF, "add_adapter"):
         if config.get(option):
-            raise CheckpointError(f"HuBERT with {option} is not supported")
+            raise CheckpointError(f"{network} with {option} is not supported")
     norm = config.get("feat_extract_norm", "group")
     if norm not in ("group", "layer"):
         raise CheckpointError(f"feat_extract_norm must be group or layer, found {norm!r}")
@@ -147,8 +148,8 @@ def read_backbone_fields(config: Config) -> Config:
         "conv_bias": bool(config.get("conv_bias", False)),
         "pos_kernel": config.get("num_conv_pos_embeddings", 128),
         "pos_groups": config.get("num_conv_pos_embedding_groups", 16),
-        "pos_batch_norm": bool(config.get("conv_pos_batch_norm", False)),
-        "projection_norm": bool(config.get("feat_proj_layer_norm", True)),
+        "pos_batch_norm": network == HUBERT and bool(config.get("conv_pos_batch_norm", False)),
+        "projection_norm": network != HUBERT or bool(config.get("feat_proj_layer_norm", True)),
         "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
     }
 

@@ -1,4 +1,4 @@
-"""torchaudio's HuBERT state dicts: our own names behind a prefix. What they do not tell is guessed by size, or given.
+"""torchaudio's HuBERT and wav2vec 2.0 state dicts: our own names behind a prefix. What they do not tell is guessed by size, or given.
 
 Source: torchaudio 2.5, torchaudio/models/wav2vec2/model.py (``hubert_base`` … , ``hubert_pretrain_base`` …).
 """
@@ -12,7 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from daisy.checkpoints.converters.guessing import guess_backbone
-from daisy.checkpoints.converters.mapping import POSITION, assemble, describe_keys, fold_weight_norm, rename
+from daisy.checkpoints.converters.mapping import (
+    HUBERT,
+    HUBERT_OR_WAV2VEC2,
+    POSITION,
+    assemble,
+    describe_keys,
+    fold_weight_norm,
+    rename,
+)
 from daisy.checkpoints.model import Model
 
 _POSITION = r"encoder\.transformer\.pos_conv_embed\.conv\."
@@ -42,4 +50,5 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
     head = None if embeddings is None else {"num_units": embeddings.shape[0], "final_dim": embeddings.shape[1]}
     backbone, assumed = guess_backbone(tensors, overrides)
     config = {"backbone": backbone, "final_head": head}
-    return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    network = HUBERT_OR_WAV2VEC2 if head is None else HUBERT
+    return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed, network=network)
