@@ -43,7 +43,7 @@ def count_front_end_macs(config: AnyBackboneConfig) -> Cost:
         macs += outputs * kernel * channels * width
         channels = width
     macs += channels * config.width
-    macs += config.pos_kernel * config.width * config.width / config.pos_groups
+    macs += (config.pos_stack or 1) * config.pos_kernel * config.width * config.width / config.pos_groups
     return 0.0, macs, 0.0
 
 

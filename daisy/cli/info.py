@@ -69,12 +69,16 @@ def _describe_backbone(model: Model) -> Rows:
         return _describe_conformer(config)
     layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
     norms = f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"
+    if config.pos_stack is not None:
+        norms += f", {config.pos_stack} positional convolutions with norms"
     if config.pos_batch_norm:
         norms += ", batch norm before the positions"
     if not config.projection_norm:
         norms += ", none before the projection"
     if config.layer_norm_eps != BackboneConfig.layer_norm_eps:
         norms += f", epsilon {config.layer_norm_eps:g}"
+    if config.relative_buckets is not None:
+        layers += f", gated relative positions up to {config.relative_max_distance} frames"
     normalised = f", normalised (epsilon {config.normalize_eps:g})" if config.normalize else ""
     frames = f"a frame of {config.frame_span} samples every {config.frame_hop}"
     return [("layers", layers), ("norms", norms), ("input", f"{config.sample_rate} Hz{normalised}; {frames}")]

@@ -1,8 +1,11 @@
-"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and wav2vec 2.0.
+"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and its kin.
+
+wav2vec 2.0 has names of its own only for what pre-trains it. WavLM as its authors publish it has fairseq's names too.
 
 Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py and
 fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py; of those with batch norm before the positional convolution: its main
-branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
+branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``); of WavLM: microsoft/unilm, wavlm/{WavLM,modules}.py, as
+s3prl 0.4.18 has them.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 from daisy.checkpoints.converters.fairseq_configuration import (
     name_network,
     read_backbone_fields,
-    read_configuration,
     read_blank_weight,
+    read_configuration,
     read_labels,
     tells_its_shape,
 )
@@ -31,6 +34,9 @@ from daisy.checkpoints.converters.mapping import (
     HUBERT_OR_WAV2VEC2,
     NO_WEIGHT,
     POSITION,
+    POSITION_STACK,
+    RELATIVE,
+    WAVLM,
     Config,
     add_identity_projection,
     assemble,
@@ -61,8 +67,12 @@ BACKBONE_RULES = (
     (r"encoder\.pos_conv\.batch_norm\.(.*)", BATCH_NORM + r"\1"),
     (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+    (r"encoder\.pos_conv\.(\d+)\.0\.(weight|bias)", POSITION_STACK + r"\1.\2"),
     (r"encoder\.layer_norm\.(weight|bias)", r"backbone.encoder.transformer.layer_norm.\1"),
     (_LAYER + r"self_attn\.([kvq]|out)_proj\.(weight|bias)", _OUR_LAYER + r"attention.\2_proj.\3"),
+    (r"encoder\.layers\.0\.self_attn\.relative_attention_bias\.weight", RELATIVE),
+    (_LAYER + r"self_attn\.grep_linear\.(weight|bias)", _OUR_LAYER + r"attention.gate.gru_rel_pos_linear.\2"),
+    (_LAYER + r"self_attn\.grep_a", _OUR_LAYER + "attention.gate.gru_rel_pos_const"),
     (_LAYER + r"self_attn_layer_norm\.(weight|bias)", _OUR_LAYER + r"layer_norm.\2"),
     (_LAYER + r"fc1\.(weight|bias)", _OUR_LAYER + r"feed_forward.intermediate_dense.\2"),
     (_LAYER + r"fc2\.(weight|bias)", _OUR_LAYER + r"feed_forward.output_dense.\2"),
@@ -74,8 +84,11 @@ HEAD_RULES = (
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
     (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
 )
-PRE_TRAINING_RULES = ((r"(?:quantizer|project_q|final_proj|target_glu)\..*", None),)
-"""Of networks other than HuBERT: what tells the right frame from wrong ones, which predicts no unit."""
+PRE_TRAINING_RULES = (
+    (r"(?:quantizer|project_q|final_proj|target_glu)\..*", None),
+    (r"_ema", None),  # data2vec's teacher, an average of what the network was
+)
+"""Of networks that predict no units."""
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
 OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
@@ -216,7 +229,7 @@ def from_parts(
         }
     network = name_network(model_cfg, weights)
     backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg, network)
-    heads = HEAD_RULES if network in (HUBERT, HUBERT_OR_WAV2VEC2) else PRE_TRAINING_RULES
+    heads = HEAD_RULES if network in (HUBERT, HUBERT_OR_WAV2VEC2, WAVLM) else PRE_TRAINING_RULES
     rules = (*BACKBONE_RULES, *heads, *OUTPUT_RULES)
     tensors, left_out = rename(_separate_batch_norm(weights), rules, network)
     fold_weight_norm(tensors)
@@ -254,6 +267,10 @@ def weights(model: Model) -> dict[str, Tensor]:
         CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
     """
     config = model.hubert.config
+    if config.relative_buckets is not None or config.pos_stack is not None:
+        raise CheckpointError(
+            "has the positions of WavLM or data2vec, for which fairseq's HuBERT has no place: cannot be written for it"
+        )
     if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != FAIRSEQ_EPS:
         raise CheckpointError(
             "fairseq's HuBERT has no batch norm before the positional convolution, always a layer norm before the "

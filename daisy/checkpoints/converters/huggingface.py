@@ -2,7 +2,9 @@
 
 wav2vec 2.0 computes what a HuBERT does; what its pre-training needs besides (quantizer, projections) is left out.
 
-Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py and
+Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py,
+transformers/models/wavlm/{configuration_wavlm,modeling_wavlm}.py,
+transformers/models/data2vec/{configuration_data2vec_audio,modeling_data2vec_audio}.py and
 transformers/models/wav2vec2/{modeling_wav2vec2,feature_extraction_wav2vec2}.py (``zero_mean_unit_var_norm``: 1e-7).
 """
 
@@ -18,10 +20,14 @@ from daisy.checkpoints.converters.huggingface_ctc import is_head, read_exits
 from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
+    DATA2VEC,
     HUBERT,
     NO_WEIGHT,
     POSITION,
+    POSITION_STACK,
+    RELATIVE,
     WAV2VEC2,
+    WAVLM,
     Config,
     assemble,
     describe_keys,
@@ -41,8 +47,11 @@ NETWORK_RULES = (
     (_POSITION + r"(weight|bias)", POSITION + r"\1"),
     (_POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (_POSITION + r"(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.(weight|bias)", POSITION_STACK + r"\1.\2"),
     (_BATCH_NORM + r"num_batches_tracked", NO_WEIGHT),
     (_BATCH_NORM + r"(.*)", BATCH_NORM + r"\1"),
+    (r"encoder\.layers\.0\.attention\.rel_attn_embed\.weight", RELATIVE),
+    (r"(encoder)\.(layers\.\d+\.attention)\.(gru_rel_pos_.*)", r"backbone.\1.transformer.\2.gate.\3"),
     (r"encoder\.(layer_norm\..*|layers\..*)", r"backbone.encoder.transformer.\1"),
 )
 RULES = (
@@ -50,9 +59,9 @@ RULES = (
     # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
-NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2}
+NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2, "wavlm": WAVLM, "data2vec-audio": DATA2VEC}
 """By transformers' ``model_type``."""
-PREFIX = r"(?:hubert|wav2vec2)\."
+PREFIX = r"(?:hubert|wav2vec2|wavlm|data2vec_audio)\."
 PREFIXED_RULES = (
     *((PREFIX + pattern, replacement) for pattern, replacement in NETWORK_RULES),
     (rf"(?!{PREFIX}).*", None),
@@ -130,19 +139,19 @@ def read_backbone_fields(config: Config) -> Config:
     for option in NONE_OF if network == HUBERT else (*NONE_OF, "add_adapter"):
         if config.get(option):
             raise CheckpointError(f"{network} with {option} is not supported")
-    norm = config.get("feat_extract_norm", "group")
+    norm = "layer" if network == DATA2VEC else config.get("feat_extract_norm", "group")
     if norm not in ("group", "layer"):
         raise CheckpointError(f"feat_extract_norm must be group or layer, found {norm!r}")
     conv = CONVOLUTIONS | {key: config[key] for key in CONVOLUTIONS if key in config}
     if len({len(values) for values in conv.values()}) > 1:
         counts = ", ".join(f"{name} has {len(values)} values" for name, values in conv.items())
         raise CheckpointError(f"config.json: {counts}: as many as convolutions are wanted of each")
-    return {
+    fields = {
         "num_layers": config.get("num_hidden_layers", 12),
         "width": config.get("hidden_size", 768),
         "ffn_width": config.get("intermediate_size", 3072),
         "num_heads": config.get("num_attention_heads", 12),
-        "pre_norm": bool(config.get("do_stable_layer_norm", False)),
+        "pre_norm": network != DATA2VEC and bool(config.get("do_stable_layer_norm", False)),
         "conv_layers": list(zip(conv["conv_dim"], conv["conv_kernel"], conv["conv_stride"], strict=True)),
         "conv_norm": norm,
         "conv_bias": bool(config.get("conv_bias", False)),
@@ -152,6 +161,13 @@ def read_backbone_fields(config: Config) -> Config:
         "projection_norm": network != HUBERT or bool(config.get("feat_proj_layer_norm", True)),
         "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
     }
+    if network == WAVLM:
+        fields["relative_buckets"] = config.get("num_buckets", 320)
+        fields["relative_max_distance"] = config.get("max_bucket_distance", 800)
+    if network == DATA2VEC:  # the same name is of their kernel in other networks
+        fields["pos_stack"] = config.get("num_conv_pos_embeddings", 5)
+        fields["pos_kernel"] = config.get("conv_pos_kernel_size", 19)
+    return fields
 
 
 def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:

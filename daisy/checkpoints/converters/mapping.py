@@ -31,6 +31,9 @@ Config = dict[str, Any]
 POSITION = "backbone.encoder.transformer.pos_conv_embed.conv."
 MASK_EMBEDDING = "backbone.mask_embedding"
 BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
+POSITION_STACK = "backbone.encoder.transformer.pos_conv_embed.convs."
+RELATIVE = "backbone.encoder.transformer.rel_attn_embed.weight"
+"""WavLM's biases of distances, which all layers share; other libraries keep them in the first layer."""
 
 
 def rename(tensors: Mapping[str, Tensor], rules: Rules, network: str = HUBERT) -> tuple[dict[str, Tensor], list[str]]:
