@@ -10,6 +10,7 @@ import torch
 import daisy
 from daisy import EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert
+from tests.conftest import randomise
 from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options
 
 
@@ -75,6 +76,31 @@ def test_labels_masks_and_weights(corpus, tmp_path):
     assert len(losses(log, "valid")) >= 1
     heads = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True).heads
     assert heads.config.num_units == 11  # the teacher's width: 7 labels and 4 special symbols
+
+
+def test_heads_on_a_converted_wavlm(corpus, programs, tmp_path):
+    """Two updates, from the folder of transformers itself; the checkpoint keeps what the network is."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, conv_dim=[16] * 7)
+    config = transformers.WavLMConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    model = randomise(transformers.WavLMModel(config)).eval()
+    for part in (model, transformers.Wav2Vec2FeatureExtractor(do_normalize=False)):
+        part.save_pretrained(tmp_path / "wavlm")
+    options = [*heads_options(corpus, tmp_path / "run", 2), "--labels", '["km"]', "--target", "labels"]
+    options[options.index("--hubert-path") + 1] = tmp_path / "wavlm"
+    options[options.index("--validate-interval-updates") + 1] = 2
+    log = command(programs / "fairseq-train", *options)
+    assert losses(log, "valid")
+    trained = convert(tmp_path / "run" / "checkpoint_last.pt", allow_pickle=True)
+    assert trained.heads.config.num_units == 11
+    assert trained.backbone.config.relative_buckets == 320
+    assert trained.provenance["network"] == "WavLM"
+    wave = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(wave[None]).last_hidden_state[0]
+    out = trained.encoder(policies.Fixed(layer=2), scores=["entropy"])([wave])
+    assert (out.states[0][-1] - expected).abs().max() < 1e-4 * expected.std()
+    assert out.scores["entropy"].isfinite().all()
 
 
 def test_hydra(corpus, tmp_path):

@@ -19,7 +19,7 @@ from daisy.checkpoints.converters.reading import to_plain
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV
 
-ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "quantize_input": False}
+ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "quantize_input": False, "crop_seq_to_multiple": 1}
 """Options that change the computation, with the one value that is supported."""
 NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2, "data2vec_audio": DATA2VEC}
 """By the name of fairseq's model, of pre-training; in ``_name``, formerly ``arch``."""
@@ -139,9 +139,7 @@ def read_backbone_fields(model_cfg: Config, task_cfg: Config, network: str = HUB
     }
     if model_cfg.get("relative_position_embedding"):
         if not model_cfg.get("gru_rel_pos"):
-            raise CheckpointError(
-                f"{network} with relative_position_embedding and without gru_rel_pos is not supported"
-            )
+            raise CheckpointError(f"{network} with relative_position_embedding without gru_rel_pos is not supported")
         fields["relative_buckets"] = model_cfg.get("num_buckets", 320)
         fields["relative_max_distance"] = model_cfg.get("max_distance", 1280)
     if (depth := model_cfg.get("pos_conv_depth", 1)) > 1:

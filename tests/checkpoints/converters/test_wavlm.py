@@ -111,7 +111,7 @@ def test_options_of_the_published_form(published, tmp_path):
     with pytest.raises(CheckpointError, match=r"rel_attn_embed\.weight"):
         convert(path)
     torch.save({**state, "cfg": {**state["cfg"], "gru_rel_pos": False}}, path)
-    with pytest.raises(CheckpointError, match="WavLM with relative_position_embedding and without gru_rel_pos is not"):
+    with pytest.raises(CheckpointError, match="WavLM with relative_position_embedding without gru_rel_pos is not"):
         convert(path)
     torch.save({**state, "cfg": {**state["cfg"], "relative_position_embedding": False}}, path)
     with pytest.raises(CheckpointError, match=r"rel_attn_embed\.weight|gru_rel_pos"):
