@@ -37,7 +37,7 @@ def find_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tens
     return torch.where(frames < exact, frames, far) + half * (distances > 0)
 
 
-class RelativePositions(nn.Embedding):
+class RelativePositions(nn.Module):
     """The biases of distances, of each attention head.
 
     Args:
@@ -47,13 +47,14 @@ class RelativePositions(nn.Embedding):
     """
 
     def __init__(self, num_buckets: int, max_distance: int, num_heads: int):
-        super().__init__(num_buckets, num_heads)
-        self.max_distance = max_distance
+        super().__init__()
+        self.num_buckets, self.max_distance = num_buckets, max_distance
+        self.weight = nn.Parameter(torch.randn(num_buckets, num_heads))
 
     def list_biases(self, length: int) -> Tensor:
         """Return the biases of the distances ``1 - length`` to ``length - 1``, (H, 2 ``length`` - 1)."""
         distances = torch.arange(1 - length, length, device=self.weight.device)
-        return F.embedding(find_buckets(distances, self.num_embeddings, self.max_distance), self.weight).T
+        return F.embedding(find_buckets(distances, self.num_buckets, self.max_distance), self.weight).T
 
     def forward(self, length: int) -> Tensor:
         """Return the biases of all pairs of T frames, as `view_backwards` has them: (H, T, T)."""

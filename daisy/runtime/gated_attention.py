@@ -59,7 +59,8 @@ class PackedGate:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute gates (F, H) of what comes into attention (F, D)."""
         sums = F.linear(x.unflatten(1, (len(self.constant), -1)), self.weight, self.bias).sigmoid()
-        return sums[..., 0] * (sums[..., 1] * self.constant - 1) + 2
+        gates: Tensor = sums[..., 0] * (sums[..., 1] * self.constant - 1) + 2
+        return gates
 
 
 def attend_gated(projected: Tensor, gates: Tensor, layout: PackedLayout, positions: PackedBiases) -> Tensor:
@@ -92,19 +93,20 @@ def _attend_in_blocks(utterance: Tensor, gates: Tensor, biases: Tensor, rows: Te
     queries, keys, values = utterance.contiguous()
     backwards, transposed_keys, gates = queries.flip(1), keys.transpose(1, 2), gates.T.flip(1)[..., None]
     mixed = torch.empty_like(queries)
-    for heads, block in _cut_blocks(*queries.shape[:2], queries.shape[1], BLOCK_WEIGHTS):
+    num_heads, length, _ = queries.shape
+    for heads, block in _cut_blocks(num_heads, length, BLOCK_WEIGHTS):
         weights = backwards[heads, block] @ transposed_keys[heads]
         weights.addcmul_(gates[heads, block], biases[heads, block])
         mixed[heads, block] = weights.softmax(-1) @ values[heads]
     rows.copy_(mixed.flip(1).transpose(0, 1))
 
 
-def _cut_blocks(num_heads: int, num_queries: int, num_keys: int, budget: int) -> Iterator[tuple[slice, slice]]:
+def _cut_blocks(num_heads: int, length: int, budget: int) -> Iterator[tuple[slice, slice]]:
     """Cut heads and queries so that each part has no more weights than the budget, where `MIN_BLOCK_QUERIES` allow."""
-    heads = max(1, min(num_heads, budget // (num_queries * num_keys)))
-    queries = num_queries if heads > 1 else max(MIN_BLOCK_QUERIES, budget // num_keys)
+    heads = max(1, min(num_heads, budget // length**2))
+    queries = length if heads > 1 else max(MIN_BLOCK_QUERIES, budget // length)
     for head in range(0, num_heads, heads):
-        for query in range(0, num_queries, queries):
+        for query in range(0, length, queries):
             yield slice(head, head + heads), slice(query, query + queries)
 
 

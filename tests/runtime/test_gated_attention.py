@@ -42,7 +42,7 @@ def attend_plainly(heard, projected, relative, gate, lengths):
     rows = []
     for x, part in zip(heard.split(lengths), projected.split(lengths), strict=True):
         frames = torch.arange(len(x))
-        buckets = find_buckets(frames[None] - frames[:, None], relative.num_embeddings, relative.max_distance)
+        buckets = find_buckets(frames[None] - frames[:, None], relative.num_buckets, relative.max_distance)
         biases = relative.weight[buckets].permute(2, 0, 1)
         queries, keys, values = part.unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)
         weights = queries @ keys.transpose(1, 2) + gate(x[None])[0] * biases

@@ -16,8 +16,15 @@ from typing import Any
 
 from torch import Tensor
 
+from daisy.checkpoints.converters import huggingface_whisper
 from daisy.checkpoints.converters.huggingface_ctc import is_head, read_exits
-from daisy.checkpoints.converters.huggingface_folder import find_snapshot, name_model, read_json, read_weights
+from daisy.checkpoints.converters.huggingface_folder import (
+    PREPROCESSORS,
+    find_snapshot,
+    name_model,
+    read_json,
+    read_weights,
+)
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
     DATA2VEC,
@@ -36,7 +43,7 @@ from daisy.checkpoints.converters.mapping import (
 )
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
-from daisy.models import Tokens
+from daisy.models import Tokens, WhisperConfig
 
 _POSITION = r"encoder\.pos_conv_embed\.conv\."
 _BATCH_NORM = r"encoder\.pos_conv_embed\.batch_norm\."
@@ -68,8 +75,6 @@ PREFIXED_RULES = (
 )
 """Where names begin with the prefix, whatever has another name is no part of the network, a second encoder too."""
 NORMALIZE_EPS = 1e-7
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""The second has the first's content under "feature_extractor": what transformers 5 writes for a whole processor."""
 CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
 ONLY = {
     "hidden_act": "gelu",
@@ -95,10 +100,14 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
     """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
+    if config.get("model_type") == WhisperConfig.kind:
+        model = huggingface_whisper.read(folder, allow_pickle)
+        model.provenance["converted_from"] = name_model(folder)
+        return model
     if config.get("model_type") not in NETWORKS:
         raise CheckpointError(
             f"config.json describes a model of type {config.get('model_type')!r}; those that are read: "
-            f"{', '.join(NETWORKS)}"
+            f"{', '.join((*NETWORKS, WhisperConfig.kind))}"
         )
     network = NETWORKS[config["model_type"]]
     fields = read_backbone_fields(config)
