@@ -156,7 +156,7 @@ class EarlyExitEncoder(nn.Module):
 
     @property
     def packed(self) -> tuple[PackedBackbone, PackedHeads | PackedCTCHeads | None]:
-        """Backbone and heads laid out for speed, as their weights are now; a Conformer and Whisper have no such form."""
+        """Backbone and heads laid out for speed, as their weights are now; Conformers and Whisper have no such form."""
         assert isinstance(self.backbone, Backbone)
         return pack_backbone(self.backbone, self.dtype), pack_heads(self.heads, self.dtype)
 

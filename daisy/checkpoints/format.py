@@ -6,8 +6,8 @@ of tensors and configuration (`ContentDigest`), which older files do not have. R
 (`CTCHeadsConfig`), ``tokens`` (``symbols``, ``blank``, and ``sentencepiece``, a model in base64, or null) and
 ``ctc_policies``; with attention decoders also ``decoders`` (`DecodersConfig`). A Conformer's ``backbone``
 (`ConformerConfig`) has ``kind``, "conformer", Whisper's (`WhisperConfig`) "whisper"; without it is one of HuBERT's kin.
-Tensors: ``backbone.*`` under torchaudio's
-names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float type, read as float32.
+Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float
+type, read as float32.
 """
 
 from __future__ import annotations

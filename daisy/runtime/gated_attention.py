@@ -78,7 +78,7 @@ def attend_gated(projected: Tensor, gates: Tensor, layout: PackedLayout, positio
     split = projected.unflatten(1, (3, gates.shape[1], -1))  # (F, 3, H, D / H)
     if projected.device.type != "cpu":
         return _attend_padded(split, gates, layout, positions)
-    mixed = split.new_empty(len(split), *split.shape[2:])
+    mixed: Tensor = split.new_empty(len(split), *split.shape[2:])
     mixed[layout.total :] = 0
     lengths = layout.seqlens_list
     utterances = split[: layout.total].permute(1, 2, 0, 3).split(lengths, dim=2)
