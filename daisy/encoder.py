@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from daisy.errors import CheckpointError, PolicyError, UsageError
-from daisy.models import Backbone, Conformer, CTCHeads
+from daisy.models import Backbone, Conformer, CTCHeads, Whisper
 from daisy.models.heads import missing_heads
 from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.lengths import count_frames
@@ -22,7 +22,13 @@ from daisy.runtime.batches import split_batch
 from daisy.runtime.cuda_graphs import make_layer_runner
 from daisy.runtime.dtypes import Precision, cast_precision, parse_dtype, without_cast
 from daisy.runtime.exit_output import ExitOutput
-from daisy.runtime.layer_runner import ConformerLayerRunner, LayerRunner, PackedLayerRunner, PlainLayerRunner
+from daisy.runtime.layer_runner import (
+    ConformerLayerRunner,
+    LayerRunner,
+    PackedLayerRunner,
+    PlainLayerRunner,
+    WhisperLayerRunner,
+)
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 from daisy.runtime.packing_cache import forget_packed, pack_backbone, pack_heads
@@ -40,8 +46,8 @@ class EarlyExitEncoder(nn.Module):
     may sum in another order, on CUDA devices also from one call to the next.
 
     Args:
-        backbone: the layers, of a HuBERT or of a Conformer. The latter runs as plain modules on padded batches, in
-            float32, whatever ``fast`` says.
+        backbone: the layers, of a HuBERT, of a Conformer or of Whisper's encoder. The latter two run as plain modules
+            on padded batches, in float32, whatever ``fast`` says.
         heads: the exit heads, or CTC exits; None where neither the policy nor ``scores`` reads any.
         policy: decides who leaves (`daisy.policies`); may be set later, as an attribute.
         keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
@@ -150,7 +156,7 @@ class EarlyExitEncoder(nn.Module):
 
     @property
     def packed(self) -> tuple[PackedBackbone, PackedHeads | PackedCTCHeads | None]:
-        """Backbone and heads laid out for speed, as their weights are now; a Conformer has no such form."""
+        """Backbone and heads laid out for speed, as their weights are now; Conformers and Whisper have no such form."""
         assert isinstance(self.backbone, Backbone)
         return pack_backbone(self.backbone, self.dtype), pack_heads(self.heads, self.dtype)
 
@@ -187,8 +193,8 @@ class EarlyExitEncoder(nn.Module):
                 leaves; a GPU may still be computing.
 
         Raises:
-            AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame, or (on the CPU,
-                where looking is cheap) samples that are no numbers.
+            AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame or longer than
+                Whisper's window, or (on the CPU, where looking is cheap) samples that are no numbers.
         """
         utterances = split_batch(waveforms, num_samples, mask, self.backbone.config.frame_span)
         utterances = [waveform.to(self.backbone.device) for waveform in utterances]
@@ -255,8 +261,9 @@ class EarlyExitEncoder(nn.Module):
         if not self.fast:
             if self.backbone.dtype != torch.float32:
                 raise UsageError(f"plain modules {self._why_plain()} need float32 weights, found {self.backbone.dtype}")
-            kind = PlainLayerRunner if isinstance(self.backbone, Backbone) else ConformerLayerRunner
-            return kind(self.backbone, self.heads, self.score_names, self.score_stride, self.exits)
+            return self._choose_plain_runner()(
+                self.backbone, self.heads, self.score_names, self.score_stride, self.exits
+            )
         backbone, heads = self.packed
         if self._runner is None or self._runner.parts != (backbone, heads):
             self._runner = make_layer_runner(backbone, heads, self.score_names, self.score_stride, self.exits)
@@ -274,8 +281,15 @@ class EarlyExitEncoder(nn.Module):
         if not self.fast and dtype != "float32":
             raise UsageError(f"plain modules {self._why_plain()} compute in float32, not in {dtype}")
 
+    def _choose_plain_runner(self) -> type[PlainLayerRunner]:
+        if isinstance(self.backbone, Conformer):
+            return ConformerLayerRunner
+        return WhisperLayerRunner if isinstance(self.backbone, Whisper) else PlainLayerRunner
+
     def _why_plain(self) -> str:
-        return "(fast=False)" if isinstance(self.backbone, Backbone) else "(as all of a Conformer)"
+        if isinstance(self.backbone, Backbone):
+            return "(fast=False)"
+        return "(as all of a Conformer)" if isinstance(self.backbone, Conformer) else "(as all of Whisper)"
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_runner": None}  # CUDA graphs cannot be copied
@@ -296,7 +310,9 @@ def _check_fit(backbone: AnyBackbone, heads: AnyHeads, score_stride: int) -> Non
             f"of {wanted[0]} layers of width {wanted[1]}"
         )
     if heads.config.reads == "feed_forward" and not isinstance(backbone, Backbone):
-        raise CheckpointError("exit heads that read the feed-forward output are for HuBERT, not for a Conformer")
+        raise CheckpointError(
+            "exit heads that read the feed-forward output are for HuBERT, not for a Conformer or Whisper"
+        )
     if score_stride > 1 and isinstance(heads, CTCHeads) and len(heads.attentions):
         raise PolicyError(f"CTC exits with attention look at every frame: score_stride must be 1, found {score_stride}")
 

@@ -13,7 +13,7 @@ from daisy.checkpoints.converters import convert
 from daisy.checkpoints.converters.plugin import STATE_KEY
 from daisy.checkpoints.format import ASSETS
 from daisy.errors import CheckpointError, UsageError
-from daisy.models import LayerLosses
+from daisy.models import Backbone, LayerLosses
 from daisy.models.head_losses import compute_head_losses
 from daisy.models.heads import ExitHeads, HeadsConfig
 from fairseq_plugins.compatibility import mask_indices
@@ -56,6 +56,8 @@ class DaisyHubert(BaseFairseqModel):
             return cls(cfg, checkpoints.build(task.state.state_dict[STATE_KEY]))
         parts = read_backbone(cfg.hubert_path)
         check_sample_rate(cfg.hubert_path, parts, task)
+        if cfg.mask_prob and not isinstance(parts.backbone, Backbone):
+            raise UsageError("mask_prob is for HuBERT and its kin, whose pre-training masks frames: leave it 0")
         parts.heads = ExitHeads(
             HeadsConfig(
                 num_layers=parts.backbone.config.num_layers,

@@ -81,6 +81,12 @@ KINDS = {"post-norm": POST_NORM, "pre-norm": PRE_NORM, "odd": ODD}
 RARE = dict(pos_batch_norm=True, projection_norm=False, layer_norm_eps=0.05, normalize=True, normalize_eps=1e-7)
 RARE_KINDS = {name: dataclasses.replace(config, **RARE) for name, config in list(KINDS.items())[:2]}
 """What transformers has, and neither torchaudio nor fairseq."""
+KIN_KINDS = {
+    "WavLM": dataclasses.replace(POST_NORM, relative_buckets=16, relative_max_distance=30),
+    "WavLM, pre-norm": dataclasses.replace(PRE_NORM, relative_buckets=320, relative_max_distance=800),
+    "data2vec": dataclasses.replace(POST_NORM, conv_norm="layer", pos_stack=3, pos_kernel=5),
+}
+"""Networks that differ from HuBERT in positions alone."""
 
 
 @pytest.fixture(params=KINDS, ids=str)

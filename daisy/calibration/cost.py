@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
-from daisy.models import ConformerConfig, HeadsConfig
+from daisy.models import ConformerConfig, HeadsConfig, WhisperConfig
 from daisy.models.conformer_config import MELS_BETWEEN_FRAMES
 from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads, AnyHeadsConfig
+from daisy.models.whisper_config import FFT_SIZE
 from daisy.policies import Deadline, Never, Policy
 from daisy.runtime.dtypes import Precision
 
@@ -31,19 +32,23 @@ def count_front_end_macs(config: AnyBackboneConfig) -> Cost:
     """Count the convolutions, projection to the layers' width, and positional convolution; or a Conformer's spectra.
 
     A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
-    A Fourier transform of N samples is N log2 N.
+    A Fourier transform of N samples is N log2 N. Whisper's window is computed whatever is in it.
     """
     if isinstance(config, ConformerConfig):
         spectrum = config.fft_size * math.log2(config.fft_size) + (config.fft_size // 2 + 1) * config.num_mels
         convolutions = 3 * config.width * (2 * config.num_mels + config.width)
         return 0.0, MELS_BETWEEN_FRAMES * spectrum + convolutions, 0.0
+    if isinstance(config, WhisperConfig):
+        spectrum = FFT_SIZE * math.log2(FFT_SIZE) + (FFT_SIZE // 2 + 1) * config.num_mels
+        convolutions = 3 * config.width * (2 * config.num_mels + config.width)
+        return config.window_frames * (2 * spectrum + convolutions), 0.0, 0.0
     channels, macs, outputs = 1, 0.0, config.frame_hop
     for width, kernel, stride in config.conv_layers:
         outputs //= stride
         macs += outputs * kernel * channels * width
         channels = width
     macs += channels * config.width
-    macs += config.pos_kernel * config.width * config.width / config.pos_groups
+    macs += (config.pos_stack or 1) * config.pos_kernel * config.width * config.width / config.pos_groups
     return 0.0, macs, 0.0
 
 
@@ -66,6 +71,10 @@ def count_layer_macs(config: AnyBackboneConfig, heads: AnyHeadsConfig | None = N
         classifiers = len(heads.layers) * heads.width * heads.num_tokens / score_stride
         per_frame += (classifiers + attentive * projections) / heads.num_layers
         per_pair += attentive * 2 * heads.inner_width / heads.num_layers
+    if isinstance(config, WhisperConfig):  # heads read the utterance's frames only
+        of_layer = 4.0 * config.width**2 + 2.0 * config.width * config.ffn_width
+        window = config.window_frames
+        return window * of_layer + window**2 * 2.0 * config.width, per_frame - of_layer, per_pair - 2.0 * config.width
     return 0.0, per_frame, per_pair
 
 

@@ -5,8 +5,9 @@ Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`
 of tensors and configuration (`ContentDigest`), which older files do not have. Recognisers have three more: ``ctc``
 (`CTCHeadsConfig`), ``tokens`` (``symbols``, ``blank``, and ``sentencepiece``, a model in base64, or null) and
 ``ctc_policies``; with attention decoders also ``decoders`` (`DecodersConfig`). A Conformer's ``backbone``
-(`ConformerConfig`) has ``kind``, "conformer"; without it is a HuBERT's. Tensors: ``backbone.*`` under torchaudio's
-names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float type, read as float32.
+(`ConformerConfig`) has ``kind``, "conformer", Whisper's (`WhisperConfig`) "whisper"; without it is one of HuBERT's kin.
+Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float
+type, read as float32.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from daisy.models import (
     FinalHead,
     HeadsConfig,
     Tokens,
+    Whisper,
+    WhisperConfig,
 )
 from daisy.models.kinds import AnyBackbone
 from daisy.policies import make_policy
@@ -96,6 +99,8 @@ def _build_backbone(config: dict[str, Any]) -> AnyBackbone:
     kind = config.get("kind", "hubert")
     if kind == ConformerConfig.kind:
         return Conformer(ConformerConfig.from_dict(config))
+    if kind == WhisperConfig.kind:
+        return Whisper(WhisperConfig.from_dict(config))
     if kind != "hubert":
         raise CheckpointError(f"a backbone of kind {kind!r}, which this daisy does not know; update daisy")
     return Backbone(BackboneConfig.from_dict({key: value for key, value in config.items() if key != "kind"}))

@@ -17,12 +17,14 @@ from daisy.errors import CheckpointError, PolicyError
 from daisy.models import (
     AttentionDecoders,
     Backbone,
+    BackboneConfig,
     ConformerConfig,
     CTCHeads,
     CTCHeadsConfig,
     ExitHeads,
     FinalHead,
     Tokens,
+    Whisper,
 )
 from daisy.models.heads import missing_heads
 from daisy.models.kinds import AnyBackbone, AnyHeads
@@ -41,7 +43,7 @@ class Model(nn.Module):
     ``to`` (or `daisy.load`) is what the encoders made afterwards compute in.
 
     Args:
-        backbone: the layers, of a HuBERT or of a Conformer.
+        backbone: the layers, of a HuBERT, of a Conformer or of Whisper.
         heads: the exit heads; None where there are none.
         final_head: HuBERT's own prediction head; None where the source had none (fine-tuned models, Hugging Face).
         policies: default settings of policies for this model, by policy name.
@@ -101,10 +103,11 @@ class Model(nn.Module):
         """The backbone, for what is of HuBERT only.
 
         Raises:
-            CheckpointError: where it is a Conformer.
+            CheckpointError: where it is another.
         """
         if not isinstance(self.backbone, Backbone):
-            raise CheckpointError("this checkpoint's backbone is a Conformer, and a HuBERT is wanted")
+            other = "Whisper" if isinstance(self.backbone, Whisper) else "a Conformer"
+            raise CheckpointError(f"this checkpoint's backbone is {other}, and a HuBERT is wanted")
         return self.backbone
 
     @property
@@ -266,7 +269,9 @@ class Model(nn.Module):
 
     def __repr__(self) -> str:
         config, heads = self.backbone.config, self.heads
-        norm = "Conformer" if isinstance(config, ConformerConfig) else "pre-norm" if config.pre_norm else "post-norm"
+        norm = "pre-norm" if config.pre_norm else "post-norm"
+        if not isinstance(config, BackboneConfig):
+            norm = "Conformer" if isinstance(config, ConformerConfig) else "Whisper's encoder"
         shown = (
             f"{heads.config.num_units} units" + (", loss regressors" if heads.regressors else "") if heads else "none"
         )

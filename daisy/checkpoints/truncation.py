@@ -12,7 +12,16 @@ from torch import nn
 from daisy import _files
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError, PolicyError
-from daisy.models import AttentionDecoders, Backbone, Conformer, ConformerConfig, CTCHeads, ExitHeads
+from daisy.models import (
+    AttentionDecoders,
+    Backbone,
+    Conformer,
+    ConformerConfig,
+    CTCHeads,
+    ExitHeads,
+    Whisper,
+    WhisperConfig,
+)
 from daisy.models.kinds import AnyBackbone
 from daisy.policies import POLICIES, make_policy
 from daisy.policies.rules import LookAhead
@@ -26,7 +35,7 @@ def truncate(model: Model, layer: int) -> Model:
     prediction head of the whole model's last layer goes.
 
     Args:
-        model: with heads on units or CTC exits, of HuBERT or of a Conformer.
+        model: with heads on units or CTC exits, of HuBERT, of a Conformer or of Whisper.
         layer: which becomes the last: of a recogniser one with an exit, else any.
 
     Returns:
@@ -85,7 +94,10 @@ def _cut_backbone(backbone: AnyBackbone, layer: int) -> AnyBackbone:
     else:
         loses_norm = config.pre_norm and layer < config.num_layers
         final_norm = config.final_norm and not loses_norm
-        cut = Backbone(dataclasses.replace(config, num_layers=layer, final_norm=final_norm))
+        if isinstance(config, WhisperConfig):
+            cut = Whisper(dataclasses.replace(config, num_layers=layer, final_norm=final_norm))
+        else:
+            cut = Backbone(dataclasses.replace(config, num_layers=layer, final_norm=final_norm))
     _take_weights(cut, backbone)
     return cut
 

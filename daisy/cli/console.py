@@ -27,6 +27,7 @@ HINTS: dict[Remedy, str] = {
     "ctc": "train them with the fairseq plugin (daisy_ctc)",
     "float32": "use --dtype float32 with another --out",
     "full_precision": "leave --half out",
+    "in_windows": "give --window SEC, or split it",
     "label_set": "leave --label-set out",
     "layer": "add --layer N",
     "list": "make one of those files: daisy manifest FILES --root FOLDER --out NAME.tsv",

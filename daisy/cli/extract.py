@@ -216,9 +216,11 @@ def run_extraction(
     task: str = "extracting",
 ) -> ExtractionReport:
     """Extract with progress shown, under a name; Ctrl-C is one line and exit status 130."""
+    from daisy.extraction.throughput import Throughput
+
     shard = (share.index, share.count)
+    throughput = throughput or Throughput()
     try:
-        throughput = throughput or Throughput()
         with track(task, len(ours), throughput.describe) as advance:
             return extractor.run(
                 [*ours, *others], shard=shard, overwrite=overwrite, progress=advance, watch=throughput.add

@@ -12,7 +12,7 @@ from daisy.cli.options import DEFAULT_CHECKPOINT
 
 if TYPE_CHECKING:
     from daisy.checkpoints import Model
-    from daisy.models import ConformerConfig
+    from daisy.models import ConformerConfig, WhisperConfig
 
 Rows = list[tuple[str, str]]
 
@@ -61,20 +61,34 @@ def _describe_conformer(config: ConformerConfig) -> Rows:
     return [("layers", layers), ("kind", kind), ("input", f"{config.sample_rate} Hz, {mel}; {frames}")]
 
 
+def _describe_whisper(config: WhisperConfig) -> Rows:
+    layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
+    seconds = config.max_samples / config.sample_rate
+    kind = f"Whisper's encoder, which hears {seconds:g} s at once, with silence where a recording is shorter"
+    spectra = f"log-mel of {config.num_mels} bands; a frame every {config.frame_hop} samples"
+    return [("layers", layers), ("kind", kind), ("input", f"{config.sample_rate} Hz, {spectra}")]
+
+
 def _describe_backbone(model: Model) -> Rows:
-    from daisy.models import BackboneConfig, ConformerConfig
+    from daisy.models import BackboneConfig, ConformerConfig, WhisperConfig
 
     config = model.backbone.config
     if isinstance(config, ConformerConfig):
         return _describe_conformer(config)
+    if isinstance(config, WhisperConfig):
+        return _describe_whisper(config)
     layers = f"{config.num_layers} of width {config.width}, {config.num_heads} heads, feed-forward {config.ffn_width}"
     norms = f"{'pre' if config.pre_norm else 'post'}-norm layers, {config.conv_norm} norm in the convolutions"
+    if config.pos_stack is not None:
+        norms += f", {config.pos_stack} positional convolutions with norms"
     if config.pos_batch_norm:
         norms += ", batch norm before the positions"
     if not config.projection_norm:
         norms += ", none before the projection"
     if config.layer_norm_eps != BackboneConfig.layer_norm_eps:
         norms += f", epsilon {config.layer_norm_eps:g}"
+    if config.relative_buckets is not None:
+        layers += f", gated relative positions up to {config.relative_max_distance} frames"
     normalised = f", normalised (epsilon {config.normalize_eps:g})" if config.normalize else ""
     frames = f"a frame of {config.frame_span} samples every {config.frame_hop}"
     return [("layers", layers), ("norms", norms), ("input", f"{config.sample_rate} Hz{normalised}; {frames}")]

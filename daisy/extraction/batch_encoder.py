@@ -19,6 +19,8 @@ from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.feature_files import StreamedFeatures, write_features
 from daisy.extraction.journal import Row, Settings, stamp
+from daisy.models import WhisperConfig
+from daisy.models.whisper import describe_too_long
 from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
 
@@ -138,6 +140,8 @@ class BatchEncoder:
                 f"too short: {len(waveform)} samples at {config.sample_rate} Hz, "
                 f"one frame needs {config.frame_span} ({milliseconds:.0f} ms)"
             )
+        if isinstance(config, WhisperConfig) and len(waveform) > config.max_samples:
+            raise AudioError(describe_too_long(len(waveform), config), remedy="in_windows")
         return waveform
 
     def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -149,7 +149,8 @@ def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tupl
     """Load a HuBERT of any form, and compute what tells it from others."""
     if kind == "hubert folder":
         backbone = checkpoints.convert(name, allow_pickle=allow_pickle).hubert
-        digest = ContentDigest.of(asdict(backbone.config), backbone.state_dict())
+        shape = {**backbone.config.to_dict(), "final_norm": backbone.config.final_norm}  # of HuBERTs the same as ever
+        digest = ContentDigest.of(shape, backbone.state_dict())
         return backbone.to(device), digest
     path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
     try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
+from daisy.models import WhisperConfig
 from daisy.models.kinds import AnyBackboneConfig
 from daisy.models.lengths import count_frames
 
@@ -44,7 +45,7 @@ def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) 
     """Convert a window and its context to frames.
 
     Raises:
-        UsageError: where the context leaves nothing to keep.
+        UsageError: where the context leaves nothing to keep, or Whisper cannot hear so long a window.
     """
     if not (math.isfinite(window_sec) and math.isfinite(context_sec)):
         raise UsageError(f"window and context must be seconds, found {window_sec:g} and {context_sec:g}")
@@ -55,6 +56,11 @@ def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) 
         raise UsageError(f"a window must have a frame ({1 / per_second:g} s), and its context none or more, {given}")
     if length - 2 * context < 1:
         raise UsageError(f"a window of {window_sec:g} s with {context_sec:g} s of context on each side keeps nothing")
+    if isinstance(config, WhisperConfig) and length > config.window_frames:
+        raise UsageError(
+            f"a window of {window_sec:g} s, more than the {config.max_samples / config.sample_rate:g} s that Whisper "
+            "hears at once"
+        )
     return length, context
 
 

@@ -109,8 +109,17 @@ def _choose_policy(model: Model, policies: dict[str, Any], wanted: str) -> str:
 def _make_config(model: Model, policies: dict[str, Any], exit_policy: str, dtype: torch.dtype) -> dict[str, Any]:
     """What config.json says."""
     if not isinstance(model.backbone, Backbone):
-        raise CheckpointError("this checkpoint's backbone is a Conformer, and a HuBERT is wanted")
-    fields = {FIELDS.get(name, name): value for name, value in vars(model.backbone.config).items()}
+        raise CheckpointError(
+            f"this checkpoint's backbone is a {type(model.backbone).__name__}, and a HuBERT is wanted"
+        )
+    config = model.backbone.config
+    if config.relative_buckets is not None or config.pos_stack is not None:
+        raise CheckpointError("the exported code is of HuBERT and wav2vec 2.0, not of WavLM's or data2vec's positions")
+    fields = {
+        FIELDS.get(name, name): value
+        for name, value in vars(config).items()
+        if name not in ("relative_buckets", "relative_max_distance", "pos_stack")
+    }
     heads = model.heads
     return {
         "model_type": "daisy",

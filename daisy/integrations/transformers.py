@@ -38,8 +38,10 @@ def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | Non
     config = _read_config(model)
     fields = huggingface.read_backbone_fields(config)
     heard, assumed = _read_preprocessing(feature_extractor, fields["conv_norm"])
-    tensors, left_out = huggingface.rename_weights(model.state_dict())
-    taken = assemble({"backbone": {**fields, **heard}}, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    network = huggingface.NETWORKS[config["model_type"]]
+    tensors, left_out = huggingface.rename_weights(model.state_dict(), network)
+    parts = {"backbone": {**fields, **heard}}
+    taken = assemble(parts, tensors, left_out=describe_keys(left_out), assumed=assumed, network=network)
     taken.provenance["converted_from"] = f"transformers {type(model).__name__}"
     name = getattr(model, "name_or_path", "")
     if name:
@@ -53,11 +55,9 @@ def _read_config(model: Any) -> dict[str, Any]:
     """The configuration of a model that is supported."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
-    if config is None or kind not in huggingface.MODEL_TYPES:
+    if config is None or kind not in huggingface.NETWORKS:
         what = f"a model of type {kind!r}" if kind else f"a {type(model).__name__}"
-        raise CheckpointError(f"{what} is not supported: known are transformers' hubert and wav2vec2")
-    if kind == "wav2vec2" and config.add_adapter:
-        raise CheckpointError("wav2vec 2.0 with add_adapter is not supported")
+        raise CheckpointError(f"{what} is not supported: known are transformers' {', '.join(huggingface.NETWORKS)}")
     values: dict[str, Any] = config.to_dict()
     return values
 

@@ -1,4 +1,4 @@
-"""The networks: HuBERT, Conformer, and the light heads on them, as plain torch modules."""
+"""The networks: HuBERT and its kin, Conformer, Whisper's encoder; the light heads on them; as plain torch modules."""
 
 from daisy.models.attention_decoders import AttentionDecoders, DecodersConfig
 from daisy.models.config import BackboneConfig
@@ -11,6 +11,8 @@ from daisy.models.hubert import Backbone
 from daisy.models.losses import UnitLoss, unit_loss
 from daisy.models.packing import PackedLayout
 from daisy.models.tokens import Tokens
+from daisy.models.whisper import Whisper
+from daisy.models.whisper_config import WhisperConfig
 
 __all__ = [
     "AttentionDecoders",
@@ -30,5 +32,7 @@ __all__ = [
     "PackedLayout",
     "Tokens",
     "UnitLoss",
+    "Whisper",
+    "WhisperConfig",
     "unit_loss",
 ]

@@ -1,4 +1,4 @@
-"""The shape of a HuBERT."""
+"""The shape of a HuBERT, and of the networks that differ from it in positions alone: WavLM, data2vec."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, comp
 
 FAIRSEQ_EPS = 1e-5
 """Of every norm of fairseq's, and of its normalising of waveforms."""
+
+SINCE_THE_FIRST_FORM = ("final_norm", "relative_buckets", "relative_max_distance", "pos_stack")
+"""Fields that a file's metadata has only where a network has other values than HuBERT."""
 
 
 def is_count(value: object) -> bool:
@@ -69,13 +72,19 @@ class BackboneConfig:
     """Added to the waveform's variance there: fairseq's 1e-5, Hugging Face's 1e-7. It decides on quiet recordings."""
     sample_rate: int = 16000
     """Hz."""
+    relative_buckets: int | None = None
+    """WavLM's buckets of distances between frames, each with a bias to attention [num_buckets]; None: no such bias."""
+    relative_max_distance: int = 800
+    """Frames from which all distances are in one bucket [max_distance]; 800 in WavLM."""
+    pos_stack: int | None = None
+    """data2vec's positional convolutions, one after the other, each with a norm [pos_conv_depth]; None: HuBERT's one,
+    without a norm."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds; of a model that was not cut the same as ever."""
+        """Return what a checkpoint's metadata holds; of a whole HuBERT the same as ever."""
         values = dataclasses.asdict(self)
-        if self.final_norm:
-            del values["final_norm"]
-        return values
+        unlike = {field.name for field in dataclasses.fields(self) if values[field.name] != field.default}
+        return {name: value for name, value in values.items() if name in unlike or name not in SINCE_THE_FIRST_FORM}
 
     def norms_after(self, layer: int) -> bool:
         """Tell whether the states of a layer, 1 to L, pass the final norm."""
@@ -133,13 +142,26 @@ class BackboneConfig:
             wrong.append(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if not wrong and self.width % self.pos_groups:
             wrong.append(f"width {self.width} is not a multiple of pos_groups {self.pos_groups}")
+        if not wrong and self.pos_stack is not None and self.pos_batch_norm:
+            wrong.append("pos_stack and pos_batch_norm exclude each other")
+        if not wrong and self.relative_buckets is not None:
+            wrong += self._find_relative_faults(self.relative_buckets)
         if wrong:
             raise CheckpointError("backbone configuration: " + "; ".join(wrong))
+
+    def _find_relative_faults(self, buckets: int) -> list[str]:
+        if buckets % 4:
+            return [f"relative_buckets {buckets} is not a multiple of 4"]
+        if self.relative_max_distance <= buckets // 4:
+            return [f"relative_max_distance {self.relative_max_distance} is within relative_buckets {buckets} / 4"]
+        return []
 
     def _find_fault(self, name: str, kind: str) -> str | None:
         """Say what is wrong with one field, whose type is ``kind``; None where nothing is."""
         value = getattr(self, name)
-        if kind == "int":
+        if kind == "int | None" and value is None:
+            return None
+        if kind in ("int", "int | None"):
             wanted, fits = "a whole number, at least 1", is_count(value)
         elif kind == "float":
             wanted, fits = "a number of at least 0, below 1", is_number(value) and 0 <= value < 1

@@ -18,7 +18,7 @@ from daisy.models.modules import Encoder, FeatureExtractor
 
 
 class Backbone(nn.Module):
-    """A HuBERT that is run stage by stage.
+    """A HuBERT, or a network of its kin (wav2vec 2.0, WavLM, data2vec), that is run stage by stage.
 
         states, num_frames = backbone(waveforms, num_samples)            # layers 0 to L
 
@@ -162,7 +162,8 @@ class Backbone(nn.Module):
         valid = self._valid(num_frames, length)
         mask = None if valid is None else valid[:, None, None, :].expand(-1, 1, length, length)
         transformer = self.encoder.transformer
-        states, feed_forward = transformer.layers[layer - 1](states, mask)
+        bias = None if transformer.rel_attn_embed is None else transformer.rel_attn_embed(length)
+        states, feed_forward = transformer.layers[layer - 1](states, mask, bias)
         if self.config.norms_after(layer):
             states = transformer.layer_norm(states)
         return states, feed_forward

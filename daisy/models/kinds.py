@@ -1,4 +1,4 @@
-"""What the exit loop runs: backbones of both kinds, and heads of both kinds.
+"""What the exit loop runs: backbones of all kinds, and heads of both kinds.
 
 A backbone has ``config`` (``num_layers``, ``width``, ``sample_rate``, and the frame arithmetic of ``conv_layers``,
 ``frame_hop`` and ``frame_span``), ``front_end``, ``embed``, ``layer``, ``device`` and ``dtype``. Heads have ``config``
@@ -13,8 +13,10 @@ from daisy.models.conformer_config import ConformerConfig
 from daisy.models.ctc_heads import CTCHeads, CTCHeadsConfig
 from daisy.models.heads import ExitHeads, HeadsConfig
 from daisy.models.hubert import Backbone
+from daisy.models.whisper import Whisper
+from daisy.models.whisper_config import WhisperConfig
 
-AnyBackbone = Backbone | Conformer
-AnyBackboneConfig = BackboneConfig | ConformerConfig
+AnyBackbone = Backbone | Conformer | Whisper
+AnyBackboneConfig = BackboneConfig | ConformerConfig | WhisperConfig
 AnyHeads = ExitHeads | CTCHeads
 AnyHeadsConfig = HeadsConfig | CTCHeadsConfig

@@ -1,4 +1,4 @@
-"""The modules of a HuBERT, with torchaudio's parameter names; they run plainly, and hooks on them fire.
+"""The modules of a HuBERT and its kin, with torchaudio's parameter names; they run plainly, and hooks on them fire.
 
 Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference; what torchaudio has not (the
 batch norm before the positional convolution, norms left out, their epsilon): transformers 4.57 and 5.20,
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.models.config import BackboneConfig
+from daisy.models.relative_positions import PositionGate, RelativePositions
 
 
 class ConvLayerNorm(nn.LayerNorm):
@@ -126,26 +127,82 @@ class PositionalConvolution(nn.Module):
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention of each frame to all frames of its utterance."""
+class PositionalStack(nn.Module):
+    """data2vec's positions: convolutions one after the other, each followed by a norm without weights and GELU.
 
-    def __init__(self, width: int, num_heads: int):
+    Matched behaviour: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec2.py (``make_conv_block``); transformers 4.57,
+    transformers/models/data2vec/modeling_data2vec_audio.py.
+    """
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        width, kernel = config.width, config.pos_kernel
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.pos_groups)
+            for _ in range(config.pos_stack or 0)
+        )
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Convolve (B, T, D) to (B, T, D); arguments as of `PositionalConvolution`."""
+        for conv in self.convs:
+            y = conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+            x = norm_and_gelu(y)
+            if valid is not None:
+                x = x * valid[..., None]  # the next convolution pads with zeros
+        return x
+
+
+def norm_and_gelu(x: Tensor) -> Tensor:
+    """Apply what follows each convolution of `PositionalStack`."""
+    return F.gelu(F.layer_norm(x, x.shape[-1:]))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of each frame to all frames of its utterance.
+
+    Args:
+        width: D.
+        num_heads: H.
+        gated: whether a bias for relative positions is added, times a gate.
+    """
+
+    def __init__(self, width: int, num_heads: int, gated: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.gate = PositionGate(width // num_heads, num_heads) if gated else None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend: (B, T, D) to (B, T, D); ``mask`` (B, 1, T, T) bool is True where a frame may be looked at."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Attend: (B, T, D) to (B, T, D).
+
+        Args:
+            x: what comes in.
+            mask: (B, 1, T, T) bool, True where a frame may be looked at; the same for all that look.
+            bias: (H, T, T) for relative positions, of `RelativePositions`; with a gate only.
+        """
         queries, keys, values = (
             projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        if self.gate is not None and bias is not None:
+            mixed = self._mix_with_positions(queries, keys, values, mask, self.gate(x), bias)
+        else:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return output
+
+    @staticmethod
+    def _mix_with_positions(
+        queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, gates: Tensor, bias: Tensor
+    ) -> Tensor:
+        """Mix values (B, H, T, D / H) with weights to which gates (B, H, T, 1) times biases are added."""
+        gated = gates.flip(2) * bias  # whose queries run backwards
+        if mask is not None:
+            gated = gated.masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(queries.flip(2), keys, values, attn_mask=gated).flip(2)
 
 
 class FeedForward(nn.Module):
@@ -168,26 +225,27 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.attention = SelfAttention(config.width, config.num_heads)
+        self.attention = SelfAttention(config.width, config.num_heads, gated=config.relative_buckets is not None)
         self.layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.feed_forward = FeedForward(config.width, config.ffn_width)
         self.final_layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
 
-    def forward(self, states: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
             states: (B, T, D).
             mask: (B, 1, T, T) bool, True where a frame may be looked at; None where all may.
+            bias: of `SelfAttention`.
 
         Returns:
             The layer's output, and the feed-forward block's before residual and norm, both (B, T, D).
         """
         if self.pre_norm:
-            attended = states + self.attention(self.layer_norm(states), mask)
+            attended = states + self.attention(self.layer_norm(states), mask, bias)
             feed_forward = self.feed_forward(self.final_layer_norm(attended))
             return attended + feed_forward, feed_forward
-        attended = self.layer_norm(states + self.attention(states, mask))
+        attended = self.layer_norm(states + self.attention(states, mask, bias))
         feed_forward = self.feed_forward(attended)
         return self.final_layer_norm(attended + feed_forward), feed_forward
 
@@ -197,9 +255,14 @@ class Transformer(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.pos_conv_embed = PositionalConvolution(config)
+        self.pos_conv_embed = (PositionalConvolution if config.pos_stack is None else PositionalStack)(config)
         self.layer_norm = nn.LayerNorm(config.width, config.layer_norm_eps)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.rel_attn_embed = (
+            None
+            if config.relative_buckets is None
+            else RelativePositions(config.relative_buckets, config.relative_max_distance, config.num_heads)
+        )
 
 
 class Encoder(nn.Module):

@@ -57,6 +57,7 @@ class PackedLayout(FrameLayout):
     Args:
         num_frames: (B,) int64 on the CPU, frames of each utterance.
         device: of the frames.
+        members: (B,) int64 on the CPU, which of a larger batch's utterances they are; None: all of it.
 
     Example:
         >>> import torch
@@ -68,13 +69,19 @@ class PackedLayout(FrameLayout):
         tensor([2., 2.])
     """
 
-    def __init__(self, num_frames: Tensor, device: torch.device | str = "cpu"):
+    def __init__(self, num_frames: Tensor, device: torch.device | str = "cpu", members: Tensor | None = None):
         self.num_frames, self.device = num_frames, torch.device(device)
+        self._members = members
         self._strided: dict[int, PackedLayout] = {}
         self._strided_rows: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.num_frames)
+
+    @property
+    def members(self) -> Tensor:
+        """(B,) int64 on the CPU: which they are of the batch that they were selected from, rising."""
+        return torch.arange(len(self)) if self._members is None else self._members
 
     @cached_property
     def seqlens_list(self) -> list[int]:
@@ -131,7 +138,7 @@ class PackedLayout(FrameLayout):
 
     def select(self, stay: Tensor) -> PackedLayout:
         """Lay out some of the utterances, (B,) bool on the CPU."""
-        return PackedLayout(self.num_frames[stay], self.device)
+        return PackedLayout(self.num_frames[stay], self.device, self.members[stay])
 
     def select_rows(self, rows: Tensor, stay: Tensor) -> Tensor:
         """Copy the rows (F, ...) of some of the utterances, (B,) bool on the CPU."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from daisy.models import Backbone, Conformer
+from daisy.models import Backbone, Conformer, Whisper
 from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.policies.scores import COMPARING, SCORES, WITHOUT_HEADS, HeadOutputs, Heads
@@ -192,6 +192,33 @@ class ConformerLayerRunner(PlainLayerRunner):
         if layout.device.type != "cpu":
             return [list(range(len(layout)))]
         return group_by_length(layout.seqlens_list)
+
+
+class WhisperLayerRunner(PlainLayerRunner):
+    """Whisper's layers, which go on hearing the silence after an utterance that nobody else sees.
+
+    Whole windows are kept from layer to layer, of those who are still there.
+    """
+
+    _windows: Tensor
+    _members: Tensor
+
+    def begin(self, waveforms: Sequence[Tensor], layout: PackedLayout) -> Tensor:
+        assert isinstance(self.backbone, Whisper)
+        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
+        padded = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        features, num_frames = self.backbone.front_end(padded, num_samples)
+        self._windows, self._members = self.backbone.embed(features, num_frames), layout.members
+        return layout.unpad(self._windows)
+
+    def layer(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
+        assert isinstance(self.backbone, Whisper)
+        if len(layout) < len(self._members):
+            kept = torch.isin(self._members, layout.members)
+            self._windows, self._members = self._windows[kept.to(self._windows.device)], layout.members
+        self._windows = self.backbone.layer(layer, self._windows, layout.num_frames)
+        states = layout.unpad(self._windows)
+        return self._score(layer, states, states, layout, previous_units)
 
 
 def group_by_length(lengths: Sequence[int]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.models import Backbone, BackboneConfig
-from daisy.models.modules import FixedBatchNorm, TransformerLayer
+from daisy.models.modules import FixedBatchNorm, PositionalConvolution, PositionalStack, TransformerLayer, norm_and_gelu
 from daisy.models.packing import FrameLayout, PackedLayout
 from daisy.runtime.attention import attend
 from daisy.runtime.convolution import FourierConv
@@ -22,6 +22,7 @@ from daisy.runtime.cpu_front_end import CpuFrontEnd
 from daisy.runtime.cuda_front_end import CudaFrontEnd
 from daisy.runtime.dtypes import STATE_DTYPES, Precision, parse_dtype, to_floating
 from daisy.runtime.front_end import FrontEnd
+from daisy.runtime.gated_attention import PackedBiases, PackedGate, attend_gated
 from daisy.runtime.linear import make_linear, pack_linear, padded_view
 from daisy.runtime.private_ops import has_varlen_attention
 
@@ -50,22 +51,28 @@ class PackedBackbone:
         transformer = backbone.encoder.transformer
         self.feature_norm = None if projection.layer_norm is None else PackedNorm(projection.layer_norm, self.dtype)
         self.projection = pack_linear(projection.projection, to_floating(precision))
-        positions, batch_norm = transformer.pos_conv_embed.conv, transformer.pos_conv_embed.batch_norm
-        self.positional = FourierConv(positions.weight, positions.bias, self.config.pos_groups)
-        self.position_norm = None if batch_norm is None else PackedBatchNorm(batch_norm)
+        positions = transformer.pos_conv_embed
+        self.positional: PackedPositions | PackedPositionStack = (
+            PackedPositionStack(positions, self.config.pos_groups)
+            if isinstance(positions, PositionalStack)
+            else PackedPositions(positions, self.config.pos_groups)
+        )
         self.norm = PackedNorm(transformer.layer_norm, self.dtype)
-        self.layers = [PackedLayer(layer, self.config, precision) for layer in transformer.layers]
+        biases = transformer.rel_attn_embed
+        relative = None if biases is None else PackedBiases(biases, self.dtype)
+        self.layers = [PackedLayer(layer, self.config, precision, relative) for layer in transformer.layers]
 
     @property
     def supports_varlen(self) -> bool:
         """Whether the host needs no utterance's length to run a layer, which then can be captured."""
+        if self.config.relative_buckets is not None:  # for whose biases that kernel has no place
+            return False
         return has_varlen_attention(self.device, self.dtype, self.config.width // self.config.num_heads)
 
     def embed(self, features: Tensor, layout: FrameLayout) -> Tensor:
         """Turn what `front_end` makes of waveforms, features (F, C), into layer 0 (F, D)."""
         projected = self.projection(features if self.feature_norm is None else self.feature_norm(features))
-        heard = projected if self.position_norm is None else self.position_norm(projected)
-        states = projected + F.gelu(self.positional(heard, layout)).to(self.dtype)
+        states = projected + self.positional(projected, layout).to(self.dtype)
         return states if self.config.pre_norm else self.norm(states)
 
     def layer(
@@ -112,10 +119,41 @@ class PackedBatchNorm:
         return torch.addcmul(self.shift, x.float(), self.gain)
 
 
+class PackedPositions:
+    """HuBERT's positional convolution, and the norm before it where there is one."""
+
+    def __init__(self, module: PositionalConvolution, groups: int):
+        self.conv = FourierConv(module.conv.weight, module.conv.bias, groups)
+        self.norm = None if module.batch_norm is None else PackedBatchNorm(module.batch_norm)
+
+    def __call__(self, x: Tensor, layout: FrameLayout) -> Tensor:
+        """Convolve (F, D) to float32 (F, D)."""
+        return F.gelu(self.conv(x if self.norm is None else self.norm(x), layout))
+
+
+class PackedPositionStack:
+    """data2vec's positional convolutions."""
+
+    def __init__(self, module: PositionalStack, groups: int):
+        self.convs = [FourierConv(conv.weight, conv.bias, groups) for conv in module.convs]
+
+    def __call__(self, x: Tensor, layout: FrameLayout) -> Tensor:
+        """Convolve (F, D) to float32 (F, D)."""
+        for conv in self.convs:
+            x = norm_and_gelu(conv(x, layout))
+        return x
+
+
 class PackedLayer:
     """A transformer layer, with one product for queries, keys and values."""
 
-    def __init__(self, layer: TransformerLayer, config: BackboneConfig, precision: Precision):
+    def __init__(
+        self,
+        layer: TransformerLayer,
+        config: BackboneConfig,
+        precision: Precision,
+        relative: PackedBiases | None = None,
+    ):
         attention = layer.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with the keys are weights
@@ -132,6 +170,8 @@ class PackedLayer:
         self.norm, self.final_norm = PackedNorm(layer.layer_norm, dtype), PackedNorm(layer.final_layer_norm, dtype)
         self.num_heads, self.pre_norm = config.num_heads, config.pre_norm
         self.one_by_one = precision == "int8"
+        self.relative = relative
+        self.gate = None if attention.gate is None else PackedGate(attention.gate, dtype)
 
     def __call__(self, states: Tensor, layout: FrameLayout, return_feed_forward: bool) -> tuple[Tensor, Tensor]:
         """Run the layer on (F, D) states, as `PackedBackbone.layer`; further rows may follow, which mean nothing."""
@@ -142,7 +182,7 @@ class PackedLayer:
                 for rows in states.split(layout.seqlens_list)
             ]
             return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts])
-        mixed = attend(self.inputs(self.norm(states) if self.pre_norm else states), layout, self.num_heads)
+        mixed = self._attend(self.norm(states) if self.pre_norm else states, layout)
         attended = self.output(mixed, residual=states)
         if not self.pre_norm:
             attended = self.norm(attended)
@@ -153,3 +193,11 @@ class PackedLayer:
         else:
             states = feed_forward = self.outer(inner, residual=attended)
         return (states if self.pre_norm else self.final_norm(states)), feed_forward
+
+    def _attend(self, heard: Tensor, layout: FrameLayout) -> Tensor:
+        """Attend within each utterance: what comes into attention, (F, D), to what its output layer reads."""
+        projected = self.inputs(heard)
+        if self.relative is None or self.gate is None:
+            return attend(projected, layout, self.num_heads)
+        assert isinstance(layout, PackedLayout)  # it is never captured
+        return attend_gated(projected, self.gate(heard), layout, self.relative)

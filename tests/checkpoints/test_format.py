@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import daisy
-from daisy import CheckpointError, EarlyExitEncoder, OutputError, checkpoints, policies
+from daisy import BackboneConfig, CheckpointError, EarlyExitEncoder, OutputError, checkpoints, policies
 from tests.cli.running import run
-from tests.conftest import RARE_KINDS, tiny_model
+from tests.conftest import KIN_KINDS, POST_NORM, RARE_KINDS, tiny_model
 
 
 def test_round_trip(model, waveforms, tmp_path):
@@ -27,6 +27,37 @@ def test_round_trip(model, waveforms, tmp_path):
     ]
     assert torch.equal(runs[0].scores["entropy"], runs[1].scores["entropy"])
     assert all(torch.equal(a, b) for a, b in zip(runs[0].states, runs[1].states, strict=True))
+
+
+@pytest.mark.parametrize("name", KIN_KINDS)
+def test_hubert_s_kin_keeps_what_it_has_in_other_places(name, tmp_path):
+    model = tiny_model(KIN_KINDS[name])
+    daisy.save(model, tmp_path / "m.safetensors")
+    again = daisy.load(tmp_path / "m.safetensors")
+    assert again.backbone.config == KIN_KINDS[name]
+    for key, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], weight)
+
+
+def test_a_hubert_s_metadata_is_the_same_as_ever():
+    fields = set(POST_NORM.to_dict())
+    assert not fields & {"final_norm", "relative_buckets", "relative_max_distance", "pos_stack"}
+    assert set(KIN_KINDS["WavLM, pre-norm"].to_dict()) - fields == {"relative_buckets"}
+    assert set(KIN_KINDS["data2vec"].to_dict()) - fields == {"pos_stack"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relative_buckets": 18}, "relative_buckets 18 is not a multiple of 4"),
+        ({"relative_buckets": 0}, "relative_buckets must be a whole number, at least 1, found 0"),
+        ({"relative_buckets": 320, "relative_max_distance": 80}, "relative_max_distance 80 is within relative_buckets"),
+        ({"pos_stack": 2, "pos_batch_norm": True}, "pos_stack and pos_batch_norm exclude each other"),
+    ],
+)
+def test_positions_that_no_network_has(changes, message):
+    with pytest.raises(daisy.CheckpointError, match=message):
+        BackboneConfig.from_dict({**POST_NORM.to_dict(), **changes})
 
 
 @pytest.mark.parametrize("name", RARE_KINDS)

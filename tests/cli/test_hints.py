@@ -110,7 +110,11 @@ LONG = ("extract", "long", "-c", "tiny.safetensors", "-p", "never", "--max-sec",
             ("convert", "pickled.pt", "x.safetensors", "--set", "num_heads=4", "--allow-pickle"),
             "tells its own num_heads; --set is for weights without a configuration",
         ),
-        ("num_heads", ("convert", "plain.pth", "x.safetensors"), "is none of 768, 1024, 1280; add --set num_heads=N"),
+        (
+            "num_heads",
+            ("convert", "plain.pth", "x.safetensors"),
+            "is none of 768, 1024, 1280, 1920; add --set num_heads=N",
+        ),
         ("other_out", ("labels", "train.tsv", "-o", "units"), "another clusters; use another --out"),
         (
             "overwrite",

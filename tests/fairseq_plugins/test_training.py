@@ -10,7 +10,8 @@ import torch
 import daisy
 from daisy import EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert
-from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options
+from tests.conftest import randomise
+from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options, refuse
 
 
 def weights(path):
@@ -75,6 +76,63 @@ def test_labels_masks_and_weights(corpus, tmp_path):
     assert len(losses(log, "valid")) >= 1
     heads = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True).heads
     assert heads.config.num_units == 11  # the teacher's width: 7 labels and 4 special symbols
+
+
+def make_wavlm(folder):
+    """A folder of transformers, and its states of one waveform."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, conv_dim=[16] * 7)
+    config = transformers.WavLMConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    model = randomise(transformers.WavLMModel(config)).eval()
+    for part in (model, transformers.Wav2Vec2FeatureExtractor(do_normalize=False)):
+        part.save_pretrained(folder)
+    return lambda wave: model(wave[None]).last_hidden_state[0]
+
+
+def make_whisper(folder):
+    """Likewise, with windows of three seconds."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = dict(encoder_layers=2, d_model=32, encoder_ffn_dim=48, encoder_attention_heads=4, decoder_layers=1)
+    sizes |= dict(decoder_attention_heads=4, decoder_ffn_dim=8, vocab_size=20, max_source_positions=150)
+    special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    model = randomise(transformers.WhisperModel(transformers.WhisperConfig(**sizes, **special))).eval()
+    extractor = transformers.WhisperFeatureExtractor(chunk_length=3)
+    for part in (model, extractor):
+        part.save_pretrained(folder)
+
+    def run(wave):
+        features = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_features
+        return model.encoder(features).last_hidden_state[0, : len(wave) // 320]
+
+    return run
+
+
+@pytest.mark.parametrize(("make", "network"), [(make_wavlm, "WavLM"), (make_whisper, "Whisper's encoder")])
+def test_heads_on_other_networks(make, network, corpus, programs, tmp_path):
+    """Two updates, from the folder of transformers itself; the checkpoint keeps what the network is."""
+    run_theirs = make(tmp_path / "hf")
+    options = [*heads_options(corpus, tmp_path / "run", 2), "--labels", '["km"]', "--target", "labels"]
+    options[options.index("--hubert-path") + 1] = tmp_path / "hf"
+    options[options.index("--validate-interval-updates") + 1] = 2
+    log = command(programs / "fairseq-train", *options)
+    assert losses(log, "valid")
+    trained = convert(tmp_path / "run" / "checkpoint_last.pt", allow_pickle=True)
+    assert trained.heads.config.num_units == 11
+    assert trained.provenance["network"] == network
+    wave = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = run_theirs(wave)
+    out = trained.encoder(policies.Fixed(layer=2), scores=["entropy"])([wave])
+    assert (out.states[0][-1] - expected).abs().max() < 1e-4 * expected.std()
+    assert out.scores["entropy"].isfinite().all()
+
+
+def test_frames_are_masked_where_pre_training_masks_them(corpus, programs, tmp_path):
+    make_whisper(tmp_path / "hf")
+    options = [*heads_options(corpus, tmp_path / "run", 2), "--labels", '["km"]', "--target", "labels"]
+    options[options.index("--hubert-path") + 1] = tmp_path / "hf"
+    said = refuse(programs / "fairseq-train", *options, "--mask-prob", "0.5")
+    assert "mask_prob is for HuBERT and its kin, whose pre-training masks frames: leave it 0" in said
 
 
 def test_hydra(corpus, tmp_path):

@@ -1,5 +1,6 @@
 """The folder for transformers against daisy itself: exits, states, losses and units, without importing daisy in it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -184,6 +185,12 @@ def test_a_conformer_is_refused(tmp_path):
     pytest.importorskip("torchaudio", reason="a Conformer needs torchaudio")
     with pytest.raises(CheckpointError, match="Conformer, and a HuBERT is wanted"):
         export_huggingface(tiny_recogniser("splitformer"), tmp_path / "hf")
+
+
+def test_positions_of_other_kinds_are_refused(tmp_path):
+    wavlm = dataclasses.replace(POST_NORM, relative_buckets=16, relative_max_distance=30)
+    with pytest.raises(CheckpointError, match="not of WavLM's or data2vec's positions"):
+        export_huggingface(tiny_model(wavlm), tmp_path / "hf")
 
 
 def test_refusals(tmp_path):

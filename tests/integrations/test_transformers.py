@@ -14,6 +14,7 @@ KINDS = {
     "HuBERT Large": (transformers.HubertModel, transformers.HubertConfig, LARGE),
     "batch norm": (transformers.HubertModel, transformers.HubertConfig, dict(conv_pos_batch_norm=True)),
     "wav2vec 2.0": (transformers.Wav2Vec2Model, transformers.Wav2Vec2Config, {}),
+    "WavLM": (transformers.WavLMModel, transformers.WavLMConfig, {}),
     "with CTC": (transformers.HubertForCTC, transformers.HubertConfig, dict(vocab_size=12)),
 }
 
@@ -72,8 +73,10 @@ def test_weights_are_copied(waveforms):
 
 def test_other_models_are_refused():
     tiny = {**SMALL, "num_hidden_layers": 1}
-    with pytest.raises(CheckpointError, match="type 'wavlm' is not supported: known are transformers' hubert and wav"):
-        daisy.from_hf(transformers.WavLMModel(transformers.WavLMConfig(**tiny)))
+    with pytest.raises(
+        CheckpointError, match="type 'unispeech' is not supported: known are transformers' hubert, wav2vec2"
+    ):
+        daisy.from_hf(transformers.UniSpeechModel(transformers.UniSpeechConfig(**tiny)))
     with pytest.raises(CheckpointError, match="a Linear is not supported"):
         daisy.from_hf(torch.nn.Linear(2, 2))
     adapted = transformers.Wav2Vec2Config(**tiny, add_adapter=True, output_hidden_size=SMALL["hidden_size"])

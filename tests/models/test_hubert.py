@@ -5,7 +5,7 @@ import torch
 
 from daisy import BackboneConfig, CheckpointError
 from daisy.models import Backbone
-from tests.conftest import KINDS, POST_NORM, PRE_NORM, RARE_KINDS, tiny_model
+from tests.conftest import KIN_KINDS, KINDS, POST_NORM, PRE_NORM, RARE_KINDS, tiny_model
 
 
 def run(backbone, waveforms):
@@ -19,7 +19,7 @@ def run(backbone, waveforms):
     return states, num_frames
 
 
-@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values()])
+@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values(), *KIN_KINDS.values()])
 def test_what_lies_past_an_utterances_end_is_never_read(config, waveforms):
     """The batch is padded with NaN; alone, an utterance has no padding at all."""
     backbone = tiny_model(config).backbone

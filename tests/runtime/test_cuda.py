@@ -11,7 +11,7 @@ import torch
 from daisy import EarlyExitEncoder, policies
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.static_buffers import MAX_UTTERANCES
-from tests.conftest import KINDS, RARE_KINDS, spread_policy, tiny_model
+from tests.conftest import KIN_KINDS, KINDS, RARE_KINDS, spread_policy, tiny_model
 from tests.runtime.test_cuda_graphs import SCORES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -47,7 +47,7 @@ def check(out, expected, atol=1e-4):
         torch.testing.assert_close(out.scores[name], values, atol=atol, rtol=1e-3, equal_nan=True)
 
 
-@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values()])
+@pytest.mark.parametrize("config", [*KINDS.values(), *RARE_KINDS.values(), *KIN_KINDS.values()])
 @pytest.mark.parametrize("chosen", [slice(None), slice(4, 5), slice(0, 1), slice(1, 6)])
 @pytest.mark.parametrize("stride", [1, 3])
 def test_the_numbers_of_the_cpu(config, waveforms, chosen, stride, monkeypatch):

@@ -8,7 +8,7 @@ from daisy import EarlyExitEncoder, policies
 from daisy.errors import UsageError
 from daisy.runtime.linear import round_up_rows
 from daisy.runtime.packed_backbone import PackedBackbone
-from tests.conftest import RARE_KINDS, tiny_model
+from tests.conftest import KIN_KINDS, RARE_KINDS, tiny_model
 from tests.runtime.conftest import run_packed, run_plain, use_mkl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
@@ -44,11 +44,14 @@ def test_fewer_bits_give_nearly_the_same(model, waveforms, dtype, least):
         assert not torch.equal(plain, packed.float())
 
 
-@pytest.mark.parametrize("name", RARE_KINDS)
+@pytest.mark.parametrize("config", [*RARE_KINDS.values(), *KIN_KINDS.values()], ids=[*RARE_KINDS, *KIN_KINDS])
 @pytest.mark.parametrize(("dtype", "error", "least"), [("float32", 1e-5, 0.999999), ("bfloat16", None, 0.9995)])
-def test_norms_that_few_checkpoints_have(name, dtype, error, least, waveforms):
-    """A batch norm before the positional convolution, none before the projection, other epsilons; quiet recordings."""
-    backbone = tiny_model(RARE_KINDS[name]).backbone
+def test_what_is_not_as_in_hubert(config, dtype, error, least, waveforms):
+    """A batch norm before the positional convolution, none before the projection, other epsilons; quiet recordings.
+
+    Relative positions, and convolutions one after the other for positions.
+    """
+    backbone = tiny_model(config).backbone
     waveforms = [*waveforms[:-1], 1e-3 * waveforms[-1]]
     states, _, lengths = run_plain(backbone, waveforms)
     packed_states, _ = run_packed(backbone, waveforms, lengths, dtype)

@@ -8,7 +8,7 @@ import daisy
 from daisy import EarlyExitEncoder, PolicyError, policies
 from daisy.errors import AudioError, CheckpointError, UsageError
 from daisy.policies import write_policy
-from tests.conftest import KINDS, tiny_model
+from tests.conftest import KINDS, randomise, tiny_model
 from tests.s3prl_upstream.conftest import LAYERS, waveform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,6 +48,38 @@ def test_without_exits_the_states_are_s3prls_own(hub, kind, tmp_path, wavs):
     with torch.no_grad():
         for wav in wavs:
             assert_same(ours([wav])["hidden_states"], theirs([wav])["hidden_states"])
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_wavlm_is_s3prls_own(hub, pre_norm, tmp_path, wavs):
+    from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
+
+    from daisy.checkpoints.converters import convert
+
+    cfg = dict(
+        encoder_layers=2,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=48,
+        encoder_attention_heads=4,
+        layer_norm_first=pre_norm,
+        conv_feature_layers="[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",
+        conv_pos=16,
+        conv_pos_groups=4,
+        relative_position_embedding=True,
+        gru_rel_pos=True,
+        num_buckets=32,
+        max_distance=40,
+    )
+    torch.save({"cfg": cfg, "model": randomise(WavLM(WavLMConfig(cfg))).state_dict()}, tmp_path / "wavlm.pt")
+    daisy.save(convert(tmp_path / "wavlm.pt"), tmp_path / "ours.safetensors")
+    theirs = hub.wavlm_local(str(tmp_path / "wavlm.pt")).eval()
+    ours = hub.daisy_local(tmp_path / "ours.safetensors", "never").eval()
+    with torch.no_grad():
+        together = ours(wavs)["hidden_states"]
+        for index, wav in enumerate(wavs):
+            expected = theirs([wav])["hidden_states"]
+            assert_same(ours([wav])["hidden_states"], expected)
+            assert_same([layer[index : index + 1, : expected[0].shape[1]] for layer in together], expected)
 
 
 def test_the_same_of_a_trained_model_through_s3prl_nn(hub, shared, tmp_path):

@@ -3,12 +3,14 @@
 | source | what it is | reader |
 |---|---|---|
 | fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older; also its weights without a configuration | `fairseq` |
+| fairseq | likewise wav2vec 2.0 and data2vec; WavLM as its authors publish it, and s3prl reads it | `fairseq` |
 | daisy's own fairseq plugin | heads trained by fairseq-train | `plugin` |
-| s3prl | `python -m s3prl.upstream.hubert.convert` | `s3prl` |
+| s3prl | `python -m s3prl.upstream.hubert.convert`, also of wav2vec2 and data2vec | `s3prl` |
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
-| torchaudio | state dict of `hubert_base()` and kin, or of `hubert_pretrain_base()` | `torchaudio` |
+| torchaudio | state dict of `hubert_base()`, `hubert_pretrain_base()`, `wav2vec2_base()`, `wavlm_…` | `torchaudio` |
 | Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
-| Hugging Face | folder of `config.json` and weights, also of the hub's cache; wav2vec 2.0 for CTC | `huggingface` |
+| Hugging Face | folder, also of the hub's cache, of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio | `huggingface` |
+| Hugging Face | folder of a Whisper, of which the encoder is read | `huggingface_whisper` |
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
-"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``).
+"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and its kin.
 
-Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py; of those with batch norm before the
-positional convolution: its main branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``).
+wav2vec 2.0 has names of its own only for what pre-trains it. WavLM as its authors publish it has fairseq's names too.
+
+Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py and
+fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py; of those with batch norm before the positional convolution: its main
+branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``); of WavLM: microsoft/unilm, wavlm/{WavLM,modules}.py, as
+s3prl 0.4.18 has them.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from daisy.checkpoints.converters.fairseq_configuration import (
+    name_network,
     read_backbone_fields,
+    read_blank_weight,
     read_configuration,
     read_labels,
     tells_its_shape,
@@ -24,8 +30,13 @@ from daisy.checkpoints.converters.guessing import guess_backbone
 from daisy.checkpoints.converters.label_sets import LabelSets, read_label_sets, take_final_head
 from daisy.checkpoints.converters.mapping import (
     BATCH_NORM,
+    HUBERT,
+    HUBERT_OR_WAV2VEC2,
     NO_WEIGHT,
     POSITION,
+    POSITION_STACK,
+    RELATIVE,
+    WAVLM,
     Config,
     add_identity_projection,
     assemble,
@@ -56,8 +67,12 @@ BACKBONE_RULES = (
     (r"encoder\.pos_conv\.batch_norm\.(.*)", BATCH_NORM + r"\1"),
     (r"encoder\.pos_conv\.0\.(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
     (r"encoder\.pos_conv\.0\.(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+    (r"encoder\.pos_conv\.(\d+)\.0\.(weight|bias)", POSITION_STACK + r"\1.\2"),
     (r"encoder\.layer_norm\.(weight|bias)", r"backbone.encoder.transformer.layer_norm.\1"),
     (_LAYER + r"self_attn\.([kvq]|out)_proj\.(weight|bias)", _OUR_LAYER + r"attention.\2_proj.\3"),
+    (r"encoder\.layers\.0\.self_attn\.relative_attention_bias\.weight", RELATIVE),
+    (_LAYER + r"self_attn\.grep_linear\.(weight|bias)", _OUR_LAYER + r"attention.gate.gru_rel_pos_linear.\2"),
+    (_LAYER + r"self_attn\.grep_a", _OUR_LAYER + "attention.gate.gru_rel_pos_const"),
     (_LAYER + r"self_attn_layer_norm\.(weight|bias)", _OUR_LAYER + r"layer_norm.\2"),
     (_LAYER + r"fc1\.(weight|bias)", _OUR_LAYER + r"feed_forward.intermediate_dense.\2"),
     (_LAYER + r"fc2\.(weight|bias)", _OUR_LAYER + r"feed_forward.output_dense.\2"),
@@ -69,11 +84,16 @@ HEAD_RULES = (
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
     (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
 )
+PRE_TRAINING_RULES = (
+    (r"(?:quantizer|project_q|final_proj|target_glu)\..*", None),
+    (r"_ema", None),  # data2vec's teacher, an average of what the network was
+)
+"""Of networks that predict no units."""
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
 OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
 CTC_OUTPUT = "w2v_encoder.proj."
-"""Of ``hubert_ctc``; the other names are of a decoder with attention."""
+"""Of ``hubert_ctc`` and ``wav2vec_ctc``; the other names are of a decoder with attention."""
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
 THEIR_NAMES = (
@@ -137,7 +157,18 @@ def read(
         return from_parts(None, {}, weights, sets, overrides, tokens)
     model_cfg, task_cfg = read_configuration(state)
     sets = read_label_sets(task_cfg, dictionaries, label_set)
+    if tokens is not None:
+        _add_blank_weight(weights, *read_blank_weight(state))
     return from_parts(model_cfg, task_cfg, weights, sets, tokens=tokens)
+
+
+def _add_blank_weight(weights: dict[str, Tensor], weight: float, mode: str) -> None:
+    """Put what ``wav2vec_ctc`` adds to the logit of token 0 into the output layer's bias."""
+    if weight and mode != "add":
+        raise CheckpointError(f"wav2vec_ctc with blank_mode={mode} is not supported, only add")
+    if weight:
+        bias = weights[CTC_OUTPUT + "bias"] = weights[CTC_OUTPUT + "bias"].clone()
+        bias[0] += weight
 
 
 def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) -> Tokens | None:
@@ -196,8 +227,11 @@ def from_parts(
         exits = {
             part: weights.pop(CTC_OUTPUT + part).float() for part in ("weight", "bias") if CTC_OUTPUT + part in weights
         }
-    backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg)
-    tensors, left_out = rename(_separate_batch_norm(weights), (*BACKBONE_RULES, *HEAD_RULES, *OUTPUT_RULES))
+    network = name_network(model_cfg, weights)
+    backbone = None if model_cfg is None else read_backbone_fields(model_cfg, task_cfg, network)
+    heads = HEAD_RULES if network in (HUBERT, HUBERT_OR_WAV2VEC2, WAVLM) else PRE_TRAINING_RULES
+    rules = (*BACKBONE_RULES, *heads, *OUTPUT_RULES)
+    tensors, left_out = rename(_separate_batch_norm(weights), rules, network)
     fold_weight_norm(tensors)
     add_identity_projection(tensors, len(tensors["backbone.encoder.transformer.layer_norm.weight"]))
     assumed = ""
@@ -212,7 +246,7 @@ def from_parts(
     if exits and tokens is not None:
         config |= make_exits_config([backbone["num_layers"]], exits["weight"], tokens)
         tensors |= {f"ctc.classifiers.{backbone['num_layers']}.{part}": value for part, value in exits.items()}
-    return assemble(config, tensors, left_out=said, assumed=assumed)
+    return assemble(config, tensors, left_out=said, assumed=assumed, network=network)
 
 
 def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,6 +267,10 @@ def weights(model: Model) -> dict[str, Tensor]:
         CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
     """
     config = model.hubert.config
+    if config.relative_buckets is not None or config.pos_stack is not None:
+        raise CheckpointError(
+            "has the positions of WavLM or data2vec, for which fairseq's HuBERT has no place: cannot be written for it"
+        )
     if config.pos_batch_norm or not config.projection_norm or config.layer_norm_eps != FAIRSEQ_EPS:
         raise CheckpointError(
             "fairseq's HuBERT has no batch norm before the positional convolution, always a layer norm before the "

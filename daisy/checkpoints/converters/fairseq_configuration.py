@@ -1,22 +1,28 @@
-"""fairseq's configuration of a HuBERT: where a checkpoint keeps it, and which of our fields it gives.
+"""fairseq's configuration of a HuBERT or kin: where a checkpoint keeps it, and which of our fields it gives.
 
-Source: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py, fairseq/tasks/hubert_pretraining.py;
-``conv_pos_batch_norm`` and ``pos_conv_depth``: its main branch, fairseq/models/wav2vec/wav2vec2.py.
+Source: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py, fairseq/tasks/hubert_pretraining.py, and
+fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py, fairseq/tasks/audio_{pretraining,finetuning}.py,
+examples/data2vec/models/data2vec_audio.py;
+WavLM's options, of its own WavLMConfig: microsoft/unilm, wavlm/WavLM.py, as s3prl 0.4.18 has it;
+``conv_pos_batch_norm``: its main branch, fairseq/models/wav2vec/wav2vec2.py.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from daisy.checkpoints.converters.mapping import Config
+from daisy.checkpoints.converters.mapping import DATA2VEC, HUBERT, HUBERT_OR_WAV2VEC2, WAV2VEC2, WAVLM, Config
 from daisy.checkpoints.converters.reading import to_plain
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV
 
-ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "pos_conv_depth": 1}
+ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "quantize_input": False, "crop_seq_to_multiple": 1}
 """Options that change the computation, with the one value that is supported."""
+NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2, "data2vec_audio": DATA2VEC}
+"""By the name of fairseq's model, of pre-training; in ``_name``, formerly ``arch``."""
 EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
 
 
@@ -50,12 +56,42 @@ def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
     return model_cfg, task_cfg
 
 
+def name_network(model_cfg: Config | None, keys: Iterable[str]) -> str:
+    """Tell which network it is: by its name, by the weights that pre-training needs beside it where it has none.
+
+    Args:
+        model_cfg: of the pre-trained model; None where there is none.
+        keys: of the weights.
+
+    Returns:
+        Its name for people.
+    """
+    names = list(keys)
+    if any(".self_attn.grep_" in key for key in names):
+        return WAVLM
+    name = str((model_cfg or {}).get("_name") or (model_cfg or {}).get("arch") or "")
+    known = next((network for key, network in NETWORKS.items() if name.startswith(key)), None)
+    if known is not None:
+        return known
+    if "encoder.pos_conv.0.0.weight" in names:
+        return DATA2VEC
+    if any(key.startswith(("quantizer.", "project_q.")) for key in names):
+        return WAV2VEC2
+    return HUBERT if model_cfg or "label_embs_concat" in names else HUBERT_OR_WAV2VEC2
+
+
 def read_labels(state: dict[str, Any]) -> str | None:
     """Read the name of a fine-tuned model's labels, "ltr"; None where the checkpoint does not tell."""
     source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
     labels = _split(source)[1].get("labels") if isinstance(source, dict) else None
     labels = labels[0] if isinstance(labels, list) and labels else labels
     return labels if isinstance(labels, str) and labels.isidentifier() else None
+
+
+def read_blank_weight(state: dict[str, Any]) -> tuple[float, str]:
+    """Read what a fine-tuned model does to the logit of token 0: a number, and whether to "add" or to "set" it."""
+    model_cfg = _split(to_plain(state.get("cfg")) or to_plain(state.get("args")))[0]
+    return float(model_cfg.get("blank_weight") or 0), str(model_cfg.get("blank_mode", "add"))
 
 
 def _resolve(node: Any, root: Config) -> Any:
@@ -74,19 +110,19 @@ def _split(source: Config) -> tuple[Config, Config]:
     return (source["model"], source.get("task") or {}) if nested else (source, source)
 
 
-def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
-    """Read the fields of `BackboneConfig` from fairseq's configuration.
+def read_backbone_fields(model_cfg: Config, task_cfg: Config, network: str = HUBERT) -> Config:
+    """Read the fields of `BackboneConfig` from fairseq's configuration; ``network`` is its name for people.
 
     Raises:
         CheckpointError: on an option of fairseq's that changes the computation and is not supported.
     """
     for option, supported in ONLY.items():
         if (value := model_cfg.get(option, supported)) != supported:
-            raise CheckpointError(f"HuBERT with {option}={value} is not supported, only {supported}")
+            raise CheckpointError(f"{network} with {option}={value} is not supported, only {supported}")
     mode = model_cfg.get("extractor_mode", "default")
     if mode not in EXTRACTOR_MODES:
         raise CheckpointError(f"extractor_mode must be one of {', '.join(EXTRACTOR_MODES)}, found {mode!r}")
-    return {
+    fields = {
         "num_layers": model_cfg.get("encoder_layers", 12),
         "width": model_cfg.get("encoder_embed_dim", 768),
         "ffn_width": model_cfg.get("encoder_ffn_embed_dim", 3072),
@@ -101,6 +137,14 @@ def read_backbone_fields(model_cfg: Config, task_cfg: Config) -> Config:
         "normalize": bool(task_cfg.get("normalize", False)),
         "sample_rate": task_cfg.get("sample_rate", 16000),
     }
+    if model_cfg.get("relative_position_embedding"):
+        if not model_cfg.get("gru_rel_pos"):
+            raise CheckpointError(f"{network} with relative_position_embedding without gru_rel_pos is not supported")
+        fields["relative_buckets"] = model_cfg.get("num_buckets", 320)
+        fields["relative_max_distance"] = model_cfg.get("max_distance", 1280)
+    if (depth := model_cfg.get("pos_conv_depth", 1)) > 1:
+        fields |= {"pos_stack": depth, "pos_kernel": max(3, fields["pos_kernel"] // depth), "pos_batch_norm": False}
+    return fields
 
 
 def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:

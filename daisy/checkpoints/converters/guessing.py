@@ -8,15 +8,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from daisy.checkpoints.converters.mapping import BATCH_NORM, POSITION, Config
+from daisy.checkpoints.converters.mapping import BATCH_NORM, POSITION, POSITION_STACK, RELATIVE, Config
 from daisy.errors import CheckpointError, unknown_name
 from daisy.models import BackboneConfig
 from daisy.models.lengths import HUBERT_CONV
 
-HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}
-"""Attention heads of the published HuBERTs, which have 64, 64 and 80 channels a head: no width tells them."""
+HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16, 1920: 16}
+"""Attention heads of the published HuBERTs and XLS-Rs, 64 to 120 channels a head: no width tells them."""
 GUESSED = ("num_heads", "pre_norm", "normalize", "sample_rate")
-CAN_BE_GIVEN = (*GUESSED, "pos_groups")
+CAN_BE_GIVEN = (*GUESSED, "pos_groups", "relative_max_distance")
 
 
 def guess_backbone(tensors: Mapping[str, Tensor], overrides: Mapping[str, str]) -> tuple[Config, str]:
@@ -41,7 +41,10 @@ def guess_backbone(tensors: Mapping[str, Tensor], overrides: Mapping[str, str]) 
             f"{', '.join(map(str, HEADS_BY_WIDTH))}",
             remedy="num_heads",
         )
-    guesses = [f"{name} {str(fields[name]).lower()}" for name in GUESSED if name not in given]
+    guessed = [name for name in GUESSED if not (name == "num_heads" and RELATIVE in tensors)]
+    if RELATIVE in tensors:
+        guessed.append("relative_max_distance")
+    guesses = [f"{name} {str(fields[name]).lower()}" for name in guessed if name not in given]
     return fields, f"{', '.join(guesses)}: the weights do not tell" if guesses else ""
 
 
@@ -57,15 +60,16 @@ def _read_shapes(tensors: Mapping[str, Tensor]) -> Config:
         raise CheckpointError(
             f"has {len(convolutions)} convolutions where HuBERT has {len(strides)}: weights do not tell their strides"
         )
-    width, per_group, kernel = tensors[POSITION + "weight"].shape
+    depth = sum(key.startswith(POSITION_STACK) and key.endswith("weight") for key in tensors)
+    width, per_group, kernel = tensors[(POSITION_STACK + "0." if depth else POSITION) + "weight"].shape
     layer_norms = sum(bool(re.fullmatch(r".*conv_layers\.\d+\.layer_norm\.weight", key)) for key in tensors)
     large = layer_norms > 1
-    return {
+    fields = {
         "num_layers": sum(bool(re.fullmatch(r".*layers\.\d+\.attention\.k_proj\.weight", key)) for key in tensors),
         "width": width,
         "ffn_width": tensors[prefix + "layers.0.feed_forward.intermediate_dense.weight"].shape[0],
         "num_heads": HEADS_BY_WIDTH.get(width),
-        "pre_norm": large,
+        "pre_norm": large and not depth,
         "conv_layers": [
             (tensor.shape[0], tensor.shape[2], stride)
             for (_, tensor), stride in zip(convolutions, strides, strict=True)
@@ -79,6 +83,12 @@ def _read_shapes(tensors: Mapping[str, Tensor]) -> Config:
         "normalize": large,
         "sample_rate": 16000,
     }
+    if depth:
+        fields["pos_stack"] = depth
+    if RELATIVE in tensors:
+        buckets, heads = tensors[RELATIVE].shape
+        fields |= {"num_heads": heads, "relative_buckets": buckets, "relative_max_distance": 800}
+    return fields
 
 
 def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, int | bool]:

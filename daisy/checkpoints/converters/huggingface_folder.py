@@ -12,6 +12,8 @@ from daisy.checkpoints.converters.reading import name_missing_file, read_state
 from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""The second has the first's content under "feature_extractor": what transformers 5 writes for a whole processor."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In one file; in several, a file of this name and ``.index.json`` says which tensor is where."""
 

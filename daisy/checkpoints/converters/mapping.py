@@ -14,6 +14,11 @@ from daisy.checkpoints.model import Model
 from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
+HUBERT, WAV2VEC2, WAVLM, DATA2VEC = "HuBERT", "wav2vec 2.0", "WavLM", "data2vec"
+"""Networks by their name for people. All but the first stand in a converted model's provenance."""
+HUBERT_OR_WAV2VEC2 = f"{HUBERT} or {WAV2VEC2}"
+"""They compute the same; what pre-trained them, or a configuration, tells one from the other."""
+
 NO_WEIGHT = ""
 """As a replacement: a counter or the like, which nothing at inference reads."""
 
@@ -26,9 +31,12 @@ Config = dict[str, Any]
 POSITION = "backbone.encoder.transformer.pos_conv_embed.conv."
 MASK_EMBEDDING = "backbone.mask_embedding"
 BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
+POSITION_STACK = "backbone.encoder.transformer.pos_conv_embed.convs."
+RELATIVE = "backbone.encoder.transformer.rel_attn_embed.weight"
+"""WavLM's biases of distances, which all layers share; other libraries keep them in the first layer."""
 
 
-def rename(tensors: Mapping[str, Tensor], rules: Rules, network: str = "HuBERT") -> tuple[dict[str, Tensor], list[str]]:
+def rename(tensors: Mapping[str, Tensor], rules: Rules, network: str = HUBERT) -> tuple[dict[str, Tensor], list[str]]:
     """Rename every key by the first rule that matches it.
 
     Args:
@@ -92,7 +100,9 @@ def add_identity_projection(tensors: dict[str, Tensor], width: int) -> None:
         tensors[prefix + "bias"] = torch.zeros(width)
 
 
-def assemble(config: Config, tensors: dict[str, Tensor], *, left_out: str = "", assumed: str = "") -> Model:
+def assemble(
+    config: Config, tensors: dict[str, Tensor], *, left_out: str = "", assumed: str = "", network: str = HUBERT
+) -> Model:
     """Build a model from its configuration (as `Model.config`) and its tensors under our names.
 
     Args:
@@ -100,6 +110,7 @@ def assemble(config: Config, tensors: dict[str, Tensor], *, left_out: str = "", 
         tensors: the weights.
         left_out: what of the source is not in the model; kept in its provenance.
         assumed: what the source did not tell; likewise.
+        network: what it is; likewise, where it is no HuBERT.
 
     Raises:
         CheckpointError: where a tensor has no place, or a place no tensor of its shape, or a weight is not finite.
@@ -111,6 +122,6 @@ def assemble(config: Config, tensors: dict[str, Tensor], *, left_out: str = "", 
             part for part in (assumed, "mask_embedding 0, which only training with masks reads") if part
         )
     model = build_with_weights(config, tensors)
-    notes = {"left_out": left_out, "assumed": assumed}
+    notes = {"network": "" if network == HUBERT else network, "left_out": left_out, "assumed": assumed}
     model.provenance.update({name: note for name, note in notes.items() if note})
     return model

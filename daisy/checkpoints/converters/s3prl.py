@@ -1,7 +1,7 @@
-"""s3prl's converted HuBERT, and the checkpoints of the published DAISY code, which have the same form.
+"""s3prl's converted HuBERT and wav2vec 2.0, and the checkpoints of the published DAISY code, which have the same form.
 
-Source: s3prl 0.4.18, s3prl/upstream/hubert/convert.py (``task_cfg``, ``model_cfg``, ``model_weight``,
-``dictionaries_symbols``); the public repository nervjack2/DAISY-Data-Adaptive-Self-Supervised-Early-Exit, whose
+Source: s3prl 0.4.18, s3prl/upstream/{hubert,wav2vec2}/convert.py (``task_cfg``, ``model_cfg``, ``model_weight``, and of
+HuBERT ``dictionaries_symbols``); the public repository nervjack2/DAISY-Data-Adaptive-Self-Supervised-Early-Exit, whose
 ``model_weight`` has one linear head per layer, ``final_proj.{i}``, reading what ``cls_pred_position`` says.
 """
 
@@ -27,7 +27,7 @@ from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
 
-KEYS = {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}
+KEYS = {"task_cfg", "model_cfg", "model_weight"}
 EXIT_HEAD = re.compile(r"final_proj\.(\d+)\.(weight|bias)")
 READS = {"before-norm": "feed_forward", "after-norm": "states"}
 
@@ -44,7 +44,7 @@ def read(state: dict[str, Any], label_set: int | None = None) -> Model:
         if label_set is not None:
             raise CheckpointError("has exit heads, and no label sets to choose from")
         return _build_published_daisy(model_cfg, task_cfg, weights)
-    sets = read_label_sets(task_cfg, to_plain(state["dictionaries_symbols"]), label_set)
+    sets = read_label_sets(task_cfg, to_plain(state.get("dictionaries_symbols")), label_set)
     if model_cfg.get("w2v_args"):
         model_cfg, task_cfg = read_configuration({"cfg": {"model": model_cfg, "task": task_cfg}})
     return fairseq.from_parts(model_cfg, task_cfg, fairseq.strip_fine_tuning(weights), sets)

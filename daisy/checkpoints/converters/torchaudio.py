@@ -1,6 +1,9 @@
-"""torchaudio's HuBERT state dicts: our own names behind a prefix. What they do not tell is guessed by size, or given.
+"""torchaudio's HuBERT, wav2vec 2.0 and WavLM state dicts: our own names behind a prefix.
 
-Source: torchaudio 2.5, torchaudio/models/wav2vec2/model.py (``hubert_base`` … , ``hubert_pretrain_base`` …).
+What they do not tell is guessed by size, or given.
+
+Source: torchaudio 2.5, torchaudio/models/wav2vec2/model.py (``hubert_base`` … , ``hubert_pretrain_base`` …,
+``wavlm_base`` …), and wavlm_attention.py, whose queries, keys and values are one map.
 """
 
 from __future__ import annotations
@@ -12,10 +15,22 @@ from typing import Any
 from torch import Tensor
 
 from daisy.checkpoints.converters.guessing import guess_backbone
-from daisy.checkpoints.converters.mapping import POSITION, assemble, describe_keys, fold_weight_norm, rename
+from daisy.checkpoints.converters.mapping import (
+    HUBERT,
+    HUBERT_OR_WAV2VEC2,
+    POSITION,
+    RELATIVE,
+    WAVLM,
+    assemble,
+    describe_keys,
+    fold_weight_norm,
+    rename,
+)
 from daisy.checkpoints.model import Model
 
 _POSITION = r"encoder\.transformer\.pos_conv_embed\.conv\."
+_LAYER = r"(encoder\.transformer\.layers\.\d+\.attention)\."
+_IN_ONE = re.compile(r"(.*\.attention)\.attention\.in_proj_(weight|bias)")
 _KNOWN = r"((?:feature_extractor|encoder)\..*)"
 
 
@@ -30,16 +45,32 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
     rules = (
         (prefix + _POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
         (prefix + _POSITION + r"(?:weight_v|parametrizations\.weight\.original1)", POSITION + "v"),
+        (prefix + r"encoder\.transformer\.layers\.0\.attention\.rel_attn_embed\.weight", RELATIVE),
+        (prefix + _LAYER + r"(gru_rel_pos_.*)", r"backbone.\1.gate.\2"),
+        (prefix + _LAYER + r"attention\.out_proj\.(.*)", r"backbone.\1.out_proj.\2"),
         (prefix + _KNOWN, r"backbone.\1"),
         (r"mask_generator\.mask_embedding", "backbone.mask_embedding"),
         (r"logit_generator\.label_embeddings", "final_head.embeddings"),
         (r"logit_generator\.final_proj\.(weight|bias)", r"final_head.projection.\1"),
         (prefix + r"aux\.(weight|bias)", None),  # the output layer of a fine-tuned model
     )
-    tensors, left_out = rename(state, rules)
+    tensors, left_out = rename(_split_projections(state), rules)
     fold_weight_norm(tensors)
     embeddings = tensors.get("final_head.embeddings")
     head = None if embeddings is None else {"num_units": embeddings.shape[0], "final_dim": embeddings.shape[1]}
     backbone, assumed = guess_backbone(tensors, overrides)
     config = {"backbone": backbone, "final_head": head}
-    return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed)
+    network = WAVLM if RELATIVE in tensors else HUBERT_OR_WAV2VEC2 if head is None else HUBERT
+    return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed, network=network)
+
+
+def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split what projects to queries, keys and values in one."""
+    split: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if match := _IN_ONE.fullmatch(str(key)):
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            split |= {f"{match[1]}.{name}_proj.{match[2]}": part for name, part in parts}
+        else:
+            split[key] = tensor
+    return split

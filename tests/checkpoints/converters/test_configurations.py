@@ -187,7 +187,9 @@ FAIRSEQ_USED = {
 }
 FAIRSEQ_HEAD = {"final_dim", "untie_final_proj", "logit_temp", "target_glu"}
 """Of the prediction head, whose tensors tell most of it: tests of test_label_sets.py."""
-FAIRSEQ_REFUSED = {"activation_fn": "relu", "layer_type": "conformer", "pos_conv_depth": 5}
+FAIRSEQ_REFUSED = {"activation_fn": "relu", "layer_type": "conformer"}
+FAIRSEQ_OF_KIN = {"pos_conv_depth"}
+"""Used of other networks than HuBERT: test_kin_configurations.py."""
 FAIRSEQ_WITHOUT_EFFECT = {
     "_name": None,
     "label_rate": 25.0,
@@ -261,7 +263,7 @@ def test_every_field_of_fairseq_is_known():
     from fairseq.models.hubert.hubert_asr import HubertCtcConfig, HubertSeq2SeqConfig
     from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 
-    known = [FAIRSEQ_USED, FAIRSEQ_HEAD, FAIRSEQ_REFUSED, FAIRSEQ_WITHOUT_EFFECT]
+    known = [FAIRSEQ_USED, FAIRSEQ_HEAD, FAIRSEQ_REFUSED, FAIRSEQ_WITHOUT_EFFECT, FAIRSEQ_OF_KIN]
     assert list_fields(hubert.HubertConfig) <= set().union(*known)
     assert sum(map(len, known)) == len(set().union(*known))
     task = set().union(TASK_USED, TASK_OF_THE_HEAD, TASK_WITHOUT_EFFECT)

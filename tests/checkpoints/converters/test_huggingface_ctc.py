@@ -100,13 +100,11 @@ def test_heads_of_their_own_are_told_apart(tmp_path):
 
 
 def test_without_a_vocabulary_nothing_is_recognised(tmp_path):
-    make(tmp_path / "hubert", *KINDS["hubert"], vocabulary=False)
-    ours = convert(tmp_path / "hubert")
-    assert ours.ctc is None
-    assert ours.provenance["left_out"] == "lm_head"
-    make(tmp_path / "wav2vec2", *KINDS["wav2vec2"], vocabulary=False)
-    with pytest.raises(CheckpointError, match="does not recognise speech, or whose vocab.json is missing"):
-        convert(tmp_path / "wav2vec2")
+    for name, kind in KINDS.items():
+        make(tmp_path / name, *kind, vocabulary=False)
+        ours = convert(tmp_path / name)
+        assert ours.ctc is None
+        assert ours.provenance["left_out"] == "lm_head"
     shutil.copytree(tmp_path / "hubert", tmp_path / "more")
     (tmp_path / "more" / "vocab.json").write_text(json.dumps({"A": 0, "B": 40}))
     with pytest.raises(CheckpointError, match="vocab.json has a token of number 40, and there are 32 outputs"):

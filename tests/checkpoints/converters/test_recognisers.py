@@ -135,7 +135,7 @@ def test_a_wav2vec2_that_computes_something_else_is_refused(tmp_path):
     for changes, message in (
         ({"add_adapter": True}, "wav2vec 2.0 with add_adapter is not supported"),
         ({"adapter_attn_dim": 4}, "adapter_attn_dim is not supported"),
-        ({"model_type": "wavlm"}, "of type 'wavlm', not hubert or wav2vec2"),
+        ({"model_type": "unispeech"}, "of type 'unispeech'; those that are read: hubert, wav2vec2"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         with pytest.raises(CheckpointError, match=message):

@@ -227,7 +227,7 @@ def torchaudio_model(config, pretraining):
 def test_torchaudio(config, waveforms, tmp_path, pretraining):
     model = torchaudio_model(config, pretraining)
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r'is none of 768, 1024, 1280; pass overrides=\{"num_heads": "N"\}'):
+    with pytest.raises(CheckpointError, match=r'is none of 768, 1024, 1280, 1920; pass overrides=\{"num_heads": "N"\}'):
         convert(tmp_path / "model.pth")
     overrides = {"num_heads": str(config.num_heads), "pre_norm": str(config.pre_norm)}
     ours = convert(tmp_path / "model.pth", overrides=overrides)
