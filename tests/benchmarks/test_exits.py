@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy
 import pytest
@@ -75,11 +76,16 @@ def test_tables_of_exits(monkeypatch):
     system |= {"random": 0.7, "full": 1.0, "over_static": 0.1, "over_static_low": 0.05, "over_static_high": 0.15}
     system |= {"over_random": 0.2, "over_random_low": 0.1, "over_random_high": 0.3}
     machine = {"processor": "P", "threads": 1, "gpu": None}
-    result = {"rows": [*curve, system], "command": "c", "date": "d", "machine": machine}
+    others = [{**system, "depth": 0.5}, {**system, "depth": 0.6, "policy": "entropy"}]
+    result = {"rows": [*curve, *others, system], "command": "c", "date": "d", "machine": machine}
     monkeypatch.setattr(tables, "read_result", lambda name: json.loads(json.dumps(result)))
     assert (
         "| keyword | n | 0.100 0.100 | 0.200 0.200 | 0.300 0.300 | 0.400 0.400 | ±0.030 |"
         in tables.render_exit_curves("x")
     )
     expected = "| keyword | n | forecast | 60% | 0.900 | 0.800 | 0.700 | 1.000 | +0.100 (+0.050 to +0.150) | +0.200"
-    assert expected in tables.render_exit_systems("x")
+    shown = tables.render_exit_systems("x", partial(tables.choose_depth, policy="forecast")).splitlines()
+    assert [line for line in shown if line.startswith("| keyword")] == [line for line in shown if expected in line]
+    assert len(tables.choose_depth([*others, system])) == 2
+    assert tables.choose_default_policy([*others, {**system, "network": "m"}]) == []
+    assert tables.choose_default_policy([*others, system]) == [others[0], system]

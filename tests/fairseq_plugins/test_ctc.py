@@ -278,7 +278,8 @@ def test_masks_and_layer_drop_are_of_training_and_of_what_learns(tmp_path):
     masked = {"apply_mask": True, "mask_prob": 0.65, "mask_channel_prob": 0.5, "mask_channel_length": 4}
 
     def differs(model):
-        return not torch.equal(model(**sample)["logits"][4], model(**sample)["logits"][4])
+        first = model(**sample)["logits"][4]  # two draws of four layers are alike now and then
+        return any(not torch.equal(model(**sample)["logits"][4], first) for _ in range(10))
 
     model, _ = make_hubert(tmp_path, **masked)
     assert differs(model.train())
