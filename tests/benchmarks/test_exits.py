@@ -87,5 +87,5 @@ def test_tables_of_exits(monkeypatch):
     shown = tables.render_exit_systems("x", partial(tables.choose_depth, policy="forecast")).splitlines()
     assert [line for line in shown if line.startswith("| keyword")] == [line for line in shown if expected in line]
     assert len(tables.choose_depth([*others, system])) == 2
-    assert tables.choose_default_policy([*others, {**system, "network": "m"}]) == []
+    assert tables.choose_default_policy([*others, {**system, "network": "m"}]) == [{**system, "network": "m"}]
     assert tables.choose_default_policy([*others, system]) == [others[0], system]
