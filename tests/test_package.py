@@ -60,7 +60,7 @@ RANKS = [
     {"checkpoints"},
     {"calibration", "extraction"},
     {"evaluation"},
-    {"recognition"},
+    {"recognition", "distributed", "integrations"},
     {"cli"},
 ]
 """Packages; each imports only what stands before it."""

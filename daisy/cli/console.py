@@ -36,6 +36,7 @@ HINTS: dict[Remedy, str] = {
     "num_heads": "add --set num_heads=N",
     "other_out": "use another --out",
     "overwrite": "use another --out, or --overwrite",
+    "ray": "pip install 'daisy-speech[ray]' has it",
     "recognition": "pip install 'daisy-speech[recognition]' has it",
     "root": "give another --root",
     "separate_out": "give them separate --out",
