@@ -91,8 +91,15 @@ class Ledger:
         return [self._restart(number, now) for number in lost]
 
     def list_overdue(self, seconds: float, now: float) -> list[Task]:
-        """Return new attempts at what was begun so long ago, and has no answer."""
-        late = [number for number, entry in self._open.items() if now - entry.began >= seconds]
+        """Return new attempts at what was begun so long ago, and has no answer.
+
+        Each further attempt has twice as long: else a system that is only slow would be kept busy with repetitions.
+        """
+        late = [
+            number
+            for number, entry in self._open.items()
+            if now - entry.began >= seconds * 2 ** (entry.task.attempt - 1)
+        ]
         return [self._restart(number, now) for number in late]
 
     def begin(self, number: int, worker: str, incarnation: int) -> None:

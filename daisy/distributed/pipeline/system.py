@@ -284,6 +284,7 @@ def connect_ray(address: str | None) -> tuple[Any, bool]:
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env=environment,
+            _system_config={"worker_niceness": 0} if address is None else None,  # else 15: all else would go first
         )
     except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"Ray at {address or 'this machine'} cannot be used ({error})") from None

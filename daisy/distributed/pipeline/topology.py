@@ -17,12 +17,16 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from daisy.distributed.pipeline.rules import Rules
 from daisy.distributed.pipeline.worker import Neighbour
 from daisy.errors import UsageError, unknown_name
+
+KINDS: dict[str, type] = {"workers": dict, "links": list, "sources": dict, "cuts": list, "rules": dict}
+"""What is in a topology."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ class Topology:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
+    @cached_property
     def stages(self) -> tuple[range, ...]:
         """The layers of each stage: cut wherever a worker's layers begin or end."""
         ends = {worker.last for worker in self.workers} | {worker.first - 1 for worker in self.workers}
@@ -95,33 +99,46 @@ class Topology:
 
     def stages_of(self, name: str) -> range:
         """Number the stages that a worker holds."""
-        worker, stages = self.worker(name), self.stages
-        held = [k for k, layers in enumerate(stages) if worker.first <= layers[0] and layers[-1] <= worker.last]
-        return range(held[0], held[-1] + 1)
+        return self._stages_by_worker[name]
 
     def worker(self, name: str) -> Place:
         """Return a worker by name."""
-        return next(worker for worker in self.workers if worker.name == name)
+        return self._workers_by_name[name]
 
     def link(self, one: str, other: str) -> Link | None:
         """Return the link between two workers, if there is one."""
-        return next((link for link in self.links if set(link.between) == {one, other}), None)
+        return self._links_by_worker[one].get(other)
 
     def neighbours_of(self, name: str) -> list[Neighbour]:
         """List those whom a worker has a link to, as its state machine knows them."""
-        neighbours = []
+        return [
+            Neighbour(
+                name=other,
+                stages=self.stages_of(other),
+                delay_sec=link.delay_sec,
+                sec_per_byte=link.sec_per_byte,
+            )
+            for other, link in self._links_by_worker[name].items()
+        ]
+
+    @cached_property
+    def _workers_by_name(self) -> dict[str, Place]:
+        return {worker.name: worker for worker in self.workers}
+
+    @cached_property
+    def _stages_by_worker(self) -> dict[str, range]:
+        begins = {layers[0]: stage for stage, layers in enumerate(self.stages)}
+        ends = {layers[-1]: stage for stage, layers in enumerate(self.stages)}
+        return {worker.name: range(begins[worker.first], ends[worker.last] + 1) for worker in self.workers}
+
+    @cached_property
+    def _links_by_worker(self) -> dict[str, dict[str, Link]]:
+        table: dict[str, dict[str, Link]] = {worker.name: {} for worker in self.workers}
         for link in self.links:
-            if name in link.between:
-                other = link.between[link.between[0] == name]
-                neighbours.append(
-                    Neighbour(
-                        name=other,
-                        stages=self.stages_of(other),
-                        delay_sec=link.delay_sec,
-                        sec_per_byte=link.sec_per_byte,
-                    )
-                )
-        return neighbours
+            one, other = link.between
+            table[one].setdefault(other, link)
+            table[other].setdefault(one, link)
+        return table
 
 
 def read_topology(path: str | Path, num_layers: int) -> Topology:
@@ -161,7 +178,11 @@ def parse_topology(content: Mapping[str, Any], num_layers: int) -> Topology:
     Raises:
         UsageError: where it cannot work.
     """
-    _check_keys("topology", content, {"workers", "links", "source", "sources", "cuts", "rules"})
+    _check_keys("topology", content, {*KINDS, "source"})
+    for name, kind in KINDS.items():
+        if not isinstance(content.get(name) or kind(), kind):
+            shape = "names with values" if kind is dict else "lists"
+            raise UsageError(f"{name}: {shape} are wanted, found {content[name]!r}")
     workers = tuple(_parse_worker(name, values, num_layers) for name, values in (content.get("workers") or {}).items())
     names = [worker.name for worker in workers]
     given = content.get("links")
@@ -234,7 +255,7 @@ def _number(what: str, value: object) -> float:
 
 def _check_keys(what: str, values: Mapping[str, Any], known: set[str]) -> None:
     if not isinstance(values, Mapping):
-        raise UsageError(f"{what}: names and values are wanted, found {values!r}")
+        raise UsageError(f"{what}: names with values are wanted, found {values!r}")
     for key in values:
         if key not in known:
             raise UsageError(f"{what}: {unknown_name('setting', str(key), known)}")
