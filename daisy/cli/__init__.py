@@ -20,6 +20,7 @@ from daisy.cli import (
     info,
     labels,
     manifest,
+    mdi,
     noise_curve,
     replay,
     transcribe,
@@ -61,6 +62,7 @@ COMMANDS = (
     truncate,
     labels,
     manifest,
+    mdi,
     demo,
     user_dir,
 )

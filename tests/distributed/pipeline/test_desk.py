@@ -209,4 +209,4 @@ def test_the_desk_adapts_by_what_waits_at_the_source():
     assert desk.admissions[0].rate == pytest.approx(2.2)
     say(desk, "a", 0.2, waiting=99)
     desk.adapt()
-    assert desk.admissions[0].rate == pytest.approx(1.76)
+    assert desk.admissions[0].rate == pytest.approx(2.0)
