@@ -71,6 +71,8 @@ setup(
             "sentencepiece>=0.2",
             'flashlight-text>=0.0.7; sys_platform == "linux" and python_version < "3.12"',
         ],
+        # Ray runs workers on several machines; simpy is the simulator of model-distributed inference.
+        "ray": ["ray>=2.40", "simpy>=4", "PyYAML"],
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
         "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"],

@@ -11,6 +11,7 @@ ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
     *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight"),
+    *("ray", "simpy", "yaml"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 

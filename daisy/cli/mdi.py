@@ -159,7 +159,7 @@ def _read(model: Model, inputs: Sequence[str]) -> Speech:
 
 
 def _prepare(
-    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: str
+    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
 ) -> tuple[Prepared, dict[str, str]]:
     """Run every layer of the inputs once, and set the exit levels."""
     from daisy.distributed.pipeline.preparation import prepare
@@ -168,12 +168,12 @@ def _prepare(
     with track("full runs", len(speech.names)) as advance:
         prepared = prepare(
             model, speech.waveforms, speech.names, policy=policy, depths=depths, wire=wire, progress=advance
-        )  # type: ignore[arg-type]
+        )
     return prepared, speech.failed
 
 
 def _make_workload(
-    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: str
+    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
 ) -> tuple[Workload, dict[str, str]]:
     """Make the simulator's workload, of a table of full runs or of recordings that run here."""
     from daisy.calibration.traces import read_traces
@@ -231,11 +231,13 @@ def _run(
         workload = make_measured_workload(model, prepared, measure_seconds(model, prepared))
         routes = _route(layout, workload, options, prepared.settings.wire)
     count = tasks or len(prepared.waveforms)
-    with System(
-        layout, model, prepared.settings, heads="units", address=address, seed=seed, routes=routes, device=device
-    ) as running:
-        with track("answered", count) as advance:
-            report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
+    with (
+        System(
+            layout, model, prepared.settings, heads="units", address=address, seed=seed, routes=routes, device=device
+        ) as running,
+        track("answered", count) as advance,
+    ):
+        report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
     report.fidelity = measure_fidelity(report, prepared.units, prepared.settings.score_stride)
     return report
 

@@ -52,9 +52,8 @@ class PackedBackbone:
         self.norm = PackedNorm(transformer.layer_norm, self.dtype)
         if 1 in layers:
             self._pack_front_end(backbone, precision)
-        self.layers = {
-            layer: PackedLayer(transformer.layers[layer - 1], self.config, precision) for layer in layers
-        }
+        wanted = [(layer, module) for layer, module in enumerate(transformer.layers, 1) if layer in layers]
+        self.layers = {layer: PackedLayer(module, self.config, precision) for layer, module in wanted}
 
     def _pack_front_end(self, backbone: Backbone, precision: Precision) -> None:
         """Lay out what makes layer 0."""

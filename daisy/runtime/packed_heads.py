@@ -26,7 +26,8 @@ class PackedHeads:
 
     def __init__(self, heads: ExitHeads, precision: Precision = "float32", layers: range | None = None):
         layers = range(1, heads.config.num_layers + 1) if layers is None else layers
-        self.units = {layer: pack_linear(heads.units[layer - 1], to_floating(precision)) for layer in layers}
+        wanted = [(layer, classifier) for layer, classifier in enumerate(heads.units, 1) if layer in layers]
+        self.units = {layer: pack_linear(classifier, to_floating(precision)) for layer, classifier in wanted}
         self.config, self.regressors = heads.config, heads.regressors
 
     capturable = True

@@ -73,9 +73,7 @@ class Desk:
         self._alive = set(self._incarnations)
         self._statuses: dict[str, Status] = {}
         self._waiting: list[Task] = []
-        self._first_holders = [
-            worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)
-        ]
+        self._first_holders = [worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)]
 
     def next_interval(self, source: int, now: float) -> float:
         """Draw the seconds until a source's next task comes."""

@@ -2,7 +2,7 @@
 
 Links are modelled in the sender where the topology declares delay, rate or loss: a task occupies its link for bytes /
 rate, once more for each loss, then waits for the delay, beside the time that the real network takes. A declared speed
-is modelled too: after each stage the worker waits until the processor time that it took would have passed at that speed.
+is modelled too: after each stage the worker waits until the processor time that it took would be over at that speed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from random import Random
 from typing import Protocol
 
 from daisy.distributed.pipeline.run_report import WorkerReport
-from daisy.distributed.pipeline.stages import Left, StageModel
+from daisy.distributed.pipeline.stages import Left, Package, StageModel
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
 from daisy.distributed.pipeline.topology import Link
 from daisy.distributed.pipeline.worker import Sending, Worker
@@ -141,7 +141,7 @@ class Host:
             self._run_stage(task)
 
     def _run_stage(self, task: Task) -> None:
-        begun, seconds, outcome = time.perf_counter(), 0.0, None
+        begun = time.perf_counter()
         seconds, outcome = self.run_paced(task)
         answer, after = None, None
         if isinstance(outcome, Left):
@@ -162,7 +162,7 @@ class Host:
         if answer is not None:
             self.peers.report_answer(answer)
 
-    def run_paced(self, task: Task) -> tuple[float, object]:
+    def run_paced(self, task: Task) -> tuple[float, Package | Left]:
         """Run a task's stage at the emulated speed; return the seconds and what came of it."""
         begun, processor = time.perf_counter(), time.thread_time()
         outcome = self.model.run(task.payload, self.stages[task.stage], task.level)

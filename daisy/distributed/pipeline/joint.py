@@ -114,7 +114,7 @@ class _Flow:
 
     def delay(self, shares: dict[int, dict[str, float]]) -> float:
         """Estimate the mean delay of a task: waiting, service and transfer at all its stages."""
-        load = {name: 0.0 for name in self.speed}
+        load = dict.fromkeys(self.speed, 0.0)
         for stage, by_worker in shares.items():
             for name, share in by_worker.items():
                 load[name] += share * self.arrivals[stage] * self.seconds[stage] / self.speed[name]

@@ -62,9 +62,7 @@ def choose_by_queues(
     return best if wait_here_sec > there_sec or draw < wait_here_sec / there_sec else None
 
 
-def draw_holder(
-    holders: Sequence[str], random: Random, shares: Mapping[str, float] | None = None
-) -> str:
+def draw_holder(holders: Sequence[str], random: Random, shares: Mapping[str, float] | None = None) -> str:
     """Draw one of those who hold a stage, evenly or by shares; evenly where none of them has a share."""
     weights = [1.0 if shares is None else shares.get(name, 0.0) for name in holders]
     return random.choices(holders, weights if sum(weights) > 0 else None)[0]

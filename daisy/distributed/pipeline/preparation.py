@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def _time_layers(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
     """Processor seconds of the front end and of each layer."""
     marks = [time.thread_time()]
     encoder([waveform], on_layer=lambda layer: marks.append(time.thread_time()))
-    return [end - begin for begin, end in zip(marks, marks[1:], strict=False)]
+    return [end - begin for begin, end in itertools.pairwise(marks)]
 
 
 def make_measured_workload(model: Model, prepared: Prepared, seconds: Sequence[Sequence[float]]) -> Workload:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,9 +211,7 @@ class StageModel:
         keep_states: whether answers have the exit layer's states.
     """
 
-    def __init__(
-        self, part: ModelPart, settings: ExitSettings, device: str = "cpu", *, keep_states: bool = False
-    ):
+    def __init__(self, part: ModelPart, settings: ExitSettings, device: str = "cpu", *, keep_states: bool = False):
         self.part, self.settings, self.keep_states = part, settings, keep_states
         self.backbone, self.heads = build_part(part, device)
         self._runner = self._make_runner()
@@ -309,11 +306,9 @@ class StageModel:
 def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHeads | None]:
     """Build the modules of a part; layers that are not in it have no memory (torch's device "meta")."""
     with torch.device("meta"):
-        backbone: AnyBackbone
-        if isinstance(part.backbone, BackboneConfig):
-            backbone = Backbone(part.backbone)
-        else:
-            backbone = Conformer(part.backbone)
+        backbone: AnyBackbone = (
+            Backbone(part.backbone) if isinstance(part.backbone, BackboneConfig) else Conformer(part.backbone)
+        )
         heads: AnyHeads | None = None
         if isinstance(part.heads, CTCHeadsConfig):
             heads = CTCHeads(part.heads)
@@ -330,8 +325,3 @@ def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHe
 def _note(observed: list[HeadOutputs], seen: HeadOutputs) -> None:
     """Keep the last exit's outputs only."""
     observed[:] = [seen]
-
-
-def replace_wire(settings: ExitSettings, wire: Wire) -> ExitSettings:
-    """Return the same settings with states that travel otherwise."""
-    return dataclasses.replace(settings, wire=wire)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,26 +167,22 @@ class System:
 
     def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> None:
         """Wait until all is answered; start anew who dies."""
-        to_start: list[tuple[float, Death]] = []
         answered = 0
+        failures: list[UsageError] = []
         while True:
             time.sleep(POLL_SEC)
             seen: Progress = self._ray.get(self._desk.poll.remote())
-            if seen.error:
-                raise UsageError(seen.error)
+            if failures or seen.error:
+                raise failures[0] if failures else UsageError(seen.error)
             progress(seen.num_answered - answered)
             answered = seen.num_answered
             if watch is not None:
                 watch(answered)
-            if self.topology.rules.respawn_sec is not None:
-                due = time.monotonic() + self.topology.rules.respawn_sec
-                to_start += [(due, death) for death in seen.deaths]
             for death in seen.deaths:
                 self._reports[death.worker].num_deaths += 1
                 self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
-            for item in [item for item in to_start if item[0] <= time.monotonic()]:
-                to_start.remove(item)
-                self._replace(item[1])
+                if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
+                    threading.Thread(target=self._replace, args=(death, failures), daemon=True).start()
             if seen.is_done:
                 return
 
@@ -226,11 +223,22 @@ class System:
         mine = {other: handle for other, handle in handles.items() if other in wanted}
         return self._workers[name].handle.connect.remote(mine, self._desk)
 
-    def _replace(self, death: Death) -> None:
+    def _replace(self, death: Death, failures: list[UsageError]) -> None:
         """Start a worker anew, and tell everybody."""
         name, incarnation = death.worker, death.incarnation + 1
-        self._workers[name] = self._await(self._start(name, incarnation), incarnation)
+        time.sleep(self.topology.rules.respawn_sec or 0.0)
+        try:
+            self._workers[name] = self._await(self._start(name, incarnation), incarnation)
+            self._introduce(name)
+        except UsageError as error:
+            failures.append(error)
+        except self._ray.exceptions.RayError:
+            return  # it died again, or the run is over
+
+    def _introduce(self, name: str) -> None:
+        """Connect a worker that was started anew, both ways."""
         handles = self._handles()
+        incarnation = handles[name][0]
         self._ray.get(self._connect(name, handles))
         for other in self._workers:
             if other != name:

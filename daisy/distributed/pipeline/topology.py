@@ -1,14 +1,14 @@
 """Who holds which layers, how fast they are, and how they are connected: a topology, read from YAML.
 
-    source: porch                      # where data come in; or sources, with rates and priorities
-    workers:
-      porch: {layers: 1-4, speed: 0.2} # speed: emulated, of one core of this machine; leave it out on real devices
-      attic: {layers: 5-8}
-      cellar: {layers: 5-12, place: pi3} # place: a custom resource of the Ray node that it is to run on
-    links:                             # every two workers, at once, where there are none
-      - {between: [porch, attic], delay_ms: 5, rate_mbit: 20, loss: 0.01}
-    cuts: [2]                          # further layers after which a task may change hands
-    rules: {neighbour_limit: 4}        # of daisy.distributed.pipeline.rules
+source: porch                      # where data come in; or sources, with rates and priorities
+workers:
+  porch: {layers: 1-4, speed: 0.2} # speed: emulated, of one core of this machine; leave it out on real devices
+  attic: {layers: 5-8}
+  cellar: {layers: 5-12, place: pi3} # place: a custom resource of the Ray node that it is to run on
+links:                             # every two workers, at once, where there are none
+  - {between: [porch, attic], delay_ms: 5, rate_mbit: 20, loss: 0.01}
+cuts: [2]                          # further layers after which a task may change hands
+rules: {neighbour_limit: 4}        # of daisy.distributed.pipeline.rules
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _parse_worker(name: str, values: Mapping[str, Any] | None, num_layers: int) 
 
 def _parse_link(values: Mapping[str, Any]) -> Link:
     _check_keys("link", values, {"between", "delay_ms", "rate_mbit", "loss"})
-    between = values.get("between") or ()
+    between = list(values.get("between") or ())
     if len(between) != 2:
         raise UsageError(f"a link is between two workers, found {between!r}")
     where = f"link {between[0]} to {between[1]}"
@@ -305,7 +305,9 @@ def _check_way(topology: Topology, source: str) -> None:
     for stage, layers in enumerate(topology.stages):
         reached = set()
         for name in at:
-            takers = {n.name for n in neighbours[name] if stage in n.stages} | ({name} if stage in held[name] else set())
+            takers = {n.name for n in neighbours[name] if stage in n.stages} | (
+                {name} if stage in held[name] else set()
+            )
             if not takers:
                 raise UsageError(
                     f"a task at {name} could go nowhere for layers {layers[0]}-{layers[-1]}: "

@@ -30,9 +30,7 @@ def make_desk(rules=None, **topology):
 
 
 def say(desk, worker, now, waiting=0, incarnation=1):
-    desk.hear(
-        Status(worker=worker, incarnation=incarnation, queued=waiting, backlog_sec=0.0, waiting=waiting), now
-    )
+    desk.hear(Status(worker=worker, incarnation=incarnation, queued=waiting, backlog_sec=0.0, waiting=waiting), now)
 
 
 def test_the_rate_follows_the_queue_and_the_level_stays():

@@ -100,7 +100,9 @@ class ThreadSystem:
         package = Package(waveform=waveform.numpy())
 
         def make(number, level, priority):
-            return Task(number=number, level=level, work=len(waveform) / 16000, num_bytes=package.num_bytes, payload=package)
+            return Task(
+                number=number, level=level, work=len(waveform) / 16000, num_bytes=package.num_bytes, payload=package
+            )
 
         with self.lock:
             begins = self.desk.admit(0, make, self.now())

@@ -1,5 +1,6 @@
 """Parts of a model: only their weights, and the very results of the whole."""
 
+import itertools
 import pickle
 
 import numpy
@@ -17,7 +18,7 @@ def make_parts(model, levels, cuts=(2,), **options):
     """What takes an utterance through the parts, pickling whatever travels: what came of it, and what travelled."""
     settings = make_exit_settings(model, levels, **options)
     edges = [0, *cuts, model.backbone.config.num_layers]
-    parts = [cut_model(model, before + 1, last) for before, last in zip(edges, edges[1:], strict=False)]
+    parts = [cut_model(model, before + 1, last) for before, last in itertools.pairwise(edges)]
     stages = [StageModel(pickle.loads(pickle.dumps(part)), settings, keep_states=True) for part in parts]
 
     def run(waveform, level=0):
@@ -93,7 +94,9 @@ def test_a_part_has_only_its_weights(model):
     for part in (*parts, whole):
         stage = StageModel(part, make_exit_settings(model, [policies.Never()]))
         assert stage.num_bytes == part.num_bytes
-    everything = sum(t.numel() * t.element_size() for m in (model.backbone, model.heads) for t in m.state_dict().values())
+    everything = sum(
+        t.numel() * t.element_size() for m in (model.backbone, model.heads) for t in m.state_dict().values()
+    )
     assert whole.num_bytes == everything
     assert not any("feature_extractor" in name for name in parts[1].backbone_weights)
     shared = sum(weights.numel() * 4 for name, weights in parts[1].backbone_weights.items() if "layers." not in name)

@@ -51,7 +51,8 @@ def test_a_topology_from_a_file(tmp_path):
 
 def test_without_links_all_are_connected_and_the_first_is_the_source():
     topology = parse_topology({"workers": {"a": None, "b": {}, "c": {}}}, 4)
-    assert len(topology.links) == 3 and topology.sources == (Source(worker="a"),)
+    assert len(topology.links) == 3
+    assert topology.sources == (Source(worker="a"),)
     assert topology.stages == (range(1, 5),)
 
 
@@ -105,11 +106,14 @@ def test_baselines_change_what_their_names_say():
     topology = parse(workers=workers)
     made = {name: make_system(name, topology) for name in SYSTEMS}
     assert made["mdi"] == topology
-    assert not made["no-exits"].rules.exits and made["no-exits"].workers == topology.workers
-    assert made["random"].rules.offloading == "random" and made["joint"].rules.offloading == "routed"
+    assert not made["no-exits"].rules.exits
+    assert made["no-exits"].workers == topology.workers
+    assert made["random"].rules.offloading == "random"
+    assert made["joint"].rules.offloading == "routed"
     for name in ("data", "data-exits"):
         assert all((place.first, place.last) == (1, 4) for place in made[name].workers)
-        assert made[name].stages == (range(1, 5),) and made[name].rules.exits == (name == "data-exits")
+        assert made[name].stages == (range(1, 5),)
+        assert made[name].rules.exits == (name == "data-exits")
     (alone,) = made["one-worker"].workers
     assert (alone.name, alone.first, alone.last, alone.speed) == ("a", 1, 4, 0.5)
     with pytest.raises(UsageError, match="unknown system"):

@@ -46,7 +46,8 @@ def test_a_worker_by_itself_computes_stage_after_stage_in_the_order_of_arrival()
         order.append((task.number, task.stage))
         worker.finish(1.0, task.replace(stage=task.stage + 1) if task.stage < 2 else None)
     assert order == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
-    assert worker.choose() == [] and worker.status().waiting == 0
+    assert worker.choose() == []
+    assert worker.status().waiting == 0
 
 
 def test_higher_priorities_go_first_and_equals_in_the_order_of_arrival():
@@ -101,7 +102,8 @@ def test_what_is_on_its_way_counts_until_the_neighbour_has_counted_it():
 def test_the_next_stage_is_kept_by_an_idle_worker_and_offered_by_a_busy_one():
     worker = make_worker(range(0, 3), [neighbour()])
     worker.accept(Task(number=0))
-    assert worker.status().queued == 1 and worker.choose() == []  # kept: nothing else waits
+    assert worker.status().queued == 1
+    assert worker.choose() == []
     worker.accept(Task(number=1))  # the input queue is not empty: to the output queue
     assert (worker.status().queued, worker.status().waiting) == (1, 2)
     assert numbers(worker.choose()) == [("you", 1)]  # 1 s of work here, nobody there
@@ -157,7 +159,8 @@ def test_a_task_that_cannot_be_sent_comes_back_and_goes_elsewhere():
     worker.free_link("a")
     worker.failed(sending)
     (again,) = worker.choose()
-    assert again.neighbour == "b" and again.task == sending.task
+    assert again.neighbour == "b"
+    assert again.task == sending.task
     worker.free_link("b")
     worker.accept(Task(number=1, stage=2))
     assert numbers(worker.choose()) == [("b", 1)]  # a is still not heard of
@@ -209,7 +212,9 @@ def test_random_offloading_draws_holders_evenly_and_keeps_what_was_drawn():
 
 
 def test_what_was_meant_for_the_dead_is_drawn_anew():
-    worker = make_worker(range(0, 2), [neighbour("a"), neighbour("b")], Rules(offloading="routed"), routes={2: {"a": 1}})
+    worker = make_worker(
+        range(0, 2), [neighbour("a"), neighbour("b")], Rules(offloading="routed"), routes={2: {"a": 1}}
+    )
     worker.hear(status("a", queued=99))
     worker.accept(Task(number=0, stage=2))
     assert worker.choose() == []  # meant for a, which has too many
@@ -243,6 +248,7 @@ def test_offloading_by_queues(draw, num_here, wait_here, expected):
 def test_shares_are_followed_and_without_any_the_draw_is_even():
     random = Random(1)
     drawn = [draw_holder(["a", "b", "c"], random, {"a": 0.75, "c": 0.25}) for _ in range(4000)]
-    assert abs(drawn.count("a") - 3000) < 120 and drawn.count("b") == 0
+    assert abs(drawn.count("a") - 3000) < 120
+    assert drawn.count("b") == 0
     even = [draw_holder(["b"], random, {"a": 1.0}) for _ in range(3)]
     assert even == ["b"] * 3
