@@ -61,7 +61,7 @@ RANKS = [
     {"checkpoints"},
     {"calibration", "extraction"},
     {"evaluation"},
-    {"recognition", "distributed", "integrations"},
+    {"recognition", "distributed"},
     {"cli"},
 ]
 """Packages; each imports only what stands before it."""

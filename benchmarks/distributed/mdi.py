@@ -111,7 +111,9 @@ class Bench:
         topology = make_system(system, parse_topology(TOPOLOGIES[name], NUM_LAYERS))
         return dataclasses.replace(topology, rules=topology.rules.replace(**rules))
 
-    def run(self, topology: Topology, *, watch: Callable[[System, int], None] | None = None, **options: Any) -> RunReport:
+    def run(
+        self, topology: Topology, *, watch: Callable[[System, int], None] | None = None, **options: Any
+    ) -> RunReport:
         """Run the real system."""
         settings = dataclasses.replace(self.prepared.settings, wire=self.wire)
         options, routes = self._route(topology, options)
@@ -210,12 +212,21 @@ def measure_loads(bench: Bench) -> Iterator[Row]:
         topology = bench.make("three", "mdi", admission=admission)
         report = bench.run(topology, num_tasks=int(3.5 * base * seconds), rate=base, load=load)
         for window in report.windows(seconds)[:3]:
-            yield {"part": "loads", "topology": "three", "system": "mdi", "admission": admission, "rate": base, **window}
+            yield {
+                "part": "loads",
+                "topology": "three",
+                "system": "mdi",
+                "admission": admission,
+                "rate": base,
+                **window,
+            }
 
 
 def measure_simulator(bench: Bench) -> Iterator[Row]:
     """Part simulator: at a fixed rate of 70 % of what the simulator says that a system can do."""
-    for name, system in [("three", "mdi")] if bench.quick else [("three", "mdi"), ("five", "mdi"), ("three", "data-exits")]:
+    for name, system in (
+        [("three", "mdi")] if bench.quick else [("three", "mdi"), ("five", "mdi"), ("three", "data-exits")]
+    ):
         most = bench.simulate(bench.make(name, system, admission="rate"), num_tasks=600, rate=1.0, level=LEVEL)
         options: dict[str, Any] = {"rate": 0.7 * steady_throughput(most), "level": LEVEL}
         options["num_tasks"] = 40 if bench.quick else 300

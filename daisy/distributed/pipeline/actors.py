@@ -298,10 +298,9 @@ class DeskActor:
                 handle.receive.remote(begin.task, "", begin.incarnation)
 
     def _watch(self) -> None:
-        """Look for deaths and overdue tasks, and let the admission adapt."""
-        rules, adapted = self.setup.topology.rules, 0.0
+        """Look for deaths and overdue tasks."""
         while True:
-            time.sleep(min(rules.adapt_sec, rules.status_sec))
+            time.sleep(self.setup.topology.rules.status_sec)
             with self._lock:
                 now = self._now()
                 deaths, begins = self._desk.check(now)
@@ -311,9 +310,6 @@ class DeskActor:
                             handle.lose.remote(death.worker, death.incarnation)
                 self._deaths += deaths
                 self._begin(begins)
-                if now - adapted >= rules.adapt_sec:
-                    adapted = now
-                    self._desk.adapt()
                 if deaths:
                     try:
                         self._desk.refuse_if_stuck()

@@ -67,6 +67,7 @@ class Desk:
             )
             for source in topology.sources
         ]
+        self._num_admitted = [0] * len(self.admissions)
         self._random = random
         self._incarnations = {worker.name: 1 for worker in topology.workers}
         self._heard: dict[str, float] = {worker.name: 0.0 for worker in topology.workers}
@@ -84,13 +85,15 @@ class Desk:
         where = self.topology.sources[source]
         task = make_task(self.ledger.num_admitted, self.admissions[source].level, where.priority)
         self.ledger.admit(task, where.worker, self._incarnations[where.worker], now)
+        self._num_admitted[source] += 1
+        if self._num_admitted[source] % self.rules.adapt_every == 0:
+            self._adapt(source)
         return self._begin([task])
 
-    def adapt(self) -> None:
-        """Let rates and exit levels follow the sources' queues."""
-        for source, admission in zip(self.topology.sources, self.admissions, strict=True):
-            status = self._statuses.get(source.worker)
-            admission.adapt((status.waiting if status else 0) + len(self._waiting))
+    def _adapt(self, source: int) -> None:
+        """Let a source's rate or exit level follow its queues."""
+        status = self._statuses.get(self.topology.sources[source].worker)
+        self.admissions[source].adapt((status.waiting if status else 0) + len(self._waiting))
 
     def hear(self, status: Status, now: float) -> None:
         """Note what a worker says of itself."""

@@ -39,13 +39,14 @@ class Rules:
     """Admission: below so many tasks queued at the source the rate rises, or less is left early."""
     high_mark: int = 8
     """Admission: above so many the rate falls, or more is left early."""
-    speed_up: float = 1.1
+    speed_up: float = 1.05
     """Admission: the rate is multiplied by this below the low mark."""
-    slow_down: float = 1.1
+    slow_down: float = 1.05
     """Admission: the rate is divided by this above the high mark. With these marks and factors a bottleneck is kept
-    busy for 93 % of the time in the simulator."""
-    adapt_sec: float = 0.5
-    """Between two looks at the source's queues."""
+    busy for about 90 % of the time in the simulator."""
+    adapt_every: int = 1
+    """Admission: so many tasks are let in between two steps. Counted in tasks and not in seconds, steps fit fast and slow
+    systems alike."""
     memory: float = 0.8
     """Of moving averages of service times and transfer delays: the share of the past."""
     status_sec: float = 0.1
@@ -61,7 +62,7 @@ class Rules:
         for name, values in (("offloading", get_args(Offloading)), ("admission", get_args(Admission))):
             if getattr(self, name) not in values:
                 raise UsageError(unknown_name(name, getattr(self, name), values))
-        for name in ("adapt_sec", "status_sec", "dead_after_sec", "restart_after_sec"):
+        for name in ("status_sec", "dead_after_sec", "restart_after_sec"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"rule {name} must be above 0, found {getattr(self, name)!r}")
         if not 0 <= self.memory < 1:
@@ -70,8 +71,9 @@ class Rules:
             raise UsageError("rules speed_up and slow_down must be above 1")
         if self.low_mark > self.high_mark:
             raise UsageError(f"rule low_mark {self.low_mark} must not be above high_mark {self.high_mark}")
-        if self.neighbour_limit < 1:
-            raise UsageError(f"rule neighbour_limit must be at least 1, found {self.neighbour_limit!r}")
+        for name in ("neighbour_limit", "adapt_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"rule {name} must be at least 1, found {getattr(self, name)!r}")
 
     def replace(self, **changes: object) -> Rules:
         """Return the same rules but for some.

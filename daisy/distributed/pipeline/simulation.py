@@ -252,11 +252,10 @@ class Simulation:
             self._go_on(name)
 
     def _watch(self) -> Iterator[Event]:
-        """Look for deaths and overdue tasks, and let the admission adapt."""
+        """Look for deaths and overdue tasks."""
         rules = self.topology.rules
-        adapted = 0.0
         while True:
-            yield self.env.timeout(min(rules.adapt_sec, rules.status_sec))
+            yield self.env.timeout(rules.status_sec)
             deaths, begins = self.desk.check(self.env.now)
             for death in deaths:
                 for name, worker in self.workers.items():
@@ -267,9 +266,6 @@ class Simulation:
             self._begin(begins)
             if deaths:
                 self.desk.refuse_if_stuck()
-            if self.env.now - adapted >= rules.adapt_sec:
-                adapted = self.env.now
-                self.desk.adapt()
 
     def _kill(self, when: float, name: str) -> Iterator[Event]:
         yield self.env.timeout(when)

@@ -200,11 +200,11 @@ def test_a_system_that_cannot_go_on_says_so():
 
 
 def test_the_desk_adapts_by_what_waits_at_the_source():
-    desk = make_desk({"admission": "rate"})
+    desk = make_desk({"admission": "rate", "adapt_every": 2, "speed_up": 1.1, "slow_down": 1.1})
     say(desk, "b", 0.1, waiting=99)  # is no source
-    say(desk, "a", 0.1, waiting=0)
-    desk.adapt()
-    assert desk.admissions[0].rate == pytest.approx(2.2)
-    say(desk, "a", 0.2, waiting=99)
-    desk.adapt()
-    assert desk.admissions[0].rate == pytest.approx(2.0)
+    rates = []
+    for waiting in (0, 0, 99, 99):
+        say(desk, "a", 0.1, waiting=waiting)
+        desk.admit(0, make_task, 0.1)
+        rates.append(desk.admissions[0].rate)
+    assert rates == pytest.approx([2.0, 2.2, 2.2, 2.0])

@@ -72,7 +72,7 @@ def test_an_adapting_rate_finds_what_the_bottleneck_can_do():
     report = simulate(content, num_tasks=2000, rate=1.0)
     steady = report.windows(10)[3:-1]
     most = 1 / 0.04  # front end and two layers: the slowest
-    assert sum(window["throughput"] for window in steady) / len(steady) == pytest.approx(most, rel=0.1)
+    assert sum(window["throughput"] for window in steady) / len(steady) == pytest.approx(most, rel=0.15)
     assert report.latencies()[-1] < 2.0  # the queue stays short
 
 
