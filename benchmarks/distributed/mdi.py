@@ -118,7 +118,7 @@ class Bench:
         settings = dataclasses.replace(self.prepared.settings, wire=self.wire)
         options, routes = self._route(topology, options)
         with System(topology, self.model, settings, heads="units", routes=routes) as system:
-            look = None if watch is None else lambda answered: watch(system, answered)  # type: ignore[misc]
+            look = None if watch is None else lambda answered: watch(system, answered)
             report = system.run(self.prepared.waveforms, watch=look, **options)
         report.fidelity = measure_fidelity(report, self.prepared.units)
         return report
@@ -241,6 +241,8 @@ def measure_simulator(bench: Bench) -> Iterator[Row]:
             "simulated_throughput": simulated["throughput"],
             "median_latency_sec": real["latency_sec"]["median"],
             "simulated_median_latency_sec": simulated["latency_sec"]["median"],
+            "utilisation": {name: worker["utilisation"] for name, worker in real["workers"].items()},
+            "simulated_utilisation": {name: worker["utilisation"] for name, worker in simulated["workers"].items()},
         }
 
 

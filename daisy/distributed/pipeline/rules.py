@@ -45,8 +45,8 @@ class Rules:
     """Admission: the rate is divided by this above the high mark. With these marks and factors a bottleneck is kept
     busy for about 90 % of the time in the simulator."""
     adapt_every: int = 1
-    """Admission: so many tasks are let in between two steps. Counted in tasks and not in seconds, steps fit fast and slow
-    systems alike."""
+    """Admission: so many tasks are let in between two steps. Counted in tasks and not in seconds, steps fit fast and
+    slow systems alike."""
     memory: float = 0.8
     """Of moving averages of service times and transfer delays: the share of the past."""
     status_sec: float = 0.1
