@@ -38,8 +38,8 @@ OF_EXITS = re.compile(r"(?:classifiers|attentions)\.(\d+)\.")
 """Likewise of CTC exits, counted from 1."""
 OF_BLOCKS = re.compile(r"half_rate\.(\d+)\.")
 """Likewise of a Conformer's blocks, which are with their last layer; counted from 1."""
-ALWAYS = ("mask_embedding", "encoder.transformer.layer_norm.")
-"""Weights that every part has: what says where the weights are, and the final norm."""
+ALWAYS = ("mask_embedding", "encoder.transformer.layer_norm.", "subsampling.0.")
+"""Weights that every part has: what tells a backbone its device and type, and HuBERT's final norm."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,7 +190,7 @@ class Worker:
         """Note what a neighbour says of itself."""
         self.welcome(status.worker, status.incarnation)
         peer = self._peers.get(status.worker)
-        if peer is None or status.incarnation < peer.incarnation or peer.dead:  # was said before it died
+        if peer is None or status.incarnation < peer.incarnation:
             return
         peer.status, peer.suspect = status, False
         on_the_way = peer.num_sent - status.received.get(self.name, 0)

@@ -12,13 +12,14 @@ from daisy.distributed.pipeline.stages import Left, Package, StageModel, cut_mod
 from daisy.distributed.pipeline.wire import pack_states, unpack_states
 from daisy.errors import UsageError
 from tests.conftest import spread_policy, tiny_model
+from tests.recognition.conftest import KINDS, tiny_recogniser
 
 
 def make_parts(model, levels, cuts=(2,), **options):
     """What takes an utterance through the parts, pickling whatever travels: what came of it, and what travelled."""
-    settings = make_exit_settings(model, levels, **options)
+    settings, heads = make_exit_settings(model, levels, **options), options.get("heads")
     edges = [0, *cuts, model.backbone.config.num_layers]
-    parts = [cut_model(model, before + 1, last) for before, last in itertools.pairwise(edges)]
+    parts = [cut_model(model, before + 1, last, heads) for before, last in itertools.pairwise(edges)]
     stages = [StageModel(pickle.loads(pickle.dumps(part)), settings, keep_states=True) for part in parts]
 
     def run(waveform, level=0):
@@ -148,3 +149,33 @@ def test_bfloat16_layers(waveforms):
     left, _ = make_parts(model, [policies.Never()], dtype="bfloat16", wire="bfloat16")(waveforms[4])
     expected = encoder([waveforms[4]]).states[0][-1].float()
     assert numpy.abs(left.states - expected.numpy()).max() < 1e-4 * float(expected.std())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_parts_of_recognisers_write_what_the_whole_writes(kind):
+    """CTC exits with and without attention, on HuBERT, Conformer and Splitformer: the same exits and tokens."""
+    if not kind.startswith("hubert"):
+        pytest.importorskip("torchaudio")
+    recogniser = tiny_recogniser(kind)
+    generator = torch.Generator().manual_seed(1)
+    speech = [torch.randn(n, generator=generator) * 0.1 for n in (9000, 16000, 24000)]
+    policy = policies.Never()
+    entropies = EarlyExitEncoder(recogniser.backbone, recogniser.ctc, policy, scores=["entropy"])(speech).scores
+    policy = policies.Entropy(threshold=float(entropies["entropy"][:, 0].sort().values[:2].mean()))
+    heard = []
+    encoder = EarlyExitEncoder(recogniser.backbone, recogniser.ctc, policy, keep="last")
+    run = make_parts(recogniser, [policy], heads="ctc")
+    exits = set()
+    for waveform in speech:
+        left, _ = run(waveform)
+        expected = encoder([waveform], observe=heard.append)
+        exits.add(left.exit_layer)
+        assert left.exit_layer == int(expected.exit_layer)
+        assert left.units.tolist() == heard[-1].units.tolist()
+    assert len(exits) > 1
+
+
+def test_a_block_with_a_half_rate_layer_is_not_cut():
+    pytest.importorskip("torchaudio")
+    with pytest.raises(UsageError, match="layers 1-3 cut a block with a half-rate layer: blocks have 2 layers"):
+        cut_model(tiny_recogniser("splitformer"), 1, 3)
