@@ -30,6 +30,7 @@ COMMANDS = [
     "truncate",
     "labels",
     "manifest",
+    "mdi",
     "demo",
     "user-dir",
 ]

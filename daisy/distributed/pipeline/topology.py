@@ -304,7 +304,7 @@ def _check_way(topology: Topology, source: str) -> None:
     at = {source}
     for stage, layers in enumerate(topology.stages):
         reached = set()
-        for name in at:
+        for name in sorted(at):
             takers = {n.name for n in neighbours[name] if stage in n.stages} | (
                 {name} if stage in held[name] else set()
             )

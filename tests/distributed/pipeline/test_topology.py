@@ -118,3 +118,16 @@ def test_baselines_change_what_their_names_say():
     assert (alone.name, alone.first, alone.last, alone.speed) == ("a", 1, 4, 0.5)
     with pytest.raises(UsageError, match="unknown system"):
         make_system("mdx", topology)
+
+
+@pytest.mark.parametrize("stuck", ["d", "e"])
+def test_every_way_of_a_task_is_looked_at(stuck):
+    """Two ways through b or c to d or e, of which one has no link to the last layers."""
+    layers = {"a": 1, "b": 2, "c": 2, "d": 3, "e": 3, "f": 4}
+    ways = [["a", "b"], ["a", "c"], ["b", "d"], ["c", "e"], ["d" if stuck == "e" else "e", "f"]]
+    content = {
+        "workers": {name: {"layers": layer} for name, layer in layers.items()},
+        "links": [{"between": pair} for pair in ways],
+    }
+    with pytest.raises(UsageError, match=f"a task at {stuck} could go nowhere for layers 4-4"):
+        parse(**content)
