@@ -55,7 +55,7 @@ def test_parts_give_what_the_whole_gives(model, waveforms, cuts):
     "policy",
     [
         policies.Patience(tolerance=0.3, patience=1),  # reads change: the units of the exit before travel
-        policies.Patience(tolerance=0.95, patience=2),  # reads scores of the exits before, which travel too
+        policies.Patience(tolerance=1.0, patience=2),  # reads scores of the exits before, which travel too
         policies.Random(histogram=(0.2, 0.3, 0.3, 0.2)),  # reads the draw
         policies.Regressed(threshold=2.3),
         policies.Never(),
