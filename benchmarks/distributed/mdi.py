@@ -62,12 +62,12 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link("a", "b", 20), _link("a", "c", 20)],
     },
-    "narrow": {  # the same on links of 1 Mbit/s, which a waveform fills
+    "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
         "source": "a",
         "workers": {
-            "a": {"layers": "1-4", "speed": 0.2},
-            "b": {"layers": "5-12", "speed": 0.2},
-            "c": {"layers": "5-12", "speed": 0.1},
+            "a": {"layers": "1-3", "speed": 0.3},
+            "b": {"layers": "4-12", "speed": 0.1},
+            "c": {"layers": "4-12", "speed": 0.1},
         },
         "links": [_link("a", "b", 1), _link("a", "c", 1)],
     },
