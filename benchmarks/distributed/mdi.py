@@ -45,7 +45,7 @@ DEPTHS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 LEVEL = 3
 """Of the part throughput."""
 OVERHEAD_SEC = 0.004
-"""Of a stage and of a message on Ray, in the simulator: what an actor's call took on the machine of the results."""
+"""Added to each stage in the simulator, for calls and copies on Ray. Assumed, not measured."""
 
 
 def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
