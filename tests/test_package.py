@@ -11,7 +11,7 @@ ALLOWED = {"torch", "numpy", "soundfile", "soxr", "safetensors"}
 ABSENT = [
     *("torchaudio", "fairseq", "s3prl", "transformers", "sklearn", "scipy", "matplotlib", "omegaconf"),
     *("kaldi_native_fbank", "pyroomacoustics", "jinja2", "av", "jiwer", "sentencepiece", "flashlight"),
-    *("ray", "pyarrow", "fsspec", "s3fs", "joblib"),
+    *("ray", "pyarrow", "fsspec", "s3fs", "joblib", "simpy", "yaml"),
 ]
 PACKAGE = Path(daisy.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts]

@@ -21,6 +21,7 @@ from daisy.cli import (
     info,
     labels,
     manifest,
+    mdi,
     noise_curve,
     replay,
     train_heads,
@@ -67,6 +68,7 @@ COMMANDS = (
     labels,
     train_heads,
     manifest,
+    mdi,
     demo,
     user_dir,
 )

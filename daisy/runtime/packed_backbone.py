@@ -38,14 +38,28 @@ class PackedBackbone:
     Args:
         backbone: the layers.
         precision: what to compute in. With "int8" an utterance's inputs share a scale, so utterances run one by one.
+        layers: which are wanted, consecutive; where None all. The front end comes with layer 1, and of other layers no
+            weight is looked at.
 
     Raises:
         UsageError: on another type, or on "int8" elsewhere than on a CPU.
     """
 
-    def __init__(self, backbone: Backbone, precision: Precision = "float32"):
+    def __init__(self, backbone: Backbone, precision: Precision = "float32", layers: range | None = None):
         parse_dtype(precision, backbone.device)
         self.config, self.dtype, self.device = backbone.config, STATE_DTYPES[precision], backbone.device
+        layers = range(1, self.config.num_layers + 1) if layers is None else layers
+        transformer = backbone.encoder.transformer
+        self.norm = PackedNorm(transformer.layer_norm, self.dtype)
+        if 1 in layers:
+            self._pack_front_end(backbone, precision)
+        wanted = [(layer, module) for layer, module in enumerate(transformer.layers, 1) if layer in layers]
+        biases = transformer.rel_attn_embed
+        relative = None if biases is None else PackedBiases(biases, self.dtype)
+        self.layers = {layer: PackedLayer(module, self.config, precision, relative) for layer, module in wanted}
+
+    def _pack_front_end(self, backbone: Backbone, precision: Precision) -> None:
+        """Lay out what makes layer 0."""
         self.front_end = make_front_end(backbone, to_floating(precision))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
@@ -57,10 +71,6 @@ class PackedBackbone:
             if isinstance(positions, PositionalStack)
             else PackedPositions(positions, self.config.pos_groups)
         )
-        self.norm = PackedNorm(transformer.layer_norm, self.dtype)
-        biases = transformer.rel_attn_embed
-        relative = None if biases is None else PackedBiases(biases, self.dtype)
-        self.layers = [PackedLayer(layer, self.config, precision, relative) for layer in transformer.layers]
 
     @property
     def supports_varlen(self) -> bool:
@@ -89,7 +99,7 @@ class PackedBackbone:
         Returns:
             The states, and with ``return_feed_forward`` that output, else the states again; both (F, D).
         """
-        count, packed = len(states), self.layers[layer - 1]
+        count, packed = len(states), self.layers[layer]
         padded = padded_view(states, packed.inputs.padded_rows(count))
         states, feed_forward = (rows[:count] for rows in packed(padded, layout, return_feed_forward))
         if self.config.norms_after(layer):

@@ -21,10 +21,13 @@ class PackedHeads:
     Args:
         heads: whose weights.
         precision: what to compute in; with "int8" heads stay in float32.
+        layers: whose heads are wanted; where None all.
     """
 
-    def __init__(self, heads: ExitHeads, precision: Precision = "float32"):
-        self.units = [pack_linear(classifier, to_floating(precision)) for classifier in heads.units]
+    def __init__(self, heads: ExitHeads, precision: Precision = "float32", layers: range | None = None):
+        layers = range(1, heads.config.num_layers + 1) if layers is None else layers
+        wanted = [(layer, classifier) for layer, classifier in enumerate(heads.units, 1) if layer in layers]
+        self.units = {layer: pack_linear(classifier, to_floating(precision)) for layer, classifier in wanted}
         self.config, self.regressors = heads.config, heads.regressors
 
     capturable = True
@@ -32,7 +35,7 @@ class PackedHeads:
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
         """Classify what layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
-        return self.units[layer - 1](features)
+        return self.units[layer](features)
 
     predicted_loss = ExitHeads.predicted_loss
 
@@ -43,15 +46,25 @@ class PackedCTCHeads:
     Args:
         heads: whose weights.
         precision: what to compute in; with "int8" heads stay in float32.
+        layers: whose exits are wanted; where None all.
     """
 
     predicted_loss = CTCHeads.predicted_loss
 
-    def __init__(self, heads: CTCHeads, precision: Precision = "float32"):
+    def __init__(self, heads: CTCHeads, precision: Precision = "float32", layers: range | None = None):
         floating = to_floating(precision)
         self.config = heads.config
-        self.classifiers = {int(name): pack_linear(module, floating) for name, module in heads.classifiers.items()}
-        self.attentions = {int(name): PackedAttention(module, floating) for name, module in heads.attentions.items()}
+        wanted = range(1, heads.config.num_layers + 1) if layers is None else layers
+        self.classifiers = {
+            int(name): pack_linear(module, floating)
+            for name, module in heads.classifiers.items()
+            if int(name) in wanted
+        }
+        self.attentions = {
+            int(name): PackedAttention(module, floating)
+            for name, module in heads.attentions.items()
+            if int(name) in wanted
+        }
 
     @property
     def capturable(self) -> bool:

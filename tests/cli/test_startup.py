@@ -33,6 +33,7 @@ COMMANDS = [
     "labels",
     "train-heads",
     "manifest",
+    "mdi",
     "demo",
     "user-dir",
 ]

@@ -65,7 +65,7 @@ def test_half_weights_are_rounded_once(waveforms):
     backbone = tiny_model().backbone.bfloat16()
     expected = PackedBackbone(copy.deepcopy(backbone).float())
     packed = PackedBackbone(backbone)
-    for layer, exact in zip(packed.layers, expected.layers, strict=True):
+    for layer, exact in zip(packed.layers.values(), expected.layers.values(), strict=True):
         x = torch.randn(5, backbone.config.width)
         assert torch.equal(layer.inputs(x), exact.inputs(x))
 

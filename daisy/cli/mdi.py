@@ -1,0 +1,283 @@
+"""daisy mdi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from daisy.cli.console import end_with_failures, format_command_line, say, say_table, warn_of_failures
+from daisy.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Device, check_device, parse_numbers
+from daisy.cli.progress import track
+from daisy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daisy.calibration.trace_conditions import Speech
+    from daisy.calibration.traces import Traces
+    from daisy.checkpoints import Model
+    from daisy.distributed.pipeline.preparation import Prepared
+    from daisy.distributed.pipeline.run_report import RunReport
+    from daisy.distributed.pipeline.topology import Topology
+    from daisy.distributed.pipeline.worker import Routes
+    from daisy.distributed.pipeline.workload import Workload
+
+TopologyFile = Annotated[Path, typer.Argument(metavar="TOPOLOGY.yaml", help="Workers, their layers, and links.")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs or manifests (.tsv); with --simulate also a table of full runs (.csv)."),
+]
+System = Annotated[
+    str,
+    typer.Option(help="mdi, or what it is compared with: no-exits, random, joint, data, data-exits, one-worker."),
+]
+Simulate = Annotated[bool, typer.Option("--simulate", help="Simulate the system, with layer times measured here.")]
+PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy lets utterances leave.")]
+Depths = Annotated[
+    str, typer.Option(help="Exit levels: mean shares of the layers that the policy is set to on the inputs.")
+]
+Level = Annotated[int, typer.Option(min=0, help="Which of them, at the start or for good; 0 is the deepest.")]
+Adapt = Annotated[
+    Literal["fixed", "rate", "threshold"] | None,
+    typer.Option(help="What follows the source's queues: nothing, the rate, or the exit level; else the topology's."),
+]
+Rate = Annotated[float, typer.Option(help="Utterances a second that come in, at the start or for good.")]
+Load = Annotated[
+    str, typer.Option(metavar="SEC:TIMES,...", help="Multiply the rate from a second on, such as 30:2,60:0.5.")
+]
+Tasks = Annotated[int, typer.Option(min=0, help="Utterances to admit, the inputs in turn; 0: each once.")]
+WireType = Annotated[Literal["float32", "bfloat16", "int8"], typer.Option("--wire", help="How states travel.")]
+Kill = Annotated[
+    str, typer.Option(metavar="SEC:WORKER,...", help="With --simulate: workers that die, such as 10:attic.")
+]
+Address = Annotated[str, typer.Option(help="Of a Ray cluster, such as auto; else one is started on this machine.")]
+OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for mdi.json, mdi.png and mdi.html.")]
+Format = Annotated[Literal["table", "json"], typer.Option(help="What is printed.")]
+Seed = Annotated[int, typer.Option(help="Seed of arrivals, draws and losses.")]
+
+
+def command(
+    topology: TopologyFile,
+    inputs: Inputs,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    system: System = "mdi",
+    simulate: Simulate = False,
+    policy: PolicyName = "forecast",
+    depths: Depths = "0.8,0.6,0.4",
+    level: Level = 0,
+    adapt: Adapt = None,
+    rate: Rate = 1.0,
+    load: Load = "",
+    tasks: Tasks = 0,
+    wire: WireType = "float32",
+    kill: Kill = "",
+    address: Address = "",
+    out: OutFolder = None,
+    format: Format = "table",
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Run utterances through workers that hold some layers each.
+
+    Prints throughput, latency, what each worker did, and fidelity: the share of frames whose unit is the full model's.
+    The workers are Ray actors, here or on a cluster; speeds and links in the topology are emulated. With --simulate
+    nothing runs but the rules, under simulated time. Exit status 1: some recordings could not be read.
+    """
+    from daisy import checkpoints
+    from daisy.distributed.pipeline.baselines import make_system
+    from daisy.distributed.pipeline.topology import read_topology
+
+    if kill and not simulate:
+        raise UsageError("--kill is of --simulate")
+    model = checkpoints.load(checkpoint, device=check_device(device))
+    layout = make_system(system, read_topology(topology, model.backbone.config.num_layers))
+    if adapt is not None:
+        layout = _with_admission(layout, adapt)
+    options: dict[str, Any] = {
+        "rate": rate,
+        "level": level,
+        "load": [(when, float(times)) for when, times in _parse_times(load, "--load")],
+    }
+    shares = parse_numbers(depths, "--depths")
+    failed: dict[str, str] = {}
+    if simulate:
+        workload, failed = _make_workload(model, inputs, policy, shares, wire)
+        options["kills"] = _parse_times(kill, "--kill")
+        report = _simulate(layout, workload, options, tasks, wire, seed)
+    else:
+        prepared, failed = _prepare(model, inputs, policy, shares, wire)
+        report = _run(layout, model, prepared, options, tasks, address or None, device, seed)
+    report.settings = {
+        "system": system,
+        "simulated": simulate,
+        "checkpoint": Path(checkpoint).stem,
+        "policy": policy,
+        "depths": sorted(shares, reverse=True),
+        "wire": wire,
+        "admission": layout.rules.admission,
+        "rate": rate,
+        "seed": seed,
+    }
+    _say(report, format)
+    if out is not None:
+        _write(report, out, topology)
+    warn_of_failures(failed.values())
+    end_with_failures(len(failed), len(report.records))
+
+
+def _with_admission(layout: Topology, adapt: str) -> Topology:
+    import dataclasses
+
+    return dataclasses.replace(layout, rules=layout.rules.replace(admission=adapt))
+
+
+def _parse_times(text: str, option: str) -> list[tuple[float, str]]:
+    """Turn "10:a,20:b" into [(10.0, "a"), (20.0, "b")]."""
+    pairs = []
+    for part in filter(None, text.split(",")):
+        when, colon, what = part.partition(":")
+        try:
+            pairs.append((float(when), what.strip()))
+            if option == "--load":
+                float(what)
+        except ValueError:
+            colon = ""
+        if not colon or not what.strip():
+            raise UsageError(f"{option} takes seconds and what then, such as 10:2,20:0.5, found {part!r}")
+    return pairs
+
+
+def _read(model: Model, inputs: Sequence[str]) -> Speech:
+    from daisy import audio
+    from daisy.calibration.trace_conditions import read_speech
+
+    config = model.backbone.config
+    findings = audio.search(inputs)
+    return read_speech(findings.recordings, None, Path("."), config.sample_rate, min_samples=config.frame_span)
+
+
+def _prepare(
+    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
+) -> tuple[Prepared, dict[str, str]]:
+    """Run every layer of the inputs once, and set the exit levels."""
+    from daisy.distributed.pipeline.preparation import prepare
+
+    speech = _read(model, inputs)
+    with track("full runs", len(speech.names)) as advance:
+        prepared = prepare(
+            model, speech.waveforms, speech.names, policy=policy, depths=depths, wire=wire, progress=advance
+        )
+    return prepared, speech.failed
+
+
+def _make_workload(
+    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
+) -> tuple[Workload, dict[str, str]]:
+    """Make the simulator's workload, of a table of full runs or of recordings that run here."""
+    from daisy.calibration.traces import read_traces
+    from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
+    from daisy.distributed.pipeline.workload import make_levels, make_workload
+
+    if len(inputs) == 1 and inputs[0].endswith(".csv"):
+        traces: Traces = read_traces(Path(inputs[0]))
+        loss = "disagreement" if "disagreement" in traces.losses else next(iter(traces.losses), "disagreement")
+        levels = make_levels(policy, traces, depths, loss)
+        return make_workload(traces, levels, width=model.backbone.config.width, loss=loss), {}
+    prepared, failed = _prepare(model, inputs, policy, depths, wire)
+    with track("timing layers", len(prepared.waveforms)) as advance:
+        seconds = measure_seconds(model, prepared, advance)
+    return make_measured_workload(model, prepared, seconds), failed
+
+
+def _simulate(
+    layout: Topology, workload: Workload, options: dict[str, Any], tasks: int, wire: Any, seed: int
+) -> RunReport:
+    from daisy.distributed.pipeline.simulation import Simulation
+
+    routes = _route(layout, workload, options, wire)
+    simulation = Simulation(layout, workload, wire=wire, seed=seed, routes=routes, **options)
+    return simulation.run(num_tasks=tasks or len(workload.names))
+
+
+def _route(layout: Topology, workload: Workload, options: dict[str, Any], wire: Any) -> Routes | None:
+    """Choose level and shares together, where the system is routed."""
+    from daisy.distributed.pipeline.joint import choose_jointly
+
+    if layout.rules.offloading != "routed":
+        return None
+    choice = choose_jointly(layout, workload, options["rate"], wire=wire)
+    options["level"] = max(choice.level, 0)
+    return choice.routes
+
+
+def _run(
+    layout: Topology,
+    model: Model,
+    prepared: Prepared,
+    options: dict[str, Any],
+    tasks: int,
+    address: str | None,
+    device: str,
+    seed: int,
+) -> RunReport:
+    """Run the real system, and measure its fidelity."""
+    from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
+    from daisy.distributed.pipeline.system import System, measure_fidelity
+
+    routes = None
+    if layout.rules.offloading == "routed":
+        workload = make_measured_workload(model, prepared, measure_seconds(model, prepared))
+        routes = _route(layout, workload, options, prepared.settings.wire)
+    count = tasks or len(prepared.waveforms)
+    with (
+        System(
+            layout, model, prepared.settings, heads="units", address=address, seed=seed, routes=routes, device=device
+        ) as running,
+        track("answered", count) as advance,
+    ):
+        report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
+    report.fidelity = measure_fidelity(report, prepared.units, prepared.settings.score_stride)
+    return report
+
+
+def _say(report: RunReport, format: str) -> None:
+    import json
+
+    from rich.table import Table
+
+    from daisy.distributed.pipeline.presentation import WORKER_COLUMNS, describe, list_workers
+
+    if format == "json":
+        say(json.dumps(report.to_json(), indent=2))
+        return
+    table = Table(*WORKER_COLUMNS, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in list_workers(report):
+        table.add_row(*row)
+    say_table(table)
+    for line in describe(report):
+        say(line)
+
+
+def _write(report: RunReport, out: Path, topology: Path) -> None:
+    """Write the report as JSON, figure and page."""
+    from daisy import _files
+    from daisy.distributed.pipeline.presentation import describe, draw_latencies, make_sections
+    from daisy.evaluation.figures import save
+    from daisy.evaluation.html import Page, write_page
+
+    _files.write_json(out / "mdi.json", report.to_json())
+    save(draw_latencies(report), out / "mdi.png")
+    write_page(
+        Page(
+            title=f"Model-distributed inference: {topology.stem}",
+            summary=describe(report)[0],
+            command=format_command_line(),
+            sections=make_sections(report),
+        ),
+        out / "mdi.html",
+    )
+    say(f"{out}: mdi.json, mdi.png, mdi.html")

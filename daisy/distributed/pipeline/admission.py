@@ -1,0 +1,68 @@
+"""What the source lets in, and how early it may leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from daisy.distributed.pipeline.rules import RUN_ALL, Rules
+from daisy.errors import UsageError
+
+MIN_RATE, MAX_RATE = 1e-3, 1e5
+"""Tasks a second, between which an adapting rate stays."""
+
+
+class Admission:
+    """The source's rate and exit level.
+
+    Levels are settings of the exit policy from 0, where least leaves early, on. In the mode ``rate`` the level stays
+    and the rate follows the source's queues; in the mode ``threshold`` it is the other way round.
+
+    Args:
+        rules: of the whole system.
+        rate: tasks a second at the start, or for good.
+        level: at the start, or for good.
+        num_levels: how many there are.
+        load: times in seconds, rising, and what the rate is multiplied by from then on: a load that changes.
+        even: whether tasks come at even intervals; else they come independently of each other (a Poisson process).
+
+    Raises:
+        UsageError: on a rate that is not above 0, or a level that does not exist.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        rate: float,
+        level: int = 0,
+        num_levels: int = 1,
+        load: Sequence[tuple[float, float]] = (),
+        even: bool = False,
+    ):
+        if not rate > 0:
+            raise UsageError(f"the rate must be above 0 tasks a second, found {rate!r}")
+        if rules.exits and not 0 <= level < num_levels:
+            raise UsageError(f"level {level} does not exist: there are {num_levels}, from 0 on")
+        self.rules, self.rate, self.num_levels = rules, rate, num_levels
+        self.level = level if rules.exits else RUN_ALL
+        self._load, self._even = sorted(load), even
+
+    def adapt(self, waiting: int) -> None:
+        """Move rate or level one step by the tasks in the source's two queues."""
+        rules = self.rules
+        low, high = waiting < rules.low_mark, waiting > rules.high_mark
+        if rules.admission == "rate":
+            factor = rules.speed_up if low else 1 / rules.slow_down if high else 1.0
+            self.rate = min(max(self.rate * factor, MIN_RATE), MAX_RATE)
+        elif rules.admission == "threshold" and rules.exits:
+            self.level = min(max(self.level + high - low, 0), self.num_levels - 1)
+
+    def next_interval(self, now: float, random: Random) -> float:
+        """Draw the seconds until the next task comes, at ``now`` seconds after the start."""
+        factor = 1.0
+        for begins, times in self._load:
+            if now >= begins:
+                factor = times
+        mean = 1 / (self.rate * factor)
+        return mean if self._even else random.expovariate(1 / mean)

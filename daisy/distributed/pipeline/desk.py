@@ -1,0 +1,170 @@
+"""The source's side: admission, the ledger, and who is thought alive; without a clock, a network or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from daisy.distributed.pipeline.admission import Admission
+from daisy.distributed.pipeline.ledger import Ledger
+from daisy.distributed.pipeline.tasks import Answer, Status, Task
+from daisy.distributed.pipeline.topology import Topology
+from daisy.errors import UsageError
+
+MakeTask = Callable[[int, int, int], Task]
+"""Number of the task, exit level and priority to the task."""
+
+
+class Begin(NamedTuple):
+    """A task that a worker is to begin."""
+
+    worker: str
+    incarnation: int
+    task: Task
+
+
+class Death(NamedTuple):
+    """A worker that is thought dead."""
+
+    worker: str
+    incarnation: int
+
+
+class Desk:
+    """What admits tasks, follows them, and begins them again.
+
+    Args:
+        topology: the workers, sources and rules.
+        random: where its draws come from.
+        rate: tasks a second of sources that the topology gives none.
+        level: exit level at the start.
+        num_levels: how many there are.
+        load: of `daisy.distributed.pipeline.admission.Admission`, as ``even``.
+        even: likewise.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        random: Random,
+        *,
+        rate: float,
+        level: int = 0,
+        num_levels: int = 1,
+        load: Sequence[tuple[float, float]] = (),
+        even: bool = False,
+    ):
+        self.topology, self.rules, self.ledger = topology, topology.rules, Ledger()
+        self.admissions = [
+            Admission(
+                topology.rules,
+                rate=source.rate or rate,
+                level=level,
+                num_levels=num_levels,
+                load=load,
+                even=even,
+            )
+            for source in topology.sources
+        ]
+        self._num_admitted = [0] * len(self.admissions)
+        self._random = random
+        self._incarnations = {worker.name: 1 for worker in topology.workers}
+        self._heard: dict[str, float] = {worker.name: 0.0 for worker in topology.workers}
+        self._alive = set(self._incarnations)
+        self._statuses: dict[str, Status] = {}
+        self._waiting: list[Task] = []
+        self._first_holders = [worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)]
+
+    def next_interval(self, source: int, now: float) -> float:
+        """Draw the seconds until a source's next task comes."""
+        return self.admissions[source].next_interval(now, self._random)
+
+    def admit(self, source: int, make_task: MakeTask, now: float) -> list[Begin]:
+        """Let a task of a source in."""
+        where = self.topology.sources[source]
+        task = make_task(self.ledger.num_admitted, self.admissions[source].level, where.priority)
+        self.ledger.admit(task, where.worker, self._incarnations[where.worker], now)
+        self._num_admitted[source] += 1
+        if self._num_admitted[source] % self.rules.adapt_every == 0:
+            self._adapt(source)
+        return self._begin([task])
+
+    def _adapt(self, source: int) -> None:
+        """Let a source's rate or exit level follow its queues."""
+        status = self._statuses.get(self.topology.sources[source].worker)
+        self.admissions[source].adapt((status.waiting if status else 0) + len(self._waiting))
+
+    def hear(self, status: Status, now: float) -> None:
+        """Note what a worker says of itself."""
+        if status.worker in self._alive and status.incarnation == self._incarnations[status.worker]:
+            self._heard[status.worker], self._statuses[status.worker] = now, status
+
+    def moved(self, task: Task, worker: str, incarnation: int, now: float) -> list[Begin]:
+        """Note that a task has come to a worker."""
+        again = self.ledger.moved(task.number, task.attempt, task.hops, worker, incarnation, now)
+        return self._begin([again]) if again is not None else []
+
+    def answer(self, answer: Answer, now: float) -> bool:
+        """Note an answer; tell whether it is the one that counts."""
+        return self.ledger.answer(answer, now)
+
+    def check(self, now: float) -> tuple[list[Death], list[Begin]]:
+        """Look for workers that are silent and tasks that are overdue.
+
+        Returns:
+            The deaths that were noticed now, and what is to be begun again.
+        """
+        deaths, begins = [], []
+        for worker in sorted(self._alive):
+            if now - self._heard[worker] >= self.rules.dead_after_sec:
+                deaths.append(Death(worker, self._incarnations[worker]))
+        for death in deaths:
+            begins += self.lose(death, now)
+        return deaths, begins + self._begin(self.ledger.list_overdue(self.rules.restart_after_sec, now))
+
+    def lose(self, death: Death, now: float) -> list[Begin]:
+        """Note a death, and return what is to be begun again."""
+        if death.worker not in self._alive or death.incarnation != self._incarnations[death.worker]:
+            return []
+        self._alive.discard(death.worker)
+        self._statuses.pop(death.worker, None)
+        return self._begin(self.ledger.lose(death.worker, death.incarnation, now))
+
+    def welcome(self, worker: str, incarnation: int, now: float) -> list[Begin]:
+        """Note that a worker was started anew, and return what has waited for it."""
+        self._incarnations[worker], self._heard[worker] = incarnation, now
+        self._alive.add(worker)
+        waiting, self._waiting = self._waiting, []
+        return self._begin(waiting)
+
+    def refuse_if_stuck(self) -> None:
+        """Refuse to wait where a stage has no living holder, and none will be started.
+
+        Raises:
+            UsageError: naming the layers.
+        """
+        if self.rules.respawn_sec is not None:
+            return
+        for stage, layers in enumerate(self.topology.stages):
+            holders = [w.name for w in self.topology.workers if stage in self.topology.stages_of(w.name)]
+            if not self._alive.intersection(holders):
+                raise UsageError(
+                    f"layers {layers[0]}-{layers[-1]} were held by {', '.join(holders)} only, which died: "
+                    f"{self.ledger.num_open} tasks are without an answer"
+                )
+
+    def _begin(self, tasks: Sequence[Task]) -> list[Begin]:
+        """Send tasks to their source's worker or, where it is dead, to another that holds the first stage."""
+        begins = []
+        for task in tasks:
+            source = self.ledger.source_of(task.number)
+            order = [source, *(name for name in self._first_holders if name != source)]
+            worker = next((name for name in order if name in self._alive), None)
+            if worker is None:
+                self._waiting.append(task)
+                continue
+            incarnation = self._incarnations[worker]
+            self.ledger.begin(task.number, worker, incarnation)
+            begins.append(Begin(worker, incarnation, task))
+        return begins

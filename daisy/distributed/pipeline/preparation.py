@@ -1,0 +1,113 @@
+"""What a run needs of a model and recordings: full runs, exit levels, the full model's units, times of layers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.traces import Traces
+from daisy.calibration.tracing import trace
+from daisy.checkpoints import Model
+from daisy.distributed.pipeline.stages import ExitSettings, make_exit_settings
+from daisy.distributed.pipeline.workload import Wire, Workload, make_workload
+from daisy.encoder import EarlyExitEncoder
+from daisy.policies import Never, Policy
+
+REPEATS = 3
+"""Of timing an utterance; the least counts, as what else the machine does only adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Utterances that are ready to be put through a system, real or simulated."""
+
+    waveforms: list[Tensor]
+    """(N_b,) each."""
+    traces: Traces
+    units: list[Tensor]
+    """(T_b,) of the full model."""
+    settings: ExitSettings
+
+
+@torch.no_grad()
+def prepare(
+    model: Model,
+    waveforms: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    policy: str = "forecast",
+    depths: Sequence[float] = (0.8, 0.6, 0.4),
+    levels: Sequence[Policy] = (),
+    wire: Wire = "float32",
+    progress: Callable[[int], None] = lambda count: None,
+) -> Prepared:
+    """Run every layer of every utterance once, and set the exit levels.
+
+    Args:
+        model: with exit heads on units.
+        waveforms: (N_b,) each, at the model's rate.
+        names: of the utterances.
+        policy: that is set to ``depths`` on these very utterances.
+        depths: mean executed shares of the layers, one for each level.
+        levels: policies in their place, from the one that leaves least early on.
+        wire: how states are to travel.
+        progress: called with the number of utterances just run.
+
+    Raises:
+        PolicyError, CheckpointError: as `daisy.calibration.trace` and `daisy.calibration.calibrate_depth`.
+    """
+    traces, units = trace(model, waveforms, names, progress=progress)
+    chosen = list(levels) or [calibrate_depth(policy, traces, depth).policy for depth in sorted(depths, reverse=True)]
+    settings = make_exit_settings(model, chosen, heads="units", wire=wire)
+    return Prepared(waveforms=list(waveforms), traces=traces, units=units, settings=settings)
+
+
+def measure_seconds(
+    model: Model, prepared: Prepared, progress: Callable[[int], None] = lambda count: None
+) -> list[list[float]]:
+    """Measure the processor time of front end and layers, with the scores that the levels read.
+
+    Returns:
+        (n, L + 1) seconds of one thread, the front end first: what an emulated speed divides.
+    """
+    settings = prepared.settings
+    encoder = EarlyExitEncoder(
+        model.backbone,
+        model.exit_heads("units"),
+        Never(),
+        keep="last",
+        scores=settings.score_names,
+        score_stride=settings.score_stride,
+        exits=settings.exits,
+        dtype=settings.precision,
+    )
+    rows = []
+    for waveform in prepared.waveforms:
+        runs = [_time_layers(encoder, waveform) for _ in range(REPEATS)]
+        rows.append([min(times) for times in zip(*runs, strict=True)])
+        progress(1)
+    return rows
+
+
+def _time_layers(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
+    """Processor seconds of the front end and of each layer."""
+    marks = [time.thread_time()]
+    encoder([waveform], on_layer=lambda layer: marks.append(time.thread_time()))
+    return [end - begin for begin, end in itertools.pairwise(marks)]
+
+
+def make_measured_workload(model: Model, prepared: Prepared, seconds: Sequence[Sequence[float]]) -> Workload:
+    """Make the simulator's workload of what was prepared and measured."""
+    return make_workload(
+        prepared.traces,
+        prepared.settings.levels,
+        width=model.backbone.config.width,
+        layer_seconds=seconds,
+        num_samples=[len(waveform) for waveform in prepared.waveforms],
+    )

@@ -1,0 +1,88 @@
+"""The rules of model-distributed inference as settings, each constant with its source.
+
+The design follows MDI-Exit (arXiv:2408.05247) as far as it can be read: workers hold consecutive layers, have an input
+and an output queue, leave a task by a threshold, and decide by queue lengths, service times and transfer delays who
+computes what; either the arrival rate or the threshold adapts. Its algorithms and constants could not be read: the
+rules here are our reading of that description, and every number is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from daisy.errors import UsageError, unknown_name
+
+Offloading = Literal["queues", "random", "routed"]
+"""Who computes the next stage: see `daisy.distributed.pipeline.offloading`."""
+Admission = Literal["fixed", "rate", "threshold"]
+"""What adapts at the source: nothing, the arrival rate at a fixed exit level, or the exit level at a fixed rate."""
+RUN_ALL = -1
+"""The exit level at which nothing leaves before the last layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What decides. All numbers are ours."""
+
+    offloading: Offloading = "queues"
+    admission: Admission = "fixed"
+    exits: bool = True
+    """Whether tasks may leave before the last layer."""
+    output_limit: int = 4
+    """A worker that also holds the next stage keeps a task where its output queue is longer than this."""
+    neighbour_limit: int = 4
+    """No task is sent to a neighbour with so many waiting or on their way: they wait where a choice is still open, and
+    a jam reaches the source, whose admission reads its own queues."""
+    low_mark: int = 4
+    """Admission: below so many tasks queued at the source the rate rises, or less is left early."""
+    high_mark: int = 8
+    """Admission: above so many the rate falls, or more is left early."""
+    speed_up: float = 1.05
+    """Admission: the rate is multiplied by this below the low mark."""
+    slow_down: float = 1.05
+    """Admission: the rate is divided by this above the high mark. With these marks and factors a bottleneck is kept
+    busy for about 90 % of the time in the simulator."""
+    adapt_every: int = 1
+    """Admission: so many tasks are let in between two steps. Counted in tasks and not in seconds, steps fit fast and
+    slow systems alike."""
+    memory: float = 0.8
+    """Of moving averages of service times and transfer delays: the share of the past."""
+    status_sec: float = 0.1
+    """Between two messages of a worker to its neighbours and to the source."""
+    dead_after_sec: float = 1.0
+    """A worker that was silent for so long is dead."""
+    restart_after_sec: float = 120.0
+    """A task without an answer for so long is begun again, whoever has it: the first answer counts."""
+    respawn_sec: float | None = 1.0
+    """How long after its death was noticed a worker is started anew; None: never."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("offloading", get_args(Offloading)), ("admission", get_args(Admission))):
+            if getattr(self, name) not in values:
+                raise UsageError(unknown_name(name, getattr(self, name), values))
+        for name in ("status_sec", "dead_after_sec", "restart_after_sec"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"rule {name} must be above 0, found {getattr(self, name)!r}")
+        if not 0 <= self.memory < 1:
+            raise UsageError(f"rule memory must be at least 0 and below 1, found {self.memory!r}")
+        if self.speed_up <= 1 or self.slow_down <= 1:
+            raise UsageError("rules speed_up and slow_down must be above 1")
+        if self.low_mark > self.high_mark:
+            raise UsageError(f"rule low_mark {self.low_mark} must not be above high_mark {self.high_mark}")
+        for name in ("neighbour_limit", "adapt_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"rule {name} must be at least 1, found {getattr(self, name)!r}")
+
+    def replace(self, **changes: object) -> Rules:
+        """Return the same rules but for some.
+
+        Raises:
+            UsageError: on a rule that does not exist, or an impossible value.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UsageError(unknown_name("rule", name, known))
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""What a run of the simulator or of the real system has shown, as numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from daisy.distributed.pipeline.ledger import Record
+
+
+@dataclass(kw_only=True)
+class WorkerReport:
+    """What a worker did, over all its incarnations."""
+
+    busy_sec: float = 0.0
+    num_computed: int = 0
+    """Stages of tasks."""
+    num_exits: int = 0
+    """Tasks that left here."""
+    num_sent: int = 0
+    bytes_sent: int = 0
+    num_deaths: int = 0
+
+
+@dataclass(kw_only=True)
+class RunReport:
+    """A run: T seconds from the first admission to the last answer."""
+
+    seconds: float
+    records: list[Record]
+    """In the order of the answers."""
+    workers: dict[str, WorkerReport]
+    fidelity: list[float]
+    """Of each record; empty where it was not measured."""
+    work: list[float]
+    """Seconds of audio of each record."""
+    num_admitted: int
+    num_restarts: int = 0
+    num_late: int = 0
+    """Answers that came when the task had one already."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def throughput(self) -> float:
+        """Answered tasks a second."""
+        return len(self.records) / self.seconds if self.seconds else 0.0
+
+    def latencies(self) -> list[float]:
+        """List the seconds from admission to answer, rising."""
+        return sorted(record.answered - record.admitted for record in self.records)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the single records."""
+        exits = Counter(record.answer.exit_layer for record in self.records)
+        latencies = self.latencies()
+        return {
+            **self.settings,
+            "seconds": self.seconds,
+            "num_admitted": self.num_admitted,
+            "num_answered": len(self.records),
+            "num_restarts": self.num_restarts,
+            "num_late_answers": self.num_late,
+            "throughput": self.throughput,
+            "audio_sec_per_sec": sum(self.work) / self.seconds if self.seconds else 0.0,
+            "latency_sec": {name: percentile(latencies, share) for name, share in PERCENTILES.items()},
+            "mean_exit_layer": mean([record.answer.exit_layer for record in self.records]),
+            "exit_layers": {str(layer): exits[layer] for layer in sorted(exits)},
+            "mean_level": mean([record.task.level for record in self.records]),
+            "fidelity": mean(self.fidelity) if self.fidelity else None,
+            "by_priority": self._by_priority(),
+            "bytes_sent": sum(worker.bytes_sent for worker in self.workers.values()),
+            "answer_bytes": sum(record.answer.num_bytes for record in self.records),
+            "workers": {
+                name: {
+                    "utilisation": worker.busy_sec / self.seconds if self.seconds else 0.0,
+                    "num_computed": worker.num_computed,
+                    "num_exits": worker.num_exits,
+                    "num_sent": worker.num_sent,
+                    "bytes_sent": worker.bytes_sent,
+                    "num_deaths": worker.num_deaths,
+                }
+                for name, worker in self.workers.items()
+            },
+        }
+
+    def windows(self, seconds: float) -> list[dict[str, float]]:
+        """Cut the run into windows by the time of the answer, with throughput, latency, level and fidelity of each."""
+        rows = []
+        count = max(1, -int(-self.seconds // seconds))
+        for index in range(count):
+            inside = [
+                i for i, record in enumerate(self.records) if index * seconds <= record.answered < (index + 1) * seconds
+            ]
+            latencies = sorted(self.records[i].answered - self.records[i].admitted for i in inside)
+            rows.append(
+                {
+                    "begin_sec": index * seconds,
+                    "throughput": len(inside) / seconds,
+                    "median_latency_sec": percentile(latencies, 0.5),
+                    "mean_level": mean([self.records[i].task.level for i in inside]),
+                    "fidelity": mean([self.fidelity[i] for i in inside]) if self.fidelity else 0.0,
+                }
+            )
+        return rows
+
+    def _by_priority(self) -> dict[str, dict[str, float]]:
+        priorities = sorted({record.task.priority for record in self.records})
+        if len(priorities) < 2:
+            return {}
+        table = {}
+        for priority in priorities:
+            mine = [record for record in self.records if record.task.priority == priority]
+            latencies = sorted(record.answered - record.admitted for record in mine)
+            table[str(priority)] = {"num_answered": len(mine), "median_latency_sec": percentile(latencies, 0.5)}
+        return table
+
+
+PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def percentile(rising: Sequence[float], share: float) -> float:
+    """Return the smallest of rising values that at least a share of them do not pass; 0 of none."""
+    if not rising:
+        return 0.0
+    return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Average; 0 of none."""
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,339 @@
+"""A worker's share of the model: some layers, their exit heads, and no other weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from daisy.checkpoints import Model
+from daisy.checkpoints.model import HeadsKind
+from daisy.distributed.pipeline.rules import RUN_ALL
+from daisy.distributed.pipeline.wire import PackedStates, pack_states, unpack_states
+from daisy.distributed.pipeline.workload import Wire
+from daisy.encoder import EarlyExitEncoder, run_layers
+from daisy.errors import CheckpointError, UsageError
+from daisy.models import (
+    Backbone,
+    BackboneConfig,
+    Conformer,
+    ConformerConfig,
+    CTCHeads,
+    CTCHeadsConfig,
+    ExitHeads,
+    WhisperConfig,
+)
+from daisy.models.heads import HeadsConfig
+from daisy.models.kinds import AnyBackbone, AnyHeads
+from daisy.models.lengths import count_frames
+from daisy.models.packing import PackedLayout
+from daisy.policies import Never, Policy
+from daisy.policies.scores import HeadOutputs, make_draws
+from daisy.runtime.batch_state import BatchState
+from daisy.runtime.dtypes import Precision
+from daisy.runtime.layer_runner import ConformerLayerRunner, LayerRunner, PackedLayerRunner
+from daisy.runtime.packed_backbone import PackedBackbone
+from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
+
+OF_LAYERS = re.compile(r"(?:encoder\.transformer\.)?layers\.(\d+)\.|(?:units|regressors)\.(\d+)\.")
+"""Names of weights that belong to one layer, counted from 0."""
+OF_EXITS = re.compile(r"(?:classifiers|attentions)\.(\d+)\.")
+"""Likewise of CTC exits, counted from 1."""
+OF_BLOCKS = re.compile(r"half_rate\.(\d+)\.")
+"""Likewise of a Conformer's blocks, which are with their last layer; counted from 1."""
+ALWAYS = ("mask_embedding", "encoder.transformer.layer_norm.", "encoder.transformer.rel_attn_embed.", "subsampling.0.")
+"""Weights that every part has: what tells a backbone its device and type, the final norm, WavLM's positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
+    """Layers ``first`` to ``last`` of a model, as they are sent to a worker."""
+
+    first: int
+    last: int
+    backbone: BackboneConfig | ConformerConfig
+    heads: HeadsConfig | CTCHeadsConfig | None
+    backbone_weights: Mapping[str, Tensor]
+    head_weights: Mapping[str, Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        tensors = (*self.backbone_weights.values(), *self.head_weights.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitSettings:
+    """When utterances leave: the same for all parts of a system."""
+
+    levels: tuple[Policy, ...]
+    """From the one that leaves least early on."""
+    exits: tuple[int, ...]
+    """Layers at which utterances may leave."""
+    score_stride: int = 1
+    precision: Precision = "float32"
+    """What layers compute in."""
+    wire: Wire = "float32"
+    """How states travel."""
+
+    @property
+    def score_names(self) -> list[str]:
+        """Scores that some level reads."""
+        return sorted({name for level in self.levels for name in level.reads})
+
+    def policy(self, level: int) -> Policy:
+        """Return a level's policy."""
+        return Never() if level == RUN_ALL else self.levels[level]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An utterance on its way: its waveform, or states with the scores so far."""
+
+    waveform: NDArray[numpy.float32] | None = None
+    """(N,)"""
+    states: PackedStates | None = None
+    """(T, D), after the last layer that was run."""
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of the exits so far."""
+    previous_units: NDArray[numpy.int32] | None = None
+    """(T',) of the last exit, where a score compares with them."""
+    draw: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What goes over the link, but for names and lengths."""
+        arrays = (self.waveform, self.previous_units)
+        size = sum(array.nbytes for array in arrays if array is not None)
+        size += 0 if self.states is None else self.states.num_bytes
+        return size + 4 * sum(map(len, self.scores.values())) + (0 if self.draw is None else 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """An utterance that has left."""
+
+    exit_layer: int
+    units: NDArray[numpy.int32] | None
+    """(T',) the likeliest at the exit, of the frames that heads look at; None without heads."""
+    states: NDArray[Any] | None = None
+    """(T, D) of the exit layer, where they are wanted."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What the answer takes: two bytes a unit, and the states."""
+        units = 0 if self.units is None else 2 * self.units.size
+        return units + (0 if self.states is None else self.states.nbytes)
+
+
+def make_exit_settings(
+    model: Model, levels: Sequence[Policy], *, heads: HeadsKind | None = None, wire: Wire = "float32", **settings: Any
+) -> ExitSettings:
+    """Check that policies fit a model, and put together what its parts need.
+
+    Args:
+        model: that is cut.
+        levels: policies, from the one that leaves least early on.
+        heads: whose scores they read; see `daisy.checkpoints.Model.exit_heads`.
+        wire: how states travel.
+        settings: ``exits``, ``score_stride`` and ``dtype`` of `daisy.EarlyExitEncoder`.
+
+    Raises:
+        UsageError: without levels.
+        PolicyError, CheckpointError: as `daisy.EarlyExitEncoder`.
+    """
+    if not levels:
+        raise UsageError("a pipeline needs at least one exit policy")
+    encoders = [EarlyExitEncoder(model.backbone, model.exit_heads(heads), level, **settings) for level in levels]
+    first = encoders[0]
+    return ExitSettings(
+        levels=tuple(levels),
+        exits=first.exits,
+        score_stride=first.score_stride,
+        precision=first.dtype,
+        wire=wire,
+    )
+
+
+def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = None) -> ModelPart:
+    """Cut layers ``first`` to ``last`` out of a model, with the front end where they begin at 1, and their heads.
+
+    Args:
+        model: whole.
+        first: from 1.
+        last: to L.
+        heads: which heads; see `daisy.checkpoints.Model.exit_heads`.
+
+    Raises:
+        UsageError: on layers that the model does not have, or, of a Splitformer, inside of a block.
+        CheckpointError: where it is Whisper's encoder.
+    """
+    config = model.backbone.config
+    if isinstance(config, WhisperConfig):
+        raise CheckpointError("Whisper's encoder is not cut into parts")
+    if not 1 <= first <= last <= config.num_layers:
+        raise UsageError(f"layers {first}-{last} are not of 1-{config.num_layers}")
+    if isinstance(config, ConformerConfig) and config.split_blocks:
+        size = config.block_layers
+        if (first - 1) % size or last % size:
+            raise UsageError(
+                f"layers {first}-{last} cut a block with a half-rate layer: blocks have {size} layers, from 1 on"
+            )
+    chosen, block = model.exit_heads(heads), getattr(config, "block_layers", 1)
+    return ModelPart(
+        first=first,
+        last=last,
+        backbone=config,
+        heads=None if chosen is None else chosen.config,
+        backbone_weights=_select(model.backbone, first, last, block),
+        head_weights={} if chosen is None else _select(chosen, first, last, block),
+    )
+
+
+def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict[str, Tensor]:
+    """Copies of a module's weights that belong to some layers, or with layer 1 to none."""
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        layer = 0
+        if match := OF_LAYERS.match(name):
+            layer = 1 + int(match[1] or match[2])
+        elif match := OF_EXITS.match(name):
+            layer = int(match[1])
+        elif match := OF_BLOCKS.match(name):
+            layer = int(match[1]) * block_layers
+        if first <= layer <= last or (layer == 0 and first == 1) or name.startswith(ALWAYS):
+            weights[name] = tensor.detach().cpu().clone()
+    return weights
+
+
+class StageModel:
+    """Runs some layers of utterances, one by one, until they leave or the layers end.
+
+    Args:
+        part: the layers.
+        settings: when utterances leave.
+        device: where to compute.
+        keep_states: whether answers have the exit layer's states.
+    """
+
+    def __init__(self, part: ModelPart, settings: ExitSettings, device: str = "cpu", *, keep_states: bool = False):
+        self.part, self.settings, self.keep_states = part, settings, keep_states
+        self.backbone, self.heads = build_part(part, device)
+        self._runner = self._make_runner()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights that are really there."""
+        modules = [self.backbone, *([] if self.heads is None else [self.heads])]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not tensor.is_meta)
+
+    @torch.no_grad()
+    def run(self, package: Package, layers: range, level: int) -> Package | Left:
+        """Run layers of this part.
+
+        Args:
+            package: an utterance before these layers.
+            layers: consecutive ones.
+            level: the exit level.
+
+        Returns:
+            The utterance after them, or what came of it where it left.
+        """
+        batch, states = self._begin(package)
+        observed: list[HeadOutputs] = []
+        last = run_layers(
+            self._runner, batch, states, layers, self.settings.policy(level), observe=lambda seen: _note(observed, seen)
+        )
+        if len(batch.active):
+            return self._pack(batch, last)
+        units = observed[-1].units.int().cpu().numpy() if observed and self.heads is not None else None
+        kept = batch.kept[0][-1].float().cpu().numpy() if self.keep_states else None
+        return Left(exit_layer=int(batch.exit_layer[0]), units=units, states=kept)
+
+    def _begin(self, package: Package) -> tuple[BatchState, Tensor]:
+        """Restore the exit loop's state."""
+        config, settings, device = self.backbone.config, self.settings, self.backbone.device
+        if package.waveform is not None:
+            waveform = torch.from_numpy(numpy.array(package.waveform)).to(device)
+            frames = int(count_frames(len(waveform), config.conv_layers))
+        else:
+            assert package.states is not None
+            received = unpack_states(package.states).to(device)
+            frames = len(received)
+        layout = PackedLayout(torch.tensor([frames]), device)
+        batch = BatchState(
+            layout, settings.exits, settings.score_names, keep_all=False, score_stride=settings.score_stride
+        )
+        for name, values in package.scores.items():
+            batch.scores[name][0, : len(values)] = torch.tensor(values)
+        if package.previous_units is not None:
+            batch.previous_units = torch.from_numpy(numpy.array(package.previous_units)).long().to(device)
+        if package.draw is not None:
+            batch.draws = torch.tensor([package.draw])
+        if package.waveform is not None:
+            if "draw" in settings.score_names:
+                batch.draws = make_draws([waveform])
+            states = self._runner.begin([waveform], layout)
+        else:
+            states = received.to(torch.bfloat16 if settings.precision == "bfloat16" else torch.float32)
+        batch.record_states(states)
+        return batch, states
+
+    def _pack(self, batch: BatchState, states: Tensor) -> Package:
+        scores = {}
+        for name, values in batch.scores.items():
+            row = values[0].tolist()
+            while row and row[-1] != row[-1]:  # exits that were not reached
+                row.pop()
+            scores[name] = tuple(row)
+        units = batch.previous_units
+        return Package(
+            states=pack_states(states, self.settings.wire),
+            scores=scores,
+            previous_units=None if units is None else units.int().cpu().numpy(),
+            draw=None if batch.draws is None else float(batch.draws[0]),
+        )
+
+    def _make_runner(self) -> LayerRunner:
+        settings, layers = self.settings, range(self.part.first, self.part.last + 1)
+        rest = (settings.score_names, settings.score_stride, settings.exits)
+        if not isinstance(self.backbone, Backbone):
+            return ConformerLayerRunner(self.backbone, self.heads, *rest)
+        packed_heads: PackedHeads | PackedCTCHeads | None = None
+        if isinstance(self.heads, CTCHeads):
+            packed_heads = PackedCTCHeads(self.heads, settings.precision, layers)
+        elif self.heads is not None:
+            packed_heads = PackedHeads(self.heads, settings.precision, layers)
+        return PackedLayerRunner(PackedBackbone(self.backbone, settings.precision, layers), packed_heads, *rest)
+
+
+def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHeads | None]:
+    """Build the modules of a part; layers that are not in it have no memory (torch's device "meta")."""
+    with torch.device("meta"):
+        backbone: AnyBackbone = (
+            Backbone(part.backbone) if isinstance(part.backbone, BackboneConfig) else Conformer(part.backbone)
+        )
+        heads: AnyHeads | None = None
+        if isinstance(part.heads, CTCHeadsConfig):
+            heads = CTCHeads(part.heads)
+        elif part.heads is not None:
+            heads = ExitHeads(part.heads)
+    for module, weights in ((backbone, part.backbone_weights), (heads, part.head_weights)):
+        if module is not None:
+            there = {name: tensor.to(device) for name, tensor in weights.items()}
+            module.load_state_dict(there, strict=False, assign=True)
+            module.eval().requires_grad_(False)
+    return backbone, heads
+
+
+def _note(observed: list[HeadOutputs], seen: HeadOutputs) -> None:
+    """Keep the last exit's outputs only."""
+    observed[:] = [seen]

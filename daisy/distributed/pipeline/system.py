@@ -1,0 +1,320 @@
+"""The real system on Ray: start the actors, run, replace who dies, and report."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy
+from torch import Tensor
+
+import daisy
+from daisy.checkpoints import Model
+from daisy.checkpoints.model import HeadsKind
+from daisy.distributed.pipeline.actors import DeskActor, Progress, RunSetup, WorkerActor, WorkerSetup
+from daisy.distributed.pipeline.desk import Death
+from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
+from daisy.distributed.pipeline.stages import ExitSettings, Left, ModelPart, cut_model
+from daisy.distributed.pipeline.topology import Topology
+from daisy.distributed.pipeline.worker import Routes
+from daisy.errors import UsageError
+
+POLL_SEC = 0.1
+CALLS_AT_ONCE = 32
+"""Of an actor: more than its neighbours can have open."""
+PLACE_SHARE = 0.001
+"""Of a place's resource that a worker takes."""
+Handle = Any
+
+
+@dataclass
+class _Started:
+    """A worker that runs."""
+
+    incarnation: int
+    handle: Handle
+    pid: int
+    weight_bytes: int
+
+
+class System:
+    """Workers on Ray, ready to run; leave it as a context to end them.
+
+    Args:
+        topology: the workers, sources and rules.
+        model: whose layers are given out.
+        settings: when utterances leave; see `daisy.distributed.pipeline.stages.make_exit_settings`.
+        heads: whose scores decide.
+        address: of a Ray cluster ("auto", "ray://…"); None: one that is started here, and ends with the context.
+        seed: of all draws.
+        routes: with ``routed`` offloading, who is to compute which share.
+        device: where workers compute.
+        keep_states: whether answers have the exit layer's states.
+
+    Raises:
+        UsageError: where Ray is missing or cannot be reached, or model and topology do not go together.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        model: Model,
+        settings: ExitSettings,
+        *,
+        heads: HeadsKind | None = None,
+        address: str | None = None,
+        seed: int = 0,
+        routes: Routes | None = None,
+        device: str = "cpu",
+        keep_states: bool = False,
+    ):
+        if model.backbone.config.num_layers != topology.num_layers:
+            raise UsageError(
+                f"the topology is for {topology.num_layers} layers, and the model has "
+                f"{model.backbone.config.num_layers}"
+            )
+        self.topology, self.settings = topology, settings
+        self._seed, self._routes, self._device, self._keep_states = seed, routes, device, keep_states
+        self._parts: dict[str, ModelPart] = {
+            place.name: cut_model(model, place.first, place.last, heads) for place in topology.workers
+        }
+        self._ray, self._started_ray = connect_ray(address)
+        self._workers: dict[str, _Started] = {}
+        self._reports = {place.name: WorkerReport() for place in topology.workers}
+
+    def __enter__(self) -> System:
+        started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
+        for name, handle in started.items():
+            self._workers[name] = self._await(handle, 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers.values():
+            self._ray.kill(worker.handle)
+        if self._started_ray:
+            self._ray.shutdown()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process of each worker."""
+        return {name: worker.pid for name, worker in self._workers.items()}
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights that each worker holds."""
+        return {name: worker.weight_bytes for name, worker in self._workers.items()}
+
+    def run(
+        self,
+        waveforms: Sequence[Tensor],
+        *,
+        num_tasks: int | None = None,
+        rate: float = 1.0,
+        level: int = 0,
+        load: Sequence[tuple[float, float]] = (),
+        even: bool = False,
+        progress: Callable[[int], None] = lambda count: None,
+        watch: Callable[[int], None] | None = None,
+    ) -> RunReport:
+        """Put utterances through.
+
+        A system runs once: queues and reports are of this run.
+
+        Args:
+            waveforms: (N_b,) each, taken in turn.
+            num_tasks: how many to admit; where None each waveform once.
+            rate: tasks a second of sources that the topology gives none, at the start or for good.
+            level: exit level, at the start or for good.
+            load: times, and what the rate is multiplied by from then on.
+            even: whether tasks come at even intervals.
+            progress: called with the number of tasks answered since the last call.
+            watch: called at each look with the number of tasks answered so far; tests kill workers there.
+
+        Returns:
+            The report; fidelity is empty (`daisy.distributed.pipeline.fidelity`).
+
+        Raises:
+            UsageError: where a stage has lost its last worker for good.
+        """
+        setup = RunSetup(
+            topology=self.topology,
+            num_levels=len(self.settings.levels),
+            num_tasks=len(waveforms) if num_tasks is None else num_tasks,
+            rate=rate,
+            level=level,
+            seed=self._seed,
+            load=load,
+            even=even,
+        )
+        arrays = [waveform.cpu().numpy().astype(numpy.float32) for waveform in waveforms]
+        actor = self._ray.remote(DeskActor).options(num_cpus=0, max_concurrency=CALLS_AT_ONCE)
+        self._desk = actor.remote(setup, arrays)
+        try:
+            handles = self._handles()
+            self._ray.get([self._connect(name, handles) for name in self._workers])
+            self._ray.get(self._desk.start.remote(handles))
+            self._follow(progress, watch)
+            return self._report(arrays)
+        finally:
+            self._ray.kill(self._desk)
+
+    def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> None:
+        """Wait until all is answered; start anew who dies."""
+        answered = 0
+        failures: list[UsageError] = []
+        while True:
+            time.sleep(POLL_SEC)
+            seen: Progress = self._ray.get(self._desk.poll.remote())
+            if failures or seen.error:
+                raise failures[0] if failures else UsageError(seen.error)
+            progress(seen.num_answered - answered)
+            answered = seen.num_answered
+            if watch is not None:
+                watch(answered)
+            for death in seen.deaths:
+                self._reports[death.worker].num_deaths += 1
+                self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
+                if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
+                    threading.Thread(target=self._replace, args=(death, failures), daemon=True).start()
+            if seen.is_done:
+                return
+
+    def _start(self, name: str, incarnation: int) -> Handle:
+        """Start a worker's actor."""
+        place = self.topology.worker(name)
+        setup = WorkerSetup(
+            name=name,
+            incarnation=incarnation,
+            topology=self.topology,
+            settings=self.settings,
+            seed=self._seed,
+            routes=self._routes,
+            device=self._device,
+            keep_states=self._keep_states,
+        )
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(place.threads)}}
+        if place.place is not None:
+            options["resources"] = {place.place: PLACE_SHARE}
+        return self._ray.remote(WorkerActor).options(**options).remote(setup, self._parts[name])
+
+    def _await(self, handle: Handle, incarnation: int) -> _Started:
+        """Wait until a worker has its weights."""
+        try:
+            said = self._ray.get(handle.describe.remote())
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"a worker could not be started ({reason})") from None
+        return _Started(incarnation, handle, said["pid"], said["weight_bytes"])
+
+    def _handles(self) -> dict[str, tuple[int, Handle]]:
+        return {name: (worker.incarnation, worker.handle) for name, worker in self._workers.items()}
+
+    def _connect(self, name: str, handles: Mapping[str, tuple[int, Handle]]) -> Any:
+        """Tell a worker where its neighbours are; returns what can be waited for."""
+        wanted = {neighbour.name for neighbour in self.topology.neighbours_of(name)}
+        mine = {other: handle for other, handle in handles.items() if other in wanted}
+        return self._workers[name].handle.connect.remote(mine, self._desk)
+
+    def _replace(self, death: Death, failures: list[UsageError]) -> None:
+        """Start a worker anew, and tell everybody."""
+        name, incarnation = death.worker, death.incarnation + 1
+        time.sleep(self.topology.rules.respawn_sec or 0.0)
+        try:
+            self._workers[name] = self._await(self._start(name, incarnation), incarnation)
+            self._introduce(name)
+        except UsageError as error:
+            failures.append(error)
+        except self._ray.exceptions.RayError:
+            return  # it died again, or the run is over
+
+    def _introduce(self, name: str) -> None:
+        """Connect a worker that was started anew, both ways."""
+        handles = self._handles()
+        incarnation = handles[name][0]
+        self._ray.get(self._connect(name, handles))
+        for other in self._workers:
+            if other != name:
+                self._connect(other, {name: handles[name]})
+        self._ray.get(self._desk.welcome.remote(name, incarnation, handles[name][1]))
+
+    def _report(self, arrays: Sequence[numpy.typing.NDArray[numpy.float32]]) -> RunReport:
+        records, num_admitted, num_restarts, num_late = self._ray.get(self._desk.collect.remote())
+        for name, worker in self._workers.items():
+            try:
+                report: WorkerReport = self._ray.get(worker.handle.get_report.remote())
+            except self._ray.exceptions.RayError:
+                continue  # it died at the end, and what it did is not known
+            report.num_deaths = self._reports[name].num_deaths
+            self._reports[name] = report
+        first = min((record.admitted for record in records), default=0.0)
+        rate = 16000
+        return RunReport(
+            seconds=(records[-1].answered - first) if records else 0.0,
+            records=records,
+            workers=self._reports,
+            fidelity=[],
+            work=[len(arrays[record.answer.number % len(arrays)]) / rate for record in records],
+            num_admitted=num_admitted,
+            num_restarts=num_restarts,
+            num_late=num_late,
+        )
+
+
+def connect_ray(address: str | None) -> tuple[Any, bool]:
+    """Connect to a Ray cluster, or start one here.
+
+    Returns:
+        The module, and whether a cluster was started.
+
+    Raises:
+        UsageError: where Ray is missing or cannot be reached.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UsageError("this runs on Ray", remedy="ray") from None
+    if ray.is_initialized():
+        return ray, False
+    root = str(Path(daisy.__file__).parents[1])
+    environment = {"env_vars": {"PYTHONPATH": root}} if address is None else None
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+            _system_config={"worker_niceness": 0} if address is None else None,  # else 15: all else would go first
+        )
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"Ray at {address or 'this machine'} cannot be used ({error})") from None
+    return ray, True
+
+
+def measure_fidelity(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
+    """Compare each answer's units with the full model's.
+
+    Args:
+        report: of a run; its n-th task was waveform n modulo their number.
+        units: (T_b,) of the full model on each waveform (`daisy.calibration.trace`).
+        score_stride: heads look at every ``score_stride``-th frame.
+
+    Returns:
+        Shares of frames that agree, of each record.
+    """
+    shares = []
+    for record in report.records:
+        left: Left = record.answer.payload
+        wanted = units[record.answer.number % len(units)][::score_stride].numpy()
+        assert left.units is not None
+        shares.append(float((left.units == wanted).mean()))
+    return shares

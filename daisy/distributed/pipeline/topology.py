@@ -1,0 +1,330 @@
+"""Who holds which layers, how fast they are, and how they are connected: a topology, read from YAML.
+
+source: porch                      # where data come in; or sources, with rates and priorities
+workers:
+  porch: {layers: 1-4, speed: 0.2} # speed: emulated, of one core of this machine; leave it out on real devices
+  attic: {layers: 5-8}
+  cellar: {layers: 5-12, place: pi3} # place: a custom resource of the Ray node that it is to run on
+links:                             # every two workers, at once, where there are none
+  - {between: [porch, attic], delay_ms: 5, rate_mbit: 20, loss: 0.01}
+cuts: [2]                          # further layers after which a task may change hands
+rules: {neighbour_limit: 4}        # of daisy.distributed.pipeline.rules
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from daisy.distributed.pipeline.rules import Rules
+from daisy.distributed.pipeline.worker import Neighbour
+from daisy.errors import UsageError, unknown_name
+
+KINDS: dict[str, type] = {"workers": dict, "links": list, "sources": dict, "cuts": list, "rules": dict}
+"""What is in a topology."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A worker of a topology."""
+
+    name: str
+    first: int
+    """First layer that it holds; from layer 1 on it has the front end too."""
+    last: int
+    speed: float | None = None
+    """Emulated: of one core of the machine that it runs on. None: as fast as it is."""
+    place: str | None = None
+    """Custom resource of the Ray node that it is to run on."""
+    threads: int = 1
+    """Of torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A connection of two workers, the same in both directions; each direction has the whole rate."""
+
+    between: tuple[str, str]
+    delay_sec: float = 0.0
+    bytes_per_sec: float = float("inf")
+    loss: float = 0.0
+    """Share of the transmissions that get lost; they are repeated, which takes the link's time again."""
+
+    @property
+    def sec_per_byte(self) -> float:
+        """Seconds that a byte takes, with repetitions."""
+        return 1 / (self.bytes_per_sec * (1 - self.loss))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where data come in."""
+
+    worker: str
+    rate: float | None = None
+    """Tasks a second; None: what the run says."""
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """A system of workers.
+
+    Raises:
+        UsageError: where it cannot work: a layer that nobody holds or reaches, an unknown name, an impossible number.
+    """
+
+    num_layers: int
+    workers: tuple[Place, ...]
+    links: tuple[Link, ...]
+    sources: tuple[Source, ...]
+    cuts: tuple[int, ...] = ()
+    """Further layers after which a task may change hands."""
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @cached_property
+    def stages(self) -> tuple[range, ...]:
+        """The layers of each stage: cut wherever a worker's layers begin or end."""
+        ends = {worker.last for worker in self.workers} | {worker.first - 1 for worker in self.workers}
+        edges = sorted((ends | set(self.cuts) | {self.num_layers}) - {0})
+        return tuple(range(first + 1, last + 1) for first, last in zip([0, *edges], edges, strict=False))
+
+    def stages_of(self, name: str) -> range:
+        """Number the stages that a worker holds."""
+        return self._stages_by_worker[name]
+
+    def worker(self, name: str) -> Place:
+        """Return a worker by name."""
+        return self._workers_by_name[name]
+
+    def link(self, one: str, other: str) -> Link | None:
+        """Return the link between two workers, if there is one."""
+        return self._links_by_worker[one].get(other)
+
+    def neighbours_of(self, name: str) -> list[Neighbour]:
+        """List those whom a worker has a link to, as its state machine knows them."""
+        return [
+            Neighbour(
+                name=other,
+                stages=self.stages_of(other),
+                delay_sec=link.delay_sec,
+                sec_per_byte=link.sec_per_byte,
+            )
+            for other, link in self._links_by_worker[name].items()
+        ]
+
+    @cached_property
+    def _workers_by_name(self) -> dict[str, Place]:
+        return {worker.name: worker for worker in self.workers}
+
+    @cached_property
+    def _stages_by_worker(self) -> dict[str, range]:
+        begins = {layers[0]: stage for stage, layers in enumerate(self.stages)}
+        ends = {layers[-1]: stage for stage, layers in enumerate(self.stages)}
+        return {worker.name: range(begins[worker.first], ends[worker.last] + 1) for worker in self.workers}
+
+    @cached_property
+    def _links_by_worker(self) -> dict[str, dict[str, Link]]:
+        table: dict[str, dict[str, Link]] = {worker.name: {} for worker in self.workers}
+        for link in self.links:
+            one, other = link.between
+            table[one].setdefault(other, link)
+            table[other].setdefault(one, link)
+        return table
+
+
+def read_topology(path: str | Path, num_layers: int) -> Topology:
+    """Read a topology.
+
+    Args:
+        path: of a YAML file, as the head of this module describes it.
+        num_layers: of the model.
+
+    Raises:
+        UsageError: where it cannot be read, or cannot work; or PyYAML is missing.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise UsageError("topologies need PyYAML", remedy="ray") from None
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read as YAML ({reason})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a topology has workers, links and a source; this is a {type(content).__name__}")
+    try:
+        return parse_topology(content, num_layers)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def parse_topology(content: Mapping[str, Any], num_layers: int) -> Topology:
+    """Make a topology of what YAML or JSON says.
+
+    Args:
+        content: as the head of this module describes it.
+        num_layers: of the model.
+
+    Raises:
+        UsageError: where it cannot work.
+    """
+    _check_keys("topology", content, {*KINDS, "source"})
+    for name, kind in KINDS.items():
+        if not isinstance(content.get(name) or kind(), kind):
+            shape = "names with values" if kind is dict else "lists"
+            raise UsageError(f"{name}: {shape} are wanted, found {content[name]!r}")
+    workers = tuple(_parse_worker(name, values, num_layers) for name, values in (content.get("workers") or {}).items())
+    names = [worker.name for worker in workers]
+    given = content.get("links")
+    pairs = itertools.combinations(names, 2)
+    links = (
+        tuple(Link(between=pair) for pair in pairs) if given is None else tuple(_parse_link(values) for values in given)
+    )
+    return Topology(
+        num_layers=num_layers,
+        workers=workers,
+        links=links,
+        sources=_parse_sources(content, names),
+        cuts=tuple(content.get("cuts") or ()),
+        rules=Rules().replace(**(content.get("rules") or {})),
+    )
+
+
+def _parse_worker(name: str, values: Mapping[str, Any] | None, num_layers: int) -> Place:
+    values = values or {}
+    _check_keys(f"worker {name}", values, {"layers", "speed", "place", "threads"})
+    text = str(values.get("layers", f"1-{num_layers}"))
+    match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
+    if match is None:
+        raise UsageError(f"worker {name}: layers must be like 1-4, found {text!r}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    speed = values.get("speed")
+    return Place(
+        name=str(name),
+        first=first,
+        last=last,
+        speed=None if speed is None else _number(f"worker {name}: speed", speed),
+        place=values.get("place"),
+        threads=int(_number(f"worker {name}: threads", values.get("threads", 1))),
+    )
+
+
+def _parse_link(values: Mapping[str, Any]) -> Link:
+    _check_keys("link", values, {"between", "delay_ms", "rate_mbit", "loss"})
+    between = list(values.get("between") or ())
+    if len(between) != 2:
+        raise UsageError(f"a link is between two workers, found {between!r}")
+    where = f"link {between[0]} to {between[1]}"
+    rate = values.get("rate_mbit")
+    return Link(
+        between=(str(between[0]), str(between[1])),
+        delay_sec=_number(f"{where}: delay_ms", values.get("delay_ms", 0)) / 1e3,
+        bytes_per_sec=float("inf") if rate is None else _number(f"{where}: rate_mbit", rate) * 1e6 / 8,
+        loss=_number(f"{where}: loss", values.get("loss", 0)),
+    )
+
+
+def _parse_sources(content: Mapping[str, Any], names: list[str]) -> tuple[Source, ...]:
+    if "sources" not in content:
+        return (Source(worker=str(content.get("source", names[0] if names else ""))),)
+    sources = []
+    for name, values in content["sources"].items():
+        _check_keys(f"source {name}", values or {}, {"rate", "priority"})
+        rate = (values or {}).get("rate")
+        priority = int(_number(f"source {name}: priority", (values or {}).get("priority", 0)))
+        rate = None if rate is None else _number(f"source {name}: rate", rate)
+        sources.append(Source(worker=str(name), rate=rate, priority=priority))
+    return tuple(sources)
+
+
+def _number(what: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{what} must be a number, found {value!r}")
+    return float(value)
+
+
+def _check_keys(what: str, values: Mapping[str, Any], known: set[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{what}: names with values are wanted, found {values!r}")
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{what}: {unknown_name('setting', str(key), known)}")
+
+
+def _check(topology: Topology) -> None:
+    """Refuse what cannot work."""
+    names = [worker.name for worker in topology.workers]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"a topology has at least one worker, and names only once; found {names}")
+    for worker in topology.workers:
+        if not 1 <= worker.first <= worker.last <= topology.num_layers:
+            raise UsageError(
+                f"worker {worker.name}: layers {worker.first}-{worker.last} are not of 1-{topology.num_layers}"
+            )
+        if worker.speed is not None and not 0 < worker.speed <= 1:
+            raise UsageError(f"worker {worker.name}: speed must be above 0 and at most 1, found {worker.speed!r}")
+        if worker.threads < 1:
+            raise UsageError(f"worker {worker.name}: threads must be at least 1, found {worker.threads!r}")
+    for link in topology.links:
+        where = f"link {link.between[0]} to {link.between[1]}"
+        if not set(link.between) <= set(names) or link.between[0] == link.between[1]:
+            raise UsageError(f"{where}: not two of the workers {', '.join(names)}")
+        if link.delay_sec < 0 or not link.bytes_per_sec > 0 or not 0 <= link.loss < 1:
+            raise UsageError(f"{where}: delay at least 0, rate above 0, loss at least 0 and below 1 are wanted")
+    if not topology.sources:
+        raise UsageError("a topology has a source")
+    for cut in topology.cuts:
+        if not isinstance(cut, int) or not 1 <= cut < topology.num_layers:
+            raise UsageError(f"cuts are layers from 1 to {topology.num_layers - 1}, found {cut!r}")
+    for source in topology.sources:
+        if source.worker not in names:
+            raise UsageError(f"source {source.worker!r} is not one of the workers {', '.join(names)}")
+        if source.rate is not None and not source.rate > 0:
+            raise UsageError(f"source {source.worker}: rate must be above 0, found {source.rate!r}")
+        _check_way(topology, source.worker)
+
+
+def _check_way(topology: Topology, source: str) -> None:
+    """Refuse a source from which some task could come to where nobody takes its next stage.
+
+    Whoever can have computed a stage must hold the next one or have a link to somebody who does.
+    """
+    neighbours = {worker.name: topology.neighbours_of(worker.name) for worker in topology.workers}
+    held = {worker.name: topology.stages_of(worker.name) for worker in topology.workers}
+    at = {source}
+    for stage, layers in enumerate(topology.stages):
+        reached = set()
+        for name in sorted(at):
+            takers = {n.name for n in neighbours[name] if stage in n.stages} | (
+                {name} if stage in held[name] else set()
+            )
+            if not takers:
+                raise UsageError(
+                    f"a task at {name} could go nowhere for layers {layers[0]}-{layers[-1]}: "
+                    "no worker that it has a link to holds them"
+                )
+            reached |= takers
+        at = reached
+
+
+def hold_everything(topology: Topology) -> Topology:
+    """Return the same workers and links, each worker with the whole model."""
+    workers = tuple(replace(worker, first=1, last=topology.num_layers) for worker in topology.workers)
+    return replace(topology, workers=workers, cuts=())
+
+
+def keep_source_only(topology: Topology) -> Topology:
+    """Return the first source's worker alone, with the whole model."""
+    source = topology.sources[0]
+    worker = replace(topology.worker(source.worker), first=1, last=topology.num_layers)
+    return replace(topology, workers=(worker,), links=(), sources=(source,), cuts=())

@@ -1,0 +1,63 @@
+"""How states travel from worker to worker: float32, bfloat16, or int8 with a scale for each frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from daisy.distributed.pipeline.workload import BYTES_PER_VALUE, Wire
+from daisy.errors import UsageError, unknown_name
+
+INT8_MAX = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStates:
+    """States of an utterance as they travel."""
+
+    wire: Wire
+    values: NDArray[Any]
+    """(T, D): float32; the bits of bfloat16 as int16; or int8."""
+    scales: NDArray[numpy.float32] | None = None
+    """(T,) of int8: what a frame's values are multiplied by."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What goes over the link."""
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def pack_states(states: Tensor, wire: Wire) -> PackedStates:
+    """Pack states (T, D) for a link.
+
+    In int8 each frame's largest value becomes 127 (ours; the paper's learnt bottleneck is not built).
+
+    Raises:
+        UsageError: on another wire.
+    """
+    states = states.detach().cpu()
+    if wire == "float32":
+        return PackedStates(wire=wire, values=states.float().numpy())
+    if wire == "bfloat16":
+        return PackedStates(wire=wire, values=states.bfloat16().contiguous().view(torch.int16).numpy())
+    if wire == "int8":
+        states = states.float()
+        scales = states.abs().amax(1).clamp(min=1e-30) / INT8_MAX
+        values = (states / scales[:, None]).round().to(torch.int8)
+        return PackedStates(wire=wire, values=values.numpy(), scales=scales.numpy())
+    raise UsageError(unknown_name("wire", wire, BYTES_PER_VALUE))
+
+
+def unpack_states(packed: PackedStates) -> Tensor:
+    """Undo `pack_states`, but for what rounding took: (T, D) float32, or bfloat16 as it came."""
+    values = torch.from_numpy(numpy.array(packed.values))  # what comes out of an object store cannot be written to
+    if packed.wire == "bfloat16":
+        return values.view(torch.bfloat16)
+    if packed.scales is not None:
+        return values.float() * torch.from_numpy(numpy.array(packed.scales))[:, None]
+    return values

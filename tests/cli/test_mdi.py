@@ -1,0 +1,63 @@
+"""daisy mdi."""
+
+import json
+
+import pytest
+
+from daisy.calibration.traces import write_traces
+from tests.cli.running import run
+
+pytest.importorskip("yaml", reason="topologies need PyYAML (extra ray)")
+TOPOLOGY = """
+source: porch
+workers:
+  porch: {layers: 1-4, speed: 0.3}
+  attic: {layers: 5-12, speed: 0.2}
+links:
+  - {between: [porch, attic], delay_ms: 5, rate_mbit: 20}
+"""
+
+
+@pytest.fixture
+def files(tmp_path, traces):
+    (tmp_path / "house.yaml").write_text(TOPOLOGY)
+    write_traces(traces, tmp_path / "runs.csv")
+    return tmp_path
+
+
+def test_a_simulated_system_as_a_table_and_as_files(files):
+    pytest.importorskip("simpy", reason="the simulator needs simpy (extra ray)")
+    pytest.importorskip("matplotlib")
+    arguments = ("mdi", "house.yaml", "runs.csv", "--simulate", "--rate", 20, "--tasks", 400, "--policy", "entropy")
+    ran = run(*arguments, "--kill", "3:attic", "--out", "out", cwd=files)
+    assert ran.returncode == 0, ran.stderr
+    assert "400 of 400 admitted utterances answered" in ran.stdout
+    saved = json.loads((files / "out" / "mdi.json").read_text())
+    assert saved["workers"]["attic"]["num_deaths"] == 1
+    assert saved["simulated"] is True
+    assert (files / "out" / "mdi.html").read_text().count("<svg") + (files / "out" / "mdi.png").stat().st_size > 1000
+    again = json.loads(run(*arguments, "--format", "json", cwd=files).stdout)
+    assert again["num_restarts"] == 0
+    assert again["throughput"] == pytest.approx(saved["throughput"], rel=0.1)
+    deeper = json.loads(run(*arguments, "--format", "json", "--system", "no-exits", cwd=files).stdout)
+    assert deeper["mean_exit_layer"] == 12
+    assert deeper["fidelity"] > again["fidelity"] + 0.01
+    assert deeper["latency_sec"]["median"] > again["latency_sec"]["median"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kill", "3:attic"), "--kill is of --simulate"),
+        (("--simulate", "--load", "3"), "--load takes seconds and what then"),
+        (("--simulate", "--load", "3:fast"), "--load takes seconds and what then"),
+        (("--simulate", "--system", "mdx"), "unknown system 'mdx'"),
+        (("--simulate", "--level", "7"), "level 7 does not exist: there are 3"),
+    ],
+)
+def test_refusals(files, arguments, message):
+    pytest.importorskip("simpy", reason="the simulator needs simpy (extra ray)")
+    ran = run("mdi", "house.yaml", "runs.csv", "--policy", "entropy", *arguments, cwd=files)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1

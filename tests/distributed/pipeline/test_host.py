@@ -1,0 +1,197 @@
+"""Hosts without Ray: threads of one process that hand tasks to one another, with a real model, under deaths."""
+
+import threading
+import time
+from random import Random
+
+import pytest
+import torch
+
+from daisy import EarlyExitEncoder
+from daisy.distributed.pipeline.desk import Desk
+from daisy.distributed.pipeline.host import Host
+from daisy.distributed.pipeline.stages import Package, StageModel, cut_model, make_exit_settings
+from daisy.distributed.pipeline.tasks import Task
+from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.worker import Worker
+from tests.conftest import spread_policy, tiny_model
+
+WORKERS = {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}, "c": {"layers": "3-4"}}
+RULES = {"status_sec": 0.01, "dead_after_sec": 0.3, "respawn_sec": None}
+
+
+class Nobody:
+    """The peers of a host that has died: nothing that it still does reaches anybody."""
+
+    def send(self, sending, sender):
+        raise ConnectionError(sending.neighbour)
+
+    def tell(self, status):
+        pass
+
+    report_moved = report_answer = tell
+
+
+class ThreadSystem:
+    """What the actors do, in one process: `daisy.distributed.pipeline.host.Peers` of all workers."""
+
+    def __init__(self, content, model, policy, rate=200.0):
+        self.topology = parse_topology({"source": "a", "rules": RULES, **content}, model.backbone.config.num_layers)
+        self.lock, self.hosts, self.incarnations = threading.RLock(), {}, {}
+        self.model, self.settings = model, make_exit_settings(model, [policy])
+        self.desk = Desk(self.topology, Random(0), rate=rate)
+        self.began = time.monotonic()
+        for place in self.topology.workers:
+            self.start(place.name, 1)
+
+    def start(self, name, incarnation):
+        place, neighbours = self.topology.worker(name), self.topology.neighbours_of(name)
+        machine = Worker(
+            name,
+            self.topology.stages_of(name),
+            neighbours,
+            self.topology.rules,
+            Random(0),
+            incarnation=incarnation,
+        )
+        links = {n.name: self.topology.link(name, n.name) for n in neighbours}
+        part = StageModel(cut_model(self.model, place.first, place.last), self.settings, keep_states=True)
+        stages = self.topology.stages
+        host = Host(machine, part, stages, links, self, speed=place.speed, random=Random(1))
+        self.hosts[name], self.incarnations[name] = host, incarnation
+        host.start()
+
+    def kill(self, name):
+        host = self.hosts.pop(name)
+        host.peers = Nobody()
+        host.stop()
+
+    def now(self):
+        return time.monotonic() - self.began
+
+    def send(self, sending, sender):
+        host = self.hosts.get(sending.neighbour)
+        if host is None or self.incarnations[sending.neighbour] != sending.incarnation:
+            raise ConnectionError(sending.neighbour)
+        return host.accept(sending.task, sender)
+
+    def tell(self, status):
+        with self.lock:
+            self.desk.hear(status, self.now())
+        for host in list(self.hosts.values()):
+            if host.machine.name != status.worker:
+                host.hear(status)
+
+    def report_moved(self, sending):
+        with self.lock:
+            begins = self.desk.moved(sending.task, sending.neighbour, sending.incarnation, self.now())
+        self.begin(begins)
+
+    def report_answer(self, answer):
+        with self.lock:
+            self.desk.answer(answer, self.now())
+
+    def begin(self, begins):
+        for begin in begins:
+            if begin.worker in self.hosts:
+                self.hosts[begin.worker].accept(begin.task)
+
+    def admit(self, waveform):
+        package = Package(waveform=waveform.numpy())
+
+        def make(number, level, priority):
+            return Task(
+                number=number, level=level, work=len(waveform) / 16000, num_bytes=package.num_bytes, payload=package
+            )
+
+        with self.lock:
+            begins = self.desk.admit(0, make, self.now())
+        self.begin(begins)
+
+    def wait(self, until, limit_sec=30):
+        """Do the desk's rounds until something is so."""
+        end = time.monotonic() + limit_sec
+        while not until():
+            assert time.monotonic() < end, f"{self.desk.ledger.num_open} tasks are without an answer"
+            with self.lock:
+                deaths, begins = self.desk.check(self.now())
+            for death in deaths:
+                for host in self.hosts.values():
+                    host.lose(death.worker, death.incarnation)
+            self.begin(begins)
+            time.sleep(0.01)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for host in self.hosts.values():
+            host.stop()
+
+
+@pytest.fixture
+def system_model():
+    return tiny_model()
+
+
+def test_a_system_gives_what_the_encoder_gives(system_model, waveforms):
+    policy = spread_policy(system_model, waveforms)
+    expected = EarlyExitEncoder(system_model.backbone, system_model.heads, policy, keep="last")
+    with ThreadSystem({"workers": WORKERS}, system_model, policy) as system:
+        for waveform in waveforms:
+            system.admit(waveform)
+        system.wait(lambda: not system.desk.ledger.num_open)
+        records = system.desk.ledger.records
+        for number, waveform in enumerate(waveforms):
+            left, out = records[number].answer.payload, expected([waveform])
+            assert left.exit_layer == int(out.exit_layer)
+            states = out.states[0][-1]
+            torch.testing.assert_close(torch.tensor(left.states), states, rtol=0, atol=1e-4 * float(states.std()))
+        reports = {name: host.get_report() for name, host in system.hosts.items()}
+    assert sum(report.num_exits for report in reports.values()) == len(waveforms)
+    assert reports["a"].num_computed == len(waveforms)
+    assert reports["b"].num_computed + reports["c"].num_computed == reports["a"].num_sent > 0
+
+
+def test_a_worker_that_dies_is_done_without(system_model, waveforms):
+    """b dies with tasks in its queue; each admitted task is answered exactly once."""
+    workers = {**WORKERS, "b": {"layers": "3-4", "speed": 0.02}}
+    policy = spread_policy(system_model, waveforms)
+    with ThreadSystem({"workers": workers}, system_model, policy) as system:
+        for _ in range(4):
+            for waveform in waveforms:
+                system.admit(waveform)
+        system.wait(lambda: system.hosts["b"].machine.status().queued > 0)
+        system.kill("b")
+        system.wait(lambda: not system.desk.ledger.num_open)
+        ledger = system.desk.ledger
+        assert sorted(ledger.records) == list(range(4 * len(waveforms)))
+        assert ledger.num_restarts > 0
+        assert {record.answer.worker for record in ledger.records.values()} <= {"a", "b", "c"}
+
+
+def test_a_speed_is_kept_by_waiting(system_model, waveforms):
+    workers = {"a": {"speed": 0.05}}
+    with ThreadSystem({"workers": workers}, system_model, spread_policy(system_model, waveforms)) as system:
+        host = system.hosts["a"]
+        package = Package(waveform=waveforms[6].numpy())
+        begun, processor = time.perf_counter(), time.thread_time()
+        seconds, _ = host.run_paced(Task(number=0, payload=package))
+        wall, used = time.perf_counter() - begun, time.thread_time() - processor
+    assert seconds == pytest.approx(wall, abs=0.02)
+    assert wall >= 0.9 * used / 0.05 * 0.9
+
+
+def test_links_take_their_time(system_model, waveforms):
+    """One task over a link of 0.2 s and 1 Mbit/s: 24,000 frames' worth of states take what they must."""
+    link = {"between": ["a", "b"], "delay_ms": 200, "rate_mbit": 0.1}
+    content = {"workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}}, "links": [link]}
+    from daisy.policies import Never
+
+    with ThreadSystem(content, system_model, Never()) as system:
+        system.admit(waveforms[4])
+        system.wait(lambda: not system.desk.ledger.num_open)
+        record, report = system.desk.ledger.records[0], system.hosts["a"].get_report()
+    assert report.bytes_sent == 49 * 32 * 4
+    least = 0.2 + report.bytes_sent * 8 / 1e5
+    assert least <= record.answered - record.admitted < least + 0.5

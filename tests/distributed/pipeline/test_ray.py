@@ -1,0 +1,70 @@
+"""The real system: actors on a Ray of its own, killed while they work."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from daisy import EarlyExitEncoder
+from daisy.distributed.pipeline.stages import cut_model, make_exit_settings
+from daisy.distributed.pipeline.system import System, measure_fidelity
+from daisy.distributed.pipeline.topology import parse_topology
+from daisy.errors import UsageError
+from tests.conftest import spread_policy, tiny_model
+
+ray = pytest.importorskip("ray", reason="the real system needs ray (extra ray)")
+
+TOPOLOGY = {
+    "source": "a",
+    "workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4", "speed": 0.2}, "c": {"layers": "3-4", "speed": 0.2}},
+    "links": [{"between": ["a", "b"], "delay_ms": 2}, {"between": ["a", "c"], "delay_ms": 2, "rate_mbit": 50}],
+    "rules": {"dead_after_sec": 1.5, "respawn_sec": 0.1},
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_workers_that_are_killed_and_every_task_answered_once(waveforms):
+    model = tiny_model()
+    policy = spread_policy(model, waveforms)
+    encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
+    settings = make_exit_settings(model, [policy])
+    killed = []
+
+    with System(parse_topology(TOPOLOGY, 4), model, settings, keep_states=True) as system:
+        assert system.weight_bytes == {
+            name: cut_model(model, *layers).num_bytes for name, layers in (("a", (1, 2)), ("b", (3, 4)), ("c", (3, 4)))
+        }
+        assert len(set(system.pids.values()) - {os.getpid()}) == 3
+
+        def kill(num_answered):
+            for victim, after in (("b", 10), ("a", 40)):
+                if num_answered >= after and victim not in killed:
+                    os.kill(system.pids[victim], signal.SIGKILL)
+                    killed.append(victim)
+
+        report = system.run(waveforms, num_tasks=140, rate=20.0, watch=kill)
+
+    assert killed == ["b", "a"]
+    assert report.num_admitted == 140
+    assert sorted(record.answer.number for record in report.records) == list(range(140))
+    assert [report.workers[name].num_deaths for name in "abc"] == [1, 1, 0]
+    assert report.num_restarts > 0
+    for record in report.records[::10]:
+        left = record.answer.payload
+        out = encoder([waveforms[record.answer.number % len(waveforms)]])
+        assert left.exit_layer == int(out.exit_layer)
+        expected = out.states[0][-1]
+        torch.testing.assert_close(torch.tensor(left.states), expected, rtol=0, atol=1e-4 * float(expected.std()))
+    units = [torch.zeros(200, dtype=torch.int64)] * len(waveforms)
+    lengths = [int(count) for count in encoder(waveforms).num_frames]
+    shares = measure_fidelity(report, [u[:n] for u, n in zip(units, lengths, strict=True)])
+    assert all(0 <= share <= 1 for share in shares)
+    assert len(shares) == 140
+
+
+def test_a_model_that_does_not_fit_is_refused_before_ray_starts():
+    model = tiny_model()
+    with pytest.raises(UsageError, match="the topology is for 6 layers, and the model has 4"):
+        System(parse_topology({"workers": {"a": {}}}, 6), model, None)
+    assert not ray.is_initialized()
