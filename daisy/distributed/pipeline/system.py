@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy
 from torch import Tensor
 
-import daisy
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
+from daisy.distributed.cluster import connect
 from daisy.distributed.pipeline.actors import DeskActor, Progress, RunSetup, WorkerActor, WorkerSetup
 from daisy.distributed.pipeline.desk import Death
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
@@ -84,7 +83,8 @@ class System:
         self._parts: dict[str, ModelPart] = {
             place.name: cut_model(model, place.first, place.last, heads) for place in topology.workers
         }
-        self._ray, self._started_ray = connect_ray(address)
+        self._connection = contextlib.ExitStack()
+        self._ray = self._connection.enter_context(connect(address))
         self._workers: dict[str, _Started] = {}
         self._reports = {place.name: WorkerReport() for place in topology.workers}
 
@@ -99,8 +99,7 @@ class System:
     ) -> None:
         for worker in self._workers.values():
             self._ray.kill(worker.handle)
-        if self._started_ray:
-            self._ray.shutdown()
+        self._connection.close()
 
     @property
     def pids(self) -> dict[str, int]:
@@ -267,37 +266,6 @@ class System:
             num_restarts=num_restarts,
             num_late=num_late,
         )
-
-
-def connect_ray(address: str | None) -> tuple[Any, bool]:
-    """Connect to a Ray cluster, or start one here.
-
-    Returns:
-        The module, and whether a cluster was started.
-
-    Raises:
-        UsageError: where Ray is missing or cannot be reached.
-    """
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise UsageError("this runs on Ray", remedy="ray") from None
-    if ray.is_initialized():
-        return ray, False
-    root = str(Path(daisy.__file__).parents[1])
-    environment = {"env_vars": {"PYTHONPATH": root}} if address is None else None
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=environment,
-            _system_config={"worker_niceness": 0} if address is None else None,  # else 15: all else would go first
-        )
-    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"Ray at {address or 'this machine'} cannot be used ({error})") from None
-    return ray, True
 
 
 def measure_fidelity(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
