@@ -125,7 +125,7 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
 
 
 def draw(rows: list[Row], system: str, path: Path) -> None:
-    """Draw a recogniser's error rate against the time, and beside it against the depth."""
+    """Draw a recogniser's error rate against the time."""
     chosen = [row for row in rows if (row["system"], row["condition"]) == (system, ALL_CONDITIONS)]
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in chosen:

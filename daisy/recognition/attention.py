@@ -56,18 +56,23 @@ class AttentionSearch:
         while len(beams):
             logits = self.decoders(layer, states.expand(len(beams), -1, -1), None, beams)[:, -1]
             logits[:, [self.blank, *({config.begin} - {config.end})]] = float("-inf")
-            totals = (scores[:, None] + logits.log_softmax(-1)).flatten()
-            best = totals.topk(min(self.beam_size, len(totals)))
+            log_probs = logits.log_softmax(-1)
+            for row, text in enumerate(beams[:, 1:].tolist()):  # no token that the frames left cannot say
+                free = num_frames - count_frames(text)
+                if free < 1:
+                    log_probs[row, torch.arange(config.num_tokens) != config.end] = float("-inf")
+                elif free < 2 and text:
+                    log_probs[row, text[-1]] = float("-inf")
+            totals = (scores[:, None] + log_probs).flatten()
+            best = totals.topk(min(self.beam_size, int(totals.isfinite().sum())))
             rows, following = best.indices // config.num_tokens, best.indices % config.num_tokens
             grown = torch.cat([beams[rows], following[:, None]], 1)
             live = []
             for place, (total, text) in enumerate(zip(best.values.tolist(), grown[:, 1:].tolist(), strict=True)):
                 if text[-1] == config.end:
                     ended.append((total / len(text), total, text[:-1]))
-                elif count_frames(text) <= num_frames:
-                    live.append(place)
                 else:
-                    ended.append((total / len(text), total, text[:-1]))
+                    live.append(place)
             beams, scores = grown[live], best.values[live]
             if len(ended) >= self.beam_size:
                 break

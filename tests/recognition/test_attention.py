@@ -45,9 +45,8 @@ def test_a_wide_beam_finds_the_likeliest_text(model):
     texts = [text for text in texts if count_frames(list(text)) <= 2]
     best = max(texts, key=lambda text: score(model, 4, states, text) / (len(text) + 1))
     hypothesis = AttentionSearch(model, beam_size=300).read(4, states, log_probs)
-    if count_frames([*best, 5]) <= 2:  # else it was cut off where CTC could say no more
-        assert hypothesis.tokens == best
-        assert hypothesis.score == pytest.approx(score(model, 4, states, best), abs=1e-4)
+    assert hypothesis.tokens == best
+    assert hypothesis.score == pytest.approx(score(model, 4, states, best), abs=1e-4)
     assert len(hypothesis.frames) == len(hypothesis.tokens)
 
 
