@@ -17,7 +17,7 @@ from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.pipeline.rules import RUN_ALL
 from daisy.distributed.pipeline.wire import PackedStates, pack_states, unpack_states
 from daisy.distributed.pipeline.workload import Wire
-from daisy.encoder import EarlyExitEncoder, run_layers
+from daisy.encoder import EarlyExitEncoder
 from daisy.errors import CheckpointError, UsageError
 from daisy.models import (
     Backbone,
@@ -37,6 +37,7 @@ from daisy.policies import Never, Policy
 from daisy.policies.scores import HeadOutputs, make_draws
 from daisy.runtime.batch_state import BatchState
 from daisy.runtime.dtypes import Precision
+from daisy.runtime.exit_loop import run_layers
 from daisy.runtime.layer_runner import ConformerLayerRunner, LayerRunner, PackedLayerRunner
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
