@@ -1,0 +1,64 @@
+"""What recognisers of the plugin write with, and what their checkpoints know without other files."""
+
+import pytest
+
+import daisy
+from daisy import checkpoints
+from daisy.checkpoints.converters import plugin
+from daisy.errors import CheckpointError, UsageError
+from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
+from tests.fairseq_plugins.test_ctc import LETTERS, make_hubert, make_task
+
+
+def test_pieces_of_a_sentencepiece_model_are_tokens(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
+    import io
+
+    from fairseq.data import Dictionary
+
+    from fairseq_plugins.recognition import read_tokens
+
+    texts, model = ["GO ON", "STOP NOW", "GO NOW AND STOP", "ON AND ON"] * 5, io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=22, model_type="bpe", minloglevel=2
+    )
+    (tmp_path / "m").write_bytes(model.getvalue())
+    daisy.audio.write_transcripts(tmp_path / "train.tsv", texts, "spm", tmp_path / "m")
+    task = make_task(tmp_path, labels="spm")
+    task.target_dictionary = Dictionary.load(str(tmp_path / "dict.spm.txt"))
+    tokens = read_tokens(task)
+    line = (tmp_path / "train.spm").read_text().splitlines()[2]
+    encoded = task.target_dictionary.encode_line(line, append_eos=False, add_if_not_exist=False).tolist()
+    assert encoded == tokens.encode("GO NOW AND STOP")
+    assert (tokens.to_text(encoded), tokens.blank) == ("GO NOW AND STOP", 0)
+    task.target_dictionary = make_task(tmp_path).target_dictionary
+    with pytest.raises(UsageError, match="of its pieces are not in the dictionary"):
+        read_tokens(task)
+
+
+def test_checkpoints_load_without_the_files_that_they_came_from(tmp_path):
+    model, task = make_hubert(tmp_path, training="frozen")
+    (tmp_path / "source.safetensors").unlink()
+    again = type(model).build_model(model.cfg, task)
+    again.load_state_dict(model.state_dict())
+    kept = task.state.state_dict[plugin.STATE_KEY]
+    assert kept["provenance"]["recogniser"] == "frozen, fairseq plugin daisy_ctc"
+    assert checkpoints.build(kept).tokens.symbols[4:] == tuple(LETTERS)
+    with pytest.raises(CheckpointError, match="no such"):
+        type(model).build_model(model.cfg, make_task(tmp_path))
+
+
+def test_error_rates_are_logged_for_each_exit():
+    from fairseq.logging import metrics
+
+    from fairseq_plugins.ctc_criterion import DaisyCtcCriterion
+
+    log = {"loss": 26.0, "ntokens": 13, "nsentences": 3, "sample_size": 13, "ctc_2": 13.0, "ctc_4": 6.5}
+    errors = {"c_total": 20, "w_total": 4, "c_errors_2": 10, "c_errors_4": 5, "w_errors_2": 4, "w_errors_4": 1}
+    with metrics.aggregate(new_root=True) as meters:
+        DaisyCtcCriterion.reduce_metrics([{**log, **errors}, {**log, **errors}])
+    values = meters.get_smoothed_values()
+    assert (values["loss"], values["ctc_2"], values["ctc_4"]) == (2.0, 1.0, 0.5)
+    assert (values["uer_2"], values["uer_4"], values["uer"]) == (50.0, 25.0, 25.0)
+    assert (values["wer_2"], values["wer_4"], values["wer"]) == (100.0, 25.0, 25.0)
+    assert DaisyCtcCriterion.logging_outputs_can_be_summed()
