@@ -210,7 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": render_shapes,
     "end_to_end": render_end_to_end,
     "latency_range_epyc": partial(render_latency_range, "latency_epyc"),
-    "precision_epyc": partial(render_precision, "speed_epyc"),
+    "precision_xeon": partial(render_precision, "speed_xeon"),
     "latency_cuda": partial(render_latency, "latency_cuda"),
     "latency_range_cuda": partial(render_latency_range, "latency_cuda"),
     "precision_cuda": partial(render_precision, "speed_cuda"),

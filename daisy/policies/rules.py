@@ -206,6 +206,7 @@ class LookAhead(Policy):
         object.__setattr__(self, "_matrices", matrices)
         object.__setattr__(self, "_offsets", offsets)
         object.__setattr__(self, "_used", [(matrix != 0).any(0) for matrix in matrices])
+        object.__setattr__(self, "_prices", [self.price * torch.arange(1, len(offset) + 1) for offset in offsets])
 
     def check(self, num_layers: int) -> None:
         layers = len(self.weights) + 1
@@ -214,13 +215,13 @@ class LookAhead(Policy):
     def gains(self, trajectories: Trajectories, layer: int) -> Tensor:
         """Predict how much lower the loss is at each later layer than at ``layer``: (B, L - layer)."""
         matrix, offset = self._matrices[layer - 1], self._offsets[layer - 1]  # type: ignore[attr-defined]
-        seen = torch.cat([trajectories[name][:, :layer].float() for name in self.features], dim=1).cpu()
+        seen = torch.cat([trajectories[name][:, :layer] for name in self.features], dim=1).float().cpu()
         gains: Tensor = torch.where(self._used[layer - 1], seen, 0.0) @ matrix.T + offset  # type: ignore[attr-defined]
         return gains
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
-        gains = self.gains(trajectories, layer)
-        return (gains - self.price * torch.arange(1, gains.shape[1] + 1)).amax(1) <= 0
+        prices: Tensor = self._prices[layer - 1]  # type: ignore[attr-defined]
+        return (self.gains(trajectories, layer) - prices).amax(1) <= 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, update_wrapper
 from typing import Protocol
 
 import torch
@@ -105,44 +105,71 @@ class HeadOutputs:
         return self.heads.unit_logits(self.layer, self.features, self.strided_layout).float().log_softmax(-1)
 
     @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the likeliest units, and the units, (F',) each."""
+        return torch.max(self.log_probs, -1)  # much faster than argmax on CPUs
+
+    @property
     def units(self) -> Tensor:
         """(F',) the likeliest."""
-        return self.log_probs.argmax(-1)
+        return self.best[1]
 
     def mean(self, values: Tensor) -> Tensor:
         """Average (F',) values over each utterance's own frames, (B,)."""
         return self.strided_layout.mean(values)
 
 
+class FrameMean:
+    """A score that is a mean over each utterance's frames.
+
+    Args:
+        of_frames: gives the frames' values, (F',).
+    """
+
+    def __init__(self, of_frames: Callable[[HeadOutputs], Tensor]):
+        update_wrapper(self, of_frames)
+        self.of_frames = of_frames
+
+    def __call__(self, outputs: HeadOutputs) -> Tensor:
+        """Average the frames' values, (B,)."""
+        return outputs.mean(self.of_frames(outputs))
+
+
+@FrameMean
 def entropy(outputs: HeadOutputs) -> Tensor:
-    """Average the frames' entropies, (B,) nats: DAISY's predicted masked-unit loss. Takes no gradients."""
-    return outputs.mean(-outputs.log_probs.exp().mul_(outputs.log_probs).sum(-1))
+    """Compute the frames' entropies in nats: DAISY's predicted masked-unit loss. Takes no gradients."""
+    return -outputs.log_probs.exp().mul_(outputs.log_probs).sum(-1)
 
 
+@FrameMean
 def confidence(outputs: HeadOutputs) -> Tensor:
-    """Average the probability of each frame's likeliest unit, (B,) (HuBERT-EE, arXiv:2204.06328)."""
-    return outputs.mean(outputs.log_probs.amax(-1).exp())
+    """Compute the probability of each frame's likeliest unit (HuBERT-EE, arXiv:2204.06328)."""
+    return outputs.best[0].exp()
 
 
+@FrameMean
 def margin(outputs: HeadOutputs) -> Tensor:
-    """Average the difference between the probabilities of each frame's two likeliest units, (B,)."""
-    first, second = outputs.log_probs.topk(2, dim=-1).values.exp().unbind(-1)
-    return outputs.mean(first - second)
+    """Compute the difference between the probabilities of each frame's two likeliest units."""
+    first, units = outputs.best
+    second = outputs.log_probs.scatter(-1, units[:, None], -torch.inf).amax(-1)
+    return first.exp() - second.exp()
 
 
+@FrameMean
 def change(outputs: HeadOutputs) -> Tensor:
-    """Compute the share of frames whose likeliest unit differs from the exit before's, (B,); NaN at the first."""
+    """Tell the frames whose likeliest unit differs from the exit before's: 1, else 0; NaN at the first exit."""
     if outputs.previous_units is None:
-        return torch.full((len(outputs.layout),), torch.nan, device=outputs.features.device)
-    return outputs.mean((outputs.units != outputs.previous_units).float())
+        return torch.full((len(outputs.features),), torch.nan, device=outputs.features.device)
+    return (outputs.units != outputs.previous_units).float()
 
 
+@FrameMean
 def sentence_confidence(outputs: HeadOutputs) -> Tensor:
-    """Compute the log-probability of the best CTC path, (B,) nats a frame.
+    """Compute the log-probability of the best CTC path, nats a frame.
 
     Its exponential is the confidence that Wright et al. (arXiv:2309.09546; their code for wav2vec2) weigh losses with.
     """
-    return outputs.mean(outputs.log_probs.amax(-1))
+    return outputs.best[0]
 
 
 def text_change(outputs: HeadOutputs) -> Tensor:
@@ -201,11 +228,17 @@ def draw(outputs: HeadOutputs) -> Tensor:
 
 
 SCORES: dict[str, Callable[[HeadOutputs], Tensor]] = {
-    score.__name__: score
-    for score in (
-        entropy, confidence, margin, change, sentence_confidence, text_change, posterior, regressed, num_frames, draw
-    )
-}  # fmt: skip
+    "entropy": entropy,
+    "confidence": confidence,
+    "margin": margin,
+    "change": change,
+    "sentence_confidence": sentence_confidence,
+    "text_change": text_change,
+    "posterior": posterior,
+    "regressed": regressed,
+    "num_frames": num_frames,
+    "draw": draw,
+}
 WITHOUT_HEADS = frozenset({"num_frames", "draw"})
 OF_TEXT = frozenset({"sentence_confidence", "text_change", "posterior"})
 """Scores that CTC exits alone give."""
@@ -213,6 +246,18 @@ COMPARING = frozenset({"change", "text_change"})
 """Scores that compare an exit with the one before."""
 ON_HOST = frozenset({"text_change", "posterior"})
 """Scores that the host computes, for which a GPU is waited for."""
+
+
+def compute_scores(names: Sequence[str], outputs: HeadOutputs) -> Tensor:
+    """Compute some scores, (S, B) float32 where the features are. The means over frames are taken in one go."""
+    of_frames = {name: score for name in names if isinstance(score := SCORES[name], FrameMean)}
+    means: dict[str, Tensor] = {}
+    if of_frames:
+        values = torch.stack([score.of_frames(outputs).float() for score in of_frames.values()], dim=1)  # (F', S)
+        means = dict(zip(of_frames, outputs.mean(values).unbind(1), strict=True))
+    device = outputs.all_features.device
+    others = {name: SCORES[name](outputs).float().to(device) for name in names if name not in means}
+    return torch.stack([means[name] if name in means else others[name] for name in names])
 
 
 def available_scores(heads: AnyHeads | None) -> set[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from daisy.models.packing import PackedLayout
-from daisy.policies.scores import SCORES, HeadOutputs
+from daisy.policies.scores import SCORES, WITHOUT_HEADS, HeadOutputs
 from daisy.runtime.layer_runner import LayerOutput
 
 
@@ -39,7 +39,12 @@ class BatchState:
         self.active = torch.arange(batch)
         self.layout = layout
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)
-        self.scores = {name: torch.full((batch, len(exits)), torch.nan) for name in score_names}
+        self._of_heads = sorted(set(score_names) - WITHOUT_HEADS)
+        rows = [*self._of_heads, *sorted(set(score_names) & WITHOUT_HEADS)]
+        self._rows = {name: row for row, name in enumerate(rows)}
+        self._table = torch.full((len(rows), batch, len(exits)), torch.nan)
+        self.scores = {name: self._table[self._rows[name]] for name in score_names}
+        """(B, E) by name, NaN where not computed."""
         self.kept: list[list[Tensor]] = [[] for _ in range(batch)]
         self.previous_units: Tensor | None = None
         self.draws: Tensor | None = None
@@ -52,18 +57,23 @@ class BatchState:
             else:
                 self.kept[utterance] = [rows]
 
-    def record_scores(self, layer: int, names: Sequence[str], output: LayerOutput) -> None:
-        """Note layer ``layer``'s scores, those of heads by their names; a GPU is waited for once."""
+    def record_scores(self, layer: int, output: LayerOutput) -> None:
+        """Note layer ``layer``'s scores; a GPU is waited for once."""
         self.previous_units = output.units
-        values = {} if output.scores is None else dict(zip(names, output.scores.cpu(), strict=True))
-        without_heads = HeadOutputs(None, layer, output.states, self.layout, draws=self.draws)
-        for name, column in self.scores.items():
-            value = values[name] if name in values else SCORES[name](without_heads)
-            column[self.active, self.exit_numbers[layer] - 1] = value
+        place = self.exit_numbers[layer] - 1
+        if output.scores is not None:
+            self._table[: len(self._of_heads), self.active, place] = output.scores.cpu()
+        if len(self._table) > len(self._of_heads):
+            without_heads = HeadOutputs(None, layer, output.states, self.layout, draws=self.draws)
+            for name in WITHOUT_HEADS & self.scores.keys():
+                self.scores[name][self.active, place] = SCORES[name](without_heads)
 
-    def trajectory(self, name: str, exit_number: int) -> Tensor:
-        """Return (active, exit_number) scores of the exits so far."""
-        return self.scores[name][self.active, :exit_number]
+    def trajectories(self, names: Iterable[str], exit_number: int) -> dict[str, Tensor]:
+        """Return (active, exit_number) scores of the exits so far, by name."""
+        table = self._table[:, :, :exit_number]
+        if len(self.active) < len(self.exit_layer):
+            table = table[:, self.active]
+        return {name: table[self._rows[name]] for name in names}
 
     def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
         """Take out who leaves, (active,) bool, and return the states of those who stay."""

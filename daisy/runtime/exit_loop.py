@@ -42,7 +42,7 @@ def run_layers(
         batch.record_states(output.states)
         is_exit = layer in batch.exit_numbers
         if is_exit:
-            batch.record_scores(layer, runner.score_names, output)
+            batch.record_scores(layer, output)
             if observe is not None:
                 assert output.head_outputs is not None
                 observe(output.head_outputs)
@@ -61,5 +61,5 @@ def _decide(policy: Policy, layer: int, batch: BatchState) -> Tensor:
     number = batch.exit_numbers[layer]
     if number == len(batch.exit_numbers):
         return torch.ones(len(batch.active), dtype=torch.bool)
-    leave = policy.decide({name: batch.trajectory(name, number) for name in policy.reads}, number)
+    leave = policy.decide(batch.trajectories(policy.reads, number), number)
     return leave.cpu().expand(len(batch.active))

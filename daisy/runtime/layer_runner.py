@@ -13,7 +13,7 @@ from torch import Tensor
 from daisy.models import Backbone, Conformer, Whisper
 from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.packing import FrameLayout, PackedLayout
-from daisy.policies.scores import COMPARING, SCORES, WITHOUT_HEADS, HeadOutputs, Heads
+from daisy.policies.scores import COMPARING, WITHOUT_HEADS, HeadOutputs, Heads, compute_scores
 from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 
@@ -90,10 +90,9 @@ class LayerRunner(ABC):
         if not self.is_exit(layer):
             return LayerOutput(states=states, scores=None, units=None)
         outputs = HeadOutputs(self.heads, layer, features, layout, previous_units, stride=self.score_stride)
-        scores = [SCORES[name](outputs).float().to(states.device) for name in self.score_names]
         return LayerOutput(
             states=states,
-            scores=torch.stack(scores) if scores else None,
+            scores=compute_scores(self.score_names, outputs) if self.score_names else None,
             units=outputs.units if self.keeps_units else None,
             head_outputs=outputs,
         )
