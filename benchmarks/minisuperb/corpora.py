@@ -21,7 +21,7 @@ RECIPE = 2
 """Goes up when the same seed makes other corpora."""
 BUILDERS: dict[str, Callable[[Draft], None]] = {
     "asr": build_recognition("mboshi"),
-    "asr_english": build_recognition("librispeech"),
+    "asr_english": build_recognition("robotutor", "speechocean762", max_train=900),
     "sid": build_speakers,
     "se": build_enhancement,
     "ss": build_separation,

@@ -27,13 +27,19 @@ MIN_RECORDINGS, MAX_RECORDINGS = 10, 20
 """Of a reading speaker."""
 
 
-def build_recognition(set_name: str) -> Callable[[Draft], None]:
-    """Return what builds ASR: LibriSpeech layout, character dictionary and length tables."""
+def build_recognition(*sets: str, max_train: int | None = None) -> Callable[[Draft], None]:
+    """Return what builds ASR: LibriSpeech layout, character dictionary and length tables.
+
+    Args:
+        sets: shared sets with text.
+        max_train: training recordings of each set at most, evenly spread.
+    """
 
     def build(draft: Draft) -> None:
         letters: Counter[str] = Counter()
         for split in ("train", "dev", "test"):
-            clips = [clip for clip in draft.read_clips(set_name, split) if clip.text]
+            limit = max_train if split == "train" and draft.limit is None else draft.limit
+            clips = [clip for name in sets for clip in sources.read_clips(name, split, limit) if clip.text]
             if split == "train":
                 letters.update("".join(clip.text.upper().replace(" ", "|") for clip in clips))
             for name, snr_db in list_versions(split).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.minisuperb.sources import CONDITIONS
@@ -100,6 +100,8 @@ class Task:
     """Further metrics, from what s3prl wrote into a test set's folder."""
     needs: str = ""
     """A module that s3prl's wheel may lack."""
+    config: str = ""
+    """The task whose configuration it has, where that is another's."""
 
     def locate_test_set(self, condition: str | None, corpus: Path, folder: Path) -> tuple[str, str]:
         """Return s3prl's split and override for a test set.
@@ -187,8 +189,9 @@ TASKS = {
         ),
     )
 }
-AT_HAND = tuple(name for name in TASKS if name != "pr")
-"""Tasks with a corpus of the shared recordings; none has phonemes."""
+TASKS["asr_english"] = replace(TASKS["asr"], name="asr_english", in_score=False, config="asr")
+AT_HAND = tuple(name for name in TASKS if name not in ("pr", "asr_english"))
+"""Tasks with a corpus of the shared recordings that run if none are named; none has phonemes."""
 TITLES = {"test": "test", **{name: format_snr(snr_db) for name, snr_db in CONDITIONS.items()}}
 """Test sets' names in tables; "test" is a published corpus's own."""
 UNSCORED = {("se", "clean")}
@@ -206,7 +209,7 @@ def read_configuration(task: Task, corpus: Path, published: bool) -> str:
     Raises:
         OutputError: where there is none.
     """
-    path = HERE / "config" / ("published" if published else "small") / f"{task.name}.yaml"
+    path = HERE / "config" / ("published" if published else "small") / f"{task.config or task.name}.yaml"
     if not path.is_file():
         raise OutputError(f"{path}: there is no such configuration")
     return path.read_text(encoding="utf-8").replace("{corpus}", str(corpus))
