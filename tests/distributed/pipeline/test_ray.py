@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from daisy import EarlyExitEncoder
-from daisy.distributed.pipeline.stages import cut_model, make_exit_settings
-from daisy.distributed.pipeline.system import System, measure_fidelity
-from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.fidelity import measure_fidelity
+from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.stages import make_exit_settings
+from daisy.distributed.pipeline.system import System
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.errors import UsageError
 from tests.conftest import spread_policy, tiny_model
 

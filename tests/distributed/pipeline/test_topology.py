@@ -4,7 +4,8 @@ import pytest
 
 from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
 from daisy.distributed.pipeline.rules import Rules
-from daisy.distributed.pipeline.topology import Source, parse_topology, read_topology
+from daisy.distributed.pipeline.topology import Source
+from daisy.distributed.pipeline.topology_file import parse_topology, read_topology
 from daisy.errors import UsageError
 
 TEXT = """
