@@ -177,7 +177,7 @@ def make_row(content: dict[str, Any], row_type: type[Row]) -> Row:
 
 
 @cache
-def _list_columns(row_type: type[Row]) -> frozenset[str]:
+def _list_columns(row_type: Any) -> frozenset[str]:  # a type, of which `cache` wants to know that it has a hash
     return frozenset(column.name for column in fields(row_type))
 
 

@@ -155,6 +155,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             recordings: whose failures stay.
             others: whose failures stay, and those of all channels of their files.
         """
+        if not self.failures:
+            return  # of very many recordings even the sets would be large
         wanted = {recording.label for recording in recordings}
         files = {str(recording.path) for recording in others}
         gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]

@@ -44,7 +44,8 @@ class _Place(NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes) -> _Place:
         """Undo `pack`."""
-        return cls(*NUMBERS.unpack_from(packed), packed[NUMBERS.size :].decode(errors="surrogatepass"))
+        output = packed[NUMBERS.size :].decode(errors="surrogatepass")
+        return cls._make((*NUMBERS.unpack_from(packed), output))
 
 
 class StoredRows(Mapping[str, "Row"]):

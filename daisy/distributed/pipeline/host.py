@@ -148,6 +148,7 @@ class Host:
             try:
                 self._run_stage(task)
             except Exception as error:  # whatever it was, this task's answer would be waited for in vain
+                self._change(self.machine.abandon)
                 self.peers.report_failure(f"worker {self.machine.name}, task {task.number}: {error!r}")
 
     def _run_stage(self, task: Task) -> None:

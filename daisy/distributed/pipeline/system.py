@@ -94,10 +94,14 @@ class System:
         self._is_over = False
 
     def __enter__(self) -> System:
-        self._check_places()
-        started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
-        for name, handle in started.items():
-            self._workers[name] = self._await(handle, 1)
+        try:
+            self._check_places()
+            started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
+            for name, handle in started.items():
+                self._workers[name] = self._await(handle, 1)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

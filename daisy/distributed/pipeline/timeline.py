@@ -72,10 +72,15 @@ def break_down(report: RunReport) -> list[Division]:
             events[event.number, event.attempt].append(event)
     divisions = []
     for record in report.records:
-        mine = sorted(events[record.answer.number, record.answer.attempt], key=lambda event: event.at)
+        mine = sorted(events[record.answer.number, record.answer.attempt], key=_order)
         if mine and mine[0].kind == "accepted" and mine[-1].kind == "computed":
             divisions.append(_divide(record, mine, report.began))
     return divisions
+
+
+def _order(event: Event) -> tuple[float, int, int]:
+    """By time; at one moment as one thing leads to the other."""
+    return event.at, event.stage, ("sent", "accepted", "begun", "computed").index(event.kind)
 
 
 def _divide(record: Record, events: Iterable[Event], began: float) -> Division:
