@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import benchmarks.distributed.tables
 import benchmarks.minisuperb.tables
 import benchmarks.policies.tables
 import benchmarks.recognition.tables
@@ -36,6 +37,7 @@ def render_parity() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "parity": render_parity,
+    **benchmarks.distributed.tables.TABLES,
     **benchmarks.policies.tables.TABLES,
     **benchmarks.training.tables.TABLES,
     **benchmarks.minisuperb.tables.TABLES,

@@ -137,15 +137,23 @@ def _beside_prefix(name: str) -> str:
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Take away what killed writers of some files left beside them. Nobody may be writing them now."""
-    prefixes: dict[Path, set[str]] = {}
+    leftovers: dict[Path, dict[str, list[str]]] = {}  # by folder: few, of however many files
     for path in paths:
-        prefixes.setdefault(path.parent, set()).add(_beside_prefix(path.name))
-    for folder, known in prefixes.items():
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                match = LEFTOVER.fullmatch(entry.name)
-                if match is not None and match[1] in known:
-                    remove(folder / entry.name)
+        if (folder := path.parent) not in leftovers:
+            leftovers[folder] = _list_leftovers(folder)
+        if leftovers[folder]:
+            for name in leftovers[folder].pop(_beside_prefix(path.name), ()):
+                remove(folder / name)
+
+
+def _list_leftovers(folder: Path) -> dict[str, list[str]]:
+    """List the temporary files in a folder, by what says whose they are."""
+    names: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if match := LEFTOVER.fullmatch(entry.name):
+                names.setdefault(match[1], []).append(entry.name)
+    return names
 
 
 def remove_leftovers_of(folder: Path, prefix: str) -> None:
@@ -161,7 +169,7 @@ def remove_leftovers_of(folder: Path, prefix: str) -> None:
                 remove(folder / entry.name)
 
 
-def append(path: Path, lines: str, *, flush: bool = False) -> None:
+def append(path: Path, lines: str, *, flush: bool = False) -> int:
     """Append whole lines at once, so that two writers do not cut each other's.
 
     Args:
@@ -169,16 +177,22 @@ def append(path: Path, lines: str, *, flush: bool = False) -> None:
         lines: each with its end.
         flush: to the disk, before anything else happens.
 
+    Returns:
+        Where in the file they begin, in bytes.
+
     Raises:
         OutputError: where it cannot be written.
     """
     # Unbuffered: all of it is one call of the system, unless the disk is full.
+    content = lines.encode()
     with refusing(path), closing_after(open(path, "ab", buffering=0)) as stream:
-        rest = memoryview(lines.encode())
+        rest = memoryview(content)
         while rest:
             rest = rest[stream.write(rest) :]
+        end = stream.tell()  # behind what another writer has appended since it was opened
         if flush:
             os.fsync(stream.fileno())
+    return end - len(content)
 
 
 def whole_lines(path: Path, *, repair: bool = True) -> list[str]:
@@ -201,6 +215,42 @@ def whole_lines(path: Path, *, repair: bool = True) -> list[str]:
     if rest and repair:
         write(path, (whole + "\n").encode() if whole else b"")
     return whole.splitlines()
+
+
+def read_lines(path: Path, *, repair: bool = False) -> Iterator[tuple[int, str]]:
+    """Read the lines of a file one by one; none where there is none. One that a crash cut off is dropped.
+
+    Args:
+        path: of the file.
+        repair: drop it in the file too, after the last line: not where another process may be writing it.
+
+    Yields:
+        Where a line begins, in bytes, and the line without its end.
+
+    Raises:
+        OutputError: where it cannot be read.
+    """
+    place = 0
+    try:
+        with open(path, "rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break
+                yield place, line[:-1].decode()
+                place += len(line)
+            if repair and place < os.fstat(stream.fileno()).st_size:
+                stream.seek(0)
+                write(path, lambda beside: _copy_beginning(stream, beside, place))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{path}: cannot be read ({error})") from None
+
+
+def _copy_beginning(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    while size and (block := source.read(min(size, 1 << 20))):
+        target.write(block)
+        size -= len(block)
 
 
 def write_json(path: Path, value: object) -> None:

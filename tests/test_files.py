@@ -84,6 +84,22 @@ def test_lines_that_do_not_fit_are_noticed(tmp_path, small_files):
     assert path.stat().st_size == 900
 
 
+def test_lines_are_read_with_their_places(tmp_path):
+    path = tmp_path / "lines"
+    assert list(_files.read_lines(path)) == []
+    assert _files.append(path, "aé\n") == 0
+    assert _files.append(path, "b\nc\n") == 4
+    _files.append(path, "cut o")
+    whole = [(0, "aé"), (4, "b"), (6, "c")]
+    assert list(_files.read_lines(path)) == whole
+    assert path.read_bytes().endswith(b"cut o")  # somebody may be writing it
+    assert list(_files.read_lines(path, repair=True)) == whole
+    assert path.read_bytes() == "aé\nb\nc\n".encode()
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(OutputError, match=r"lines: cannot be read"):
+        list(_files.read_lines(path))
+
+
 def test_what_killed_writers_left_is_taken_away(tmp_path):
     names = ["a", "b", "a" * 200, "a" * 201]
     for name in names:

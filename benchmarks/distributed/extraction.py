@@ -1,12 +1,14 @@
 """Extraction on Ray: equal to the local engine, its overhead, speed and memory, and what kills do to it.
 
     python -m benchmarks.distributed.extraction                     # results/distributed_extraction.json
+    python -m benchmarks.distributed.extraction --minutes 9         # as much as goes; the same command goes on
+    python -m benchmarks.distributed.extraction --parts kills       # one part of it
     python -m benchmarks.distributed.extraction --quick             # a few recordings; no results file
-    python -m benchmarks.distributed.extraction --parts kills       # one part; no results file
 
 - equality: exits, index and states beside the local engine's.
 - speed: the local engine, one and two workers, in turns, on a cluster that runs already; a worker's start is apart.
 - memory: of the process that hands out the work, at 1,000 and 100,000 recordings of 0.1 s.
+- driver: the same without a model and without encoding, up to 1,000,000 recordings: what the numbers of them cost.
 - kills: workers and drivers at random moments; a worker is killed with its process, a driver likewise.
 - nodes: two nodes on this machine, one of which leaves in the middle.
 
@@ -15,63 +17,108 @@ Processes that are killed are those that this one has started. Each extraction i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import signal
 import statistics
 import subprocess
 import tempfile
-import time
-from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.distributed.clusters import Cluster, start_cluster
-from benchmarks.distributed.run_extraction import Order, run, start
+from benchmarks.distributed.failures import kill_often, lose_a_node
+from benchmarks.distributed.run_extraction import Order, compare_folders, run
+from benchmarks.distributed.steps import Step, add_options, run_steps
 from benchmarks.shared.recordings import DATA, TEST_SETS, make_noise, read_index
-from benchmarks.shared.results import Row, write_result
-from benchmarks.shared.script import make_parser, run_script
+from benchmarks.shared.results import Row
+from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
 from benchmarks.speed.measures import make_row
 from daisy import audio
-from daisy.errors import DaisyError
 
-PARTS = ("equality", "speed", "memory", "kills", "nodes")
+PARTS = ("equality", "speed", "memory", "driver", "kills", "nodes")
 SPEED_TURNS = 3
 SHORT_SEC = 0.1
+KILLS_AT_ONCE = 5
+"""In a step of the part kills."""
+MAX_LINKS = 50_000
+"""Names of a file; file systems have limits."""
 
 
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings and kills; nothing is written")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of kills; 0 if not given")
+    add_options(parser, PARTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="daisy-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         inputs = write_inputs(place / "inputs.tsv", 4 if arguments.quick else 60)
-        for part in arguments.parts:
-            (place / part).mkdir()
-            with start_cluster(1 if part == "nodes" else 2) as cluster:
-                order = Order(inputs=str(inputs), out="", address=cluster.address)
-                if part == "equality":
-                    rows += measure_equality(order, place / part)
-                elif part == "speed":
-                    rows += measure_speed(order, place / part, 1 if arguments.quick else SPEED_TURNS)
-                elif part == "memory":
-                    rows += measure_memory(order, place / part, (100, 300) if arguments.quick else (1000, 100_000))
-                elif part == "kills":
-                    rows += kill_often(order, place / part, 3 if arguments.quick else 20, random.Random(arguments.seed))
-                else:
-                    rows += lose_a_node(order, place / part, cluster)
-    if not arguments.quick and set(arguments.parts) == set(PARTS):
-        write_result("distributed_extraction", rows)
+        steps = (step for part in arguments.parts for step in list_steps(part, place, inputs, arguments.quick))
+        run_steps("distributed_extraction", steps, arguments)
+
+
+def list_steps(part: str, place: Path, inputs: Path, quick: bool) -> Iterator[Step]:
+    """List the measurements of a part."""
+    if part == "equality":
+        yield _make_step(part, {}, lambda order, out, cluster: measure_equality(order, out), place, inputs)
+    elif part == "speed":
+        turns = 1 if quick else SPEED_TURNS
+        yield _make_step(part, {}, lambda order, out, cluster: measure_speed(order, out, turns), place, inputs)
+    elif part == "memory":
+        for count in (100, 300) if quick else (1000, 100_000):
+            for workers in (0, 1):
+                yield _make_step(
+                    part,
+                    {"num_recordings": count, "engine": "ray" if workers else "local"},
+                    lambda order, out, cluster, count=count, workers=workers: measure_memory(
+                        order, out, count, workers
+                    ),
+                    place,
+                    inputs,
+                )
+    elif part == "driver":
+        for count in (1000, 20_000) if quick else (10_000, 100_000, 1_000_000):
+            yield Step(
+                key={"measure": part, "num_recordings": count},
+                measure=lambda count=count: measure_driver(place, count),  # type: ignore[misc]
+            )
+    elif part == "kills":
+        for seed in range(1) if quick else range(20 // KILLS_AT_ONCE):
+            yield _make_step(
+                part,
+                {"seed": seed},
+                lambda order, out, cluster, seed=seed: kill_often(
+                    order, out, 3 if quick else KILLS_AT_ONCE, random.Random(seed)
+                ),
+                place,
+                inputs,
+            )
+    else:
+        yield _make_step(part, {}, lambda order, out, cluster: lose_a_node(order, out, cluster), place, inputs, 1)
+
+
+def _make_step(
+    part: str,
+    key: dict[str, Any],
+    measure: Callable[[Order, Path, Cluster], list[Row]],
+    place: Path,
+    inputs: Path,
+    num_cpus: int = 2,
+) -> Step:
+    """Make a step that has a cluster and a folder of its own."""
+
+    def run_it() -> list[Row]:
+        with (
+            tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as out,
+            start_cluster(num_cpus) as cluster,
+        ):
+            return measure(Order(inputs=str(inputs), out="", address=cluster.address), Path(out), cluster)
+
+    return Step(key={"measure": part, **key}, measure=run_it)
 
 
 def write_inputs(manifest: Path, limit: int) -> Path:
@@ -105,35 +152,6 @@ def measure_equality(order: Order, place: Path) -> list[Row]:
     ]
 
 
-def compare_folders(out: Path, expected: Path) -> float:
-    """Check that two folders have the same index but for times, and compare their states.
-
-    Returns:
-        The largest difference of a recording's states, in standard deviations of it.
-
-    Raises:
-        DaisyError: where the index is another one, or the journal has a recording twice.
-    """
-    index, expected_index = read_index_file(out), read_index_file(expected)
-    if index != expected_index:
-        raise DaisyError(f"{out}: its index differs from the local engine's")
-    lines = Counter(json.loads(line)["path"] for line in (out / "journal.jsonl").read_text().splitlines()[1:])
-    if set(lines.values()) != {1} or len(lines) != len(index):
-        raise DaisyError(f"{out}: its journal has {sum(lines.values())} lines for {len(index)} recordings")
-    return max(
-        float((load_file(out / name)["states"] - states).abs().max() / states.std())
-        for name, states in ((row[1], load_file(expected / row[1])["states"]) for row in index)
-    )
-
-
-def read_index_file(out: Path) -> list[tuple[str, str, float, int]]:
-    """Read path, output, duration and exit layer of each recording; refuse failures."""
-    index = json.loads((out / "index.json").read_text())
-    if index["failed"]:
-        raise DaisyError(f"{out}: {len(index['failed'])} recordings failed")
-    return [(row["path"], row["output"], row["duration_sec"], row["exit_layer"]) for row in index["recordings"]]
-
-
 def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
     """Measure seconds and audio hours an hour; all beyond the start of Ray's workers counts as overhead."""
     seconds: dict[int, list[float]] = {0: [], 1: [], 2: []}
@@ -164,156 +182,46 @@ def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
     return rows
 
 
-def measure_memory(order: Order, place: Path, counts: tuple[int, ...]) -> list[Row]:
-    """Measure the peak of the process that hands out the work, at numbers of short recordings."""
-    rows = []
-    for count in counts:
-        inputs = write_short_recordings(place / f"{count}", count)
-        for workers in (0, 1):
-            out = place / f"out-{count}-{workers}"
-            result = run(
-                replace(order, inputs=str(inputs), out=str(out), workers=workers, layer=1, shards="safetensors")
-            )
-            rows.append(
-                make_row(
-                    "memory",
-                    engine="ray" if workers else "local",
-                    workers=max(workers, 1),
-                    num_recordings=result["num_recordings"],
-                    audio_sec=result["audio_sec"],
-                    seconds=result["seconds"],
-                    peak_bytes=result["peak_bytes"],
-                )
-            )
-    return rows
+def measure_memory(order: Order, place: Path, count: int, workers: int) -> list[Row]:
+    """Measure the peak of the process that hands out the work, at a number of short recordings."""
+    inputs = write_short_recordings(place / "in", count)
+    result = run(
+        replace(order, inputs=str(inputs), out=str(place / "out"), workers=workers, layer=1, shards="safetensors")
+    )
+    return [
+        make_row(
+            "memory",
+            engine="ray" if workers else "local",
+            workers=max(workers, 1),
+            num_recordings=result["num_recordings"],
+            audio_sec=result["audio_sec"],
+            seconds=result["seconds"],
+            peak_bytes=result["peak_bytes"],
+        )
+    ]
+
+
+def measure_driver(place: Path, count: int) -> list[Row]:
+    """Measure a process of its own that encodes nothing (`benchmarks.distributed.driver_memory`)."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        inputs = write_short_recordings(Path(folder) / "in", count)
+        command = module_command("benchmarks.distributed.driver_memory", [str(inputs)])
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=module_environment())
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return [make_row("driver", **result, peak_bytes_per_recording=result["peak_bytes"] / count)]
 
 
 def write_short_recordings(folder: Path, count: int) -> Path:
-    """Write one short recording, and give it so many names."""
+    """Write a short recording, and give it so many names: a new one whenever it has as many as it may have."""
     folder.mkdir()
     samples = make_noise(int(SHORT_SEC * 16000), torch.Generator().manual_seed(0))
-    (folder / "0.wav").write_bytes(audio.encode_wav(samples, 16000))
-    for index in range(1, count):
-        os.link(folder / "0.wav", folder / f"{index}.wav")
+    for index in range(count):
+        if index % MAX_LINKS == 0:
+            first = folder / f"{index}.wav"
+            first.write_bytes(audio.encode_wav(samples, 16000))
+        else:
+            os.link(first, folder / f"{index}.wav")
     return folder
-
-
-def kill_often(order: Order, place: Path, count: int, generator: random.Random) -> list[Row]:
-    """Fill folder after folder, killing workers and drivers on the way, until so many have been killed."""
-    expected = run(replace(order, out=str(place / "local"), batch_sec=2.0))
-    killed: Counter[str] = Counter()
-    repeated = folders = 0
-    while killed.total() < count:
-        out = place / f"out-{folders}"
-        again, victims = fill_folder(replace(order, out=str(out), workers=2, batch_sec=2.0), count, killed, generator)
-        killed += victims
-        repeated += again
-        folders += 1
-        difference = compare_folders(out, place / "local")
-        if difference > 1e-4 or list(out.rglob("*.part")):
-            raise DaisyError(f"{out}: states differ by {difference}, or half-written files are left")
-    return [
-        make_row(
-            "kills",
-            engine="ray",
-            workers=2,
-            audio_sec=expected["audio_sec"] * folders,
-            killed=killed.total(),
-            killed_workers=killed["worker"],
-            killed_drivers=killed["driver"],
-            repeated=repeated,
-            lost=0,  # else compare_folders has refused
-        )
-    ]
-
-
-def fill_folder(order: Order, count: int, killed: Counter[str], generator: random.Random) -> tuple[int, Counter[str]]:
-    """Extract to the end, with kills at random moments.
-
-    Returns:
-        Recordings that were encoded again, though whole files of theirs were there; and the kills.
-    """
-    out, status = Path(order.out), Path(f"{order.out}.status")
-    victims: Counter[str] = Counter()
-    stamps: dict[str, int] = {}
-    repeated = 0
-    while True:
-        status.unlink(missing_ok=True)
-        driver = start(replace(order, status=str(status)))
-        while driver.poll() is None:
-            time.sleep(generator.uniform(0.2, 3.0))
-            workers = read_workers(status)
-            if killed.total() + victims.total() >= count or not workers or driver.poll() is not None:
-                continue
-            kind = generator.choice(["worker", "worker", "driver"])
-            before = stamp_files(out)
-            repeated += sum(stamps.get(name, stamp) != stamp for name, stamp in before.items())
-            stamps = before
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(driver.pid if kind == "driver" else workers[-1], signal.SIGKILL)
-                victims[kind] += 1
-        text = driver.stdout.read() if driver.stdout else ""
-        if driver.returncode == 0:
-            after = stamp_files(out)
-            repeated += sum(stamps.get(name, stamp) != stamp for name, stamp in after.items())
-            return repeated, victims
-        if driver.returncode != -signal.SIGKILL:
-            raise subprocess.CalledProcessError(driver.returncode, "extraction", text)
-
-
-def read_workers(status: Path) -> list[int]:
-    """Read the workers' processes that still run; none before something is finished."""
-    try:
-        workers = json.loads(status.read_text())["workers"]
-    except (OSError, ValueError):
-        return []
-    return [worker["pid"] for worker in workers if Path(f"/proc/{worker['pid']}").exists()]
-
-
-def stamp_files(out: Path) -> dict[str, int]:
-    """Tell when each feature file was written."""
-    stamps = {}
-    for path in out.rglob("[!.]*.safetensors"):
-        with contextlib.suppress(FileNotFoundError):
-            stamps[str(path)] = path.stat().st_mtime_ns
-    return stamps
-
-
-def lose_a_node(order: Order, place: Path, cluster: Cluster) -> list[Row]:
-    """Extract on two nodes; when both have begun, one is taken away."""
-    expected = run(replace(order, out=str(place / "local"), batch_sec=2.0))
-    second = cluster.add_node(1)
-    status, out = place / "status", place / "out"
-    process = start(replace(order, out=str(out), workers=2, batch_sec=2.0, status=str(status)))
-    while process.poll() is None and len(read_nodes(status)) < 2:
-        time.sleep(0.1)
-    cluster.kill_node(second)
-    text, _ = process.communicate()
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, "extraction")
-    result: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return [
-        make_row(
-            "nodes",
-            engine="ray",
-            workers=2,
-            audio_sec=expected["audio_sec"],
-            seconds=result["seconds"],
-            nodes=result["nodes"],
-            killed=1,
-            repeated=result["repeated"],
-            lost_workers=result["lost"],
-            max_abs_diff_over_std=compare_folders(out, place / "local"),
-        )
-    ]
-
-
-def read_nodes(status: Path) -> set[str]:
-    """Read the nodes on which workers are ready."""
-    try:
-        return {worker["node"] for worker in json.loads(status.read_text())["workers"]}
-    except (OSError, ValueError):
-        return set()
 
 
 if __name__ == "__main__":

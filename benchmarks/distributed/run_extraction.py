@@ -11,17 +11,20 @@ import json
 import os
 import subprocess
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import daisy
 from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
 from benchmarks.speed.memory import read_peak_bytes
 from daisy import _files, audio, checkpoints
 from daisy.distributed.extraction import RayEngine
+from daisy.errors import DaisyError
 from daisy.extraction import Extractor
 
 
@@ -113,6 +116,35 @@ def extract(order: Order) -> dict[str, Any]:
         "repeated": tally.repeated if tally else 0,
         "nodes": len({worker.node for worker in tally.workers}) if tally else 1,
     }
+
+
+def compare_folders(out: Path, expected: Path) -> float:
+    """Check that two folders have the same index but for times, and compare their states.
+
+    Returns:
+        The largest difference of a recording's states, in standard deviations of it.
+
+    Raises:
+        DaisyError: where the index is another one, or the journal has a recording twice.
+    """
+    index, expected_index = read_index_file(out), read_index_file(expected)
+    if index != expected_index:
+        raise DaisyError(f"{out}: its index differs from the local engine's")
+    lines = Counter(json.loads(line)["path"] for line in (out / "journal.jsonl").read_text().splitlines()[1:])
+    if set(lines.values()) != {1} or len(lines) != len(index):
+        raise DaisyError(f"{out}: its journal has {sum(lines.values())} lines for {len(index)} recordings")
+    return max(
+        float((load_file(out / name)["states"] - states).abs().max() / states.std())
+        for name, states in ((row[1], load_file(expected / row[1])["states"]) for row in index)
+    )
+
+
+def read_index_file(out: Path) -> list[tuple[str, str, float, int]]:
+    """Read path, output, duration and exit layer of each recording; refuse failures."""
+    index = json.loads((out / "index.json").read_text())
+    if index["failed"]:
+        raise DaisyError(f"{out}: {len(index['failed'])} recordings failed")
+    return [(row["path"], row["output"], row["duration_sec"], row["exit_layer"]) for row in index["recordings"]]
 
 
 def main() -> None:

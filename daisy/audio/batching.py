@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy
+
 
 def batch_by_length(lengths: Sequence[int], max_total: int) -> Iterator[list[int]]:
     """Group utterances of similar length into batches, longest first.
@@ -17,7 +19,7 @@ def batch_by_length(lengths: Sequence[int], max_total: int) -> Iterator[list[int
     """
     batch: list[int] = []
     total = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in map(int, numpy.argsort(-numpy.asarray(lengths), kind="stable")):
         if batch and total + lengths[index] > max_total:
             yield batch
             batch, total = [], 0

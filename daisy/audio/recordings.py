@@ -17,7 +17,7 @@ Channel = Literal["mean", "all"] | int
 """The mean of a file's channels, each of them as a recording of its own, or one, counted from 0."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
     """A file to read, and the name by which its results are known."""
 

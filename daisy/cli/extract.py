@@ -248,8 +248,11 @@ def say_extraction(report: ExtractionReport, findings: Findings) -> None:
 def _say_totals(report: ExtractionReport) -> None:
     """Print how many recordings left at each layer, their mean, and the time."""
     totals = report.totals()
-    histogram = Counter(layer for row in report.rows for layer in row.window_exits or [row.exit_layer])
-    label = "exits, each window's  " if any(row.window_exits for row in report.rows) else "exits  "
+    histogram: Counter[int] = Counter()
+    label = "exits  "
+    for row in report.rows:
+        histogram.update(row.window_exits or [row.exit_layer])
+        label = "exits, each window's  " if row.window_exits else label
     say(label + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
     say(
         f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "

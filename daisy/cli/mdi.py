@@ -87,7 +87,7 @@ def command(
     """
     from daisy import checkpoints
     from daisy.distributed.pipeline.baselines import make_system
-    from daisy.distributed.pipeline.topology import read_topology
+    from daisy.distributed.pipeline.topology_file import read_topology
 
     if kill and not simulate:
         raise UsageError("--kill is of --simulate")
@@ -223,8 +223,9 @@ def _run(
     seed: int,
 ) -> RunReport:
     """Run the real system, and measure its fidelity."""
+    from daisy.distributed.pipeline.fidelity import measure_fidelity
     from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
-    from daisy.distributed.pipeline.system import System, measure_fidelity
+    from daisy.distributed.pipeline.system import System
 
     routes = None
     if layout.rules.offloading == "routed":

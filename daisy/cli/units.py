@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daisy.cli.console import say
+from daisy.cli.engines import Address, CpusPerWorker, EngineName, GpusPerWorker, Workers, make_engine, say_throughput
 from daisy.cli.extract import MaxSec, PolicyName, Scores, WindowSec, run_extraction, say_extraction
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
@@ -36,6 +37,8 @@ from daisy.cli.options import (
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from daisy.checkpoints import Model
     from daisy.extraction import ExtractionReport
     from daisy.units import UnitEncoder
@@ -85,6 +88,11 @@ def command(
     precision: ComputeDtype = "float32",
     device: Device = "cpu",
     shard: ShardText = "",
+    engine: EngineName = "local",
+    address: Address = "",
+    workers: Workers = 0,
+    cpus_per_worker: CpusPerWorker = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Tell discrete units, each recording at its own exit.
@@ -96,11 +104,21 @@ def command(
     from daisy import audio, checkpoints
     from daisy.extraction import Settings
     from daisy.extraction.shards import take_share
+    from daisy.extraction.throughput import Throughput
     from daisy.units import UnitExtractor
 
     if context is not None and window is None:
         raise UsageError("--context is of windows: give --window SEC too")
     _check_source(kmeans, layer, allow_pickle, policy, set, scores, deadline_ms, deadline_macs)
+    cluster = make_engine(
+        engine,
+        address=address,
+        workers=workers,
+        cpus=cpus_per_worker,
+        gpus=gpus_per_worker,
+        device=device,
+        deadline_ms=deadline_ms,
+    )
     share, heard = parse_shard(shard), parse_channel(channel)
     findings = audio.search(inputs)
     ours, others = take_share(findings.recordings, share, heard)
@@ -120,10 +138,14 @@ def command(
         window_sec=window,
         context_sec=Settings.context_sec if context is None else context,
         channel=heard,
+        engine=cluster,
     )
-    report = run_extraction(extractor, ours, others, share, overwrite, task="telling units")
+    throughput = Throughput()
+    report = run_extraction(extractor, ours, others, share, overwrite, throughput, task="telling units")
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
+    if cluster is not None:
+        say_throughput(throughput, cluster)
     _say_units(report, units)
     say_extraction(report, findings)
 
@@ -194,13 +216,19 @@ def _say_units(report: ExtractionReport, units: UnitEncoder) -> None:
     """Print how many units there are, with and without repetitions, and their bitrate."""
     from daisy.units import UnitRow, bitrate, deduplicate
 
-    rows = [row for row in report.rows if isinstance(row, UnitRow)]
-    seconds = sum(row.duration_sec for row in rows)
+    seconds = sum(row.duration_sec for row in report.rows)
     if not seconds:
         return
-    sequences = [deduplicate(row.list_units())[0] for row in rows]
-    frames, kept = sum(row.units.count(" ") + 1 for row in rows), sum(map(len, sequences))
-    say(
-        f"units 0 to {units.num_units - 1}: {frames} frames, {kept} without repetitions, "
-        f"{bitrate(sequences, seconds):.0f} bits a second"
-    )
+    frames = kept = 0
+
+    def sequences() -> Iterator[list[int]]:
+        nonlocal frames, kept
+        for row in report.rows:  # one by one: of a large corpus there are too many
+            if isinstance(row, UnitRow):
+                sequence, durations = deduplicate(row.list_units())
+                frames += sum(durations)
+                kept += len(sequence)
+                yield sequence
+
+    bits = bitrate(sequences(), seconds)
+    say(f"units 0 to {units.num_units - 1}: {frames} frames, {kept} without repetitions, {bits:.0f} bits a second")

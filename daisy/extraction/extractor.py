@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -151,20 +152,20 @@ class Extractor:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            self._remove_leftovers(folder, [outputs[one.label] for one in unfinished if one.label in outputs])
+            self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
             self._encode(tasks, folder, progress, watch)
             if self.engine.lost:
-                self._remove_leftovers(folder, [outputs[one.label] for one in unfinished if one.label in outputs])
+                self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
             self.write_index()
             if isinstance(place, Storage):
                 for name in INDEX_FILES:
                     place.take(self.out / name, name)
-        labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
+        labels = {one.label for one in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
-            rows=sorted((row for row in folder.rows.values() if row.label in labels), key=lambda row: row.sort_key),
+            rows=folder.rows.select(folder.rows.sort(label for label in labels if label in folder.rows)),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
         )
@@ -174,7 +175,7 @@ class Extractor:
     ) -> Iterator[Task]:
         """Group what can be read by length, longest first; note in the folder what cannot."""
         pending: list[Recording] = []
-        lengths: list[int] = []
+        lengths = array("q")
         for recording in unfinished:
             try:
                 if recording.label in outputs:
@@ -223,7 +224,7 @@ class Extractor:
                 self._fail(folder, recording, outcome)
         return len(outcomes)
 
-    def _remove_leftovers(self, folder: RunFolder, outputs: Sequence[str]) -> None:
+    def _remove_leftovers(self, folder: RunFolder, outputs: Iterable[str]) -> None:
         """Take away what killed processes left: half-written files, and shard files that nothing was noted of."""
         place = folder.place
         if not self.shards:
@@ -233,7 +234,7 @@ class Extractor:
         prefix, pattern = self._name_shards(folder.shard)
         if isinstance(place, Folder):
             _files.remove_leftovers_of(place.root, prefix)
-        noted = {row.shard for row in folder.rows.values()}
+        noted = folder.rows.shards()
         for name in place.list_names(prefix):
             if pattern.fullmatch(name) and name not in noted:
                 place.remove(name)
@@ -241,7 +242,7 @@ class Extractor:
     def _number_shards(self, folder: RunFolder) -> Iterator[str]:
         """Make the names of the shard files to come, after those that are there."""
         prefix, pattern = self._name_shards(folder.shard)
-        numbers = [int(match[1]) for match in (pattern.fullmatch(row.shard) for row in folder.rows.values()) if match]
+        numbers = [int(match[1]) for match in map(pattern.fullmatch, folder.rows.shards()) if match]
         return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
 
     def _name_shards(self, share: Shard) -> tuple[str, re.Pattern[str]]:

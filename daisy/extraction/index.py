@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, BinaryIO, TypeVar
 
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
@@ -23,7 +24,8 @@ class ExtractionReport:
     """What a run has produced, earlier runs included; of a shard, what is in it."""
 
     settings: Settings
-    rows: list[Row]
+    rows: Sequence[Row]
+    """By path. Of very many recordings they are read from the journals whenever they are asked for."""
     failed: Mapping[str, DaisyError]
     """Path to the reason, which does not name it again."""
     num_resumed: int = 0
@@ -31,15 +33,19 @@ class ExtractionReport:
 
     def totals(self) -> dict[str, float | int | None]:
         """Sum up mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
-        audio_sec = sum(row.duration_sec for row in self.rows)
-        seconds = sum(row.seconds for row in self.rows)
-        count = len(self.rows)
+        durations, times, exits, depths = array("d"), array("d"), array("d"), array("d")
+        for row in self.rows:
+            durations.append(row.duration_sec)
+            times.append(row.seconds)
+            exits.append(row.mean_exit_layer)
+            depths.append(row.mean_exit_layer / row.num_layers)
+        count, audio_sec, seconds = len(self.rows), sum(durations), sum(times)
         return {
             "num_recordings": count,
             "num_failed": len(self.failed),
             "audio_sec": round(audio_sec, 3),
-            "mean_exit_layer": sum(row.mean_exit_layer for row in self.rows) / count if count else None,
-            "depth": sum(row.mean_exit_layer / row.num_layers for row in self.rows) / count if count else None,
+            "mean_exit_layer": sum(exits) / count if count else None,
+            "depth": sum(depths) / count if count else None,
             "seconds": round(seconds, 3),
             "real_time_factor": seconds / audio_sec if audio_sec else None,
         }
@@ -69,7 +75,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         rows, failures = merge(journals)
         report = ExtractionReport(
             settings=settings,
-            rows=sorted(rows.values(), key=lambda row: row.sort_key),
+            rows=rows.select(rows.sort(rows)),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
         )
         _files.remove_leftovers([out / name for name in INDEX_FILES])
@@ -108,11 +114,35 @@ def _write_json(report: ExtractionReport, path: Path) -> None:
         "format_version": FORMAT_VERSION,
         "settings": asdict(report.settings),
         "totals": report.totals(),
-        "recordings": [row.public() for row in report.rows],
+        "recordings": (row.public() for row in report.rows),
         "failed": [{"path": path, "reason": error.message} for path, error in report.failed.items()],
     }
-    members = (f" {json.dumps(name)}: {format_value(value)}" for name, value in content.items())
-    _files.write(path, ("{\n" + ",\n".join(members) + "\n}\n").encode())
+    write_members(path, content)
+
+
+def write_members(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object atomically, a line for each member, and for each member of a list; iterators become lists."""
+
+    def write(stream: BinaryIO) -> None:
+        for number, (name, value) in enumerate(content.items()):
+            stream.write(b",\n" if number else b"{\n")
+            stream.write(f" {json.dumps(name)}: ".encode())
+            if isinstance(value, Iterator):
+                _write_list(stream, value)
+            else:
+                stream.write(format_value(value).encode())
+        stream.write(b"\n}\n")
+
+    _files.write(path, write)
+
+
+def _write_list(stream: BinaryIO, members: Iterable[object]) -> None:
+    """As `format_value` formats a list."""
+    end = b"[]"
+    for number, member in enumerate(members):
+        stream.write((",\n  " if number else "[\n  ").encode() + json.dumps(member).encode())
+        end = b"\n ]"
+    stream.write(end)
 
 
 def format_value(value: object) -> str:
@@ -126,8 +156,6 @@ def _write_csv(report: ExtractionReport, path: Path) -> None:
     """Write one line per recording."""
     num_layers = max((row.num_layers for row in report.rows), default=0)
     losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
-    text = io.StringIO()
-    writer = csv.writer(text)
     channel = [] if report.settings.channel == "mean" else ["channel"]
     shard = ["shard"] if report.settings.shards else []
     columns = [
@@ -141,22 +169,27 @@ def _write_csv(report: ExtractionReport, path: Path) -> None:
         "seconds",
         "window_exits",
     ]
-    writer.writerow([*columns, *losses])
-    for row in report.rows:
-        cells = ["" if value is None else f"{value:.4f}" for value in row.predicted_loss]
-        writer.writerow(
-            [
-                row.path,
-                *([row.channel] if channel else []),
-                row.output,
-                *([row.shard] if shard else []),
-                f"{row.duration_sec:.4f}",
-                row.exit_layer,
-                row.num_layers,
-                f"{row.seconds:.4f}",
-                " ".join(map(str, row.window_exits)),
-                *cells,
-                *[""] * (num_layers - len(cells)),
-            ]
-        )
-    _files.write(path, text.getvalue().encode(errors="surrogateescape"))
+
+    def write(stream: BinaryIO) -> None:
+        encoded: Any = SimpleNamespace(write=lambda text: stream.write(text.encode(errors="surrogateescape")))
+        writer = csv.writer(encoded)
+        writer.writerow([*columns, *losses])
+        for row in report.rows:
+            cells = ["" if value is None else f"{value:.4f}" for value in row.predicted_loss]
+            writer.writerow(
+                [
+                    row.path,
+                    *([row.channel] if channel else []),
+                    row.output,
+                    *([row.shard] if shard else []),
+                    f"{row.duration_sec:.4f}",
+                    row.exit_layer,
+                    row.num_layers,
+                    f"{row.seconds:.4f}",
+                    " ".join(map(str, row.window_exits)),
+                    *cells,
+                    *[""] * (num_layers - len(cells)),
+                ]
+            )
+
+    _files.write(path, write)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from daisy.audio import Channel, Recording
 from daisy.audio.archives import find_file
 from daisy.audio.recordings import format_label
 from daisy.errors import OutputError, UsageError
+from daisy.extraction.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance as AnySettings
@@ -160,6 +164,23 @@ class Failure:
         return self.path
 
 
+def parse_row(line: str, row_type: type[Row] = Row) -> Row:
+    """Make a row of a journal's line; one of another type loses what this one lacks."""
+    return make_row(json.loads(line), row_type)
+
+
+def make_row(content: dict[str, Any], row_type: type[Row]) -> Row:
+    """Make a row of what a journal's line says."""
+    known = _list_columns(row_type)
+    said = {name: value for name, value in content.items() if name in known}
+    return row_type(**{**said, "source": tuple(content["source"])})
+
+
+@cache
+def _list_columns(row_type: Any) -> frozenset[str]:  # a type, of which `cache` wants to know that it has a hash
+    return frozenset(column.name for column in fields(row_type))
+
+
 @dataclass
 class Journal:
     """What a run has noted: a line of settings, then a JSON line for each recording, flushed to the disk line by line.
@@ -167,13 +188,13 @@ class Journal:
     Args:
         path: of the file.
         header: the line of settings; empty where there is none.
-        rows: finished recordings by label.
-        failures: others, by label.
+        rows: finished recordings by label, as they were read; what is added is with those who add it.
+        failures: others, by label, likewise.
     """
 
     path: Path
     header: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: StoredRows = field(default_factory=lambda: StoredRows(parse_row))
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def find_differences(self, settings: AnySettings) -> list[str]:
@@ -184,20 +205,28 @@ class Journal:
 
     def begin(self, settings: AnySettings) -> None:
         """Write the line of settings, and nothing else."""
-        self.header, self.rows, self.failures = make_header(settings), {}, {}
+        self.header, self.rows, self.failures = make_header(settings), StoredRows(parse_row), {}
         _files.write(self.path, (json.dumps(self.header) + "\n").encode())
 
-    def add(self, *events: Row | Failure) -> None:
-        """Note that recordings are finished, or have failed: all of them with one flush to the disk."""
-        lines: list[dict[str, Any]] = []
-        for event in events:
-            if isinstance(event, Row):
-                lines.append(asdict(event))
-                self.rows[event.label] = event
-            else:
-                lines.append({"path": event.path, "failed": event.reason, "at": event.at})
-                self.failures[event.path] = event
-        _files.append(self.path, "".join(json.dumps(line) + "\n" for line in lines), flush=True)
+    def add(self, *events: Row | Failure) -> list[int]:
+        """Note that recordings are finished, or have failed: all of them with one flush to the disk.
+
+        Returns:
+            Where the line of each begins, in bytes.
+        """
+        lines = [json.dumps(_describe(event)) + "\n" for event in events]
+        place = _files.append(self.path, "".join(lines), flush=True)
+        places = []
+        for line in lines:
+            places.append(place)
+            place += len(line)  # ASCII
+        return places
+
+
+def _describe(event: Row | Failure) -> dict[str, Any]:
+    if isinstance(event, Row):
+        return asdict(event)
+    return {"path": event.path, "failed": event.reason, "at": event.at}
 
 
 def make_header(settings: AnySettings) -> dict[str, Any]:
@@ -235,35 +264,46 @@ def read_journal(path: Path, *, repair: bool = False, row_type: type[Row] = Row)
     Raises:
         OutputError: where it cannot be read, or is damaged.
     """
-    journal, names = Journal(path), {column.name for column in fields(row_type)}
+    journal = Journal(path, rows=StoredRows(partial(parse_row, row_type=row_type)))
     try:
-        lines = [json.loads(line) for line in _files.whole_lines(path, repair=repair)]
-        journal.header = dict(lines[0]) if lines else {}
-        for line in lines[1:]:
-            if "failed" in line:
+        for place, text in _files.read_lines(path, repair=repair):
+            line = json.loads(text)
+            if not place:
+                journal.header = dict(line)
+            elif "failed" in line:
                 failure = Failure(path=line["path"], reason=line["failed"], at=line["at"])
                 journal.failures[failure.path] = failure
             else:
-                known = {name: value for name, value in line.items() if name in names}
-                row = row_type(**{**known, "source": tuple(line["source"])})
-                journal.rows[row.label] = row
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+                journal.rows.note(make_row(line, row_type), path, place)
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
         raise OutputError(f"{path}: damaged ({error})", remedy="overwrite") from None
     return journal
 
 
-def merge(journals: Iterable[Journal]) -> tuple[dict[str, Row], dict[str, Failure]]:
+def merge(journals: Iterable[Journal]) -> tuple[StoredRows, dict[str, Failure]]:
     """Put journals together: what counts is what was noted last of each recording.
 
     Returns:
-        Finished recordings and failed ones by label; none is in both.
+        Finished recordings and failed ones by label; none is in both. The first journal's rows become all of them.
     """
-    last: dict[str, Row | Failure] = {}
+    rows: StoredRows | None = None
+    failures: dict[str, Failure] = {}
     for journal in journals:
-        events: list[Row | Failure] = [*journal.failures.values(), *journal.rows.values()]
-        for event in events:
-            if event.label not in last or event.at >= last[event.label].at:
-                last[event.label] = event
-    rows = {label: event for label, event in last.items() if isinstance(event, Row)}
-    failures = {path: event for path, event in last.items() if isinstance(event, Failure) and event.reason is not None}
-    return rows, failures
+        known = StoredRows(parse_row) if rows is None else rows
+        for label, failure in journal.failures.items():
+            before = known.at(label) if label in known else failures[label].at if label in failures else -math.inf
+            if failure.at >= before:
+                failures[label] = failure
+                known.drop(label)
+        for label in [label for label in failures if label in journal.rows]:
+            if journal.rows.at(label) >= failures[label].at:
+                del failures[label]
+            else:
+                journal.rows.drop(label)
+        if rows is None:
+            rows = journal.rows
+        else:
+            rows.absorb(journal.rows)
+    if rows is None:
+        rows = StoredRows(parse_row)
+    return rows, {label: failure for label, failure in failures.items() if failure.reason is not None}

@@ -16,9 +16,10 @@ from daisy import _files, _locks
 from daisy.audio import Recording
 from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
-from daisy.extraction.journal import Failure, Journal, Row, merge, read_header, read_journal, stamp
+from daisy.extraction.journal import Failure, Journal, Row, merge, parse_row, read_header, read_journal, stamp
 from daisy.extraction.places import Folder, Place, open_place
 from daisy.extraction.shards import Shard, parse_journal_name
+from daisy.extraction.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance as AnySettings
@@ -71,7 +72,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
     ):
         self.out, self.settings, self.shard, self.overwrite = out, settings, shard, overwrite
         self.row_type, self.place = row_type, place or Folder(out)
-        self.rows: dict[str, Row] = {}
+        self.rows = StoredRows(parse_row)
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
         """Failed ones."""
@@ -113,10 +114,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def has(self, recording: Recording) -> bool:
         """Tell whether a recording is finished, unchanged since, and its file still there."""
-        row = self.rows.get(recording.label)
-        if row is None or row.source != stamp(recording):
+        label = recording.label
+        if label not in self.rows or self.rows.source(label) != stamp(recording):
             return False
-        return not row.file or self.place.has(row.file)
+        file = self.rows.file(label)
+        return not file or self.place.has(file)
 
     def check_outputs(self, outputs: Mapping[str, str]) -> None:
         """Refuse to write over another recording's file of an earlier run.
@@ -124,17 +126,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         Raises:
             UsageError: where a file of an earlier run would be overwritten by another recording's.
         """
-        taken = {row.output: row.label for row in self.rows.values()}
-        for label, output in outputs.items():
-            if taken.get(output, label) != label:
-                raise UsageError(f"{self.out / output} holds {taken[output]}, not {label}", remedy="other_out")
+        wanted = {output: label for label, output in outputs.items()} if self.rows else {}
+        for label in self.rows:
+            output = self.rows.output(label)
+            if wanted.get(output, label) != label:
+                raise UsageError(f"{self.out / output} holds {label}, not {wanted[output]}", remedy="other_out")
 
     def add(self, *rows: Row) -> None:
         """Note finished recordings."""
         rows = tuple(dataclasses.replace(row, at=self._now(row.label)) for row in rows)
-        self._journal.add(*rows)
-        for row in rows:
-            self.rows[row.label] = row
+        for row, place in zip(rows, self._journal.add(*rows), strict=True):
+            self.rows.note(row, self._journal.path, place)
             self.failures.pop(row.label, None)
 
     def fail(self, path: str, reason: str) -> None:
@@ -144,7 +146,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             failure = Failure(path=path, reason=reason, at=self._now(path))
             self._journal.add(failure)
             self.failures[path] = failure
-            self.rows.pop(path, None)
+            self.rows.drop(path)
 
     def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
         """Let failures that earlier runs noted no longer count, but for those of some recordings.
@@ -153,6 +155,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             recordings: whose failures stay.
             others: whose failures stay, and those of all channels of their files.
         """
+        if not self.failures:
+            return  # of very many recordings even the sets would be large
         wanted = {recording.label for recording in recordings}
         files = {str(recording.path) for recording in others}
         gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
@@ -162,8 +166,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _now(self, path: str) -> float:
         """The time, but after what is known of a recording, also where another host's clock is ahead."""
-        known = self.rows.get(path) or self.failures.get(path)
-        return max(time.time(), math.nextafter(known.at, math.inf)) if known else time.time()
+        if path in self.rows:
+            known = self.rows.at(path)
+        elif path in self.failures:
+            known = self.failures[path].at
+        else:
+            return time.time()
+        return max(time.time(), math.nextafter(known, math.inf))
 
     def _refuse_conflicts(self) -> set[Shard]:
         """List the shards that other processes are writing.
@@ -237,8 +246,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                     raise
                 journal = Journal(path)
             place = open_place(self.out, journal.header.get("store", ""))
-            for file in {row.file: None for row in journal.rows.values() if row.file}:
-                place.remove(file)
+            for file in dict.fromkeys(map(journal.rows.file, journal.rows)):
+                if file:
+                    place.remove(file)
             here.remove(shard.journal)
         for name in (*INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES):  # of the other commands too
             here.remove(name)

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -61,7 +61,14 @@ def name_member(output: str) -> str:
     return f"{folder}{slash}{stem.replace('%', '%25').replace('.', '%2E')}{dot}{ending}"
 
 
-def write_shard(path: Path, kind: str, folder: Path, rows: Sequence[Row], settings: Settings) -> None:
+def write_shard(
+    path: Path,
+    kind: str,
+    folder: Path,
+    rows: Sequence[Row],
+    settings: Settings,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Write recordings' feature files into one file, atomically.
 
     Args:
@@ -70,12 +77,18 @@ def write_shard(path: Path, kind: str, folder: Path, rows: Sequence[Row], settin
         folder: of the feature files, each at its row's output.
         rows: of the recordings.
         settings: of the run.
+        check: is called when all is written, before the file gets its name, and may refuse.
 
     Raises:
         OutputError: where it cannot be written.
     """
-    write = {"tar": _write_tar, "parquet": _write_parquet, "safetensors": _write_safetensors}[kind]
-    _files.write(path, lambda stream: write(stream, folder, rows, settings))
+    write_kind = {"tar": _write_tar, "parquet": _write_parquet, "safetensors": _write_safetensors}[kind]
+
+    def write(stream: BinaryIO) -> None:
+        write_kind(stream, folder, rows, settings)
+        check()
+
+    _files.write(path, write)
 
 
 def read_states(path: Path) -> NDArray[Any]:

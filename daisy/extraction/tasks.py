@@ -80,6 +80,7 @@ class TaskEncoder:
         settings: of the run.
         batch_sec: seconds of audio that windows run in.
         make_batch_encoder: makes what encodes batches into a folder; it can be pickled.
+        check: is called before a shard file gets its name, and may refuse.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class TaskEncoder:
         settings: Settings,
         batch_sec: float,
         make_batch_encoder: MakeBatchEncoder = BatchEncoder,
+        check: Callable[[], None] = lambda: None,
     ):
         self.encoder, self.place, self.settings, self.batch_sec = encoder, place, settings, batch_sec
-        self.make_batch_encoder = make_batch_encoder
+        self.make_batch_encoder, self.check = make_batch_encoder, check
 
     def encode(self, task: Task) -> Iterator[Outcome]:
         """Encode a task's batches.
@@ -129,7 +131,7 @@ class TaskEncoder:
         if rows:
             if isinstance(self.place, Folder):
                 shard = self.place.root / task.shard
-                write_shard(shard, self.settings.shards, scratch / "features", rows, self.settings)
+                write_shard(shard, self.settings.shards, scratch / "features", rows, self.settings, self.check)
             else:
                 write_shard(scratch / task.shard, self.settings.shards, scratch / "features", rows, self.settings)
                 self.place.take(scratch / task.shard, task.shard)

@@ -56,7 +56,7 @@ class HeadUnits:
     def classify(self, layer: int, frames: Tensor) -> Tensor:
         """See `UnitClassifier`."""
         classifier = self.heads.units[layer - 1]
-        weight, bias = classifier.weight[SPECIAL_SYMBOLS:], classifier.bias[SPECIAL_SYMBOLS:]
+        weight, bias = (part[SPECIAL_SYMBOLS:].to(frames.device) for part in (classifier.weight, classifier.bias))
         return F.linear(frames.to(weight.dtype), weight, bias).argmax(-1)
 
 

@@ -15,6 +15,7 @@ from daisy.audio import Channel, Recording
 from daisy.encoder import EarlyExitEncoder
 from daisy.extraction import Extractor
 from daisy.extraction.batch_encoder import BatchEncoder
+from daisy.extraction.engines import Engine
 from daisy.extraction.journal import Row, Settings
 from daisy.extraction.tasks import MakeBatchEncoder
 from daisy.runtime.exit_output import ExitOutput
@@ -42,6 +43,7 @@ class UnitExtractor(Extractor):
         window_sec: likewise.
         context_sec: likewise.
         channel: likewise.
+        engine: likewise.
 
     Raises:
         UsageError: on an impossible setting or form.
@@ -72,6 +74,7 @@ class UnitExtractor(Extractor):
         window_sec: float | None = None,
         context_sec: float = Settings.context_sec,
         channel: Channel = "mean",
+        engine: Engine | None = None,
     ):
         check_forms(forms, channel)
         self.units, self.forms, self.deduplicated = units, tuple(forms), deduplicated
@@ -84,6 +87,7 @@ class UnitExtractor(Extractor):
             window_sec=window_sec,
             context_sec=context_sec,
             channel=channel,
+            engine=engine,
         )
 
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:

@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from daisy import _files, _locks
 from daisy.audio import Channel, Recording, format_manifest_root
 from daisy.audio.manifests import format_manifest_name
 from daisy.errors import AudioError, UsageError, unknown_name
-from daisy.extraction.index import ExtractionReport, format_value, settle_on_settings
+from daisy.extraction.index import ExtractionReport, settle_on_settings, write_members
 from daisy.extraction.journal import FORMAT_VERSION, merge, read_header, read_journal
 from daisy.extraction.run_folder import INDEX_LOCK, UNIT_FILES, list_journals
 from daisy.extraction.unit_files import write_dictionary
@@ -63,13 +63,16 @@ def write_jsonl(sequences: Sequences, settings: UnitSettings, out: Path) -> None
 def write_km(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
     """Write ``units.km`` and its manifest ``units.tsv``, line by line the same recordings, and ``dict.km.txt``."""
     rows = sequences.rows
-    root = Path(os.path.commonpath([Path(row.path).parent for row in rows])) if rows else out.absolute()
-    lines = [format_manifest_root(root)]
-    for row in rows:
-        recording = Recording(path=Path(row.path), name=row.path)
-        name = format_manifest_name(recording, str(recording.path.relative_to(root)))
-        lines.append(f"{name}\t{round(row.duration_sec * settings.sample_rate)}")
-    _write_lines(out / "units.tsv", lines)
+    root = Path(os.path.commonpath({str(Path(row.path).parent) for row in rows})) if rows else out.absolute()
+
+    def lines() -> Iterator[str]:
+        yield format_manifest_root(root)
+        for row in rows:
+            recording = Recording(path=Path(row.path), name=row.path)
+            name = format_manifest_name(recording, str(recording.path.relative_to(root)))
+            yield f"{name}\t{round(row.duration_sec * settings.sample_rate)}"
+
+    _write_lines(out / "units.tsv", lines())
     _write_lines(out / "units.km", (line for _, line in sequences.lines()))
     write_dictionary(settings.num_units, out)
 
@@ -166,10 +169,9 @@ def rebuild_units(
         settings, journals = settle_on_settings(journals, UnitSettings)
         check_forms(forms, settings.channel)
         finished, failures = merge(journals)
-        rows = [row for row in finished.values() if isinstance(row, UnitRow)]
-        rows.sort(key=lambda row: row.sort_key)
+        rows = cast(Sequence[UnitRow], finished.select(finished.sort(finished)))
         failed = {path: AudioError(failures[path].reason or "") for path in sorted(failures)}
-        report = ExtractionReport(settings=settings, rows=list(rows), failed=failed)
+        report = ExtractionReport(settings=settings, rows=rows, failed=failed)
         _files.remove_leftovers([out / name for name in UNIT_FILES])
         sequences = Sequences(rows, deduplicated)
         for form in forms:
@@ -206,11 +208,10 @@ def _write_summary(report: ExtractionReport, forms: Sequence[str], deduplicated:
         "deduplicated": deduplicated,
         "settings": asdict(report.settings),
         "totals": report.totals(),
-        "recordings": [row.public() for row in report.rows],
+        "recordings": (row.public() for row in report.rows),
         "failed": [{"path": label, "reason": error.message} for label, error in report.failed.items()],
     }
-    members = (f" {json.dumps(name)}: {format_value(value)}" for name, value in content.items())
-    _files.write(path, ("{\n" + ",\n".join(members) + "\n}\n").encode())
+    write_members(path, content)
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

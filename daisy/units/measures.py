@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from daisy.errors import UsageError
 from daisy.policies.texts import edit_distance
@@ -36,7 +36,7 @@ def unit_error_rate(hypotheses: Sequence[Sequence[int]], references: Sequence[Se
     return sum(map(edit_distance, hypotheses, references)) / total
 
 
-def bitrate(sequences: Sequence[Sequence[int]], seconds: float) -> float:
+def bitrate(sequences: Iterable[Sequence[int]], seconds: float) -> float:
     """Compute bits a second: units a second times the entropy of their distribution.
 
     As the ZeroSpeech challenge counts it (arXiv:1904.11469, section 4): all utterances' units are one distribution, and

@@ -48,6 +48,12 @@ def test_what_does_not_go_together(place, arguments, message):
     assert not (place / "out").exists()
 
 
+def test_units_are_told_in_actors_too(place):
+    """What it does there is in tests/distributed/test_units.py."""
+    done = run("units", "speech", "-c", "tiny.safetensors", "-o", "units", "--workers", "2", cwd=place)
+    assert (done.returncode, "are of --engine ray" in done.stderr) == (2, True)
+
+
 def test_libraries_that_are_missing(place, monkeypatch):
     for name in ("ray", "fsspec", "fsspec.core", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from daisy.distributed.cluster import Share, connect, count_places
+from daisy.distributed.extraction.fence import Fence
 from daisy.distributed.extraction.pool import Attempt, Tally, WorkerPool
 from daisy.distributed.extraction.worker import Job, Worker
 from daisy.errors import AudioError, UsageError
@@ -108,6 +109,7 @@ class RayEngine:
             batch_sec=task_encoder.batch_sec,
             make_batch_encoder=task_encoder.make_batch_encoder,
             run_file=run_file.absolute(),
+            fence=Fence.read(run_file.absolute()) if isinstance(place, Folder) else None,
         )
         encoder = ray.put(task_encoder.encoder)
         kind = ray.remote(Worker).options(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from daisy.distributed.cluster import import_ray
+from daisy.distributed.extraction.fence import Fence
 from daisy.distributed.extraction.pool import WorkerProcess
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, OutputError
@@ -29,6 +30,8 @@ class Job:
     make_batch_encoder: MakeBatchEncoder
     run_file: Path
     """In the run's folder: where the files go there, a worker must see it."""
+    fence: Fence | None
+    """Around shard files in a folder; in storage there is none."""
 
 
 class Worker:
@@ -62,7 +65,12 @@ class Worker:
             )
         torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS says on this machine
         self.task_encoder = TaskEncoder(
-            self.encoder.to(self.device), job.place, job.settings, job.batch_sec, job.make_batch_encoder
+            self.encoder.to(self.device),
+            job.place,
+            job.settings,
+            job.batch_sec,
+            job.make_batch_encoder,
+            check=job.fence.check if job.fence is not None else lambda: None,
         )
         return WorkerProcess(node, socket.gethostname(), os.getpid())
 

@@ -11,14 +11,16 @@ import dataclasses
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Protocol
+from typing import Literal, Protocol
 
 from daisy.distributed.pipeline.run_report import WorkerReport
 from daisy.distributed.pipeline.stages import Left, Package, StageModel
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
+from daisy.distributed.pipeline.timeline import MAX_EVENTS, Event
 from daisy.distributed.pipeline.topology import Link
 from daisy.distributed.pipeline.worker import Sending, Worker
 
@@ -44,6 +46,9 @@ class Peers(Protocol):
 
     def report_answer(self, answer: Answer) -> None:
         """Tell the source what came of a task."""
+
+    def report_failure(self, reason: str) -> None:
+        """Tell the source that a task cannot be computed: no other worker could do better."""
 
 
 class Host:
@@ -72,6 +77,7 @@ class Host:
     ):
         self.machine, self.model, self.stages, self.peers = machine, model, stages, peers
         self.report = WorkerReport()
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._links, self._speed, self._random = links, speed, random
         self._changed = threading.Condition()
         self._stopping = False
@@ -102,6 +108,7 @@ class Host:
 
     def accept(self, task: Task, sender: str = "") -> Status:
         """Take a task in, and say how things stand then."""
+        self._note("accepted", task)
         self._change(lambda: self.machine.accept(task, sender))
         with self._changed:
             return self.machine.status()
@@ -138,11 +145,17 @@ class Host:
                     self._changed.wait()
                 if task is None:
                     return
-            self._run_stage(task)
+            try:
+                self._run_stage(task)
+            except Exception as error:  # whatever it was, this task's answer would be waited for in vain
+                self._change(self.machine.abandon)
+                self.peers.report_failure(f"worker {self.machine.name}, task {task.number}: {error!r}")
 
     def _run_stage(self, task: Task) -> None:
         begun = time.perf_counter()
+        self._note("begun", task)
         seconds, outcome = self.run_paced(task)
+        self._note("computed", task, seconds)
         answer, after = None, None
         if isinstance(outcome, Left):
             answer = Answer(
@@ -179,6 +192,7 @@ class Host:
             while link.loss and self._random.random() < link.loss:
                 repeats += 1
             begun, size = time.perf_counter(), repeats * sending.task.num_bytes
+            self._note("sent", sending.task, size / link.bytes_per_sec + link.delay_sec)
             time.sleep(size / link.bytes_per_sec)
             self.report.num_sent += 1
             self.report.bytes_sent += size
@@ -214,4 +228,7 @@ class Host:
 
     def get_report(self) -> WorkerReport:
         """Return what was done so far."""
-        return dataclasses.replace(self.report)
+        return dataclasses.replace(self.report, events=list(self._events))
+
+    def _note(self, kind: Literal["accepted", "begun", "computed", "sent"], task: Task, seconds: float = 0.0) -> None:
+        self._events.append(Event(kind, task.number, task.attempt, task.stage, time.monotonic(), seconds))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daisy.distributed.pipeline.ledger import Record
+from daisy.distributed.pipeline.timeline import Event
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,8 @@ class WorkerReport:
     num_sent: int = 0
     bytes_sent: int = 0
     num_deaths: int = 0
+    events: list[Event] = field(default_factory=list)
+    """Of its last incarnation, the latest ones, in their order."""
 
 
 @dataclass(kw_only=True)
@@ -40,6 +43,8 @@ class RunReport:
     num_restarts: int = 0
     num_late: int = 0
     """Answers that came when the task had one already."""
+    began: float = 0.0
+    """The moment from which records count, of the clock of the workers' events."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -16,15 +16,19 @@ from torch import Tensor
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.cluster import connect
-from daisy.distributed.pipeline.actors import DeskActor, Progress, RunSetup, WorkerActor, WorkerSetup
 from daisy.distributed.pipeline.desk import Death
+from daisy.distributed.pipeline.desk_actor import Collected, DeskActor, Progress, RunSetup
+from daisy.distributed.pipeline.model_parts import ModelPart, cut_model
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
-from daisy.distributed.pipeline.stages import ExitSettings, Left, ModelPart, cut_model
+from daisy.distributed.pipeline.stages import ExitSettings
 from daisy.distributed.pipeline.topology import Topology
 from daisy.distributed.pipeline.worker import Routes
+from daisy.distributed.pipeline.worker_actor import WorkerActor, WorkerSetup
 from daisy.errors import UsageError
 
 POLL_SEC = 0.1
+MAX_STARTS = 5
+"""In a row that end before the worker is ready."""
 CALLS_AT_ONCE = 32
 """Of an actor: more than its neighbours can have open."""
 PLACE_SHARE = 0.001
@@ -87,19 +91,35 @@ class System:
         self._ray = self._connection.enter_context(connect(address))
         self._workers: dict[str, _Started] = {}
         self._reports = {place.name: WorkerReport() for place in topology.workers}
+        self._is_over = False
 
     def __enter__(self) -> System:
-        started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
-        for name, handle in started.items():
-            self._workers[name] = self._await(handle, 1)
+        try:
+            self._check_places()
+            started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
+            for name, handle in started.items():
+                self._workers[name] = self._await(handle, 1)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         for worker in self._workers.values():
             self._ray.kill(worker.handle)
         self._connection.close()
+
+    def _check_places(self) -> None:
+        """Refuse places that no node of the cluster has: Ray would wait for one to come."""
+        there = self._ray.cluster_resources()
+        for place in self.topology.workers:
+            if place.place is not None and place.place not in there:
+                raise UsageError(
+                    f"worker {place.name}: no node of the Ray cluster has the resource {place.place!r}: start one"
+                )
 
     @property
     def pids(self) -> dict[str, int]:
@@ -224,16 +244,23 @@ class System:
         return self._workers[name].handle.connect.remote(mine, self._desk)
 
     def _replace(self, death: Death, failures: list[UsageError]) -> None:
-        """Start a worker anew, and tell everybody."""
-        name, incarnation = death.worker, death.incarnation + 1
-        time.sleep(self.topology.rules.respawn_sec or 0.0)
-        try:
-            self._workers[name] = self._await(self._start(name, incarnation), incarnation)
-            self._introduce(name)
-        except UsageError as error:
+        """Start a worker anew, and tell everybody; again, where it dies before the desk knows of it."""
+        name, error = death.worker, None
+        for start in range(1, MAX_STARTS + 1):
+            time.sleep(self.topology.rules.respawn_sec or 0.0)
+            if self._is_over:
+                return
+            incarnation = death.incarnation + start
+            try:
+                self._workers[name] = self._await(self._start(name, incarnation), incarnation)
+                self._introduce(name)
+                return
+            except UsageError as refusal:
+                error = refusal
+            except self._ray.exceptions.RayError:
+                error = UsageError(f"worker {name} has died {start} times as it was started")
+        if error is not None and not self._is_over:
             failures.append(error)
-        except self._ray.exceptions.RayError:
-            return  # it died again, or the run is over
 
     def _introduce(self, name: str) -> None:
         """Connect a worker that was started anew, both ways."""
@@ -246,7 +273,8 @@ class System:
         self._ray.get(self._desk.welcome.remote(name, incarnation, handles[name][1]))
 
     def _report(self, arrays: Sequence[numpy.typing.NDArray[numpy.float32]]) -> RunReport:
-        records, num_admitted, num_restarts, num_late = self._ray.get(self._desk.collect.remote())
+        collected: Collected = self._ray.get(self._desk.collect.remote())
+        records = collected.records
         for name, worker in self._workers.items():
             try:
                 report: WorkerReport = self._ray.get(worker.handle.get_report.remote())
@@ -262,27 +290,8 @@ class System:
             workers=self._reports,
             fidelity=[],
             work=[len(arrays[record.answer.number % len(arrays)]) / rate for record in records],
-            num_admitted=num_admitted,
-            num_restarts=num_restarts,
-            num_late=num_late,
+            num_admitted=collected.num_admitted,
+            num_restarts=collected.num_restarts,
+            num_late=collected.num_late,
+            began=collected.began,
         )
-
-
-def measure_fidelity(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
-    """Compare each answer's units with the full model's.
-
-    Args:
-        report: of a run; its n-th task was waveform n modulo their number.
-        units: (T_b,) of the full model on each waveform (`daisy.calibration.trace`).
-        score_stride: heads look at every ``score_stride``-th frame.
-
-    Returns:
-        Shares of frames that agree, of each record.
-    """
-    shares = []
-    for record in report.records:
-        left: Left = record.answer.payload
-        wanted = units[record.answer.number % len(units)][::score_stride].numpy()
-        assert left.units is not None
-        shares.append(float((left.units == wanted).mean()))
-    return shares

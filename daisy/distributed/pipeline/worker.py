@@ -148,6 +148,10 @@ class Worker:
         if task is not None:
             self._place(task)
 
+    def abandon(self) -> None:
+        """Note that the task in work cannot be computed."""
+        self._running = None
+
     def choose(self) -> list[Sending]:
         """Choose the tasks to send now, at most one for each link that is free, and take these links.
 

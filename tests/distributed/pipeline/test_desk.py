@@ -11,7 +11,7 @@ from daisy.distributed.pipeline.desk import Death, Desk
 from daisy.distributed.pipeline.ledger import Ledger
 from daisy.distributed.pipeline.rules import RUN_ALL, Rules
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
-from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.errors import UsageError
 
 

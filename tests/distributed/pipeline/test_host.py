@@ -10,9 +10,12 @@ import torch
 from daisy import EarlyExitEncoder
 from daisy.distributed.pipeline.desk import Desk
 from daisy.distributed.pipeline.host import Host
-from daisy.distributed.pipeline.stages import Package, StageModel, cut_model, make_exit_settings
+from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.run_report import RunReport
+from daisy.distributed.pipeline.stages import Package, StageModel, make_exit_settings
 from daisy.distributed.pipeline.tasks import Task
-from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.timeline import break_down
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.distributed.pipeline.worker import Worker
 from tests.conftest import spread_policy, tiny_model
 
@@ -29,7 +32,7 @@ class Nobody:
     def tell(self, status):
         pass
 
-    report_moved = report_answer = tell
+    report_moved = report_answer = report_failure = tell
 
 
 class ThreadSystem:
@@ -38,6 +41,7 @@ class ThreadSystem:
     def __init__(self, content, model, policy, rate=200.0):
         self.topology = parse_topology({"source": "a", "rules": RULES, **content}, model.backbone.config.num_layers)
         self.lock, self.hosts, self.incarnations = threading.RLock(), {}, {}
+        self.failures = []
         self.model, self.settings = model, make_exit_settings(model, [policy])
         self.desk = Desk(self.topology, Random(0), rate=rate)
         self.began = time.monotonic()
@@ -90,6 +94,9 @@ class ThreadSystem:
     def report_answer(self, answer):
         with self.lock:
             self.desk.answer(answer, self.now())
+
+    def report_failure(self, reason):
+        self.failures.append(reason)
 
     def begin(self, begins):
         for begin in begins:
@@ -195,3 +202,52 @@ def test_links_take_their_time(system_model, waveforms):
     assert report.bytes_sent == 49 * 32 * 4
     least = 0.2 + report.bytes_sent * 8 / 1e5
     assert least <= record.answered - record.admitted < least + 0.5
+
+
+def test_what_cannot_be_computed_is_told_and_the_rest_goes_on(waveforms):
+    model = tiny_model()
+    system = ThreadSystem({"workers": WORKERS}, model, spread_policy(model, waveforms))
+    system.admit(torch.zeros(10))  # less than a frame
+    system.admit(waveforms[0])
+    deadline = time.monotonic() + 20
+    while not (system.failures and system.desk.ledger.records):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert system.failures[0].startswith("worker a, task 0: ")
+    assert list(system.desk.ledger.records) == [1]
+    for name in list(system.hosts):
+        system.kill(name)
+
+
+def test_parts_of_latencies_sum_up_to_them(waveforms):
+    model = tiny_model()
+    link = {"delay_ms": 30, "rate_mbit": 4}
+    links = [{"between": ["a", "b"], **link}, {"between": ["a", "c"], **link}]
+    system = ThreadSystem({"workers": WORKERS, "links": links}, model, spread_policy(model, waveforms))
+    for waveform in waveforms:
+        system.admit(waveform)
+    deadline = time.monotonic() + 20
+    while len(system.desk.ledger.records) < len(waveforms):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    records = list(system.desk.ledger.records.values())
+    report = RunReport(
+        seconds=1.0,
+        records=records,
+        workers={name: host.get_report() for name, host in system.hosts.items()},
+        fidelity=[],
+        work=[],
+        num_admitted=len(records),
+        began=system.began,
+    )
+    divisions = break_down(report)
+    assert len(divisions) == len(records)
+    assert {one.num_hops for one in divisions} == {0, 1}
+    for record, one in zip(records, divisions, strict=True):
+        assert sum(one.seconds.values()) == pytest.approx(record.answered - record.admitted, abs=1e-6)
+        assert min(one.seconds.values()) > -1e-3
+        if one.num_hops:
+            assert one.seconds["link"] > 0.03
+            assert one.seconds["hop"] < 0.5
+    for name in list(system.hosts):
+        system.kill(name)

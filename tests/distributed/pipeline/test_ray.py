@@ -1,4 +1,4 @@
-"""The real system: actors on a Ray of its own, killed while they work."""
+"""The real system: actors on Ray, killed while they work."""
 
 import os
 import signal
@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from daisy import EarlyExitEncoder
-from daisy.distributed.pipeline.stages import cut_model, make_exit_settings
-from daisy.distributed.pipeline.system import System, measure_fidelity
-from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.fidelity import measure_fidelity
+from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.stages import make_exit_settings
+from daisy.distributed.pipeline.system import System
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.errors import UsageError
 from tests.conftest import spread_policy, tiny_model
 
-ray = pytest.importorskip("ray", reason="the real system needs ray (extra ray)")
+pytest.importorskip("ray", reason="the real system needs ray (extra ray)")
 
 TOPOLOGY = {
     "source": "a",
@@ -24,7 +26,7 @@ TOPOLOGY = {
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_workers_that_are_killed_and_every_task_answered_once(waveforms):
+def test_workers_that_are_killed_and_every_task_answered_once(waveforms, cluster):
     model = tiny_model()
     policy = spread_policy(model, waveforms)
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
@@ -63,8 +65,15 @@ def test_workers_that_are_killed_and_every_task_answered_once(waveforms):
     assert len(shares) == 140
 
 
-def test_a_model_that_does_not_fit_is_refused_before_ray_starts():
-    model = tiny_model()
+def test_a_model_that_does_not_fit_is_refused_before_a_cluster_is_looked_for():
     with pytest.raises(UsageError, match="the topology is for 6 layers, and the model has 4"):
-        System(parse_topology({"workers": {"a": {}}}, 6), model, None)
-    assert not ray.is_initialized()
+        System(parse_topology({"workers": {"a": {}}}, 6), tiny_model(), None, address="ray://nowhere:1")
+
+
+def test_a_place_that_no_node_has_is_refused(cluster):
+    topology = parse_topology({"workers": {"a": {"place": "pi9"}}}, 4)
+    with (
+        pytest.raises(UsageError, match="worker a: no node of the Ray cluster has the resource 'pi9'"),
+        System(topology, tiny_model(), None),
+    ):
+        pass

@@ -6,7 +6,8 @@ import pytest
 
 from daisy.distributed.pipeline.baselines import make_system
 from daisy.distributed.pipeline.joint import choose_jointly
-from daisy.distributed.pipeline.topology import parse_topology
+from daisy.distributed.pipeline.timeline import PARTS, Costs, average_parts, break_down, measure_costs
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.errors import UsageError
 from tests.distributed.pipeline.systems import make_workload
 
@@ -199,3 +200,70 @@ def test_models_that_do_not_go_together_are_refused():
     simulation = Simulation(parse_topology(PIPE, 6), make_workload())
     with pytest.raises(UsageError, match="a number of tasks or a number of seconds"):
         simulation.run()
+
+
+LINKED = {
+    "source": "a",
+    "workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-6", "speed": 0.5}},
+    "links": [{"between": ["a", "b"], "delay_ms": 5, "rate_mbit": 1}],
+    "rules": {"exits": False},
+}
+COSTS = Costs(admission_sec=0.003, hop_sec=0.007, answer_sec=0.002, slowdown={("a", 0): 1.5, ("b", 1): 2.0})
+
+
+def test_costs_are_in_every_latency():
+    """Front end and two layers 1.5 times as long, four layers at half the speed twice as long, and each hop."""
+    report = simulate(LINKED, num_tasks=20, rate=0.1, even=True, costs=COSTS)
+    link = 0.0512 + 0.005
+    assert report.latencies() == pytest.approx([0.003 + 1.5 * 0.04 + link + 0.007 + 4 * 0.04 + 0.002] * 20)
+    (one,) = {tuple(round(seconds, 9) for seconds in one.seconds.values()) for one in break_down(report)}
+    assert dict(zip(PARTS, one, strict=True)) == pytest.approx(
+        {
+            "admission": 0.003,
+            "queued": 0.0,
+            "computing": 0.06 + 0.16,
+            "waiting_to_send": 0.0,
+            "link": link,
+            "hop": 0.007,
+            "answering": 0.002,
+        }
+    )
+
+
+def test_costs_are_measured_as_they_are():
+    """Under load, with queues, and of exits of all kinds."""
+    content = {**LINKED, "rules": {}}
+    report = simulate(content, num_tasks=200, rate=6, level=1, costs=COSTS)
+    measured = measure_costs(report, parse_topology(content, 6), make_workload())
+    assert (measured.admission_sec, measured.hop_sec, measured.answer_sec) == pytest.approx((0.003, 0.007, 0.002))
+    assert measured.slowdown == pytest.approx(COSTS.slowdown)
+    divisions = break_down(report)
+    assert len(divisions) == 200
+    for record, one in zip(report.records, divisions, strict=True):
+        assert sum(one.seconds.values()) == pytest.approx(record.answered - record.admitted)
+    assert average_parts(divisions)["queued"] > 0.01
+
+
+@pytest.mark.parametrize(("cores", "threads", "factor"), [(1, 1, 2.0), (2, 1, 1.0), (2, 2, 2.0), (3, 2, 4 / 3)])
+def test_workers_of_a_machine_share_its_cores(cores, threads, factor):
+    """Two sources at the same moments, each of whose tasks takes 80 ms alone."""
+    workers = {name: {"threads": threads} for name in "ab"}
+    content = {"workers": workers, "links": [], "sources": {"a": {}, "b": {}}, "cores": {"here": cores}}
+    report = simulate({**content, "rules": {"exits": False}}, num_tasks=20, rate=1, even=True)
+    assert report.latencies() == pytest.approx([factor * 0.08] * 20)
+
+
+def test_a_core_is_shared_as_long_as_both_want_it():
+    """The second comes 40 ms after the first: 40 ms alone, then 80 ms at half the speed each, and the second alone."""
+    content = {"workers": {"a": {}, "b": {}}, "links": [], "cores": {"here": 1}, "rules": {"exits": False}}
+    sources = {"a": {"rate": 1 / 0.5}, "b": {"rate": 1 / 0.54}}
+    report = simulate({**content, "sources": sources}, num_tasks=2, even=True)
+    assert report.latencies() == pytest.approx([0.12, 0.12])
+
+
+def test_an_emulated_speed_wants_a_core_only_while_it_computes():
+    """At a tenth of the speed: 80 ms of a core, then 720 ms of waiting; two of them on one core are as two alone."""
+    workers = {name: {"speed": 0.1} for name in "ab"}
+    content = {"workers": workers, "links": [], "sources": {"a": {}, "b": {}}, "cores": {"here": 1}}
+    report = simulate({**content, "rules": {"exits": False}}, num_tasks=4, rate=0.5, even=True)
+    assert report.latencies() == pytest.approx([0.8] * 4)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from daisy import EarlyExitEncoder, policies
-from daisy.distributed.pipeline.stages import Left, Package, StageModel, cut_model, make_exit_settings
+from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.stages import Left, Package, StageModel, make_exit_settings
 from daisy.distributed.pipeline.wire import pack_states, unpack_states
 from daisy.errors import UsageError
 from tests.conftest import KIN_KINDS, spread_policy, tiny_model

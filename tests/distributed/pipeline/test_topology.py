@@ -4,7 +4,8 @@ import pytest
 
 from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
 from daisy.distributed.pipeline.rules import Rules
-from daisy.distributed.pipeline.topology import Source, parse_topology, read_topology
+from daisy.distributed.pipeline.topology import Source
+from daisy.distributed.pipeline.topology_file import parse_topology, read_topology
 from daisy.errors import UsageError
 
 TEXT = """
@@ -20,6 +21,7 @@ links:
   - {between: [attic, shed]}
 cuts: [2]
 rules: {neighbour_limit: 7, admission: rate}
+cores: {here: 2, pi3: 4}
 """
 
 
@@ -47,6 +49,9 @@ def test_a_topology_from_a_file(tmp_path):
     assert topology.link("porch", "shed") is None
     assert [neighbour.name for neighbour in topology.neighbours_of("attic")] == ["porch", "shed"]
     assert topology.rules == Rules(neighbour_limit=7, admission="rate")
+    assert topology.cores == {"here": 2, "pi3": 4}
+    assert [place.machine for place in topology.workers] == ["here", "here", "pi3", "here"]
+    assert make_system("one-worker", topology).cores == {"here": 2}
 
 
 def test_without_links_all_are_connected_and_the_first_is_the_source():
@@ -75,6 +80,8 @@ def test_sources_with_rates_and_priorities():
         ({"workers": {"a": {}, "b": {}}, "links": [{"between": ["a", "b"], "loss": 1}]}, "loss at least 0 and below 1"),
         ({"workers": {"a": {}}, "cuts": [4]}, "cuts are layers from 1 to 3"),
         ({"workers": {"a": {}}, "rules": {"memori": 1}}, "did you mean memory"),
+        ({"workers": {"a": {}}, "cores": {"there": 2}}, "cores of 'there': workers are on here"),
+        ({"workers": {"a": {}}, "cores": {"here": 0}}, "cores of here: a number from 1 on is wanted, found 0"),
         ({"workers": {"a": {}}, "rules": {"offloading": "best"}}, "unknown offloading 'best'"),
         ({"workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}}, "links": []}, "could go nowhere for layers 3-4"),
         ({"workers": {"a": {"layers": "3-4"}, "b": {"layers": "1-2"}}, "links": []}, "could go nowhere for layers 1-2"),

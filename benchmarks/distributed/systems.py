@@ -1,0 +1,173 @@
+"""The systems of `benchmarks.distributed.mdi`: topologies, and how one is run or simulated and described."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.shared.results import Row, read_rows_of_this_machine
+from daisy.checkpoints import Model
+from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
+from daisy.distributed.pipeline.fidelity import measure_fidelity
+from daisy.distributed.pipeline.joint import choose_jointly
+from daisy.distributed.pipeline.preparation import Prepared
+from daisy.distributed.pipeline.run_report import RunReport
+from daisy.distributed.pipeline.simulation import Simulation
+from daisy.distributed.pipeline.system import System
+from daisy.distributed.pipeline.topology import Topology
+from daisy.distributed.pipeline.topology_file import parse_topology
+from daisy.distributed.pipeline.workload import Wire, Workload
+
+NUM_LAYERS = 12
+DEPTHS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+"""Exit levels."""
+LEVEL = 3
+"""Of the part throughput."""
+
+
+def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
+    return {"between": [one, other], "delay_ms": 5, "rate_mbit": rate_mbit}
+
+
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "three": {  # three boards, one of half the speed, on a good wireless network
+        "source": "a",
+        "workers": {
+            "a": {"layers": "1-4", "speed": 0.2},
+            "b": {"layers": "5-12", "speed": 0.2},
+            "c": {"layers": "5-12", "speed": 0.1},
+        },
+        "links": [_link("a", "b", 20), _link("a", "c", 20)],
+    },
+    "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
+        "source": "a",
+        "workers": {
+            "a": {"layers": "1-3", "speed": 0.3},
+            "b": {"layers": "4-12", "speed": 0.1},
+            "c": {"layers": "4-12", "speed": 0.1},
+        },
+        "links": [_link("a", "b", 1), _link("a", "c", 1)],
+    },
+    "narrow-even": {  # the boards of "three" on links of 1 Mbit/s
+        "source": "a",
+        "workers": {
+            "a": {"layers": "1-4", "speed": 0.2},
+            "b": {"layers": "5-12", "speed": 0.2},
+            "c": {"layers": "5-12", "speed": 0.1},
+        },
+        "links": [_link("a", "b", 1), _link("a", "c", 1)],
+    },
+    "five": {  # a pipeline of three stages, two of them held twice
+        "source": "a",
+        "workers": {
+            "a": {"layers": "1-3", "speed": 0.2},
+            "b": {"layers": "4-7", "speed": 0.1},
+            "c": {"layers": "4-7", "speed": 0.05},
+            "d": {"layers": "8-12", "speed": 0.1},
+            "e": {"layers": "8-12", "speed": 0.05},
+        },
+        "links": [_link(one, other, 10) for one, other in ("ab", "ac", "bd", "be", "cd", "ce")],
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all parts share."""
+
+    model: Model
+    prepared: Prepared
+    workload: Workload
+    quick: bool
+    wire: Wire = "int8"
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Topologies and the systems that are compared on each."""
+        if self.quick:
+            return [("three", "mdi"), ("three", "one-worker")]
+        return [(name, system) for name in TOPOLOGIES for system in SYSTEMS]
+
+    @property
+    def num_tasks(self) -> int:
+        """Of a run of the parts throughput and fidelity."""
+        return 40 if self.quick else 150
+
+    def remember(self, part: str, choose: Callable[[], float]) -> float:
+        """Return the rate that a part has rows of already: all of it is at one rate, also when it is measured anew."""
+        known = [] if self.quick else read_rows_of_this_machine("mdi")
+        rates = [row["rate"] for row in known if row["part"] == part]
+        return float(rates[0]) if rates else choose()
+
+    def make(self, name: str, system: str, **rules: Any) -> Topology:
+        """Make a system of a topology."""
+        topology = make_system(system, parse_topology(TOPOLOGIES[name], NUM_LAYERS))
+        return dataclasses.replace(topology, rules=topology.rules.replace(**rules))
+
+    def run(
+        self, topology: Topology, *, watch: Callable[[System, int], None] | None = None, **options: Any
+    ) -> RunReport:
+        """Run the real system."""
+        settings = dataclasses.replace(self.prepared.settings, wire=self.wire)
+        options, routes = self._route(topology, options)
+        with System(topology, self.model, settings, heads="units", routes=routes) as system:
+            look = None if watch is None else lambda answered: watch(system, answered)
+            report = system.run(self.prepared.waveforms, watch=look, **options)
+        report.fidelity = measure_fidelity(report, self.prepared.units)
+        return report
+
+    def simulate(self, topology: Topology, **options: Any) -> RunReport:
+        """Simulate it."""
+        options, routes = self._route(topology, options)
+        num_tasks = options.pop("num_tasks")
+        return Simulation(topology, self.workload, wire=self.wire, routes=routes, **options).run(num_tasks=num_tasks)
+
+    def _route(self, topology: Topology, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        if topology.rules.offloading != "routed":
+            return options, None
+        levels = None if "level" not in options else [options["level"]]
+        choice = choose_jointly(topology, self.workload, options["rate"], levels=levels, wire=self.wire)
+        return {**options, "level": max(choice.level, 0)}, choice.routes
+
+
+def describe(report: RunReport, **more: Any) -> Row:
+    """Make a row of a run."""
+    table = report.to_json()
+    return {
+        "throughput": table["throughput"],
+        "median_latency_sec": table["latency_sec"]["median"],
+        "p90_latency_sec": table["latency_sec"]["p90"],
+        "fidelity": table["fidelity"],
+        "mean_exit_layer": table["mean_exit_layer"],
+        "mean_level": table["mean_level"],
+        "megabytes_sent": table["bytes_sent"] / 1e6,
+        "utilisation": {name: worker["utilisation"] for name, worker in table["workers"].items()},
+        "num_tasks": table["num_answered"],
+        **more,
+    }
+
+
+def steady_throughput(report: RunReport) -> float:
+    """Utterances a second in the second half of the admissions, when an adapting rate has found its place."""
+    half = sorted(record.admitted for record in report.records)[len(report.records) // 2]
+    last = max(record.admitted for record in report.records)
+    inside = sum(half <= record.answered <= last for record in report.records)
+    return inside / (last - half) if last > half else 0.0
+
+
+def make_rows(num_workers: int) -> Topology:
+    """Make a system of that many workers: one with the whole model, or rows of four with three layers each."""
+    if num_workers == 1:
+        return parse_topology({"workers": {"w": {"speed": 0.2}}, "rules": {"admission": "rate"}}, NUM_LAYERS)
+    rows, size = num_workers // 4, NUM_LAYERS // 4
+    workers, links = {}, []
+    for row in range(rows):
+        for stage in range(4):
+            workers[f"r{row}s{stage}"] = {"layers": f"{stage * size + 1}-{(stage + 1) * size}", "speed": 0.2}
+            for other in {row, (row + 1) % rows} if stage else ():
+                links.append(_link(f"r{other}s{stage - 1}", f"r{row}s{stage}", 10))
+    rules = {"admission": "rate", "status_sec": 0.5, "dead_after_sec": 5}
+    sources = {f"r{row}s0": {"rate": 1.0} for row in range(rows)}
+    return parse_topology({"workers": workers, "links": links, "sources": sources, "rules": rules}, NUM_LAYERS)

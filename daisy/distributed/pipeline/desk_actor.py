@@ -1,0 +1,200 @@
+"""The Ray actor of the source's desk.
+
+A plain class: Ray is imported where it is started (`daisy.distributed.pipeline.system`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from daisy.distributed.pipeline.desk import Begin, Death, Desk
+from daisy.distributed.pipeline.ledger import Record
+from daisy.distributed.pipeline.stages import Package
+from daisy.distributed.pipeline.tasks import Answer, Status, Task
+from daisy.distributed.pipeline.topology import Topology
+
+Handle = Any
+"""Of a Ray actor."""
+SAMPLE_RATE = 16000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """What the desk's actor needs."""
+
+    topology: Topology
+    num_levels: int
+    num_tasks: int
+    rate: float
+    level: int
+    seed: int
+    load: Sequence[tuple[float, float]] = ()
+    even: bool = False
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    num_answered: int
+    is_done: bool
+    deaths: list[Death] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """A run's records, and what was counted."""
+
+    records: list[Record]
+    num_admitted: int
+    num_restarts: int
+    num_late: int
+    began: float
+    """When, of the clock of the desk's machine."""
+
+
+class DeskActor:
+    """The source's process: admits utterances, follows them, and notices deaths.
+
+    Args:
+        setup: of the run.
+        waveforms: (N,) each, taken in turn.
+    """
+
+    def __init__(self, setup: RunSetup, waveforms: Sequence[NDArray[numpy.float32]]):
+        self.setup, self._waveforms = setup, list(waveforms)
+        self._desk = Desk(
+            setup.topology,
+            Random(f"{setup.seed} source"),
+            rate=setup.rate,
+            level=setup.level,
+            num_levels=setup.num_levels,
+            load=setup.load,
+            even=setup.even,
+        )
+        self._lock = threading.Lock()
+        self._handles: dict[str, tuple[int, Handle]] = {}
+        self._num_left = setup.num_tasks
+        self._deaths: list[Death] = []
+        self._error = ""
+        self._began = 0.0
+
+    def start(self, handles: Mapping[str, tuple[int, Handle]]) -> None:
+        """Begin to admit."""
+        self._handles.update(handles)
+        self._began = time.monotonic()
+        for source in range(len(self.setup.topology.sources)):
+            threading.Thread(target=self._arrive, args=(source,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def hear(self, status: Status) -> None:
+        """Note what a worker says of itself."""
+        with self._lock:
+            self._desk.hear(status, self._now())
+
+    def moved(self, task: Task, worker: str, incarnation: int) -> None:
+        """Note where a task is now."""
+        with self._lock:
+            self._begin(self._desk.moved(task, worker, incarnation, self._now()))
+
+    def answer(self, answer: Answer) -> None:
+        """Note an answer."""
+        with self._lock:
+            self._desk.answer(answer, self._now())
+
+    def refuse(self, reason: str) -> None:
+        """Note why the run cannot go on."""
+        with self._lock:
+            self._error = self._error or reason
+
+    def welcome(self, worker: str, incarnation: int, handle: Handle) -> None:
+        """Note that a worker was started anew."""
+        with self._lock:
+            self._handles[worker] = (incarnation, handle)
+            self._begin(self._desk.welcome(worker, incarnation, self._now()))
+
+    def poll(self) -> Progress:
+        """Say how far the run is, and which deaths were noticed since the last time."""
+        with self._lock:
+            deaths, self._deaths = self._deaths, []
+            ledger = self._desk.ledger
+            return Progress(
+                num_answered=len(ledger.records),
+                is_done=self._num_left <= 0 and not ledger.num_open,
+                deaths=deaths,
+                error=self._error,
+            )
+
+    def collect(self) -> Collected:
+        """Return what the ledger says."""
+        with self._lock:
+            ledger = self._desk.ledger
+            return Collected(
+                records=sorted(ledger.records.values(), key=lambda record: record.answered),
+                num_admitted=ledger.num_admitted,
+                num_restarts=ledger.num_restarts,
+                num_late=ledger.num_late,
+                began=self._began,
+            )
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began
+
+    def _make_task(self, number: int, level: int, priority: int) -> Task:
+        waveform = self._waveforms[number % len(self._waveforms)]
+        package = Package(waveform=waveform)
+        return Task(
+            number=number,
+            work=len(waveform) / SAMPLE_RATE,
+            num_bytes=package.num_bytes,
+            level=level,
+            priority=priority,
+            payload=package,
+        )
+
+    def _arrive(self, source: int) -> None:
+        """Admit a source's tasks, each at its time whatever the last one took."""
+        due = self._now()
+        while True:
+            with self._lock:
+                due += self._desk.next_interval(source, self._now())
+            time.sleep(max(due - self._now(), 0.0))
+            with self._lock:
+                if self._num_left <= 0:
+                    return
+                self._num_left -= 1
+                self._begin(self._desk.admit(source, self._make_task, self._now()))
+
+    def _begin(self, begins: Sequence[Begin]) -> None:
+        for begin in begins:
+            incarnation, handle = self._handles[begin.worker]
+            if incarnation == begin.incarnation:  # else it will be begun again when the death is noticed
+                handle.receive.remote(begin.task, "", begin.incarnation)
+
+    def _watch(self) -> None:
+        """Look for deaths and overdue tasks."""
+        while True:
+            time.sleep(self.setup.topology.rules.status_sec)
+            with self._lock:
+                now = self._now()
+                deaths, begins = self._desk.check(now)
+                for death in deaths:
+                    for name, (_, handle) in self._handles.items():
+                        if name != death.worker:
+                            handle.lose.remote(death.worker, death.incarnation)
+                self._deaths += deaths
+                self._begin(begins)
+                if deaths:
+                    try:
+                        self._desk.refuse_if_stuck()
+                    except ValueError as error:
+                        self._error = str(error)

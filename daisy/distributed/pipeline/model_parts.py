@@ -1,0 +1,123 @@
+"""Some layers of a model, their exit heads, and no other weights: what is sent to a worker, and built there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from daisy.checkpoints import Model
+from daisy.checkpoints.model import HeadsKind
+from daisy.errors import CheckpointError, UsageError
+from daisy.models import (
+    Backbone,
+    BackboneConfig,
+    Conformer,
+    ConformerConfig,
+    CTCHeads,
+    CTCHeadsConfig,
+    ExitHeads,
+    WhisperConfig,
+)
+from daisy.models.heads import HeadsConfig
+from daisy.models.kinds import AnyBackbone, AnyHeads
+
+OF_LAYERS = re.compile(r"(?:encoder\.transformer\.)?layers\.(\d+)\.|(?:units|regressors)\.(\d+)\.")
+"""Names of weights that belong to one layer, counted from 0."""
+OF_EXITS = re.compile(r"(?:classifiers|attentions)\.(\d+)\.")
+"""Likewise of CTC exits, counted from 1."""
+OF_BLOCKS = re.compile(r"half_rate\.(\d+)\.")
+"""Likewise of a Conformer's blocks, which are with their last layer; counted from 1."""
+ALWAYS = ("mask_embedding", "encoder.transformer.layer_norm.", "encoder.transformer.rel_attn_embed.", "subsampling.0.")
+"""Weights that every part has: what tells a backbone its device and type, the final norm, WavLM's positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
+    """Layers ``first`` to ``last`` of a model, as they are sent to a worker."""
+
+    first: int
+    last: int
+    backbone: BackboneConfig | ConformerConfig
+    heads: HeadsConfig | CTCHeadsConfig | None
+    backbone_weights: Mapping[str, Tensor]
+    head_weights: Mapping[str, Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        tensors = (*self.backbone_weights.values(), *self.head_weights.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = None) -> ModelPart:
+    """Cut layers ``first`` to ``last`` out of a model, with the front end where they begin at 1, and their heads.
+
+    Args:
+        model: whole.
+        first: from 1.
+        last: to L.
+        heads: which heads; see `daisy.checkpoints.Model.exit_heads`.
+
+    Raises:
+        UsageError: on layers that the model does not have, or, of a Splitformer, inside of a block.
+        CheckpointError: where it is Whisper's encoder.
+    """
+    config = model.backbone.config
+    if isinstance(config, WhisperConfig):
+        raise CheckpointError("Whisper's encoder is not cut into parts")
+    if not 1 <= first <= last <= config.num_layers:
+        raise UsageError(f"layers {first}-{last} are not of 1-{config.num_layers}")
+    if isinstance(config, ConformerConfig) and config.split_blocks:
+        size = config.block_layers
+        if (first - 1) % size or last % size:
+            raise UsageError(
+                f"layers {first}-{last} cut a block with a half-rate layer: blocks have {size} layers, from 1 on"
+            )
+    chosen, block = model.exit_heads(heads), getattr(config, "block_layers", 1)
+    return ModelPart(
+        first=first,
+        last=last,
+        backbone=config,
+        heads=None if chosen is None else chosen.config,
+        backbone_weights=_select(model.backbone, first, last, block),
+        head_weights={} if chosen is None else _select(chosen, first, last, block),
+    )
+
+
+def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict[str, Tensor]:
+    """Copies of a module's weights that belong to some layers, or with layer 1 to none."""
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        layer = 0
+        if match := OF_LAYERS.match(name):
+            layer = 1 + int(match[1] or match[2])
+        elif match := OF_EXITS.match(name):
+            layer = int(match[1])
+        elif match := OF_BLOCKS.match(name):
+            layer = int(match[1]) * block_layers
+        if first <= layer <= last or (layer == 0 and first == 1) or name.startswith(ALWAYS):
+            weights[name] = tensor.detach().cpu().clone()
+    return weights
+
+
+def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHeads | None]:
+    """Build the modules of a part; layers that are not in it have no memory (torch's device "meta")."""
+    with torch.device("meta"):
+        backbone: AnyBackbone = (
+            Backbone(part.backbone) if isinstance(part.backbone, BackboneConfig) else Conformer(part.backbone)
+        )
+        heads: AnyHeads | None = None
+        if isinstance(part.heads, CTCHeadsConfig):
+            heads = CTCHeads(part.heads)
+        elif part.heads is not None:
+            heads = ExitHeads(part.heads)
+    for module, weights in ((backbone, part.backbone_weights), (heads, part.head_weights)):
+        if module is not None:
+            there = {name: tensor.to(device) for name, tensor in weights.items()}
+            module.load_state_dict(there, strict=False, assign=True)
+            module.eval().requires_grad_(False)
+    return backbone, heads

@@ -1,0 +1,167 @@
+"""The Ray actor of a worker.
+
+A plain class: Ray is imported where it is started (`daisy.distributed.pipeline.system`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy
+
+from daisy.distributed.pipeline.host import Host
+from daisy.distributed.pipeline.model_parts import ModelPart
+from daisy.distributed.pipeline.run_report import WorkerReport
+from daisy.distributed.pipeline.stages import ExitSettings, Package, StageModel
+from daisy.distributed.pipeline.tasks import Answer, Status, Task
+from daisy.distributed.pipeline.topology import Topology
+from daisy.distributed.pipeline.worker import Routes, Sending, Worker
+
+Handle = Any
+"""Of a Ray actor."""
+SAMPLE_RATE = 16000
+SEND_TIMEOUT_SEC = 30.0
+"""After which a neighbour counts as not answering."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """What a worker's actor needs."""
+
+    name: str
+    incarnation: int
+    topology: Topology
+    settings: ExitSettings
+    seed: int
+    routes: Routes | None = None
+    device: str = "cpu"
+    keep_states: bool = False
+
+
+class WorkerActor:
+    """A worker's process.
+
+    Args:
+        setup: who it is.
+        part: its layers.
+    """
+
+    def __init__(self, setup: WorkerSetup, part: ModelPart):
+        import torch
+
+        place = setup.topology.worker(setup.name)
+        torch.set_num_threads(place.threads)
+        self.setup, self._handles = setup, dict[str, tuple[int, Handle]]()
+        self._desk: Handle = None
+        self._model = StageModel(part, setup.settings, setup.device, keep_states=setup.keep_states)
+        stages = setup.topology.stages
+        links = {
+            neighbour.name: link
+            for neighbour in setup.topology.neighbours_of(setup.name)
+            if (link := setup.topology.link(setup.name, neighbour.name)) is not None
+        }
+        machine = Worker(
+            setup.name,
+            setup.topology.stages_of(setup.name),
+            setup.topology.neighbours_of(setup.name),
+            setup.topology.rules,
+            Random(f"{setup.seed} {setup.name} {setup.incarnation}"),
+            service_sec=self._measure(stages, place.speed or 1.0),
+            routes=setup.routes,
+            incarnation=setup.incarnation,
+        )
+        self._host = Host(
+            machine,
+            self._model,
+            stages,
+            links,
+            self,
+            speed=place.speed,
+            random=Random(f"{setup.seed} {setup.name} {setup.incarnation} links"),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the process's number, and how many bytes of weights it holds."""
+        return {"pid": os.getpid(), "weight_bytes": self._model.num_bytes}
+
+    def connect(self, handles: Mapping[str, tuple[int, Handle]], desk: Handle) -> None:
+        """Learn where the others are, and begin."""
+        self._handles.update(handles)
+        starts = self._desk is None
+        self._desk = desk
+        for name, (incarnation, _) in handles.items():
+            self._host.welcome(name, incarnation)
+        if starts:
+            self._host.start()
+
+    def receive(self, task: Task, sender: str, incarnation: int) -> Status | None:
+        """Take a task in; None where it was meant for an earlier incarnation."""
+        return self._host.accept(task, sender) if incarnation == self.setup.incarnation else None
+
+    def hear(self, status: Status) -> None:
+        """Note what a neighbour says of itself."""
+        self._host.hear(status)
+
+    def lose(self, neighbour: str, incarnation: int) -> None:
+        """Note that a neighbour is dead."""
+        self._host.lose(neighbour, incarnation)
+
+    def get_report(self) -> WorkerReport:
+        """Return what was done so far."""
+        return self._host.get_report()
+
+    def send(self, sending: Sending, sender: str) -> Status:
+        """See `daisy.distributed.pipeline.host.Peers`."""
+        import ray
+
+        incarnation, handle = self._handles.get(sending.neighbour, (0, None))
+        if handle is None or incarnation != sending.incarnation:
+            raise ConnectionError(sending.neighbour)
+        try:
+            call = handle.receive.remote(sending.task, sender, sending.incarnation)
+            status: Status | None = ray.get(call, timeout=SEND_TIMEOUT_SEC)
+        except (ray.exceptions.RayError, TimeoutError):
+            raise ConnectionError(sending.neighbour) from None
+        if status is None:
+            raise ConnectionError(sending.neighbour)
+        return status
+
+    def tell(self, status: Status) -> None:
+        """See `daisy.distributed.pipeline.host.Peers`."""
+        for neighbour in self.setup.topology.neighbours_of(self.setup.name):
+            if neighbour.name in self._handles:
+                self._handles[neighbour.name][1].hear.remote(status)
+        self._desk.hear.remote(status)
+
+    def report_moved(self, sending: Sending) -> None:
+        """See `daisy.distributed.pipeline.host.Peers`."""
+        self._desk.moved.remote(sending.task.replace(payload=None), sending.neighbour, sending.incarnation)
+
+    def report_answer(self, answer: Answer) -> None:
+        """See `daisy.distributed.pipeline.host.Peers`."""
+        self._desk.answer.remote(answer)
+
+    def report_failure(self, reason: str) -> None:
+        """See `daisy.distributed.pipeline.host.Peers`."""
+        self._desk.refuse.remote(reason)
+
+    def _measure(self, stages: Sequence[range], speed: float) -> dict[int, float]:
+        """Time each held stage on a second of silence, to begin with."""
+        package: Any = Package(waveform=numpy.zeros(SAMPLE_RATE, dtype=numpy.float32))
+        held = self.setup.topology.stages_of(self.setup.name)
+        if held.start > 0:
+            return {}
+        seconds = {}
+        for stage in held:
+            if not isinstance(package, Package):
+                break
+            self._model.run(package, stages[stage], -1)  # the first time is slow
+            begun = time.thread_time()
+            package = self._model.run(package, stages[stage], -1)
+            seconds[stage] = (time.thread_time() - begun) / speed
+        return seconds
