@@ -74,6 +74,7 @@ setup(
         # Ray runs workers on several machines; simpy is the simulator of model-distributed inference.
         "ray": ["ray>=2.44,<3", "simpy>=4", "PyYAML"],
         "parquet": ["pyarrow>=15"],
+        "lhotse": ["lhotse>=1.33"],
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],

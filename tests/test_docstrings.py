@@ -2,7 +2,7 @@
 
 import dataclasses
 import doctest
-import importlib
+import importlib.util
 import inspect
 import re
 
@@ -24,6 +24,7 @@ PACKAGES = (
     "daisy.policies",
     "daisy.training",
     "daisy.units",
+    *(("daisy.integrations.lhotse",) if importlib.util.find_spec("lhotse") else ()),
 )
 MIN_EXAMPLES = 20
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from daisy.audio import media
+from daisy.audio import lhotse_manifests, media
 from daisy.audio.archives import find_member
 from daisy.audio.manifests import read_manifest
 from daisy.audio.recordings import Recording, absolute
@@ -54,7 +54,9 @@ class Findings:
 
 
 def find(inputs: Sequence[str | Path]) -> list[Recording]:
-    """Find the recordings that files, folders (searched through), globs or fairseq manifests (``.tsv``) name.
+    """Find the recordings that files, folders (searched through), globs or manifests name.
+
+    Manifests are fairseq's (``.tsv``) and lhotse's (``.jsonl``, ``.jsonl.gz``).
 
     Files are not opened here: an unreadable one is refused when it is read.
 
@@ -106,6 +108,8 @@ def _expand(text: str, findings: Findings) -> list[Recording]:
         return [Recording(path=absolute(file), name=str(file.relative_to(path))) for file in files]
     if path.suffix == ".tsv":
         return read_manifest(path)
+    if path.name.endswith(lhotse_manifests.SUFFIXES) and os.path.isfile(path):
+        return lhotse_manifests.read_lhotse_manifest(path)
     if os.path.exists(path) or find_member(path):
         return [Recording(path=absolute(path), name=path.name)]
     matches = _match(text)

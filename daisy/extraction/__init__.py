@@ -1,5 +1,6 @@
 """Many recordings to files: features of each, resumable; units for training."""
 
+from daisy.extraction.datasets import FeatureDataset, ShardDataset, read_shard
 from daisy.extraction.extractor import Extractor
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import Row, Settings
@@ -10,13 +11,16 @@ from daisy.extraction.windows import Piece, Window
 __all__ = [
     "ExtractionReport",
     "Extractor",
+    "FeatureDataset",
     "LabelReport",
     "Piece",
     "Row",
     "Settings",
     "Shard",
+    "ShardDataset",
     "UnitReport",
     "Window",
     "make_labels",
+    "read_shard",
     "rebuild_index",
 ]

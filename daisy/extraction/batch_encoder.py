@@ -104,7 +104,7 @@ class BatchEncoder:
                 num_samples=len(waveform),
                 exit_layer=int(result.exit_layer[index]),
                 seconds=seconds * len(waveform) / total,
-                scores=_executed_scores(result, index),
+                scores=executed_scores(result, index),
                 silent=not bool(waveform.any()),
             )
             try:
@@ -221,7 +221,8 @@ def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
     return torch.stack([of_window[name] for of_window in scores]).nanmean(0)
 
 
-def _executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
+def executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
+    """Return an utterance's scores as lists over layers 1 to its exit layer; None where there is no exit."""
     last = int(result.exit_layer[index])
     return {name: _by_layer(values[index], result.exits, last) for name, values in result.scores.items()}
 

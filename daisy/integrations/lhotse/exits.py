@@ -1,0 +1,146 @@
+"""Exits as fields of cuts: where each has left, what loss was predicted by layer, which units it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet, Features
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.features.io import FeaturesWriter
+from lhotse.utils import fastcopy
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from daisy.errors import UsageError
+from daisy.integrations.lhotse.extractor import DaisyFeatures, Encoding
+
+
+def add_exits(
+    cuts: CutSet,
+    extractor: DaisyFeatures,
+    *,
+    features: FeaturesWriter | None = None,
+    units: FeaturesWriter | None = None,
+    manifest_path: str | Path | None = None,
+    batch_sec: float = 600.0,
+    num_workers: int = 0,
+    overwrite: bool = False,
+) -> CutSet:
+    """Encode cuts, and attach to each how it has left, as custom fields that lhotse stores with the cuts.
+
+    The fields are ``exit_layer``, a number; ``predicted_loss``, a list of nats at layers 1 to the exit layer, where the
+    checkpoint has heads; and ``units``, which ``cut.load_units()`` reads as an array (T,), if they have a place to go
+    to. Given a place, states are stored in the same pass, as ``cuts.compute_and_store_features_batch`` does by itself.
+
+    Args:
+        cuts: of recordings at the model's rate, with one channel each.
+        extractor: says what runs.
+        features: where states go, such as an open ``lhotse.NumpyFilesWriter``; None: nowhere.
+        units: where units go, likewise.
+        manifest_path: a JSONL file that cuts are written to as they are finished; a stopped run goes on there. None:
+            they stay in memory.
+        batch_sec: seconds of audio that are read ahead at once; the extractor's own are what is encoded together.
+        num_workers: processes that read audio; 0: this one.
+        overwrite: begin the file again.
+
+    Returns:
+        The cuts, with their fields.
+
+    Raises:
+        UsageError: on mixed cuts and padding, which hold no fields of their own, or another rate.
+        AudioError: on several channels, or a cut that is shorter than one frame.
+    """
+    with CutSet.open_writer(manifest_path, overwrite=overwrite) as writer:
+        done = writer.ignore_ids
+        if done:
+            cuts = cuts.filter(lambda cut: cut.id not in done)
+        for cut in encode_cuts(cuts, extractor, features, units, batch_sec=batch_sec, num_workers=num_workers):
+            writer.write(cut, flush=True)
+    return writer.open_manifest()
+
+
+def encode_cuts(
+    cuts: CutSet,
+    extractor: DaisyFeatures,
+    features: FeaturesWriter | None,
+    units: FeaturesWriter | None,
+    *,
+    batch_sec: float,
+    num_workers: int,
+) -> Iterator[Cut]:
+    """Encode cuts, and yield them with their fields, in their order; see `add_exits`."""
+    loader = DataLoader(Waveforms(), batch_size=None, sampler=_make_batches(cuts, batch_sec), num_workers=num_workers)
+    for batch, samples in loader:
+        rate = batch[0].sampling_rate
+        if any(cut.sampling_rate != rate for cut in batch):
+            raise UsageError("the cuts have several sampling rates: cuts.resample makes them one")
+        encodings = extractor.encode(samples, rate, units=units is not None)
+        for cut, encoding in zip(batch, encodings, strict=True):
+            yield _attach(cut, encoding, extractor, features, units)
+
+
+def _make_batches(cuts: CutSet, batch_sec: float) -> Iterator[list[Cut]]:
+    """Group cuts as they come; lhotse's samplers share them out where torch.distributed runs, and write into them."""
+    batch: list[Cut] = []
+    total = 0.0
+    for cut in cuts:
+        if batch and total + cut.duration > batch_sec:
+            yield batch
+            batch, total = [], 0.0
+        batch.append(cut)
+        total += cut.duration
+    if batch:
+        yield batch
+
+
+class Waveforms(Dataset[tuple[list[Cut], list[NDArray[Any]]]]):
+    """Reads the audio of cuts."""
+
+    def __getitem__(self, cuts: list[Cut]) -> tuple[list[Cut], list[NDArray[Any]]]:
+        return cuts, [cut.load_audio() for cut in cuts]
+
+
+def _attach(
+    cut: Cut,
+    encoding: Encoding,
+    extractor: DaisyFeatures,
+    features: FeaturesWriter | None,
+    units: FeaturesWriter | None,
+) -> Cut:
+    if not isinstance(cut, DataCut):
+        raise UsageError(
+            f"{cut.id}: a {type(cut).__name__} holds no fields of its own: cuts.save_audios stores it whole"
+        )
+    custom = dict(cut.custom or {})
+    custom["exit_layer"] = encoding.exit_layer
+    if encoding.predicted_loss:
+        custom["predicted_loss"] = encoding.predicted_loss
+    if units is not None and encoding.units is not None:
+        custom["units"] = units.store_array(
+            key=f"{cut.id}-units",
+            value=encoding.units.int().numpy(),
+            frame_shift=extractor.frame_shift,
+            temporal_dim=0,
+            start=cut.start,
+        )
+    if features is None:
+        return fastcopy(cut, custom=custom)
+    states = encoding.states.numpy()
+    described = Features(
+        type=extractor.name,
+        num_frames=states.shape[0],
+        num_features=states.shape[1],
+        frame_shift=extractor.frame_shift,
+        sampling_rate=cut.sampling_rate,
+        start=cut.start,
+        duration=cut.duration,
+        storage_type=features.name,
+        storage_path=str(features.storage_path or ""),  # memory has none
+        storage_key=features.write(cut.id, states),
+        recording_id=cut.recording_id,
+        channels=cut.channel,
+    )
+    return fastcopy(cut, custom=custom, features=described)

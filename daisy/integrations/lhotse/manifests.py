@@ -1,0 +1,36 @@
+"""fairseq's manifests as cuts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lhotse
+
+from daisy import audio
+from daisy.audio.archives import find_member
+from daisy.errors import UsageError
+
+
+def read_manifest(path: str | Path) -> lhotse.CutSet:
+    """Make cuts of the recordings that a fairseq manifest lists.
+
+    Args:
+        path: of the manifest.
+
+    Returns:
+        A cut of each whole recording, in the manifest's order. Its id is the recording's path below the manifest's
+        root, without ending and with - for /, as lhotse's writers make files of ids.
+
+    Raises:
+        UsageError: where it is no manifest, two recordings have one id, or one is in a zip archive.
+    """
+    cuts: dict[str, lhotse.cut.Cut] = {}
+    for recording in audio.read_manifest(path):
+        name = str(Path(recording.name).with_suffix("")).replace(os.sep, "-")
+        if name in cuts:
+            raise UsageError(f"{path}: two recordings would be called {name}")
+        if find_member(recording.path):
+            raise UsageError(f"{recording.path}: is in an archive, which lhotse does not read")
+        cuts[name] = lhotse.Recording.from_file(recording.path, recording_id=name).to_cut()
+    return lhotse.CutSet.from_cuts(cuts.values())
