@@ -93,7 +93,8 @@ setup(
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1"],
+        # mkdocstrings 1.0 cannot make a highlighter of pymdown-extensions 12.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "pymdown-extensions<12"],
         "dev": ["pre-commit>=4", "pre-commit-hooks>=5"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),

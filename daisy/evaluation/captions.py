@@ -40,7 +40,7 @@ def say_exits(policy: str, layers: Sequence[Estimate], names: Sequence[str], of:
 
 
 def say_points(what: str, depth: float, values: Sequence[tuple[str, float]], form: str = ".3f") -> str:
-    """Say what some policies come to at one depth, such as "At 60 % of the layers errors are 0.12 (forecast), ...".
+    """Say what some policies come to at one depth, such as "At 60% of the layers errors are 0.12 (forecast), ...".
 
     Args:
         what: is compared, as the sentence's subject and verb.

@@ -53,7 +53,7 @@ def run_blocks(blocks: list[Block], place: Path, path: str) -> int:
 def call(block, arguments, place, environment, command="Python"):
     program = environment["PATH"].split(":")[0] + "/python" if arguments[0] == "python" else arguments[0]
     done = subprocess.run(
-        [program, *arguments[1:]], cwd=place, env=environment, capture_output=True, text=True, timeout=120
+        [program, *arguments[1:]], cwd=place, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{block}: {command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 

@@ -68,7 +68,7 @@ def test_a_title_speaks_of_the_policy_that_matters():
     assert captions.choose_spoken(["fixed", "score x"]) == "score x"
     assert captions.choose_spoken(["fixed", "hindsight"]) == ""
     says = captions.say_points("of the cost, errors:", 0.613, [("forecast", 0.12), ("static cut", 0.2)], ".2f")
-    assert says == "At 61 % of the cost, errors: 0.12 (forecast), 0.20 (static cut)"
+    assert says == "At 61% of the cost, errors: 0.12 (forecast), 0.20 (static cut)"
 
 
 def test_conditions_are_grouped_by_noise_with_clean_audio_in_each():
