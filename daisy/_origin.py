@@ -1,6 +1,6 @@
 """Refuses to run where another package has the import name too: PyPI's ``daisy``, a scheduler for large volumes.
 
-Two packages of one name are installed into one folder and overwrite each other's files; taking one away breaks the other.
+Two packages of one name are installed into one folder, overwrite each other's files, and break when one is taken away.
 """
 
 import sys

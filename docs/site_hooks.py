@@ -20,6 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 REFERENCE = "docs/reference/"
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+OF_MODULES = ("fairseq_plugins", "s3prl_upstream")
+"""Packages that export modules; the reference shows what is in them."""
 SHOWN = {".md", ".png", ".svg", ".jpg", ".ipynb"}
 """Endings of what the site has; of other files it has no copy."""
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*>")
@@ -35,7 +37,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in names(config.nav):
         if name.startswith(REFERENCE):
             module = name.removeprefix(REFERENCE).removesuffix(".md")
-            files.append(File.generated(config, name, content=f"# {module}\n\n::: {module}\n"))
+            options = "    options:\n      show_submodules: true\n" if module in OF_MODULES else ""
+            files.append(File.generated(config, name, content=f"# {module}\n\n::: {module}\n{options}"))
     return files
 
 

@@ -30,7 +30,7 @@ def draw_latency(rows: Sequence[Row], name: str) -> None:
             medians, places, xerr=(below, above), linestyle="", markersize=4, elinewidth=1, label=peer, **marker
         )
     faster = [row["ratio"] > 1 for by_system in settings.values() for peer in peers if (row := by_system.get(peer))]
-    title = f"daisy is faster in {sum(faster)} of {len(faster)} comparisons, with quartiles"
+    title = f"daisy is faster in {sum(faster)} of {len(faster)} comparisons (medians, with quartiles)"
     axes.set_title(title, loc="left", fontsize="medium")
     axes.axvline(1.0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(settings)), [_format_setting(setting) for setting in settings])

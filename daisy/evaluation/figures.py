@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daisy import _files
 from daisy.calibration.intervals import Estimate
 from daisy.errors import UsageError
 from daisy.evaluation.style import choose_lines, style_axes, style_in_order, style_lines
+from daisy.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+FEW_LINES = 3
+"""So many intervals can be drawn as bands and still be told apart."""
 
 
 def format_snr(snr_db: float | None) -> str:
@@ -76,7 +81,8 @@ def draw_exit_layers_by_snr(
         for place, values in zip(places, (points or {}).get(label, ()), strict=False):
             spread = [place + 0.16 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
             axes.plot(spread, values, ".", color=style["color"], alpha=0.35, markersize=6)
-        _draw_band(axes, places, [(e.low, e.high) for e in estimates], style["color"])
+        is_wide = len(labels) <= FEW_LINES or label == DEFAULT_POLICY
+        _draw_intervals(axes, places, [(e.low, e.high) for e in estimates], style, is_wide)
         axes.plot(places, [e.mean for e in estimates], label=label, **style)
     axes.set_xticks(places, [format_snr(snr) for snr in snrs_db])
     axes.set_xlabel("signal-to-noise ratio")
@@ -112,7 +118,8 @@ def draw_lines(
     labels = choose_lines(curves, black)
     for label, style in (style_in_order(labels) if in_order else style_lines(labels, black)).items():
         x, y = [point[0] for point in curves[label]], [point[1] for point in curves[label]]
-        _draw_band(axes, x, (bands or {}).get(label, ()), style["color"])
+        is_wide = len(labels) <= FEW_LINES or label == DEFAULT_POLICY
+        _draw_intervals(axes, x, (bands or {}).get(label, ()), style, is_wide)
         axes.plot(x, y, label=label, **style)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
@@ -121,10 +128,15 @@ def draw_lines(
     return figure
 
 
-def _draw_band(axes: Axes, x: Sequence[float], band: Sequence[tuple[float, float]], color: str) -> None:
-    """Draw an interval around a line, where there is one."""
-    if band:
-        axes.fill_between(x, [low for low, _ in band], [high for _, high in band], color=color, alpha=0.13, linewidth=0)
+def _draw_intervals(
+    axes: Axes, x: Sequence[float], ends: Sequence[tuple[float, float]], style: Mapping[str, Any], is_wide: bool
+) -> None:
+    """Draw the interval of each point, where there are some: as a band, or as thin bars, which cover no other line."""
+    low, high = [low for low, _ in ends], [high for _, high in ends]
+    if ends and is_wide:
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    elif ends:
+        axes.vlines(x, low, high, color=style["color"], alpha=0.5, linewidth=0.8)
 
 
 def _add_legend(axes: Axes, num_lines: int) -> None:

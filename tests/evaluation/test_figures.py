@@ -46,8 +46,11 @@ def test_intervals_are_drawn():
         {"entropy": [(0.5, 1.0), (0.7, 2.0)]}, across="x", up="y", bands={"entropy": [(0.8, 1.3), (1.5, 2.5)]}
     )
     (band,) = figure.axes[0].collections
-    low, high = band.get_datalim(figure.axes[0].transData).intervaly
-    assert (low, high) == (0.8, 2.5)
+    assert tuple(band.get_datalim(figure.axes[0].transData).intervaly) == (0.8, 2.5)
+    curves = {name: [(0.5, 1.0), (0.7, 2.0)] for name in (*MANY[:4], "forecast")}
+    bands = {name: [(0.8, 1.3), (1.5, 2.5)] for name in curves}
+    collections = figures.draw_lines(curves, across="x", up="y", bands=bands).axes[0].collections
+    assert [type(part).__name__ for part in collections] == [*["LineCollection"] * 4, "FillBetweenPolyCollection"]
 
 
 @pytest.mark.parametrize(
