@@ -104,4 +104,5 @@ def ask(path, arguments):
 if __name__ == "__main__":
     if sys.argv[1] != "serve":
         sys.exit(ask(sys.argv[1], sys.argv[2:]))
+    del sys.path[0]  # this folder, whose packages have the names of those that they test
     serve(int(sys.argv[2]), sys.argv[3:])

@@ -67,7 +67,7 @@ def place(tmp_path, clips, checkpoints):
     for folder, count in FOLDERS.items():
         (tmp_path / folder).mkdir(parents=True)
         for index, clip in enumerate(clips[:count]):
-            name = f"{folder}/{index}.{'flac' if folder == 'more' else 'wav'}"
+            name = f"{folder}/{folder.split('/')[0]}{index}.{'flac' if folder == 'more' else 'wav'}"
             soundfile.write(tmp_path / name, clip, RATE)
             texts.append(f"{name},{'ab c' if index % 2 else 'be'}")
             speakers.append(f"{name},speaker{index}")

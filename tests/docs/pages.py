@@ -39,8 +39,9 @@ ALSO = {
         *("--cpu", "--max-update", "2", "--num-workers", "0", "--max-tokens", "40000"),
         *("--validate-interval-updates", "2", "--save-interval-updates", "2"),
     ),
+    "daisy noise-curve": ("--policies", "forecast,entropy,fixed", "--depths", "0.6"),
 }
-"""What makes programs stop after two updates, on a CPU."""
+"""What makes programs stop after two updates, on a CPU, or compare fewer policies."""
 NEEDS = {
     r"^fairseq-": "fairseq",
     r"-m fairseq_plugins": "fairseq",

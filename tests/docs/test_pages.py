@@ -55,7 +55,8 @@ def call(block, arguments, place, environment, command="Python"):
     done = subprocess.run(
         [program, *arguments[1:]], cwd=place, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, f"{block}: {command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    if done.returncode:
+        raise AssertionError(f"{block}: {command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
 @pytest.fixture
