@@ -30,13 +30,12 @@ def say_exits(policy: str, layers: Sequence[Estimate], names: Sequence[str], of:
         so.
     """
     best, worst = layers[0], layers[-1]
+    ends = f"layer {best.mean:.1f} {_at(names[0])}, {worst.mean:.1f} {_at(names[-1])}"
     if worst.low > best.high:
-        what = f"goes deeper on {of}"
-    elif worst.high < best.low:
-        what = f"leaves earlier on {of}"
-    else:
-        what = f"hardly follows {of}, intervals overlap"
-    return f"{policy} {what}: layer {best.mean:.1f} {_at(names[0])}, {worst.mean:.1f} {_at(names[-1])}"
+        return f"{policy} goes deeper on {of}: {ends}"
+    if worst.high < best.low:
+        return f"{policy} leaves earlier on {of}: {ends}"
+    return f"{policy} shows no clear change on {of}: {ends}, intervals overlap"
 
 
 def say_points(what: str, depth: float, values: Sequence[tuple[str, float]], form: str = ".3f") -> str:

@@ -120,7 +120,7 @@ def draw_lines(
         x, y = [point[0] for point in curves[label]], [point[1] for point in curves[label]]
         is_wide = len(labels) <= FEW_LINES or label == DEFAULT_POLICY
         _draw_intervals(axes, x, (bands or {}).get(label, ()), style, is_wide)
-        axes.plot(x, y, label=label, **style)
+        axes.plot(x, y, label=label, **(style if len(x) > 1 else {"marker": "x", **style}))
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.set_title(title, loc="left", fontsize="medium")
@@ -133,7 +133,7 @@ def _draw_intervals(
 ) -> None:
     """Draw the interval of each point, where there are some: as a band, or as thin bars, which cover no other line."""
     low, high = [low for low, _ in ends], [high for _, high in ends]
-    if ends and is_wide:
+    if is_wide and len(ends) > 1:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     elif ends:
         axes.vlines(x, low, high, color=style["color"], alpha=0.5, linewidth=0.8)

@@ -58,7 +58,10 @@ def test_intervals_are_drawn():
     [
         (Estimate(9.0, 8.0, 9.5), "forecast goes deeper on rain: layer 7.0 clean, 9.0 at -5 dB"),
         (Estimate(5.0, 4.0, 5.9), "forecast leaves earlier on rain: layer 7.0 clean, 5.0 at -5 dB"),
-        (Estimate(7.8, 7.0, 8.5), "forecast hardly follows rain, intervals overlap: layer 7.0 clean, 7.8 at -5 dB"),
+        (
+            Estimate(7.8, 7.0, 8.5),
+            "forecast shows no clear change on rain: layer 7.0 clean, 7.8 at -5 dB, intervals overlap",
+        ),
     ],
 )
 def test_a_title_says_what_noise_does(worst, says):
