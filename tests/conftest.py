@@ -164,10 +164,19 @@ def shared():
     return SHARED
 
 
+PREPARED = (
+    *("daisy.cli.demonstration", "daisy.encoder", "daisy.extraction.units", "daisy.units", "daisy.evaluation.page"),
+    *("daisy.recognition", "daisy.calibration.text_tracing", "daisy.checkpoints.converters", "torch._dynamo"),
+    *("sklearn.cluster", "pyroomacoustics", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("scipy.stats", "jinja2", "rich.progress", "rich.table", "jiwer", "torchaudio"),
+)
+"""What commands import, where it is installed."""
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
     """A folder of the programs that users call; they run in forks of one process (`tests.fork_server`)."""
-    wanted = ("daisy.encoder", "daisy.extraction.units", "torch._dynamo", "sklearn.cluster", "pyroomacoustics")
+    wanted = PREPARED
     names = ["daisy", "python"]
     if find_spec("fairseq") is not None:
         wanted = ("fairseq_cli.hydra_train", *wanted)

@@ -25,7 +25,7 @@ def command(
         str, typer.Argument(help="A daisy checkpoint, or a bundled model's name.")
     ] = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Describe a checkpoint: shape, size, heads, policies, origin; and the versions of what runs it."""
+    """Describe a checkpoint: shape, size, heads, policies, origin, versions."""
     from rich.table import Table
 
     from daisy import checkpoints

@@ -219,9 +219,11 @@ def _by_exit_layer(study: Study) -> Section:
 
 
 def _layers(study: Study, kinds: Sequence[str]) -> Section:
-    """Where depth helps: each loss by layer, a figure for each kind of noise."""
+    """Where depth helps: the loss by layer, and the same against the clean audio, a figure for each kind of noise."""
     figures = []
-    for loss in next(iter(study.layers.values())):
+    for loss in (study.loss, f"clean_{study.loss}"):
+        if loss not in next(iter(study.layers.values())):
+            continue
         for kind, conditions in _group_conditions(list(study.layers), kinds).items():
             curves = {
                 condition: list(zip(study.exits, study.layers[condition][loss], strict=True))

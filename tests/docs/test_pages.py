@@ -37,7 +37,8 @@ def run_blocks(blocks: list[Block], place: Path, path: str) -> int:
     for block in blocks:
         if block.file:
             (place / block.file).write_text(block.text)
-        elif block.language == "python":
+    for block in blocks:
+        if block.language == "python":
             before.append(block.text)
             code = f"from tests.docs.python_blocks import run; run({before!r}, {block.page!r})"
             call(block, ["python", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], place, environment)
