@@ -25,7 +25,7 @@ def command(
         str, typer.Argument(help="A daisy checkpoint, or a bundled model's name.")
     ] = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Describe a checkpoint: shape, size, heads, policies, origin, versions."""
+    """Describe a checkpoint: shape, size, heads, policies, origin."""
     from rich.table import Table
 
     from daisy import checkpoints
