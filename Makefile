@@ -13,7 +13,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: demo test lint results readme lock test-3.11 test-3.12 test-3.13 test-newest test-plugin-3.11 clean
+.PHONY: demo test lint docs dist results readme figures lock test-3.11 test-3.12 test-3.13 test-newest test-plugin-3.11 clean
 
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
@@ -36,6 +36,23 @@ lint: .venv/.synced
 	$(BIN)/uv pip install -q --no-deps --no-build-isolation -e . -p $(BIN)/python
 	touch $@
 
+# The pages of site/, from README, docs and docstrings; a link or an anchor that leads nowhere fails.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/.synced
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html is the first page"
+
+# Wheel and sdist, looked into, and each installed into an empty environment and tried there.
+dist: .venv/.synced
+	rm -rf dist build .venv-dist
+	$(BIN)/uv build -q --no-build-isolation -p $(BIN)/python -o dist .
+	$(BIN)/python tools/check_dist.py files dist
+	for built in dist/*.whl dist/*.tar.gz; do \
+	  $(BIN)/uv venv -q --clear -p $(BIN)/python .venv-dist && \
+	  $(BIN)/uv pip install -q -c requirements.lock "$$built" -p .venv-dist/bin/python && \
+	  .venv-dist/bin/python tools/check_dist.py installed . || exit 1; \
+	done
+
 lock: .venv/.synced
 	$(BIN)/uv pip compile -q --universal --generate-hashes --all-extras --no-annotate --no-header --upgrade \
 	  pyproject.toml -o requirements.lock
@@ -46,6 +63,10 @@ results: .venv/.synced
 
 readme: .venv/.synced
 	$(BIN)/python -m benchmarks.readme
+
+# Figures anew from benchmarks/results/*.json; nothing is measured.
+figures: .venv/.synced
+	$(BIN)/python -m benchmarks.figures
 
 # The library alone, without fairseq, on the other Pythons: import and an extraction. With the lock's versions, which it
 # has for Python 3.11 and 3.12, else with the newest.
@@ -76,4 +97,4 @@ test-plugin-3.11: .venv/.synced
 	.venv-plugin/bin/python -m pytest tests/fairseq_plugins
 
 clean:
-	rm -rf .venv .venv-* demo-out .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
+	rm -rf .venv .venv-* demo-out site .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

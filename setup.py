@@ -21,6 +21,22 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    author="The daisy authors",
+    keywords=["speech", "HuBERT", "early exit", "self-supervised learning", "fairseq", "s3prl"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["daisy", "daisy.*", "fairseq_plugins", "fairseq_plugins.*", "s3prl_upstream"]),
     package_data={
@@ -78,6 +94,9 @@ setup(
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
         "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
+        # mkdocstrings 1.0 cannot make a highlighter of pymdown-extensions 12.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "pymdown-extensions<12"],
+        "dev": ["pre-commit>=4", "pre-commit-hooks>=5"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),
             # moto's own extra "server" brings an antlr4 that fairseq's hydra-core refuses.

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from daisy import _origin  # noqa: F401  whatever is imported of daisy, this is among it
+
 Remedy = Literal[
     "allow_pickle",
     "busy",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,7 @@ from daisy import (
     policies,
 )
 from daisy.calibration.traces import Traces
+from tests.programs import start_programs
 
 hypothesis.settings.register_profile("daisy", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("daisy")
@@ -28,6 +30,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 HOSTS = {
     "tests/fairseq_plugins/": "fairseq and transformers",
     "tests/checkpoints/converters/": "fairseq and transformers",
+    "tests/docs/": "fairseq and transformers",
     "tests/integrations/": "fairseq and transformers",
     "tests/real/": "fairseq and transformers",
     "tests/benchmarks/test_package.py": "fairseq and transformers",
@@ -159,6 +162,28 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the shared recordings and model beside the checkout (../shared)")
     return SHARED
+
+
+PREPARED = (
+    *("daisy.cli.demonstration", "daisy.encoder", "daisy.extraction.units", "daisy.units", "daisy.evaluation.page"),
+    *("daisy.recognition", "daisy.calibration.text_tracing", "daisy.checkpoints.converters", "torch._dynamo"),
+    *("sklearn.cluster", "pyroomacoustics", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("scipy.stats", "jinja2", "rich.progress", "rich.table", "jiwer", "torchaudio"),
+)
+"""What commands import, where it is installed."""
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """A folder of the programs that users call; they run in forks of one process (`tests.fork_server`)."""
+    wanted = PREPARED
+    names = ["daisy", "python"]
+    if find_spec("fairseq") is not None:
+        wanted = ("fairseq_cli.hydra_train", *wanted)
+        names += ["fairseq-train", "fairseq-hydra-train"]
+    modules = [name for name in wanted if find_spec(name.partition(".")[0]) is not None]
+    with start_programs(tmp_path_factory.mktemp("programs"), names, modules) as folder:
+        yield folder
 
 
 TRACED_LAYERS = 12

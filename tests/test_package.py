@@ -60,6 +60,7 @@ def imports(path, top_level=False):
 
 
 RANKS = [
+    {"_origin"},
     {"errors", "version"},
     {"_files"},
     {"_locks"},

@@ -16,7 +16,7 @@ from daisy import EarlyExitEncoder, audio, calibration, evaluation, policies
 from daisy.errors import DaisyError
 from daisy.models import LossRegressor, PackedLayout
 from tests.conftest import KINDS, POST_NORM, assert_same_output, spread_policy, tiny_model
-from tests.policies.test_policies import ALL as ALL_POLICIES
+from tests.policies.examples import ALL as ALL_POLICIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantize.*")
 

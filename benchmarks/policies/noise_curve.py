@@ -9,6 +9,7 @@ sets (benchmarks/shared/full_runs.py). Intervals resample speakers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -21,8 +22,9 @@ from daisy.calibration.depth import calibrate_depth
 from daisy.calibration.intervals import Estimate
 from daisy.calibration.traces import Traces
 from daisy.cli.demonstration import DEPTH
-from daisy.cli.options import SNRS_DB
+from daisy.cli.options import DEFAULT_POLICY, SNRS_DB
 from daisy.evaluation import comparison, figures, study
+from daisy.evaluation.captions import say_exits
 from daisy.evaluation.comparison import Evaluation
 
 POLICIES = ("forecast", "plateau", "entropy", "regressed", "confidence", "margin", "patience", "agreement", "oracle")
@@ -82,33 +84,39 @@ def measure_regimes(runs: Traces) -> list[Row]:
     return rows
 
 
-def correlate(policy: str, evaluations: Sequence[Evaluation]) -> tuple[list[Row], dict[str, list[Estimate]]]:
-    """Correlate a policy's exits with the ratio, for each kind of noise.
-
-    Returns:
-        Rows of adaptivity.json, and for each kind the mean exit layers from clean audio to the most noise.
-    """
+def correlate(policy: str, evaluations: Sequence[Evaluation]) -> list[Row]:
+    """Correlate a policy's exits with the ratio, for each kind of noise: rows of adaptivity.json."""
     layer_in = {evaluation.condition: evaluation.mean_exit_layer for evaluation in evaluations}
-    rows, curves = [], {}
+    rows = []
     for kind in NOISE_KINDS:
         rho = study.correlate_with_snr(evaluations, policy, kind, NOISY_SNRS_DB)
-        curves[kind] = [layer_in["clean"], *(layer_in[f"{kind} {snr_db:g} dB"] for snr_db in NOISY_SNRS_DB)]
+        curve = [layer_in["clean"], *(layer_in[f"{kind} {snr_db:g} dB"] for snr_db in NOISY_SNRS_DB)]
         rise = layer_in[f"{kind} 0 dB"].mean - layer_in["clean"].mean
         rows.append({"policy": policy, "noise": kind, "spearman": rho, "rise_clean_to_0_db": rise})
-        layers = (f"{layer.mean:5.2f} [{layer.low:.2f}, {layer.high:.2f}]" for layer in curves[kind])
+        layers = (f"{layer.mean:5.2f} [{layer.low:.2f}, {layer.high:.2f}]" for layer in curve)
         print(f"{policy:10} {kind:9} rho {rho:+.2f} ", *layers)
-    return rows, curves
+    return rows
 
 
-def draw(curves: dict[str, list[Estimate]], test: Traces) -> None:
-    """Draw the exit layer against the ratio of recorded noise: results/noise_curve.png."""
+def draw(rows: Sequence[Row], path: Path = RESULTS / "noise_curve.png") -> None:
+    """Draw the exit layer against the ratio of recorded noise."""
+    of_all = [row for row in rows if row["set"] == "all" and row["noise"] in ("none", "recorded")]
+    curves = {
+        policy: [
+            Estimate(row["mean_exit_layer"], row["low"], row["high"])
+            for snr_db in SNRS_DB
+            for row in of_all
+            if (row["policy"], row["snr_db"]) == (policy, snr_db)
+        ]
+        for policy in DRAWN
+    }
     figure = figures.draw_exit_layers_by_snr(
         SNRS_DB,
         curves,
-        num_layers=test.num_layers,
-        title=f"{len(set(test.utterances))} utterances, recorded noise; set for {DEPTH:.0%} depth on others",
+        num_layers=len(of_all[0]["histogram"]),
+        title=say_exits(DEFAULT_POLICY, curves[DEFAULT_POLICY], [figures.format_snr(snr_db) for snr_db in SNRS_DB]),
     )
-    figures.save(figure, RESULTS / "noise_curve.png")
+    figures.save(figure, path)
 
 
 def main() -> None:
@@ -117,14 +125,11 @@ def main() -> None:
     arguments = parser.parse_args()
     limit = 6 if arguments.quick else None
     tune, test = load_calibration_runs(arguments.model, limit), load_test_runs(arguments.model, limit)
-    rows, correlations, curves = [], [], {}
+    rows, correlations = [], []
     for policy in POLICIES:
         exits = calibrate_depth(policy, tune, DEPTH).policy.exit_layers(test.scores)
         rows += measure_sets(policy, test, exits)
-        of_policy, by_kind = correlate(policy, comparison.evaluate_by_condition(policy, exits, test))
-        correlations += of_policy
-        if policy in DRAWN:
-            curves[policy] = by_kind["recorded"]
+        correlations += correlate(policy, comparison.evaluate_by_condition(policy, exits, test))
     regimes = measure_regimes(test)
     for row in regimes:
         print(row)
@@ -132,7 +137,7 @@ def main() -> None:
         write_result("noise_curve", rows)
         write_result("adaptivity", correlations)
         write_result("regimes", regimes)
-        draw(curves, test)
+        draw(rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ clean and with recorded, white, pink and babble noise at 20 to -5 dB (benchmarks
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -27,6 +28,7 @@ from daisy.calibration.traces import Traces
 from daisy.cli.demonstration import DEPTH
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.evaluation import comparison, figures
+from daisy.evaluation.captions import say_points
 from daisy.evaluation.comparison import Evaluation
 from daisy.evaluation.study import DEPTHS
 from daisy.policies import Policy
@@ -34,6 +36,8 @@ from daisy.policies import Policy
 BATCHES = (1, 8, 32)
 TIMED_DECISIONS = 200
 CHANCE = f"chance, of {DEFAULT_POLICY}'s histogram"
+DRAWN = (DEFAULT_POLICY, "entropy", "plateau", "confidence", "patience", "fixed", "hindsight", CHANCE)
+"""The eight of the figure; the table has all."""
 
 
 def select_noise(runs: Traces) -> Traces:
@@ -124,18 +128,30 @@ def time_decisions(tune: Traces, num_utterances: int = 32) -> list[Row]:
     return rows
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path = RESULTS / "policies.png") -> None:
     """Draw fidelity against depth."""
     curves: dict[str, list[tuple[float, float]]] = {}
+    bands: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         curves.setdefault(row["policy"], []).append((row["depth"], row["unit_agreement"]))
-    chance = [(row["depth"], row["random_unit_agreement"]) for row in rows if row["policy"] == DEFAULT_POLICY]
+        bands.setdefault(row["policy"], []).append((row["low"], row["high"]))
+    curves[CHANCE] = [(row["depth"], row["random_unit_agreement"]) for row in rows if row["policy"] == DEFAULT_POLICY]
+    (spoken,) = (row for row in rows if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH))
+    kept = [
+        (name, spoken[field])
+        for name, field in (
+            (DEFAULT_POLICY, "unit_agreement"),
+            ("static cut", "fixed_unit_agreement"),
+            ("chance", "random_unit_agreement"),
+        )
+    ]
     figure = figures.draw_lines(
-        {**curves, CHANCE: chance},
+        {name: curves[name] for name in DRAWN},
         across="executed share of the layers",
-        up="units that are the full model's",
-        title=f"{rows[0]['num_runs']} runs of test audio, clean to -5 dB",
-        black=("fixed", "oracle", "hindsight", CHANCE),
+        up="share of units that are the full model's",
+        title=say_points("of the layers, share of the full model's units:", spoken["depth"], kept, ".2f"),
+        black=(CHANCE,),
+        bands=bands,
     )
     figures.save(figure, path)
 
@@ -168,7 +184,7 @@ def main() -> None:
         write_result("policies_dev", measure_on_dev(tune))
         write_result("windows", by_batch)
         write_result("decisions", costs)
-        draw(rows, RESULTS / "policies.png")
+        draw(rows)
 
 
 if __name__ == "__main__":

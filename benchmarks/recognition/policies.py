@@ -32,8 +32,11 @@ from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
 from daisy.calibration.text_tracing import UNIT_PREFIX, choose_unit_scores
 from daisy.calibration.traces import Traces
 from daisy.checkpoints.model import HeadsKind
+from daisy.cli.demonstration import DEPTH
 from daisy.evaluation import comparison, figures
+from daisy.evaluation.captions import say_points
 from daisy.evaluation.study import DEPTHS
+from daisy.policies import DEFAULT_POLICY
 
 LOSS = "character_errors"
 JUDGED = (
@@ -48,6 +51,10 @@ ON_TEXT = (
     "oracle",
 )  # fmt: skip
 ON_UNITS = ("entropy", "forecast")
+DRAWN = (
+    DEFAULT_POLICY, "entropy", "posterior", "text_patience", "DAISY: entropy", "DAISY: forecast", "fixed", "hindsight",
+)  # fmt: skip
+"""The eight of the figure; the table has all."""
 TIMED = 12
 """Recordings that layers are timed on."""
 ALL_CONDITIONS = "clean to 0 dB"
@@ -124,18 +131,20 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
     ]
 
 
-def draw(rows: list[Row], system: str, path: Path) -> None:
+def draw(rows: Sequence[Row], system: str = "daisy-mini, joint", path: Path = RESULTS / "early_exit_asr.png") -> None:
     """Draw a recogniser's error rate against the time."""
     chosen = [row for row in rows if (row["system"], row["condition"]) == (system, ALL_CONDITIONS)]
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in chosen:
         curves.setdefault(row["policy"], []).append((row["time"], row["cer"]))
+    of_default = (row for row in chosen if row["policy"] == DEFAULT_POLICY)
+    spoken = min(of_default, key=lambda row: abs(row["target_depth"] - DEPTH))
+    values = [(DEFAULT_POLICY, spoken["cer"]), ("static cut at its depth", spoken["cer_static"])]
     figure = figures.draw_lines(
-        curves,
+        {name: curves[name] for name in DRAWN if name in curves},
         across="time, relative to all layers with one exit",
         up="character error rate",
-        title=f"{system}: test audio, {ALL_CONDITIONS}",
-        black=("fixed", "oracle", "hindsight"),
+        title=say_points("of the time, character error rate:", spoken["time"], values),
     )
     figures.save(figure, path)
 
@@ -157,7 +166,7 @@ def main() -> None:
             )
     if not arguments.quick:
         write_result("early_exit_asr_policies", rows)
-        draw(rows, "daisy-mini, joint", RESULTS / "early_exit_asr.png")
+        draw(rows)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.results import RESULTS, Row
 from benchmarks.speed.measures import Setting, group_by_setting
+from daisy.evaluation.style import style_axes, style_lines
 
 
 def draw_latency(rows: Sequence[Row], name: str) -> None:
@@ -16,7 +16,8 @@ def draw_latency(rows: Sequence[Row], name: str) -> None:
     settings = group_by_setting(rows)
     order = list(settings)
     _ours, *peers = dict.fromkeys(row["system"] for row in rows)
-    figure = Figure(figsize=(8.0, 0.36 * len(settings) + 1.2), dpi=150, layout="constrained")
+    styles = style_lines(peers)
+    figure = Figure(figsize=(8.0, 0.36 * len(settings) + 1.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for number, peer in enumerate(peers):
         of_peer = {setting: by_system[peer] for setting, by_system in settings.items() if peer in by_system}
@@ -24,7 +25,13 @@ def draw_latency(rows: Sequence[Row], name: str) -> None:
         medians = [row["ratio"] for row in of_peer.values()]
         below = [row["ratio"] - row["ratio_low"] for row in of_peer.values()]
         above = [row["ratio_high"] - row["ratio"] for row in of_peer.values()]
-        axes.errorbar(medians, places, xerr=(below, above), fmt="o", markersize=4, elinewidth=1, label=peer)
+        marker = {"color": styles[peer]["color"], "marker": styles[peer]["marker"]}
+        axes.errorbar(
+            medians, places, xerr=(below, above), linestyle="", markersize=4, elinewidth=1, label=peer, **marker
+        )
+    faster = [row["ratio"] > 1 for by_system in settings.values() for peer in peers if (row := by_system.get(peer))]
+    title = f"daisy is faster in {sum(faster)} of {len(faster)} comparisons (medians, with quartiles)"
+    axes.set_title(title, loc="left", fontsize="medium")
     axes.axvline(1.0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(settings)), [_format_setting(setting) for setting in settings])
     axes.set_ylim(len(settings) - 0.5, -0.5)
@@ -53,11 +60,14 @@ def draw_memory(rows: Sequence[Row]) -> None:
         for row in rows:
             if row["measure"] == measure:
                 curves.setdefault(row.get("mode", "batches of 28 s"), []).append(row)
-        for mode, points in curves.items():
+        says = []
+        for (mode, points), style in zip(curves.items(), style_lines(list(curves)).values(), strict=True):
             sizes = [row[key] for row in points]
-            panels[0, column].loglog(sizes, [row["seconds"] for row in points], marker="o", markersize=3, label=mode)
+            panels[0, column].loglog(sizes, [row["seconds"] for row in points], label=mode, **style)
             peaks = [row["peak_bytes"] / 2**20 for row in points]
-            panels[1, column].semilogx(sizes, peaks, marker="o", markersize=3, label=mode)
+            panels[1, column].semilogx(sizes, peaks, label=mode, **style)
+            says.append(f"{mode}: {peaks[0]:.0f} to {peaks[-1]:.0f} MiB")
+        panels[1, column].set_title("; ".join(says), loc="left", fontsize="small")
         panels[1, column].set_xlabel(title)
         panels[0, column].legend(frameon=False)
     panels[0, 0].set_ylabel("seconds")

@@ -20,7 +20,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 import daisy
-from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.recordings import SNRS_DB_COARSE, TRAINING_SETS, Utterance, read_noises, read_utterances
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
@@ -28,6 +27,7 @@ from daisy.audio import mixing
 from daisy.calibration import traces, tracing
 from daisy.calibration.traces import Traces
 from daisy.evaluation.figures import format_snr
+from daisy.evaluation.style import COLORS, style_axes
 
 
 def measure(
@@ -75,21 +75,25 @@ def correlate(scores: NDArray[Any], losses: NDArray[Any]) -> float:
     return float(numpy.corrcoef(scores, losses)[0, 1])
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path = RESULTS / "heads.png") -> None:
     """Draw the loss of each head against its layer, by kind of heads and condition."""
-    figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
+    kinds, conditions = list(dict.fromkeys(row["heads"] for row in rows)), ("clean", "10 dB", "0 dB")
+    figure = Figure(figsize=(8.0, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for color, kind in enumerate(dict.fromkeys(row["heads"] for row in rows)):
-        for style, condition in (("-", "clean"), ("--", "10 dB"), (":", "0 dB")):
+    for color, kind in zip(COLORS, kinds, strict=False):
+        for style, condition in zip(("-", "--", ":"), conditions, strict=True):
             curve = [row for row in rows if (row["heads"], row["condition"]) == (kind, condition)]
             losses = [row["loss_nats"] for row in curve]
             layers = [row["layer"] for row in curve]
-            axes.plot(layers, losses, style, color=f"C{color}", label=f"{kind} heads, {condition}")
+            axes.plot(layers, losses, style, color=color, label=f"{kind} heads, {condition}")
+    last = max(row["layer"] for row in rows)
+    noisiest = {row["heads"]: row["loss_nats"] for row in rows if (row["condition"], row["layer"]) == ("0 dB", last)}
+    losses = ", ".join(f"{loss:.2f} ({kind} heads)" for kind, loss in noisiest.items())
+    axes.set_title(f"At 0 dB and layer {last} the unit loss is {losses} nats", loc="left", fontsize="medium")
     axes.set_xlabel("layer")
     axes.set_ylabel("unit loss on held-out audio (nats)")
-    axes.set_title("targets: the full model's units on the clean audio")
     style_axes([axes])
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path)
 
 
@@ -111,7 +115,7 @@ def main() -> None:
             )
     if not arguments.quick:
         write_result("heads", rows)
-        draw(rows, RESULTS / "heads.png")
+        draw(rows)
 
 
 if __name__ == "__main__":

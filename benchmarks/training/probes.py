@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -26,15 +27,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import daisy
-from benchmarks.shared.drawing import style_axes
 from benchmarks.shared.recordings import SAMPLE_RATE, Utterance, read_index, read_utterances
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_pairs, run_script
 from daisy.calibration import intervals
 from daisy.encoder import EarlyExitEncoder
+from daisy.evaluation.style import choose_lines, style_axes, style_lines
 from daisy.models import Backbone
 from daisy.policies import Never
 
+LOG_MEL = "log-mel"
 TASKS = {
     "digit": ("digits", "text_or_label"),
     "digit speaker": ("digits", "speaker"),
@@ -151,28 +153,33 @@ def fit_classifier(features: NDArray[Any], labels: Sequence[str]) -> Pipeline:
     return make_pipeline(StandardScaler(), classifier).fit(features, labels)
 
 
-def draw(rows: list[Row]) -> None:
-    """Draw accuracy against layer, one panel a task, log-mel as a line across: results/probes.png."""
-    figure = Figure(figsize=(11.0, 3.6), dpi=150, layout="constrained")
+def draw(rows: Sequence[Row], path: Path = RESULTS / "probes.png") -> None:
+    """Draw accuracy against layer, one panel a task, log-mel as a line across."""
+    figure = Figure(figsize=(11.0, 4.0), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharex=True)
+    features = choose_lines(dict.fromkeys(row["features"] for row in rows))
+    styles = style_lines([name for name in features if name != LOG_MEL])
     for axes, task in zip(panels, TASKS, strict=True):
-        names = dict.fromkeys(row["features"] for row in rows if row["task"] == task)
-        for color, name in enumerate(names):
+        for name in features:
             curve = [row for row in rows if (row["task"], row["features"]) == (task, name)]
-            if name == "log-mel":
-                axes.axhline(curve[0]["accuracy"], color="0.4", linestyle="--", label=name)
+            if curve and name == LOG_MEL:
+                axes.axhline(curve[0]["accuracy"], color="black", linestyle="--", label=name)
                 continue
             layers, accuracies, low, high = (
                 [row[field] for row in curve] for field in ("layer", "accuracy", "low", "high")
             )
-            axes.plot(layers, accuracies, color=f"C{color}", label=name)
-            axes.fill_between(layers, low, high, color=f"C{color}", alpha=0.15)
-        axes.set_title(task)
+            axes.plot(layers, accuracies, label=name, **styles[name])
+            axes.fill_between(layers, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        of_layers = (row for row in rows if row["task"] == task and row["features"] != LOG_MEL)
+        best = max(of_layers, key=lambda row: row["accuracy"])
+        title = f"{task}: best {best['accuracy']:.2f}, {best['features']} at layer {best['layer']}"
+        axes.set_title(title, loc="left", fontsize="small")
         axes.set_xlabel("layer")
     style_axes(panels)
     panels[0].set_ylabel("accuracy on the test split")
-    panels[-1].legend(frameon=False, loc="lower right")
-    figure.savefig(RESULTS / "probes.png")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -182,7 +189,7 @@ def main() -> None:
     backbones = {name: daisy.load(path).backbone for name, path in parse_pairs(arguments.models)}
     torch.manual_seed(0)
     random_backbone = Backbone(next(reversed(backbones.values())).config)
-    extractors: dict[str, Extractor] = {"log-mel": extract_log_mel, "random": make_layer_extractor(random_backbone)}
+    extractors: dict[str, Extractor] = {LOG_MEL: extract_log_mel, "random": make_layer_extractor(random_backbone)}
     extractors |= {name: make_layer_extractor(backbone) for name, backbone in backbones.items()}
     with Progress() as bar:
         rows = measure(extractors, arguments.quick, bar)

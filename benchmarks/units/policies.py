@@ -29,7 +29,10 @@ from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
+from daisy.cli.demonstration import DEPTH
 from daisy.evaluation import comparison, figures
+from daisy.evaluation.captions import say_points
+from daisy.policies import DEFAULT_POLICY
 from daisy.units import bitrate
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -96,17 +99,21 @@ def measure_guarantee(pool: Traces, num_splits: int) -> list[Row]:
     return rows
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path = RESULTS / "discrete_units.png") -> None:
     """Draw the unit error rate against the time."""
     curves: dict[str, list[tuple[float, float]]] = {}
+    bands: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        curves.setdefault(row["policy"], []).append((row["time"], row["unit_errors"]))
+        curves.setdefault(row["policy"], []).append((row["time"], row[LOSS]))
+        bands.setdefault(row["policy"], []).append((row[f"{LOSS}_low"], row[f"{LOSS}_high"]))
+    (spoken,) = (row for row in rows if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH))
+    values = [(DEFAULT_POLICY, spoken[LOSS]), ("static cut at its depth", spoken[f"{LOSS}_static"])]
     figure = figures.draw_lines(
         curves,
         across="time, relative to all layers",
         up="edit distance to the full model's units, per unit",
-        title=f"{rows[0]['num_runs']} runs of test audio, clean to 0 dB",
-        black=("fixed", "oracle", "hindsight"),
+        title=say_points("of the time, errors per unit:", spoken["time"], values),
+        bands=bands,
     )
     figures.save(figure, path)
 
@@ -144,7 +151,7 @@ def main() -> None:
     if not arguments.quick:
         write_result("discrete_units", rows)
         write_result("discrete_units_guarantee", guaranteed)
-        draw(rows, RESULTS / "discrete_units.png")
+        draw(rows)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,21 @@ from daisy.errors import CheckpointError, PolicyError
 from daisy.models.kinds import AnyHeads
 from daisy.policies import POLICIES, Policy
 from daisy.policies.rules import LookAhead
-from daisy.policies.scores import available_scores
+from daisy.policies.scores import OF_TEXT, available_scores
 
 NEVER_EXIT = 1e6
 """Beyond any score or price: with such a setting nobody leaves early."""
-EXIT_DIRECTION = {
-    "entropy": 1, "regressed": 1, "confidence": -1, "margin": -1, "patience": 1,
-    "sentence_confidence": -1, "posterior": -1, "text_patience": 1, "oracle": -1,
-}  # fmt: skip
-"""Policies with a threshold on one score; 1: they leave at or below it."""
+THRESHOLDS = tuple(name for name, policy in POLICIES.items() if policy.knob)
+"""Policies with a threshold on one score."""
 LOOK_AHEAD = {
     "forecast": ("disagreement", ("entropy", "confidence", "margin", "change", "sentence_confidence", "text_change")),
     "plateau": ("entropy", ("entropy",)),
     "regressed_plateau": ("regressed", ("regressed",)),
 }
 """Look-ahead policies: the score or loss that is predicted, and what from."""
-TEXT_FAMILIES = ("sentence_confidence", "posterior", "text_patience")
+TEXT_FAMILIES = tuple(name for name in THRESHOLDS if OF_TEXT.intersection(POLICIES[name].scores))
 """Those that read scores which CTC exits alone give."""
-FAMILIES = (*(name for name in EXIT_DIRECTION if name not in TEXT_FAMILIES), *LOOK_AHEAD, "agreement", "fixed")
+FAMILIES = (*(name for name in THRESHOLDS if name not in TEXT_FAMILIES), *LOOK_AHEAD, "agreement", "fixed")
 """Those of any exits."""
 CALIBRATED_FAMILIES = (*(name for name in FAMILIES if name != "oracle"), *TEXT_FAMILIES)
 """Those that can decide for new recordings; the oracle is told what only a full run knows."""
@@ -95,7 +92,7 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
     if name in LOOK_AHEAD:
         return _of_gains(name, traces, loss, settings)
     at: Callable[[float], Policy]
-    if name in EXIT_DIRECTION:
+    if name in THRESHOLDS:
         at = _of_threshold(name, traces, settings)
     elif name == "agreement":
         at = _of_agreement(traces, loss)
@@ -133,15 +130,14 @@ def _scores(traces: Traces, name: str, policy: str) -> Tensor:
 
 
 def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callable[[float], Policy]:
-    knob = {"patience": "tolerance", "text_patience": "tolerance", "oracle": "degree"}.get(name, "threshold")
-    score = {"patience": "change", "text_patience": "text_change", "oracle": "final_agreement"}.get(name, name)
-    sign = EXIT_DIRECTION[name]
-    values = sign * _scores(traces, score, name)[:, :-1].double()
+    kind = POLICIES[name]
+    sign = 1 if kind.leaves_below else -1
+    values = sign * _scores(traces, kind.scores[0], name)[:, :-1].double()
     never = 0.0 if name == "entropy" else -sign * NEVER_EXIT
     values = values[values.isfinite()].sort().values
     if not len(values):  # of two exits the first has none before it to compare with
         values = torch.tensor([sign * never], dtype=torch.float64)
-    make = partial(_make_with, name=name, knob=knob, settings=settings)
+    make = partial(_make_with, name=name, knob=kind.knob, settings=settings)
     return partial(_threshold_at, make=make, sign=sign, values=values, never=never)
 
 

@@ -16,6 +16,7 @@ from daisy.checkpoints import Model
 from daisy.cli.options import DEFAULT_CHECKPOINT, SNRS_DB
 from daisy.encoder import EarlyExitEncoder
 from daisy.evaluation import figures
+from daisy.evaluation.captions import say_exits
 from daisy.extraction import ExtractionReport, Extractor
 from daisy.policies import Policy
 
@@ -114,11 +115,12 @@ def _draw(exit_layers: dict[str, list[int]], policy: Policy, num_layers: int, pa
     """Draw the clips' exit layers against SNR, with the mean and its interval."""
     names = list(exit_layers)
     by_ratio = [list(layers) for layers in zip(*exit_layers.values(), strict=True)]
+    curve = [intervals.bootstrap(layers, names) for layers in by_ratio]
     figure = figures.draw_exit_layers_by_snr(
         SNRS_DB,
-        {policy.name: [intervals.bootstrap(layers, names) for layers in by_ratio]},
+        {policy.name: curve},
         num_layers=num_layers,
-        title=f"{len(names)} clips with recorded rain; {DEPTH:.0%} depth on the clean ones",
+        title=say_exits(policy.name, curve, [figures.format_snr(snr_db) for snr_db in SNRS_DB], "rain"),
         points={policy.name: by_ratio},
     )
     figures.save(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from daisy.models import ConformerConfig, WhisperConfig
 
 Rows = list[tuple[str, str]]
+REPORTED = ("torch", "torchaudio", "numpy", "fairseq", "fairseq-fixed", "s3prl", "transformers", "ray")
+"""Packages whose versions are shown, where they are installed."""
 
 
 def command(
@@ -36,11 +39,26 @@ def command(
         *_describe_costs(model),
         *_describe_policies(model),
         *((key, str(value)) for key, value in model.provenance.items()),
+        ("versions", _list_versions()),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     say_table(table)
+
+
+def _list_versions() -> str:
+    """Versions of what computes here, as a report of an error needs them."""
+    import platform
+    from importlib import metadata
+
+    from daisy.version import __version__
+
+    versions = [f"daisy {__version__}", f"Python {platform.python_version()}"]
+    for package in REPORTED:
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return f"{', '.join(versions)}; {platform.system()} {platform.machine()}"
 
 
 def _describe_file(path: Path) -> Rows:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from daisy.calibration._types import Floats
 from daisy.calibration.depth import STEPS, find_quantile, mean_depth
-from daisy.calibration.families import FAMILIES, LOOK_AHEAD, TEXT_FAMILIES, fit_family, readable_scores
+from daisy.calibration.families import FAMILIES, LOOK_AHEAD, TEXT_FAMILIES, THRESHOLDS, fit_family, readable_scores
 from daisy.calibration.intervals import DRAWS, Estimate, Resample
 from daisy.calibration.traces import Traces
+from daisy.policies import POLICIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +156,7 @@ def list_families(traces: Traces, loss: str) -> list[str]:
     Scores that the first layer has not got are for families that know so.
     """
     known = set(traces.scores) | set(traces.losses)
-    special = {
-        "patience": {"change"},
-        "text_patience": {"text_change"},
-        "oracle": {"final_agreement"},
-        "agreement": {"entropy", loss},
-        "fixed": set(),
-    }
+    reads = {name: set(POLICIES[name].scores) for name in THRESHOLDS} | {"agreement": {"entropy", loss}, "fixed": set()}
     allowed = []
     for name in (*FAMILIES, *TEXT_FAMILIES):
         if name in LOOK_AHEAD:
@@ -169,10 +164,10 @@ def list_families(traces: Traces, loss: str) -> list[str]:
             target = loss if target == "disagreement" else target
             fits = target in known and bool(set(features) & set(traces.scores))
         else:
-            fits = special.get(name, {name}) <= known
+            fits = reads[name] <= known
         if fits:
             allowed.append(name)
-    used = {"change", "text_change", "final_agreement", "num_frames", "draw", *FAMILIES, *TEXT_FAMILIES}
+    used = {"num_frames", "draw", *FAMILIES, *TEXT_FAMILIES}.union(*(reads[name] for name in THRESHOLDS))
     rest = {column: values for column, values in traces.scores.items() if column not in used}
     return allowed + [column for column, values in rest.items() if values[:, :-1].isfinite().all()]
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daisy import _files
 from daisy.calibration.intervals import Estimate
 from daisy.errors import UsageError
+from daisy.evaluation.style import choose_lines, style_axes, style_in_order, style_lines
+from daisy.policies import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+FEW_LINES = 3
+"""So many intervals can be drawn as bands and still be told apart."""
 
 
 def format_snr(snr_db: float | None) -> str:
@@ -46,8 +52,7 @@ def make_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes([axes])
     return figure, axes
 
 
@@ -63,28 +68,28 @@ def draw_exit_layers_by_snr(
 
     Args:
         snrs_db: conditions in order, None for clean.
-        curves: label to an estimate per condition.
+        curves: label to an estimate per condition; of many the eight that matter most are drawn.
         num_layers: of the backbone, the top of the axis.
-        title: above the figure.
+        title: above the figure: what is seen in it.
         points: label to single utterances' exit layers per condition, drawn faintly.
     """
     figure, axes = make_axes()
     places = list(range(len(snrs_db)))
-    for index, (label, estimates) in enumerate(curves.items()):
-        color = f"C{index}"
+    labels = choose_lines(curves)
+    for label, style in style_lines(labels).items():
+        estimates = curves[label]
         for place, values in zip(places, (points or {}).get(label, ()), strict=False):
             spread = [place + 0.16 * ((i + 0.5) / len(values) - 0.5) for i in range(len(values))]
-            axes.plot(spread, values, ".", color=color, alpha=0.35, markersize=6)
-        axes.fill_between(
-            places, [e.low for e in estimates], [e.high for e in estimates], color=color, alpha=0.15, linewidth=0
-        )
-        axes.plot(places, [e.mean for e in estimates], "o-", color=color, label=label)
+            axes.plot(spread, values, ".", color=style["color"], alpha=0.35, markersize=6)
+        is_wide = len(labels) <= FEW_LINES or label == DEFAULT_POLICY
+        _draw_intervals(axes, places, [(e.low, e.high) for e in estimates], style, is_wide)
+        axes.plot(places, [e.mean for e in estimates], label=label, **style)
     axes.set_xticks(places, [format_snr(snr) for snr in snrs_db])
     axes.set_xlabel("signal-to-noise ratio")
     axes.set_ylabel(f"exit layer (of {num_layers})")
     axes.set_ylim(0.5, num_layers + 0.5)
-    axes.set_title(title)
-    axes.legend(frameon=False)
+    axes.set_title(title, loc="left", fontsize="medium")
+    _add_legend(axes, len(labels))
     return figure
 
 
@@ -95,26 +100,48 @@ def draw_lines(
     up: str,
     title: str = "",
     black: Sequence[str] = (),
+    bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    in_order: bool = False,
 ) -> Figure:
-    """Draw curves of (x, y) points.
+    """Draw curves of (x, y) points; of many the eight that matter most.
 
     Args:
         curves: label to points.
         across: what the horizontal axis is.
         up: what the vertical axis is.
-        title: above the figure.
+        title: above the figure: what is seen in it.
         black: labels of curves that others are compared with, drawn black.
+        bands: label to the (low, high) of each point.
+        in_order: the curves have an order, which their colours show.
     """
     figure, axes = make_axes(8.0, 4.6)
-    styles = iter(("--", ":", "-.", (0, (1, 4))))
-    for index, (label, points) in enumerate(curves.items()):
-        x, y = [point[0] for point in points], [point[1] for point in points]
-        if label in black:
-            axes.plot(x, y, linestyle=next(styles, "--"), color="black", label=label)
-        else:
-            axes.plot(x, y, ".-" if index < 10 else "x:", color=f"C{index % 10}", alpha=0.9, label=label)
+    labels = choose_lines(curves, black)
+    for label, style in (style_in_order(labels) if in_order else style_lines(labels, black)).items():
+        x, y = [point[0] for point in curves[label]], [point[1] for point in curves[label]]
+        is_wide = len(labels) <= FEW_LINES or label == DEFAULT_POLICY
+        _draw_intervals(axes, x, (bands or {}).get(label, ()), style, is_wide)
+        axes.plot(x, y, label=label, **(style if len(x) > 1 else {"marker": "x", **style}))
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.set_title(title)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.set_title(title, loc="left", fontsize="medium")
+    _add_legend(axes, len(labels))
     return figure
+
+
+def _draw_intervals(
+    axes: Axes, x: Sequence[float], ends: Sequence[tuple[float, float]], style: Mapping[str, Any], is_wide: bool
+) -> None:
+    """Draw the interval of each point, where there are some: as a band, or as thin bars, which cover no other line."""
+    low, high = [low for low, _ in ends], [high for _, high in ends]
+    if is_wide and len(ends) > 1:
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    elif ends:
+        axes.vlines(x, low, high, color=style["color"], alpha=0.5, linewidth=0.8)
+
+
+def _add_legend(axes: Axes, num_lines: int) -> None:
+    """Name the lines, if there is more than one: below the axes, where a narrow page shows them too."""
+    if num_lines > 1:
+        figure = axes.get_figure()
+        assert figure is not None
+        figure.legend(frameon=False, loc="outside lower center", ncols=min(num_lines, 4), fontsize="small")

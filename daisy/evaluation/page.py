@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from daisy.calibration.intervals import Estimate
+from daisy.evaluation.captions import choose_spoken, say_exits, say_points
 from daisy.evaluation.comparison import Evaluation
 from daisy.evaluation.figures import draw_exit_layers_by_snr, draw_lines, format_snr
 from daisy.evaluation.html import Section
 from daisy.evaluation.study import Study, correlate_with_snr
+from daisy.evaluation.style import MAX_LINES
 
 
 def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
@@ -24,7 +26,7 @@ def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | 
         parts.append(_adaptivity(study, kinds, snrs_db))
     if len(study.layers) > 1:
         parts.append(_conditions(study))
-    return [*parts, _by_exit_layer(study), _layers(study), make_numbers_section(study)]
+    return [*parts, _by_exit_layer(study), _layers(study, kinds), make_numbers_section(study)]
 
 
 def format_estimate(value: Estimate, digits: int = 1) -> str:
@@ -38,6 +40,8 @@ def _frontier(study: Study) -> Section:
     losses = {name: [(v.depth, v.losses[study.loss].mean) for v in mine[name]] for name in names}
     ahead = {name: [(v.depth, v.gain[study.loss].mean) for v in mine[name]] for name in names if name != "fixed"}
     compared = [name for name in ("fixed", "oracle", "hindsight") if name in names]
+    bands = {name: [_ends(v.losses[study.loss]) for v in mine[name]] for name in names}
+    gain_bands = {name: [_ends(v.gain[study.loss]) for v in mine[name]] for name in ahead}
     share = "executed share of the cost"
     return Section(
         title="Which policy wins at which depth?",
@@ -50,17 +54,57 @@ def _frontier(study: Study) -> Section:
         ),
         figures=(
             (
-                f"{study.loss} at the exit; lower is better",
-                draw_lines(losses, across=share, up=study.loss, black=compared),
+                f"{study.loss} at the exit, with 95 % intervals; lower is better",
+                draw_lines(losses, across=share, up=study.loss, title=_say_losses(study), black=compared, bands=bands),
             ),
             (
                 f"how much lower {study.loss} is than a static cut's at the same depth; higher is better",
-                draw_lines(ahead, across=share, up="lower than fixed by", black=compared),
+                draw_lines(
+                    ahead,
+                    across=share,
+                    up="lower than fixed by",
+                    title=_say_gains(study),
+                    black=compared,
+                    bands=gain_bands,
+                ),
             ),
         ),
         header=("policy", *(f"set for {target:.0%}" for target in dict.fromkeys(t for t, _ in study.frontier))),
         rows=list_gains(study),
     )
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    return estimate.low, estimate.high
+
+
+def _speak_of(study: Study) -> tuple[float, list[Evaluation]]:
+    """The target nearest to the study's depth, and what came of it."""
+    target = min((target for target, _ in study.frontier), key=lambda target: abs(target - study.depth))
+    return target, [evaluation for t, evaluation in study.frontier if t == target]
+
+
+def _say_losses(study: Study) -> str:
+    _, at_target = _speak_of(study)
+    spoken = choose_spoken(evaluation.policy for evaluation in at_target)
+    for evaluation in at_target:
+        if evaluation.policy == spoken:
+            values = [(spoken, evaluation.losses[study.loss].mean), ("static cut", evaluation.fixed[study.loss])]
+            return say_points(f"of the cost, {study.loss}:", evaluation.depth, values)
+    return ""
+
+
+def _say_gains(study: Study) -> str:
+    """Which policy is furthest ahead of the static cut."""
+    target, at_target = _speak_of(study)
+    real = [e for e in at_target if e.policy not in ("fixed", "hindsight", "oracle")]
+    if not real:
+        return ""
+    best = max(real, key=lambda evaluation: evaluation.gain[study.loss].mean)
+    gain = best.gain[study.loss]
+    if gain.low > 0:
+        return f"Set for {target:.0%}, {best.policy} is furthest ahead of the static cut, by {gain.mean:.3f}"
+    return f"Set for {target:.0%}, no policy is clearly ahead of the static cut"
 
 
 def make_numbers_section(study: Study) -> Section:
@@ -94,9 +138,10 @@ def _adaptivity(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | No
     for kind in kinds:
         names = {snr: "clean" if snr is None else f"{kind} {snr:g} dB" for snr in snrs_db}
         curves = {p: [named[p, names[snr]].mean_exit_layer for snr in snrs_db] for p in policies}
-        title = f"{kind}; tuned to {study.depth:.0%} depth"
+        spoken = choose_spoken(policies)
+        title = say_exits(spoken, curves[spoken], [format_snr(snr) for snr in snrs_db], kind) if spoken else ""
         figures.append(
-            (f"{kind}: mean exit layer with 95 % intervals",
+            (f"{kind}: mean exit layer with 95 % intervals; policies tuned to {study.depth:.0%} depth",
              draw_exit_layers_by_snr(snrs_db, curves, num_layers=num_layers, title=title))
         )  # fmt: skip
         for policy in policies:
@@ -145,14 +190,19 @@ def _by_exit_layer(study: Study) -> Section:
         for evaluation in overall
         for by_layer in [evaluation.by_exit_layer[study.loss]]
     }
-    title = f"{study.loss} of those who left at each layer"
+    caption = f"{study.loss} of those who left at each layer"
+    spoken = choose_spoken(curves)
+    title = ""
+    if len(curves.get(spoken, ())) > 1:
+        (first, before), (last, after) = curves[spoken][0], curves[spoken][-1]
+        title = f"{spoken}: {study.loss} {before:.3f} of those who leave at {first}, {after:.3f} at {last}"
     return Section(
         title="Are early exits worse than late ones?",
         text=(
             f"Policies tuned to {study.depth:.0%} depth, all conditions. A mean over everybody may hide exits that are "
             "much worse than others. In brackets: how many runs left there."
         ),
-        figures=((title, draw_lines(curves, across="exit", up=study.loss)),) if overall else (),
+        figures=((caption, draw_lines(curves, across="exit", up=study.loss, title=title)),) if overall else (),
         header=("policy", *(str(layer) for layer in study.exits)),
         rows=tuple(
             (
@@ -168,19 +218,38 @@ def _by_exit_layer(study: Study) -> Section:
     )
 
 
-def _layers(study: Study) -> Section:
-    """Where depth helps: each loss by layer."""
+def _layers(study: Study, kinds: Sequence[str]) -> Section:
+    """Where depth helps: the loss by layer, and the same against the clean audio, a figure for each kind of noise."""
     figures = []
-    for loss in next(iter(study.layers.values())):
-        curves = {
-            condition: list(zip(study.exits, values[loss], strict=True)) for condition, values in study.layers.items()
-        }
-        figures.append((f"{loss} of each layer", draw_lines(curves, across="exit", up=loss)))
+    for loss in (study.loss, f"clean_{study.loss}"):
+        if loss not in next(iter(study.layers.values())):
+            continue
+        for kind, conditions in _group_conditions(list(study.layers), kinds).items():
+            curves = {
+                condition: list(zip(study.exits, study.layers[condition][loss], strict=True))
+                for condition in conditions
+            }
+            says = [f"{curve[0][1]:.2f} to {curve[-1][1]:.2f} ({name})" for name, curve in curves.items()]
+            title = f"{loss}, first exit to last: {', '.join(dict.fromkeys([says[0], says[-1]]))}"
+            figure = draw_lines(curves, across="exit", up=loss, title=title, in_order=True)
+            figures.append((f"{loss} of each layer{f', {kind}' if kind else ''}", figure))
     return Section(
         title="Where does depth still buy something?",
         text="Mean loss if everybody left at one layer. Where a curve is flat, leaving early is right.",
         figures=tuple(figures),
     )
+
+
+def _group_conditions(conditions: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
+    """Group conditions by kind of noise, with clean audio in each, and those of no kind; few enough for a figure."""
+    groups = {kind: [name for name in conditions if name == "clean" or name.startswith(f"{kind} ")] for kind in kinds}
+    named = {name for group in groups.values() for name in group}
+    groups[""] = [name for name in conditions if name not in named]
+    return {
+        f"{kind}{f' ({place // MAX_LINES + 1})' if place else ''}": group[place : place + MAX_LINES]
+        for kind, group in groups.items()
+        for place in range(0, len(group), MAX_LINES)
+    }
 
 
 def list_gains(study: Study) -> tuple[tuple[str, ...], ...]:

@@ -25,6 +25,10 @@ class Policy(ABC):
 
     name: ClassVar[str]
     scores: ClassVar[tuple[str, ...]] = ()
+    knob: ClassVar[str] = ""
+    """The setting that calibration turns, where it is a threshold on the one score; else empty."""
+    leaves_below: ClassVar[bool] = True
+    """Whether utterances leave at or below that threshold, or at or above it."""
     layered: ClassVar[tuple[str, ...]] = ()
     """Settings that may be one number for each exit."""
     exit_numbers: ClassVar[tuple[str, ...]] = ()

@@ -92,6 +92,8 @@ class Oracle(Policy):
 
     name: ClassVar[str] = "oracle"
     scores: ClassVar[tuple[str, ...]] = ("final_agreement",)
+    knob: ClassVar[str] = "degree"
+    leaves_below: ClassVar[bool] = False
 
     degree: float
     """Share of frames whose unit must be the last layer's, 0 to 1."""

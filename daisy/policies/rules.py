@@ -16,8 +16,8 @@ from daisy.policies.base import PerLayer, Policy, Trajectories, at
 class Threshold(Policy):
     """Leaves at the first layer whose score is at or below a threshold, or at or above it."""
 
+    knob: ClassVar[str] = "threshold"
     layered: ClassVar[tuple[str, ...]] = ("threshold",)
-    leaves_below: ClassVar[bool] = True
 
     threshold: PerLayer
 
@@ -127,6 +127,7 @@ class Agreement(Threshold):
 
     name: ClassVar[str] = "agreement"
     scores: ClassVar[tuple[str, ...]] = ("entropy",)
+    knob: ClassVar[str] = ""  # its thresholds are learnt together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,7 @@ class Patience(Policy):
 
     name: ClassVar[str] = "patience"
     scores: ClassVar[tuple[str, ...]] = ("change",)
+    knob: ClassVar[str] = "tolerance"
     layered: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     tolerance: PerLayer

@@ -15,11 +15,29 @@ def test_tables_are_rendered_from_the_results():
         assert readme.render_page(text) == text, f"{page}: make readme"
 
 
-def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "daisy" / "assets").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), (page, target)
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "daisy" / "assets").glob("*.md"),
+]
+
+
+def find_anchors(path):
+    """What a code forge calls the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            path = page.parent / target if target else page
+            assert path.exists(), target
+            assert not anchor or anchor in find_anchors(path), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -172,6 +172,8 @@ def test_convert_and_info(place):
     assert "4 of width 32, 4 heads" in described
     assert "none: policies fixed and never only" in described
     assert "plain.pth" in described
+    assert f"daisy {daisy.__version__}, Python 3." in described
+    assert f"torch {torch.__version__.split('+')[0]}" in described
 
 
 def test_manifest_and_labels(place):

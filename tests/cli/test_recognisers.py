@@ -5,11 +5,9 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import signal
 import threading
 import time
-from pathlib import Path
 
 import numpy
 import pytest
@@ -323,31 +321,3 @@ def test_a_run_with_a_budget_of_time_goes_on(place, command, model):
     assert f"{NUM_RECORDINGS} of them were finished before" in again.stdout
     for other in (("--deadline-ms", "2e6"), ("--deadline-macs", "1e6"), ()):
         assert "holds a run with another policy" in run(*call, *other, cwd=place).stderr
-
-
-@needs_jiwer
-def test_the_commands_of_the_page_run(tmp_path):
-    """Those of docs/recognition.md, one after the other, on three short recordings."""
-    page = Path(__file__).parents[2] / "docs" / "recognition.md"
-    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("daisy ")]
-    assert len(lines) > 10
-    daisy.save(tiny_recogniser("hubert", units=True), tmp_path / "recogniser.safetensors")
-    texts, speakers = ["path,text"], ["path,speaker"]
-    for folder in ("train", "dev", "recordings"):
-        (tmp_path / folder).mkdir()
-    for index in range(6):
-        noise = 0.05 * (index + 1) * numpy.random.default_rng(index).standard_normal(3000 + 800 * index)
-        for folder in ("train", "dev", "recordings") if index < 2 else ("dev",):
-            soundfile.write(tmp_path / folder / f"{index}.wav", noise, 16000)
-            texts.append(f"{folder}/{index}.wav,ab c")
-            speakers.append(f"{folder}/{index}.wav,{index}")
-    soundfile.write(tmp_path / "talk.wav", noise, 16000)
-    (tmp_path / "text.csv").write_text("\n".join(texts))
-    (tmp_path / "speakers.csv").write_text("\n".join(speakers))
-    calibrations = [line for line in lines if " calibrate " in line]
-    for line in [*calibrations[:1], *(line for line in lines if line not in calibrations[:1])]:
-        arguments = shlex.split(line)[1:]
-        is_tested_above = arguments[0] in ("noise-curve", "replay") or "/abs/run" in line
-        if not is_tested_above and ("--beam" not in line or importlib.util.find_spec("flashlight")):
-            done = run(*arguments, cwd=tmp_path)
-            assert done.returncode == 0, (line, done.stderr)

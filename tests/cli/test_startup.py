@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from daisy import cli
 from daisy.version import __version__
 from tests.cli.running import run_python
 
@@ -18,25 +19,7 @@ try:
 except SystemExit as end:
     print("\\n" + json.dumps([end.code, [name for name in {HEAVY!r} if name in sys.modules]]))
 """
-COMMANDS = [
-    "extract",
-    "units",
-    "transcribe",
-    "index",
-    "calibrate",
-    "noise-curve",
-    "replay",
-    "info",
-    "convert",
-    "export",
-    "truncate",
-    "labels",
-    "train-heads",
-    "manifest",
-    "mdi",
-    "demo",
-    "user-dir",
-]
+COMMANDS = [module.__name__.rpartition(".")[2].replace("_", "-") for module in cli.COMMANDS]
 
 
 def answer(*arguments):

@@ -1,7 +1,6 @@
 """A corpus and a HuBERT, tiny; fairseq's commands, as its users run them."""
 
 import os
-import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,8 +11,8 @@ import pytest
 import soundfile
 
 import daisy
+from tests import fork_server
 from tests.conftest import POST_NORM, tiny_model
-from tests.fairseq_plugins import fork_server
 
 if find_spec("fairseq") is None:  # found, not imported: that takes seconds in every process of pytest-xdist
     pytest.skip("needs fairseq", allow_module_level=True)
@@ -48,31 +47,6 @@ def corpus(tmp_path_factory):
     model.heads = None
     daisy.save(model, folder / "hubert.safetensors")
     return folder
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """A folder of the programs that users call; they run in forks of one process (`fork_server`)."""
-    folder = tmp_path_factory.mktemp("programs")
-    path = folder / "socket"
-    for name in ("fairseq-train", "fairseq-hydra-train", "daisy", "python"):
-        (folder / name).write_text(
-            f'#!/bin/sh\nexec {sys.executable} -S -E {fork_server.__file__} {path} {name} "$@"\n'
-        )
-        (folder / name).chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        descriptor = listener.fileno()
-        server = subprocess.Popen(
-            [sys.executable, fork_server.__file__, str(descriptor)],
-            pass_fds=[descriptor],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # as its forks' are: Python's streams do not change from files to pipes
-            stderr=subprocess.STDOUT,
-        )
-    yield folder
-    server.communicate()
 
 
 def run(*arguments):

@@ -5,61 +5,15 @@ import pytest
 import torch
 
 from daisy import PolicyError, policies
-
-LAYERS = 12
-
-
-def look_ahead(kind, price, features):
-    """Foretells with weights drawn at random."""
-    generator = torch.Generator().manual_seed(2)
-    rand = lambda *shape: torch.randn(*shape, generator=generator).tolist()  # noqa: E731
-    weights = [rand(LAYERS - layer, layer * len(features)) for layer in range(1, LAYERS)]
-    for rows in weights:
-        for row in rows:
-            row[features.index("change") * (len(row) // len(features))] = 0.0  # nothing is known of it at layer 1
-    intercepts = [rand(LAYERS - layer) for layer in range(1, LAYERS)]
-    return kind(price=price, features=features, weights=weights, intercepts=intercepts)
-
-
-DEADLINE = {"budget": 500.0, "front_cost": (10.0, 1.0, 0.0), "layer_cost": (5.0, 0.2, 0.001)}
-ALL = [
-    policies.Entropy(threshold=0.5),
-    policies.Entropy(threshold=tuple(0.3 + 0.02 * layer for layer in range(LAYERS))),
-    policies.Regressed(threshold=0.4),
-    policies.Confidence(threshold=0.6),
-    policies.Margin(threshold=0.7),
-    policies.SentenceConfidence(threshold=0.7),
-    policies.Posterior(threshold=0.8),
-    policies.TextPatience(tolerance=0.2),
-    policies.Agreement(threshold=(0.0,) * 4 + (0.3,) * 8),
-    policies.Score(column="regressed", threshold=0.2),
-    policies.Score(column="confidence", threshold=0.7, below=False),
-    policies.Patience(tolerance=0.5),
-    policies.Patience(tolerance=(0.9,) * 6 + (0.6,) * 6, patience=3),
-    look_ahead(policies.Forecast, 0.4, ("entropy", "change")),
-    look_ahead(policies.Plateau, 0.2, ("change",)),
-    look_ahead(policies.RegressedPlateau, 0.4, ("change", "regressed")),
-    policies.Deadline(**DEADLINE),
-    policies.Deadline(**DEADLINE, layers=tuple(range(2, 2 * LAYERS + 1, 2))),
-    policies.Deadline(**DEADLINE, then=policies.Entropy(threshold=0.4)),
-    policies.Random(histogram=(0, 0, 1, 2, 3, 4, 3, 2, 1, 0, 0, 1)),
-    policies.Oracle(degree=0.6),
-    policies.Window(threshold=0.5, first=4, last=7),
-    policies.Fixed(layer=7),
-    policies.Never(),
-]
+from tests.policies.examples import ALL, LAYERS, SCORE_NAMES, hide_first
 
 
 def drawn(count=200):
     """(B, L) of every score that a policy reads."""
     generator = torch.Generator().manual_seed(1)
-    names = (
-        *("entropy", "regressed", "confidence", "margin", "change", "final_agreement"),
-        *("sentence_confidence", "posterior", "text_change"),
-    )
-    scores = {name: torch.rand(count, LAYERS, generator=generator) for name in names}
+    scores = {name: torch.rand(count, LAYERS, generator=generator) for name in SCORE_NAMES}
     scores["entropy"] = scores["entropy"].cummin(1).values
-    scores["change"][:, 0] = scores["text_change"][:, 0] = torch.nan
+    hide_first(scores)
     for name, values in (("num_frames", torch.randint(10, 400, (count, 1))), ("draw", torch.rand(count, 1))):
         scores[name] = values.float().expand(count, LAYERS)
     return scores

@@ -9,91 +9,27 @@ from hypothesis import strategies as st
 
 from daisy import policies
 from daisy.policies.rules import LookAhead
+from tests.policies.examples import DRAWN, FEW_LAYERS, SCORE_NAMES, hide_first, seeds, units
 
-LAYERS, UTTERANCES = 6, 20
-units = st.floats(0, 1, width=32)
-seeds = st.integers(0, 2**32)
-per_layer = st.one_of(units, st.tuples(*[units] * LAYERS))
+UTTERANCES = 20
 
 
 def draw_scores(seed):
     """(B, L) of every score that a policy reads, from 0 to 1; some of the utterances tie."""
     generator = torch.Generator().manual_seed(seed)
-    names = (
-        *("entropy", "regressed", "confidence", "margin", "change", "final_agreement"),
-        *("sentence_confidence", "text_change", "posterior"),
-    )
-    scores = {name: torch.rand(UTTERANCES, LAYERS, generator=generator).mul(8).round() / 8 for name in names}
-    scores["change"][:, 0] = scores["text_change"][:, 0] = torch.nan
+    scores = {name: torch.rand(UTTERANCES, FEW_LAYERS, generator=generator).mul(8).round() / 8 for name in SCORE_NAMES}
+    hide_first(scores)
     num_frames = torch.randint(1, 500, (UTTERANCES, 1), generator=generator).float()
     return scores | {
-        "num_frames": num_frames.expand(-1, LAYERS),
-        "draw": torch.rand(UTTERANCES, 1, generator=generator).expand(-1, LAYERS),
+        "num_frames": num_frames.expand(-1, FEW_LAYERS),
+        "draw": torch.rand(UTTERANCES, 1, generator=generator).expand(-1, FEW_LAYERS),
     }
-
-
-def look_ahead(kind, features):
-    """Policies that predict from some of the scores; of `change`, nothing is known at layer 1."""
-
-    def make(price, seed):
-        generator = torch.Generator().manual_seed(seed)
-        weights, intercepts = [], []
-        for layer in range(1, LAYERS):
-            matrix = torch.randn(LAYERS - layer, len(features), layer, generator=generator)
-            if "change" in features:
-                matrix[:, features.index("change"), 0] = 0
-            weights.append(matrix.flatten(1).tolist())
-            intercepts.append(torch.randn(LAYERS - layer, generator=generator).tolist())
-        return kind(price=price, features=features, weights=weights, intercepts=intercepts)
-
-    return st.builds(make, st.floats(-1, 2), seeds)
-
-
-costs = st.tuples(st.floats(0, 100), st.floats(0, 2), st.floats(0, 0.01))
-entropies = st.builds(policies.Entropy, threshold=per_layer)
-DRAWN = {
-    "entropy": entropies,
-    "regressed": st.builds(policies.Regressed, threshold=per_layer),
-    "confidence": st.builds(policies.Confidence, threshold=per_layer),
-    "margin": st.builds(policies.Margin, threshold=per_layer),
-    "sentence_confidence": st.builds(policies.SentenceConfidence, threshold=per_layer),
-    "posterior": st.builds(policies.Posterior, threshold=per_layer),
-    "agreement": st.builds(policies.Agreement, threshold=per_layer),
-    "score": st.builds(
-        policies.Score, column=st.sampled_from(["margin", "regressed"]), threshold=per_layer, below=st.booleans()
-    ),
-    "patience": st.builds(policies.Patience, tolerance=per_layer, patience=st.integers(1, LAYERS + 1)),
-    "text_patience": st.builds(policies.TextPatience, tolerance=per_layer, patience=st.integers(1, LAYERS + 1)),
-    "forecast": look_ahead(policies.Forecast, ("entropy", "change", "margin")),
-    "plateau": look_ahead(policies.Plateau, ("entropy",)),
-    "regressed_plateau": look_ahead(policies.RegressedPlateau, ("regressed", "change")),
-    "deadline": st.builds(
-        policies.Deadline,
-        budget=st.floats(1e-3, 1e4),
-        front_cost=costs,
-        layer_cost=costs,
-        then=st.one_of(st.just(policies.Never()), entropies),
-        layers=st.sampled_from([(), (2, 4, 6, 8, 10, 12)]),
-    ),
-    "random": st.builds(
-        policies.Random, histogram=st.tuples(*[st.integers(0, 5)] * LAYERS).filter(lambda counts: sum(counts) > 0)
-    ),
-    "oracle": st.builds(policies.Oracle, degree=units),
-    "daisy_window": st.builds(
-        lambda threshold, first, more: policies.Window(threshold=threshold, first=first, last=first + more),
-        units,
-        st.integers(1, LAYERS),
-        st.integers(0, LAYERS),
-    ),
-    "fixed": st.builds(policies.Fixed, layer=st.integers(1, LAYERS)),
-    "never": st.just(policies.Never()),
-}
 
 
 def leave_layer_by_layer(policy, scores):
     """Exit layers as the encoder finds them: who left is not there any more, later layers are not known."""
-    exits, active = torch.full((UTTERANCES,), LAYERS), torch.arange(UTTERANCES)
-    for layer in range(1, LAYERS):
+    exits, active = torch.full((UTTERANCES,), FEW_LAYERS), torch.arange(UTTERANCES)
+    for layer in range(1, FEW_LAYERS):
         prefixes = {name: scores[name][active, :layer] for name in policy.reads}
         leave = policy.decide(prefixes, layer).expand(len(active))
         exits[active[leave]] = layer
@@ -111,7 +47,7 @@ def test_every_policy_is_drawn():
 @given(st.data(), seeds)
 def test_prefixes_decide_as_a_full_run_does(name, data, seed):
     policy, scores = data.draw(DRAWN[name]), draw_scores(seed)
-    policy.check(LAYERS)
+    policy.check(FEW_LAYERS)
     assert policy.name == name
     assert policy.exit_layers(scores).tolist() == leave_layer_by_layer(policy, scores).tolist()
 
@@ -152,7 +88,7 @@ EARLIER = {
 @given(st.data(), seeds)
 def test_exits_follow_the_setting(name, data, seed):
     setting, higher_is_earlier = EARLIER[name]
-    value = st.integers(1, LAYERS) if setting == "layer" else units.map(lambda unit: unit + 1e-6)
+    value = st.integers(1, FEW_LAYERS) if setting == "layer" else units.map(lambda unit: unit + 1e-6)
     low, high = sorted([data.draw(value), data.draw(value)])
     policy, scores = data.draw(DRAWN[name]), draw_scores(seed)
     if name == "deadline":  # units of about what a layer takes
@@ -164,7 +100,7 @@ def test_exits_follow_the_setting(name, data, seed):
     assert (earlier <= later).all()
 
 
-@given(st.data(), st.integers(1, LAYERS), seeds)
+@given(st.data(), st.integers(1, FEW_LAYERS), seeds)
 def test_longer_patience_leaves_later(data, patience, seed):
     policy, scores = data.draw(DRAWN["patience"]), draw_scores(seed)
     exits = [dataclasses.replace(policy, patience=layers).exit_layers(scores) for layers in (patience, patience + 1)]
@@ -188,8 +124,8 @@ def test_longer_patience_leaves_later(data, patience, seed):
 @given(st.data())
 def test_what_is_no_number_lets_nobody_leave(name, data):
     policy = data.draw(DRAWN[name])
-    scores = {score: torch.full((3, LAYERS), torch.nan) for score in policy.reads}
-    assert policy.exit_layers(scores).tolist() == [LAYERS] * 3
+    scores = {score: torch.full((3, FEW_LAYERS), torch.nan) for score in policy.reads}
+    assert policy.exit_layers(scores).tolist() == [FEW_LAYERS] * 3
 
 
 @pytest.mark.parametrize("name", ["forecast", "plateau", "regressed_plateau"])
@@ -200,13 +136,13 @@ def test_looking_ahead_stops_where_no_gain_pays(name, data, seed):
     assert isinstance(policy, LookAhead)
     expected = []
     for row in range(UTTERANCES):
-        for layer in range(1, LAYERS):
+        for layer in range(1, FEW_LAYERS):
             past = [scores[score][row, :layer].nan_to_num(0.0) for score in policy.features]
             weights, offsets = torch.tensor(policy.weights[layer - 1]), torch.tensor(policy.intercepts[layer - 1])
             gains = weights.double() @ torch.cat(past).double() + offsets.double()
             if all(gain <= policy.price * more for more, gain in enumerate(gains.tolist(), 1)):
                 break
         else:
-            layer = LAYERS
+            layer = FEW_LAYERS
         expected.append(layer)
     assert policy.exit_layers(scores).tolist() == expected

@@ -1,7 +1,7 @@
-"""Programs without Python's start: a process that has imported fairseq forks for each of them.
+"""Programs without Python's start: a process that has imported what they need forks for each of them.
 
-    python fork_server.py DESCRIPTOR              serves at a listening socket, until its standard input is closed
-    python fork_server.py SOCKET PROGRAM ...      runs a program there as if it ran here
+    python fork_server.py serve DESCRIPTOR MODULE ...   serves at a listening socket, until its standard input is closed
+    python fork_server.py SOCKET PROGRAM ...            runs a program there as if it ran here
 
 A fork is a process of its own, as a user's is: arguments, folder, environment, hydra and fairseq's registries are new,
 and the program's own entry point runs in it. Only the seconds of importing are saved.
@@ -13,24 +13,16 @@ import signal
 import socket
 import sys
 
-IMPORTED = (
-    "fairseq_cli.hydra_train",
-    "torch._dynamo",
-    "sklearn.cluster",
-    "pyroomacoustics",
-    "daisy.encoder",
-    "daisy.extraction.units",
-)
 CRASHED = 70
 """Exit status of a program that was killed."""
 
 
-def serve(descriptor):
+def serve(descriptor, modules):
     import gc
     import importlib
     import select
 
-    for module in IMPORTED:
+    for module in modules:
         importlib.import_module(module)
     gc.freeze()  # what was imported is not looked at again in every fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks that have ended are not waited for
@@ -110,6 +102,7 @@ def ask(path, arguments):
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:
+    if sys.argv[1] != "serve":
         sys.exit(ask(sys.argv[1], sys.argv[2:]))
-    serve(int(sys.argv[1]))
+    del sys.path[0]  # this folder, whose packages have the names of those that they test
+    serve(int(sys.argv[2]), sys.argv[3:])

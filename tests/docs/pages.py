@@ -1,0 +1,133 @@
+"""What README and docs show, as commands and Python that a test runs.
+
+Every fenced block counts. One without a language, or of ``bash``, is commands; one of ``python`` is Python; any other
+is a file's content, which is written to a file where ``<!-- file NAME -->`` stands in the line before it.
+``<!-- before: COMMAND -->`` runs a command that readers need not see, to make what they would have.
+"""
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = ("", "bash", "sh")
+NOT_RUN = {
+    r"^pip install ": "installs; that its extras exist is tested",
+    r"^make ": "sets up an environment; that its targets exist is tested",
+    r"\.venv/bin/activate\b": "is of that environment",
+    r"^ray start ": "begins a cluster on other machines",
+    r"--address auto": "needs such a cluster",
+    r"^python -m benchmarks\.": "measures for minutes to hours; that the scripts exist is tested",
+    r"pretrain\.sh\W": "trains for hours; tests/fairseq_plugins/test_recipe.py runs it",
+    r"--config-name hubert_small_exits": "is for GPUs; tests/fairseq_plugins trains a smaller one",
+    r"^python -m fairseq_plugins\.export /abs/run": "is of that training",
+    r"^daisy convert /abs/run/checkpoints/checkpoint_last\.pt exits\.safetensors": "likewise",
+    r"--checkpoint out/exits\.safetensors": "is of pretrain.sh",
+}
+"""Commands that no test runs, each with the reason."""
+STANDS_FOR = {"/abs/": "{place}/", "/data": "{place}/data"}
+"""Folders of a reader's machine, and where they are in a test."""
+ALSO = {
+    r"^fairseq-hydra-train ": (
+        *("common.cpu=true", "optimization.max_update=2", "dataset.num_workers=0", "dataset.max_tokens=40000"),
+        *("dataset.validate_interval_updates=2", "checkpoint.save_interval_updates=2"),
+    ),
+    r"--config-name daisy_mini_ctc ": ("model.mask_channel_length=4",),
+    r"^fairseq-train ": (
+        *("--cpu", "--max-update", "2", "--num-workers", "0", "--max-tokens", "40000"),
+        *("--validate-interval-updates", "2", "--save-interval-updates", "2"),
+    ),
+    r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6"),
+}
+"""What makes programs stop after two updates, on a CPU, or compare two policies."""
+NEEDS = {
+    r"^fairseq-": "fairseq",
+    r"-m fairseq_plugins": "fairseq",
+    r"^daisy-s3prl |import s3prl": "s3prl",
+    r"^daisy transcribe ": "jiwer",
+    r" --beam ": "flashlight",
+    r"^daisy mdi ": "simpy",
+    r"--kmeans ": "sklearn",
+    r"^daisy labels ": "sklearn",
+    r"--report ": "matplotlib",
+    r"parquet": "pyarrow",
+}
+"""What a page needs beside daisy; where it is not installed, the page is not run."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, or a hidden command, and where it stands."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+FENCE = re.compile(
+    r"^(?:<!-- file (?P<file>\S+) -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```[ ]*$"
+    r"|^<!-- before: (?P<before>.*?) -->$",
+    re.M | re.S,
+)
+
+
+def find_blocks(text: str, page: str) -> list[Block]:
+    """Find the blocks of a page, in order."""
+    blocks = []
+    for match in FENCE.finditer(text):
+        line = text[: match.start()].count("\n") + 1
+        if match["before"]:
+            blocks.append(Block(page, line, "", match["before"]))
+        else:
+            blocks.append(Block(page, line, match["language"], match["text"], match["file"] or ""))
+    return blocks
+
+
+def read_blocks(path: Path) -> list[Block]:
+    """Read the blocks of a page of the checkout."""
+    return find_blocks(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+
+
+def split_commands(text: str) -> list[str]:
+    """Split a block into its commands, each a line or as many as it takes; comments and empty lines are left out."""
+    commands, lines = [], []
+    for line in text.splitlines():
+        lines.append(line)
+        command = "\n".join(lines)
+        if line.endswith("\\") or subprocess.run(["bash", "-n", "-c", command], capture_output=True).returncode:
+            continue
+        lines = []
+        if re.sub(r"^\s*#.*", "", command, flags=re.M).strip():
+            commands.append(command)
+    return [*commands, *(["\n".join(lines)] if lines else [])]
+
+
+def find_exception(command: str) -> str | None:
+    """Find the pattern of `NOT_RUN` that a command is of; None where it is run."""
+    return next((pattern for pattern in NOT_RUN if re.search(pattern, command.strip(), re.M)), None)
+
+
+def name_packages(blocks: list[Block]) -> set[str]:
+    """Name the packages that a page's commands and Python are about, which an environment may lack."""
+    commands = [command for block in blocks if block.language in COMMANDS for command in split_commands(block.text)]
+    text = "\n".join(command for command in commands if find_exception(command) is None)
+    text += "\n".join(block.text for block in blocks if block.language == "python")
+    return {package for pattern, package in NEEDS.items() if re.search(pattern, text, re.M)}
+
+
+def adapt(command: str, place: Path) -> str:
+    """Write a command for the folder of a test."""
+    for name, path in STANDS_FOR.items():
+        command = re.sub(rf"(?<![\w.}}]){re.escape(name)}(?=\W|(?<=/)\w)", path.format(place=place), command)
+    for pattern, options in ALSO.items():
+        if re.search(pattern, command):
+            command = " ".join([re.sub(r"\s#\s.*$", "", command.rstrip()), *map(shlex.quote, options)])
+    return command
