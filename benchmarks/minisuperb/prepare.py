@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.minisuperb import corpora, published
 from benchmarks.minisuperb.sources import CONDITIONS
-from benchmarks.minisuperb.tasks import AT_HAND
+from benchmarks.minisuperb.tasks import USUAL
 from benchmarks.shared.script import RUNS, make_parser, run_script
 
 OUT = RUNS / "minisuperb"
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 def prepare_small(arguments: argparse.Namespace) -> None:
     """Build corpora of the shared recordings."""
     root = arguments.out / "small" / "corpora"
-    for task in arguments.tasks or AT_HAND:
+    for task in arguments.tasks or USUAL:
         folder = corpora.build_corpus(task, root, arguments.seed, overwrite=arguments.overwrite)
         print(f"{task}: {folder}, test sets {', '.join(CONDITIONS)}")
 

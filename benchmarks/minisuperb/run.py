@@ -27,7 +27,7 @@ from benchmarks.minisuperb import report, timing
 from benchmarks.minisuperb.corpora import build_corpus
 from benchmarks.minisuperb.prepare import OUT
 from benchmarks.minisuperb.runs import Run, console, finish_runs, read_rows
-from benchmarks.minisuperb.tasks import AT_HAND, TASKS, list_conditions, read_configuration
+from benchmarks.minisuperb.tasks import AT_HAND, TASKS, USUAL, list_conditions, read_configuration
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
 from benchmarks.shared.results import write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
@@ -103,7 +103,7 @@ def choose_tasks(arguments: argparse.Namespace) -> list[str]:
     published = arguments.data == "published"
     if published and arguments.time:
         raise UsageError("--time is for the shared recordings")
-    chosen = list(dict.fromkeys(arguments.tasks or (PUBLISHED if published else AT_HAND)))
+    chosen = list(dict.fromkeys(arguments.tasks or (PUBLISHED if published else USUAL)))
     for name in chosen:
         if name not in TASKS:
             raise UsageError(unknown_name("task", name, TASKS))

@@ -190,8 +190,10 @@ TASKS = {
     )
 }
 TASKS["asr_english"] = replace(TASKS["asr"], name="asr_english", in_score=False, config="asr")
-AT_HAND = tuple(name for name in TASKS if name not in ("pr", "asr_english"))
-"""Tasks with a corpus of the shared recordings that run if none are named; none has phonemes."""
+AT_HAND = tuple(name for name in TASKS if name != "pr")
+"""Tasks with a corpus of the shared recordings; none has phonemes."""
+USUAL = tuple(name for name in AT_HAND if name != "asr_english")
+"""Those of them that run where none are named."""
 TITLES = {"test": "test", **{name: format_snr(snr_db) for name, snr_db in CONDITIONS.items()}}
 """Test sets' names in tables; "test" is a published corpus's own."""
 UNSCORED = {("se", "clean")}

@@ -54,6 +54,8 @@ NEEDS = {
     r"^daisy labels ": "sklearn",
     r"--report ": "matplotlib",
     r"parquet": "pyarrow",
+    r"lhotse import": "lhotse",
+    r"import webdataset": "webdataset",
 }
 """What a page needs beside daisy; where it is not installed, the page is not run."""
 
