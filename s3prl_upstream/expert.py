@@ -146,7 +146,7 @@ class UpstreamExpert(UpstreamBase):
 
         Raises:
             AudioError: on an utterance shorter than a frame, of several channels, or (on the CPU) with samples that are
-            no numbers.
+                no numbers.
             OutputError: where the cache cannot be written.
         """
         self._check(wavs)
