@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -171,7 +171,7 @@ def parse_row(line: str, row_type: type[Row] = Row) -> Row:
 
 def make_row(content: dict[str, Any], row_type: type[Row]) -> Row:
     """Make a row of what a journal's line says."""
-    known = _list_columns(row_type)
+    known = _list_columns(cast("Any", row_type))
     said = {name: value for name, value in content.items() if name in known}
     return row_type(**{**said, "source": tuple(content["source"])})
 
