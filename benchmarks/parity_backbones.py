@@ -1,6 +1,7 @@
 """States of our wav2vec 2.0, WavLM, data2vec and Whisper against every library's that has them, layer by layer.
 
-    python -m benchmarks.parity_backbones           # all: ten minutes, 12 GB of memory; results/parity_backbones.json
+    python -m benchmarks.parity_backbones --quick       # base size, five seconds of speech; no results file
+    python -m benchmarks.parity_backbones               # all: 20 minutes of a core; results/parity_backbones.json
 
 Random weights of the published sizes, converted from what the library saves; two pieces of the bundled clips, one of
 them longer than the 800 frames from which on all of WavLM's distances are alike. Of HuBERT: `benchmarks.parity`.
@@ -71,13 +72,14 @@ def measure(network: str, source: str, size: Size, waveforms: Sequence[Tensor]) 
 def main() -> None:
     parser = make_parser(__doc__, quick="base size and five seconds; nothing is written")
     parser.add_argument("--networks", nargs="+", choices=list(SOURCES), help="only these; nothing is written")
+    parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=get_args(Size))
     arguments = parser.parse_args()
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
     joined = torch.cat([audio.read(path, SAMPLE_RATE) for path in list_clips()])
     waveforms = [joined[: seconds * SAMPLE_RATE] for seconds in PIECES_SEC[: 1 if arguments.quick else None]]
     rows: list[Row] = []
     for network in arguments.networks or SOURCES:
-        for size in ("base",) if arguments.quick else get_args(Size):
+        for size in ("base",) if arguments.quick else arguments.sizes:
             for source in SOURCES[network]:
                 rows += measure(network, source, size, waveforms)
                 gc.collect()  # networks of gigabytes, with hooks that refer to them

@@ -154,7 +154,8 @@ def merge_result(rows: list[Row], name: str) -> None:
     """Put rows into results/NAME.json, in place of those of the same settings."""
     order = {value: place for place, value in enumerate((*NETWORKS, *FLOAT_PRECISIONS))}
     ordered = sorted(
-        replace_rows(rows, name, BACKBONE_SETTING), key=lambda row: [order.get(row[field], row[field]) for field in BACKBONE_SETTING]
+        replace_rows(rows, name, BACKBONE_SETTING),
+        key=lambda row: [order.get(row[field], row[field]) for field in BACKBONE_SETTING],
     )
     write_result(name, ordered, arguments=() if name == "backbones" else ("--device", "cuda"))
 
