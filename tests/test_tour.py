@@ -54,7 +54,7 @@ def test_depth_follows_the_noise(run):
     assert 0.4 < clean < 0.7
     assert clean < five_db < minus_five_db
     assert minus_five_db - clean > 0.2
-    assert values["entropies"][0] > values["entropies"][-1] + 0.5  # nats: the last layer is surer than the first
+    assert values["entropies"][0] > values["entropies"][-1] + 0.1  # nats: the last layer is surer than the first
 
 
 def test_units_at_their_own_exits_are_the_full_models_more_often_than_at_one_layer(run):
