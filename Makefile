@@ -13,7 +13,7 @@ BIN = .venv/bin
 export OMP_NUM_THREADS ?= 1
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: demo test lint docs dist results readme figures lock test-3.11 test-3.12 test-3.13 test-newest test-plugin-3.11 clean
+.PHONY: demo test lint docs dist results readme figures tour lock test-3.11 test-3.12 test-3.13 test-newest test-plugin-3.11 clean
 
 demo: .venv/.synced
 	$(BIN)/daisy demo --out demo-out
@@ -67,6 +67,10 @@ readme: .venv/.synced
 # Figures anew from benchmarks/results/*.json; nothing is measured.
 figures: .venv/.synced
 	$(BIN)/python -m benchmarks.figures
+
+# Runs docs/tour.ipynb, whose outputs are in the repository, anew.
+tour: .venv/.synced
+	$(BIN)/python -m benchmarks.tour
 
 # The library alone, without fairseq, on the other Pythons: import and an extraction. With the lock's versions, which it
 # has for Python 3.11 and 3.12, else with the newest.

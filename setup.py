@@ -101,6 +101,7 @@ setup(
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),
             # moto's own extra "server" brings an antlr4 that fairseq's hydra-core refuses.
             *("moto[s3]>=5", "flask", "flask-cors", "webdataset>=0.2.86"),
+            *("nbclient>=0.10", "ipykernel>=6.29"),  # run docs/tour.ipynb
         ],
     },
 )

@@ -1,5 +1,7 @@
 """States of our backbone against fairseq's own HuBERT, layer by layer, single unpadded utterances.
 
+Of other networks, and of other libraries: `benchmarks.parity_backbones`.
+
 python -m benchmarks.parity            # the shared small HuBERT, and random Base and Large: 3 minutes
 """
 
@@ -18,25 +20,16 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from benchmarks.parity_backbones import compare_layers
+from benchmarks.shared.backbones import FAIRSEQ_SHAPES
 from benchmarks.shared.recordings import SAMPLE_RATE, SHARED, read_utterances
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.checkpoints import Model
 from daisy.checkpoints.converters import convert
 from daisy.checkpoints.converters.fairseq import from_parts
-from daisy.encoder import EarlyExitEncoder
-from daisy.policies import Never
 
-LARGE = {
-    "extractor_mode": "layer_norm",
-    "encoder_layers": 24,
-    "encoder_embed_dim": 1024,
-    "encoder_ffn_embed_dim": 4096,
-    "encoder_attention_heads": 16,
-    "layer_norm_first": True,
-    "conv_bias": True,
-    "final_dim": 768,
-}
+LARGE = {**FAIRSEQ_SHAPES["large"], "final_dim": 768}
 RANDOM = {"base, random": ({"final_dim": 256}, False), "large, random": (LARGE, True)}
 """Name to fairseq's options, and whether waveforms are normalised."""
 RANDOM_UTTERANCES, RANDOM_SEC = 2, 5
@@ -64,25 +57,21 @@ def load_shared_pair() -> tuple[nn.Module, Model]:
     return models[0].float().eval(), convert(path, allow_pickle=True)
 
 
-@torch.no_grad()
 def compare(name: str, theirs: nn.Module, ours: Model, waveforms: Sequence[Tensor]) -> list[Row]:
     """Compare all layers: the largest difference over the utterances, in the layer's standard deviations."""
     num_layers = ours.backbone.config.num_layers
-    encoder = EarlyExitEncoder(ours.backbone, None, Never())
-    largest = torch.zeros(num_layers + 1)
-    for waveform in waveforms:
-        states = encoder([waveform]).states[0]
+
+    def run(waveform: Tensor) -> list[Tensor]:
         if ours.backbone.config.normalize:  # fairseq's task does it
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape)
-        for layer in range(1, num_layers + 1):
-            output_layer = layer if layer < num_layers else None  # with pre-norm, None adds the final norm
-            expected = theirs.extract_features(waveform[None], output_layer=output_layer)[0][0]
-            difference = (states[layer] - expected).abs().max() / expected.std()
-            largest[layer] = torch.maximum(largest[layer], difference)  # keeps NaN, as max would not
-    print(f"{name}: largest over layers {largest.max():.2e}")
+        outputs = [*range(1, num_layers), None]  # with pre-norm, None adds the final norm
+        return [theirs.extract_features(waveform[None], output_layer=layer)[0][0] for layer in outputs]
+
+    differences = compare_layers(ours, run, waveforms)
+    print(f"{name}: largest over layers {differences.max():.2e}")
     return [
-        {"model": name, "layer": layer, "max_abs_diff_over_std": float(largest[layer])}
-        for layer in range(1, num_layers + 1)
+        {"model": name, "layer": layer, "max_abs_diff_over_std": difference}
+        for layer, difference in enumerate(differences.tolist(), 1)
     ]
 
 

@@ -14,10 +14,9 @@ import benchmarks.minisuperb.tables
 import benchmarks.policies.tables
 import benchmarks.recognition.tables
 import benchmarks.speed.tables
+import benchmarks.tables
 import benchmarks.training.tables
 import benchmarks.units.tables
-from benchmarks.shared.rendering import render_result
-from benchmarks.shared.results import read_result
 from benchmarks.shared.script import ROOT, make_parser, run_script
 from daisy import _files
 
@@ -25,18 +24,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
-def render_parity() -> str:
-    """Render the largest difference from fairseq."""
-    result = read_result("parity")
-    differences: dict[str, list[float]] = {}
-    for row in result["rows"]:
-        differences.setdefault(row["model"], []).append(row["max_abs_diff_over_std"])
-    lines = [[model, str(len(layers)), f"{max(layers):.1e}"] for model, layers in differences.items()]
-    return render_result(result, ["model", "layers", "largest difference / standard deviation"], lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "parity": render_parity,
+    **benchmarks.tables.TABLES,
     **benchmarks.distributed.tables.TABLES,
     **benchmarks.policies.tables.TABLES,
     **benchmarks.training.tables.TABLES,

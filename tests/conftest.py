@@ -34,6 +34,7 @@ HOSTS = {
     "tests/integrations/": "fairseq and transformers",
     "tests/real/": "fairseq and transformers",
     "tests/benchmarks/test_package.py": "fairseq and transformers",
+    "tests/benchmarks/test_backbones.py": "fairseq and transformers",
     "tests/benchmarks/test_units.py": "fairseq and transformers",
     "tests/benchmarks/test_timing.py": "fairseq and transformers",
     "tests/distributed/": "ray",

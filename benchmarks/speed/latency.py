@@ -47,7 +47,14 @@ from benchmarks.shared.rendering import format_ratio
 from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.figures import draw_latency
-from benchmarks.speed.measures import FLOAT_PRECISIONS, SETTING, SIZES, group_by_setting, make_backbone
+from benchmarks.speed.measures import (
+    FLOAT_PRECISIONS,
+    SETTING,
+    SIZES,
+    group_by_setting,
+    make_backbone,
+    replace_rows,
+)
 from daisy import _files
 from daisy.cli.options import check_device
 from daisy.encoder import EarlyExitEncoder
@@ -148,15 +155,15 @@ def build_forms(names: Sequence[str], backbone: Backbone, precision: Precision, 
             for name, forms in peers.items()
         }
     (expected,) = ours([waveform])
-    peers = {name: _keep_alike(forms, waveform, expected.float(), precision) for name, forms in peers.items()}
+    peers = {name: keep_alike(forms, waveform, expected.float(), precision) for name, forms in peers.items()}
     if wrong := [name for name, forms in peers.items() if not forms]:
         raise DaisyError(f"the states of {', '.join(wrong)} are not ours in {precision}")
     return {OURS: {precision: ours}, **peers}
 
 
 @torch.no_grad()
-def _keep_alike(forms: Forms, waveform: Tensor, expected: Tensor, precision: str) -> Forms:
-    """Keep those whose mean cosine to ours is high enough; a peer may be unable to run in one."""
+def keep_alike(forms: Forms, waveform: Tensor, expected: Tensor, precision: str) -> Forms:
+    """Keep those whose mean cosine to our states (T, D) is high enough; a peer may be unable to run in one."""
     alike = {}
     for form, system in forms.items():
         try:
@@ -234,9 +241,7 @@ def measure_setting(
 
 def merge_result(rows: list[Row], name: str) -> None:
     """Put rows into results/NAME.json, in place of those of the same settings; parts may come in any order."""
-    measured = {tuple(row[key] for key in SETTING) for row in rows}
-    others = [row for row in read_rows_of_this_machine(name) if tuple(row[key] for key in SETTING) not in measured]
-    ordered = sorted([*others, *rows], key=_order)
+    ordered = sorted(replace_rows(rows, name, SETTING), key=_order)
     write_result(name, ordered, arguments=() if name == "latency" else ("--device", name.removeprefix("latency_")))
     draw_latency(ordered, name)
 
@@ -245,12 +250,12 @@ def _order(row: Row) -> tuple[Any, ...]:
     return row["size"] != "mini", row["precision"] != "float32", *(row[key] for key in SETTING[2:])
 
 
-def show(rows: list[Row], console: Console) -> None:
-    """Print a line for each setting."""
+def show(rows: list[Row], console: Console, fields: Sequence[str] = SETTING) -> None:
+    """Print a line for each setting, whose values are in these fields."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
-    table = Table(*SETTING, "ours, s", *names, box=None, title=title)
-    for setting, by_system in group_by_setting(rows).items():
+    table = Table(*fields, "ours, s", *names, box=None, title=title)
+    for setting, by_system in group_by_setting(rows, fields).items():
         cells = [format_ratio(by_system[name]) if name in by_system else "" for name in names]
         table.add_row(*map(str, setting), f"{by_system[OURS]['seconds']:.3f}", *cells)
     console.print(table)

@@ -12,7 +12,7 @@ from torch import Tensor
 import daisy
 from benchmarks.shared.paired import Times
 from benchmarks.shared.recordings import TEST_SETS, read_utterances
-from benchmarks.shared.results import Row
+from benchmarks.shared.results import Row, read_rows_of_this_machine
 from daisy.models import Backbone, BackboneConfig
 from daisy.runtime.dtypes import Precision
 
@@ -22,6 +22,8 @@ FLOAT_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "
 """Those of GPUs and of other people's networks."""
 SETTING = ("size", "precision", "batch", "lengths", "threads")
 """Fields of a row of latency.json that all systems of a setting share."""
+BACKBONE_SETTING = ("network", *SETTING[1:])
+"""Likewise of backbones.json."""
 Setting = tuple[Any, ...]
 """Their values."""
 console = Console()
@@ -70,9 +72,20 @@ def count_repeats(repeats: int, device: str) -> int:
     return repeats if device == "cpu" else 5 * repeats
 
 
-def group_by_setting(rows: Iterable[Row]) -> dict[Setting, dict[str, Row]]:
-    """Group rows of latency.json by setting, and there by system."""
+def group_by_setting(rows: Iterable[Row], fields: Sequence[str] = SETTING) -> dict[Setting, dict[str, Row]]:
+    """Group rows by their setting, the values of these fields, and there by system."""
     settings: dict[Setting, dict[str, Row]] = {}
     for row in rows:
-        settings.setdefault(tuple(row[key] for key in SETTING), {})[row["system"]] = row
+        settings.setdefault(tuple(row[field] for field in fields), {})[row["system"]] = row
     return settings
+
+
+def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str]) -> list[Row]:
+    """Return the rows of results/NAME.json, with these in place of those of the same settings.
+
+    Raises:
+        DaisyError: as `read_rows_of_this_machine` does.
+    """
+    measured = group_by_setting(rows, fields)
+    others = [row for row in read_rows_of_this_machine(name) if tuple(row[field] for field in fields) not in measured]
+    return [*others, *rows]

@@ -1,29 +1,29 @@
-"""Tables of docs/speed.md and docs/s3prl.md: results/latency.json, speed.json, memory.json, s3prl_cache.json."""
+"""Tables of docs/{speed,s3prl,backbones}.md: latency, backbones, speed, memory, s3prl_cache of results/."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.shared.rendering import format_ratio, render_result, render_source, render_table
 from benchmarks.shared.results import Result, Row, read_result
-from benchmarks.speed.measures import SETTING, group_by_setting
+from benchmarks.speed.measures import BACKBONE_SETTING, SETTING, group_by_setting
 from daisy.errors import UsageError
 
 EXIT_CHANGES = ("same exit, within a layer", "largest change of entropy, of regressed loss: nats")
 
 
-def render_latency(name: str = "latency") -> str:
-    """Render each setting: our milliseconds, and every peer's time over ours."""
+def render_latency(name: str = "latency", fields: Sequence[str] = SETTING) -> str:
+    """Render each setting, the values of these fields: our milliseconds, and every peer's time over ours."""
     result = read_result(name)
     ours, *peers = dict.fromkeys(row["system"] for row in result["rows"])
     lines = []
-    for setting, by_system in group_by_setting(result["rows"]).items():
+    for setting, by_system in group_by_setting(result["rows"], fields).items():
         audio_sec, seconds = by_system[ours]["audio_sec"], by_system[ours]["seconds"]
         cells = [_format_peer(by_system[peer]) if peer in by_system else "" for peer in peers]
         lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{1000 * seconds:.3g}", *cells])
-    return render_result(result, [*SETTING, "audio, s", "ours, ms", *peers], lines, threads=False)
+    return render_result(result, [*fields, "audio, s", "ours, ms", *peers], lines, threads=False)
 
 
 def _format_peer(row: Row) -> str:
@@ -202,6 +202,7 @@ def render_s3prl_cache() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "latency": render_latency,
     "latency_range": render_latency_range,
+    "backbones": partial(render_latency, "backbones", BACKBONE_SETTING),
     "precision": render_precision,
     "deciding": render_deciding,
     "stride": render_stride,
