@@ -158,7 +158,7 @@ def _read_tar(path: Path) -> Iterator[Sample]:
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
     stream = archive.extractfile(member) if member is not None else None
     if stream is None:
-        raise UsageError(f"{archive.name!s}: not a shard file of an extraction, whose members come in pairs")
+        raise UsageError(f"{archive.name!r}: not a shard file of an extraction, whose members come in pairs")
     return stream.read()
 
 

@@ -147,8 +147,8 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
             AudioError: on several channels, or a waveform that is shorter than one frame.
         """
         (encoding,) = self.encode([samples], sampling_rate)
-        given: Array = _as_given(encoding.states, samples)
-        return given
+        features: Array = _as_given(encoding.states, samples)
+        return features
 
     def extract_batch(
         self,
