@@ -13,7 +13,7 @@ import daisy
 from daisy import audio
 from daisy.checkpoints.format import ASSETS
 from daisy.policies import Fixed, write_policy
-from tests.conftest import POST_NORM, tiny_model
+from tests.conftest import KIN_KINDS, POST_NORM, randomise, tiny_model
 from tests.programs import start_programs
 from tests.recognition.conftest import tiny_recogniser
 
@@ -34,11 +34,13 @@ def clips():
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """A HuBERT of twelve layers with exit heads, a recogniser, a policy for daisy-mini, a k-means."""
+    """A HuBERT of twelve layers with exit heads, a WavLM, a recogniser, a policy for daisy-mini, a k-means."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = tiny_model(dataclasses.replace(POST_NORM, num_layers=12))
     daisy.save(model, folder / "hubert-with-heads.safetensors")
     daisy.save(model, folder / "hubert.safetensors")
+    wavlm = dataclasses.replace(KIN_KINDS["WavLM"], num_layers=12)
+    daisy.save(daisy.Model(backbone=randomise(daisy.Backbone(wavlm)).eval()), folder / "wavlm.safetensors")
     daisy.save(tiny_recogniser("hubert", units=True), folder / "recogniser.safetensors")
     write_policy(
         folder / "policy.json",

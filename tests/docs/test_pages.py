@@ -37,13 +37,16 @@ def run_blocks(blocks: list[Block], place: Path, path: str) -> int:
     for block in blocks:
         if block.file:
             (place / block.file).write_text(block.text)
-    for block in blocks:
+    shown = [block for block in blocks if block.language in ("python", *COMMANDS)]
+    for block, following in itertools.zip_longest(shown, shown[1:]):
         if block.language == "python":
             before.append(block.text)
-            code = f"from tests.docs.python_blocks import run; run({before!r}, {block.page!r})"
-            call(block, ["python", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], place, environment)
             count += 1
-        elif block.language in COMMANDS:
+            if following is None or following.language != "python":  # one process for all that stand together
+                code = f"from tests.docs.python_blocks import run; run({before!r}, {block.page!r})"
+                code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"
+                call(block, ["python", "-c", code], place, environment)
+        else:
             for command in split_commands(block.text):
                 if find_exception(command) is None:
                     call(block, ["bash", "-euo", "pipefail", "-c", adapt(command, place)], place, environment, command)
