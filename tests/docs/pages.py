@@ -41,7 +41,7 @@ ALSO = {
         *("--cpu", "--max-update", "2", "--num-workers", "0", "--max-tokens", "40000"),
         *("--validate-interval-updates", "2", "--save-interval-updates", "2"),
     ),
-    r"^daisy train-heads ": ("--updates", "2"),
+    r"^daisy train-heads ": ("--updates", "2", "--warmup", "1"),
     r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6"),
 }
 """What makes programs stop after two updates, on a CPU, or compare two policies."""
