@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import daisy
@@ -36,6 +37,7 @@ from daisy.cli.demonstration import DEPTH
 from daisy.evaluation import comparison, figures
 from daisy.evaluation.captions import say_points
 from daisy.evaluation.study import DEPTHS
+from daisy.evaluation.style import style_axes, style_lines
 from daisy.policies import DEFAULT_POLICY
 
 LOSS = "character_errors"
@@ -55,6 +57,8 @@ DRAWN = (
     DEFAULT_POLICY, "entropy", "posterior", "text_patience", "DAISY: entropy", "DAISY: forecast", "fixed", "hindsight",
 )  # fmt: skip
 """The eight of the figure; the table has all."""
+ACROSS = {"depth": "the layers", "time": "the time, of all layers with one exit"}
+"""Fields of rows that the error rate is drawn against."""
 TIMED = 12
 """Recordings that layers are timed on."""
 ALL_CONDITIONS = "clean to 0 dB"
@@ -131,22 +135,33 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
     ]
 
 
-def draw(rows: Sequence[Row], system: str = "daisy-mini, joint", path: Path = RESULTS / "early_exit_asr.png") -> None:
-    """Draw a recogniser's error rate against the time."""
+def draw(rows: Sequence[Row], path: Path = RESULTS / "early_exit_asr.png") -> None:
+    """Draw the jointly fine-tuned recogniser's figure."""
+    figures.save(make_figure(rows, "daisy-mini, joint"), path)
+
+
+def make_figure(rows: Sequence[Row], system: str) -> Figure:
+    """Draw a recogniser's error rate against the share of the layers, and against that of the time."""
     chosen = [row for row in rows if (row["system"], row["condition"]) == (system, ALL_CONDITIONS)]
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in chosen:
-        curves.setdefault(row["policy"], []).append((row["time"], row["cer"]))
-    of_default = (row for row in chosen if row["policy"] == DEFAULT_POLICY)
-    spoken = min(of_default, key=lambda row: abs(row["target_depth"] - DEPTH))
-    values = [(DEFAULT_POLICY, spoken["cer"]), ("static cut at its depth", spoken["cer_static"])]
-    figure = figures.draw_lines(
-        {name: curves[name] for name in DRAWN if name in curves},
-        across="time, relative to all layers with one exit",
-        up="character error rate",
-        title=say_points("of the time, character error rate:", spoken["time"], values),
+    styles = style_lines([name for name in DRAWN if any(row["policy"] == name for row in chosen)])
+    spoken = min(
+        (row for row in chosen if row["policy"] == DEFAULT_POLICY), key=lambda row: abs(row["target_depth"] - DEPTH)
     )
-    figures.save(figure, path)
+    values = [(DEFAULT_POLICY, spoken["cer"]), ("static cut at its depth", spoken["cer_static"])]
+    figure = Figure(figsize=(11.0, 4.6), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(ACROSS), sharey=True)
+    for axes, (field, meaning) in zip(panels, ACROSS.items(), strict=True):
+        for name, style in styles.items():
+            curve = [row for row in chosen if row["policy"] == name]
+            axes.plot([row[field] for row in curve], [row["cer"] for row in curve], label=name, **style)
+        axes.set_xlabel(meaning)
+        title = say_points(f"of {meaning.split(',')[0]} errors are", spoken[field], values)
+        axes.set_title(title, loc="left", fontsize="small")
+    style_axes(panels)
+    panels[0].set_ylabel("character error rate")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize="small")
+    return figure
 
 
 def main() -> None:

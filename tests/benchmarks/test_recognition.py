@@ -76,6 +76,22 @@ def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, 
     assert line.startswith("| x | entropy | 67% | 70% | 0.0000 | 0.3333 | 0.3333 | +0.3333 (")
 
 
+def test_the_figure_has_errors_against_depth_and_time(tmp_path):
+    runs = make_traces()
+    rows = [
+        {"system": "x", "time": 0.2 + 0.8 * row["depth"], **row}
+        for name in ("forecast", "fixed", "entropy")
+        for row, _ in policies.measure_frontier(runs, runs, [name], "ctc")
+    ]
+    figure = policies.make_figure(rows, "x")
+    for axes, field in zip(figure.axes, ("depth", "time"), strict=True):
+        (line,) = (line for line in axes.lines if line.get_label() == "entropy")
+        shown = [row for row in rows if (row["policy"], row["condition"]) == ("entropy", policies.ALL_CONDITIONS)]
+        assert line.get_xdata().tolist() == [row[field] for row in shown]
+        assert line.get_ydata().tolist() == [row["cer"] for row in shown]
+        assert axes.get_title("left").startswith("At ")
+
+
 def test_two_stages_come_one_after_the_other():
     assert systems.list_ancestors("daisy-mini, two-stage") == ["daisy-mini, one exit", "daisy-mini, two-stage"]
     assert all(system.corpus in CORPORA for system in systems.SYSTEMS.values())
