@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=get_args(Size))
     arguments = parser.parse_args()
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
+    warnings.simplefilter("ignore")  # of WavLM's masks
     joined = torch.cat([audio.read(path, SAMPLE_RATE) for path in list_clips()])
     waveforms = [joined[: seconds * SAMPLE_RATE] for seconds in PIECES_SEC[: 1 if arguments.quick else None]]
     rows: list[Row] = []

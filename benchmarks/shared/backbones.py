@@ -166,7 +166,9 @@ def make_whisper_pair(network: str, size: Size) -> Pair:
     """Make transformers' Whisper with a decoder of one layer, which is left out."""
     import transformers
 
-    model = _make(transformers.WhisperModel, transformers.WhisperConfig(**WHISPER_SHAPES[size], decoder_layers=1))
+    shape = WHISPER_SHAPES[size]
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": shape["encoder_attention_heads"]}
+    model = _make(transformers.WhisperModel, transformers.WhisperConfig(**shape, **decoder))
     extractor = transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     ours = _convert_folder(model, extractor)
     return Pair(model.encoder, partial(run_whisper, extractor), ours)

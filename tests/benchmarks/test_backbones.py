@@ -31,7 +31,6 @@ def tiny(monkeypatch):
     fairseq = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4}
     fairseq["conv_feature_layers"] = str(CONV)
     whisper = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
-    whisper |= {"decoder_attention_heads": 4, "decoder_ffn_dim": 8}
     for shapes, changes in (
         (backbones.FAIRSEQ_SHAPES, fairseq),
         (backbones.TRANSFORMERS_SHAPES, {**common, **sizes}),
@@ -165,3 +164,19 @@ def test_the_table_of_parity_has_a_column_for_each_library(monkeypatch, tmp_path
     assert lines[0] == "| network | layers | s3prl | transformers |"
     assert lines[2] == "| WavLM, base | 2 | 2.0e-06 | 2.0e-06 |"
     assert lines[3] == "| Whisper, base | 2 |  | 2.0e-06 |"
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_published_shapes_are_ones_that_transformers_takes(size, monkeypatch):
+    """Without weights: a network of a published size takes seconds and gigabytes to make."""
+    pytest.importorskip("transformers", reason="needs transformers")
+    made = {}
+    monkeypatch.setattr(backbones, "spread_weights", lambda model: made.setdefault(model.config.model_type, model))
+    monkeypatch.setattr(backbones, "_convert_folder", lambda model, extractor: tiny_model())
+    with torch.device("meta"):
+        for network, sources in backbones.SOURCES.items():
+            sources["transformers"](network, size)
+    widths = {name: (model.config.hidden_size, model.config.num_hidden_layers) for name, model in made.items()}
+    kin = (768, 12) if size == "base" else (1024, 24)
+    whisper = (512, 6) if size == "base" else (1280, 32)
+    assert widths == {"wav2vec2": kin, "wavlm": kin, "data2vec-audio": kin, "whisper": whisper}
