@@ -24,6 +24,7 @@ SCRIPTS = [
 HOSTS = ("fairseq", "s3prl", "transformers", "torchaudio", "omegaconf", "sklearn", "pandas", "matplotlib", "filelock")
 FIELDS = {
     "parity": "model layer max_abs_diff_over_std",
+    "parity_backbones": "network size source layer max_abs_diff_over_std",
     "heads": "set condition layer loss_nats accuracy regressor_correlation",
     "probes": "task features layer accuracy",
     "noise_curve": "policy noise snr_db mean_exit_layer low high unit_agreement kl_nats",
