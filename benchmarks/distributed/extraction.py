@@ -136,7 +136,6 @@ def measure_equality(order: Order, place: Path) -> list[Row]:
     """Extract with both engines and compare what they wrote."""
     local = run(replace(order, out=str(place / "local")))
     ray = run(replace(order, out=str(place / "ray"), workers=2))
-    difference = compare_folders(place / "ray", place / "local")
     return [
         make_row(
             "equality",
@@ -146,8 +145,7 @@ def measure_equality(order: Order, place: Path) -> list[Row]:
             num_recordings=ray["num_recordings"],
             seconds=ray["seconds"],
             local_seconds=local["seconds"],
-            same_index=True,
-            max_abs_diff_over_std=difference,
+            **compare_folders(place / "ray", place / "local"),
         )
     ]
 

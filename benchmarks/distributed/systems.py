@@ -31,16 +31,21 @@ def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
     return {"between": [one, other], "delay_ms": 5, "rate_mbit": rate_mbit}
 
 
-TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "three": {  # three boards, one of half the speed, on a good wireless network
+def _three_boards(rate_mbit: float) -> dict[str, Any]:
+    """Describe three boards, one of half the speed."""
+    return {
         "source": "a",
         "workers": {
             "a": {"layers": "1-4", "speed": 0.2},
             "b": {"layers": "5-12", "speed": 0.2},
             "c": {"layers": "5-12", "speed": 0.1},
         },
-        "links": [_link("a", "b", 20), _link("a", "c", 20)],
-    },
+        "links": [_link("a", "b", rate_mbit), _link("a", "c", rate_mbit)],
+    }
+
+
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "three": _three_boards(20),  # a good wireless network
     "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
         "source": "a",
         "workers": {
@@ -50,15 +55,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link("a", "b", 1), _link("a", "c", 1)],
     },
-    "narrow-even": {  # the boards of "three" on links of 1 Mbit/s
-        "source": "a",
-        "workers": {
-            "a": {"layers": "1-4", "speed": 0.2},
-            "b": {"layers": "5-12", "speed": 0.2},
-            "c": {"layers": "5-12", "speed": 0.1},
-        },
-        "links": [_link("a", "b", 1), _link("a", "c", 1)],
-    },
+    "narrow-even": _three_boards(1),
     "five": {  # a pipeline of three stages, two of them held twice
         "source": "a",
         "workers": {

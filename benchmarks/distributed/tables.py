@@ -49,10 +49,10 @@ def render_failures() -> str:
     lines = [
         [
             f"{workers} workers, {drivers} drivers",
-            str(sum(row["lost"] for row in kills)),
+            str(sum(row["lost"] + row["double"] for row in kills)),
             str(sum(row["repeated"] for row in kills)),
         ],
-        *(["a node of two", "0", str(row["repeated"])] for row in nodes),  # else it would have ended in an error
+        *(["a node of two", str(row["lost"] + row["double"]), str(row["repeated"])] for row in nodes),
     ]
     return render_result(result, ["killed", "recordings lost or double", "done again"], lines)
 

@@ -13,38 +13,31 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.shared.backbones import SOURCES, WHISPER, Pair, make_pair
 from benchmarks.shared.peers import PEERS
 from benchmarks.shared.recordings import SAMPLE_RATE
-from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.latency import (
     CPU_REPEATS,
     CUDA_REPEATS,
     OURS,
-    WIDTH,
     Forms,
     add_autocast,
     build_ours,
     keep_alike,
     list_batches,
     make_batch,
+    measure_all,
     measure_setting,
-    show,
 )
 from benchmarks.speed.measures import BACKBONE_SETTING, FLOAT_PRECISIONS, make_backbone, replace_rows
-from daisy import _files
-from daisy.cli.options import check_device
 from daisy.errors import DaisyError
 from daisy.runtime.dtypes import Precision
 
@@ -163,28 +156,7 @@ def merge_result(rows: list[Row], name: str) -> None:
 def main() -> None:
     arguments = parse_arguments()
     name = "backbones" if arguments.device == "cpu" else f"backbones_{arguments.device}"
-    writes = not (arguments.json or arguments.quick)
-    if writes:
-        read_rows_of_this_machine(name)  # refuses before anything is measured
-    check_device(arguments.device)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
-    count = len(arguments.networks) * len(arguments.precisions) * len(arguments.threads) * len(list_batches(arguments))
-    rows: list[Row] = []
-    with Progress(console=console) as progress:
-        bar = progress.add_task("preparing", total=count)
-
-        def advance(setting: str) -> None:
-            progress.update(bar, description=setting, advance=1)
-
-        for network in arguments.networks:
-            for measured in measure(network, arguments, advance):
-                rows += measured
-                if arguments.json:
-                    _files.write_json(arguments.json, rows)
-                elif writes:
-                    merge_result(measured, name)
-    show(rows, console, BACKBONE_SETTING)
+    measure_all(arguments, name, arguments.networks, measure, merge_result, BACKBONE_SETTING)
 
 
 if __name__ == "__main__":

@@ -264,28 +264,49 @@ def show(rows: list[Row], console: Console, fields: Sequence[str] = SETTING) -> 
 def main() -> None:
     arguments = parse_arguments()
     name = "latency" if arguments.device == "cpu" else f"latency_{arguments.device}"
+    measure_all(arguments, name, arguments.sizes, measure, merge_result, SETTING)
+
+
+def measure_all(
+    arguments: argparse.Namespace,
+    name: str,
+    subjects: Sequence[str],
+    measure: Callable[[str, argparse.Namespace, Callable[[str], None]], Iterator[list[Row]]],
+    merge: Callable[[list[Row], str], None],
+    fields: Sequence[str],
+) -> None:
+    """Measure sizes or networks one after the other, write each setting as it is finished, and print all.
+
+    Args:
+        arguments: of the command line.
+        name: of the results file.
+        subjects: what is measured.
+        measure: yields the rows of each setting of a subject.
+        merge: puts rows into the results file.
+        fields: of a setting.
+    """
     writes = not (arguments.json or arguments.quick)
     if writes:
         read_rows_of_this_machine(name)  # refuses before anything is measured
     check_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
-    settings = len(arguments.precisions) * len(arguments.threads) * len(arguments.sizes) * len(list_batches(arguments))
+    count = len(subjects) * len(arguments.precisions) * len(arguments.threads) * len(list_batches(arguments))
     rows: list[Row] = []
     with Progress(console=console) as progress:
-        bar = progress.add_task("preparing", total=settings)
+        bar = progress.add_task("preparing", total=count)
 
         def advance(setting: str) -> None:
             progress.update(bar, description=setting, advance=1)
 
-        for size in arguments.sizes:
-            for measured in measure(size, arguments, advance):
+        for subject in subjects:
+            for measured in measure(subject, arguments, advance):
                 rows += measured
                 if arguments.json:
                     _files.write_json(arguments.json, rows)
                 elif writes:
-                    merge_result(measured, name)
-    show(rows, console)
+                    merge(measured, name)
+    show(rows, console, fields)
 
 
 if __name__ == "__main__":
