@@ -14,6 +14,7 @@ import benchmarks.minisuperb.tables
 import benchmarks.policies.tables
 import benchmarks.recognition.tables
 import benchmarks.speed.tables
+import benchmarks.summary
 import benchmarks.tables
 import benchmarks.training.tables
 import benchmarks.units.tables
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **benchmarks.minisuperb.tables.TABLES,
     **benchmarks.recognition.tables.TABLES,
     **benchmarks.speed.tables.TABLES,
+    **benchmarks.summary.TABLES,
     **benchmarks.units.tables.TABLES,
 }
 

@@ -3,7 +3,7 @@
     import daisy
 
     model = daisy.load("daisy-mini")
-    encoder = model.encoder("entropy", threshold=2.0)
+    encoder = model.encoder("forecast")         # or "entropy", threshold=2.0; or "policy.json"
     out = encoder([waveform])                  # float32 at 16 kHz, a tensor or a numpy array
     out.exit_layer, out.last_hidden_state      # where it stopped, and the representation there
 

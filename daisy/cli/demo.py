@@ -25,13 +25,14 @@ def command(
     """
     from daisy.cli import demonstration
 
-    with track("extracting", len(demonstration.list_clips()) * len(SNRS_DB)) as advance:
+    with track("setting the policy, extracting", 2 * len(demonstration.list_clips()) * len(SNRS_DB)) as advance:
         result = demonstration.run(out, checkpoint, advance)
     _say_exit_layers(result)
     layers = [layer for by_condition in result.exit_layers.values() for layer in by_condition]
-    say(f"{result.policy}, chosen on the clean clips for {demonstration.DEPTH:.0%} depth")
+    mean = sum(layers) / len(layers)
+    say(f"policy {result.policy.name}, set on these clips for {demonstration.DEPTH:.0%} of the layers")
     say(
-        f"mean exit layer {sum(layers) / len(layers):.2f} of {result.num_layers}; "
+        f"mean exit layer {mean:.2f} of {result.num_layers} ({mean / result.num_layers:.0%}); "
         f"{result.audio_sec:.0f} s of audio in {result.seconds:.1f} s"
     )
     say(f"features: {out / 'features'}   figure: {result.figure}")

@@ -13,7 +13,7 @@ from daisy.audio import mixing
 from daisy.calibration import intervals, tracing
 from daisy.calibration.depth import calibrate_depth
 from daisy.checkpoints import Model
-from daisy.cli.options import DEFAULT_CHECKPOINT, SNRS_DB
+from daisy.cli.options import DEFAULT_CHECKPOINT, DEFAULT_POLICY, SNRS_DB
 from daisy.encoder import EarlyExitEncoder
 from daisy.evaluation import figures
 from daisy.evaluation.captions import say_exits
@@ -23,7 +23,7 @@ from daisy.policies import Policy
 FOLDER = Path(__file__).parents[1] / "assets" / "demo"
 """The clips, the noise, and who made them."""
 DEPTH = 0.6
-"""Mean executed share of the layers on the clean clips."""
+"""Mean executed share of the layers, over all clips and conditions."""
 
 Progress = Callable[[int], None]
 
@@ -48,12 +48,12 @@ def list_clips() -> list[Path]:
 def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda count: None) -> Demonstration:
     """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR.
 
-    The threshold is chosen on the clean clips, without labels, for a mean depth of `DEPTH`.
+    The default policy is set on these very clips, clean and noisy, without labels, for a mean depth of `DEPTH`.
 
     Args:
         out: folder to write to.
         source: a checkpoint with exit heads.
-        progress: called with the number of recordings just extracted.
+        progress: called with the number of recordings that were just run: each is, to set the policy, and then extracted.
 
     Returns:
         Where each clip left, and where the figure is.
@@ -64,8 +64,9 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     model = checkpoints.load(source)
     sample_rate = model.backbone.config.sample_rate
     clips = {path.stem: audio.read(path, sample_rate) for path in list_clips()}
-    recordings = _write_noisy_clips(clips, out.absolute() / "audio", sample_rate)
-    policy = _choose_policy(model, clips)
+    noisy_clips = _mix_clips(clips, sample_rate)
+    recordings = _write_clips(noisy_clips, out.absolute() / "audio", sample_rate)
+    policy = _choose_policy(model, noisy_clips, progress)
     encoder = EarlyExitEncoder(model.backbone, model.heads, policy, keep="last")
     extractor = Extractor(encoder, out / "features", checkpoint=checkpoints.digest(source))
     report = extractor.run(recordings, overwrite=True, progress=progress)
@@ -82,24 +83,28 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     )
 
 
-def _write_noisy_clips(clips: dict[str, Tensor], folder: Path, sample_rate: int) -> list[audio.Recording]:
-    """Write each clip with noise at each ratio, a folder a ratio; the recordings come ratio after ratio."""
+def _mix_clips(clips: dict[str, Tensor], sample_rate: int) -> dict[str, Tensor]:
+    """Mix each clip with noise at each ratio, ratio after ratio; the keys are paths, a folder a ratio."""
     noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac", sample_rate)])
-    recordings = []
+    noisy_clips = {}
     for snr_db in SNRS_DB:
         condition = figures.format_snr(snr_db).replace(" ", "")
         mixed = tracing.mix_noise(list(clips.values()), noises, snr_db)
-        for name, waveform in zip(clips, mixed, strict=True):
-            path = folder / condition / f"{name}.wav"
-            _files.write(path, audio.encode_wav(waveform, sample_rate))
-            recordings.append(audio.Recording(path=path, name=f"{condition}/{name}.wav"))
-    return recordings
+        noisy_clips |= {f"{condition}/{name}.wav": waveform for name, waveform in zip(clips, mixed, strict=True)}
+    return noisy_clips
 
 
-def _choose_policy(model: Model, clips: dict[str, Tensor]) -> Policy:
-    """Set the entropy's threshold on the clean clips."""
-    clean, _ = tracing.trace(model, list(clips.values()), list(clips), scores=["entropy"])
-    return calibrate_depth("entropy", clean, DEPTH).policy
+def _write_clips(noisy_clips: dict[str, Tensor], folder: Path, sample_rate: int) -> list[audio.Recording]:
+    """Write the clips, in order."""
+    for name, waveform in noisy_clips.items():
+        _files.write(folder / name, audio.encode_wav(waveform, sample_rate))
+    return [audio.Recording(path=folder / name, name=name) for name in noisy_clips]
+
+
+def _choose_policy(model: Model, noisy_clips: dict[str, Tensor], progress: Progress) -> Policy:
+    """Set the default policy to `DEPTH` on all clips."""
+    runs, _ = tracing.trace(model, list(noisy_clips.values()), list(noisy_clips), progress=progress)
+    return calibrate_depth(DEFAULT_POLICY, runs, DEPTH).policy
 
 
 def _sort_exit_layers(

@@ -1,0 +1,89 @@
+"""The README's few sentences with numbers: what exits save, what they keep, and what they cost downstream."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from benchmarks.minisuperb.tasks import TASKS
+from benchmarks.shared.rendering import format_ratio, render_table
+from benchmarks.shared.results import Row, read_result
+from daisy.cli.options import DEFAULT_POLICY
+
+DEPTH = 0.6
+"""That policies are set for."""
+FULL, STATIC = "never", "fixed-60"
+
+
+def render_summary() -> str:
+    """Render a list of what the default policy saves, keeps and costs."""
+    return "".join(f"- {line}\n" for line in (say_time(), say_units(), say_downstream()))
+
+
+def say_time() -> str:
+    """Say how much longer all layers take than the default policy, in batches of clean and noisy recordings."""
+    rows = {
+        row["system"]: row
+        for row in read_result("speed")["rows"]
+        if row["measure"] == "end-to-end" and row["recordings"] == "clean and noisy" and row["batches"] != "one by one"
+    }
+    return (
+        f"**Time.** The default policy, `{DEFAULT_POLICY}`, runs {rows[DEFAULT_POLICY]['depth']:.0%} of the layers on test "
+        f"recordings, clean and noisy. On one core, all layers take {format_ratio(rows[FULL])} times as long in daisy, "
+        f"and {format_ratio(rows['s3prl'])} times in s3prl (medians and quartiles)."
+    )
+
+
+def say_units() -> str:
+    """Say how many frames keep the full model's unit, beside the static cut and chance."""
+    (row,) = (
+        row
+        for row in read_result("policies")["rows"]
+        if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH)
+    )
+    return (
+        f"**Fidelity.** Set for {DEPTH:.0%} of the layers on dev audio, it runs {row['depth']:.0%} on test audio, where "
+        f"{row['unit_agreement']:.1%} of the frames keep the full model's unit. At that depth a static cut keeps "
+        f"{row['fixed_unit_agreement']:.1%}, and exits drawn at random keep {row['random_unit_agreement']:.1%}."
+    )
+
+
+def say_downstream() -> str:
+    """Say what MiniSUPERB's tasks lose, trained on clean and noisy audio: the mean over test conditions and seeds."""
+    rows = [row for row in read_result("minisuperb_noisy")["rows"] if row["value"] is not None]
+    exits = f"{DEFAULT_POLICY}-{DEPTH:.0%}".rstrip("%")
+    shown = []
+    for task in TASKS.values():
+        name = task.metrics[0].name
+        of_task = [row for row in rows if (row["task"], row["metric"]) == (task.name, name)]
+        means = [_average(of_task, upstream) for upstream in (FULL, exits, STATIC)]
+        if None not in means:
+            full, by_exits, static = (f"{mean:.3f}" for mean in means)
+            shown.append(f"{task.name} {name} {full}, {by_exits}, {static}")
+    return (
+        f"**Downstream.** MiniSUPERB's tasks on small sets, clean to 0 dB, with the full model, with exits at "
+        f"{DEPTH:.0%}, and with a static cut there: {'; '.join(shown)}."
+    )
+
+
+def _average(rows: list[Row], upstream: str) -> float | None:
+    """Average an upstream's values; None where it has none."""
+    values = [row["value"] for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
+    return statistics.mean(values) if values else None
+
+
+def render_latency_summary() -> str:
+    """Render every peer's time over ours at full depth, least and greatest of all settings, on CPUs and on a GPU."""
+    lines, peers = [], []
+    for name, device in (("latency", "CPU"), ("latency_cuda", "GPU")):
+        rows = read_result(name)["rows"]
+        _ours, *peers = dict.fromkeys(row["system"] for row in rows)
+        for lengths, meaning in (("fixed", "of 10 s"), ("mixed", "of mixed lengths")):
+            chosen = [row for row in rows if row["lengths"] == lengths]
+            of_peers = [[row["ratio"] for row in chosen if row["system"] == peer] for peer in peers]
+            cells = [f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in of_peers]
+            lines.append([f"{device}, {meaning}", *cells])
+    return render_table(["recordings", *peers], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"summary": render_summary, "latency_summary": render_latency_summary}
