@@ -28,9 +28,9 @@ def say_time() -> str:
         if row["measure"] == "end-to-end" and row["recordings"] == "clean and noisy" and row["batches"] != "one by one"
     }
     return (
-        f"**Time.** The default policy, `{DEFAULT_POLICY}`, runs {rows[DEFAULT_POLICY]['depth']:.0%} of the layers on test "
-        f"recordings, clean and noisy. On one core, all layers take {format_ratio(rows[FULL])} times as long in daisy, "
-        f"and {format_ratio(rows['s3prl'])} times in s3prl (medians and quartiles)."
+        f"**Time.** The default policy, `{DEFAULT_POLICY}`, runs {rows[DEFAULT_POLICY]['depth']:.0%} of the layers on "
+        f"test recordings, clean and noisy. On one core, all layers take {format_ratio(rows[FULL])} times as long in "
+        f"daisy, and {format_ratio(rows['s3prl'])} times in s3prl (medians and quartiles)."
     )
 
 
@@ -42,8 +42,8 @@ def say_units() -> str:
         if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH)
     )
     return (
-        f"**Fidelity.** Set for {DEPTH:.0%} of the layers on dev audio, it runs {row['depth']:.0%} on test audio, where "
-        f"{row['unit_agreement']:.1%} of the frames keep the full model's unit. At that depth a static cut keeps "
+        f"**Fidelity.** Set for {DEPTH:.0%} of the layers on dev audio, it runs {row['depth']:.0%} on test audio, "
+        f"where {row['unit_agreement']:.1%} of the frames keep the full model's unit. At that depth a static cut keeps "
         f"{row['fixed_unit_agreement']:.1%}, and exits drawn at random keep {row['random_unit_agreement']:.1%}."
     )
 

@@ -23,10 +23,10 @@ from benchmarks.recognition.errors import LOSSES
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, run_script
-from daisy import Model
 from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
@@ -99,26 +99,13 @@ def find_exits(family: PolicyFamily | None, tune: Traces, test: Traces, target: 
     return family.at(find_quantile(family, tune, target)).exit_layers(readable_scores(test))
 
 
-def measure_times(
-    model: Model, sample: Sequence[Tensor], families: Iterable[str], heads: HeadsKind, tune: Traces
-) -> dict[str, Tensor]:
-    """Measure the relative times (E,) of leaving at each exit by each policy."""
-    exits, last = tune.layers, tune.layers[-1]
-    whole = measure_layer_seconds(model.backbone, model.exit_heads("ctc"), sample, (), exits=(last,))[-1]
-    times = {}
-    for name in families:
-        reads = () if name in ("hindsight", "oracle") else fit_family(name, tune, LOSS).at(0.5).reads
-        seconds = measure_layer_seconds(model.backbone, model.exit_heads(heads), sample, reads, exits=exits)
-        times[name_policy(name, heads)] = seconds / whole
-    return times
-
-
 def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
     """Measure all policies on a recogniser's exits."""
     tune, test = (load_runs(system, split, limit, folder) for split in ("dev", "test"))
     model = daisy.load(find_model(system, folder))
     speech, _ = read_texts(CORPORA[SYSTEMS[system].corpus], "dev", TIMED)
     sample = spread_evenly(speech.waveforms, limit or TIMED)
+    whole = measure_layer_seconds(model.backbone, model.exit_heads("ctc"), sample, (), exits=tune.layers[-1:])[-1]
     found: list[tuple[Row, Tensor]] = []
     times: dict[str, Tensor] = {}
     kinds: list[tuple[HeadsKind, Traces, Traces, list[str]]] = [
@@ -128,7 +115,8 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
         kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
     for heads, of_tune, of_test, families in kinds:
         found += measure_frontier(of_tune, of_test, families, heads)
-        times |= measure_times(model, sample, families, heads, of_tune)
+        seconds = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LOSS)
+        times |= {name_policy(name, heads): seconds[name] / whole for name in families}
     return [
         {"system": system, **row, "time": float(times[row["policy"]][exits - 1].double().mean())}
         for row, exits in found

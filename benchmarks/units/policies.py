@@ -20,11 +20,11 @@ from torch import Tensor
 
 import daisy
 from benchmarks.recognition.guarantee import measure_split, summarise
+from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_utterances
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.units.runs import LOSSES, UnitRuns, run_units
-from daisy import Model
 from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
@@ -76,20 +76,6 @@ def make_row(policy: str, target: float, exits: Tensor, runs: UnitRuns) -> Row:
     return row
 
 
-def measure_times(model: Model, sample: Sequence[Tensor], families: Iterable[str], tune: Traces) -> dict[str, Tensor]:
-    """Measure the relative times (L,) of leaving at each layer by each policy."""
-    reads: dict[str, frozenset[str]] = {}
-    for name in families:
-        unread = name in ("hindsight", "oracle")  # nobody can run them
-        reads[name] = frozenset() if unread else fit_family(name, tune, LOSS).at(0.5).reads
-    seconds = {
-        some: measure_layer_seconds(model.backbone, model.heads, sample, some)
-        for some in (frozenset[str](), *dict.fromkeys(reads.values()))
-    }
-    whole = seconds[frozenset()][-1]
-    return {name: seconds[some] / whole for name, some in reads.items()}
-
-
 def measure_guarantee(pool: Traces, num_splits: int) -> list[Row]:
     """Certify unit error rates on halves of the speakers, and measure them on the others."""
     rows = []
@@ -132,8 +118,12 @@ def main() -> None:
     families = [name for name in (*FAMILIES, "hindsight") if name in families]
     measured = measure_frontier(tune.traces, test, families)
     sample = [utterance.waveform for utterance in read_utterances(TEST_SETS, "test", limit or TIMED)]
-    times = measure_times(model, sample[:TIMED], families, tune.traces)
-    rows = [{**row, "time": float(times[row["policy"]][exits - 1].double().mean())} for row, exits in measured]
+    sample = sample[:TIMED]
+    whole = measure_layer_seconds(model.backbone, model.heads, sample, ())[-1]
+    times = measure_policy_times(model.backbone, model.heads, sample, families, tune.traces, LOSS)
+    rows = [
+        {**row, "time": float((times[row["policy"]][exits - 1] / whole).double().mean())} for row, exits in measured
+    ]
     for row in rows:
         print(
             f"{row['policy']:18} {row['target_depth']:.0%}  depth {row['depth']:.3f}  time {row['time']:.3f}  errors "

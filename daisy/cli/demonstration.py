@@ -53,7 +53,7 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
     Args:
         out: folder to write to.
         source: a checkpoint with exit heads.
-        progress: called with the number of recordings that were just run: each is, to set the policy, and then extracted.
+        progress: called with the number of recordings just run; each is run to set the policy, and extracted then.
 
     Returns:
         Where each clip left, and where the figure is.
@@ -86,7 +86,7 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
 def _mix_clips(clips: dict[str, Tensor], sample_rate: int) -> dict[str, Tensor]:
     """Mix each clip with noise at each ratio, ratio after ratio; the keys are paths, a folder a ratio."""
     noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac", sample_rate)])
-    noisy_clips = {}
+    noisy_clips: dict[str, Tensor] = {}
     for snr_db in SNRS_DB:
         condition = figures.format_snr(snr_db).replace(" ", "")
         mixed = tracing.mix_noise(list(clips.values()), noises, snr_db)
