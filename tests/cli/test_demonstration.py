@@ -39,7 +39,7 @@ def test_it_leaves_features_index_and_figure(shown):
     index = json.loads((out / "features" / "index.json").read_text())
     assert index["totals"]["num_recordings"] == 48
     assert index["totals"]["num_failed"] == 0
-    assert index["settings"]["policy"] == result.policy.to_config()
+    assert index["settings"]["policy"] == json.loads(json.dumps(result.policy.to_config()))
     assert len(list((out / "features").rglob("*.safetensors"))) == 48
 
 
