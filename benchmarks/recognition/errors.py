@@ -1,12 +1,14 @@
 """Word and character error rates of every recogniser at every exit, set by set, clean and under noise.
 
     python -m benchmarks.recognition.errors
+    python -m benchmarks.recognition.errors --only "daisy-mini, frozen"   # the others' rows stay
 
 Trainings of benchmarks/recognition/train.py must be there. Test splits; intervals resample speakers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -15,7 +17,7 @@ from benchmarks.recognition.corpora import find_sets
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
-from benchmarks.shared.results import Row, write_result
+from benchmarks.shared.results import Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import checkpoints
 from daisy.calibration.intervals import DRAWS, Resample
@@ -54,6 +56,11 @@ def measure_system(name: str, limit: int | None = None, folder: Path = FOLDER) -
     return rows
 
 
+def sort_systems(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by system, in the order of `SYSTEMS`."""
+    return sorted(rows, key=lambda row: list(SYSTEMS).index(row["system"]))
+
+
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings of each set; nothing is written")
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(SYSTEMS))
@@ -65,7 +72,7 @@ def main() -> None:
             if (row["system"], row["set"], row["condition"]) == (name, "all", "clean"):
                 print(f"{name:45} exit {row['exit_layer']:2}  WER {row['wer']:.3f}  CER {row['cer']:.3f}")
     if not arguments.quick:
-        write_result("early_exit_asr", rows)
+        write_result("early_exit_asr", sort_systems(replace_rows(rows, "early_exit_asr", ("system",))), ())
 
 
 if __name__ == "__main__":

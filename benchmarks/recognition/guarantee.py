@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy
 from rich.progress import Progress
 
+from benchmarks.recognition.errors import sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.policies import JUDGED
 from benchmarks.recognition.train import FOLDER
-from benchmarks.shared.results import Row, write_result
+from benchmarks.shared.results import Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from daisy.calibration import guarantee
 from daisy.calibration.traces import Traces, join_traces
@@ -105,7 +106,8 @@ def main() -> None:
             f"risk {row['mean_test_risk']:.4f}  depth {row['depth']:.3f}  none certified {row['none_certified']:.2f}"
         )
     if not arguments.quick:
-        write_result("early_exit_asr_guarantee", rows)
+        name = "early_exit_asr_guarantee"
+        write_result(name, sort_systems(replace_rows(rows, name, ("system",))), ())
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from torch import Tensor
 
 import daisy
 from benchmarks.recognition.corpora import CORPORA, read_texts
-from benchmarks.recognition.errors import LOSSES
+from benchmarks.recognition.errors import LOSSES, sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
-from benchmarks.shared.results import RESULTS, Row, write_result
+from benchmarks.shared.results import RESULTS, Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
@@ -48,6 +48,7 @@ JUDGED = (
     "daisy-mini, two-stage",
     "daisy-mini, frozen",
 )
+DRAWN_SYSTEM = "daisy-mini, joint"
 ON_TEXT = (
     "fixed", "entropy", "confidence", "sentence_confidence", "posterior", "text_patience", "plateau", "forecast",
     "oracle",
@@ -125,7 +126,7 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
 
 def draw(rows: Sequence[Row], path: Path = RESULTS / "early_exit_asr.png") -> None:
     """Draw the jointly fine-tuned recogniser's figure."""
-    figures.save(make_figure(rows, "daisy-mini, joint"), path)
+    figures.save(make_figure(rows, DRAWN_SYSTEM), path)
 
 
 def make_figure(rows: Sequence[Row], system: str) -> Figure:
@@ -168,8 +169,10 @@ def main() -> None:
                 f"{row['cer_over_static']:+.4f} [{row['cer_over_static_low']:+.4f}, {row['cer_over_static_high']:+.4f}]"
             )
     if not arguments.quick:
-        write_result("early_exit_asr_policies", rows)
-        draw(rows)
+        rows = sort_systems(replace_rows(rows, "early_exit_asr_policies", ("system",)))
+        write_result("early_exit_asr_policies", rows, ())
+        if any(row["system"] == DRAWN_SYSTEM for row in rows):
+            draw(rows)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,17 @@ def read_rows_of_this_machine(name: str) -> list[Row]:
     return rows
 
 
+def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str]) -> list[Row]:
+    """Return the rows of results/NAME.json, with these in place of those that have the same values in some fields.
+
+    Raises:
+        DaisyError: as `read_rows_of_this_machine` does.
+    """
+    measured = {tuple(row[field] for field in fields) for row in rows}
+    others = [row for row in read_rows_of_this_machine(name) if tuple(row[field] for field in fields) not in measured]
+    return [*others, *rows]
+
+
 def describe_machine() -> dict[str, Any]:
     """Describe what is measured on."""
     return {

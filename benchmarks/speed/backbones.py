@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.shared.backbones import SOURCES, WHISPER, Pair, make_pair
 from benchmarks.shared.peers import PEERS
 from benchmarks.shared.recordings import SAMPLE_RATE
-from benchmarks.shared.results import Row, write_result
+from benchmarks.shared.results import Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.latency import (
     CPU_REPEATS,
@@ -37,7 +37,7 @@ from benchmarks.speed.latency import (
     measure_all,
     measure_setting,
 )
-from benchmarks.speed.measures import BACKBONE_SETTING, FLOAT_PRECISIONS, make_backbone, replace_rows
+from benchmarks.speed.measures import BACKBONE_SETTING, FLOAT_PRECISIONS, make_backbone
 from daisy.errors import DaisyError
 from daisy.runtime.dtypes import Precision
 

@@ -44,7 +44,7 @@ from benchmarks.shared.recordings import (
     read_utterances,
 )
 from benchmarks.shared.rendering import format_ratio
-from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, read_rows_of_this_machine, replace_rows, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.figures import draw_latency
 from benchmarks.speed.measures import (
@@ -53,7 +53,6 @@ from benchmarks.speed.measures import (
     SIZES,
     group_by_setting,
     make_backbone,
-    replace_rows,
 )
 from daisy import _files
 from daisy.cli.options import check_device

@@ -12,7 +12,7 @@ from torch import Tensor
 import daisy
 from benchmarks.shared.paired import Times
 from benchmarks.shared.recordings import TEST_SETS, read_utterances
-from benchmarks.shared.results import Row, read_rows_of_this_machine
+from benchmarks.shared.results import Row
 from daisy.models import Backbone, BackboneConfig
 from daisy.runtime.dtypes import Precision
 
@@ -78,14 +78,3 @@ def group_by_setting(rows: Iterable[Row], fields: Sequence[str] = SETTING) -> di
     for row in rows:
         settings.setdefault(tuple(row[field] for field in fields), {})[row["system"]] = row
     return settings
-
-
-def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str]) -> list[Row]:
-    """Return the rows of results/NAME.json, with these in place of those of the same settings.
-
-    Raises:
-        DaisyError: as `read_rows_of_this_machine` does.
-    """
-    measured = group_by_setting(rows, fields)
-    others = [row for row in read_rows_of_this_machine(name) if tuple(row[field] for field in fields) not in measured]
-    return [*others, *rows]
