@@ -37,6 +37,7 @@ class Corpus:
 
 
 CORPORA = {
+    "an4": Corpus(("an4",), "text_or_label"),
     "english": Corpus(("librispeech", "librispeech_more", "an4", "robotutor", "speechocean762"), "text_or_label"),
     "mboshi": Corpus(("mboshi",), "text_clean"),
 }

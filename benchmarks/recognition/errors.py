@@ -15,7 +15,7 @@ import numpy
 
 from benchmarks.recognition.corpora import find_sets
 from benchmarks.recognition.full_runs import load_runs
-from benchmarks.recognition.systems import SYSTEMS
+from benchmarks.recognition.systems import ON_CPUS, SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
 from benchmarks.shared.results import Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
@@ -63,7 +63,7 @@ def sort_systems(rows: Sequence[Row]) -> list[Row]:
 
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings of each set; nothing is written")
-    parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(SYSTEMS))
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=ON_CPUS)
     arguments = parser.parse_args()
     rows = []
     for name in arguments.only:
