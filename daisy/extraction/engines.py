@@ -13,10 +13,9 @@ from daisy.extraction.tasks import Task, TaskEncoder
 class Engine(Protocol):
     """Runs tasks, and says what came out of each."""
 
-    @property
-    def lost(self) -> int:
-        """Processes that died in the last run, and may have left half-written files."""
-        ...
+    has_workers: bool
+    """Whether other processes than this one write files. Those that are killed leave half-written ones, also those of a
+    run that was killed before, which may end only after this one has begun."""
 
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
@@ -41,7 +40,7 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs tasks in this process, one after the other, in their order."""
 
-    lost = 0
+    has_workers = False
 
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path

@@ -156,7 +156,7 @@ class Extractor:
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
             self._encode(tasks, folder, progress, watch)
-            if self.engine.lost:
+            if self.engine.has_workers:
                 self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
             self.write_index()
             if isinstance(place, Storage):

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from daisy import audio
+from daisy import _files, audio
 from daisy.audio import Recording
 from daisy.distributed.extraction import RayEngine
 from daisy.distributed.extraction.engine import MAX_DEATHS, _try_again
@@ -94,6 +94,17 @@ def test_equals_the_local_engine_although_a_worker_is_killed(folder, local, tmp_
     assert len({worker.pid for worker in engine.tally.workers}) >= 2
     assert 0 < engine.tally.start_sec < 120
     check_folder(tmp_path, local, finished)
+
+
+def test_what_a_worker_of_a_killed_driver_leaves_meanwhile_is_taken_away(folder, local, tmp_path, cluster):
+    """It may end, in the middle of a file, only when the run after its own has begun."""
+    output = read_index(local)[0]["recordings"][0]["output"]
+
+    def die_late(count):
+        _files._beside(tmp_path / output).write_bytes(b"half")
+
+    make_extractor(tmp_path, RayEngine(workers=1)).run(audio.find([folder]), progress=die_late)
+    check_folder(tmp_path, local, {})
 
 
 DRIVER = """

@@ -51,6 +51,8 @@ class RayEngine:
         0.5
     """
 
+    has_workers = True
+
     def __init__(
         self,
         address: str | None = None,
@@ -65,11 +67,6 @@ class RayEngine:
         self.share = Share(cpus_per_worker, gpus_per_worker)
         self.tally = Tally()
         """Of the last run's workers."""
-
-    @property
-    def lost(self) -> int:
-        """Workers that died in the last run."""
-        return self.tally.lost
 
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
