@@ -5,7 +5,7 @@
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
 audio, clean and with noise of the test split. Beside each stand the static cut and exits drawn at random at its depth.
 "DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
-that a policy reads, on one core, relative to all layers with the last exit alone.
+that a policy reads, on one core, relative to all layers without scores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
 from benchmarks.shared.results import RESULTS, Row, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
-from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
 from daisy.calibration.text_tracing import UNIT_PREFIX, choose_unit_scores
@@ -58,7 +57,7 @@ DRAWN = (
     DEFAULT_POLICY, "entropy", "posterior", "text_patience", "DAISY: entropy", "DAISY: forecast", "fixed", "hindsight",
 )  # fmt: skip
 """The eight of the figure; the table has all."""
-ACROSS = {"depth": "the layers", "time": "the time, of all layers with one exit"}
+ACROSS = {"depth": "the layers", "time": "the time, of all layers without scores"}
 """Fields of rows that the error rate is drawn against."""
 TIMED = 12
 """Recordings that layers are timed on."""
@@ -106,7 +105,6 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
     model = daisy.load(find_model(system, folder))
     speech, _ = read_texts(CORPORA[SYSTEMS[system].corpus], "dev", TIMED)
     sample = spread_evenly(speech.waveforms, limit or TIMED)
-    whole = measure_layer_seconds(model.backbone, model.exit_heads("ctc"), sample, (), exits=tune.layers[-1:])[-1]
     found: list[tuple[Row, Tensor]] = []
     times: dict[str, Tensor] = {}
     kinds: list[tuple[HeadsKind, Traces, Traces, list[str]]] = [
@@ -116,8 +114,8 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
         kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
     for heads, of_tune, of_test, families in kinds:
         found += measure_frontier(of_tune, of_test, families, heads)
-        seconds = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LOSS)
-        times |= {name_policy(name, heads): seconds[name] / whole for name in families}
+        of_heads = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LOSS)
+        times |= {name_policy(name, heads): of_heads[name] for name in families}
     return [
         {"system": system, **row, "time": float(times[row["policy"]][exits - 1].double().mean())}
         for row, exits in found

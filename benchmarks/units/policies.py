@@ -25,7 +25,6 @@ from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_utteranc
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.units.runs import LOSSES, UnitRuns, run_units
-from daisy.calibration.cost import measure_layer_seconds
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
@@ -119,11 +118,8 @@ def main() -> None:
     measured = measure_frontier(tune.traces, test, families)
     sample = [utterance.waveform for utterance in read_utterances(TEST_SETS, "test", limit or TIMED)]
     sample = sample[:TIMED]
-    whole = measure_layer_seconds(model.backbone, model.heads, sample, ())[-1]
     times = measure_policy_times(model.backbone, model.heads, sample, families, tune.traces, LOSS)
-    rows = [
-        {**row, "time": float((times[row["policy"]][exits - 1] / whole).double().mean())} for row, exits in measured
-    ]
+    rows = [{**row, "time": float(times[row["policy"]][exits - 1].double().mean())} for row, exits in measured]
     for row in rows:
         print(
             f"{row['policy']:18} {row['target_depth']:.0%}  depth {row['depth']:.3f}  time {row['time']:.3f}  errors "
