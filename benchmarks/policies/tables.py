@@ -1,4 +1,4 @@
-"""Tables and sentences about exits and policies: noise_curve.json, policies.json, ideas.json, guarantee.json and others."""
+"""Tables and sentences about exits and policies: noise_curve.json, policies.json, ideas.json and others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def render_sets() -> str:
 
 
 def render_exits_sentence() -> str:
-    """Say how much deeper the default policy goes from clean audio to the loudest recorded noise, over all and by set."""
+    """Say how much deeper the default policy goes from clean audio to the loudest recorded noise, set by set."""
     rows = [row for row in read_result("noise_curve")["rows"] if row["policy"] == DEFAULT_POLICY]
     loudest = min(row["snr_db"] for row in rows if row["noise"] == "recorded")
     moves = {}
@@ -63,8 +63,8 @@ def render_exits_sentence() -> str:
     of_all = moves.pop("all")
     sets = ", ".join(f"{move} on {name}" for name, move in moves.items())
     return (
-        f"From clean audio to recorded noise at {format_snr(loudest)}, the mean exit layer of `{DEFAULT_POLICY}` goes from "
-        f"{of_all} over all sets: from {sets}.\n"
+        f"From clean audio to recorded noise at {format_snr(loudest)}, the mean exit layer of `{DEFAULT_POLICY}` goes "
+        f"from {of_all} over all sets: from {sets}.\n"
     )
 
 
@@ -139,8 +139,8 @@ def render_regimes_sentence() -> str:
     row = next(row for row in read_result("regimes")["rows"] if row["condition"] == "recorded 0 dB")
     best = row["clean_unit_agreement_best"]
     return (
-        f"Under recorded noise at 0 dB, layer 6 keeps {best - row['clean_unit_agreement_after_layer_6']:.0%} of the clean "
-        f"audio's units, and the best layer {best:.0%}: most are lost at every depth.\n"
+        f"Under recorded noise at 0 dB, layer 6 keeps {best - row['clean_unit_agreement_after_layer_6']:.0%} of the "
+        f"clean audio's units, and the best layer {best:.0%}.\n"
     )
 
 

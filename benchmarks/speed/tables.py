@@ -59,8 +59,10 @@ def render_latency_sentence() -> str:
                     f"{' and '.join(others)} with {size}, {precision}, a batch of {batch}, {lengths} lengths, "
                     f"{threads} thread(s) on {device}"
                 )
-    where = f"In {len(slower)} of them somebody else is faster: {'; '.join(slower)}." if slower else "We are fastest in all."
-    return f"These are {settings} settings on two cores and on a GPU. {where}\n"
+    where = (
+        f"In {len(slower)} of them somebody else is faster: {'; '.join(slower)}" if slower else "We are fastest in all"
+    )
+    return f"These are {settings} settings on two cores and on a GPU. {where}.\n"
 
 
 def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:

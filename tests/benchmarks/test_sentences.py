@@ -55,7 +55,8 @@ def test_share_of_what_hindsight_gains():
 def test_risks_that_were_missed():
     row = {"method": "betting", "splits": 300, "delta": 0.1, "risk": 0.2, "mean_test_risk": 0.1, "violations": 0.02}
     conformal = {**row, "method": "conformal", "violations": 0.3}
-    results.write_result("guarantee", [row, {**row, "violations": 0.01}, conformal, {**conformal, "mean_test_risk": 0.3}])
+    missed = {**conformal, "mean_test_risk": 0.3}
+    results.write_result("guarantee", [row, {**row, "violations": 0.01}, conformal, missed])
     assert policies.render_guarantee_sentence() == (
         "In 300 random halves each, Learn then Test missed its target in at most 2.0% of them, over 2 settings with a "
         "delta of 10%. Conformal risk control bounds the mean risk: it was below the target in 1 of 2 settings.\n"
@@ -72,6 +73,6 @@ def test_who_is_faster_where():
     )
     results.write_result("latency_cuda", [ours, {**theirs, "ratio": 0.9}])
     assert speed.render_latency_sentence().endswith(
-        "In 1 of them somebody else is faster: torchaudio with mini, float32, a batch of 16, fixed lengths, 1 thread(s) "
-        "on a GPU.\n"
+        "In 1 of them somebody else is faster: torchaudio with mini, float32, a batch of 16, fixed lengths, "
+        "1 thread(s) on a GPU.\n"
     )
