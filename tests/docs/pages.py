@@ -26,7 +26,7 @@ NOT_RUN = {
     r"^python -m fairseq_plugins\.export /abs/run": "is of that training",
     r"^daisy convert /abs/run/checkpoints/checkpoint_last\.pt exits\.safetensors": "likewise",
     r"--checkpoint out/exits\.safetensors": "is of pretrain.sh",
-    r"^daisy convert (hubert_large|WavLM-Large|wav2vec_small|whisper-base)": "published; tests/checkpoints makes the like",
+    r"^daisy convert (hubert_large|WavLM-L|wav2vec_s|whisper-b)": "published; tests/checkpoints makes like ones",
 }
 """Commands that no test runs, each with the reason."""
 STANDS_FOR = {"/abs/": "{place}/", "/data": "{place}/data"}
