@@ -42,9 +42,12 @@ ALSO = {
         *("--validate-interval-updates", "2", "--save-interval-updates", "2"),
     ),
     r"^daisy train-heads ": ("--updates", "2", "--warmup", "1"),
-    r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6"),
+    r"^daisy labels ": ("--clusters", "20"),
+    r"^daisy calibrate .* --snr clean,20": ("--snr", "clean,0"),
+    r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6", "--snr", "clean,0"),
+    r"^daisy replay ": ("--depths", "0.6"),
 }
-"""What makes programs stop after two updates, on a CPU, or compare two policies."""
+"""What makes programs stop after two updates, on a CPU, compare two policies, or hear little noise."""
 NEEDS = {
     r"^fairseq-": "fairseq",
     r"-m fairseq_plugins": "fairseq",
