@@ -54,15 +54,13 @@ def render_latency_sentence() -> str:
             settings += 1
             others = [system for system, row in by_system.items() if row["ratio"] < 1]
             if others:
-                size, precision, batch, lengths, threads = setting
-                slower.append(
-                    f"{' and '.join(others)} with {size}, {precision}, a batch of {batch}, {lengths} lengths, "
-                    f"{threads} thread(s) on {device}"
-                )
-    where = (
+                size, precision, batch, lengths, _threads = setting
+                where = f"{size} in {precision}, a batch of {batch} of {lengths} lengths, {device}"
+                slower.append(f"{' and '.join(others)} ({where})")
+    told = (
         f"In {len(slower)} of them somebody else is faster: {'; '.join(slower)}" if slower else "We are fastest in all"
     )
-    return f"These are {settings} settings on two cores and on a GPU. {where}.\n"
+    return f"These are {settings} settings on two cores and on a GPU. {told}.\n"
 
 
 def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:

@@ -73,6 +73,5 @@ def test_who_is_faster_where():
     )
     results.write_result("latency_cuda", [ours, {**theirs, "ratio": 0.9}])
     assert speed.render_latency_sentence().endswith(
-        "In 1 of them somebody else is faster: torchaudio with mini, float32, a batch of 16, fixed lengths, "
-        "1 thread(s) on a GPU.\n"
+        "In 1 of them somebody else is faster: torchaudio (mini in float32, a batch of 16 of fixed lengths, a GPU).\n"
     )
