@@ -1,4 +1,4 @@
-"""Renders the README's tables and those of docs/ from results/*.json, between ``<!-- table NAME -->`` and its end.
+"""Renders tables and sentences of README and docs from results/*.json, between ``<!-- table NAME -->`` and its end.
 
 python -m benchmarks.readme            # also: make readme
 """
@@ -21,7 +21,7 @@ import benchmarks.units.tables
 from benchmarks.shared.script import ROOT, make_parser, run_script
 from daisy import _files
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 

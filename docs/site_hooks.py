@@ -34,6 +34,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.remove(file)
     for path in sorted(find_linked(path for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *listed(config)])):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    for style in map(str, config.extra_css):
+        if (ROOT / style).is_file():  # mkdocstrings makes its own
+            files.append(File.generated(config, style, abs_src_path=str(ROOT / style)))
     for name in names(config.nav):
         if name.startswith(REFERENCE):
             module = name.removeprefix(REFERENCE).removesuffix(".md")

@@ -1,4 +1,4 @@
-"""Tables of docs/minisuperb.md, from results/minisuperb.json and minisuperb_noisy.json."""
+"""Tables of docs/results/minisuperb.md, from results/minisuperb.json and minisuperb_noisy.json."""
 
 from __future__ import annotations
 

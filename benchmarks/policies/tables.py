@@ -1,4 +1,4 @@
-"""Tables of the README and docs/policies.md about exits: noise_curve.json, policies.json, ideas.json and others."""
+"""Tables and sentences about exits and policies: noise_curve.json, policies.json, ideas.json and others."""
 
 from __future__ import annotations
 
@@ -50,6 +50,22 @@ def render_sets() -> str:
         layers = [f"{by_snr[snr]['mean_exit_layer']:.1f}" for snr in snrs]
         lines.append([name, str(by_snr[None]["num_utterances"]), *layers])
     return render_result(result, ["set", "utterances", *map(format_snr, snrs)], lines)
+
+
+def render_exits_sentence() -> str:
+    """Say how much deeper the default policy goes from clean audio to the loudest recorded noise, set by set."""
+    rows = [row for row in read_result("noise_curve")["rows"] if row["policy"] == DEFAULT_POLICY]
+    loudest = min(row["snr_db"] for row in rows if row["noise"] == "recorded")
+    moves = {}
+    for name in dict.fromkeys(row["set"] for row in rows):
+        of_set = {(row["noise"], row["snr_db"]): row["mean_exit_layer"] for row in rows if row["set"] == name}
+        moves[name] = f"{of_set['none', None]:.1f} to {of_set['recorded', loudest]:.1f}"
+    of_all = moves.pop("all")
+    sets = ", ".join(f"{move} on {name}" for name, move in moves.items())
+    return (
+        f"From clean audio to recorded noise at {format_snr(loudest)}, the mean exit layer of `{DEFAULT_POLICY}` goes "
+        f"from {of_all} over all sets: from {sets}.\n"
+    )
 
 
 def render_policies(name: str) -> str:
@@ -118,6 +134,27 @@ def render_regimes() -> str:
     return render_result(result, header, lines)
 
 
+def render_regimes_sentence() -> str:
+    """Say how many of the clean audio's units the middle and the best layer keep in recorded noise at 0 dB."""
+    row = next(row for row in read_result("regimes")["rows"] if row["condition"] == "recorded 0 dB")
+    best = row["clean_unit_agreement_best"]
+    return (
+        f"Under recorded noise at 0 dB, layer 6 keeps {best - row['clean_unit_agreement_after_layer_6']:.0%} of the "
+        f"clean audio's units, and the best layer {best:.0%}.\n"
+    )
+
+
+def render_headroom_sentence() -> str:
+    """Say which share of what hindsight gains over the static cut the default policy gets, at 60 % of the layers."""
+    gains = {
+        row["idea"]: row["over_static"]
+        for row in read_result("ideas")["rows"]
+        if row["learnt"] == "same input" and row["target_depth"] == 0.6
+    }
+    share = gains[DEFAULT_POLICY] / gains["hindsight"]
+    return f"`{DEFAULT_POLICY}` gets {share:.0%} of what hindsight is above the static cut by.\n"
+
+
 def render_headroom() -> str:
     """Render how much above the static cut, and above chance of its own histogram, hindsight is at each depth."""
     result = read_result("ideas")
@@ -184,6 +221,21 @@ def render_guarantee() -> str:
     return render_result(result, header, lines)
 
 
+def render_guarantee_sentence() -> str:
+    """Say how often certified risks were missed, with and without a bound on how probable that is."""
+    rows = read_result("guarantee")["rows"]
+    tested = [row for row in rows if row["method"] != "conformal"]
+    conformal = [row for row in rows if row["method"] == "conformal"]
+    kept = sum(row["mean_test_risk"] <= row["risk"] for row in conformal)
+    missed = max(row["violations"] for row in tested)
+    return (
+        f"In {rows[0]['splits']} random halves each, Learn then Test missed its target in "
+        f"{f'at most {missed:.1%}' if missed else 'none'} of them, over {len(tested)} settings with a delta of "
+        f"{rows[0]['delta']:.0%}. Conformal risk control bounds the mean risk: it was below the target in {kept} of "
+        f"{len(conformal)} settings.\n"
+    )
+
+
 def render_windows() -> str:
     """Render the published code's window by batch size."""
     result = read_result("windows")
@@ -215,15 +267,19 @@ def render_decisions() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "exits": partial(render_exits, ("recorded",)),
     "exits_by_noise": render_exits,
+    "exits_sentence": render_exits_sentence,
     "sets": render_sets,
     "policies": partial(render_policies, "policies"),
     "policies_dev": partial(render_policies, "policies_dev"),
     "default_policy": render_default_policy,
     "forecasts": render_forecasts,
     "regimes": render_regimes,
+    "regimes_sentence": render_regimes_sentence,
     "headroom": render_headroom,
+    "headroom_sentence": render_headroom_sentence,
     "ideas": partial(render_ideas, 0.6),
     "guarantee": render_guarantee,
+    "guarantee_sentence": render_guarantee_sentence,
     "windows": render_windows,
     "decisions": render_decisions,
 }

@@ -1,4 +1,4 @@
-"""Tables of docs/recognition.md, from results/early_exit_asr{,_policies,_guarantee}.json."""
+"""Tables of docs/results/recognition.md, from results/early_exit_asr{,_policies,_guarantee}.json."""
 
 from __future__ import annotations
 

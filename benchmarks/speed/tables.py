@@ -1,4 +1,4 @@
-"""Tables of docs/{speed,s3prl,backbones}.md: latency, backbones, speed, memory, s3prl_cache of results/."""
+"""Tables and a sentence about speed: latency, backbones, speed, memory, s3prl_cache of results/."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def render_latency_range(name: str = "latency") -> str:
         cells = [f"{min(values):.2f} to {max(values):.2f}" for values in of_peers]
         lines.append([f"{batch} of {'10 s' if lengths == 'fixed' else 'mixed lengths'}", *cells])
     return render_result(result, ["recordings in a batch", *peers], lines, threads=False)
+
+
+def render_latency_sentence() -> str:
+    """Say in which settings, on CPUs and on a GPU, somebody else is faster."""
+    settings, slower = 0, []
+    for name, device in (("latency", "two cores"), ("latency_cuda", "a GPU")):
+        for setting, by_system in group_by_setting(read_result(name)["rows"], SETTING).items():
+            settings += 1
+            others = [system for system, row in by_system.items() if row["ratio"] < 1]
+            if others:
+                size, precision, batch, lengths, _threads = setting
+                where = f"{size} in {precision}, a batch of {batch} of {lengths} lengths, {device}"
+                slower.append(f"{' and '.join(others)} ({where})")
+    told = (
+        f"In {len(slower)} of them somebody else is faster: {'; '.join(slower)}" if slower else "We are fastest in all"
+    )
+    return f"These are {settings} settings on two cores and on a GPU. {told}.\n"
 
 
 def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:
@@ -202,6 +219,7 @@ def render_s3prl_cache() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "latency": render_latency,
     "latency_range": render_latency_range,
+    "latency_sentence": render_latency_sentence,
     "backbones": partial(render_latency, "backbones", BACKBONE_SETTING),
     "precision": render_precision,
     "deciding": render_deciding,

@@ -1,4 +1,4 @@
-"""Tables of the README and docs/pretraining.md, from results/{heads,probes,units,exits,exit_variants}.json."""
+"""Tables of docs/results/{training,units}.md, from results/{heads,probes,units,exits,exit_variants}.json."""
 
 from __future__ import annotations
 

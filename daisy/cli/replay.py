@@ -13,7 +13,7 @@ from daisy.cli.study_output import Comparison
 
 def command(
     table: Annotated[
-        Path, typer.Argument(metavar="TRACES.csv", help="A table of full runs; docs/policies.md has a sample.")
+        Path, typer.Argument(metavar="TRACES.csv", help="A table of full runs; docs/calibrate.md has a sample.")
     ],
     out: Out,
     tune: Annotated[

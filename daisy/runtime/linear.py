@@ -159,7 +159,7 @@ def round_up_rows(count: int) -> int:
     """Round up to the next of eight sizes an octave, sixteen from 256 on: 100 to 104, 1000 to 1024.
 
     oneDNN compiles code for each shape it meets and keeps that of a thousand. Recordings of many lengths meet more,
-    and then it compiles again and again (docs/speed.md has what that costs).
+    and then it compiles again and again (docs/results/speed.md has what that costs).
     """
     step = (1 << max(0, count.bit_length() - 4)) // (2 if count >= 256 else 1)
     return -(-count // step) * step

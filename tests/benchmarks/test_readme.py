@@ -15,6 +15,19 @@ def test_tables_are_rendered_from_the_results():
         assert readme.render_page(text) == text, f"{page}: make readme"
 
 
+PART_OF_ANOTHER = {"exits"}
+
+
+def test_every_table_that_has_results_is_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in readme.PAGES)
+    shown = set(re.findall(r"<!-- table (\w+) -->", text))
+    later = set(re.findall(r"<!-- later: table (\w+) -->", text))
+    assert shown | later <= set(readme.TABLES)
+    for name in set(readme.TABLES) - shown - PART_OF_ANOTHER:
+        with pytest.raises(FileNotFoundError):
+            readme.TABLES[name]()
+
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *(ROOT / "docs").rglob("*.md"),

@@ -26,7 +26,7 @@ NOT_RUN = {
     r"^python -m fairseq_plugins\.export /abs/run": "is of that training",
     r"^daisy convert /abs/run/checkpoints/checkpoint_last\.pt exits\.safetensors": "likewise",
     r"--checkpoint out/exits\.safetensors": "is of pretrain.sh",
-    r"^daisy convert (WavLM-Large|wav2vec_small|whisper-base)": "published files; tests/checkpoints makes the like",
+    r"^daisy convert (hubert_large|WavLM-L|wav2vec_s|whisper-b)": "published; tests/checkpoints makes like ones",
 }
 """Commands that no test runs, each with the reason."""
 STANDS_FOR = {"/abs/": "{place}/", "/data": "{place}/data"}
@@ -42,9 +42,12 @@ ALSO = {
         *("--validate-interval-updates", "2", "--save-interval-updates", "2"),
     ),
     r"^daisy train-heads ": ("--updates", "2", "--warmup", "1"),
-    r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6"),
+    r"^daisy labels ": ("--clusters", "20"),
+    r"^daisy calibrate .* --snr clean,20": ("--snr", "clean,0"),
+    r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6", "--snr", "clean,0"),
+    r"^daisy replay ": ("--depths", "0.6"),
 }
-"""What makes programs stop after two updates, on a CPU, or compare two policies."""
+"""What makes programs stop after two updates, on a CPU, compare two policies, or hear little noise."""
 NEEDS = {
     r"^fairseq-": "fairseq",
     r"-m fairseq_plugins": "fairseq",
