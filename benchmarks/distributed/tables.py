@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.shared.rendering import render_result
+from benchmarks.shared.rendering import Columns, format_field, render_columns, render_result
 from benchmarks.shared.results import Result, Row, read_result
+
+SYSTEM: Columns = {"topology": format_field("topology"), "system": format_field("system")}
+LATENCY: Columns = {"median latency (s)": format_field("median_latency_sec", ".2f")}
 
 
 def _read(name: str, part: str) -> tuple[Result, list[Row]]:
@@ -14,22 +18,66 @@ def _read(name: str, part: str) -> tuple[Result, list[Row]]:
     return result, [row for row in result["rows"] if part in (row.get("measure"), row.get("part"))]
 
 
-def render_speed() -> str:
-    """Render seconds and audio hours an hour of both engines."""
-    result, rows = _read("distributed_extraction", "speed")
-    lines = [
-        [
-            row["engine"],
-            str(row["workers"]),
-            f"{row['start_sec']:.1f}",
-            f"{row['busy_sec']:.1f}",
-            f"{row['overhead']:+.0%}",
-            f"{row['audio_hours_per_hour']:.0f}",
-        ]
-        for row in rows
-    ]
-    header = ["engine", "workers", "start (s)", "seconds from then on", "beside local", "audio hours an hour"]
-    return render_result(result, header, lines)
+def render_part(name: str, part: str, columns: Columns) -> str:
+    """Render the rows of a part of results/NAME.json."""
+    return render_columns(*_read(name, part), columns)
+
+
+SPEED: Columns = {
+    "engine": format_field("engine"),
+    "workers": format_field("workers"),
+    "start (s)": format_field("start_sec", ".1f"),
+    "seconds from then on": format_field("busy_sec", ".1f"),
+    "beside local": format_field("overhead", "+.0%"),
+    "audio hours an hour": format_field("audio_hours_per_hour", ".0f"),
+}
+THROUGHPUT: Columns = {
+    **SYSTEM,
+    "utterances/s": format_field("steady_throughput", ".2f"),
+    "simulated": format_field("simulated_steady_throughput", ".2f"),
+    "fidelity": format_field("fidelity", ".3f"),
+    **LATENCY,
+    "MB sent": format_field("megabytes_sent", ".1f"),
+}
+FIDELITY: Columns = {
+    **SYSTEM,
+    "come in/s": format_field("rate", ".2f"),
+    "answered/s": format_field("throughput", ".2f"),
+    "fidelity": format_field("fidelity", ".3f"),
+    "mean exit layer": format_field("mean_exit_layer", ".1f"),
+    **LATENCY,
+}
+LOADS: Columns = {
+    "what adapts": format_field("admission"),
+    "from (s)": format_field("begin_sec", ".0f"),
+    "utterances/s": format_field("throughput", ".2f"),
+    "mean exit level": format_field("mean_level", ".2f"),
+    "fidelity": format_field("fidelity", ".3f"),
+    **LATENCY,
+}
+SIMULATOR: Columns = {
+    **SYSTEM,
+    "utterances/s": format_field("real_throughput", ".2f"),
+    "simulated": format_field("simulated_throughput", ".2f"),
+    "median latency (s)": format_field("real_median_latency_sec", ".2f"),
+    "simulated (s)": format_field("simulated_median_latency_sec", ".2f"),
+    "in place (s)": format_field("in_place_median_latency_sec", ".2f"),
+    "plain (s)": format_field("plain_median_latency_sec", ".2f"),
+}
+SCALE: Columns = {
+    "workers": format_field("num_workers", ","),
+    "utterances/s": format_field("steady_throughput", ".1f"),
+    **LATENCY,
+    "90 % (s)": format_field("p90_latency_sec", ".2f"),
+    "seconds to simulate": format_field("simulation_sec", ".1f"),
+}
+KILLS: Columns = {
+    "kills": format_field("num_kills"),
+    "admitted": format_field("num_admitted"),
+    "answered once": format_field("num_answered_once"),
+    "answered twice": format_field("num_answers_twice"),
+    "begun again": format_field("num_restarts"),
+}
 
 
 def render_memory() -> str:
@@ -57,107 +105,14 @@ def render_failures() -> str:
     return render_result(result, ["killed", "recordings lost or double", "done again"], lines)
 
 
-def render_throughput() -> str:
-    """Render utterances a second and what they keep, at a fixed exit level and an adapting rate."""
-    result, rows = _read("mdi", "throughput")
-    lines = [
-        [
-            row["topology"],
-            row["system"],
-            f"{row['steady_throughput']:.2f}",
-            f"{row['simulated_steady_throughput']:.2f}",
-            f"{row['fidelity']:.3f}",
-            f"{row['median_latency_sec']:.2f}",
-            f"{row['megabytes_sent']:.1f}",
-        ]
-        for row in rows
-    ]
-    header = ["topology", "system", "utterances/s", "simulated", "fidelity", "median latency (s)", "MB sent"]
-    return render_result(result, header, lines)
-
-
-def render_fidelity() -> str:
-    """Render what is kept at one rate, with an adapting exit level."""
-    result, rows = _read("mdi", "fidelity")
-    lines = [
-        [
-            row["topology"],
-            row["system"],
-            f"{row['rate']:.2f}",
-            f"{row['throughput']:.2f}",
-            f"{row['fidelity']:.3f}",
-            f"{row['mean_exit_layer']:.1f}",
-            f"{row['median_latency_sec']:.2f}",
-        ]
-        for row in rows
-    ]
-    header = ["topology", "system", "come in/s", "answered/s", "fidelity", "mean exit layer", "median latency (s)"]
-    return render_result(result, header, lines)
-
-
-def render_loads() -> str:
-    """Render both kinds of admission under a load that doubles and then falls to a quarter."""
-    result, rows = _read("mdi", "loads")
-    lines = [
-        [
-            row["admission"],
-            f"from {row['begin_sec']:.0f} s",
-            f"{row['throughput']:.2f}",
-            f"{row['mean_level']:.2f}",
-            f"{row['fidelity']:.3f}",
-            f"{row['median_latency_sec']:.2f}",
-        ]
-        for row in rows
-    ]
-    header = ["what adapts", "", "utterances/s", "mean exit level", "fidelity", "median latency (s)"]
-    return render_result(result, header, lines)
-
-
-def render_simulator() -> str:
-    """Render real runs beside simulated ones."""
-    result, rows = _read("mdi", "simulator")
-    lines = []
-    for row in rows:
-        cells = [row["topology"], row["system"], f"{row['real_throughput']:.2f}", f"{row['simulated_throughput']:.2f}"]
-        kinds = ("real", "simulated", "in_place", "plain")
-        lines.append([*cells, *(f"{row[f'{kind}_median_latency_sec']:.2f}" for kind in kinds)])
-    header = ["topology", "system", "utterances/s", "simulated", "median latency (s)", "simulated", "in place", "plain"]
-    return render_result(result, header, lines)
-
-
-def render_scale() -> str:
-    """Render simulated systems of up to a thousand workers."""
-    result, rows = _read("mdi", "scale")
-    lines = [
-        [
-            f"{row['num_workers']:,}",
-            f"{row['steady_throughput']:.1f}",
-            f"{row['median_latency_sec']:.2f}",
-            f"{row['p90_latency_sec']:.2f}",
-            f"{row['simulation_sec']:.1f}",
-        ]
-        for row in rows
-    ]
-    header = ["workers", "utterances/s", "median latency (s)", "90 % (s)", "seconds to simulate"]
-    return render_result(result, header, lines)
-
-
-def render_kills() -> str:
-    """Render whether all were answered once although workers were killed."""
-    result, rows = _read("mdi", "kills")
-    columns = ("num_kills", "num_admitted", "num_answered_once", "num_answers_twice", "num_restarts")
-    lines = [[str(row[name]) for name in columns] for row in rows]
-    return render_result(result, ["kills", "admitted", "answered once", "answered twice", "begun again"], lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "distributed_speed": render_speed,
+    "distributed_speed": partial(render_part, "distributed_extraction", "speed", SPEED),
     "distributed_memory": render_memory,
     "distributed_failures": render_failures,
-    "mdi_throughput": render_throughput,
-    "mdi_fidelity": render_fidelity,
-    "mdi_loads": render_loads,
-    "mdi_simulator": render_simulator,
-    "mdi_scale": render_scale,
-    "mdi_kills": render_kills,
+    "mdi_throughput": partial(render_part, "mdi", "throughput", THROUGHPUT),
+    "mdi_fidelity": partial(render_part, "mdi", "fidelity", FIDELITY),
+    "mdi_loads": partial(render_part, "mdi", "loads", LOADS),
+    "mdi_simulator": partial(render_part, "mdi", "simulator", SIMULATOR),
+    "mdi_scale": partial(render_part, "mdi", "scale", SCALE),
+    "mdi_kills": partial(render_part, "mdi", "kills", KILLS),
 }

@@ -1,8 +1,11 @@
 """Markdown of measured tables."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks.shared.results import Result, Row
+
+Columns = Mapping[str, Callable[[Row], str]]
+"""Of a table: what its head says, and what makes the cell of a row."""
 
 
 def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -36,3 +39,13 @@ def format_ratio(row: Row, name: str = "ratio", digits: int = 2) -> str:
 def format_interval(row: Row, name: str, digits: int = 3) -> str:
     """Format an estimate with its interval, whose ends are the row's ``low`` and ``high``."""
     return f"{row[name]:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
+
+
+def format_field(name: str, form: str = "") -> Callable[[Row], str]:
+    """Make what formats a field of a row."""
+    return lambda row: format(row[name], form)
+
+
+def render_columns(result: Result, rows: Iterable[Row], columns: Columns) -> str:
+    """Render rows of a result, a line each, and what it was measured on."""
+    return render_result(result, columns, [[make_cell(row) for make_cell in columns.values()] for row in rows])

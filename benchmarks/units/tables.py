@@ -3,67 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.shared.rendering import format_ratio, render_result
+from benchmarks.shared.rendering import Columns, format_field, format_ratio, render_columns
 from benchmarks.shared.results import read_result
 from daisy.cli.options import DEFAULT_POLICY
 
 SHOWN_POLICIES = (DEFAULT_POLICY, "entropy", "fixed")
 
 
+ERRORS: Columns = {
+    "policy": format_field("policy"),
+    "depth": format_field("depth", ".0%"),
+    "unit errors": lambda row: f"{row['unit_errors']:.3f} ({row['unit_errors_low']:.3f}-{row['unit_errors_high']:.3f})",
+    "static cut": format_field("unit_errors_static", ".3f"),
+    "to HuBERT's own head": format_field("final_head_unit_errors", ".3f"),
+    "bits a second": format_field("bitrate", ".0f"),
+    "time": format_field("time", ".2f"),
+}
+GUARANTEE: Columns = {
+    "policy": format_field("system"),
+    "at most": format_field("target", ".0%"),
+    "violations": format_field("violations", ".1%"),
+    "test risk": format_field("mean_test_risk", ".3f"),
+    "depth": format_field("depth", ".0%"),
+}
+PEERS: Columns = {
+    "system": format_field("system"),
+    "real-time factor": lambda row: f"{row['seconds'] / row['audio_sec']:.4f}",
+    "time": lambda row: f"{format_ratio(row)} times {row['beside']}",
+    "other units": format_field("other_units", ".2%"),
+}
+
+
 def render_errors() -> str:
     """Render unit error rate, bitrate and time of three policies at every depth."""
     result = read_result("discrete_units")
-    lines = [
-        [
-            row["policy"],
-            f"{row['depth']:.0%}",
-            f"{row['unit_errors']:.3f} ({row['unit_errors_low']:.3f}-{row['unit_errors_high']:.3f})",
-            f"{row['unit_errors_static']:.3f}",
-            f"{row['final_head_unit_errors']:.3f}",
-            f"{row['bitrate']:.0f}",
-            f"{row['time']:.2f}",
-        ]
-        for row in result["rows"]
-        if row["policy"] in SHOWN_POLICIES
-    ]
-    header = ["policy", "depth", "unit errors", "static cut", "to HuBERT's own head", "bits a second", "time"]
-    return render_result(result, header, lines)
+    return render_columns(result, [row for row in result["rows"] if row["policy"] in SHOWN_POLICIES], ERRORS)
 
 
-def render_guarantee() -> str:
-    """Render how often a certified unit error rate was passed, and at which depth."""
-    result = read_result("discrete_units_guarantee")
-    lines = [
-        [
-            row["system"],
-            f"{row['target']:.0%}",
-            f"{row['violations']:.1%}",
-            f"{row['mean_test_risk']:.3f}",
-            f"{row['depth']:.0%}",
-        ]
-        for row in result["rows"]
-    ]
-    return render_result(result, ["policy", "at most", "violations", "test risk", "depth"], lines)
-
-
-def render_peers() -> str:
-    """Render the time of units beside other people's tools."""
-    result = read_result("discrete_units_peers")
-    lines = [
-        [
-            row["system"],
-            f"{row['seconds'] / row['audio_sec']:.4f}",
-            f"{format_ratio(row)} times {row['beside']}",
-            f"{row['other_units']:.2%}",
-        ]
-        for row in result["rows"]
-    ]
-    return render_result(result, ["system", "real-time factor", "time", "other units"], lines)
+def render_all(name: str, columns: Columns) -> str:
+    """Render all rows of results/NAME.json."""
+    result = read_result(name)
+    return render_columns(result, result["rows"], columns)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "discrete_units": render_errors,
-    "discrete_units_guarantee": render_guarantee,
-    "discrete_units_peers": render_peers,
+    "discrete_units_guarantee": partial(render_all, "discrete_units_guarantee", GUARANTEE),
+    "discrete_units_peers": partial(render_all, "discrete_units_peers", PEERS),
 }

@@ -64,7 +64,7 @@ def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
     assert line[-1] == "0.80 |"
     guarantee = dict(system="entropy", target=0.1, violations=0.05, mean_test_risk=0.04, depth=0.8)
     results.write_result("discrete_units_guarantee", [guarantee])
-    assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.render_guarantee()
+    assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.TABLES["discrete_units_guarantee"]()
     peer = dict(system="a", beside="b", seconds=2.0, audio_sec=50.0, ratio=1.5, ratio_low=1.4, ratio_high=1.6)
     results.write_result("discrete_units_peers", [{**peer, "other_units": 0.001}])
-    assert "| a | 0.0400 | 1.50 (1.40-1.60) times b | 0.10% |" in tables.render_peers()
+    assert "| a | 0.0400 | 1.50 (1.40-1.60) times b | 0.10% |" in tables.TABLES["discrete_units_peers"]()
