@@ -30,7 +30,7 @@ LAYER = 6
 class MadeUp:
     """An engine that encodes nothing."""
 
-    lost = 0
+    has_workers = False
 
     def __init__(self) -> None:
         self.begin_bytes = self.end_bytes = 0
