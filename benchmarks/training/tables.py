@@ -78,6 +78,23 @@ def render_exit_curves(name: str) -> str:
     return render_result(result, header, lines)
 
 
+def render_unit_layers() -> str:
+    """Render at which share of frames some layers' units are those of the full model on the same input."""
+    result = read_result("exits")
+    rows = [row for row in result["rows"] if row["task"] == "agreement" and "layer" in row]
+    rows = [row for row in rows if row["network"] == rows[-1]["network"]]
+    layers = sorted({row["layer"] for row in rows})
+    shown = layers[len(layers) // 4 - 1 :: len(layers) // 4]
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        if row["layer"] in shown:
+            cells.setdefault(row["condition"], []).append(
+                f"{row['value']:.3f} ({row['value_low']:.3f}-{row['value_high']:.3f})"
+            )
+    lines = [[condition, *of_layers] for condition, of_layers in cells.items()]
+    return render_result(result, ["condition", *(f"layer {layer}" for layer in shown)], lines)
+
+
 def render_exit_systems(name: str, choose: Callable[[list[Row]], list[Row]]) -> str:
     """Render exits beside the static cut, random exits and the full model, from some rows of results/NAME.json."""
     result = read_result(name)
@@ -120,6 +137,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "units": partial(render_units, "units"),
     "units_digits": partial(render_units, "units_digits"),
     "exit_curves": partial(render_exit_curves, "exits"),
+    "unit_layers": render_unit_layers,
     "exit_systems": partial(render_exit_systems, "exits", choose_default_policy),
     "exit_policies": partial(render_exit_systems, "exits", choose_depth),
     "exit_variants": partial(render_exit_curves, "exit_variants"),

@@ -174,7 +174,8 @@ def command(
         _write(out, calibration, target, attained, checkpoint, model, speech, reads, score_stride)
     if calibration.note:
         say(calibration.note)
-    _say_attained(attained, calibration.certified, "time" if time else "layers", loss)
+    resampled = "recordings (no --speakers were given)" if speakers is None else "speakers"
+    _say_attained(attained, calibration.certified, "time" if time else "layers", loss, resampled)
     _warn_of_few_speakers(policy, speech)
     if speakers is None and isinstance(goal, RiskGoal):
         warn(
@@ -285,9 +286,11 @@ def _write(
     )
 
 
-def _say_attained(attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str) -> None:
+def _say_attained(
+    attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str, resampled: str
+) -> None:
     """Print what was attained, with intervals; ``certified`` is empty where no risk was asked for."""
-    say("95 % intervals, from resampling speakers:")
+    say(f"95 % intervals, from resampling {resampled}:")
     for line in attained:
         text = f"mean exit layer {_format_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
         if not certified and loss in line:

@@ -108,9 +108,15 @@ class RiskGoal:
         )
         note = ""
         if chosen.name == "never":
+            num_speakers = len(set(runs.groups))
+            bound = (
+                ""
+                if self.method == "conformal"
+                else (f", with whom no risk below {1 - self.delta ** (1 / num_speakers):.2f} can be certified")
+            )
             note = (
                 f"no setting of {policy} is certified at a risk of {self.risk:g}: the file says never. "
-                f"{len(set(runs.groups))} speakers certify; more of them, or a larger --risk or --delta, would help"
+                f"{num_speakers} speakers certify{bound}; more of them, or a larger --risk or --delta, would help"
             )
         certified = measure_attained(runs, exit_layers, self.loss, self.ceiling)
         return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified, note=note)

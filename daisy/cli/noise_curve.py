@@ -151,25 +151,21 @@ def command(
 
 
 def _check_comparison(comparison: Comparison, heads: AnyHeads | None) -> None:
-    """Refuse depths, policies and a folder that cannot be written before the long runs.
+    """Refuse before the long runs what cannot be compared, or written.
 
     Raises:
-        UsageError: on an unknown policy.
+        UsageError: on an unknown policy, or as `Comparison.check` does.
         PolicyError: on what is no depth.
-        OutputError: where the tables cannot be written.
+        OutputError: where a file cannot be written.
     """
-    from daisy import _files
-    from daisy.calibration.depth import check_depth
     from daisy.calibration.families import FAMILIES, TEXT_FAMILIES, check_family
 
-    for target in (comparison.depth, *comparison.list_depths()):
-        check_depth(target)
+    comparison.check()
     for name in parse_names(comparison.policies):
         if name not in (known := (*FAMILIES, *TEXT_FAMILIES)):
             raise UsageError(unknown_name("policy to compare", name, known))
         if heads is not None:
             check_family(name, heads)
-    _files.check_writable(comparison.out / "study.csv")
 
 
 def _read_speech(

@@ -44,6 +44,25 @@ class Comparison:
     kinds: Sequence[str] = ()
     snrs_db: Sequence[float | None] = ()
 
+    def check(self) -> None:
+        """Refuse before the long runs what cannot be compared, or written.
+
+        Raises:
+            UsageError: where packages for a page are missing, or on what is no number.
+            PolicyError: on what is no depth.
+            OutputError: where the tables or the page cannot be written.
+        """
+        from daisy import _files
+        from daisy.calibration.depth import check_depth
+        from daisy.evaluation.html import check_report_packages
+
+        for target in (self.depth, *self.list_depths()):
+            check_depth(target)
+        _files.check_writable(self.out / "study.csv")
+        if self.report is not None:
+            check_report_packages()
+            _files.check_writable(self.report)
+
     def list_depths(self) -> tuple[float, ...]:
         """Return the depths to compare policies at.
 

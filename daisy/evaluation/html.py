@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,17 @@ class Page:
     sections: list[Section] = field(default_factory=list)
 
 
+def check_report_packages() -> None:
+    """Refuse a page with figures where what makes them is missing.
+
+    Raises:
+        UsageError: where it is.
+    """
+    for name in ("jinja2", "matplotlib"):
+        if find_spec(name) is None:
+            raise UsageError(f"reports need {name}: pip install 'daisy-speech[analysis]'")
+
+
 def write_page(page: Page, path: Path) -> None:
     """Write one HTML file with everything in it, which opens without a network, anywhere.
 
@@ -51,10 +63,9 @@ def write_page(page: Page, path: Path) -> None:
         UsageError: where jinja2 is missing.
         OutputError: where it cannot be written.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ModuleNotFoundError:
-        raise UsageError("reports need jinja2: pip install 'daisy-speech[analysis]'") from None
+    check_report_packages()
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sections = [

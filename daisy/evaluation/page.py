@@ -42,7 +42,7 @@ def _frontier(study: Study) -> Section:
     compared = [name for name in ("fixed", "oracle", "hindsight") if name in names]
     bands = {name: [_ends(v.losses[study.loss]) for v in mine[name]] for name in names}
     gain_bands = {name: [_ends(v.gain[study.loss]) for v in mine[name]] for name in ahead}
-    share = "executed share of the cost"
+    share = "depth: share of the layers that ran"
     return Section(
         title="Which policy wins at which depth?",
         text=(
@@ -62,7 +62,7 @@ def _frontier(study: Study) -> Section:
                 draw_lines(
                     ahead,
                     across=share,
-                    up="lower than fixed by",
+                    up="below the static cut by",
                     title=_say_gains(study),
                     black=compared,
                     bands=gain_bands,
@@ -103,7 +103,7 @@ def _say_gains(study: Study) -> str:
     best = max(real, key=lambda evaluation: evaluation.gain[study.loss].mean)
     gain = best.gain[study.loss]
     if gain.low > 0:
-        return f"Set for {target:.0%}, {best.policy} is furthest ahead of the static cut, by {gain.mean:.3f}"
+        return f"Set for {target:.0%}, the policy {best.policy} is furthest ahead of the static cut, by {gain.mean:.3f}"
     return f"Set for {target:.0%}, no policy is clearly ahead of the static cut"
 
 
@@ -112,7 +112,7 @@ def make_numbers_section(study: Study) -> Section:
     return Section(
         title="Every depth in numbers",
         text="chance draws exits from the policy's own histogram.",
-        header=("policy", "target", "depth", study.loss, "fixed", "chance", "lower than fixed by"),
+        header=("policy", "target", "depth", study.loss, "static cut", "chance", "below the static cut by"),
         rows=tuple(
             (
                 evaluation.policy,

@@ -76,7 +76,7 @@ def missing_heads(reader: str, reads: Iterable[str]) -> CheckpointError:
     """Make the error where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
     return CheckpointError(
         f"this checkpoint has no exit heads, and {reader} reads {', '.join(sorted(reads))}: "
-        "train heads with the fairseq plugin, or use the policy fixed or never"
+        "train heads (daisy train-heads, or the fairseq plugin), or use the policy fixed or never"
     )
 
 

@@ -89,8 +89,8 @@ class UnitEncoder:
             return
         if model.heads is None:
             raise CheckpointError(
-                "this checkpoint has no exit heads, which would tell units: train heads with the fairseq plugin, or "
-                "give a k-means"
+                "this checkpoint has no exit heads, which would tell units: train heads (daisy train-heads, or the "
+                "fairseq plugin), or give a k-means"
             )
         if layer is not None:
             settings["layer"] = layer

@@ -2,9 +2,11 @@
 
 import pytest
 
+from benchmarks import summary
 from benchmarks.policies import tables as policies
 from benchmarks.shared import results
 from benchmarks.speed import tables as speed
+from daisy import checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,37 @@ def test_exits_go_from_clean_to_the_loudest_noise():
         "From clean audio to recorded noise at -5 dB, the mean exit layer of `forecast` goes from 5.0 to 7.0 over all "
         "sets: from 4.0 to 8.1 on keywords.\n"
     )
+
+
+def test_what_exits_save_keep_and_cost():
+    times = {
+        "measure": "end-to-end",
+        "recordings": "clean and noisy",
+        "batches": "30 s",
+        "num_utterances": 9,
+        "depth": 0.6,
+    }
+    times |= {"ratio_low": 1.1, "ratio_high": 1.3}
+    rows = [
+        {**times, "system": name, "ratio": ratio} for name, ratio in (("forecast", 1), ("never", 1.2), ("s3prl", 2))
+    ]
+    results.write_result("speed", [*rows, {**rows[0], "batches": "one by one", "depth": 0.1}])
+    row = {"policy": "forecast", "target_depth": 0.6, "depth": 0.65, "unit_agreement": 0.8}
+    row |= {"fixed_unit_agreement": 0.75, "random_unit_agreement": 0.7}
+    results.write_result("policies", [{**row, "target_depth": 0.5}, row])
+    task = {"task": "ks", "metric": "accuracy", "featurizer": "dynamic", "model": "another"}
+    values = [("never", 0.9), ("never", 1.0), ("forecast-60", 0.94), ("fixed-60", 0.93)]
+    tasks = [{**task, "upstream": upstream, "value": value} for upstream, value in values]
+    results.write_result("minisuperb_noisy", tasks)
+    time, fidelity = summary.render_summary().splitlines()
+    assert "On 9 test recordings" in time
+    assert "runs 60% of the layers" in time
+    assert "1.20 (1.10-1.30) times as long, and s3prl 2.00" in time
+    assert "runs 65% of the layers, and 80.0% of the frames" in fidelity
+    ours = checkpoints.digest("daisy-mini")[:12]
+    results.write_result("minisuperb_noisy", [*tasks, *({**row, "model": ours} for row in tasks)])
+    *_, downstream = summary.render_summary().splitlines()
+    assert "keywords 0.950 with all layers, 0.940 with exits, 0.930 at one layer." in downstream
 
 
 def test_units_that_noise_leaves():
