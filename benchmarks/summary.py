@@ -40,8 +40,9 @@ def say_time() -> str:
     exits = rows[DEFAULT_POLICY]
     return (
         f"**Time.** On {exits['num_utterances']} test recordings, clean and noisy, the default policy "
-        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, running all of them takes {format_ratio(rows[FULL])} "
-        f"times as long, and s3prl {format_ratio(rows['s3prl'])} times (medians and quartiles)."
+        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, running all of them takes "
+        f"{format_ratio(rows[FULL])} times as long, and s3prl {format_ratio(rows['s3prl'])} times (medians and "
+        "quartiles)."
     )
 
 
