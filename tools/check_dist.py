@@ -48,8 +48,8 @@ def check_installed(checkout: Path) -> None:
             ).stdout
 
         where = run_python("import daisy; print(daisy.__file__)", folder)
-        if Path(where.strip()).is_relative_to(checkout):
-            sys.exit(f"{where.strip()} is imported, which is the checkout: run this file from elsewhere")
+        if not Path(where.strip()).is_relative_to(sys.prefix):
+            sys.exit(f"{where.strip()} is imported, which is not of this environment, {sys.prefix}: unset PYTHONPATH")
         print(run("--version").strip(), "at", where.strip())
         run("info")
         print(run("extract", checkout / "daisy" / "assets" / "demo", "--out", "features").splitlines()[-1])
