@@ -83,6 +83,8 @@ def place(tmp_path, clips, checkpoints):
     for split, folder in (("train", "data/speech/train"), ("valid", "dev"), ("noise", "noises/rain")):
         write_manifest(tmp_path / "manifests" / f"{split}.tsv", tmp_path / folder)
     write_commands_corpus(tmp_path, clips)
+    (tmp_path / "daisy" / "assets").mkdir(parents=True)
+    (tmp_path / "daisy" / "assets" / "demo").symlink_to(ASSETS / "demo")
     return tmp_path
 
 
