@@ -22,11 +22,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     author="The daisy authors",
+    project_urls={"Paper": "https://arxiv.org/abs/2406.05464"},
     keywords=["speech", "HuBERT", "early exit", "self-supervised learning", "fairseq", "s3prl"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Environment :: Console",
         "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: MIT License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
