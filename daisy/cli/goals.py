@@ -21,6 +21,10 @@ AGAINST_FULL_MODEL = ("disagreement", "text_disagreement")
 """Losses that are known against the full model on the clean recording too."""
 
 
+MAX_DEPTH_MISS = 0.1
+"""Distance to the depth that was asked for, beyond which a note says so."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A policy that was set, and the full runs that tell what it does."""
@@ -58,12 +62,16 @@ class DepthGoal:
 
     def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
         """Set a policy on full runs."""
-        from daisy.calibration.depth import calibrate_depth
+        from daisy.calibration.depth import calibrate_depth, mean_depth
 
         if self.units != "same" and self.loss not in AGAINST_FULL_MODEL:
             raise UsageError(f"--units {self.units} is of losses against the full model, not of {self.loss}")
         setting = calibrate_depth(policy, traces, self.depth, PREFIXES[self.units] + self.loss)
-        return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces)
+        reached = mean_depth(setting.exit_layers, traces)
+        note = ""
+        if abs(reached - self.depth) > MAX_DEPTH_MISS:
+            note = f"note: no setting of {policy} that was tried comes nearer to {self.depth:.0%} than {reached:.0%}"
+        return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces, note=note)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the policy file says of it."""
