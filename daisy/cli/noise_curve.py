@@ -160,12 +160,12 @@ def _check_comparison(comparison: Comparison, heads: AnyHeads | None) -> None:
     """
     from daisy.calibration.families import FAMILIES, TEXT_FAMILIES, check_family
 
-    comparison.check()
     for name in parse_names(comparison.policies):
         if name not in (known := (*FAMILIES, *TEXT_FAMILIES)):
             raise UsageError(unknown_name("policy to compare", name, known))
         if heads is not None:
             check_family(name, heads)
+    comparison.check()  # last, as it makes the folder
 
 
 def _read_speech(

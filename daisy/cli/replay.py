@@ -44,6 +44,6 @@ def command(
         title=f"Early exits replayed from {table.name}",
         loss=loss,
     )
-    comparison.check()
     traces = read_traces(table)
+    comparison.check()
     comparison.run(*(traces.halves(seed) if tune is None else (read_traces(tune), traces)))
