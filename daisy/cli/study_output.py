@@ -99,7 +99,7 @@ class Comparison:
         if self.report is not None:
             _write_page(study, self, self.report)
         _say_study(study)
-        say(f"{self.out / 'study.csv'}: {study.num_judged} runs judged, {study.num_tuned} tuned on")
+        say(f"{self.out / 'study.csv'}: all depths; {study.num_judged} runs judged, {study.num_tuned} tuned on")
         if self.report is not None:
             say(f"{self.report}: the page")
 

@@ -141,7 +141,7 @@ def command(
         engine=cluster,
     )
     throughput = Throughput()
-    report = run_extraction(extractor, ours, others, share, overwrite, throughput, task="telling units")
+    report = run_extraction(extractor, ours, others, share, overwrite, throughput, task="writing units")
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     if cluster is not None:

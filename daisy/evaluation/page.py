@@ -263,9 +263,11 @@ def list_gains(study: Study) -> tuple[tuple[str, ...], ...]:
 
 
 def summarize(study: Study) -> list[tuple[str, ...]]:
-    """List the frontier for a terminal, header first, without intervals."""
-    table: list[tuple[str, ...]] = [("policy", "set for", "depth", study.loss[:18], "fixed", "chance", "gain")]
-    for target, evaluation in study.frontier:
+    """List the policies at the study's depth for a terminal, header first, without intervals."""
+    header = ("policy", "set for", "depth", study.loss[:18], "static cut", "chance", "below the cut by")
+    table: list[tuple[str, ...]] = [header]
+    target, at_target = _speak_of(study)
+    for evaluation in at_target:
         losses = (evaluation.losses[study.loss].mean, evaluation.fixed[study.loss], evaluation.random[study.loss])
         cells = (f"{target:.0%}", f"{evaluation.depth:.1%}", *(f"{loss:.4f}" for loss in losses))
         table.append((evaluation.policy, *cells, f"{evaluation.gain[study.loss].mean:+.4f}"))
