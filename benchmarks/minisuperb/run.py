@@ -29,7 +29,7 @@ from benchmarks.minisuperb.prepare import OUT
 from benchmarks.minisuperb.runs import Run, console, finish_runs, read_rows
 from benchmarks.minisuperb.tasks import AT_HAND, TASKS, USUAL, list_conditions, read_configuration
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import RESULTS, Row, list_versions, read_result, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from daisy import audio, checkpoints
 from daisy.cli.options import DEFAULT_POLICY, check_device
@@ -39,6 +39,8 @@ PUBLISHED = ("asr", "sid", "se", "ss")
 LINK_IT = "link your corpus there, in the layout that s3prl's task reads"
 QUICK_STEPS, QUICK_LIMIT = 4, 6
 TIMES = "real_time_factors.json"
+OF_RUN = ("task", "upstream", "featurizer", "seed")
+"""Fields that tell the rows of a run."""
 MODEL = "daisy-mini"
 """Of which, in the default folder, the checked-in results are."""
 
@@ -237,6 +239,20 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
     return failures
 
 
+def read_rows_of_other_folders(name: str, rows: list[Row], digest: str) -> list[Row]:
+    """Read the rows of results/NAME.json whose runs, of the same network, were made on another machine.
+
+    Log-mel features are of no network; their rows stay where all versions are the same.
+    """
+    if not (RESULTS / f"{name}.json").is_file():
+        return []
+    result = read_result(name)
+    models = [digest[:12], *([None] if result["versions"] == list_versions() else [])]
+    here = {tuple(row[field] for field in OF_RUN) for row in rows}
+    others = (row for row in result["rows"] if tuple(row[field] for field in OF_RUN) not in here)
+    return [row for row in others if row["model"] in models]
+
+
 def main() -> None:
     arguments = parse_arguments()
     root = name_root(arguments)
@@ -248,7 +264,8 @@ def main() -> None:
     for path in report.write_report(rows, root):
         console.print(str(path), soft_wrap=True)
     if not arguments.quick and (arguments.model, arguments.out.resolve()) == (MODEL, OUT.resolve()):
-        write_result("minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}", rows)
+        name = "minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}"
+        write_result(name, [*read_rows_of_other_folders(name, rows, checkpoints.digest(MODEL)), *rows])
     console.print(report.render_markdown(rows), markup=False, soft_wrap=True)
     if failures:
         sys.exit(f"{len(failures)} of the runs failed; the same command tries them again")

@@ -10,10 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.minisuperb import runs, timing
+from benchmarks.minisuperb import run, runs, timing
 from benchmarks.minisuperb.corpora import build_corpus
 from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
+from benchmarks.shared import results
 from daisy.errors import OutputError, UsageError
 
 pandas = pytest.importorskip("pandas", reason="the table is pandas'")
@@ -238,3 +239,15 @@ def test_upstreams_are_timed_in_turns(tmp_path):
     times = timing.read_factors(tmp_path / "times.json")
     assert set(times) == {f"ic {name} {condition}" for name in ("never", "fixed-40") for condition in ("clean", "0")}
     assert 0 < times["ic fixed-40 clean"] < times["ic never clean"]
+
+
+def test_runs_of_another_machine_stay_in_the_results(tmp_path, monkeypatch):
+    for module in (run, results):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    row = {"task": "ks", "upstream": "never", "featurizer": "dynamic", "seed": 0, "model": "a" * 12, "value": 0.5}
+    log_mel = {**row, "upstream": "fbank", "model": None}
+    results.write_result("x", [row, {**row, "seed": 1}, {**row, "task": "ic", "model": "b" * 12}, log_mel])
+    assert run.read_rows_of_other_folders("x", [row], "a" * 64) == [{**row, "seed": 1}, log_mel]
+    monkeypatch.setattr(run, "list_versions", lambda: {"python": "4"})
+    assert run.read_rows_of_other_folders("x", [row], "a" * 64) == [{**row, "seed": 1}]
+    assert run.read_rows_of_other_folders("y", [row], "a" * 64) == []
