@@ -56,7 +56,7 @@ def say_units() -> str:
     return (
         f"**Fidelity.** On all test audio, in every noise, it runs {row['depth']:.0%} of the layers, and "
         f"{row['unit_agreement']:.1%} of the frames keep the full model's unit. Where all recordings leave at one "
-        f"layer, at the same depth, it is {row['fixed_unit_agreement']:.1%}; with exits drawn at random, "
+        f"layer, a static cut, it is {row['fixed_unit_agreement']:.1%}; with exits drawn at random, "
         f"{row['random_unit_agreement']:.1%}."
     )
 

@@ -205,8 +205,8 @@ def render_guarantee() -> str:
     """Render the share of splits whose test risk was above the target, and the depth that was bought."""
     result = read_result("guarantee")
     header = [
-        "audio", "policy", "risk of", "target", "method", "violations", "not certified", "from clean, under noise",
-        "depth", "not certified",
+        "audio", "policy", "risk of", "target", "method", "violations", "violations, not certified",
+        "from clean, under noise", "depth", "depth, not certified",
     ]  # fmt: skip
     lines = [
         [
@@ -228,11 +228,11 @@ def render_guarantee_sentence() -> str:
     conformal = [row for row in rows if row["method"] == "conformal"]
     kept = sum(row["mean_test_risk"] <= row["risk"] for row in conformal)
     missed = max(row["violations"] for row in tested)
+    share = f"at most {missed:.1%}" if missed else "none"
     return (
-        f"In {rows[0]['splits']} random halves each, Learn then Test missed its target in "
-        f"{f'at most {missed:.1%}' if missed else 'none'} of them, over {len(tested)} settings with a delta of "
-        f"{rows[0]['delta']:.0%}. Conformal risk control bounds the mean risk: it was below the target in {kept} of "
-        f"{len(conformal)} settings.\n"
+        f"Each of {len(tested)} settings of Learn then Test, with a delta of {rows[0]['delta']:.0%}, missed its target "
+        f"in {share} of {rows[0]['splits']} random halves. Conformal risk control bounds the mean risk: it was below "
+        f"the target in {kept} of {len(conformal)} settings.\n"
     )
 
 

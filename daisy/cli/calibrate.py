@@ -176,7 +176,8 @@ def command(
         say(calibration.note)
     resampled = "recordings (no --speakers were given)" if speakers is None else "speakers"
     _say_attained(attained, calibration.certified, "time" if time else "layers", loss, resampled)
-    _warn_of_few_speakers(policy, speech)
+    if calibration.policy.name == policy:  # and not never
+        _warn_of_few_speakers(policy, speech)
     if speakers is None and isinstance(goal, RiskGoal):
         warn(
             "note: without --speakers each recording counts as a speaker of its own: the risk is bounded if that is so"

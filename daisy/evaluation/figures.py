@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TITLE_WIDTH = 80
+"""Characters of a title's line."""
 FEW_LINES = 3
 """So many intervals can be drawn as bands and still be told apart."""
 
@@ -88,7 +91,7 @@ def draw_exit_layers_by_snr(
     axes.set_xlabel("signal-to-noise ratio")
     axes.set_ylabel(f"exit layer (of {num_layers})")
     axes.set_ylim(0.5, num_layers + 0.5)
-    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_title(textwrap.fill(title, TITLE_WIDTH), loc="left", fontsize="medium")
     _add_legend(axes, len(labels))
     return figure
 
@@ -123,7 +126,7 @@ def draw_lines(
         axes.plot(x, y, label=label, **(style if len(x) > 1 else {"marker": "x", **style}))
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set_title(textwrap.fill(title, TITLE_WIDTH), loc="left", fontsize="medium")
     _add_legend(axes, len(labels))
     return figure
 

@@ -91,8 +91,8 @@ def test_risks_that_were_missed():
     missed = {**conformal, "mean_test_risk": 0.3}
     results.write_result("guarantee", [row, {**row, "violations": 0.01}, conformal, missed])
     assert policies.render_guarantee_sentence() == (
-        "In 300 random halves each, Learn then Test missed its target in at most 2.0% of them, over 2 settings with a "
-        "delta of 10%. Conformal risk control bounds the mean risk: it was below the target in 1 of 2 settings.\n"
+        "Each of 2 settings of Learn then Test, with a delta of 10%, missed its target in at most 2.0% of 300 random "
+        "halves. Conformal risk control bounds the mean risk: it was below the target in 1 of 2 settings.\n"
     )
 
 
