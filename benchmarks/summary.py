@@ -75,19 +75,18 @@ def say_downstream() -> str:
     shown = []
     for task, title in TITLES.items():
         of_task = [row for row in rows if (row["task"], row["metric"]) == (task, TASKS[task].metrics[0].name)]
-        means = [_average(of_task, upstream) for upstream in (FULL, exits, STATIC)]
-        if None not in means:
-            full, by_exits, static = (f"{mean:.3f}" for mean in means)
+        values = [_list_values(of_task, upstream) for upstream in (FULL, exits, STATIC)]
+        if len(set(map(len, values))) == 1 and all(values):  # the same seeds
+            full, by_exits, static = (f"{statistics.mean(of_upstream):.3f}" for of_upstream in values)
             shown.append(f"{title} {full} with all layers, {by_exits} with exits, {static} at one layer")
     if not shown:
         return ""
     return f"**Downstream.** s3prl's tasks on small sets, clean to 0 dB, at a depth of {DEPTH:.0%}: {'; '.join(shown)}."
 
 
-def _average(rows: list[Row], upstream: str) -> float | None:
-    """Average an upstream's values; None where it has none."""
-    values = [row["value"] for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
-    return statistics.mean(values) if values else None
+def _list_values(rows: list[Row], upstream: str) -> list[float]:
+    """List an upstream's values, of all conditions and seeds."""
+    return [row["value"] for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
 
 
 def render_latency_summary() -> str:

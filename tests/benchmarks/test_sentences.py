@@ -47,7 +47,7 @@ def test_what_exits_save_keep_and_cost():
     row |= {"fixed_unit_agreement": 0.75, "random_unit_agreement": 0.7}
     results.write_result("policies", [{**row, "target_depth": 0.5}, row])
     task = {"task": "ks", "metric": "accuracy", "featurizer": "dynamic", "model": "another"}
-    values = [("never", 0.9), ("never", 1.0), ("forecast-60", 0.94), ("fixed-60", 0.93)]
+    values = [("never", 0.9), ("never", 1.0), ("forecast-60", 0.93), ("forecast-60", 0.95), ("fixed-60", 0.93)]
     tasks = [{**task, "upstream": upstream, "value": value} for upstream, value in values]
     results.write_result("minisuperb_noisy", tasks)
     time, fidelity = summary.render_summary().splitlines()
@@ -57,6 +57,9 @@ def test_what_exits_save_keep_and_cost():
     assert "runs 65% of the layers, and 80.0% of the frames" in fidelity
     ours = checkpoints.digest("daisy-mini")[:12]
     results.write_result("minisuperb_noisy", [*tasks, *({**row, "model": ours} for row in tasks)])
+    assert len(summary.render_summary().splitlines()) == 2  # a seed is missing
+    tasks.append(tasks[-1])
+    results.write_result("minisuperb_noisy", [{**row, "model": ours} for row in tasks])
     *_, downstream = summary.render_summary().splitlines()
     assert "keywords 0.950 with all layers, 0.940 with exits, 0.930 at one layer." in downstream
 
