@@ -75,18 +75,29 @@ def say_downstream() -> str:
     shown = []
     for task, title in TITLES.items():
         of_task = [row for row in rows if (row["task"], row["metric"]) == (task, TASKS[task].metrics[0].name)]
-        values = [_list_values(of_task, upstream) for upstream in (FULL, exits, STATIC)]
-        if len(set(map(len, values))) == 1 and all(values):  # the same seeds
-            full, by_exits, static = (f"{statistics.mean(of_upstream):.3f}" for of_upstream in values)
-            shown.append(f"{title} {full} with all layers, {by_exits} with exits, {static} at one layer")
+        of_upstreams = [_choose_upstream(of_task, upstream) for upstream in (FULL, exits, STATIC)]
+        if len(set(map(len, of_upstreams))) == 1 and all(of_upstreams):  # the same seeds
+            full, by_exits, static = (f"{_average(of_upstream, 'value'):.3f}" for of_upstream in of_upstreams)
+            _, depth, static_depth = (f"{_average(of_upstream, 'depth'):.0%}" for of_upstream in of_upstreams)
+            shown.append(
+                f"{title} {full} with all layers, {by_exits} with exits ({depth} of the layers), {static} at one layer "
+                f"({static_depth})"
+            )
     if not shown:
         return ""
-    return f"**Downstream.** s3prl's tasks on small sets, clean to 0 dB, at a depth of {DEPTH:.0%}: {'; '.join(shown)}."
+    return (
+        f"**Downstream.** s3prl's tasks on small sets, clean to 0 dB, exits set for {DEPTH:.0%} on other audio: "
+        f"{'; '.join(shown)}."
+    )
 
 
-def _list_values(rows: list[Row], upstream: str) -> list[float]:
-    """List an upstream's values, of all conditions and seeds."""
-    return [row["value"] for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
+def _choose_upstream(rows: list[Row], upstream: str) -> list[Row]:
+    """Choose an upstream's rows, of all conditions and seeds."""
+    return [row for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
+
+
+def _average(rows: list[Row], field: str) -> float:
+    return statistics.mean(row[field] for row in rows)
 
 
 def render_latency_summary() -> str:

@@ -17,7 +17,7 @@ from benchmarks.recognition.corpora import find_sets
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import ON_CPUS, SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
-from benchmarks.shared.results import Row, replace_rows, write_result
+from benchmarks.shared.results import Row, read_rows_of_this_machine, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import checkpoints
 from daisy.calibration.intervals import DRAWS, Resample
@@ -65,6 +65,8 @@ def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings of each set; nothing is written")
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=ON_CPUS)
     arguments = parser.parse_args()
+    if not arguments.quick:
+        read_rows_of_this_machine("early_exit_asr")  # refuses before anything is measured
     rows = []
     for name in arguments.only:
         rows += measure_system(name, 4 if arguments.quick else None)

@@ -4,8 +4,8 @@
     python -m benchmarks.recognition.train --only "daisy-mini, frozen"
     python -m benchmarks.recognition.train --device cuda
 
-Two cores take four hours; each training stands in runs/recognition/NAME, with its log. On a GPU the systems that learn
-from all English sets are trained too.
+Two cores take about four hours, by the time of an update; each training stands in runs/recognition/NAME, with its log.
+On a GPU the systems that learn from all English sets are trained too.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_what_exits_save_keep_and_cost():
     row = {"policy": "forecast", "target_depth": 0.6, "depth": 0.65, "unit_agreement": 0.8}
     row |= {"fixed_unit_agreement": 0.75, "random_unit_agreement": 0.7}
     results.write_result("policies", [{**row, "target_depth": 0.5}, row])
-    task = {"task": "ks", "metric": "accuracy", "featurizer": "dynamic", "model": "another"}
+    task = {"task": "ks", "metric": "accuracy", "featurizer": "dynamic", "model": "another", "depth": 0.65}
     values = [("never", 0.9), ("never", 1.0), ("forecast-60", 0.93), ("forecast-60", 0.95), ("fixed-60", 0.93)]
     tasks = [{**task, "upstream": upstream, "value": value} for upstream, value in values]
     results.write_result("minisuperb_noisy", tasks)
@@ -61,7 +61,9 @@ def test_what_exits_save_keep_and_cost():
     tasks.append(tasks[-1])
     results.write_result("minisuperb_noisy", [{**row, "model": ours} for row in tasks])
     *_, downstream = summary.render_summary().splitlines()
-    assert "keywords 0.950 with all layers, 0.940 with exits, 0.930 at one layer." in downstream
+    assert (
+        "keywords 0.950 with all layers, 0.940 with exits (65% of the layers), 0.930 at one layer (65%)." in downstream
+    )
 
 
 def test_units_that_noise_leaves():
