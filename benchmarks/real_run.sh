@@ -84,6 +84,7 @@ measure training.heads joint=daisy-mini clean=runs/clean.safetensors denoising=r
 measure training.plain
 measure speed.s3prl_cache
 measure parity
+measure parity_backbones
 measure policies.forecasts daisy-mini
 measure policies.policies daisy-mini
 measure policies.ideas daisy-mini
@@ -119,4 +120,5 @@ measure units.peers
 measure speed.latency
 measure speed.speed
 measure speed.memory
+measure speed.backbones
 measure readme

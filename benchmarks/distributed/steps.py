@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, read_rows_beside, write_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
 def run_steps(name: str, steps: Iterable[Step], arguments: argparse.Namespace) -> None:
     """Measure what has no rows in results/NAME.json yet, and write them there step by step; with --quick only print."""
     begun = time.monotonic()
-    rows: list[Row] = [] if arguments.quick else read_rows_of_this_machine(name)
+    rows: list[Row] = [] if arguments.quick else read_rows_beside(name)
     for step in steps:
         if not arguments.quick and not arguments.again and any(map(step.owns, rows)):
             print(f"there already: {step.key}", flush=True)

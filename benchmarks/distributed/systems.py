@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.shared.results import Row, read_rows_of_this_machine
+from benchmarks.shared.results import Row, read_rows_beside
 from daisy.checkpoints import Model
 from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
 from daisy.distributed.pipeline.fidelity import measure_fidelity
@@ -94,7 +94,7 @@ class Bench:
 
     def remember(self, part: str, choose: Callable[[], float]) -> float:
         """Return the rate that a part has rows of already: all of it is at one rate, also when it is measured anew."""
-        known = [] if self.quick else read_rows_of_this_machine("mdi")
+        known = [] if self.quick else read_rows_beside("mdi")
         rates = [row["rate"] for row in known if row["part"] == part]
         return float(rates[0]) if rates else choose()
 

@@ -17,7 +17,7 @@ from benchmarks.recognition.corpora import find_sets
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import ON_CPUS, SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
-from benchmarks.shared.results import Row, read_rows_of_this_machine, replace_rows, write_result
+from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import checkpoints
 from daisy.calibration.intervals import DRAWS, Resample
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=ON_CPUS)
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_of_this_machine("early_exit_asr")  # refuses before anything is measured
+        read_rows_beside("early_exit_asr", timed=False)  # refuses before anything is measured
     rows = []
     for name in arguments.only:
         rows += measure_system(name, 4 if arguments.quick else None)
@@ -74,7 +74,7 @@ def main() -> None:
             if (row["system"], row["set"], row["condition"]) == (name, "all", "clean"):
                 print(f"{name:45} exit {row['exit_layer']:2}  WER {row['wer']:.3f}  CER {row['cer']:.3f}")
     if not arguments.quick:
-        write_result("early_exit_asr", sort_systems(replace_rows(rows, "early_exit_asr", ("system",))), ())
+        write_result("early_exit_asr", sort_systems(replace_rows(rows, "early_exit_asr", ("system",), timed=False)), ())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.recognition.errors import sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.policies import JUDGED
 from benchmarks.recognition.train import FOLDER
-from benchmarks.shared.results import Row, read_rows_of_this_machine, replace_rows, write_result
+from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from daisy.calibration import guarantee
 from daisy.calibration.traces import Traces, join_traces
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--splits", type=parse_positive, default=200)
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_of_this_machine("early_exit_asr_guarantee")  # refuses before anything is measured
+        read_rows_beside("early_exit_asr_guarantee", timed=False)  # refuses before anything is measured
     rows = []
     for system in arguments.only:
         rows += measure_system(system, 5 if arguments.quick else arguments.splits)
@@ -109,7 +109,7 @@ def main() -> None:
         )
     if not arguments.quick:
         name = "early_exit_asr_guarantee"
-        write_result(name, sort_systems(replace_rows(rows, name, ("system",))), ())
+        write_result(name, sort_systems(replace_rows(rows, name, ("system",), timed=False)), ())
 
 
 if __name__ == "__main__":

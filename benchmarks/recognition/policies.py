@@ -25,7 +25,7 @@ from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
-from benchmarks.shared.results import RESULTS, Row, read_rows_of_this_machine, replace_rows, write_result
+from benchmarks.shared.results import RESULTS, Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(JUDGED))
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_of_this_machine("early_exit_asr_policies")  # refuses before anything is measured
+        read_rows_beside("early_exit_asr_policies")  # refuses before anything is measured
     torch.set_num_threads(1)
     rows = []
     for system in arguments.only:

@@ -67,8 +67,12 @@ def read_result(name: str) -> Result:
     return result
 
 
-def read_rows_of_this_machine(name: str) -> list[Row]:
+def read_rows_beside(name: str, *, timed: bool = True) -> list[Row]:
     """Read the rows of results/NAME.json, beside which others are to stand; none where there is no such file.
+
+    Args:
+        name: of the file.
+        timed: its rows hold times, so that they must be of this machine.
 
     Raises:
         DaisyError: where they are of another machine or other versions, so that one file cannot say how it was made.
@@ -77,24 +81,24 @@ def read_rows_of_this_machine(name: str) -> list[Row]:
         return []
     result = read_result(name)
     before, now = ({**machine, "threads": None} for machine in (result["machine"], describe_machine()))
-    if (before, result["versions"]) != (now, list_versions()):
+    if (timed and before != now) or result["versions"] != list_versions():
         raise DaisyError(
-            f"results/{name}.json was measured on another machine or with other versions: --quick writes nothing; "
-            "to measure all anew remove the file"
+            f"results/{name}.json was measured {'on another machine or ' if timed else ''}with other versions: --quick "
+            "writes nothing; to measure all anew remove the file"
         )
     rows: list[Row] = result["rows"]
     return rows
 
 
-def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str]) -> list[Row]:
+def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str], *, timed: bool = True) -> list[Row]:
     """Return the rows of results/NAME.json, with these in place of those that have the same values in some fields.
 
     Raises:
-        DaisyError: as `read_rows_of_this_machine` does.
+        DaisyError: as `read_rows_beside` does.
     """
     measured = {tuple(row[field] for field in fields) for row in rows}
-    others = [row for row in read_rows_of_this_machine(name) if tuple(row[field] for field in fields) not in measured]
-    return [*others, *rows]
+    before = read_rows_beside(name, timed=timed)
+    return [*(row for row in before if tuple(row[field] for field in fields) not in measured), *rows]
 
 
 def describe_machine() -> dict[str, Any]:

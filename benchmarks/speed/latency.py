@@ -44,7 +44,7 @@ from benchmarks.shared.recordings import (
     read_utterances,
 )
 from benchmarks.shared.rendering import format_ratio
-from benchmarks.shared.results import Row, read_rows_of_this_machine, replace_rows, write_result
+from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.figures import draw_latency
 from benchmarks.speed.measures import (
@@ -286,7 +286,7 @@ def measure_all(
     """
     writes = not (arguments.json or arguments.quick)
     if writes:
-        read_rows_of_this_machine(name)  # refuses before anything is measured
+        read_rows_beside(name)  # refuses before anything is measured
     check_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations

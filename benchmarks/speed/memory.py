@@ -19,7 +19,7 @@ import torch
 
 import daisy
 from benchmarks.shared.recordings import SAMPLE_RATE, make_noise
-from benchmarks.shared.results import Row, read_rows_of_this_machine, write_result
+from benchmarks.shared.results import Row, read_rows_beside, write_result
 from benchmarks.shared.script import make_parser, module_command, module_environment, run_script
 from benchmarks.speed.figures import draw_memory
 from benchmarks.speed.measures import make_row
@@ -113,7 +113,7 @@ def main() -> None:
         run_child(arguments.child[0], int(arguments.child[1]))
         return
     if not arguments.quick:
-        read_rows_of_this_machine("memory")  # another machine's results are not written over
+        read_rows_beside("memory")  # another machine's results are not written over
     rows = measure_by_utterances(arguments.quick) + measure_by_length(arguments.quick)
     if not arguments.quick:
         write_result("memory", rows)

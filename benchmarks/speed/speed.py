@@ -23,7 +23,7 @@ import logging
 
 import torch
 
-from benchmarks.shared.results import read_rows_of_this_machine, write_result
+from benchmarks.shared.results import read_rows_beside, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.speed.approximations import measure_precision, measure_stride
 from benchmarks.speed.exits import measure_deciding, measure_end_to_end, measure_mixed
@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.INFO)  # s3prl prints its whole configuration
     writes = not arguments.quick and arguments.threads == 1
-    rows = read_rows_of_this_machine(name) if writes else []
+    rows = read_rows_beside(name) if writes else []
     for measure in arguments.only or able:
         others = [row for row in rows if row["measure"] != measure]
         rows = others + MEASURES[measure](arguments.quick, device)

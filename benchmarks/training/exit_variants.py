@@ -1,26 +1,30 @@
 """What losses at all layers, units and hours of speech are each worth to exits: short trainings, from the same start.
 
     python -m benchmarks.training.exit_variants runs --teacher openai/whisper-base --beside daisy-mini=daisy-mini
+    python -m benchmarks.training.exit_variants runs --only "3 hours"          # the others' rows stay
 
 Every variant goes on from the same network, given a prediction head for its units (`fairseq_plugins.warm_start`), for
-the same number of updates of 48 s on one CPU core; a stopped run goes on. `benchmarks.training.exits` then measures it.
-One run each: the intervals say how sure a figure is of its network, not what another run of the same variant would
-give; "all layers, second seed" shows that.
+the same number of updates of 48 s on one CPU core; a stopped run goes on. Each is measured, as by
+`benchmarks.training.exits`, as soon as it is trained, and its rows are written. One run each: the intervals say how
+sure a figure is of its network, not what another run of the same variant would give; "all layers, second seed" shows
+that.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.shared.results import write_result
+from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import ROOT, make_parser, parse_pairs, parse_positive, run_command, run_script
 from benchmarks.training import exits
 from daisy import _files, checkpoints
 from daisy.errors import OutputError, UsageError, unknown_name
 
+RESULT = "exit_variants"
 LAYERS = 12
 SPLITS = ("train", "valid")
 
@@ -159,19 +163,33 @@ def main() -> None:
     parser.add_argument("--teacher", default="openai/whisper-base", help="encoder, as daisy labels takes it")
     parser.add_argument("--layer", type=parse_positive, default=4, help="of the teacher")
     parser.add_argument("--updates", type=parse_positive, default=500)
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these, and measure nothing")
+    parser.add_argument("--only", nargs="*", metavar="VARIANT", default=list(VARIANTS), help="the others' rows stay")
     parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="measured too")
     arguments = parser.parse_args()
-    names = list(VARIANTS) if arguments.only is None else arguments.only
-    if wrong := [name for name in names if name not in VARIANTS]:
+    if wrong := [name for name in arguments.only if name not in VARIANTS]:
         raise UsageError(unknown_name("variant", wrong[0], VARIANTS))
     runs = arguments.runs.resolve()
     start = (arguments.start or runs / "hubert_mini.safetensors").resolve()
     origin = Origin(runs, start, arguments.teacher, arguments.layer, arguments.updates)
     origin.check()
-    trained = {name: str(train(name, prepare_units(VARIANTS[name].units, origin), origin)) for name in names}
-    if arguments.only is None:
-        write_result("exit_variants", exits.measure_networks(dict(parse_pairs(arguments.beside)) | trained))
+    read_rows_beside(RESULT, timed=False)  # refuses before anything is trained
+    command = [str(arguments.runs), "--teacher", arguments.teacher]
+    for name, checkpoint in parse_pairs(arguments.beside):
+        measure(name, checkpoint, command)
+    for name in arguments.only:
+        measure(name, train(name, prepare_units(VARIANTS[name].units, origin), origin), command)
+
+
+def measure(name: str, checkpoint: Path | str, command: Sequence[str]) -> None:
+    """Measure a network on test, and write its rows; the command line is that which makes all rows."""
+    rows = replace_rows(exits.measure_networks({name: checkpoint}), RESULT, ("network",), timed=False)
+    write_result(RESULT, sort_rows(rows), command)
+
+
+def sort_rows(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by network: those that stand beside first, then variants in their order."""
+    order = list(VARIANTS)
+    return sorted(rows, key=lambda row: order.index(row["network"]) if row["network"] in order else -1)
 
 
 if __name__ == "__main__":

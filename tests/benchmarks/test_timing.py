@@ -135,9 +135,13 @@ def test_a_refusal_is_one_line(monkeypatch):
 
 def test_results_of_another_machine_are_not_mixed_with_ours(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    assert results.read_rows_of_this_machine("speed") == []
+    assert results.read_rows_beside("speed") == []
     results.write_result("speed", [{"measure": "deciding"}], arguments=())
-    assert results.read_rows_of_this_machine("speed") == [{"measure": "deciding"}]
+    assert results.read_rows_beside("speed") == [{"measure": "deciding"}]
     monkeypatch.setattr(results, "read_processor", lambda: "another")
     with pytest.raises(DaisyError, match=r"speed\.json was measured on another machine or with other versions"):
-        results.read_rows_of_this_machine("speed")
+        results.read_rows_beside("speed")
+    assert results.read_rows_beside("speed", timed=False) == [{"measure": "deciding"}]
+    monkeypatch.setattr(results, "list_versions", lambda: {"python": "another"})
+    with pytest.raises(DaisyError, match=r"speed\.json was measured with other versions"):
+        results.read_rows_beside("speed", timed=False)
