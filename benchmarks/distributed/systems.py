@@ -46,16 +46,6 @@ def _three_boards(rate_mbit: float) -> dict[str, Any]:
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "three": _three_boards(20),  # a good wireless network
-    "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
-        "source": "a",
-        "workers": {
-            "a": {"layers": "1-3", "speed": 0.3},
-            "b": {"layers": "4-12", "speed": 0.1},
-            "c": {"layers": "4-12", "speed": 0.1},
-        },
-        "links": [_link("a", "b", 1), _link("a", "c", 1)],
-    },
-    "narrow-even": _three_boards(1),
     "five": {  # a pipeline of three stages, two of them held twice
         "source": "a",
         "workers": {
@@ -67,6 +57,16 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link(one, other, 10) for one, other in ("ab", "ac", "bd", "be", "cd", "ce")],
     },
+    "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
+        "source": "a",
+        "workers": {
+            "a": {"layers": "1-3", "speed": 0.3},
+            "b": {"layers": "4-12", "speed": 0.1},
+            "c": {"layers": "4-12", "speed": 0.1},
+        },
+        "links": [_link("a", "b", 1), _link("a", "c", 1)],
+    },
+    "narrow-even": _three_boards(1),
 }
 
 
@@ -86,11 +86,6 @@ class Bench:
         if self.quick:
             return [("three", "mdi"), ("three", "one-worker")]
         return [(name, system) for name in TOPOLOGIES for system in SYSTEMS]
-
-    @property
-    def num_tasks(self) -> int:
-        """Of a run of the parts throughput and fidelity."""
-        return 40 if self.quick else 150
 
     def remember(self, part: str, choose: Callable[[], float]) -> float:
         """Return the rate that a part has rows of already: all of it is at one rate, also when it is measured anew."""
