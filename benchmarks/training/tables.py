@@ -1,11 +1,11 @@
-"""Tables of docs/results/{training,units}.md, from results/{heads,probes,units,exits,exit_variants}.json."""
+"""Tables of docs/results/{training,units}.md, from results/NAME.json."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.shared.rendering import format_interval, render_result
+from benchmarks.shared.rendering import format_field, format_interval, render_columns, render_result
 from benchmarks.shared.results import Row, read_result
 from daisy.policies import DEFAULT_POLICY
 
@@ -25,6 +25,18 @@ def render_heads() -> str:
         lines.append([str(layer), *(f"{row['loss_nats']:.2f} / {row['accuracy']:.2f}" for row in of_layer)])
     header = ["layer", *(f"{kind} heads, {condition}: nats / accuracy" for kind, condition in columns)]
     return render_result(result, header, lines)
+
+
+def render_train_heads() -> str:
+    """Render losses with fairseq's plugin and without it, at some updates."""
+    result = read_result("train_heads")
+    columns = {
+        "update": format_field("update"),
+        "plugin (nats)": format_field("plugin_loss", ".6f"),
+        "daisy train-heads (nats)": format_field("plain_loss", ".6f"),
+        "largest difference of a weight after it": format_field("largest_weight_difference", ".1e"),
+    }
+    return render_columns(result, [row for row in result["rows"] if row["update"] in (1, 10, 50, 100, 200)], columns)
 
 
 def render_probes() -> str:
@@ -133,6 +145,7 @@ def format_gain(row: Row, system: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "heads": render_heads,
+    "train_heads": render_train_heads,
     "probes": render_probes,
     "units": partial(render_units, "units"),
     "units_digits": partial(render_units, "units_digits"),
