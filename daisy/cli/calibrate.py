@@ -174,8 +174,8 @@ def command(
         _write(out, calibration, target, attained, checkpoint, model, speech, reads, score_stride)
     if calibration.note:
         say(calibration.note)
-    resampled = "recordings (no --speakers were given)" if speakers is None else "speakers"
-    _say_attained(attained, calibration.certified, "time" if time else "layers", loss, resampled)
+    about = _describe_intervals(len(set(speech.groups)), has_speakers=speakers is not None)
+    _say_attained(attained, calibration.certified, "time" if time else "layers", loss, about)
     if calibration.policy.name == policy:  # and not never
         _warn_of_few_speakers(policy, speech)
     if speakers is None and isinstance(goal, RiskGoal):
@@ -287,11 +287,17 @@ def _write(
     )
 
 
-def _say_attained(
-    attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str, resampled: str
-) -> None:
+def _describe_intervals(num_groups: int, *, has_speakers: bool) -> str:
+    """Say what intervals come from; one speaker, or recording, gives none."""
+    name = "speaker" if has_speakers else "recording"
+    if num_groups == 1:
+        return f"all of one {name}, so that there are no intervals, and others may differ:"
+    return f"95 % intervals, from resampling {name}s{'' if has_speakers else ' (no --speakers were given)'}:"
+
+
+def _say_attained(attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str, about: str) -> None:
     """Print what was attained, with intervals; ``certified`` is empty where no risk was asked for."""
-    say(f"95 % intervals, from resampling {resampled}:")
+    say(about)
     for line in attained:
         text = f"mean exit layer {_format_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
         if not certified and loss in line:
@@ -305,6 +311,9 @@ def _say_attained(
 
 
 def _format_interval(line: dict[str, Any], key: str, digits: int) -> str:
+    """Format a mean with its interval, where it has one."""
+    if line[f"{key}_low"] == line[f"{key}_high"]:
+        return f"{line[key]:.{digits}f}"
     return f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
 
 

@@ -96,6 +96,16 @@ def test_damaged_policy_files(tmp_path, text, message):
         read_policy(tmp_path / "p.json", checkpoint="m", digest="x")
 
 
+def test_one_speaker_gives_no_intervals(place):
+    call = ("-c", "tiny.safetensors", "--depth", "0.6", "-p", "entropy", *SPEAKERS, "-o", "i.json")
+    one = run("calibrate", "speech/0.wav", "speech/8.wav", "speech/16.wav", *call, cwd=place)
+    assert "all of one speaker, so that there are no intervals" in one.stdout
+    assert " to " not in one.stdout.split("no intervals")[1]
+    eight = run("calibrate", "speech", *call, cwd=place)
+    assert "95 % intervals, from resampling speakers:" in eight.stdout
+    assert " to " in eight.stdout.split("speakers:")[1]
+
+
 def test_a_stride_is_part_of_the_policy(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--depth", "0.5", "-p", "entropy", "--score-stride", "4")
     assert run(*call, "-o", "s.json", cwd=place).returncode == 0
