@@ -34,6 +34,7 @@ from benchmarks.distributed.systems import DEPTHS, LEVEL, Bench, describe, make_
 from benchmarks.shared.recordings import read_utterances
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import make_parser, run_script
+from daisy.distributed.cluster import connect
 from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds, prepare
 from daisy.distributed.pipeline.run_report import RunReport
 from daisy.distributed.pipeline.system import System
@@ -242,7 +243,8 @@ def main() -> None:
     workload = make_measured_workload(model, prepared, measure_seconds(model, prepared))
     bench = Bench(model=model, prepared=prepared, workload=workload, quick=arguments.quick)
     steps = (step for part in arguments.parts for step in MEASURES[part](bench))
-    run_steps("mdi", steps, arguments)
+    with connect(None):  # one cluster for all runs
+        run_steps("mdi", steps, arguments)
 
 
 if __name__ == "__main__":
