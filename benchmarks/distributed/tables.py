@@ -13,9 +13,16 @@ LATENCY: Columns = {"median latency (s)": format_field("median_latency_sec", ".2
 
 
 def _read(name: str, part: str) -> tuple[Result, list[Row]]:
-    """Read a result, and its rows of a part."""
+    """Read a result, and its rows of a part.
+
+    Raises:
+        FileNotFoundError: where the part was not measured yet.
+    """
     result = read_result(name)
-    return result, [row for row in result["rows"] if part in (row.get("measure"), row.get("part"))]
+    rows = [row for row in result["rows"] if part in (row.get("measure"), row.get("part"))]
+    if not rows:
+        raise FileNotFoundError(f"results/{name}.json has no rows of {part} yet")
+    return result, rows
 
 
 def render_part(name: str, part: str, columns: Columns) -> str:
