@@ -30,6 +30,12 @@ def render_result(result: Result, header: Iterable[str], rows: Iterable[Iterable
     return render_table(header, rows) + render_source(result, threads)
 
 
+def format_significant(value: float, digits: int = 3) -> str:
+    """Format some significant digits, also of large numbers: 9,330 rather than 9.33e+03."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text else text
+
+
 def format_ratio(row: Row, name: str = "ratio", digits: int = 2) -> str:
     """Format a median with its quartiles."""
     median, low, high = (f"{row[key]:.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.shared.rendering import format_ratio, render_result, render_source, render_table
+from benchmarks.shared.rendering import format_ratio, format_significant, render_result, render_source, render_table
 from benchmarks.shared.results import Result, Row, read_result
 from benchmarks.speed.measures import BACKBONE_SETTING, SETTING, group_by_setting
 from daisy.errors import UsageError
@@ -22,7 +22,7 @@ def render_latency(name: str = "latency", fields: Sequence[str] = SETTING) -> st
     for setting, by_system in group_by_setting(result["rows"], fields).items():
         audio_sec, seconds = by_system[ours]["audio_sec"], by_system[ours]["seconds"]
         cells = [_format_peer(by_system[peer]) if peer in by_system else "" for peer in peers]
-        lines.append([*map(str, setting), f"{audio_sec:.0f}", f"{1000 * seconds:.3g}", *cells])
+        lines.append([*map(str, setting), f"{audio_sec:.0f}", format_significant(1000 * seconds), *cells])
     return render_result(result, [*fields, "audio, s", "ours, ms", *peers], lines, threads=False)
 
 
@@ -99,7 +99,8 @@ def render_deciding(name: str = "speed") -> str:
     """Render the time with scores at every layer over that without heads."""
     result, rows = read_measure("deciding", name)
     cells = {
-        (row["precision"], row["scores"]): [f"{1000 * row['seconds']:.3g}", format_ratio(row, digits=3)] for row in rows
+        (row["precision"], row["scores"]): [format_significant(1000 * row["seconds"]), format_ratio(row, digits=3)]
+        for row in rows
     }
     precisions, scores = ([*dict.fromkeys(column)] for column in zip(*cells, strict=True))
     lines = [[kind, *(cell for precision in precisions for cell in cells[precision, kind])] for kind in scores]
@@ -128,7 +129,7 @@ def render_mixed(name: str = "speed") -> str:
     lines = [
         [
             row["size"], str(row["batch"]), f"{row['audio_sec']:.0f}", f"{row['mean_layers']:.2f}",
-            f"{row['seconds']:.3g}", format_ratio(row, "over_ideal"),
+            format_significant(row["seconds"]), format_ratio(row, "over_ideal"),
             f"{row['over_one_exit']:.2f} at {row['one_exit_layer']}",
         ]
         for row in rows

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
+from benchmarks.shared.rendering import format_significant
 from daisy.policies import POLICIES
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +14,11 @@ def test_tables_are_rendered_from_the_results():
     for page in readme.PAGES:
         text = page.read_text(encoding="utf-8")
         assert readme.render_page(text) == text, f"{page}: make readme"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.012345, "0.0123"), (26.19, "26.2"), (262.4, "262"), (45_905, "45,900")])
+def test_large_numbers_are_rounded_too(value, text):
+    assert format_significant(value) == text
 
 
 PART_OF_ANOTHER = {"exits"}
