@@ -30,7 +30,7 @@ import torch
 
 import daisy
 from benchmarks.distributed.steps import Step, add_options, run_steps
-from benchmarks.distributed.systems import DEPTHS, LEVEL, Bench, describe, make_rows, steady_throughput
+from benchmarks.distributed.systems import DEPTHS, LEVEL, SLOW_LINKS, Bench, describe, make_rows, steady_throughput
 from benchmarks.shared.recordings import read_utterances
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import make_parser, run_script
@@ -70,7 +70,7 @@ def list_fidelity(bench: Bench) -> Iterator[Step]:
         return 1.2 * steady_throughput(bench.simulate(alone, num_tasks=400, rate=1.0, level=0))
 
     for name, system in bench.pairs:
-        if name not in ("three", "five"):
+        if name in SLOW_LINKS:
             continue
         yield Step(
             key={"part": "fidelity", "topology": name, "system": system},

@@ -68,6 +68,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     },
     "narrow-even": _three_boards(1),
 }
+SLOW_LINKS = ("narrow", "narrow-even")
 
 
 @dataclass(frozen=True, kw_only=True)
