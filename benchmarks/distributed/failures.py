@@ -26,7 +26,7 @@ def kill_often(order: Order, place: Path, count: int, generator: random.Random) 
     expected = run(replace(order, out=str(place / "local"), batch_sec=2.0))
     killed: Counter[str] = Counter()
     faults: list[dict[str, float]] = []
-    repeated = 0
+    repeated: Counter[str] = Counter()
     while killed.total() < count:
         out = place / f"out-{len(faults)}"
         again, victims = fill_folder(replace(order, out=str(out), workers=2, batch_sec=2.0), count, killed, generator)
@@ -44,7 +44,8 @@ def kill_often(order: Order, place: Path, count: int, generator: random.Random) 
             killed=killed.total(),
             killed_workers=killed["worker"],
             killed_drivers=killed["driver"],
-            repeated=repeated,
+            repeated_batches=repeated["batch"],
+            repeated_files=repeated["file"],
             lost=sum(fault["lost"] for fault in faults),
             double=sum(fault["double"] for fault in faults),
             max_abs_diff_over_std=max(fault["max_abs_diff_over_std"] for fault in faults),
@@ -52,16 +53,19 @@ def kill_often(order: Order, place: Path, count: int, generator: random.Random) 
     ]
 
 
-def fill_folder(order: Order, count: int, killed: Counter[str], generator: random.Random) -> tuple[int, Counter[str]]:
+def fill_folder(
+    order: Order, count: int, killed: Counter[str], generator: random.Random
+) -> tuple[Counter[str], Counter[str]]:
     """Extract to the end, with kills at random moments.
 
     Returns:
-        Recordings that were encoded again, though whole files of theirs were there; and the kills.
+        What was done again: ``batch``, those that a killed worker had begun and, at most, one for each worker of a
+        killed driver; ``file``, recordings whose whole files were there. And the kills.
     """
     out, status = Path(order.out), Path(f"{order.out}.status")
     victims: Counter[str] = Counter()
     stamps: dict[str, int] = {}
-    repeated = 0
+    repeated: Counter[str] = Counter()
     while True:
         status.unlink(missing_ok=True)
         driver = start(replace(order, status=str(status)))
@@ -72,16 +76,19 @@ def fill_folder(order: Order, count: int, killed: Counter[str], generator: rando
                 continue
             kind = generator.choice(["worker", "worker", "driver"])
             before = stamp_files(out)
-            repeated += sum(stamps.get(name, stamp) != stamp for name, stamp in before.items())
+            repeated["file"] += sum(stamps.get(name, stamp) != stamp for name, stamp in before.items())
             stamps = before
             with contextlib.suppress(ProcessLookupError):
                 os.kill(driver.pid if kind == "driver" else workers[-1], signal.SIGKILL)
                 victims[kind] += 1
+                repeated["batch"] += order.workers if kind == "driver" else 0
         text = driver.stdout.read() if driver.stdout else ""
         if driver.returncode == 0:
             after = stamp_files(out)
-            repeated += sum(stamps.get(name, stamp) != stamp for name, stamp in after.items())
+            repeated["file"] += sum(stamps.get(name, stamp) != stamp for name, stamp in after.items())
+            repeated["batch"] += json.loads(text.splitlines()[-1])["repeated"]
             return repeated, victims
+        repeated["batch"] += read_repeated(status)
         if driver.returncode != -signal.SIGKILL:
             raise subprocess.CalledProcessError(driver.returncode, "extraction", text)
 
@@ -93,6 +100,14 @@ def read_workers(status: Path) -> list[int]:
     except (OSError, ValueError):
         return []
     return [worker["pid"] for worker in workers if Path(f"/proc/{worker['pid']}").exists()]
+
+
+def read_repeated(status: Path) -> int:
+    """Read how many batches a driver has begun again."""
+    try:
+        return int(json.loads(status.read_text())["repeated"])
+    except (OSError, ValueError):
+        return 0
 
 
 def stamp_files(out: Path) -> dict[str, int]:
@@ -126,7 +141,7 @@ def lose_a_node(order: Order, place: Path, cluster: Cluster) -> list[Row]:
             seconds=result["seconds"],
             nodes=result["nodes"],
             killed=1,
-            repeated=result["repeated"],
+            repeated_batches=result["repeated"],
             lost_workers=result["lost"],
             **compare_folders(out, place / "local"),
         )

@@ -99,7 +99,8 @@ def extract(order: Order) -> dict[str, Any]:
     def write_status(count: int) -> None:
         if order.status and engine is not None:
             workers = [worker._asdict() for worker in engine.tally.workers]
-            _files.write_json(Path(order.status), {"driver": os.getpid(), "workers": workers})
+            content = {"driver": os.getpid(), "workers": workers, "repeated": engine.tally.repeated}
+            _files.write_json(Path(order.status), content)
 
     begun = time.perf_counter()
     report = extractor.run(recordings, progress=write_status)

@@ -82,7 +82,7 @@ KILLS: Columns = {
     "kills": format_field("num_kills"),
     "admitted": format_field("num_admitted"),
     "answered once": format_field("num_answered_once"),
-    "answered twice": format_field("num_answers_twice"),
+    "late answers dropped": format_field("num_late_answers"),
     "begun again": format_field("num_restarts"),
 }
 
@@ -105,11 +105,13 @@ def render_failures() -> str:
         [
             f"{workers} workers, {drivers} drivers",
             str(sum(row["lost"] + row["double"] for row in kills)),
-            str(sum(row["repeated"] for row in kills)),
+            str(sum(row["repeated_batches"] for row in kills)),
+            str(sum(row["repeated_files"] for row in kills)),
         ],
-        *(["a node of two", str(row["lost"] + row["double"]), str(row["repeated"])] for row in nodes),
+        *(["a node of two", str(row["lost"] + row["double"]), str(row["repeated_batches"]), ""] for row in nodes),
     ]
-    return render_result(result, ["killed", "recordings lost or double", "done again"], lines)
+    header = ["killed", "recordings lost or double", "batches begun again", "finished files written anew"]
+    return render_result(result, header, lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -31,9 +31,19 @@ Inputs = Annotated[
 ]
 System = Annotated[
     str,
-    typer.Option(help="mdi, or what it is compared with: no-exits, random, joint, data, data-exits, one-worker."),
+    typer.Option(
+        help="mdi, or what it is compared with: no-exits, random, joint, data, data-exits, one-worker, "
+        "one-worker-no-exits."
+    ),
 ]
-Simulate = Annotated[bool, typer.Option("--simulate", help="Simulate the system, with layer times measured here.")]
+Simulate = Annotated[
+    bool,
+    typer.Option(
+        "--simulate",
+        help="Simulate the system, with layer times measured here; those of a table's runs are 1 ms a layer and "
+        "second of audio. Fidelity is without what --wire takes.",
+    ),
+]
 PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy lets utterances leave.")]
 Depths = Annotated[
     str, typer.Option(help="Exit levels: mean shares of the layers that the policy is set to on the inputs.")
@@ -86,11 +96,15 @@ def command(
     nothing runs but the rules, under simulated time. Exit status 1: some recordings could not be read.
     """
     from daisy import checkpoints
+    from daisy.distributed.pipeline.admission import make_admissions
     from daisy.distributed.pipeline.baselines import make_system
     from daisy.distributed.pipeline.topology_file import read_topology
+    from daisy.evaluation.html import check_report_packages
 
     if kill and not simulate:
         raise UsageError("--kill is of --simulate")
+    if out is not None:
+        check_report_packages()
     model = checkpoints.load(checkpoint, device=check_device(device))
     layout = make_system(system, read_topology(topology, model.backbone.config.num_layers))
     if adapt is not None:
@@ -101,10 +115,16 @@ def command(
         "load": [(when, float(times)) for when, times in _parse_times(load, "--load")],
     }
     shares = parse_numbers(depths, "--depths")
+    if layout.rules.offloading == "routed" and level:
+        raise UsageError(f"{system} chooses the level: leave --level out")
+    make_admissions(layout, num_levels=len(shares), **options)  # refuses before anything runs
+    kills = _parse_times(kill, "--kill")
+    for _, name in kills:
+        layout.worker(name)
     failed: dict[str, str] = {}
     if simulate:
         workload, failed = _make_workload(model, inputs, policy, shares, wire)
-        options["kills"] = _parse_times(kill, "--kill")
+        options["kills"] = kills
         report = _simulate(layout, workload, options, tasks, wire, seed)
     else:
         prepared, failed = _prepare(model, inputs, policy, shares, wire)
@@ -117,6 +137,7 @@ def command(
         "depths": sorted(shares, reverse=True),
         "wire": wire,
         "admission": layout.rules.admission,
+        "layer_times": "nominal" if simulate and _is_table(inputs) else "measured",
         "rate": rate,
         "seed": seed,
     }
@@ -172,6 +193,10 @@ def _prepare(
     return prepared, speech.failed
 
 
+def _is_table(inputs: Sequence[str]) -> bool:
+    return len(inputs) == 1 and inputs[0].endswith(".csv")
+
+
 def _make_workload(
     model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
 ) -> tuple[Workload, dict[str, str]]:
@@ -180,7 +205,7 @@ def _make_workload(
     from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
     from daisy.distributed.pipeline.workload import make_levels, make_workload
 
-    if len(inputs) == 1 and inputs[0].endswith(".csv"):
+    if _is_table(inputs):
         traces: Traces = read_traces(Path(inputs[0]))
         loss = "disagreement" if "disagreement" in traces.losses else next(iter(traces.losses), "disagreement")
         levels = make_levels(policy, traces, depths, loss)

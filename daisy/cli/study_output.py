@@ -126,9 +126,9 @@ def _write_page(study: Study, comparison: Comparison, path: Path) -> None:
 
     page = Page(
         title=comparison.title,
-        summary=f"Policies tuned on {study.num_tuned} runs, judged on {study.num_judged} of other groups.",
+        summary=f"Policies tuned on {study.num_tuned} runs, judged on {study.num_judged} of other speakers.",
         command=format_command_line(),
-        footnote="Intervals are 95 %, from resampling groups.",
+        footnote="Intervals are 95 %, from resampling speakers.",
         sections=make_sections(study, comparison.kinds, comparison.snrs_db),
     )
     write_page(page, path)

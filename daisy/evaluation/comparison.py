@@ -114,7 +114,7 @@ def trace_frontier(
 
     Args:
         tune: full runs that policies learn and are set on.
-        test: full runs of other groups.
+        test: full runs of other speakers.
         names: of `daisy.calibration.families.FAMILIES`; ``hindsight`` is the best that exits could do at a depth.
         depths: mean executed shares to tune for.
         loss: what policies that learn a loss learn.

@@ -46,11 +46,12 @@ def _frontier(study: Study) -> Section:
     return Section(
         title="Which policy wins at which depth?",
         text=(
-            f"Every policy was tuned to each depth on {study.num_tuned} runs and judged on {study.num_judged} runs of "
-            "other groups, all conditions together. fixed is the static cut, a mixture of two neighbouring layers, at "
-            "the very depth that the policy came to. oracle and hindsight know what no policy can: the former leaves "
-            "at the first layer that is close enough to the full model, the latter is the least loss that any exits "
-            "could have at that depth. The table has how much lower each policy's loss is than the static cut's."
+            f"Every policy was tuned to each depth on {study.num_tuned} runs and judged on {study.num_judged} runs "
+            "of other speakers, all conditions together. fixed is the static cut, a mixture of two neighbouring "
+            "layers, at the very depth that the policy came to. oracle and hindsight know what no policy can: the "
+            "former leaves at the first layer that is close enough to the full model, the latter is the least loss "
+            "that any exits could have at that depth. The table has how much lower each policy's loss is than the "
+            "static cut's."
         ),
         figures=(
             (

@@ -57,7 +57,7 @@ def compare_policies(
     """Tune policies on some runs, judge them on others.
 
     Args:
-        tune: full runs, of other groups than ``test``.
+        tune: full runs, of other speakers than ``test``.
         test: full runs.
         names: of `daisy.calibration.families.FAMILIES`; all that the columns allow where empty.
         depth: mean executed share for the table by condition.
@@ -77,7 +77,7 @@ def compare_policies(
         raise UsageError(f"the traces have no loss{f' {loss!r}' if loss else ''}; they have {known}")
     if set(tune.groups) & set(test.groups):
         shared = sorted(set(tune.groups) & set(test.groups))
-        raise UsageError(f"policies would be judged on groups that they were tuned on: {shared[0]} and so on")
+        raise UsageError(f"policies would be judged on speakers that they were tuned on: {shared[0]} and so on")
     if tune.layers != test.layers:
         raise UsageError(f"the tables have other layers: {tune.layers} and {test.layers}")
     for target in (depth, *depths):

@@ -81,7 +81,7 @@ def test_measured_costs_rise_with_length_and_decide():
     model = tiny_model()
     short, long = (torch.randn(400 + 320 * (num_frames - 1)) for num_frames in (50, 800))
     rule = policies.Entropy(threshold=0.0)
-    policy = cost.make_measured_deadline(model.backbone, model.heads, 1.0, rule, repeats=3)
+    policy = cost.make_measured_deadline(model.backbone, model.heads, 1.0, rule, repeats=15)
     assert (policy.budget, policy.then) == (1.0, rule)
     layers = [value(policy.layer_cost, num_frames) for num_frames in (50, 800)]
     fronts = [value(policy.front_cost, num_frames) for num_frames in (50, 800)]

@@ -53,6 +53,12 @@ def test_a_simulated_system_as_a_table_and_as_files(files):
         (("--simulate", "--load", "3:fast"), "--load takes seconds and what then"),
         (("--simulate", "--system", "mdx"), "unknown system 'mdx'"),
         (("--simulate", "--level", "7"), "level 7 does not exist: there are 3"),
+        (("--level", "7"), "level 7 does not exist: there are 3"),
+        (("--rate", "0"), "the rate must be above 0"),
+        (("--load", "3:0"), "a factor above 0, found 3:0"),
+        (("--simulate", "--kill", "3:atic"), "unknown worker 'atic': did you mean attic"),
+        (("--simulate", "--kill", "-3:attic"), "killed at seconds from 0 on"),
+        (("--system", "joint", "--level", "1"), "joint chooses the level: leave --level out"),
     ],
 )
 def test_refusals(files, arguments, message):

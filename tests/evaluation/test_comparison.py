@@ -177,7 +177,7 @@ def test_spearman_gives_ties_their_mean_rank():
 
 
 def test_tables_that_do_not_fit_are_refused(traces):
-    with pytest.raises(UsageError, match="judged on groups that they were tuned on"):
+    with pytest.raises(UsageError, match="judged on speakers that they were tuned on"):
         study.compare_policies(traces, traces)
     tune, test = traces.halves(0)
     with pytest.raises(UsageError, match="other layers"):

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from daisy.distributed.pipeline.rules import RUN_ALL, Rules
+from daisy.distributed.pipeline.topology import Topology
 from daisy.errors import UsageError
 
 MIN_RATE, MAX_RATE = 1e-3, 1e5
 """Tasks a second, between which an adapting rate stays."""
+
+
+def make_admissions(topology: Topology, *, rate: float, **settings: Any) -> list[Admission]:
+    """Make each source's admission.
+
+    Args:
+        topology: the sources, of which some may have a rate of their own.
+        rate: of the others.
+        settings: of `Admission`.
+
+    Raises:
+        UsageError: as `Admission` does.
+    """
+    return [Admission(topology.rules, rate=source.rate or rate, **settings) for source in topology.sources]
 
 
 class Admission:
@@ -27,7 +44,7 @@ class Admission:
         even: whether tasks come at even intervals; else they come independently of each other (a Poisson process).
 
     Raises:
-        UsageError: on a rate that is not above 0, or a level that does not exist.
+        UsageError: on a rate or load that is not above 0, or a level that does not exist.
     """
 
     def __init__(
@@ -40,8 +57,11 @@ class Admission:
         load: Sequence[tuple[float, float]] = (),
         even: bool = False,
     ):
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise UsageError(f"the rate must be above 0 tasks a second, found {rate!r}")
+        for when, times in load:
+            if not (math.isfinite(when) and math.isfinite(times) and when >= 0 and times > 0):
+                raise UsageError(f"a load has seconds, at least 0, and a factor above 0, found {when:g}:{times:g}")
         if rules.exits and not 0 <= level < num_levels:
             raise UsageError(f"level {level} does not exist: there are {num_levels}, from 0 on")
         self.rules, self.rate, self.num_levels = rules, rate, num_levels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from daisy.distributed.pipeline.admission import Admission
+from daisy.distributed.pipeline.admission import make_admissions
 from daisy.distributed.pipeline.ledger import Ledger
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
 from daisy.distributed.pipeline.topology import Topology
@@ -37,44 +37,33 @@ class Desk:
     Args:
         topology: the workers, sources and rules.
         random: where its draws come from.
-        rate: tasks a second of sources that the topology gives none.
-        level: exit level at the start.
-        num_levels: how many there are.
-        load: of `daisy.distributed.pipeline.admission.Admission`, as ``even``.
-        even: likewise.
+        admission: of `daisy.distributed.pipeline.admission.make_admissions`.
+
+    Raises:
+        UsageError: see there.
     """
 
     def __init__(
         self,
         topology: Topology,
         random: Random,
-        *,
-        rate: float,
-        level: int = 0,
-        num_levels: int = 1,
-        load: Sequence[tuple[float, float]] = (),
-        even: bool = False,
+        **admission: Any,
     ):
         self.topology, self.rules, self.ledger = topology, topology.rules, Ledger()
-        self.admissions = [
-            Admission(
-                topology.rules,
-                rate=source.rate or rate,
-                level=level,
-                num_levels=num_levels,
-                load=load,
-                even=even,
-            )
-            for source in topology.sources
-        ]
+        self.admissions = make_admissions(topology, **admission)
         self._num_admitted = [0] * len(self.admissions)
         self._random = random
         self._incarnations = {worker.name: 1 for worker in topology.workers}
         self._heard: dict[str, float] = {worker.name: 0.0 for worker in topology.workers}
         self._alive = set(self._incarnations)
+        self._gone: set[str] = set()
         self._statuses: dict[str, Status] = {}
         self._waiting: list[Task] = []
         self._first_holders = [worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)]
+
+    def begin_watch(self, now: float) -> None:
+        """Count every worker as heard of: its silence is counted from here on."""
+        self._heard = dict.fromkeys(self._heard, now)
 
     def next_interval(self, source: int, now: float) -> float:
         """Draw the seconds until a source's next task comes."""
@@ -138,17 +127,20 @@ class Desk:
         waiting, self._waiting = self._waiting, []
         return self._begin(waiting)
 
+    def give_up(self, worker: str) -> None:
+        """Note that a dead worker cannot be started anew."""
+        self._gone.add(worker)
+
     def refuse_if_stuck(self) -> None:
         """Refuse to wait where a stage has no living holder, and none will be started.
 
         Raises:
             UsageError: naming the layers.
         """
-        if self.rules.respawn_sec is not None:
-            return
+        starting = set(self._incarnations) - self._gone if self.rules.respawn_sec is not None else set()
         for stage, layers in enumerate(self.topology.stages):
             holders = [w.name for w in self.topology.workers if stage in self.topology.stages_of(w.name)]
-            if not self._alive.intersection(holders):
+            if not (self._alive | starting).intersection(holders):
                 raise UsageError(
                     f"layers {layers[0]}-{layers[-1]} were held by {', '.join(holders)} only, which died: "
                     f"{self.ledger.num_open} tasks are without an answer"

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-import numpy
 from numpy.typing import NDArray
 
 from daisy.distributed.pipeline.desk import Begin, Death, Desk
@@ -20,10 +19,11 @@ from daisy.distributed.pipeline.ledger import Record
 from daisy.distributed.pipeline.stages import Package
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
 from daisy.distributed.pipeline.topology import Topology
+from daisy.distributed.pipeline.workload import SAMPLE_RATE
+from daisy.errors import UsageError
 
 Handle = Any
 """Of a Ray actor."""
-SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,12 @@ class RunSetup:
     """What the desk's actor needs."""
 
     topology: Topology
-    num_levels: int
-    num_tasks: int
-    rate: float
-    level: int
+    admission: Mapping[str, Any]
+    """Of `daisy.distributed.pipeline.admission.make_admissions`."""
+    num_tasks: int | None
+    """To admit in all; None: as many as come in ``seconds``."""
+    seconds: float | None
     seed: int
-    load: Sequence[tuple[float, float]] = ()
-    even: bool = False
 
 
 @dataclass(kw_only=True)
@@ -67,34 +66,39 @@ class DeskActor:
 
     Args:
         setup: of the run.
-        waveforms: (N,) each, taken in turn.
+        waveforms: (N,) each, packed for links, taken in turn.
     """
 
-    def __init__(self, setup: RunSetup, waveforms: Sequence[NDArray[numpy.float32]]):
+    def __init__(self, setup: RunSetup, waveforms: Sequence[NDArray[Any]]):
         self.setup, self._waveforms = setup, list(waveforms)
         self._desk = Desk(
             setup.topology,
             Random(f"{setup.seed} source"),
-            rate=setup.rate,
-            level=setup.level,
-            num_levels=setup.num_levels,
-            load=setup.load,
-            even=setup.even,
+            **setup.admission,
         )
         self._lock = threading.Lock()
         self._handles: dict[str, tuple[int, Handle]] = {}
         self._num_left = setup.num_tasks
         self._deaths: list[Death] = []
         self._error = ""
-        self._began = 0.0
+        self._began = time.monotonic()
 
     def start(self, handles: Mapping[str, tuple[int, Handle]]) -> None:
         """Begin to admit."""
-        self._handles.update(handles)
-        self._began = time.monotonic()
+        with self._lock:
+            self._handles.update(handles)
+            self._began = time.monotonic()
+            self._desk.begin_watch(self._now())
         for source in range(len(self.setup.topology.sources)):
-            threading.Thread(target=self._arrive, args=(source,), daemon=True).start()
-        threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._guard, args=(self._arrive, source), daemon=True).start()
+        threading.Thread(target=self._guard, args=(self._watch,), daemon=True).start()
+
+    def _guard(self, work: Callable[..., None], *arguments: int) -> None:
+        """Run a thread's work; where that breaks down, so does the run, which would be waited for in vain."""
+        try:
+            work(*arguments)
+        except Exception as error:
+            self.refuse(f"the source broke down: {error!r}")
 
     def hear(self, status: Status) -> None:
         """Note what a worker says of itself."""
@@ -122,6 +126,15 @@ class DeskActor:
             self._handles[worker] = (incarnation, handle)
             self._begin(self._desk.welcome(worker, incarnation, self._now()))
 
+    def give_up(self, worker: str, reason: str) -> None:
+        """Note that a worker could not be started anew: others do its work, if there are any."""
+        with self._lock:
+            self._desk.give_up(worker)
+            try:
+                self._desk.refuse_if_stuck()
+            except UsageError as error:
+                self._error = self._error or f"{error}; {reason}"
+
     def poll(self) -> Progress:
         """Say how far the run is, and which deaths were noticed since the last time."""
         with self._lock:
@@ -129,7 +142,7 @@ class DeskActor:
             ledger = self._desk.ledger
             return Progress(
                 num_answered=len(ledger.records),
-                is_done=self._num_left <= 0 and not ledger.num_open,
+                is_done=self._has_admitted_all() and not ledger.num_open,
                 deaths=deaths,
                 error=self._error,
             )
@@ -145,6 +158,9 @@ class DeskActor:
                 num_late=ledger.num_late,
                 began=self._began,
             )
+
+    def _has_admitted_all(self) -> bool:
+        return self._num_left == 0 or (self.setup.seconds is not None and self._now() >= self.setup.seconds)
 
     def _now(self) -> float:
         return time.monotonic() - self._began
@@ -169,9 +185,10 @@ class DeskActor:
                 due += self._desk.next_interval(source, self._now())
             time.sleep(max(due - self._now(), 0.0))
             with self._lock:
-                if self._num_left <= 0:
+                if self._has_admitted_all():
                     return
-                self._num_left -= 1
+                if self._num_left is not None:
+                    self._num_left -= 1
                 self._begin(self._desk.admit(source, self._make_task, self._now()))
 
     def _begin(self, begins: Sequence[Begin]) -> None:
@@ -196,5 +213,5 @@ class DeskActor:
                 if deaths:
                     try:
                         self._desk.refuse_if_stuck()
-                    except ValueError as error:
-                        self._error = str(error)
+                    except UsageError as error:
+                        self._error = self._error or str(error)

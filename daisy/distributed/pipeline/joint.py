@@ -1,9 +1,10 @@
 """Exit level and routes chosen together: ours, after the idea that DTO-EE's abstract tells (arXiv:2412.08284).
 
 That abstract says that thresholds and offloading are optimised jointly for delay and accuracy; how could not be read.
-Here a stage's utterances are shared among those who hold it so that a queueing estimate (each worker one M/M/1 queue)
-of the mean delay is least, for each exit level; then the level is taken whose fidelity less a price on delay is best.
-The choice is made once, from the utterances' full runs and times; nothing adapts while it runs.
+Here a stage's utterances are shared among those who hold it so that a queueing estimate of the mean delay is least, for
+each exit level: each worker, and each direction of a link, is one M/M/1 queue. Then the level is taken whose fidelity
+less a price on delay is best. The choice is made once, from the utterances' full runs and times; nothing adapts while
+it runs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def choose_jointly(
     Args:
         topology: the workers.
         workload: utterances like those to come.
-        rate: tasks a second.
+        rate: tasks a second of sources that the topology gives none.
         levels: to choose from; where None all.
         wire: how states travel.
         price_per_sec: fidelity that a second of mean delay is worth.
@@ -96,14 +97,16 @@ class _Flow:
     """What is known of a level: arrivals at each stage, times, transfers."""
 
     def __init__(self, topology: Topology, workload: Workload, rate: float, level: int, wire: Wire):
-        self.topology, self.rate = topology, rate
+        rates = {source.worker: source.rate or rate for source in topology.sources}
+        self.topology, self.rate = topology, sum(rates.values())
+        self.sources = {name: part / self.rate for name, part in rates.items()}
         stages = topology.stages
         self.holders = [
             [worker.name for worker in topology.workers if stage in topology.stages_of(worker.name)]
             for stage in range(len(stages))
         ]
         n = len(workload.names)
-        self.arrivals = [rate * workload.survival(level, layers[0] - 1) for layers in stages]
+        self.arrivals = [self.rate * workload.survival(level, layers[0] - 1) for layers in stages]
         self.seconds, self.bytes = [], []
         for stage, layers in enumerate(stages):
             who = [i for i in range(n) if workload.exit_layer(level, i) >= layers[0]] or list(range(n))
@@ -118,20 +121,25 @@ class _Flow:
         for stage, by_worker in shares.items():
             for name, share in by_worker.items():
                 load[name] += share * self.arrivals[stage] * self.seconds[stage] / self.speed[name]
-        total, before = 0.0, {source.worker: 1 / len(self.topology.sources) for source in self.topology.sources}
+        total, before = 0.0, self.sources
         for stage, by_worker in shares.items():
             for name, share in by_worker.items():
                 busy = self.seconds[stage] / self.speed[name] / _headroom(load[name])
-                moving = sum(part * self._transfer(other, name, stage) for other, part in before.items())
-                total += self.arrivals[stage] * share * (busy + moving)
+                total += self.arrivals[stage] * share * busy
+                for other, part in before.items():
+                    if other != name:
+                        flow = self.arrivals[stage] * part * share
+                        total += flow * self._transfer(other, name, stage, flow)
             before = by_worker
         return total / self.rate
 
-    def _transfer(self, one: str, other: str, stage: int) -> float:
-        if one == other:
-            return 0.0
+    def _transfer(self, one: str, other: str, stage: int, flow: float) -> float:
+        """Seconds over a link, with the wait of ``flow`` tasks a second for each other."""
         link = self.topology.link(one, other)
-        return 1e3 if link is None else link.delay_sec + self.bytes[stage] * link.sec_per_byte
+        if link is None:
+            return 1e3
+        seconds = self.bytes[stage] * link.sec_per_byte
+        return link.delay_sec + seconds / _headroom(flow * seconds)
 
 
 def _headroom(load: float) -> float:

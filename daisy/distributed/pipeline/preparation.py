@@ -18,6 +18,7 @@ from daisy.checkpoints import Model
 from daisy.distributed.pipeline.stages import ExitSettings, make_exit_settings
 from daisy.distributed.pipeline.workload import Wire, Workload, make_workload
 from daisy.encoder import EarlyExitEncoder
+from daisy.errors import UsageError
 from daisy.policies import Never, Policy
 
 REPEATS = 3
@@ -77,7 +78,12 @@ def measure_seconds(
 
     Returns:
         (n, L + 1) seconds of one thread, the front end first: what an emulated speed divides.
+
+    Raises:
+        UsageError: where the model is not on the CPU, whose time this is.
     """
+    if model.backbone.device.type != "cpu":
+        raise UsageError("layer times for simulating and joint routing are measured on the CPU: put the model there")
     settings = prepared.settings
     encoder = EarlyExitEncoder(
         model.backbone,
@@ -90,11 +96,16 @@ def measure_seconds(
         dtype=settings.precision,
     )
     passes: list[list[list[float]]] = []
-    for number in range(REPEATS):
-        passes.append([])
-        for waveform in prepared.waveforms:
-            passes[number].append(_time_layers(encoder, waveform))
-            progress(int(number == 0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in range(REPEATS):
+            passes.append([])
+            for waveform in prepared.waveforms:
+                passes[number].append(_time_layers(encoder, waveform))
+                progress(int(number == 0))
+    finally:
+        torch.set_num_threads(threads)
     return [[statistics.median(times) for times in zip(*runs, strict=True)] for runs in zip(*passes, strict=True)]
 
 

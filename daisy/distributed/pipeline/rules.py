@@ -20,6 +20,9 @@ Admission = Literal["fixed", "rate", "threshold"]
 """What adapts at the source: nothing, the arrival rate at a fixed exit level, or the exit level at a fixed rate."""
 RUN_ALL = -1
 """The exit level at which nothing leaves before the last layer."""
+COUNTS = ("output_limit", "neighbour_limit", "low_mark", "high_mark", "adapt_every")
+SECONDS = ("status_sec", "dead_after_sec", "restart_after_sec")
+FACTORS = ("speed_up", "slow_down", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,18 @@ class Rules:
         for name, values in (("offloading", get_args(Offloading)), ("admission", get_args(Admission))):
             if getattr(self, name) not in values:
                 raise UsageError(unknown_name(name, getattr(self, name), values))
+        for name in (*COUNTS, *SECONDS, *FACTORS):
+            self._check_number(name)
+        if self.respawn_sec is not None:
+            self._check_number("respawn_sec")
         for name in ("status_sec", "dead_after_sec", "restart_after_sec"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"rule {name} must be above 0, found {getattr(self, name)!r}")
+        if self.status_sec >= self.dead_after_sec:
+            raise UsageError(
+                f"rule dead_after_sec {self.dead_after_sec:g} must be above status_sec {self.status_sec:g}: "
+                "who waits to speak is not dead"
+            )
         if not 0 <= self.memory < 1:
             raise UsageError(f"rule memory must be at least 0 and below 1, found {self.memory!r}")
         if self.speed_up <= 1 or self.slow_down <= 1:
@@ -74,6 +86,13 @@ class Rules:
         for name in ("neighbour_limit", "adapt_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"rule {name} must be at least 1, found {getattr(self, name)!r}")
+
+    def _check_number(self, name: str) -> None:
+        value, is_count = getattr(self, name), name in COUNTS
+        is_number = isinstance(value, int if is_count else int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < float("inf"):
+            wanted = "whole number" if is_count else "number"
+            raise UsageError(f"rule {name} must be a {wanted}, at least 0, found {value!r}")
 
     def replace(self, **changes: object) -> Rules:
         """Return the same rules but for some.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,16 +94,17 @@ class RunReport:
     def windows(self, seconds: float) -> list[dict[str, float]]:
         """Cut the run into windows by the time of the answer, with throughput, latency, level and fidelity of each."""
         rows = []
-        count = max(1, -int(-self.seconds // seconds))
+        last = self.records[-1].answered if self.records else 0.0
+        count = max(1, math.ceil(last / seconds))
+        numbers = [min(int(record.answered / seconds), count - 1) for record in self.records]
         for index in range(count):
-            inside = [
-                i for i, record in enumerate(self.records) if index * seconds <= record.answered < (index + 1) * seconds
-            ]
+            inside = [i for i, number in enumerate(numbers) if number == index]
+            covered = min(seconds, last - index * seconds)  # the last answer ends the run
             latencies = sorted(self.records[i].answered - self.records[i].admitted for i in inside)
             rows.append(
                 {
                     "begin_sec": index * seconds,
-                    "throughput": len(inside) / seconds,
+                    "throughput": len(inside) / covered if covered else 0.0,
                     "median_latency_sec": percentile(latencies, 0.5),
                     "mean_level": mean([self.records[i].task.level for i in inside]),
                     "fidelity": mean([self.fidelity[i] for i in inside]) if self.fidelity else 0.0,

@@ -44,7 +44,8 @@ class Simulation(SimulatedWorkers):
         costs: of a real system.
 
     Raises:
-        UsageError: where simpy is missing, or workload and topology are of different models.
+        UsageError: where simpy is missing, workload and topology are of different models, or a worker to
+            kill does not exist.
     """
 
     def __init__(
@@ -70,6 +71,10 @@ class Simulation(SimulatedWorkers):
             raise UsageError(
                 f"the topology is for {topology.num_layers} layers, and the workload has {workload.num_layers}"
             )
+        for when, name in kills:
+            topology.worker(name)
+            if not 0 <= when < float("inf"):
+                raise UsageError(f"a worker is killed at seconds from 0 on, found {when:g}")
         self.kills = kills
         desk = Desk(
             topology,

@@ -15,7 +15,7 @@ from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.pipeline.model_parts import ModelPart, build_part
 from daisy.distributed.pipeline.rules import RUN_ALL
-from daisy.distributed.pipeline.wire import PackedStates, pack_states, unpack_states
+from daisy.distributed.pipeline.wire import PackedStates, pack_states, unpack_states, unpack_waveform
 from daisy.distributed.pipeline.workload import Wire
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
@@ -60,8 +60,8 @@ class ExitSettings:
 class Package:
     """An utterance on its way: its waveform, or states with the scores so far."""
 
-    waveform: NDArray[numpy.float32] | None = None
-    """(N,)"""
+    waveform: NDArray[Any] | None = None
+    """(N,), of `daisy.distributed.pipeline.wire.pack_waveform`."""
     states: PackedStates | None = None
     """(T, D), after the last layer that was run."""
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -174,7 +174,7 @@ class StageModel:
         """Restore the exit loop's state."""
         config, settings, device = self.backbone.config, self.settings, self.backbone.device
         if package.waveform is not None:
-            waveform = torch.from_numpy(numpy.array(package.waveform)).to(device)
+            waveform = unpack_waveform(package.waveform).to(device)
             frames = int(count_frames(len(waveform), config.conv_layers))
         else:
             assert package.states is not None

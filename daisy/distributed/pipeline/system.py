@@ -10,25 +10,30 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.cluster import connect
+from daisy.distributed.pipeline.admission import make_admissions
 from daisy.distributed.pipeline.desk import Death
 from daisy.distributed.pipeline.desk_actor import Collected, DeskActor, Progress, RunSetup
 from daisy.distributed.pipeline.model_parts import ModelPart, cut_model
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
 from daisy.distributed.pipeline.stages import ExitSettings
-from daisy.distributed.pipeline.topology import Topology
+from daisy.distributed.pipeline.topology import Place, Topology
+from daisy.distributed.pipeline.wire import pack_waveform
 from daisy.distributed.pipeline.worker import Routes
 from daisy.distributed.pipeline.worker_actor import WorkerActor, WorkerSetup
+from daisy.distributed.pipeline.workload import SAMPLE_RATE
 from daisy.errors import UsageError
 
 POLL_SEC = 0.1
 MAX_STARTS = 5
 """In a row that end before the worker is ready."""
+START_TIMEOUT_SEC = 300.0
+"""After which a worker that is not ready counts as not started: a small board loads torch for half a minute."""
 CALLS_AT_ONCE = 32
 """Of an actor: more than its neighbours can have open."""
 PLACE_SHARE = 0.001
@@ -95,7 +100,7 @@ class System:
 
     def __enter__(self) -> System:
         try:
-            self._check_places()
+            self._check_places(self.topology.workers)
             started = {place.name: self._start(place.name, 1) for place in self.topology.workers}
             for name, handle in started.items():
                 self._workers[name] = self._await(handle, 1)
@@ -112,10 +117,10 @@ class System:
             self._ray.kill(worker.handle)
         self._connection.close()
 
-    def _check_places(self) -> None:
+    def _check_places(self, workers: Sequence[Place]) -> None:
         """Refuse places that no node of the cluster has: Ray would wait for one to come."""
         there = self._ray.cluster_resources()
-        for place in self.topology.workers:
+        for place in workers:
             if place.place is not None and place.place not in there:
                 raise UsageError(
                     f"worker {place.name}: no node of the Ray cluster has the resource {place.place!r}: start one"
@@ -136,6 +141,7 @@ class System:
         waveforms: Sequence[Tensor],
         *,
         num_tasks: int | None = None,
+        seconds: float | None = None,
         rate: float = 1.0,
         level: int = 0,
         load: Sequence[tuple[float, float]] = (),
@@ -149,7 +155,8 @@ class System:
 
         Args:
             waveforms: (N_b,) each, taken in turn.
-            num_tasks: how many to admit; where None each waveform once.
+            num_tasks: how many to admit; where None each waveform once, or as many as come in ``seconds``.
+            seconds: for which to admit.
             rate: tasks a second of sources that the topology gives none, at the start or for good.
             level: exit level, at the start or for good.
             load: times, and what the rate is multiplied by from then on.
@@ -161,20 +168,25 @@ class System:
             The report; fidelity is empty (`daisy.distributed.pipeline.fidelity`).
 
         Raises:
-            UsageError: where a stage has lost its last worker for good.
+            UsageError: where a stage has lost its last worker for good, or rate, level or load are impossible.
         """
+        admission: dict[str, Any] = {
+            "num_levels": len(self.settings.levels),
+            "rate": rate,
+            "level": level,
+            "load": tuple(load),
+            "even": even,
+        }
+        make_admissions(self.topology, **admission)  # refuses here and not in the actor
         setup = RunSetup(
             topology=self.topology,
-            num_levels=len(self.settings.levels),
-            num_tasks=len(waveforms) if num_tasks is None else num_tasks,
-            rate=rate,
-            level=level,
+            admission=admission,
+            num_tasks=len(waveforms) if num_tasks is None and seconds is None else num_tasks,
+            seconds=seconds,
             seed=self._seed,
-            load=load,
-            even=even,
         )
-        arrays = [waveform.cpu().numpy().astype(numpy.float32) for waveform in waveforms]
-        actor = self._ray.remote(DeskActor).options(num_cpus=0, max_concurrency=CALLS_AT_ONCE)
+        arrays = [pack_waveform(waveform, self.settings.wire) for waveform in waveforms]
+        actor = self._ray.remote(DeskActor).options(**self._place(self.topology.sources[0].worker))
         self._desk = actor.remote(setup, arrays)
         try:
             handles = self._handles()
@@ -182,18 +194,30 @@ class System:
             self._ray.get(self._desk.start.remote(handles))
             self._follow(progress, watch)
             return self._report(arrays)
+        except self._ray.exceptions.RayError as error:
+            raise UsageError(f"the source's process was lost ({_last_line(error)})") from None
         finally:
             self._ray.kill(self._desk)
+
+    def _place(self, name: str) -> dict[str, Any]:
+        """Make the options of an actor that is to be where a worker is: at its place, or on this machine."""
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
+        place = self.topology.worker(name).place
+        if place is not None:
+            return {**options, "resources": {place: PLACE_SHARE}}
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = self._ray.get_runtime_context().get_node_id()
+        return {**options, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
     def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> None:
         """Wait until all is answered; start anew who dies."""
         answered = 0
-        failures: list[UsageError] = []
         while True:
             time.sleep(POLL_SEC)
             seen: Progress = self._ray.get(self._desk.poll.remote())
-            if failures or seen.error:
-                raise failures[0] if failures else UsageError(seen.error)
+            if seen.error:
+                raise UsageError(seen.error)
             progress(seen.num_answered - answered)
             answered = seen.num_answered
             if watch is not None:
@@ -202,13 +226,12 @@ class System:
                 self._reports[death.worker].num_deaths += 1
                 self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
                 if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
-                    threading.Thread(target=self._replace, args=(death, failures), daemon=True).start()
+                    threading.Thread(target=self._replace, args=(death,), daemon=True).start()
             if seen.is_done:
                 return
 
     def _start(self, name: str, incarnation: int) -> Handle:
         """Start a worker's actor."""
-        place = self.topology.worker(name)
         setup = WorkerSetup(
             name=name,
             incarnation=incarnation,
@@ -219,19 +242,21 @@ class System:
             device=self._device,
             keep_states=self._keep_states,
         )
-        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
-        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(place.threads)}}
-        if place.place is not None:
-            options["resources"] = {place.place: PLACE_SHARE}
+        options = {
+            **self._place(name),
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(self.topology.worker(name).threads)}},
+        }
         return self._ray.remote(WorkerActor).options(**options).remote(setup, self._parts[name])
 
     def _await(self, handle: Handle, incarnation: int) -> _Started:
         """Wait until a worker has its weights."""
         try:
-            said = self._ray.get(handle.describe.remote())
+            said = self._ray.get(handle.describe.remote(), timeout=START_TIMEOUT_SEC)
+        except self._ray.exceptions.GetTimeoutError:
+            self._ray.kill(handle)
+            raise UsageError(f"a worker was not ready within {START_TIMEOUT_SEC:g} s") from None
         except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"a worker could not be started ({reason})") from None
+            raise UsageError(f"a worker could not be started ({_last_line(error)})") from None
         return _Started(incarnation, handle, said["pid"], said["weight_bytes"])
 
     def _handles(self) -> dict[str, tuple[int, Handle]]:
@@ -243,24 +268,25 @@ class System:
         mine = {other: handle for other, handle in handles.items() if other in wanted}
         return self._workers[name].handle.connect.remote(mine, self._desk)
 
-    def _replace(self, death: Death, failures: list[UsageError]) -> None:
+    def _replace(self, death: Death) -> None:
         """Start a worker anew, and tell everybody; again, where it dies before the desk knows of it."""
-        name, error = death.worker, None
+        name, reason = death.worker, ""
         for start in range(1, MAX_STARTS + 1):
             time.sleep(self.topology.rules.respawn_sec or 0.0)
             if self._is_over:
                 return
             incarnation = death.incarnation + start
             try:
+                self._check_places([self.topology.worker(name)])
                 self._workers[name] = self._await(self._start(name, incarnation), incarnation)
                 self._introduce(name)
                 return
             except UsageError as refusal:
-                error = refusal
+                reason = str(refusal)
             except self._ray.exceptions.RayError:
-                error = UsageError(f"worker {name} has died {start} times as it was started")
-        if error is not None and not self._is_over:
-            failures.append(error)
+                reason = f"worker {name} has died {start} times as it was started"
+        if not self._is_over:
+            self._desk.give_up.remote(name, reason)
 
     def _introduce(self, name: str) -> None:
         """Connect a worker that was started anew, both ways."""
@@ -272,7 +298,7 @@ class System:
                 self._connect(other, {name: handles[name]})
         self._ray.get(self._desk.welcome.remote(name, incarnation, handles[name][1]))
 
-    def _report(self, arrays: Sequence[numpy.typing.NDArray[numpy.float32]]) -> RunReport:
+    def _report(self, arrays: Sequence[NDArray[Any]]) -> RunReport:
         collected: Collected = self._ray.get(self._desk.collect.remote())
         records = collected.records
         for name, worker in self._workers.items():
@@ -283,15 +309,18 @@ class System:
             report.num_deaths = self._reports[name].num_deaths
             self._reports[name] = report
         first = min((record.admitted for record in records), default=0.0)
-        rate = 16000
         return RunReport(
             seconds=(records[-1].answered - first) if records else 0.0,
             records=records,
             workers=self._reports,
             fidelity=[],
-            work=[len(arrays[record.answer.number % len(arrays)]) / rate for record in records],
+            work=[len(arrays[record.answer.number % len(arrays)]) / SAMPLE_RATE for record in records],
             num_admitted=collected.num_admitted,
             num_restarts=collected.num_restarts,
             num_late=collected.num_late,
             began=collected.began,
         )
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1]

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from daisy.distributed.pipeline.rules import Rules
 from daisy.distributed.pipeline.worker import Neighbour
-from daisy.errors import UsageError
+from daisy.errors import UsageError, unknown_name
 
 HERE = "here"
 """The machine of workers that have no place of their own."""
@@ -94,7 +94,13 @@ class Topology:
         return self._stages_by_worker[name]
 
     def worker(self, name: str) -> Place:
-        """Return a worker by name."""
+        """Return a worker by name.
+
+        Raises:
+            UsageError: where there is none.
+        """
+        if name not in self._workers_by_name:
+            raise UsageError(unknown_name("worker", name, self._workers_by_name))
         return self._workers_by_name[name]
 
     def link(self, one: str, other: str) -> Link | None:
@@ -147,6 +153,8 @@ def _check(topology: Topology) -> None:
             raise UsageError(f"worker {worker.name}: speed must be above 0 and at most 1, found {worker.speed!r}")
         if worker.threads < 1:
             raise UsageError(f"worker {worker.name}: threads must be at least 1, found {worker.threads!r}")
+        if worker.speed is not None and worker.threads > 1:
+            raise UsageError(f"worker {worker.name}: a speed is emulated of one core, with {worker.threads} threads")
     for link in topology.links:
         where = f"link {link.between[0]} to {link.between[1]}"
         if not set(link.between) <= set(names) or link.between[0] == link.between[1]:
@@ -196,9 +204,32 @@ def _check_way(topology: Topology, source: str) -> None:
 
 
 def hold_everything(topology: Topology) -> Topology:
-    """Return the same workers and links, each worker with the whole model."""
+    """Return the same workers, each with the whole model, and links from the sources to all of them."""
     workers = tuple(replace(worker, first=1, last=topology.num_layers) for worker in topology.workers)
-    return replace(topology, workers=workers, cuts=())
+    links = list(topology.links)
+    for source in topology.sources:
+        links += _join_paths(topology, source.worker)
+    return replace(topology, workers=workers, links=tuple(links), cuts=())
+
+
+def _join_paths(topology: Topology, source: str) -> list[Link]:
+    """Link a worker to those whom it reaches through others: what comes through has the delays and times of all links.
+
+    Two such paths over one link do not wait for each other.
+    """
+    paths = {source: Link(between=(source, source))}
+    reached = [source]
+    for name in reached:  # grows while it is gone through: those with the fewest links between come first
+        for neighbour in topology.neighbours_of(name):
+            if neighbour.name not in paths:
+                sec_per_byte = paths[name].sec_per_byte + neighbour.sec_per_byte
+                paths[neighbour.name] = Link(
+                    between=(source, neighbour.name),
+                    delay_sec=paths[name].delay_sec + neighbour.delay_sec,
+                    bytes_per_sec=1 / sec_per_byte if sec_per_byte else float("inf"),
+                )
+                reached.append(neighbour.name)
+    return [path for name, path in paths.items() if name != source and topology.link(source, name) is None]
 
 
 def keep_source_only(topology: Topology) -> Topology:

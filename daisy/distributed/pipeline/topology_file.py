@@ -116,9 +116,9 @@ def _parse_worker(name: str, values: Mapping[str, Any] | None, num_layers: int) 
 
 def _parse_link(values: Mapping[str, Any]) -> Link:
     _check_keys("link", values, {"between", "delay_ms", "rate_mbit", "loss"})
-    between = list(values.get("between") or ())
-    if len(between) != 2:
-        raise UsageError(f"a link is between two workers, found {between!r}")
+    between = values.get("between")
+    if not isinstance(between, list) or len(between) != 2:
+        raise UsageError(f"a link is between two workers, such as [porch, attic], found {between!r}")
     where = f"link {between[0]} to {between[1]}"
     rate = values.get("rate_mbit")
     return Link(
@@ -130,7 +130,7 @@ def _parse_link(values: Mapping[str, Any]) -> Link:
 
 
 def _parse_sources(content: Mapping[str, Any], names: list[str]) -> tuple[Source, ...]:
-    if "sources" not in content:
+    if not content.get("sources"):
         return (Source(worker=str(content.get("source", names[0] if names else ""))),)
     sources = []
     for name, values in content["sources"].items():

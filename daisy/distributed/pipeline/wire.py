@@ -1,4 +1,8 @@
-"""How states travel from worker to worker: float32, bfloat16, or int8 with a scale for each frame."""
+"""How utterances travel from worker to worker.
+
+States: float32, bfloat16, or int8 with a scale for each frame. Waveforms: float32 with float32 states, else int16, as
+most were recorded.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from daisy.distributed.pipeline.workload import BYTES_PER_VALUE, Wire
 from daisy.errors import UsageError, unknown_name
 
 INT8_MAX = 127
+INT16_SCALE = 32768
+"""As decoders divide 16-bit samples by: what was recorded so comes back as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,20 @@ class PackedStates:
     def num_bytes(self) -> int:
         """What goes over the link."""
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def pack_waveform(waveform: Tensor, wire: Wire) -> NDArray[Any]:
+    """Pack a waveform (N,) for a link."""
+    samples = waveform.detach().cpu().float()
+    if wire != "float32":
+        samples = (samples * INT16_SCALE).round().clamp(-INT16_SCALE, INT16_SCALE - 1).to(torch.int16)
+    return samples.numpy()
+
+
+def unpack_waveform(packed: NDArray[Any]) -> Tensor:
+    """Undo `pack_waveform`: (N,) float32."""
+    samples = torch.from_numpy(numpy.array(packed))
+    return samples.float() / INT16_SCALE if samples.dtype == torch.int16 else samples
 
 
 def pack_states(states: Tensor, wire: Wire) -> PackedStates:

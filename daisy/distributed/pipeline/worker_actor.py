@@ -21,10 +21,10 @@ from daisy.distributed.pipeline.stages import ExitSettings, Package, StageModel
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
 from daisy.distributed.pipeline.topology import Topology
 from daisy.distributed.pipeline.worker import Routes, Sending, Worker
+from daisy.distributed.pipeline.workload import SAMPLE_RATE
 
 Handle = Any
 """Of a Ray actor."""
-SAMPLE_RATE = 16000
 SEND_TIMEOUT_SEC = 30.0
 """After which a neighbour counts as not answering."""
 

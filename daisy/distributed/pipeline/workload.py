@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 Wire = Literal["float32", "bfloat16", "int8"]
 """How states travel: see `daisy.distributed.pipeline.wire`."""
+BYTES_PER_SAMPLE: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "int8": 2}
 BYTES_PER_VALUE: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 BYTES_PER_FRAME: dict[Wire, int] = {"float32": 0, "bfloat16": 0, "int8": 4}
 """Beside the values: int8 has a scale."""
+SAMPLE_RATE = 16000
 FRAMES_PER_SEC = 50
-"""Of HuBERT."""
+"""Both of HuBERT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Workload:
     def wire_bytes(self, utterance: int, stage: int, wire: Wire) -> int:
         """Count what an utterance takes on a link before a stage: its waveform, or states."""
         if stage == 0:
-            return 4 * self.num_samples[utterance]
+            return BYTES_PER_SAMPLE[wire] * self.num_samples[utterance]
         return self.num_frames[utterance] * (BYTES_PER_VALUE[wire] * self.width + BYTES_PER_FRAME[wire])
 
     def stage_seconds(self, utterance: int, layers: range, exit_layer: int) -> float:

@@ -1,5 +1,6 @@
 """Admission, the ledger, and the desk that joins them."""
 
+import math
 from random import Random
 
 import pytest
@@ -77,6 +78,26 @@ def test_arrivals_have_the_rate_and_a_load_that_changes():
 def test_impossible_admissions_are_refused(rate, level):
     with pytest.raises(UsageError):
         Admission(Rules(), rate=rate, level=level, num_levels=2)
+
+
+@pytest.mark.parametrize("load", [(30.0, 0.0), (30.0, -1.0), (30.0, math.nan), (-1.0, 2.0), (math.inf, 2.0)])
+def test_impossible_loads_are_refused(load):
+    with pytest.raises(UsageError, match="a load has seconds, at least 0, and a factor above 0"):
+        Admission(Rules(), rate=1.0, load=[load])
+
+
+def test_who_cannot_be_started_anew_is_done_without_as_long_as_others_hold_its_layers():
+    desk = make_desk({"dead_after_sec": 1.0})
+    desk.begin_watch(100.0)
+    say(desk, "b", 100.9)
+    assert [death.worker for death in desk.check(101.0)[0]] == ["a"]
+    desk.give_up("a")
+    desk.refuse_if_stuck()
+    desk.check(102.0)
+    desk.refuse_if_stuck()  # b is about to be started anew
+    desk.give_up("b")
+    with pytest.raises(UsageError, match="layers 1-4 were held by a, b only, which died"):
+        desk.refuse_if_stuck()
 
 
 def test_the_first_answer_counts_and_later_ones_are_counted():

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from daisy import EarlyExitEncoder
+from daisy import EarlyExitEncoder, policies
 from daisy.distributed.pipeline.fidelity import measure_fidelity
 from daisy.distributed.pipeline.model_parts import cut_model
 from daisy.distributed.pipeline.stages import make_exit_settings
@@ -58,11 +58,30 @@ def test_workers_that_are_killed_and_every_task_answered_once(waveforms, cluster
         assert left.exit_layer == int(out.exit_layer)
         expected = out.states[0][-1]
         torch.testing.assert_close(torch.tensor(left.states), expected, rtol=0, atol=1e-4 * float(expected.std()))
-    units = [torch.zeros(200, dtype=torch.int64)] * len(waveforms)
-    lengths = [int(count) for count in encoder(waveforms).num_frames]
-    shares = measure_fidelity(report, [u[:n] for u, n in zip(units, lengths, strict=True)])
-    assert all(0 <= share <= 1 for share in shares)
-    assert len(shares) == 140
+    units = []
+    for waveform in waveforms:
+        heard = []
+        encoder([waveform], observe=heard.append)
+        units.append(heard[-1].units)  # at the exit
+    assert measure_fidelity(report, units) == [1.0] * 140
+    for row in units:
+        row[::4] += 1
+    expected = [1 - len(row[::4]) / len(row) for row in units]
+    of_each = [expected[record.answer.number % len(units)] for record in report.records]
+    assert measure_fidelity(report, units) == pytest.approx(of_each)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_seconds_of_admission_and_what_is_refused_before(waveforms, cluster):
+    model = tiny_model()
+    settings = make_exit_settings(model, [policies.Never()])
+    with System(parse_topology({"workers": {"a": {}}}, 4), model, settings) as system:
+        for wrong, message in (({"level": 3}, "level 3 does not"), ({"load": [(3.0, 0.0)]}, "a factor above 0")):
+            with pytest.raises(UsageError, match=message):
+                system.run(waveforms, **wrong)
+        report = system.run(waveforms, seconds=2.05, rate=10.0, even=True)
+    assert report.num_admitted == 20
+    assert max(record.admitted for record in report.records) < 2.05
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_cluster_is_looked_for():

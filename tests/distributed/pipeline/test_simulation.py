@@ -185,7 +185,9 @@ def test_a_thousand_workers():
                     {"between": [f"w{j}s{stage - 1}", f"w{i}s{stage}"], "delay_ms": 2} for j in (i, (i + 1) % 250)
                 ]
         sources[f"w{i}s0"] = {"rate": 2}
-    topology = parse_topology({"workers": workers, "links": links, "sources": sources, "rules": {"status_sec": 1}}, 6)
+    topology = parse_topology(
+        {"workers": workers, "links": links, "sources": sources, "rules": {"status_sec": 1, "dead_after_sec": 3}}, 6
+    )
     begun = time.perf_counter()
     report = Simulation(topology, make_workload(), seed=1).run(num_tasks=500)
     assert len(report.workers) == 1000

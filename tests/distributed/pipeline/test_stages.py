@@ -10,7 +10,7 @@ import torch
 from daisy import EarlyExitEncoder, policies
 from daisy.distributed.pipeline.model_parts import cut_model
 from daisy.distributed.pipeline.stages import Left, Package, StageModel, make_exit_settings
-from daisy.distributed.pipeline.wire import pack_states, unpack_states
+from daisy.distributed.pipeline.wire import pack_states, pack_waveform, unpack_states, unpack_waveform
 from daisy.errors import UsageError
 from tests.conftest import KIN_KINDS, spread_policy, tiny_model
 from tests.recognition.conftest import KINDS, tiny_recogniser
@@ -140,6 +140,17 @@ def test_states_on_the_wire(wire, num_bytes, error):
         assert ((back - states).abs() <= error * states.abs()).all()
     with pytest.raises(UsageError, match="unknown wire"):
         pack_states(states, "int4")
+
+
+def test_waveforms_on_the_wire():
+    """What was recorded in 16 bits comes back as it was; what is too loud is cut off, as by a recorder."""
+    samples = torch.arange(-32768, 32768, 7) / 32768
+    for wire, size in (("float32", 4), ("int8", 2), ("bfloat16", 2)):
+        packed = pickle.loads(pickle.dumps(pack_waveform(samples, wire)))
+        assert packed.nbytes == size * len(samples)
+        assert torch.equal(unpack_waveform(packed), samples)
+    loud = unpack_waveform(pack_waveform(torch.tensor([-2.0, 0.3, 2.0]), "int8"))
+    torch.testing.assert_close(loud, torch.tensor([-1.0, 0.3, 1.0]), rtol=0, atol=1 / 32768)
 
 
 def test_packages_count_their_bytes(waveforms):

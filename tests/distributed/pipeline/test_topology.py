@@ -55,7 +55,7 @@ def test_a_topology_from_a_file(tmp_path):
 
 
 def test_without_links_all_are_connected_and_the_first_is_the_source():
-    topology = parse_topology({"workers": {"a": None, "b": {}, "c": {}}}, 4)
+    topology = parse_topology({"workers": {"a": None, "b": {}, "c": {}}, "sources": None}, 4)
     assert len(topology.links) == 3
     assert topology.sources == (Source(worker="a"),)
     assert topology.stages == (range(1, 5),)
@@ -83,6 +83,16 @@ def test_sources_with_rates_and_priorities():
         ({"workers": {"a": {}}, "cores": {"there": 2}}, "cores of 'there': workers are on here"),
         ({"workers": {"a": {}}, "cores": {"here": 0}}, "cores of here: a number from 1 on is wanted, found 0"),
         ({"workers": {"a": {}}, "rules": {"offloading": "best"}}, "unknown offloading 'best'"),
+        (
+            {"workers": {"a": {}}, "rules": {"neighbour_limit": "four"}},
+            "neighbour_limit must be a whole number, .*four",
+        ),
+        ({"workers": {"a": {}}, "rules": {"output_limit": 1.5}}, "output_limit must be a whole number"),
+        ({"workers": {"a": {}}, "rules": {"dead_after_sec": "fast"}}, "dead_after_sec must be a number, at least 0"),
+        ({"workers": {"a": {}}, "rules": {"respawn_sec": -1}}, "respawn_sec must be a number, at least 0, found -1"),
+        ({"workers": {"a": {}}, "rules": {"status_sec": 2}}, "dead_after_sec 1 must be above status_sec 2"),
+        ({"workers": {"a": {"speed": 0.5, "threads": 2}}}, "a speed is emulated of one core, with 2 threads"),
+        ({"workers": {"a": {}, "b": {}}, "links": [{"between": 3}]}, "a link is between two workers, such as"),
         ({"workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}}, "links": []}, "could go nowhere for layers 3-4"),
         ({"workers": {"a": {"layers": "3-4"}, "b": {"layers": "1-2"}}, "links": []}, "could go nowhere for layers 1-2"),
         (  # c takes stage 1 of some tasks, and has no link to d
@@ -125,6 +135,25 @@ def test_baselines_change_what_their_names_say():
     assert (alone.name, alone.first, alone.last, alone.speed) == ("a", 1, 4, 0.5)
     with pytest.raises(UsageError, match="unknown system"):
         make_system("mdx", topology)
+
+
+def test_sources_reach_everybody_where_everybody_holds_the_whole_model():
+    """Through b, with the times and delays of both links; the shorter way where there are two."""
+    links = [
+        {"between": ["a", "b"], "delay_ms": 5, "rate_mbit": 8},
+        {"between": ["b", "c"], "delay_ms": 2, "rate_mbit": 8, "loss": 0.5},
+        {"between": ["c", "d"]},
+    ]
+    layers = {"a": "1-2", "b": "3-4", "c": "3-4", "d": "3-4"}
+    topology = parse(workers={name: {"layers": text} for name, text in layers.items()}, links=links)
+    assert topology.link("a", "c") is None
+    made = make_system("data", topology)
+    link = made.link("a", "c")
+    assert (link.delay_sec, link.sec_per_byte) == (pytest.approx(0.007), pytest.approx(1e-6 + 2e-6))
+    assert made.link("a", "d").sec_per_byte == pytest.approx(3e-6)
+    assert made.link("a", "b") == topology.link("a", "b")
+    assert made.link("b", "d") is None
+    assert {neighbour.name for neighbour in made.neighbours_of("a")} == {"b", "c", "d"}
 
 
 @pytest.mark.parametrize("stuck", ["d", "e"])
