@@ -85,7 +85,7 @@ setup(
         # torchaudio has the Conformer's layers and calls flashlight's beam search, whose wheels bring KenLM.
         "recognition": [
             "torchaudio>=2.5",
-            "jiwer>=3",
+            "jiwer>=4",
             "sentencepiece>=0.2",
             'flashlight-text>=0.0.7; sys_platform == "linux" and python_version < "3.12"',
         ],

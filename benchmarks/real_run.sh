@@ -85,6 +85,8 @@ measure training.plain
 measure speed.s3prl_cache
 measure parity
 measure parity_backbones
+code=early-exit-transformer # a clone of the public code, if there is one
+if [ -d "$code" ]; then measure recognition.parity "$code"; fi
 measure policies.forecasts daisy-mini
 measure policies.policies daisy-mini
 measure policies.ideas daisy-mini

@@ -1,11 +1,11 @@
-"""Tables about parity with other people's networks: parity.json and parity_backbones.json."""
+"""Tables about parity with other people's networks: parity{,_backbones,_recognition}.json."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from benchmarks.shared.rendering import render_result
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Row, read_result
 
 
 def render_parity() -> str:
@@ -34,4 +34,27 @@ def render_parity_backbones() -> str:
     return render_result(result, ["network", "layers", *sources], lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"parity": render_parity, "parity_backbones": render_parity_backbones}
+def render_parity_recognition() -> str:
+    """Render the largest difference from the public code's Conformers and decoders."""
+    result = read_result("parity_recognition")
+    networks: dict[tuple[str, str], list[Row]] = {}
+    for row in result["rows"]:
+        networks.setdefault((row["network"], row["output"]), []).append(row)
+    lines = [
+        [name, f"{rows[0]['parameters']:,}", f"{len(rows)} {output}s", f"{max(map(_difference, rows)):.1e}"]
+        for (name, output), rows in networks.items()
+    ]
+    return render_result(
+        result, ["network", "parameters", "compared", "largest difference / standard deviation"], lines
+    )
+
+
+def _difference(row: Row) -> float:
+    return float(row["max_abs_diff_over_std"])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "parity": render_parity,
+    "parity_backbones": render_parity_backbones,
+    "parity_recognition": render_parity_recognition,
+}

@@ -10,6 +10,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
 from daisy import checkpoints
+from daisy.errors import UsageError
 from daisy.models import AttentionDecoders, Conformer, ConformerConfig, CTCHeadsConfig, DecodersConfig
 from fairseq_plugins import recognition
 
@@ -107,12 +108,24 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
         return output
 
 
+def check_exits(exits: CTCHeadsConfig, config: ConformerConfig) -> None:
+    """Refuse exits inside blocks that half-rate layers run beside: no utterance could leave there.
+
+    Raises:
+        UsageError: naming them.
+    """
+    inside = [layer for layer in exits.layers if layer not in config.block_ends]
+    if config.split_blocks and inside:
+        ends = ", ".join(map(str, config.block_ends))
+        raise UsageError(f"model.exit_layers: {inside[0]} is inside a block with a half-rate layer; ends are {ends}")
+
+
 def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
     """Make a Conformer with exits, its weights random.
 
     Raises:
         CheckpointError: on a shape that no Conformer can have.
-        UsageError: where the task normalises waveforms, or has no labels.
+        UsageError: where the task normalises waveforms, or has no labels; as `check_exits` does.
     """
     config = ConformerConfig(
         num_layers=cfg.encoder_layers,
@@ -139,6 +152,7 @@ def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
         num_tokens=len(tokens),
         blank=tokens.blank,
     )
+    check_exits(exits, config)
     decoders = None
     if cfg.decoder_layers:
         dictionary = task.target_dictionary

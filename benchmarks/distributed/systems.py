@@ -108,7 +108,7 @@ class Bench:
         with System(topology, self.model, settings, heads="units", routes=routes) as system:
             look = None if watch is None else lambda answered: watch(system, answered)
             report = system.run(self.prepared.waveforms, watch=look, **options)
-        report.fidelity = measure_fidelity(report, self.prepared.units)
+        report.fidelity = measure_fidelity(report, self.prepared)
         return report
 
     def simulate(self, topology: Topology, **options: Any) -> RunReport:

@@ -27,16 +27,18 @@ LOSSES = {"wer": "word_errors", "cer": "character_errors"}
 
 
 def measure_exits(runs: Traces, draws: int = DRAWS) -> list[Row]:
-    """Measure the error rates of some runs at every exit, each with its interval."""
+    """Measure the error rates of some runs at every exit, each with its interval; of one speaker there is none."""
     resample = Resample(runs.groups, draws)
     rows: list[Row] = [{"exit_layer": layer} for layer in runs.layers]
+    is_one = len(set(runs.groups)) == 1
     for field, loss in LOSSES.items():
         weights = runs.weights_of(loss).double().numpy()
         of_exits = resample.sums(runs.losses[loss].double().numpy() * weights[:, None])  # (R, E)
         rates = of_exits / resample.sums(weights)[:, None]
         for place, row in enumerate(rows):
             estimate = resample.estimate(rates[:, place])
-            row |= {field: estimate.mean, f"{field}_low": estimate.low, f"{field}_high": estimate.high}
+            low, high = (None, None) if is_one else (estimate.low, estimate.high)
+            row |= {field: estimate.mean, f"{field}_low": low, f"{field}_high": high}
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Full runs of the recognisers on speech with text, made once and kept in runs/recognition/NAME/{dev,test}.csv."""
+"""Full runs of the recognisers on speech with text, made once and kept beside the checkpoint, by its digest."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.recognition.corpora import CORPORA, read_texts
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
 from benchmarks.shared.recordings import SNRS_DB_COARSE, read_noises
+from daisy import checkpoints
 from daisy.audio import conditions
 from daisy.calibration import trace_conditions, traces
 from daisy.calibration.text_tracing import TextTask
@@ -18,7 +19,7 @@ from daisy.policies.scores import available_scores
 
 CONDITIONS = conditions.make_conditions(("recorded",), SNRS_DB_COARSE)
 NOISE_SPLIT = {"dev": "train", "test": "test"}
-WITH_POSTERIOR = ("Conformer, six exits", "daisy-mini, joint")
+WITH_POSTERIOR = ("Conformer, six exits", "daisy-mini, joint", "daisy-mini, frozen")
 """The systems whose posterior is computed: it takes a beam search at every exit."""
 
 
@@ -33,7 +34,7 @@ def load_runs(name: str, split: str, limit: int | None = None, folder: Path = FO
     model_path = find_model(name, folder)
     if not model_path.is_file():
         raise UsageError(f"{name}: not trained yet; python -m benchmarks.recognition.train makes {model_path}")
-    path = model_path.with_name(f"{split}.csv")
+    path = model_path.with_name(f"{split}-{checkpoints.digest(model_path)[:12]}.csv")
     if path.is_file() and limit is None:
         return traces.read_traces(path)
     model = daisy.load(model_path)

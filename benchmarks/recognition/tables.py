@@ -45,7 +45,11 @@ def render_sets() -> str:
 
 
 def _format_errors(row: Row) -> str:
-    return ", ".join(f"{row[kind]:.3f} ({row[f'{kind}_low']:.3f}-{row[f'{kind}_high']:.3f})" for kind in ("wer", "cer"))
+    cells = []
+    for kind in ("wer", "cer"):
+        low, high = (row[f"{kind}_{end}"] for end in ("low", "high"))
+        cells.append(f"{row[kind]:.3f}" + ("" if low is None else f" ({low:.3f}-{high:.3f})"))
+    return ", ".join(cells)
 
 
 def render_policies() -> str:
@@ -83,10 +87,16 @@ def render_guarantee() -> str:
     result = read_result("early_exit_asr_guarantee")
     fields = ("violations", "mean_test_risk", "depth", "none_certified")
     lines = [
-        [row["system"], row["risk_name"], f"{row['target']:.2f}", *(f"{row[name]:.3f}" for name in fields)]
+        [
+            row["system"], row["risk_name"], str(row["certifying"]),
+            *(f"{row[name]:.2f}" for name in ("least_target", "target")), *(f"{row[name]:.3f}" for name in fields),
+        ]
         for row in result["rows"]
-    ]
-    header = ["recogniser", "risk", "target", "violations", "mean test risk", "depth", "none certified"]
+    ]  # fmt: skip
+    header = [
+        "recogniser", "risk", "speakers that certify", "least target they can", "target", "violations",
+        "mean test risk", "depth", "none certified",
+    ]  # fmt: skip
     return render_result(result, header, lines)
 
 

@@ -48,7 +48,9 @@ def train(name: str, *, device: str = "cpu", folder: Path = FOLDER, quick: bool 
     """
     system, model, plugin = SYSTEMS[name], find_model(name, folder), ROOT / "fairseq_plugins"
     start = find_model(system.start, folder) if system.start in SYSTEMS else system.start
-    settings = asdict(system) | ({"digest": checkpoints.digest(start)} if start else {})
+    configuration = plugin / "config" / f"{system.config}.yaml"
+    settings = asdict(system) | {"configuration": _files.digest(configuration)}
+    settings |= {"bf16": multiplies_bfloat16(device)} | ({"digest": checkpoints.digest(start)} if start else {})
     check_settings(model.with_name("settings.json"), settings)
     if model.is_file():
         return model
@@ -61,7 +63,7 @@ def train(name: str, *, device: str = "cpu", folder: Path = FOLDER, quick: bool 
     run_command(
         "fairseq-hydra-train", "--config-dir", str(plugin / "config"), "--config-name", system.config,
         f"common.user_dir={plugin}", f"common.cpu={str(device == 'cpu').lower()}",
-        f"common.bf16={str(multiplies_bfloat16(device)).lower()}",
+        f"common.bf16={str(settings['bf16']).lower()}",
         *options, *system.overrides,
         log=model.with_name("train.log"),
     )  # fmt: skip

@@ -165,13 +165,16 @@ def _of_gains(name: str, traces: Traces, loss: str, settings: dict[str, Any]) ->
     features = tuple(f for f in features if f in traces.scores)
     if not features:
         raise PolicyError(f"policy {name} needs scores to learn from; the traces have none of those it reads")
-    learnt = forecast.fit_gains(traces.scores, wanted, features)
+    shares = traces.weights_of(loss) if loss in traces.losses else torch.ones(len(traces))
+    learnt = forecast.fit_gains(traces.scores, wanted, features, run_weights=shares)
     held_out = torch.zeros(len(traces), traces.num_layers - 1, dtype=torch.float64)
     for fold in forecast.split_folds(traces.groups):
         rest = torch.ones(len(traces), dtype=torch.bool)
         rest[fold] = False
         part = traces.select(rest.nonzero()[:, 0])
-        fitted = forecast.fit_gains(part.scores, wanted[rest], features) if rest.any() else learnt
+        fitted = learnt
+        if rest.any():
+            fitted = forecast.fit_gains(part.scores, wanted[rest], features, run_weights=shares[rest])
         rule = policies.make_policy(name, {**fitted._asdict(), "price": 0.0})
         assert isinstance(rule, LookAhead)
         held_out[fold] = critical_prices(rule, {f: traces.scores[f][fold] for f in features}).double()

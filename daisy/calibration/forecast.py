@@ -25,7 +25,12 @@ class Gains(NamedTuple):
 
 
 def fit_gains(
-    scores: Mapping[str, Tensor], loss: Tensor, features: Sequence[str], *, penalty: float = RIDGE_PENALTY
+    scores: Mapping[str, Tensor],
+    loss: Tensor,
+    features: Sequence[str],
+    *,
+    run_weights: Tensor | None = None,
+    penalty: float = RIDGE_PENALTY,
 ) -> Gains:
     """Fit by ridge regression, from all scores up to each layer, how much lower the loss is at each later one.
 
@@ -33,13 +38,15 @@ def fit_gains(
         scores: (B, L) each, of full runs.
         loss: (B, L), such as the share of frames whose unit is not the full model's.
         features: which scores to read.
+        run_weights: (B,), how much each run counts, such as the length of its text for error rates; None: all the same.
         penalty: on the squared weights.
     """
     losses = loss.double().numpy()
+    shares = numpy.ones(len(losses)) if run_weights is None else run_weights.double().numpy()
     weights, intercepts = [], []
     for layer in range(1, losses.shape[1]):
         seen = torch.cat([scores[name][:, :layer] for name in features], dim=1).double().numpy()
-        rows, offsets = _ridge(seen, losses[:, layer - 1 : layer] - losses[:, layer:], penalty)
+        rows, offsets = _ridge(seen, losses[:, layer - 1 : layer] - losses[:, layer:], shares / shares.sum(), penalty)
         weights.append(tuple(map(tuple, rows.tolist())))
         intercepts.append(tuple(offsets.tolist()))
     return Gains(tuple(features), tuple(weights), tuple(intercepts))
@@ -54,16 +61,18 @@ def split_folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> lis
     return [torch.tensor(part) for part in parts]
 
 
-def _ridge(inputs: Floats, targets: Floats, penalty: float) -> tuple[Floats, Floats]:
-    """Weights (outputs, inputs) for the inputs as they are, and intercepts (outputs,).
+def _ridge(inputs: Floats, targets: Floats, shares: Floats, penalty: float) -> tuple[Floats, Floats]:
+    """Weights (outputs, inputs) for the inputs as they are, and intercepts (outputs,); rows count by their shares.
 
     Inputs that never vary, or are missing, get no weight.
     """
     inputs = numpy.nan_to_num(inputs)
-    mean, deviation = inputs.mean(0), inputs.std(0)
+    mean = shares @ inputs
+    deviation = numpy.sqrt(shares @ numpy.square(inputs - mean))
     deviation[deviation < 1e-9] = numpy.inf
     standardised = (inputs - mean) / deviation
-    centre = targets.mean(0)
-    gram = standardised.T @ standardised / len(inputs) + penalty * numpy.eye(inputs.shape[1])
-    weights = (numpy.linalg.solve(gram, standardised.T @ (targets - centre) / len(inputs)) / deviation[:, None]).T
+    centre = shares @ targets
+    weighted = (standardised * shares[:, None]).T
+    gram = weighted @ standardised + penalty * numpy.eye(inputs.shape[1])
+    weights = (numpy.linalg.solve(gram, weighted @ (targets - centre)) / deviation[:, None]).T
     return weights, centre - weights @ mean

@@ -44,6 +44,10 @@ Simulate = Annotated[
         "second of audio. Fidelity is without what --wire takes.",
     ),
 ]
+Heads = Annotated[
+    Literal["units", "ctc"] | None,
+    typer.Option(help="Whose scores the policy reads; else the exits that write texts, of a recogniser."),
+]
 PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy lets utterances leave.")]
 Depths = Annotated[
     str, typer.Option(help="Exit levels: mean shares of the layers that the policy is set to on the inputs.")
@@ -74,6 +78,7 @@ def command(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     system: System = "mdi",
     simulate: Simulate = False,
+    heads: Heads = None,
     policy: PolicyName = "forecast",
     depths: Depths = "0.8,0.6,0.4",
     level: Level = 0,
@@ -91,7 +96,8 @@ def command(
 ) -> None:
     """Run utterances through workers that hold some layers each.
 
-    Prints throughput, latency, what each worker did, and fidelity: the share of frames whose unit is the full model's.
+    Prints throughput, latency, what each worker did, and fidelity: the share of frames whose unit is the full model's
+    or, of a recogniser, 1 less the edit distance to its last exit's text.
     The workers are Ray actors, here or on a cluster; speeds and links in the topology are emulated. With --simulate
     nothing runs but the rules, under simulated time. Exit status 1: some recordings could not be read.
     """
@@ -121,21 +127,26 @@ def command(
     kills = _parse_times(kill, "--kill")
     for _, name in kills:
         layout.worker(name)
+    of_levels: dict[str, Any] = {
+        "heads": heads or ("units" if model.ctc is None else "ctc"),
+        "policy": policy,
+        "depths": shares,
+        "wire": wire,
+    }
     failed: dict[str, str] = {}
     if simulate:
-        workload, failed = _make_workload(model, inputs, policy, shares, wire)
+        workload, failed = _make_workload(model, inputs, of_levels)
         options["kills"] = kills
         report = _simulate(layout, workload, options, tasks, wire, seed)
     else:
-        prepared, failed = _prepare(model, inputs, policy, shares, wire)
+        prepared, failed = _prepare(model, inputs, of_levels)
         report = _run(layout, model, prepared, options, tasks, address or None, device, seed)
     report.settings = {
         "system": system,
         "simulated": simulate,
         "checkpoint": Path(checkpoint).stem,
-        "policy": policy,
+        **of_levels,
         "depths": sorted(shares, reverse=True),
-        "wire": wire,
         "admission": layout.rules.admission,
         "layer_times": "nominal" if simulate and _is_table(inputs) else "measured",
         "rate": rate,
@@ -179,17 +190,13 @@ def _read(model: Model, inputs: Sequence[str]) -> Speech:
     return read_speech(findings.recordings, None, Path("."), config.sample_rate, min_samples=config.frame_span)
 
 
-def _prepare(
-    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
-) -> tuple[Prepared, dict[str, str]]:
+def _prepare(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Prepared, dict[str, str]]:
     """Run every layer of the inputs once, and set the exit levels."""
     from daisy.distributed.pipeline.preparation import prepare
 
     speech = _read(model, inputs)
     with track("full runs", len(speech.names)) as advance:
-        prepared = prepare(
-            model, speech.waveforms, speech.names, policy=policy, depths=depths, wire=wire, progress=advance
-        )
+        prepared = prepare(model, speech.waveforms, speech.names, progress=advance, **levels)
     return prepared, speech.failed
 
 
@@ -197,20 +204,19 @@ def _is_table(inputs: Sequence[str]) -> bool:
     return len(inputs) == 1 and inputs[0].endswith(".csv")
 
 
-def _make_workload(
-    model: Model, inputs: Sequence[str], policy: str, depths: Sequence[float], wire: Any
-) -> tuple[Workload, dict[str, str]]:
+def _make_workload(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Workload, dict[str, str]]:
     """Make the simulator's workload, of a table of full runs or of recordings that run here."""
     from daisy.calibration.traces import read_traces
-    from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
+    from daisy.distributed.pipeline.preparation import LOSSES, make_measured_workload, measure_seconds
     from daisy.distributed.pipeline.workload import make_levels, make_workload
 
     if _is_table(inputs):
         traces: Traces = read_traces(Path(inputs[0]))
-        loss = "disagreement" if "disagreement" in traces.losses else next(iter(traces.losses), "disagreement")
-        levels = make_levels(policy, traces, depths, loss)
-        return make_workload(traces, levels, width=model.backbone.config.width, loss=loss), {}
-    prepared, failed = _prepare(model, inputs, policy, depths, wire)
+        loss = next((name for name in LOSSES.values() if name in traces.losses), next(iter(traces.losses), ""))
+        of_traces = make_levels(levels["policy"], traces, levels["depths"], loss)
+        config = model.backbone.config
+        return make_workload(traces, of_traces, width=config.width, samples_per_frame=config.frame_hop, loss=loss), {}
+    prepared, failed = _prepare(model, inputs, levels)
     with track("timing layers", len(prepared.waveforms)) as advance:
         seconds = measure_seconds(model, prepared, advance)
     return make_measured_workload(model, prepared, seconds), failed
@@ -259,12 +265,19 @@ def _run(
     count = tasks or len(prepared.waveforms)
     with (
         System(
-            layout, model, prepared.settings, heads="units", address=address, seed=seed, routes=routes, device=device
+            layout,
+            model,
+            prepared.settings,
+            heads=prepared.heads,
+            address=address,
+            seed=seed,
+            routes=routes,
+            device=device,
         ) as running,
         track("answered", count) as advance,
     ):
         report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
-    report.fidelity = measure_fidelity(report, prepared.units, prepared.settings.score_stride)
+    report.fidelity = measure_fidelity(report, prepared, model.tokens)
     return report
 
 

@@ -125,6 +125,10 @@ def _find_fault(spelling: Iterable[str], tokens: Tokens) -> str | None:
         return f"{unknown[0]!r} is no token of this recogniser"
     if tokens.sentencepiece is None:
         fits = len(parts) > 1 and parts[-1] == SPACE and SPACE not in parts[:-1]
+        if fits and not any(tokens.spell(tokens.numbers[part]) for part in parts):
+            return "none of these tokens has a letter"
         return None if fits else f"a spelling is letters and ends with {SPACE}"
     fits = bool(parts) and parts[0].startswith(WORD_START) and not any(p.startswith(WORD_START) for p in parts[1:])
+    if fits and not any(tokens.spell(tokens.numbers[part]) for part in parts):
+        return "none of these tokens has a letter"
     return None if fits else f"a spelling is pieces of which the first begins with {WORD_START}"

@@ -17,17 +17,17 @@ def make_traces(num=6, num_speakers=3):
     """Every second recording is read rightly at the first exit; the others, twice as long, at the last alone."""
     is_easy = torch.arange(num) % 2 == 0
     wrong = torch.where(is_easy[:, None], torch.tensor([[0.0, 0, 0]]), torch.tensor([[1.0, 0.5, 0]]))
-    weights = torch.where(is_easy, 2.0, 4.0)
+    words, characters = torch.where(is_easy, 1.0, 3.0), torch.where(is_easy, 2.0, 4.0)
     return Traces(
         utterances=tuple(f"an4/{index}" for index in range(num)),
         groups=tuple(f"speaker{index % num_speakers}" for index in range(num)),
         conditions=("clean",) * num,
         scores={"entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]]))},
-        losses={"word_errors": wrong, "character_errors": wrong, "text_disagreement": wrong},
+        losses={"word_errors": (2 * wrong).clamp(max=1), "character_errors": wrong, "text_disagreement": wrong},
         weights=torch.ones(num),
         costs=torch.tensor(EXITS).float(),
         layers=EXITS,
-        weights_by_loss={"word_errors": weights, "character_errors": weights},
+        weights_by_loss={"word_errors": words, "character_errors": characters},
     )
 
 
@@ -35,7 +35,14 @@ def test_error_rates_are_those_of_the_corpus_at_every_exit():
     rows = errors.measure_exits(make_traces(), draws=50)
     assert [row["exit_layer"] for row in rows] == [2, 4, 6]
     assert [row["cer"] for row in rows] == pytest.approx([12 / 18, 6 / 18, 0])
+    assert [row["wer"] for row in rows] == pytest.approx([9 / 12, 9 / 12, 0])
     assert all(row["wer_low"] <= row["wer"] <= row["wer_high"] for row in rows)
+
+
+def test_one_speaker_has_no_interval():
+    rows = errors.measure_exits(make_traces(num_speakers=1), draws=50)
+    assert {(row["cer_low"], row["wer_high"]) for row in rows} == {(None, None)}
+    assert tables._format_errors(rows[0]) == "0.750, 0.667"
 
 
 def test_policies_stand_beside_the_cut_and_chance_of_their_depth():
@@ -60,6 +67,15 @@ def test_certified_error_rates_are_kept_on_other_speakers():
     assert by_target[0.1]["none_certified"] == 0.0
     assert by_target[0.1]["depth"] == pytest.approx(4 / 6, abs=0.05)  # the hard half goes to the end
     assert all(row["violations"] == 0 and row["speakers"] == num for row in rows)
+    assert {row["certifying"] for row in rows} == {133}
+    assert {row["least_target"] for row in rows} == {guarantee.find_least_target(133)}
+
+
+def test_few_speakers_certify_little():
+    """None of n speakers has a loss: no test can exclude that a share 1 - delta^(1 / n) of all have one."""
+    for count in (6, 29, 154):
+        least, bound = guarantee.find_least_target(count), 1 - guarantee.DELTA ** (1 / count)
+        assert bound < least < 1.5 * bound + 0.005
 
 
 def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, monkeypatch):
@@ -74,6 +90,26 @@ def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, 
     results.write_result("early_exit_asr_policies", rows)
     (line,) = tables.TABLES["asr_policies"]().splitlines()[2:3]
     assert line.startswith("| x | entropy | 67% | 70% | 0.0000 | 0.3333 | 0.3333 | +0.3333 (")
+    with pytest.raises(UsageError, match="no rows of DAISY: entropy, DAISY: forecast"):
+        policies.draw(rows)
+
+
+def test_tables_of_sets_and_of_the_guarantee(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    fields = {"system": "x", "condition": "clean", "num_utterances": 6, "parameters": 4_700_000}
+    rows = []
+    for name, num_speakers in (("all", 3), ("an4", 3), ("robotutor", 1)):
+        rows += [{**fields, "set": name, **r} for r in errors.measure_exits(make_traces(12, num_speakers), draws=50)]
+    results.write_result("early_exit_asr", rows)
+    header, _, line, *_ = tables.TABLES["asr_sets"]().splitlines()
+    assert header == "| recogniser | an4: WER, CER | robotutor: WER, CER |"
+    assert line == "| x | 0.000 (0.000-0.000), 0.000 (0.000-0.000) | 0.000, 0.000 |"
+    pool = make_traces(400, num_speakers=400)
+    splits = [guarantee.measure_split(pool, "character_errors", 0)]
+    results.write_result("early_exit_asr_guarantee", guarantee.summarise("x", "character_errors", pool, splits))
+    lines = tables.TABLES["asr_guarantee"]().splitlines()[2:6]
+    assert [line.split(" | ")[4] for line in lines] == ["0.02", "0.05", "0.10", "0.40"]
+    assert lines[0].startswith("| x | character_errors | 133 | 0.03 | 0.02 | 0.000 | 0.000 | 1.000 | 1.000 |")
 
 
 def test_the_figure_has_errors_against_depth_and_time(tmp_path):

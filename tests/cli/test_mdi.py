@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import soundfile
+import torch
 
+import daisy
 from daisy.calibration.traces import write_traces
 from tests.cli.running import run
+from tests.recognition.conftest import tiny_recogniser
 
 pytest.importorskip("yaml", reason="topologies need PyYAML (extra ray)")
 TOPOLOGY = """
@@ -43,6 +47,24 @@ def test_a_simulated_system_as_a_table_and_as_files(files):
     assert deeper["mean_exit_layer"] == 12
     assert deeper["fidelity"] > again["fidelity"] + 0.01
     assert deeper["latency_sec"]["median"] > again["latency_sec"]["median"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_recogniser_on_real_workers(tmp_path):
+    """Two workers on Ray: all are answered, with the very text of the last exit."""
+    pytest.importorskip("ray", reason="the real system needs ray (extra ray)")
+    daisy.save(tiny_recogniser("hubert"), tmp_path / "recogniser.safetensors")
+    (tmp_path / "two.yaml").write_text("workers: {a: {layers: 1-2}, b: {layers: 3-4}}")
+    for number in range(3):
+        waveform = 0.1 * torch.randn(12000 + 4000 * number, generator=torch.Generator().manual_seed(number))
+        soundfile.write(tmp_path / f"{number}.wav", waveform.numpy(), 16000)
+    arguments = ("--rate", 20, "--tasks", 30, "--policy", "entropy", "--system", "no-exits", "--format", "json")
+    ran = run("mdi", "two.yaml", ".", "-c", "recogniser.safetensors", *arguments, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert (report["heads"], report["num_answered"], report["exit_layers"]) == ("ctc", 30, {"4": 30})
+    assert report["fidelity"] == 1
+    assert report["workers"]["a"]["num_sent"] == report["workers"]["b"]["num_exits"] == 30
 
 
 @pytest.mark.parametrize(

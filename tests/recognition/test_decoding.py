@@ -139,6 +139,7 @@ def test_a_language_model_chooses_between_words_that_sound_the_same(tmp_path):
         ("ab A B\n", r"line 1, 'ab': a spelling is letters and ends with \|"),
         ("ab A B |\nd D |\n", r"line 2, 'd': 'D' is no token of this recogniser"),
         ("ab A | B |\n", r"line 1, 'ab': a spelling is letters and ends with \|"),
+        ("ab A B |\nx <unk> |\n", "line 2, 'x': none of these tokens has a letter"),
         ("ab A B |\n\n", "line 2 is empty: take it out"),
         ("", "an empty lexicon"),
     ],

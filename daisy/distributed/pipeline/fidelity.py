@@ -6,25 +6,49 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from daisy.distributed.pipeline.preparation import Prepared
 from daisy.distributed.pipeline.run_report import RunReport
 from daisy.distributed.pipeline.stages import Left
+from daisy.models import Tokens
+from daisy.policies.texts import collapse, edit_distance
 
 
-def measure_fidelity(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
-    """Compare each answer's units with the full model's.
+def measure_fidelity(report: RunReport, prepared: Prepared, tokens: Tokens | None = None) -> list[float]:
+    """Compare each answer with the full model's: units, or texts where CTC exits decided.
 
     Args:
         report: of a run; its n-th task was waveform n modulo their number.
-        units: (T_b,) of the full model on each waveform (`daisy.calibration.trace`).
-        score_stride: heads look at every ``score_stride``-th frame.
+        prepared: what ran.
+        tokens: of a recogniser.
 
     Returns:
-        Shares of frames that agree, of each record.
+        Of each record, the share of frames whose units agree; or 1 less the edit distance to the last exit's text, over
+        that text's characters, 0 at least.
     """
+    if prepared.heads == "units":
+        return compare_units(report, prepared.units, prepared.settings.score_stride)
+    assert tokens is not None
+    return compare_texts(report, prepared.texts, tokens)
+
+
+def compare_units(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
+    """As `measure_fidelity`, with units (T_b,), of which heads looked at every ``score_stride``-th."""
     shares = []
     for record in report.records:
         left: Left = record.answer.payload
         wanted = units[record.answer.number % len(units)][::score_stride].numpy()
         assert left.units is not None
         shares.append(float((left.units == wanted).mean()))
+    return shares
+
+
+def compare_texts(report: RunReport, texts: Sequence[str], tokens: Tokens) -> list[float]:
+    """As `measure_fidelity`, with the last exit's texts."""
+    shares = []
+    for record in report.records:
+        left: Left = record.answer.payload
+        wanted = texts[record.answer.number % len(texts)]
+        assert left.units is not None
+        written = tokens.to_text(collapse(left.units.tolist(), tokens.blank))
+        shares.append(max(0.0, 1 - edit_distance(written, wanted) / max(len(wanted), 1)))
     return shares

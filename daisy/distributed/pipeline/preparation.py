@@ -1,4 +1,4 @@
-"""What a run needs of a model and recordings: full runs, exit levels, the full model's units, times of layers."""
+"""What a run needs of a model and recordings: full runs, exit levels, what the full model says, times of layers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from daisy.calibration.depth import calibrate_depth
+from daisy.calibration.text_tracing import TextTask, trace_texts
 from daisy.calibration.traces import Traces
 from daisy.calibration.tracing import trace
 from daisy.checkpoints import Model
+from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.pipeline.stages import ExitSettings, make_exit_settings
-from daisy.distributed.pipeline.workload import Wire, Workload, make_workload
+from daisy.distributed.pipeline.workload import Wire, Workload, make_levels, make_workload
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
 from daisy.policies import Never, Policy
 
+LOSSES: dict[HeadsKind, str] = {"units": "disagreement", "ctc": "text_disagreement"}
+"""What exits cost, by the heads that decide."""
 REPEATS = 3
 """Passes over all utterances, of which the median counts: a worker too comes to each from another one, and what was
 run a moment ago would be found in the caches."""
@@ -33,9 +36,18 @@ class Prepared:
     waveforms: list[Tensor]
     """(N_b,) each."""
     traces: Traces
+    heads: HeadsKind
+    """Whose scores decide."""
     units: list[Tensor]
-    """(T_b,) of the full model."""
+    """(T_b,) of the full model; none with CTC exits."""
+    texts: list[str]
+    """Of the last CTC exit; none with heads on units."""
     settings: ExitSettings
+
+    @property
+    def loss(self) -> str:
+        """What fidelity is 1 less of."""
+        return LOSSES[self.heads]
 
 
 @torch.no_grad()
@@ -44,6 +56,7 @@ def prepare(
     waveforms: Sequence[Tensor],
     names: Sequence[str],
     *,
+    heads: HeadsKind = "units",
     policy: str = "forecast",
     depths: Sequence[float] = (0.8, 0.6, 0.4),
     levels: Sequence[Policy] = (),
@@ -53,9 +66,10 @@ def prepare(
     """Run every layer of every utterance once, and set the exit levels.
 
     Args:
-        model: with exit heads on units.
+        model: with exit heads on units, or a recogniser.
         waveforms: (N_b,) each, at the model's rate.
         names: of the utterances.
+        heads: whose scores decide: those on units, or CTC exits.
         policy: that is set to ``depths`` on these very utterances.
         depths: mean executed shares of the layers, one for each level.
         levels: policies in their place, from the one that leaves least early on.
@@ -65,10 +79,20 @@ def prepare(
     Raises:
         PolicyError, CheckpointError: as `daisy.calibration.trace` and `daisy.calibration.calibrate_depth`.
     """
-    traces, units = trace(model, waveforms, names, progress=progress)
-    chosen = list(levels) or [calibrate_depth(policy, traces, depth).policy for depth in sorted(depths, reverse=True)]
-    settings = make_exit_settings(model, chosen, heads="units", wire=wire)
-    return Prepared(waveforms=list(waveforms), traces=traces, units=units, settings=settings)
+    units: list[Tensor] = []
+    texts: list[str] = []
+    if heads == "units":
+        traces, units = trace(model, waveforms, names, progress=progress)
+    else:
+        traces, texts = trace_texts(model, waveforms, names, task=TextTask(), progress=progress)
+    settings = make_exit_settings(
+        model,
+        list(levels) or make_levels(policy, traces, depths, LOSSES[heads]),
+        heads=heads,
+        wire=wire,
+        exits=traces.layers,
+    )
+    return Prepared(waveforms=list(waveforms), traces=traces, heads=heads, units=units, texts=texts, settings=settings)
 
 
 def measure_seconds(
@@ -87,7 +111,7 @@ def measure_seconds(
     settings = prepared.settings
     encoder = EarlyExitEncoder(
         model.backbone,
-        model.exit_heads("units"),
+        model.exit_heads(prepared.heads),
         Never(),
         keep="last",
         scores=settings.score_names,
@@ -124,4 +148,5 @@ def make_measured_workload(model: Model, prepared: Prepared, seconds: Sequence[S
         width=model.backbone.config.width,
         layer_seconds=seconds,
         num_samples=[len(waveform) for waveform in prepared.waveforms],
+        loss=prepared.loss,
     )

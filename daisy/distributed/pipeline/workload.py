@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+from torch import Tensor
+
 from daisy.distributed.pipeline.rules import RUN_ALL
 from daisy.errors import UsageError
 
@@ -20,8 +23,6 @@ BYTES_PER_VALUE: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 BYTES_PER_FRAME: dict[Wire, int] = {"float32": 0, "bfloat16": 0, "int8": 4}
 """Beside the values: int8 has a scale."""
 SAMPLE_RATE = 16000
-FRAMES_PER_SEC = 50
-"""Both of HuBERT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Workload:
         return self.num_layers if level == RUN_ALL else self.exit_layers[level][utterance]
 
     def work(self, utterance: int) -> float:
-        """Return an utterance's size: its seconds of audio, about."""
-        return self.num_frames[utterance] / FRAMES_PER_SEC
+        """Return an utterance's size: its seconds of audio."""
+        return self.num_samples[utterance] / SAMPLE_RATE
 
     def wire_bytes(self, utterance: int, stage: int, wire: Wire) -> int:
         """Count what an utterance takes on a link before a stage: its waveform, or states."""
@@ -132,40 +133,50 @@ def make_workload(
         levels: exit policies, from the one that leaves least early on.
         width: of the states.
         layer_seconds: of front end and layers, (L + 1): for a second of audio, which is what they take of each
-            utterance in proportion to its frames; or (n, L + 1): of each utterance. Where empty, each layer takes 1 ms
+            utterance in proportion to its length; or (n, L + 1): of each utterance. Where empty, each layer takes 1 ms
             a second of audio, and the front end as long as four layers.
         num_samples: (n,) of the waveforms; where None from the frames.
         samples_per_frame: of the model's hop.
-        loss: what fidelity is 1 less of.
+        loss: what fidelity is 1 less of, 0 at least.
 
     Raises:
-        UsageError: where layers do not all have an exit, or the loss is not there.
+        UsageError: where the loss is not there.
     """
     from daisy.calibration.families import readable_scores
 
-    num_layers = traces.num_layers
-    if traces.layers != tuple(range(1, num_layers + 1)):
-        raise UsageError("a workload is made of full runs with an exit at every layer")
     if loss not in traces.losses:
         raise UsageError(f"these full runs have no loss {loss!r}; they have {', '.join(traces.losses)}")
-    frames = [FRAMES_PER_SEC] * len(traces)
+    frames = [SAMPLE_RATE // samples_per_frame] * len(traces)
     if "num_frames" in traces.scores:
         frames = [int(count) for count in traces.scores["num_frames"][:, -1].tolist()]
+    samples = list(num_samples or [count * samples_per_frame for count in frames])
+    num_layers = traces.layers[-1]
     given = list(layer_seconds) or [4e-3, *[1e-3] * num_layers]
     rows: list[tuple[float, ...]] = []
-    for index, count in enumerate(frames):
+    for index, count in enumerate(samples):
         first = given[0]
         if isinstance(first, int | float):
-            rows.append(tuple(float(value) * count / FRAMES_PER_SEC for value in given))  # type: ignore[arg-type]
+            rows.append(tuple(float(value) * count / SAMPLE_RATE for value in given))  # type: ignore[arg-type]
         else:
             rows.append(tuple(given[index]))  # type: ignore[arg-type]
     scores = readable_scores(traces)
     return Workload(
         names=traces.utterances,
-        exit_layers=tuple(tuple(level.exit_layers(scores).tolist()) for level in levels),
-        fidelity=tuple(tuple(row) for row in (1 - traces.losses[loss].double()).tolist()),
+        exit_layers=tuple(
+            tuple(traces.layers[number - 1] for number in level.exit_layers(scores).tolist()) for level in levels
+        ),
+        fidelity=tuple(tuple(row) for row in _spread(1 - traces.losses[loss].double().clamp(max=1), traces.layers)),
         num_frames=tuple(frames),
-        num_samples=tuple(num_samples or [count * samples_per_frame for count in frames]),
+        num_samples=tuple(samples),
         seconds=tuple(rows),
         width=width,
     )
+
+
+def _spread(of_exits: Tensor, layers: Sequence[int]) -> list[list[float]]:
+    """Values (n, E) of exits as (n, L): a layer without an exit has the one before's, or 0."""
+    columns = torch.zeros(len(of_exits), layers[-1], dtype=of_exits.dtype)
+    for place, layer in enumerate(layers):
+        columns[:, layer - 1 :] = of_exits[:, place : place + 1]
+    rows: list[list[float]] = columns.tolist()
+    return rows
