@@ -14,17 +14,19 @@ the sender. So keep the sum of all speeds well below the number of cores.
 - loads: both kinds of admission under a load that doubles and halves;
 - simulator: the same runs simulated: throughput, median latency, and where the time goes, beside the real;
 - scale: simulated only, 1 to 1,000 workers;
+- wires: each utterance through the stages without workers: what travels, and what rounding it costs;
 - kills: a worker is killed ten times under load, and every admitted utterance answered once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -35,10 +37,15 @@ from benchmarks.shared.recordings import read_utterances
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import make_parser, run_script
 from daisy.distributed.cluster import connect
+from daisy.distributed.pipeline.model_parts import cut_model
 from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds, prepare
-from daisy.distributed.pipeline.run_report import RunReport
+from daisy.distributed.pipeline.rules import RUN_ALL
+from daisy.distributed.pipeline.run_report import RunReport, mean
+from daisy.distributed.pipeline.stages import Left, Package, StageModel
 from daisy.distributed.pipeline.system import System
 from daisy.distributed.pipeline.timeline import Costs, average_parts, break_down, measure_costs
+from daisy.distributed.pipeline.wire import pack_waveform
+from daisy.distributed.pipeline.workload import SAMPLE_RATE, Wire
 
 
 def list_throughput(bench: Bench) -> Iterator[Step]:
@@ -183,6 +190,42 @@ def measure_scale(bench: Bench, num_workers: int) -> Iterator[Row]:
     yield {**row, "simulation_sec": time.perf_counter() - begun}
 
 
+def list_wires(bench: Bench) -> Iterator[Step]:
+    """Part wires."""
+    for name in ("three",) if bench.quick else ("three", "five"):
+        for wire in get_args(Wire):
+            yield Step(
+                key={"part": "wires", "topology": name, "wire": wire},
+                measure=lambda name=name, wire=wire: measure_wire(bench, name, wire),  # type: ignore[misc]
+            )
+
+
+def measure_wire(bench: Bench, name: str, wire: Wire) -> Iterator[Row]:
+    """All layers, so that every utterance goes over every link."""
+    settings = dataclasses.replace(bench.prepared.settings, wire=wire)
+    topology = bench.make(name, "no-exits")
+    stages = [
+        StageModel(cut_model(bench.model, layers[0], layers[-1], "units"), settings) for layers in topology.stages
+    ]
+    kept, num_bytes, audio_sec = [], 0, 0.0
+    for waveform, units in zip(bench.prepared.waveforms, bench.prepared.units, strict=True):
+        package: Package | Left = Package(waveform=pack_waveform(waveform, wire).copy())
+        for stage, layers in zip(stages, topology.stages, strict=True):
+            assert isinstance(package, Package)
+            package = stage.run(package, layers, RUN_ALL)
+            num_bytes += package.num_bytes if isinstance(package, Package) else 0
+        assert isinstance(package, Left)
+        assert package.units is not None
+        kept.append(float((package.units == units.numpy()).mean()))
+        audio_sec += len(waveform) / SAMPLE_RATE
+    yield {
+        "num_links": len(topology.stages) - 1,
+        "kbit_per_audio_sec": 8e-3 * num_bytes / audio_sec / (len(topology.stages) - 1),
+        "fidelity": mean(kept),
+        "num_utterances": len(kept),
+    }
+
+
 def list_kills(bench: Bench) -> Iterator[Step]:
     """Part kills."""
     yield Step(key={"part": "kills", "topology": "three", "system": "mdi"}, measure=lambda: measure_kills(bench))
@@ -224,6 +267,7 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Step]]] = {
     "loads": list_loads,
     "simulator": list_simulator,
     "scale": list_scale,
+    "wires": list_wires,
     "kills": list_kills,
 }
 

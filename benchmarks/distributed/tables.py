@@ -78,6 +78,13 @@ SCALE: Columns = {
     "90 % (s)": format_field("p90_latency_sec", ".2f"),
     "seconds to simulate": format_field("simulation_sec", ".1f"),
 }
+WIRES: Columns = {
+    "topology": format_field("topology"),
+    "links in a row": format_field("num_links"),
+    "states as": format_field("wire"),
+    "kbit/s of audio on a link": format_field("kbit_per_audio_sec", ".0f"),
+    "fidelity": format_field("fidelity", ".4f"),
+}
 KILLS: Columns = {
     "kills": format_field("num_kills"),
     "admitted": format_field("num_admitted"),
@@ -123,5 +130,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "mdi_loads": partial(render_part, "mdi", "loads", LOADS),
     "mdi_simulator": partial(render_part, "mdi", "simulator", SIMULATOR),
     "mdi_scale": partial(render_part, "mdi", "scale", SCALE),
+    "mdi_wires": partial(render_part, "mdi", "wires", WIRES),
     "mdi_kills": partial(render_part, "mdi", "kills", KILLS),
 }
