@@ -71,11 +71,11 @@ measure training.ship "$hubert"
 # The bundled network before this one, of version 0.1, from the repository's history.
 asset=daisy/assets/daisy-mini.safetensors
 [ -f "$runs/daisy-mini-0.1.safetensors" ] ||
-    git show "$(git log --format=%h -2 -- $asset | tail -n 1):$asset" >"$runs/daisy-mini-0.1.safetensors"
+    git show "9304c38:$asset" >"$runs/daisy-mini-0.1.safetensors"
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
 compared=("daisy-mini 0.1=runs/daisy-mini-0.1.safetensors" daisy-mini=daisy-mini)
 measure training.exits "${compared[@]}"
-measure training.exit_variants "$runs" --teacher "$teacher" --beside "${compared[@]}"
+measure training.exit_variants runs --teacher "$teacher" --beside "${compared[@]}"
 measure training.probes "${networks[@]}"
 for digits in "" --digits; do
     measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits
@@ -93,18 +93,14 @@ measure policies.ideas daisy-mini
 measure policies.noise_curve daisy-mini
 measure policies.guarantee daisy-mini
 
-measure policies.noisy_sets "$runs/test"
-for condition in clean 20dB 10dB 5dB 0dB -5dB; do
-    echo "$condition:"
-    "$bin/daisy" extract "$runs/test/$condition" --out "$runs/features/$condition" | tail -n 1
-done
-measure policies.extraction runs/features
-
 export OMP_NUM_THREADS=1
 minisuperb() { measure minisuperb.run daisy-mini --jobs 2 "$@"; }
 minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2
 minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2 --data noisy
 minisuperb --tasks ks sid --upstreams {forecast,fixed,random}-{80,40} --seeds 0 1 2
+minisuperb --tasks ic --upstreams fixed-40 --seeds 0 1 2
+minisuperb --tasks ic ks --upstreams fixed-40 --seeds 0 1 2 --data noisy # where policies run less than layer 7
+minisuperb --tasks asr_english --upstreams never forecast-60 fixed-60 fbank
 for data in small noisy; do
     minisuperb --tasks ks sid --upstreams forecast-60@random-60 --seeds 0 1 2 --data $data
 done

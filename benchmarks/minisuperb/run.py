@@ -41,6 +41,8 @@ QUICK_STEPS, QUICK_LIMIT = 4, 6
 TIMES = "real_time_factors.json"
 OF_RUN = ("task", "upstream", "featurizer", "seed")
 """Fields that tell the rows of a run."""
+NOISY_ANYHOW = ("se",)
+"""Tasks whose training audio is the same with ``--data noisy``."""
 MODEL = "daisy-mini"
 """Of which, in the default folder, the checked-in results are."""
 
@@ -105,12 +107,15 @@ def choose_tasks(arguments: argparse.Namespace) -> list[str]:
     published = arguments.data == "published"
     if published and arguments.time:
         raise UsageError("--time is for the shared recordings")
-    chosen = list(dict.fromkeys(arguments.tasks or (PUBLISHED if published else USUAL)))
+    usual = [name for name in USUAL if arguments.data != "noisy" or name not in NOISY_ANYHOW]
+    chosen = list(dict.fromkeys(arguments.tasks or (PUBLISHED if published else usual)))
     for name in chosen:
         if name not in TASKS:
             raise UsageError(unknown_name("task", name, TASKS))
         if not published and name not in AT_HAND:
             raise UsageError(f"{name}: the shared recordings have no corpus for it; --data published")
+        if arguments.data == "noisy" and name in NOISY_ANYHOW:
+            raise UsageError(f"{name}: its training audio is noisy anyhow; --data small")
         needs = TASKS[name].needs
         if needs and not _exists(needs):
             raise UsageError(f"{name} needs {needs}, which s3prl's wheel leaves out: install s3prl from its repository")

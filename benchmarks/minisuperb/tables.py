@@ -36,7 +36,7 @@ def render_minisuperb(name: str) -> str:
 
 
 def _place(upstream: str) -> int:
-    return next(place for place, name in enumerate(UPSTREAMS) if upstream.startswith(name))
+    return next((place for place, name in enumerate(UPSTREAMS) if upstream.startswith(name)), len(UPSTREAMS))
 
 
 def _format_seeds(rows: list[Row]) -> str:

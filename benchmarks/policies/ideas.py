@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.policies.idea_learners import Decisions, Floats, Learner, list_ideas
 from benchmarks.policies.idea_runs import CONDITIONS, LIMIT, NOISE_KINDS, SNRS_DB, Runs, load_runs
+from benchmarks.shared.cuts import mix_best
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration import forecast
@@ -96,18 +97,6 @@ def judge(exits: NDArray[numpy.int64], runs: Runs) -> Row:
             fields[f"{prefix}over_{name}"] = gain[loss].mean
             fields[f"{prefix}over_{name}_low"], fields[f"{prefix}over_{name}_high"] = gain[loss].low, gain[loss].high
     return fields
-
-
-def mix_best(static: Floats, depth: float) -> float:
-    """Return the least mean loss that random exits can have at a mean depth (in layers), of losses by layer (L,)."""
-    layers = numpy.arange(1, len(static) + 1)
-    pairs = [
-        static[i] + (static[j] - static[i]) * (depth - layers[i]) / (layers[j] - layers[i])
-        for i in range(len(static))
-        for j in range(i + 1, len(static))
-        if layers[i] <= depth <= layers[j]
-    ]
-    return float(min(pairs))
 
 
 def follow_noise(exits: NDArray[numpy.int64], runs: Runs) -> Row:

@@ -145,14 +145,21 @@ def render_regimes_sentence() -> str:
 
 
 def render_headroom_sentence() -> str:
-    """Say which share of what hindsight gains over the static cut the default policy gets, at 60 % of the layers."""
-    gains = {
-        row["idea"]: row["over_static"]
+    """Say which share of what hindsight gains the default policy gets, at 60 % of the layers."""
+    rows = {
+        row["idea"]: row
         for row in read_result("ideas")["rows"]
         if row["learnt"] == "same input" and row["target_depth"] == 0.6
     }
-    share = gains[DEFAULT_POLICY] / gains["hindsight"]
-    return f"`{DEFAULT_POLICY}` gets {share:.0%} of what hindsight is above the static cut by.\n"
+    shares = [
+        (rows[DEFAULT_POLICY]["agreement"] - rows[DEFAULT_POLICY][other])
+        / (rows["hindsight"]["agreement"] - rows["hindsight"][other])
+        for other in ("static", "mixture")
+    ]
+    return (
+        f"`{DEFAULT_POLICY}` gets {shares[0]:.0%} of what hindsight is above the static cut by, and {shares[1]:.0%} of "
+        "what it is above the best mixture of two cuts by.\n"
+    )
 
 
 def render_headroom() -> str:
@@ -177,16 +184,17 @@ def render_headroom() -> str:
 def render_ideas(target: float) -> str:
     """Render what each idea gains at one depth, in the full model's and in the clean audio's units."""
     result = read_result("ideas")
-    header = [
-        "idea", "learns", "full model's units", "above the static cut", "above chance",
-        "clean audio's units", "above the static cut", "above chance", "layers by noise", "Spearman, worst kind",
-    ]  # fmt: skip
+    header = ["idea", "learns", "depth"]
+    for units in ("full model's units", "clean audio's units"):
+        header += [units, "above the static cut", "above chance", "above the best mixture of two cuts"]
+    header += ["layers by noise", "Spearman, worst kind"]
     lines = []
     for row in (row for row in result["rows"] if row["target_depth"] == target):
-        line = [row["idea"], row["learnt"]]
+        line = [row["idea"], row["learnt"], f"{row['depth']:.0%}"]
         for prefix in ("", "clean_"):
             line.append(f"{row[f'{prefix}agreement']:.3f}")
             line += [_format_over(row, f"{prefix}over_{other}") for other in ("static", "random")]
+            line.append(f"{row[f'{prefix}agreement'] - row[f'{prefix}mixture']:+.3f}")
         known = [row[name] for name in row if name.startswith("spearman") and row[name] is not None]
         lines.append([*line, _list_layers(row), f"{max(known):.1f}" if known else ""])
     return render_result(result, header, lines)

@@ -49,6 +49,7 @@ VARIANTS = {
     "100 units": Variant(units="teacher100"),
     "500 units": Variant(units="teacher500"),
     "3 hours": Variant(units="hours3"),
+    "LayerDrop of 0.2": Variant(overrides=("model.encoder_layerdrop=0.2",)),
 }
 OF_THE_FIRST_SETS = ("librispeech/", "commands/", "keywords/")
 """Beginnings of the names of the three hours that the start was made from."""
@@ -174,6 +175,11 @@ def main() -> None:
     origin.check()
     read_rows_beside(RESULT, timed=False)  # refuses before anything is trained
     command = [str(arguments.runs), "--teacher", arguments.teacher]
+    for option in ("start", "layer", "updates"):
+        if (given := getattr(arguments, option)) != parser.get_default(option):
+            command += [f"--{option}", str(given)]
+    if arguments.beside:
+        command += ["--beside", *arguments.beside]
     for name, checkpoint in parse_pairs(arguments.beside):
         measure(name, checkpoint, command)
     for name in arguments.only:

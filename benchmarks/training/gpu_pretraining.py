@@ -65,6 +65,7 @@ class Settings:
     gain_db: tuple[float, float] = (-10.0, 6.0)
     layer_drop: float = 0.05
     train_front_end: bool = False
+    """Of a start; without one it learns."""
     seed: int = 0
 
 
@@ -139,7 +140,8 @@ class Pretraining(nn.Module):
             self.final_head = start.final_head
         self.settings = settings
         self.requires_grad_(True)
-        self.backbone.feature_extractor.requires_grad_(settings.train_front_end)
+        self.front_end_learns = settings.train_front_end or start is None
+        self.backbone.feature_extractor.requires_grad_(self.front_end_learns)
 
     def forward(self, waveforms: Tensor, units: Tensor, masked: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and what is logged: nats and accuracy by layer."""
@@ -156,7 +158,7 @@ class Pretraining(nn.Module):
         return final + self.settings.exit_weight * exits, logged
 
     def _run(self, waveforms: Tensor, masked: Tensor) -> list[Tensor]:
-        with torch.set_grad_enabled(self.settings.train_front_end and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.front_end_learns and torch.is_grad_enabled()):
             features, _ = self.backbone.front_end(waveforms)
         projected = self.backbone.project(features)
         projected = torch.where(masked[..., None], self.backbone.mask_embedding.to(projected.dtype), projected)
@@ -305,6 +307,8 @@ def main() -> None:
     length.add_argument("--minutes", type=float)
     length.add_argument("--updates", type=int)
     arguments = vars(parser.parse_args())
+    if arguments["start"] and arguments["shape"] != defaults.shape:
+        raise daisy.UsageError(f"--shape {arguments['shape']}: the network has the shape of --start")
     packed, out, device, compiled = (arguments.pop(name) for name in ("packed", "out", "device", "compile"))
     torch.backends.cuda.matmul.allow_tf32 = True
     run = Run(packed, out, replace(defaults, **arguments), torch.device(device))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy
+
+from benchmarks.shared.cuts import mix_best
 from benchmarks.shared.rendering import format_field, format_interval, render_columns, render_result
 from benchmarks.shared.results import Row, read_result
 from daisy.policies import DEFAULT_POLICY
@@ -71,23 +74,18 @@ def render_units(name: str) -> str:
 
 
 def render_exit_curves(name: str) -> str:
-    """Render each network's agreement with its last layer and its probes at some layers, from results/NAME.json."""
+    """Render each network's agreement with its last layer and its probes at every layer, from results/NAME.json."""
     result = read_result(name)
-    curves: dict[tuple[str, str], dict[tuple[str, int], Row]] = {}
+    curves: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in result["rows"]:
         if "layer" in row:
-            curves.setdefault((row["task"], row["network"]), {})[row["condition"], row["layer"]] = row
-    last = max(layer for curve in curves.values() for _, layer in curve)
-    layers = range(last // 4, last + 1, last // 4)
-    conditions: list[str] = []
+            curves.setdefault((row["task"], row["network"], row["condition"]), {})[row["layer"]] = row
+    layers = sorted({layer for curve in curves.values() for layer in curve})
     lines = []
-    for (task, network), curve in curves.items():
-        conditions = list(dict.fromkeys(condition for condition, _ in curve))
-        cells = [" ".join(f"{curve[condition, layer]['value']:.3f}" for condition in conditions) for layer in layers]
+    for of_whom, curve in curves.items():
         width = max((row["value_high"] - row["value_low"]) / 2 for row in curve.values())
-        lines.append([task, network, *cells, f"±{width:.3f}"])
-    header = ["what", "network", *(f"layer {layer}: {', '.join(conditions)}" for layer in layers), "interval, at most"]
-    return render_result(result, header, lines)
+        lines.append([*of_whom, *(f"{curve[layer]['value']:.3f}" for layer in layers), f"±{width:.3f}"])
+    return render_result(result, ["what", "network", "audio", *map(str, layers), "interval, at most"], lines)
 
 
 def render_unit_layers() -> str:
@@ -110,13 +108,21 @@ def render_unit_layers() -> str:
 def render_exit_systems(name: str, choose: Callable[[list[Row]], list[Row]]) -> str:
     """Render exits beside the static cut, random exits and the full model, from some rows of results/NAME.json."""
     result = read_result(name)
+    curves: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in result["rows"]:
+        if "layer" in row:
+            by_layer = curves.setdefault((row["task"], row["network"]), {})
+            by_layer.setdefault(row["layer"], []).append(row["value"])
     lines = []
     for row in choose([row for row in result["rows"] if "policy" in row]):
-        values = [f"{row[system]:.3f}" for system in ("exit", "static", "random", "full")]
+        curve = curves[row["task"], row["network"]]
+        losses = numpy.array([1 - numpy.mean(curve[layer]) for layer in sorted(curve)])
+        mixture = 1 - mix_best(losses, row["depth"] * len(losses))
+        values = [f"{value:.3f}" for value in (row["exit"], row["static"], mixture, row["random"], row["full"])]
         gains = [format_gain(row, system) for system in ("static", "random")]
         lines.append([row["task"], row["network"], row["policy"], f"{row['depth']:.0%}", *values, *gains])
     header = [
-        "what", "network", "policy", "depth", "exits", "static cut", "random exits", "full",
+        "what", "network", "policy", "depth", "exits", "static cut", "best mixture of two cuts", "random exits", "full",
         "above the static cut by", "above random exits by",
     ]  # fmt: skip
     return render_result(result, header, lines)

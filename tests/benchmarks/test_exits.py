@@ -79,15 +79,14 @@ def test_tables_of_exits(monkeypatch):
     others = [{**system, "depth": 0.5}, {**system, "depth": 0.6, "policy": "entropy"}]
     result = {"rows": [*curve, *others, system], "command": "c", "date": "d", "machine": machine}
     monkeypatch.setattr(tables, "read_result", lambda name: json.loads(json.dumps(result)))
-    assert (
-        "| keyword | n | 0.100 0.100 | 0.200 0.200 | 0.300 0.300 | 0.400 0.400 | ±0.030 |"
-        in tables.render_exit_curves("x")
-    )
+    for condition in ("clean", "0 dB"):
+        line = f"| keyword | n | {condition} | 0.100 | 0.200 | 0.300 | 0.400 | ±0.030 |"
+        assert line in tables.render_exit_curves("x")
     agreement = [{**row, "task": "agreement"} for row in curve]
     result["rows"] += [{**row, "network": "other", "value": 0.0} for row in agreement] + agreement
     assert "| 0 dB | 0.100 (0.080-0.140) | 0.200 (0.180-0.240) |" in tables.render_unit_layers()
     result["rows"] = result["rows"][: -2 * len(agreement)]
-    expected = "| keyword | n | forecast | 60% | 0.900 | 0.800 | 0.700 | 1.000 | +0.100 (+0.050 to +0.150) | +0.200"
+    expected = "| keyword | n | forecast | 60% | 0.900 | 0.800 | 0.240 | 0.700 | 1.000 | +0.100 (+0.050 to +0.150)"
     shown = tables.render_exit_systems("x", partial(tables.choose_depth, policy="forecast")).splitlines()
     assert [line for line in shown if line.startswith("| keyword")] == [line for line in shown if expected in line]
     assert len(tables.choose_depth([*others, system])) == 2

@@ -1,10 +1,12 @@
 """Sentences with figures, on results that are made up."""
 
+import numpy
 import pytest
 
 from benchmarks import summary
 from benchmarks.policies import tables as policies
 from benchmarks.shared import results
+from benchmarks.shared.cuts import mix_best
 from benchmarks.speed import tables as speed
 from daisy import checkpoints
 
@@ -78,7 +80,7 @@ def test_units_that_noise_leaves():
 
 def test_share_of_what_hindsight_gains():
     rows = [
-        {"idea": idea, "learnt": learnt, "target_depth": depth, "over_static": gain}
+        {"idea": idea, "learnt": learnt, "target_depth": depth, "agreement": 0.8 + gain, "static": 0.8, "mixture": 0.81}
         for idea, learnt, depth, gain in (
             ("hindsight", "same input", 0.6, 0.05),
             ("forecast", "same input", 0.6, 0.02),
@@ -87,7 +89,19 @@ def test_share_of_what_hindsight_gains():
         )
     ]
     results.write_result("ideas", rows)
-    assert policies.render_headroom_sentence() == "`forecast` gets 40% of what hindsight is above the static cut by.\n"
+    assert policies.render_headroom_sentence() == (
+        "`forecast` gets 40% of what hindsight is above the static cut by, and 25% of what it is above the best "
+        "mixture of two cuts by.\n"
+    )
+
+
+def test_the_best_mixture_of_cuts_goes_around_steps():
+    """Losses that fall in steps: a coin between the layers at whose ends they stand beats the cut between them."""
+    losses = numpy.array([1.0, 0.9, 0.5, 0.5, 0.45, 0.1])
+    assert mix_best(losses, 3.0) == 0.5
+    assert mix_best(losses, 4.5) == pytest.approx(0.3)  # half at layer 3, half at 6
+    assert mix_best(losses, 2.0) == pytest.approx(0.75)
+    assert mix_best(losses, 6.0) == pytest.approx(0.1)
 
 
 def test_risks_that_were_missed():
