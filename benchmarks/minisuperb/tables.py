@@ -6,12 +6,19 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
+from benchmarks.minisuperb.tasks import TASKS
 from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 
 UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "plateau", "fixed", "random", "daisy_window", "fbank")
 """First words of upstreams' names, in the tables' order."""
+
+
+COMPARED = (f"{DEFAULT_POLICY}-60", "never", "fixed-60", "random-60")
+"""The default policy, the full model, and what stands beside."""
+NEAR_THE_FLOOR = ("ic", "accuracy")
+"""Orders right in all slots: a few of 63."""
 
 
 def render_minisuperb(name: str) -> str:
@@ -35,6 +42,43 @@ def render_minisuperb(name: str) -> str:
     return render_result(result, ["task", "upstream", *conditions], lines)
 
 
+def render_differences() -> str:
+    """Render how far the default policy's exits are above the full model, and what they are to beat, in percent."""
+    result = read_result("minisuperb")
+    signs = {
+        (name, metric.name): 1 if metric.higher_is_better else -1 for name, t in TASKS.items() for metric in t.metrics
+    }
+    lines = []
+    for training, name in (("clean", "minisuperb"), ("clean and noisy", "minisuperb_noisy")):
+        values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        for row in read_result(name)["rows"]:
+            is_counted = row["value"] is not None and row["featurizer"] in ("dynamic", None)
+            if is_counted and (row["task"], row["metric"]) != NEAR_THE_FLOOR:
+                of_key = values.setdefault((row["task"], row["metric"], row["condition"]), {})
+                of_key.setdefault(row["upstream"], []).append(row["value"])
+        for (task, metric, condition), of in values.items():
+            if all(upstream in of and statistics.mean(of[upstream]) for upstream in COMPARED):
+                cells = _compare(of, signs.get((task, metric), 1))
+                lines.append([training, f"{task} {metric}", condition, *cells])
+    header = ["trained on", "task", "test", "above the full model by", "seeds' deviation", "within 1 % or it"]
+    return render_result(result, [*header, *(f"above {name} by" for name in COMPARED[2:])], lines)
+
+
+def _compare(of: dict[str, list[float]], sign: int) -> list[str]:
+    """Compare the means of `COMPARED`: the first with the others."""
+    mine, full, *others = (statistics.mean(of[upstream]) for upstream in COMPARED)
+    gain = sign * (mine - full) / abs(full)
+    spreads = [statistics.stdev(of[name]) / abs(full) for name in COMPARED[:2] if len(of[name]) > 1]
+    spread = max(spreads, default=0.0)
+    kept = "yes" if gain >= -max(0.01, spread) else "no"
+    return [
+        f"{gain:+.1%}",
+        f"{spread:.1%}" if spreads else "",
+        kept,
+        *(f"{sign * (mine - other) / abs(other):+.1%}" for other in others),
+    ]
+
+
 def _place(upstream: str) -> int:
     return next((place for place, name in enumerate(UPSTREAMS) if upstream.startswith(name)), len(UPSTREAMS))
 
@@ -49,5 +93,6 @@ def _format_seeds(rows: list[Row]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    name: partial(render_minisuperb, name) for name in ("minisuperb", "minisuperb_noisy")
+    **{name: partial(render_minisuperb, name) for name in ("minisuperb", "minisuperb_noisy")},
+    "minisuperb_differences": render_differences,
 }

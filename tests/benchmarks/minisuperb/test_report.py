@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.minisuperb import run, runs, timing
+from benchmarks.minisuperb import run, runs, tables, timing
 from benchmarks.minisuperb.corpora import build_corpus
 from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
@@ -251,3 +251,23 @@ def test_runs_of_another_machine_stay_in_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "list_versions", lambda: {"python": "4"})
     assert run.read_rows_of_other_folders("x", [row], "a" * 64) == [{**row, "seed": 1}]
     assert run.read_rows_of_other_folders("y", [row], "a" * 64) == []
+
+
+def test_the_default_policy_is_held_against_the_full_model_and_seeds(tmp_path, monkeypatch):
+    """Accuracies, of which more is better, and error rates, of which less is."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    values = {"forecast-60": [0.79, 0.81], "never": [0.84, 0.86], "fixed-60": [0.8, 0.8], "random-60": [0.64, 0.64]}
+    rows = [
+        {"task": task, "metric": metric, "condition": "clean", "featurizer": "dynamic", "upstream": name}
+        | {"value": value, "seed": seed}
+        for task, metric in (("ks", "accuracy"), ("asr", "cer"), ("ic", "accuracy"))
+        for name, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    results.write_result("minisuperb", rows)
+    results.write_result("minisuperb_noisy", rows[:7])  # which lacks random-60
+    lines = tables.render_differences().splitlines()[2:4]
+    assert lines == [
+        "| clean | ks accuracy | clean | -5.9% | 1.7% | no | +0.0% | +25.0% |",
+        "| clean | asr cer | clean | +5.9% | 1.7% | yes | -0.0% | -25.0% |",
+    ]
