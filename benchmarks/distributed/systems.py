@@ -31,21 +31,16 @@ def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
     return {"between": [one, other], "delay_ms": 5, "rate_mbit": rate_mbit}
 
 
-def _three_boards(rate_mbit: float) -> dict[str, Any]:
-    """Describe three boards, one of half the speed."""
-    return {
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "three": {  # three boards, one of half the speed, in a good wireless network
         "source": "a",
         "workers": {
             "a": {"layers": "1-4", "speed": 0.2},
             "b": {"layers": "5-12", "speed": 0.2},
             "c": {"layers": "5-12", "speed": 0.1},
         },
-        "links": [_link("a", "b", rate_mbit), _link("a", "c", rate_mbit)],
-    }
-
-
-TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "three": _three_boards(20),  # a good wireless network
+        "links": [_link("a", "b", 20), _link("a", "c", 20)],
+    },
     "five": {  # a pipeline of three stages, two of them held twice
         "source": "a",
         "workers": {
@@ -57,18 +52,15 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link(one, other, 10) for one, other in ("ab", "ac", "bd", "be", "cd", "ce")],
     },
-    "narrow": {  # a stronger board at the source and two weak ones, on links of 1 Mbit/s, which waveforms fill
+    "sensor": {  # a board with the front end and a layer, and four weaker ones, on links that waveforms would fill
         "source": "a",
         "workers": {
-            "a": {"layers": "1-3", "speed": 0.3},
-            "b": {"layers": "4-12", "speed": 0.1},
-            "c": {"layers": "4-12", "speed": 0.1},
+            "a": {"layers": "1", "speed": 0.1},
+            **{name: {"layers": "2-12", "speed": 0.035} for name in "bcde"},
         },
-        "links": [_link("a", "b", 1), _link("a", "c", 1)],
+        "links": [_link("a", name, 0.15) for name in "bcde"],
     },
-    "narrow-even": _three_boards(1),
 }
-SLOW_LINKS = ("narrow", "narrow-even")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +80,15 @@ class Bench:
             return [("three", "mdi"), ("three", "one-worker")]
         return [(name, system) for name in TOPOLOGIES for system in SYSTEMS]
 
-    def remember(self, part: str, choose: Callable[[], float]) -> float:
-        """Return the rate that a part has rows of already: all of it is at one rate, also when it is measured anew."""
+    def remember(self, part: str, name: str, choose: Callable[[], float]) -> float:
+        """Return the rate that a part has rows of on a topology already: all are at one rate, also measured anew."""
         known = [] if self.quick else read_rows_beside("mdi")
-        rates = [row["rate"] for row in known if row["part"] == part]
+        rates = [row["rate"] for row in known if (row["part"], row["topology"]) == (part, name)]
         return float(rates[0]) if rates else choose()
+
+    def find_capacity(self, topology: Topology, level: int) -> float:
+        """Find what a system whose rate adapts comes to, by simulating it for long."""
+        return steady_throughput(self.simulate(topology, num_tasks=600, rate=1.0, level=level))
 
     def make(self, name: str, system: str, **rules: Any) -> Topology:
         """Make a system of a topology."""
@@ -143,11 +139,11 @@ def describe(report: RunReport, **more: Any) -> Row:
 
 
 def steady_throughput(report: RunReport) -> float:
-    """Utterances a second in the second half of the admissions, when an adapting rate has found its place."""
-    half = sorted(record.admitted for record in report.records)[len(report.records) // 2]
+    """Utterances a second in the last two thirds of the admissions, when an adapting rate has found its place."""
+    third = sorted(record.admitted for record in report.records)[len(report.records) // 3]
     last = max(record.admitted for record in report.records)
-    inside = sum(half <= record.answered <= last for record in report.records)
-    return inside / (last - half) if last > half else 0.0
+    inside = sum(third <= record.answered <= last for record in report.records)
+    return inside / (last - third) if last > third else 0.0
 
 
 def make_rows(num_workers: int) -> Topology:
