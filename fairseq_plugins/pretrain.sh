@@ -110,6 +110,12 @@ if [ "$processes" -gt 1 ]; then
     spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo)
 fi
 
+# bfloat16, which the configurations have on, takes many times as long on a CPU that has no instructions for it.
+precision=()
+case " $* " in
+    *" common.cpu=true "*) grep -qs bf16 /proc/cpuinfo || precision=(common.bf16=false) ;;
+esac
+
 train() { # NUMBER UPDATES START [overrides]
     local number=$1 num_updates=$2 start=$3 length=() heads_alone=()
     shift 3
@@ -119,7 +125,7 @@ train() { # NUMBER UPDATES START [overrides]
     "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" --config-name "$config" \
         common.user_dir="$here" task.data="$(data "$number")" task.label_dir="$out/units$number" \
         task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
-        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "$@" "${heads_alone[@]}" 2>&1 |
+        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "${precision[@]}" "$@" "${heads_alone[@]}" 2>&1 |
         tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle

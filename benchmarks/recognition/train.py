@@ -18,7 +18,15 @@ from typing import Any
 
 from benchmarks.recognition.corpora import CORPORA, write_manifests
 from benchmarks.recognition.systems import ON_CPUS, SYSTEMS, list_ancestors
-from benchmarks.shared.script import ROOT, RUNS, make_parser, parse_positive, run_command, run_script
+from benchmarks.shared.script import (
+    ROOT,
+    RUNS,
+    make_parser,
+    multiplies_bfloat16,
+    parse_positive,
+    run_command,
+    run_script,
+)
 from daisy import _files, checkpoints
 from daisy.errors import OutputError, UsageError, unknown_name
 
@@ -72,13 +80,6 @@ def train(name: str, *, device: str = "cpu", folder: Path = FOLDER, quick: bool 
         raise OutputError(f"{checkpoint}: training wrote none; see {model.with_name('train.log')}")
     run_command("daisy", "convert", str(checkpoint), str(model), "--allow-pickle")
     return model
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Tell whether bfloat16 is faster than float32: on GPUs, and on CPUs that have instructions for it."""
-    if device == "cuda":
-        return True
-    return bool({"avx512_bf16", "amx_bf16"}.intersection(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

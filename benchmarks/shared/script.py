@@ -48,6 +48,13 @@ def make_parser(doc: str | None, quick: str = "") -> argparse.ArgumentParser:
     return parser
 
 
+def multiplies_bfloat16(device: str) -> bool:
+    """Tell whether bfloat16 is faster than float32: on GPUs, and on CPUs that have instructions for it."""
+    if device == "cuda":
+        return True
+    return bool({"avx512_bf16", "amx_bf16"}.intersection(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
+
+
 def parse_positive(text: str) -> int:
     """Read a whole number above 0, for argparse.
 

@@ -4,10 +4,10 @@
     python -m benchmarks.training.exit_variants runs --only "3 hours"          # the others' rows stay
 
 Every variant goes on from the same network, given a prediction head for its units (`fairseq_plugins.warm_start`), for
-the same number of updates of 48 s on one CPU core; a stopped run goes on. Each is measured, as by
-`benchmarks.training.exits`, as soon as it is trained, and its rows are written. One run each: the intervals say how
-sure a figure is of its network, not what another run of the same variant would give; "all layers, second seed" shows
-that.
+the same number of updates of 48 s on one CPU core, in bfloat16 if it multiplies that; a stopped run goes on. Each is
+measured, as by `benchmarks.training.exits`, as soon as it is trained, and its rows are written. One run each: the
+intervals say how sure a figure is of its network, not what another run of the same variant would give; "all layers,
+second seed" shows that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
-from benchmarks.shared.script import ROOT, make_parser, parse_pairs, parse_positive, run_command, run_script
+from benchmarks.shared.script import (
+    ROOT,
+    make_parser,
+    multiplies_bfloat16,
+    parse_pairs,
+    parse_positive,
+    run_command,
+    run_script,
+)
 from benchmarks.training import exits
 from daisy import _files, checkpoints
 from daisy.errors import OutputError, UsageError, unknown_name
@@ -82,7 +90,7 @@ class Origin:
         """
         path = self.folder / "settings.json"
         ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer}
-        ours["updates"] = self.updates
+        ours |= {"updates": self.updates, "bf16": multiplies_bfloat16("cpu")}
         if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != ours:
             raise OutputError(f"{self.folder}: holds variants made with {before}; use another folder, or remove it")
         _files.write_json(path, ours)
@@ -144,7 +152,8 @@ def train(name: str, units: Path, origin: Origin) -> Path:
         )  # fmt: skip
     run_command(
         "fairseq-hydra-train", "--config-dir", str(plugin / "config"), "--config-name", "hubert_mini_exits",
-        f"common.user_dir={plugin}", "common.cpu=true", f"task.data={units}", f"task.label_dir={units}",
+        f"common.user_dir={plugin}", "common.cpu=true", f"common.bf16={str(multiplies_bfloat16('cpu')).lower()}",
+        f"task.data={units}", f"task.label_dir={units}",
         f"task.noise_manifest={origin.runs / 'weighted' / 'noise.tsv'}", f"model.warm_start={start}",
         f"hydra.run.dir={folder}", "dataset.max_tokens=768000", "lr_scheduler.warmup_updates=50",
         f"optimization.max_update={origin.updates}", *VARIANTS[name].overrides,
