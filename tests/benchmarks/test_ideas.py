@@ -149,5 +149,5 @@ def test_tables_show_hindsight_and_each_idea_at_one_depth(runs, monkeypatch):
     monkeypatch.setattr(tables, "read_result", lambda name: result)
     assert "| 60% | 0.000 | 0.450 | +0.450 | +0.225 | " in tables.render_headroom()
     (line,) = (line for line in tables.TABLES["ideas"]().splitlines() if line.startswith("| forecast"))
-    assert line.startswith("| forecast | both | 0.000 | +0.000 (+0.000 to +0.000)")
+    assert line.startswith("| forecast | both | 58% | 0.000 | +0.000 (+0.000 to +0.000)")
     assert line.endswith("| 7.0, 7.0, 7.0, 7.0 |  |")
