@@ -5,7 +5,8 @@
 #
 # MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out:
 #
-#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv, clean and noisy:
+#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv, clean
+#                          and with noise:
 #                          daisy extract RECORDINGS --checkpoint OUT/exits.safetensors --policy OUT/exits.json --out DIR
 #   OUT/hubert.pt          the same network without them, which stock fairseq loads
 #   OUT/iteration1.safetensors and so on, one for each iteration; the last is exits.safetensors
@@ -188,5 +189,6 @@ if [ -n "$depth" ] && [ -f "$out/exits.json" ] && ! has_depth "$out/exits.json" 
 fi
 if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ] && [ ! -f "$out/exits.json" ]; then
     daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \
-        --noise "$manifests/noise.tsv" --snr clean,20,10,0 --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
+        --noise "$manifests/noise.tsv" --snr clean,20,10,0 \
+        --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
 fi

@@ -199,7 +199,7 @@ def measure_wire(bench: Bench, name: str, wire: Wire) -> Iterator[Row]:
     ]
     kept, num_bytes, audio_sec = [], 0, 0.0
     for waveform, units in zip(bench.prepared.waveforms, bench.prepared.units, strict=True):
-        package: Package | Left = Package(waveform=pack_waveform(waveform, wire).copy())
+        package: Package | Left = Package(waveform=pack_waveform(waveform, wire))
         for stage, layers in zip(stages, topology.stages, strict=True):
             assert isinstance(package, Package)
             package = stage.run(package, layers, RUN_ALL)

@@ -124,11 +124,9 @@ def _find_fault(spelling: Iterable[str], tokens: Tokens) -> str | None:
     if unknown := [part for part in parts if part not in tokens.numbers]:
         return f"{unknown[0]!r} is no token of this recogniser"
     if tokens.sentencepiece is None:
-        fits = len(parts) > 1 and parts[-1] == SPACE and SPACE not in parts[:-1]
-        if fits and not any(tokens.spell(tokens.numbers[part]) for part in parts):
-            return "none of these tokens has a letter"
-        return None if fits else f"a spelling is letters and ends with {SPACE}"
-    fits = bool(parts) and parts[0].startswith(WORD_START) and not any(p.startswith(WORD_START) for p in parts[1:])
-    if fits and not any(tokens.spell(tokens.numbers[part]) for part in parts):
-        return "none of these tokens has a letter"
-    return None if fits else f"a spelling is pieces of which the first begins with {WORD_START}"
+        if len(parts) < 2 or parts[-1] != SPACE or SPACE in parts[:-1]:
+            return f"a spelling is letters and ends with {SPACE}"
+    elif [place for place, part in enumerate(parts) if part.startswith(WORD_START)] != [0]:
+        return f"a spelling is pieces of which the first begins with {WORD_START}"
+    has_letters = any(tokens.spell(tokens.numbers[part]) for part in parts)
+    return None if has_letters else "none of these tokens has a letter"

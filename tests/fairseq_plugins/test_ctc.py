@@ -272,17 +272,6 @@ def test_exits_of_other_tokens_are_not_taken_over(tmp_path, fine_tuned):
         make_hubert(tmp_path, source=fine_tuned, training="branches")
 
 
-@pytest.mark.parametrize(("num_heads", "taken"), [(4, [4]), (2, [])])
-def test_exits_with_attention_are_taken_over_with_as_many_heads(fine_tuned, num_heads, taken):
-    """Weights have the same shapes whatever the number of heads, and compute something else."""
-    from fairseq_plugins.recognition import take_over_exits
-
-    size = dict(width=32, num_tokens=len(fine_tuned.tokens), final_branch="attention")
-    fine_tuned.ctc = randomise(CTCHeads(CTCHeadsConfig(layers=(4,), num_heads=4, **size)), 9)
-    exits = CTCHeads(CTCHeadsConfig(layers=(2, 4), num_heads=num_heads, **size))
-    assert take_over_exits(exits, fine_tuned, fine_tuned.tokens) == taken
-
-
 def test_masks_and_layer_drop_are_of_training_and_of_what_learns(tmp_path):
     sample = make_sample()["net_input"]
     masked = {"apply_mask": True, "mask_prob": 0.65, "mask_channel_prob": 0.5, "mask_channel_length": 4}

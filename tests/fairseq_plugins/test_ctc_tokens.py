@@ -6,6 +6,8 @@ import daisy
 from daisy import checkpoints
 from daisy.checkpoints.converters import plugin
 from daisy.errors import CheckpointError, UsageError
+from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
+from tests.conftest import POST_NORM, randomise, tiny_model
 from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
 from tests.fairseq_plugins.test_ctc import LETTERS, make_hubert, make_task
 
@@ -62,3 +64,16 @@ def test_error_rates_are_logged_for_each_exit():
     assert (values["uer_2"], values["uer_4"], values["uer"]) == (50.0, 25.0, 25.0)
     assert (values["wer_2"], values["wer_4"], values["wer"]) == (100.0, 25.0, 25.0)
     assert DaisyCtcCriterion.logging_outputs_can_be_summed()
+
+
+@pytest.mark.parametrize(("num_heads", "taken"), [(4, [4]), (2, [])])
+def test_exits_with_attention_are_taken_over_with_as_many_heads(num_heads, taken):
+    """Weights have the same shapes whatever the number of heads, and compute something else."""
+    from fairseq_plugins.recognition import take_over_exits
+
+    source = tiny_model(POST_NORM)
+    source.tokens = Tokens.characters("".join(LETTERS[1:]))
+    size = dict(width=32, num_tokens=len(source.tokens), final_branch="attention")
+    source.ctc = randomise(CTCHeads(CTCHeadsConfig(layers=(4,), num_heads=4, **size)), 9)
+    exits = CTCHeads(CTCHeadsConfig(layers=(2, 4), num_heads=num_heads, **size))
+    assert take_over_exits(exits, source, source.tokens) == taken

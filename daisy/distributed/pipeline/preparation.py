@@ -17,7 +17,7 @@ from daisy.calibration.tracing import trace
 from daisy.checkpoints import Model
 from daisy.checkpoints.model import HeadsKind
 from daisy.distributed.pipeline.stages import ExitSettings, make_exit_settings
-from daisy.distributed.pipeline.workload import Wire, Workload, make_levels, make_workload
+from daisy.distributed.pipeline.workload import SAMPLE_RATE, Wire, Workload, make_levels, make_workload
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import UsageError
 from daisy.policies import Never, Policy
@@ -78,7 +78,10 @@ def prepare(
 
     Raises:
         PolicyError, CheckpointError: as `daisy.calibration.trace` and `daisy.calibration.calibrate_depth`.
+        UsageError: where the model hears another rate than a pipeline counts seconds by.
     """
+    if model.backbone.config.sample_rate != SAMPLE_RATE:
+        raise UsageError(f"pipelines are for {SAMPLE_RATE} Hz; the model hears {model.backbone.config.sample_rate} Hz")
     units: list[Tensor] = []
     texts: list[str] = []
     if heads == "units":

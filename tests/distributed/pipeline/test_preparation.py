@@ -1,5 +1,7 @@
 """What runs need of a model: levels, times, and what answers are compared with."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from daisy.distributed.pipeline.preparation import make_measured_workload, measu
 from daisy.distributed.pipeline.run_report import RunReport
 from daisy.distributed.pipeline.tasks import Answer, Task
 from daisy.errors import UsageError
-from tests.conftest import tiny_model
+from tests.conftest import POST_NORM, tiny_model
 from tests.distributed.pipeline.test_stages import make_parts
 from tests.recognition.conftest import tiny_recogniser
 
@@ -75,6 +77,12 @@ def test_layers_without_an_exit_keep_what_the_exit_before_them_keeps():
             passed = [place for place, exit_layer in enumerate(prepared.traces.layers) if exit_layer <= layer]
             expected = 1 - float(disagreement[i, passed[-1]]) if passed else 0.0
             assert row[layer - 1] == pytest.approx(expected)
+
+
+def test_another_rate_is_refused():
+    model = tiny_model(dataclasses.replace(POST_NORM, sample_rate=8000))
+    with pytest.raises(UsageError, match="pipelines are for 16000 Hz; the model hears 8000 Hz"):
+        prepare(model, make_speech(), list("abcde"))
 
 
 def test_times_are_of_one_thread_and_of_the_cpu():
