@@ -47,6 +47,7 @@ JUDGED = (
     "daisy-mini, joint",
     "daisy-mini, two-stage",
     "daisy-mini, frozen",
+    "English: daisy-mini, joint",
 )
 DRAWN_SYSTEM = "daisy-mini, frozen"
 """Fine-tuning takes the heads on units away, and with them DAISY's own exit."""

@@ -5,7 +5,7 @@
     python -m benchmarks.recognition.train --device cuda
 
 Two cores take about four hours, by the time of an update; each training stands in runs/recognition/NAME, with its log.
-On a GPU the systems that learn from all English sets are trained too.
+On a GPU a Conformer learns from all English sets too.
 """
 
 from __future__ import annotations
