@@ -49,6 +49,7 @@ setup(
     install_requires=[
         "torch>=2.5",
         "numpy>=1.26",
+        "scipy>=1.9",
         "soundfile>=0.13",  # its wheels bring a libsndfile that reads Ogg Opus and MP3
         "soxr>=0.5",
         "safetensors>=0.4",
@@ -95,7 +96,7 @@ setup(
         "lhotse": ["lhotse>=1.33"],
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
         "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
-        "analysis": ["scipy>=1.9", "matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
+        "analysis": ["matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
         # mkdocstrings 1.0 cannot make a highlighter of pymdown-extensions 12.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "pymdown-extensions<12"],
         "dev": ["pre-commit>=4", "pre-commit-hooks>=5"],
