@@ -73,7 +73,6 @@ setup(
             "librosa>=0.10",
             "editdistance",
             "h5py",
-            "filelock",
             "PyYAML",
         ],
         "superb": [

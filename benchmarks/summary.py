@@ -42,8 +42,8 @@ def say_time() -> str:
     exits = rows[DEFAULT_POLICY]
     return (
         f"**Time.** On {exits['num_utterances']} test recordings, clean and noisy, the default policy "
-        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, in batches of 30 s, all of them take "
-        f"{format_ratio(rows[FULL])} times as long, and s3prl {format_ratio(rows['s3prl'])} times (medians and "
+        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, in batches of 30 s, all of them "
+        f"take {format_ratio(rows[FULL])} times as long, and s3prl {format_ratio(rows['s3prl'])} times (medians and "
         "quartiles)."
     )
 
@@ -89,8 +89,8 @@ def say_downstream() -> str:
     if not shown:
         return ""
     return (
-        f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio, tested from clean to 0 dB, exits "
-        f"set for {DEPTH:.0%} on other audio: {'; '.join(shown)}. Trained on clean audio alone, exits "
+        f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio, tested from clean to 0 dB, "
+        f"exits set for {DEPTH:.0%} on other audio: {'; '.join(shown)}. Trained on clean audio alone, exits "
         "[cost more](docs/results/minisuperb.md#what-exits-cost)."
     )
 

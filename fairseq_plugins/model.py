@@ -67,6 +67,8 @@ class DaisyHubert(BaseFairseqModel):
             )
         )
         parts.policies = {}  # of other heads
+        if task.dictionaries:
+            parts.final_head = None  # its units are not those of the labels
         task.state.merge_state_dict({STATE_KEY: parts.config()})
         return cls(cfg, parts)
 
@@ -95,7 +97,7 @@ class DaisyHubert(BaseFairseqModel):
             mask_seed: of the masked frames.
 
         Raises:
-            CheckpointError: where the teacher is asked and has no prediction head, or other units than the heads.
+            CheckpointError: where the teacher is asked and has no prediction head, or labels took its place.
         """
         return compute_head_losses(
             self.backbone,
@@ -116,14 +118,12 @@ class DaisyHubert(BaseFairseqModel):
         """Predict each frame's unit with the backbone's own final head, (B, T).
 
         Raises:
-            CheckpointError: where it has no prediction head, or one of other units than the exit heads.
+            CheckpointError: where it has none, or labels took its place.
         """
         if self.final_head is None:
-            raise CheckpointError("this HuBERT has no prediction head of its own: train with target=labels")
-        if self.final_head.num_units != self.heads.config.num_units:
             raise CheckpointError(
-                f"the teacher predicts {self.final_head.num_units} units and the labels have "
-                f"{self.heads.config.num_units}: with target=teacher give no labels (task.labels=[])"
+                "there is no prediction head to learn from: train with target=labels, or, where the HuBERT has one of "
+                "its own, with target=teacher and no labels (task.labels=[])"
             )
         return self.final_head(states).argmax(-1)
 

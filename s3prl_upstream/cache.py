@@ -146,17 +146,17 @@ class StateCache:
                 content = json.loads(file.metadata()["daisy"])
                 states = file.get_tensor("states")
                 scores: Sequence[Tensor] = file.get_tensor("scores").unbind() if content["scores"] else ()
+            return Utterance(
+                audio=digest,
+                num_samples=content["num_samples"],
+                num_frames=content["num_frames"],
+                exit_layer=content["exit_layer"],
+                scores=dict(zip(content["scores"], scores, strict=True)),
+                states=states.to(device, torch.float32, copy=True),  # aligned as computed ones: products round alike
+                cached=True,
+            )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return None
-        return Utterance(
-            audio=digest,
-            num_samples=content["num_samples"],
-            num_frames=content["num_frames"],
-            exit_layer=content["exit_layer"],
-            scores=dict(zip(content["scores"], scores, strict=True)),
-            states=states.to(device, torch.float32, copy=True),  # aligned as computed ones are: products round alike
-            cached=True,
-        )
 
     def _announce(self, utterances: Sequence[Utterance], num_missing: int) -> None:
         if self._expected is None:

@@ -7,12 +7,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
-
-from daisy import _files
+from daisy import _files, _locks
 from daisy.calibration import cost
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import OutputError
@@ -77,8 +76,8 @@ class ExitLog:
         """Say that a split is gone through from its beginning."""
         self.splits.setdefault(split, Split()).met.clear()
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder / f".{SUMMARY}.lock")
+    def _lock(self) -> AbstractContextManager[None]:
+        return _locks.hold(self.folder / f".{SUMMARY}.lock")
 
     def add(self, split: str, names: Sequence[str], batch: Batch) -> None:
         """Note a batch.

@@ -61,4 +61,4 @@ def _plain(model: Model, config: Mapping, where: str) -> tuple[Policy, int]:
     try:
         return model.policy(str(name), **settings), stride
     except PolicyError as error:
-        raise PolicyError(f"{where}: {error}") from None
+        raise PolicyError(f"{where}: {error.message}", remedy=error.remedy, path=error.path) from None

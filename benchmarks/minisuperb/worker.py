@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from benchmarks.minisuperb.tasks import HERE, TASKS, choose_checkpoint
 from benchmarks.shared.script import make_parser, run_script
-from daisy import _files
+from daisy import _files, _locks
 from daisy.errors import OutputError
 
 RunDownstream = Callable[[Sequence[str]], None]
@@ -142,17 +141,18 @@ def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict[
     Raises:
         DaisyError: where s3prl refuses or ends without a result, or another process is at this run.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = _locks.acquire(folder / ".lock")
+    if lock is None:
+        raise OutputError(f"{folder}: {_locks.describe_holder(folder / '.lock')} is at this run")
     try:
-        with lock:
-            spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            run = start()
-            result = train(spec, folder, run)
-            result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
-            _files.write_json(folder / "result.json", result)
-            return result
-    except Timeout:
-        raise OutputError(f"{folder}: another process is at this run") from None
+        spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = start()
+        result = train(spec, folder, run)
+        result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
+        _files.write_json(folder / "result.json", result)
+        return result
+    finally:
+        lock.release()
 
 
 def main() -> None:

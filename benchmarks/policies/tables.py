@@ -157,8 +157,8 @@ def render_headroom_sentence() -> str:
         for other in ("static", "mixture")
     ]
     return (
-        f"`{DEFAULT_POLICY}` reaches {shares[0]:.0%} of hindsight's gain over the static cut, and {shares[1]:.0%} of its "
-        "gain over the best mixture of two cuts.\n"
+        f"`{DEFAULT_POLICY}` reaches {shares[0]:.0%} of hindsight's gain over the static cut, and {shares[1]:.0%} of "
+        "its gain over the best mixture of two cuts.\n"
     )
 
 

@@ -110,10 +110,14 @@ def apply_condition(
         raise UsageError(f"noise {condition.kind!r} is neither recorded nor one of {', '.join(GENERATED)}")
     if condition.kind == "babble" and len(waveforms) < 2:
         raise UsageError("babble is made of the other recordings: give at least two")
+    talkers = mixing.NoiseBank(waveforms) if condition.kind == "babble" else None
     mixed = []
     for index, waveform in enumerate(waveforms):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        noise = _make_noise(condition.kind, index, waveforms, recorded, generator)
+        if talkers is not None:
+            noise = mixing.make_babble(talkers.without(waveform), TALKERS, len(waveform), generator)
+        else:
+            noise = _make_noise(condition.kind, len(waveform), recorded, generator)
         mixed.append(mixing.mix(waveform, noise, condition.level))
     return mixed
 
@@ -124,17 +128,7 @@ def _check_levels(what: str, levels: Iterable[float], low: float, high: float, u
             raise UsageError(f"a {what} must be from {low:g} to {high:g} {unit}, found {level:g}")
 
 
-def _make_noise(
-    kind: str,
-    index: int,
-    waveforms: Sequence[Tensor],
-    recorded: Mapping[str, mixing.NoiseBank],
-    generator: torch.Generator,
-) -> Tensor:
-    length = len(waveforms[index])
+def _make_noise(kind: str, length: int, recorded: Mapping[str, mixing.NoiseBank], generator: torch.Generator) -> Tensor:
     if kind in recorded:
         return recorded[kind].draw(length, generator)
-    if kind == "babble":
-        others = mixing.NoiseBank([*waveforms[:index], *waveforms[index + 1 :]])
-        return mixing.make_babble(others, TALKERS, length, generator)
     return {"white": mixing.make_white_noise, "pink": mixing.make_pink_noise}[kind](length, generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_lhotse_manifest(path: str | Path) -> list[Recording]:
                 recordings.append(_read_line(json.loads(line), f"{path}, line {number}"))
     except UsageError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not a manifest of lhotse's recordings or cuts ({error!r})") from None
     return recordings
 

@@ -5,6 +5,7 @@ The ratio is that of the mean powers (RMS) over the whole utterance, pauses incl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,8 +124,8 @@ def simulate_rooms(
 ) -> list[Tensor]:
     """Simulate the impulse responses of random shoebox rooms, by the image method.
 
-    Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m, reverberation times uniform in a range, reflections up to the twelfth
-    order, talker and microphone anywhere half a metre from the walls.
+    Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m (of those that can be so dry), reverberation times uniform in a range, from
+    0.1 s, reflections up to the twelfth order, talker and microphone anywhere half a metre from the walls.
 
     Args:
         count: number of rooms.
@@ -136,17 +137,22 @@ def simulate_rooms(
         ``count`` float32 tensors (R,).
 
     Raises:
-        UsageError: where pyroomacoustics is missing.
+        UsageError: on a time below 0.1 s, or where pyroomacoustics is missing.
     """
+    if not min(reverberation_sec) >= 0.1:
+        raise UsageError(f"rooms have reverberation times of 0.1 s or more, found {min(reverberation_sec):g}")
     try:
         import pyroomacoustics
     except ModuleNotFoundError:
         raise UsageError("rooms need pyroomacoustics: pip install 'daisy-speech[analysis]'") from None
     generator = numpy.random.default_rng(seed)
-    responses = []
-    for _ in range(count):
+    responses: list[Tensor] = []
+    while len(responses) < count:
         size = generator.uniform([3.0, 3.0, 2.4], [10.0, 8.0, 4.0])
-        absorption, order = pyroomacoustics.inverse_sabine(generator.uniform(*reverberation_sec), size)
+        try:
+            absorption, order = pyroomacoustics.inverse_sabine(generator.uniform(*reverberation_sec), size)
+        except ValueError:  # so large a room sounds longer even with walls that swallow everything
+            continue
         material = pyroomacoustics.Material(absorption)
         room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, 12))
         room.add_source(generator.uniform(0.5, size - 0.5))
@@ -156,11 +162,15 @@ def simulate_rooms(
     return responses
 
 
+SILENT = "no noise recording with any sound in it"
+
+
 class NoiseBank:
     """Noise recordings in memory, to draw excerpts from.
 
     Args:
-        recordings: (N,) float32 tensors at the rate of what they will be mixed into.
+        recordings: (N,) float32 tensors at the rate of what they will be mixed into; those without any sound are left
+            out.
 
     Raises:
         UsageError: where there are none.
@@ -169,7 +179,7 @@ class NoiseBank:
     def __init__(self, recordings: Sequence[Tensor]):
         self.recordings = [recording for recording in recordings if recording.any()]
         if not self.recordings:
-            raise UsageError("no noise recording with any sound in it")
+            raise UsageError(SILENT)
 
     @classmethod
     def from_manifest(cls, path: str | Path, sample_rate: int = 16000) -> NoiseBank:
@@ -183,6 +193,18 @@ class NoiseBank:
             UsageError, AudioError: where the manifest or a recording cannot be read.
         """
         return cls([read(recording.path, sample_rate) for recording in read_manifest(path)])
+
+    def without(self, recording: Tensor) -> NoiseBank:
+        """Return a bank without one of the recordings, the very tensor.
+
+        Raises:
+            UsageError: where nothing is left.
+        """
+        bank = copy.copy(self)
+        bank.recordings = [other for other in self.recordings if other is not recording]
+        if not bank.recordings:
+            raise UsageError(SILENT)
+        return bank
 
     def draw(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw a random excerpt of a random recording, (num_samples,)."""

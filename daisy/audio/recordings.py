@@ -8,10 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from torch import Tensor
+
+from daisy.audio import files
 from daisy.audio.decoding import read_header
-from daisy.errors import AudioError, UsageError
+from daisy.errors import AudioError, DaisyError, Remedy, UsageError
+from daisy.models.lengths import MIN_SAMPLES
 
 Channel = Literal["mean", "all"] | int
 """The mean of a file's channels, each of them as a recording of its own, or one, counted from 0."""
@@ -30,13 +34,72 @@ class Recording:
 
     @property
     def file_name(self) -> str:
-        """Its name before `take_channels` gave each channel one."""
-        return self.name if self.channel is None else str(Path(self.name).with_name(self.path.name))
+        """Its name with the file's own last part: the same for the file and for each channel that is taken of it."""
+        return str(Path(self.name).with_name(self.path.name))
 
     @property
     def label(self) -> str:
         """The path, and which channel it is where it is one of them."""
         return format_label(str(self.path), self.channel)
+
+
+def read_recording(
+    recording: Recording,
+    sample_rate: int,
+    *,
+    min_samples: int = MIN_SAMPLES,
+    max_samples: int | None = None,
+    remedy: Remedy | None = None,
+) -> Tensor:
+    """Read a recording that a network is to run on.
+
+    Args:
+        recording: what to read.
+        sample_rate: of the network, in Hz.
+        min_samples: that one frame sees.
+        max_samples: that the network hears at once; None: any number.
+        remedy: for a recording that is longer.
+
+    Returns:
+        (N,) float32.
+
+    Raises:
+        AudioError: where it cannot be read, or is too short or too long; the message begins with the path.
+    """
+    waveform = files.read(recording.path, sample_rate, recording.channel)
+    if len(waveform) < min_samples:
+        raise AudioError(
+            f"{recording.path}: too short: {len(waveform)} samples at {sample_rate} Hz, one frame needs {min_samples} "
+            f"({1000 * min_samples / sample_rate:.0f} ms)"
+        )
+    if max_samples is not None and len(waveform) > max_samples:
+        seconds, limit = len(waveform) / sample_rate, max_samples / sample_rate
+        raise AudioError(
+            f"{recording.path}: lasts {seconds:.1f} s, more than the {limit:g} s that the network hears at once",
+            remedy=remedy,
+        )
+    return waveform
+
+
+def measure_recording(recording: Recording, sample_rate: int) -> int:
+    """Tell a recording's samples by its header, before it is read.
+
+    Raises:
+        AudioError: where there is no readable header: with the fuller reason of reading it, if there is one.
+    """
+    try:
+        return files.num_samples(recording.path, sample_rate)
+    except AudioError:
+        files.read(recording.path, sample_rate, recording.channel)
+        raise
+
+
+Refusal = TypeVar("Refusal", bound=DaisyError)
+
+
+def drop_path(recording: Recording, error: Refusal) -> Refusal:
+    """Return the reason alone, for those who name the recording beside it."""
+    return type(error)(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
 
 
 def format_label(path: str, channel: int | None) -> str:

@@ -106,7 +106,7 @@ def _expand(text: str, findings: Findings) -> list[Recording]:
     if os.path.isdir(path):  # Path.is_dir() raises on long names
         files = sorted(_choose_files(path, findings))
         return [Recording(path=absolute(file), name=str(file.relative_to(path))) for file in files]
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" and (os.path.isfile(path) or not glob.has_magic(text)):
         return read_manifest(path)
     if path.name.endswith(lhotse_manifests.SUFFIXES) and os.path.isfile(path):
         return lhotse_manifests.read_lhotse_manifest(path)

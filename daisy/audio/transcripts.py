@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from daisy import _files
@@ -44,7 +44,8 @@ def write_transcripts(
         The dictionary's path.
 
     Raises:
-        UsageError: on an empty text, a character that the dictionary lacks, or a model that cannot be read.
+        UsageError: on an empty text, a character that the dictionary lacks, a model that cannot be read, or another one
+            than an earlier split's.
         OutputError: where a file cannot be written.
     """
     if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
@@ -56,13 +57,19 @@ def write_transcripts(
         tokens = Tokens.from_sentencepiece(model)
         symbols = tokens.list_pieces()
         lines = [[tokens.symbols[number] for number in tokens.encode(text)] for text in texts]
-        _files.write(manifest.with_name(f"{labels}.model"), model)
+        copy = manifest.with_name(f"{labels}.model")
+        if copy.exists() and _read_model(copy) != model:
+            raise UsageError(f"{copy}: is another model than {sentencepiece}, and an earlier split's")
+    counts = Counter(symbol for line in lines for symbol in line)
+    _check_specials(counts)
     dictionary = manifest.with_name(f"dict.{labels}.txt")
-    if not dictionary.exists():
-        counts = Counter(symbol for line in lines for symbol in line)
+    if dictionary.exists():
+        _check_symbols(dictionary, counts)
+    else:
         ranked = symbols or [symbol for symbol, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
         _files.write(dictionary, "".join(f"{symbol} {max(counts[symbol], 1)}\n" for symbol in ranked).encode())
-    _check_symbols(dictionary, lines)
+    if sentencepiece is not None:
+        _files.write(copy, model)
     _files.write(manifest.with_suffix(f".{labels}"), "".join(f"{' '.join(line)}\n" for line in lines).encode())
     return dictionary
 
@@ -74,17 +81,19 @@ def _read_model(path: Path) -> bytes:
         raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
-def _check_symbols(dictionary: Path, lines: Sequence[Sequence[str]]) -> None:
+def _check_specials(used: Iterable[str]) -> None:
+    if special := sorted({*used} & {*FAIRSEQ_SPECIALS}):
+        raise UsageError(f"texts with {' '.join(special)}, which fairseq takes for its own special symbols")
+
+
+def _check_symbols(dictionary: Path, used: Iterable[str]) -> None:
     """Check that all tokens are in a dictionary: fairseq would take others for <unk> without a word."""
     try:
         content = dictionary.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{dictionary}: cannot be read ({error})") from None
     known = {line.rsplit(" ", 1)[0] for line in content.splitlines()}
-    used = {symbol for line in lines for symbol in line}
-    if special := sorted(used & set(FAIRSEQ_SPECIALS)):
-        raise UsageError(f"texts with {' '.join(special)}, which fairseq takes for its own special symbols")
-    if unknown := sorted(used - known):
+    if unknown := sorted({*used} - known):
         raise UsageError(
             f"{dictionary}: lacks {' '.join(unknown[:8])}, which the texts have; texts must be of one alphabet and "
             "case; if it was made of another split, remove it and make the training split first"

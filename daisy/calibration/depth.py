@@ -108,15 +108,14 @@ def mean_depth(exit_layers: Tensor, traces: Traces) -> float:
     return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
 
 
-def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg", share: float = 0.1) -> policies.Window:
+def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg") -> policies.Window:
     """Choose the layers to look at as DAISY's published code does, from a histogram of exits at this threshold.
 
     Args:
         threshold: of the batch's entropy, nats.
         histogram: exits at each layer 1 to L, counted when every layer was looked at.
         kind: "avg": the mean exit's floor to its ceiling; "min-max": all layers that were exits; "threshold": from the
-            first to the last layer with at least ``share`` of the exits.
-        share: see there.
+            first to the last layer with at least a tenth of the exits.
 
     Raises:
         PolicyError: on another kind, or an empty histogram.
@@ -128,9 +127,9 @@ def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg", 
         mean = float(counts @ numpy.arange(1, len(counts) + 1) / counts.sum())
         first, last = int(numpy.floor(mean)), int(numpy.ceil(mean))
     elif kind in ("min-max", "threshold"):
-        among = numpy.flatnonzero(counts > 0 if kind == "min-max" else counts >= share * counts.sum())
+        among = numpy.flatnonzero(counts > 0 if kind == "min-max" else counts >= 0.1 * counts.sum())
         if not len(among):
-            raise PolicyError(f"policy daisy_window: no layer has {share:.0%} of the exits")
+            raise PolicyError("policy daisy_window: no layer has a tenth of the exits")
         first, last = int(among[0]) + 1, int(among[-1]) + 1
     else:
         raise PolicyError(f"policy daisy_window: kind must be avg, min-max or threshold, found {kind!r}")

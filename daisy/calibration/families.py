@@ -152,9 +152,13 @@ def _threshold_at(quantile: float, make: Callable[[float], Policy], sign: int, v
 def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Policy]:
     """A threshold on any score; whether low or high values let leave is learnt from what the loss does."""
     values, wanted = traces.scores[column][:, :-1].double(), _scores(traces, loss, column)[:, :-1].double()
+    known = values.isfinite()  # some have no value at the first layer
+    if not known.any():
+        raise PolicyError(f"score {column} has no value at any layer before the last")
+    values, wanted = values[known], wanted[known]
     below = bool(((values - values.mean()) * (wanted - wanted.mean())).sum() >= 0)
     sign = 1 if below else -1
-    ordered = (sign * values).flatten().sort().values
+    ordered = (sign * values).sort().values
     make = partial(_make_with, name="score", knob="threshold", settings={"column": column, "below": below})
     return partial(_threshold_at, make=make, sign=sign, values=ordered, never=-sign * NEVER_EXIT)
 

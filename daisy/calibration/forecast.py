@@ -52,12 +52,12 @@ def fit_gains(
     return Gains(tuple(features), tuple(weights), tuple(intercepts))
 
 
-def split_folds(groups: Sequence[str], count: int = FOLDS, seed: int = 0) -> list[Tensor]:
+def split_folds(groups: Sequence[str]) -> list[Tensor]:
     """Split runs into folds, no group in two, and return the indices of each."""
     names = sorted(set(groups))
-    order = numpy.random.default_rng(seed).permutation(len(names))
-    fold_of = {name: int(place) % count for name, place in zip(names, order, strict=True)}
-    parts = [[i for i, name in enumerate(groups) if fold_of[name] == fold] for fold in range(min(count, len(names)))]
+    order = numpy.random.default_rng(0).permutation(len(names))
+    fold_of = {name: int(place) % FOLDS for name, place in zip(names, order, strict=True)}
+    parts = [[i for i, name in enumerate(groups) if fold_of[name] == fold] for fold in range(min(FOLDS, len(names)))]
     return [torch.tensor(part) for part in parts]
 
 

@@ -26,13 +26,12 @@ class Resample:
     Args:
         groups: of each run.
         draws: bootstrap samples.
-        seed: of the draws.
     """
 
-    def __init__(self, groups: Sequence[str], draws: int = DRAWS, seed: int = 0):
+    def __init__(self, groups: Sequence[str], draws: int = DRAWS):
         _, self.membership = numpy.unique(numpy.asarray(groups), return_inverse=True)
         self.num_groups = int(self.membership.max()) + 1
-        picks = numpy.random.default_rng(seed).integers(self.num_groups, size=(draws, self.num_groups))
+        picks = numpy.random.default_rng(0).integers(self.num_groups, size=(draws, self.num_groups))
         self.times = numpy.zeros((draws + 1, self.num_groups))
         self.times[0] = 1
         numpy.add.at(self.times, (numpy.arange(1, draws + 1)[:, None], picks), 1)

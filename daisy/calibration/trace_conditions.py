@@ -68,6 +68,7 @@ def read_speech(
     root: Path,
     sample_rate: int,
     min_samples: int = MIN_SAMPLES,
+    max_samples: int | None = None,
     *,
     strict: bool = False,
 ) -> Speech:
@@ -79,6 +80,7 @@ def read_speech(
         root: what the paths there are relative to.
         sample_rate: of the backbone.
         min_samples: that one frame of the backbone sees.
+        max_samples: that it hears at once; None: any number.
         strict: refuse the first that cannot be read, and leave none out.
 
     Raises:
@@ -89,9 +91,7 @@ def read_speech(
     speech = Speech(waveforms=[], names=[], groups=[], failed={})
     for recording, speaker in zip(recordings, names, strict=True):
         try:
-            waveform = audio.read(recording.path, sample_rate, recording.channel)
-            if len(waveform) < min_samples:
-                raise AudioError(f"{recording.path}: too short: {len(waveform)} samples, one frame needs {min_samples}")
+            waveform = audio.read_recording(recording, sample_rate, min_samples=min_samples, max_samples=max_samples)
         except AudioError as error:
             if strict:
                 raise
@@ -119,6 +119,8 @@ def read_noises(given: Iterable[str], sample_rate: int, *, strict: bool = False)
     """
     noises = Noises(kinds=[], recorded={}, failed={})
     for text in given:
+        if text in noises.kinds:
+            raise UsageError(f"noise {text} is given twice")
         if text in GENERATED:
             noises.kinds.append(text)
             continue

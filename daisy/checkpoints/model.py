@@ -155,6 +155,8 @@ class Model(nn.Module):
         layers = exits or (reading.config.layers if reading else ())
         if known is not None and layers and len(layers) < self.backbone.config.num_layers:
             given |= {key: _count_exits(name, key, given[key], layers) for key in known.exit_numbers if key in given}
+            if known is exit_policies.Deadline:
+                given.setdefault("layers", tuple(layers))
         return exit_policies.make_policy(name, given)
 
     def encoder(

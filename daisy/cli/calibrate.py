@@ -77,7 +77,7 @@ Snr = Annotated[
     str, typer.Option(help="Conditions to run: clean and ratios in dB, such as clean,20,10,0. A risk holds in each.")
 ]
 ScoreStride = Annotated[int, typer.Option(min=1, help="Let the exit heads look at every n-th frame only.")]
-Seed = Annotated[int, typer.Option(help="Seed of the noise excerpts, and of who certifies a risk.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise excerpts, and of who certifies a risk.")]
 FullRunsFile = Annotated[
     Path | None,
     typer.Option(
@@ -138,12 +138,13 @@ def command(
     reads = _choose_heads(model, goal, heads, score_stride)
     if scored := model.ctc if reads == "ctc" else model.heads:
         check_family(policy, scored)
-    rate, frame_span = model.backbone.config.sample_rate, model.backbone.config.frame_span
+    config = model.backbone.config
+    rate = config.sample_rate
     noises = read_noises(noise or (), rate, strict=strict)
     conditions = make_conditions(noises.kinds, parse_snrs(snr))
     findings = audio.search(inputs)
     recordings = audio.take_channels(findings.recordings, parse_channel(channel))
-    speech = read_speech(recordings, speakers, root, rate, min_samples=frame_span, strict=strict)
+    speech = read_speech(recordings, speakers, root, rate, config.frame_span, config.max_samples, strict=strict)
     warn_of_failures([*noises.failed.values(), *speech.failed.values()])
     goal.check(len(set(speech.groups)))
     _files.check_writable(out)

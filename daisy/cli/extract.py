@@ -143,21 +143,13 @@ def command(
     encoder = EarlyExitEncoder(
         model.backbone,
         model.exit_heads(),
-        limit_cost(
-            model.backbone,
-            model.exit_heads(),
-            rule,
-            milliseconds=deadline_ms,
-            macs=deadline_macs,
-            score_stride=stride,
-            precision=precision,
-            begun_in=None if overwrite else folder,
-        ),
+        rule,
         keep=layers,
         scores=parse_names(scores),
         score_stride=stride,
         dtype=precision,
     )
+    limit_cost(encoder, milliseconds=deadline_ms, macs=deadline_macs, begun_in=None if overwrite else folder)
     extractor = Extractor(
         encoder,
         folder,

@@ -51,21 +51,22 @@ class DepthGoal:
     """What policies that learn a loss learn."""
 
     def check(self, num_speakers: int) -> None:
-        """Refuse what is no depth.
+        """Refuse what is no depth, and units that the loss is not of.
 
         Raises:
             PolicyError: where it is not above 0 and at most 1.
+            UsageError: on such units.
         """
         from daisy.calibration.depth import check_depth
 
         check_depth(self.depth)
+        if self.units != "same" and self.loss not in AGAINST_FULL_MODEL:
+            raise UsageError(f"--units {self.units} is of losses against the full model, not of {self.loss}")
 
     def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
         """Set a policy on full runs."""
         from daisy.calibration.depth import calibrate_depth, mean_depth
 
-        if self.units != "same" and self.loss not in AGAINST_FULL_MODEL:
-            raise UsageError(f"--units {self.units} is of losses against the full model, not of {self.loss}")
         setting = calibrate_depth(policy, traces, self.depth, PREFIXES[self.units] + self.loss)
         reached = mean_depth(setting.exit_layers, traces)
         note = ""

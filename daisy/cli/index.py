@@ -20,15 +20,18 @@ def command(
     files of units, in the forms that were asked for last.
     """
     from daisy.extraction import rebuild_index
-    from daisy.recognition.transcriber import holds_transcripts, rebuild_transcripts
-    from daisy.units.files import SUMMARY, holds_units, rebuild_units
+    from daisy.extraction.run_folder import holds_kind
+    from daisy.recognition import transcript_rows
+    from daisy.recognition.transcriber import rebuild_transcripts
+    from daisy.units import rows
+    from daisy.units.files import SUMMARY, rebuild_units
 
-    if holds_transcripts(folder):
+    if holds_kind(folder, transcript_rows.KIND):
         transcripts = rebuild_transcripts(folder)
         failed = f", {len(transcripts.failed)} failed" if transcripts.failed else ""
         say(f"{folder / 'transcripts.json'} and transcripts.csv: {len(transcripts.rows)} recordings{failed}")
         return
-    of_units = holds_units(folder)
+    of_units = holds_kind(folder, rows.KIND)
     report = rebuild_units(folder) if of_units else rebuild_index(folder)
     failed = f", {len(report.failed)} failed" if report.failed else ""
     files = f"{folder / SUMMARY} and units" if of_units else f"{folder / 'index.json'} and index.csv"

@@ -48,7 +48,7 @@ def command(
         typer.Option(help="Of a folder of features: frames a second; if not given, whichever of 50, 100 and 25 fits."),
     ] = None,
     fit_frames: Annotated[int, typer.Option(help="Most frames that k-means is fitted on.")] = 500_000,
-    seed: Annotated[int, typer.Option(help="Seed of the frames drawn and of k-means.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the frames drawn and of k-means.")] = 0,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Type to compute a teacher's states in.")
     ] = "float32",

@@ -64,6 +64,7 @@ def command(
     if text is None and (sentencepiece or labels):
         raise UsageError("--sentencepiece and --labels are of transcripts: give --text too")
     weights = _parse_weights(weight or [])
+    _files.check_writable(out)
     folder = Path(os.path.abspath(root))
     first_line = audio.format_manifest_root(folder)
     lines: list[str] = []

@@ -69,7 +69,7 @@ Kill = Annotated[
 Address = Annotated[str, typer.Option(help="Of a Ray cluster, such as auto; else one is started on this machine.")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for mdi.json, mdi.png and mdi.html.")]
 Format = Annotated[Literal["table", "json"], typer.Option(help="What is printed.")]
-Seed = Annotated[int, typer.Option(help="Seed of arrivals, draws and losses.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of arrivals, draws and losses.")]
 
 
 def command(
@@ -101,7 +101,7 @@ def command(
     The workers are Ray actors, here or on a cluster; speeds and links in the topology are emulated. With --simulate
     nothing runs but the rules, under simulated time. Exit status 1: some recordings could not be read.
     """
-    from daisy import checkpoints
+    from daisy import _files, checkpoints
     from daisy.distributed.pipeline.admission import make_admissions
     from daisy.distributed.pipeline.baselines import make_system
     from daisy.distributed.pipeline.topology_file import read_topology
@@ -111,6 +111,7 @@ def command(
         raise UsageError("--kill is of --simulate")
     if out is not None:
         check_report_packages()
+        _files.check_writable(out / "mdi.json")
     model = checkpoints.load(checkpoint, device=check_device(device))
     layout = make_system(system, read_topology(topology, model.backbone.config.num_layers))
     if adapt is not None:
@@ -187,7 +188,7 @@ def _read(model: Model, inputs: Sequence[str]) -> Speech:
 
     config = model.backbone.config
     findings = audio.search(inputs)
-    return read_speech(findings.recordings, None, Path("."), config.sample_rate, min_samples=config.frame_span)
+    return read_speech(findings.recordings, None, Path("."), config.sample_rate, config.frame_span, config.max_samples)
 
 
 def _prepare(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Prepared, dict[str, str]]:

@@ -52,7 +52,7 @@ Loss = Annotated[
     LossName | None,
     typer.Option(help="The loss that policies are compared by; of recognisers word_errors, with labels."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of noise excerpts, rooms and halves.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of noise excerpts, rooms and halves.")]
 
 
 def command(
@@ -188,7 +188,9 @@ def _read_speech(
 
     config, findings = model.backbone.config, audio.search(texts)
     recordings = audio.take_channels(findings.recordings, channel)
-    speech = read_speech(recordings, speakers, root, config.sample_rate, min_samples=config.frame_span, strict=strict)
+    speech = read_speech(
+        recordings, speakers, root, config.sample_rate, config.frame_span, config.max_samples, strict=strict
+    )
     warn_of_rest(findings)
     warn_of_failures(speech.failed.values())
     if is_split and len(set(speech.groups)) < 2:

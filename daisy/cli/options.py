@@ -14,10 +14,9 @@ from daisy.errors import UsageError
 
 if TYPE_CHECKING:
     from daisy.audio import Channel, Recording
+    from daisy.encoder import EarlyExitEncoder
     from daisy.extraction import Shard
-    from daisy.models.kinds import AnyBackbone, AnyHeads
-    from daisy.policies import Deadline, Policy
-    from daisy.runtime.dtypes import Precision
+    from daisy.policies import Deadline
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 DeadlineMs = Annotated[
@@ -142,42 +141,28 @@ def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
 
 
 def limit_cost(
-    backbone: AnyBackbone,
-    heads: AnyHeads | None,
-    policy: Policy,
-    *,
-    milliseconds: float | None,
-    macs: float | None,
-    score_stride: int,
-    precision: Precision,
-    exits: Sequence[int] | None = None,
-    begun_in: Path | None = None,
-) -> Policy:
-    """Put a recording's budget on top of a policy, where one is given.
+    encoder: EarlyExitEncoder, *, milliseconds: float | None, macs: float | None, begun_in: Path | None
+) -> None:
+    """Put a recording's budget on top of an encoder's policy, where one is given.
 
     Args:
-        backbone: what runs.
-        heads: whose scores the policy reads.
-        policy: that may leave earlier.
+        encoder: whose policy may leave earlier.
         milliseconds: measured now, or when the run in ``begun_in`` was begun; None: no such budget.
         macs: multiply-accumulates; None: no such budget.
-        score_stride: of the encoder, as ``precision`` and ``exits``.
-        precision: likewise.
-        exits: likewise.
         begun_in: a folder, whose run goes on where it has the same budget; None: there is none.
     """
     from daisy.calibration import cost
 
     budget = milliseconds if milliseconds is not None else macs
     if budget is None:
-        return policy
-    counted = cost.make_macs_deadline(backbone, heads, budget, policy, score_stride, exits)
+        return
+    parts = encoder.backbone, encoder.heads, budget, encoder.policy, encoder.score_stride
+    counted = cost.make_macs_deadline(*parts, encoder.exits)
     if milliseconds is None:
-        return counted
+        encoder.policy = counted
+        return
     begun = None if begun_in is None else _find_deadline(begun_in, counted)
-    return begun or cost.make_measured_deadline(
-        backbone, heads, milliseconds, policy, score_stride, dtype=precision, exits=exits
-    )
+    encoder.policy = begun or cost.make_measured_deadline(*parts, dtype=encoder.dtype, exits=encoder.exits)
 
 
 def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:

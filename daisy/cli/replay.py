@@ -24,7 +24,7 @@ def command(
     depth: Depth = 0.6,
     depths: Depths = "",
     report: Report = None,
-    seed: Annotated[int, typer.Option(help="Seed of the halves.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the halves.")] = 0,
 ) -> None:
     """Compare exit policies on a table of full runs of any model.
 

@@ -44,9 +44,9 @@ def command(
     regressors: Annotated[
         bool, typer.Option("--regressors/--no-regressors", help="Train loss regressors beside the unit classifiers.")
     ] = True,
-    save_interval: Annotated[int, typer.Option(help="Updates after which the state is saved and validated.")] = 200,
-    log_interval: Annotated[int, typer.Option(help="Updates after which the losses are logged.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
+    save_interval: Annotated[int, typer.Option(min=1, help="Updates after which it is saved and validated.")] = 200,
+    log_interval: Annotated[int, typer.Option(min=1, help="Updates after which the losses are logged.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 1,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Type to multiply in; weights stay in float32.")
     ] = "float32",
@@ -104,6 +104,8 @@ def _say_report(report: TrainingReport, settings: HeadTraining, out: Path) -> No
     """Print what the run has come to."""
     if report.num_resumed:
         say(f"{report.num_resumed} of {report.num_updates} updates were made before")
+    if report.num_left_out:
+        say(f"{report.num_left_out} recordings of fewer than {settings.min_sample_size} samples were left out")
     for kind, means in (("train", report.train), ("valid", report.valid)):
         layers = sorted(int(name.split("_")[1]) for name in means if name.startswith("nats_"))
         if layers:

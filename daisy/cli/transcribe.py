@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from daisy.audio import Recording
     from daisy.checkpoints import Model
     from daisy.extraction import Shard
-    from daisy.recognition import AttentionSearch, BeamSearch, Recogniser, Transcriber, TranscriptReport
+    from daisy.recognition import AttentionSearch, BeamSearch, Transcriber, TranscriptReport
     from daisy.recognition.error_rates import ErrorRates
 
 MAX_TABLE_ROWS = 40
@@ -135,7 +135,8 @@ def command(
         window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
-    _limit_cost(recogniser, deadline_ms, deadline_macs, None if overwrite else out)
+    begun_in = None if overwrite else out
+    limit_cost(recogniser.encoder, milliseconds=deadline_ms, macs=deadline_macs, begun_in=begun_in)
     transcriber = Transcriber(
         recogniser,
         checkpoint=checkpoints.digest(checkpoint),
@@ -219,22 +220,6 @@ def _make_decoder(
         language_model=language_model,
         language_weight=language_weight,
         word_score=word_score,
-    )
-
-
-def _limit_cost(recogniser: Recogniser, milliseconds: float | None, macs: float | None, begun_in: Path | None) -> None:
-    """Put a recording's budget on top of the policy, where one is given."""
-    encoder = recogniser.encoder
-    encoder.policy = limit_cost(
-        encoder.backbone,
-        encoder.heads,
-        encoder.policy,
-        milliseconds=milliseconds,
-        macs=macs,
-        score_stride=encoder.score_stride,
-        precision=encoder.dtype,
-        exits=encoder.exits,
-        begun_in=begun_in,
     )
 
 

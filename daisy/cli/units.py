@@ -126,7 +126,9 @@ def command(
     if kmeans is not None:
         units = _read_kmeans(model, kmeans, layer, allow_pickle, precision)
     else:
-        units = _make_heads(model, policy or DEFAULT_POLICY, set or [], scores, precision, deadline_ms, deadline_macs)
+        units = _make_heads(model, policy or DEFAULT_POLICY, set or [], scores, precision)
+        begun_in = None if overwrite else out
+        limit_cost(units.encoder, milliseconds=deadline_ms, macs=deadline_macs, begun_in=begun_in)
     extractor = UnitExtractor(
         units,
         out,
@@ -183,33 +185,12 @@ def _read_kmeans(model: Model, path: Path, layer: int | None, allow_pickle: bool
     return UnitEncoder(model, kmeans=read_kmeans(path, allow_pickle=allow_pickle), layer=layer, dtype=precision)
 
 
-def _make_heads(
-    model: Model,
-    policy: str,
-    settings: list[str],
-    scores: str,
-    precision: Any,
-    deadline_ms: float | None,
-    deadline_macs: float | None,
-) -> UnitEncoder:
-    """Make what reads units of heads, with a recording's budget on top of its policy where one is given."""
+def _make_heads(model: Model, policy: str, settings: list[str], scores: str, precision: Any) -> UnitEncoder:
     from daisy.units import UnitEncoder
 
     given: dict[str, Any] = {**parse_settings(settings)}
     layer = given.pop("layer", None)
-    units = UnitEncoder(model, policy, layer=layer, scores=parse_names(scores), dtype=precision, **given)
-    encoder = units.encoder
-    encoder.policy = limit_cost(
-        encoder.backbone,
-        encoder.heads,
-        encoder.policy,
-        milliseconds=deadline_ms,
-        macs=deadline_macs,
-        score_stride=encoder.score_stride,
-        precision=encoder.dtype,
-        exits=encoder.exits,
-    )
-    return units
+    return UnitEncoder(model, policy, layer=layer, scores=parse_names(scores), dtype=precision, **given)
 
 
 def _say_units(report: ExtractionReport, units: UnitEncoder) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from daisy.calibration.intervals import Estimate
 from daisy.evaluation.style import RANKED
 
-COUNTERPART = "a static cut"
-
 
 def choose_spoken(names: Iterable[str]) -> str:
     """Choose the policy that a title speaks of: the default one, or the next that matters; empty if there is none."""

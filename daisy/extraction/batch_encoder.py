@@ -19,8 +19,6 @@ from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.feature_files import StreamedFeatures, write_features
 from daisy.extraction.journal import Row, Settings, stamp
-from daisy.models import WhisperConfig
-from daisy.models.whisper import describe_too_long
 from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
 
@@ -133,16 +131,13 @@ class BatchEncoder:
 
     def _read(self, recording: Recording) -> Tensor:
         config = self.encoder.backbone.config
-        waveform = audio.read(recording.path, config.sample_rate, recording.channel)
-        if len(waveform) < config.frame_span:
-            milliseconds = 1000 * config.frame_span / config.sample_rate
-            raise AudioError(
-                f"too short: {len(waveform)} samples at {config.sample_rate} Hz, "
-                f"one frame needs {config.frame_span} ({milliseconds:.0f} ms)"
-            )
-        if isinstance(config, WhisperConfig) and len(waveform) > config.max_samples:
-            raise AudioError(describe_too_long(len(waveform), config), remedy="in_windows")
-        return waveform
+        return audio.read_recording(
+            recording,
+            config.sample_rate,
+            min_samples=config.frame_span,
+            max_samples=config.max_samples,
+            remedy="in_windows",
+        )
 
     def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
         """Encode one long recording, whose states go to the disk window by window."""

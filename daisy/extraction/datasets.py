@@ -112,9 +112,7 @@ class ShardDataset(IterableDataset[Sample]):
         if not self.shards:
             raise UsageError("no shard files")
         for shard in self.shards:
-            if shard.suffix[1:] not in KINDS:
-                raise UsageError(f"{shard}: a shard file ends in .{', .'.join(KINDS)}")
-            check_kind(shard.suffix[1:])
+            _check_shard(shard)
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -134,9 +132,18 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
 
     Yields:
         Each recording's states, and what the index says of it.
+
+    Raises:
+        UsageError: where it has another ending, or pyarrow is missing that reads Parquet.
     """
-    path = Path(path)
+    _check_shard(path := Path(path))
     return {".tar": _read_tar, ".parquet": _read_parquet, ".safetensors": _read_safetensors}[path.suffix](path)
+
+
+def _check_shard(path: Path) -> None:
+    if path.suffix[1:] not in KINDS:
+        raise UsageError(f"{path}: a shard file ends in .{', .'.join(KINDS)}")
+    check_kind(path.suffix[1:])
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from daisy import _files, audio
 from daisy.audio import Channel, Recording
+from daisy.audio.recordings import drop_path
 from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, DaisyError, OutputError, Remedy, UsageError
 from daisy.extraction import windows
@@ -91,8 +92,8 @@ class Extractor:
         _check_seconds(batch_sec, max_sec)
         if shards is not None:
             check_kind(shards)
-        if not shard_mb > 0:
-            raise UsageError(f"shard_mb must be above 0, found {shard_mb}")
+        if not 0 < shard_mb < math.inf:
+            raise UsageError(f"shard_mb must be above 0 and finite, found {shard_mb}")
         if window_sec is not None:
             if encoder.keep != "last":
                 raise UsageError("windows leave at layers of their own: they go with layers last, not all")
@@ -178,8 +179,7 @@ class Extractor:
         lengths = array("q")
         for recording in unfinished:
             try:
-                if recording.label in outputs:
-                    check_name(self.out / outputs[recording.label])
+                self.check_recording(recording, outputs)
                 lengths.append(self._read_length(recording))
                 pending.append(recording)
             except (AudioError, OutputError) as error:
@@ -251,9 +251,17 @@ class Extractor:
         return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{self.shards}")
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
-        message = error.message.removeprefix(f"{recording.path}: ")
-        self.failed[recording.label] = type(error)(message, remedy=error.remedy, path=error.path)
-        folder.fail(recording.label, message)
+        self.failed[recording.label] = reason = drop_path(recording, error)
+        folder.fail(recording.label, reason.message)
+
+    def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
+        """Refuse a recording whose result could not be written.
+
+        Raises:
+            AudioError, OutputError: where it could not.
+        """
+        if recording.label in outputs:
+            check_name(self.out / outputs[recording.label])
 
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
         """Name each recording's file, by `Recording.label`; nothing where recordings have none."""
@@ -286,13 +294,8 @@ class Extractor:
         )
 
     def _read_length(self, recording: Recording) -> int:
-        """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
         rate = self.encoder.backbone.config.sample_rate
-        try:
-            length = audio.num_samples(recording.path, rate)
-        except AudioError:
-            audio.read(recording.path, rate, recording.channel)
-            raise
+        length = audio.measure_recording(recording, rate)
         if self.window_sec is None and length > self.max_sec * rate:
             remedy: Remedy = "window" if self.encoder.keep == "last" else "max_sec"
             raise AudioError(f"lasts {length / rate:.0f} s, more than {self.max_sec:.0f} s", remedy=remedy)

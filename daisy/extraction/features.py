@@ -109,7 +109,7 @@ class ComputedFeatures(Features):
         waiting: Group = []
         for recording in recordings:
             try:
-                waveform = self._read_waveform(recording)
+                waveform = audio.read_recording(recording, self.sample_rate, min_samples=self.min_samples)
             except AudioError as error:
                 fail(recording, error)
                 continue
@@ -123,14 +123,6 @@ class ComputedFeatures(Features):
                 waiting = []
         if waiting:
             yield self._compute_group(waiting, fail)
-
-    def _read_waveform(self, recording: Recording) -> Tensor:
-        waveform = audio.read(recording.path, self.sample_rate)
-        if len(waveform) < self.min_samples:
-            raise AudioError(
-                f"{recording.path}: too short: {len(waveform)} samples, one frame needs {self.min_samples}"
-            )
-        return waveform
 
     def _compute_group(self, waiting: Group, fail: Fail) -> Group:
         """Compute a group's features; where they are no numbers, recording by recording, as one may spoil others."""

@@ -259,6 +259,12 @@ def list_journals(out: Path) -> list[Shard]:
     return _list_shards(out, "")
 
 
+def holds_kind(out: Path, kind: str) -> bool:
+    """Tell whether a folder's journals are of some kind (units or transcripts), and not of features."""
+    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
+    return any(header is not None and header.get("kind") == kind for header in headers)
+
+
 def read_policies(out: Path) -> list[dict[str, Any]]:
     """Read the configurations of the policies (`Policy.to_config`) that a folder's journals were begun with.
 

@@ -133,6 +133,12 @@ class WaveformTeacher:
         return pick_nearest(states.float().cpu(), self.times, count_frames(len(waveform), HUBERT_CONV))
 
 
+GAP_SEC = 0.4
+"""Silence between recordings that share a window of Whisper's."""
+CONTEXT_SEC = 1.0
+"""By which pieces of a long recording overlap on either side."""
+
+
 class WhisperTeacher:
     """A layer of Whisper's encoder. Its windows last 30 s whatever they hold, so short recordings share one.
 
@@ -146,8 +152,6 @@ class WhisperTeacher:
         encoder: of ``transformers.WhisperModel``, in any precision, on any device.
         layer: 1 to its last, before the final norm; layers above are not computed.
         bfloat16: multiply in bfloat16, half of the time where the processor has it.
-        gap_sec: silence between recordings.
-        context_sec: by which pieces of a long recording overlap on either side.
 
     Raises:
         UsageError: on a layer that it does not have.
@@ -157,9 +161,7 @@ class WhisperTeacher:
     times = FrameTimes(hop=320, middle=0)
     """Mel frames are centred at multiples of 160 samples, and every second of them in the second convolution."""
 
-    def __init__(
-        self, encoder: Any, layer: int, *, bfloat16: bool = False, gap_sec: float = 0.4, context_sec: float = 1.0
-    ):
+    def __init__(self, encoder: Any, layer: int, *, bfloat16: bool = False):
         from transformers import WhisperFeatureExtractor
 
         check_layer(layer, len(encoder.layers), first=1)
@@ -167,7 +169,7 @@ class WhisperTeacher:
         self.encoder.layers, self.encoder.layer_norm = self.encoder.layers[:layer], torch.nn.Identity()
         self.mel = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)  # type: ignore[no-untyped-call]
         self.window, self.width = self.mel.n_samples, int(encoder.config.d_model)
-        self.gap, self.context = int(gap_sec * SAMPLE_RATE), self._round(int(context_sec * SAMPLE_RATE))
+        self.gap, self.context = int(GAP_SEC * SAMPLE_RATE), self._round(int(CONTEXT_SEC * SAMPLE_RATE))
 
     def fit_together(self, num_samples: Sequence[int]) -> bool:
         """Tell whether recordings share a window; one that needs several windows is by itself."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, compute_frame_span
@@ -79,6 +79,9 @@ class BackboneConfig:
     pos_stack: int | None = None
     """data2vec's positional convolutions, one after the other, each with a norm [pos_conv_depth]; None: HuBERT's one,
     without a norm."""
+
+    max_samples: ClassVar[None] = None
+    """A recording may be as long as it likes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a checkpoint's metadata holds; of a whole HuBERT the same as ever."""

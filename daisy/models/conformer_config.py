@@ -65,6 +65,7 @@ class ConformerConfig:
     """Hz."""
 
     kind: ClassVar[str] = "conformer"
+    max_samples: ClassVar[None] = None
     pre_norm: ClassVar[bool] = False
     """A layer ends with a norm."""
 

@@ -58,7 +58,7 @@ class Tokens:
         return cls(symbols=(*FAIRSEQ_SPECIALS, SPACE, *rest))
 
     @classmethod
-    def from_sentencepiece(cls, model: bytes, blank: int = 0) -> Tokens:
+    def from_sentencepiece(cls, model: bytes) -> Tokens:
         """Make the tokens of a SentencePiece model, as the public code of Wright et al. uses them: its first is blank.
 
         Raises:
@@ -67,7 +67,7 @@ class Tokens:
         """
         processor = load_sentencepiece(model)
         symbols = tuple(processor.id_to_piece(index) for index in range(processor.get_piece_size()))
-        return cls(symbols=symbols, blank=blank, sentencepiece=model)
+        return cls(symbols=symbols, blank=0, sentencepiece=model)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tokens:

@@ -40,6 +40,7 @@ class Deadline(Policy):
         self._tuple("layer_cost")
         self._require(len(self.front_cost) == len(self.layer_cost) == 3, "costs are c0, c1, c2")
         self._require(isinstance(self.then, Policy), f"then must be a policy, found {self.then!r}")
+        self._require(isinstance(self.layers, tuple), f"layers must be a list of numbers, found {self.layers!r}")
         rising = list(self.layers) == sorted(set(self.layers)) and all(isinstance(n, int) for n in self.layers)
         self._require(rising, f"layers must be rising whole numbers, found {self.layers!r}")
         self._require(not isinstance(self.then, Window), "daisy_window lets batches leave, and a deadline utterances")

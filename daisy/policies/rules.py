@@ -111,6 +111,8 @@ class Score(Policy):
         return frozenset({self.column})
 
     def validate(self) -> None:
+        self._require(isinstance(self.column, str), f"column must be a score's name, found {self.column!r}")
+        self._require(isinstance(self.below, bool), f"below must be true or false, found {self.below!r}")
         self._numbers("threshold")
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
@@ -195,6 +197,8 @@ class LookAhead(Policy):
 
     def validate(self) -> None:
         self._numbers("price")
+        named = isinstance(self.features, tuple) and all(isinstance(name, str) for name in self.features)
+        self._require(named, f"features must be names of scores, found {self.features!r}")
         try:
             matrices = [torch.tensor(rows, dtype=torch.float32) for rows in self.weights]
             offsets = [torch.tensor(row, dtype=torch.float32) for row in self.intercepts]

@@ -26,7 +26,6 @@ class BeamSearch:
         language_model: a KenLM file: of words with a lexicon, else of tokens.
         language_weight: what its log-probabilities (in base 10) are multiplied by.
         word_score: added for each word of a lexicon.
-        beam_tokens: of a frame, how many of the likeliest tokens the search goes on with; None: all.
 
     Raises:
         UsageError: where torchaudio or flashlight-text is missing, a file cannot be read or does not fit the tokens, or
@@ -42,7 +41,6 @@ class BeamSearch:
         language_model: str | Path | None = None,
         language_weight: float = 2.0,
         word_score: float = 0.0,
-        beam_tokens: int | None = None,
     ):
         make = load_decoder()
         if not (math.isfinite(language_weight) and math.isfinite(word_score)):
@@ -62,7 +60,6 @@ class BeamSearch:
                 tokens=list(tokens.symbols),
                 lm=None if language_model is None else str(language_model),
                 beam_size=beam_size,
-                beam_size_token=beam_tokens,
                 lm_weight=language_weight,
                 word_score=word_score,
                 log_add=lexicon is None,

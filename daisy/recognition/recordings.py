@@ -10,6 +10,7 @@ from torch import Tensor
 
 from daisy import audio
 from daisy.audio import Recording
+from daisy.audio.recordings import drop_path
 from daisy.errors import AudioError, UsageError
 from daisy.extraction import windows
 from daisy.extraction.batch_encoder import SilenceWatch
@@ -57,9 +58,9 @@ def transcribe(
     readable, lengths = [], []
     for recording in recordings:
         try:
-            lengths.append(_read_length(recording, config.sample_rate))
+            lengths.append(audio.measure_recording(recording, config.sample_rate))
         except AudioError as error:
-            yield recording, _without_path(recording, error)
+            yield recording, drop_path(recording, error)
         else:
             readable.append(recording)
     longest = min(batch_sec, window_sec or batch_sec)  # what needs windows is by itself
@@ -71,15 +72,6 @@ def transcribe(
             yield from _transcribe_batch(recogniser, batch)
 
 
-def _read_length(recording: Recording, sample_rate: int) -> int:
-    """Samples by the header; a file without a readable one gets `audio.read`'s fuller reason."""
-    try:
-        return audio.num_samples(recording.path, sample_rate)
-    except AudioError:
-        audio.read(recording.path, sample_rate, recording.channel)
-        raise
-
-
 def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Iterator[Outcome]:
     start = time.perf_counter()
     waveforms: list[tuple[Recording, Tensor]] = []
@@ -87,7 +79,7 @@ def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Ite
         try:
             waveforms.append((recording, read(recogniser, recording)))
         except AudioError as error:
-            yield recording, _without_path(recording, error)
+            yield recording, drop_path(recording, error)
     if not waveforms:
         return
     transcripts = recogniser([waveform for _, waveform in waveforms])
@@ -123,7 +115,7 @@ def _transcribe_long(
             batch_sec=batch_sec,
         )
     except AudioError as error:
-        return _without_path(recording, error)
+        return drop_path(recording, error)
     return _make_row(
         recogniser,
         recording,
@@ -134,11 +126,6 @@ def _transcribe_long(
     )
 
 
-def _without_path(recording: Recording, error: AudioError) -> AudioError:
-    """The reason alone: who reports it names the recording."""
-    return AudioError(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
-
-
 def read(recogniser: Recogniser, recording: Recording) -> Tensor:
     """Read a recording at the recogniser's rate, (N,).
 
@@ -146,13 +133,13 @@ def read(recogniser: Recogniser, recording: Recording) -> Tensor:
         AudioError: where it cannot be read, or is shorter than one frame.
     """
     config = recogniser.model.backbone.config
-    waveform = audio.read(recording.path, config.sample_rate, recording.channel)
-    if len(waveform) < config.frame_span:
-        raise AudioError(
-            f"too short: {len(waveform)} samples at {config.sample_rate} Hz, one frame needs {config.frame_span} "
-            f"({1000 * config.frame_span / config.sample_rate:.0f} ms)"
-        )
-    return waveform
+    return audio.read_recording(
+        recording,
+        config.sample_rate,
+        min_samples=config.frame_span,
+        max_samples=config.max_samples,
+        remedy="in_windows",
+    )
 
 
 def _make_row(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from daisy import _files, _locks
 from daisy.audio import Channel, Recording
-from daisy.errors import AudioError, DaisyError, OutputError, UsageError
+from daisy.errors import AudioError, DaisyError, UsageError
 from daisy.extraction.feature_files import name_outputs
-from daisy.extraction.journal import Journal, merge, read_header, read_journal
+from daisy.extraction.index import settle_on_settings
+from daisy.extraction.journal import merge, read_journal
 from daisy.extraction.run_folder import INDEX_LOCK, TRANSCRIPT_FILES, RunFolder, list_journals
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
 from daisy.recognition.recordings import BATCH_SEC, CONTEXT_SEC, Outcome, transcribe
 from daisy.recognition.transcript_files import TranscriptReport, format_csv, format_json, format_srt
-from daisy.recognition.transcript_rows import KIND, TranscriptRow, TranscriptSettings
+from daisy.recognition.transcript_rows import TranscriptRow, TranscriptSettings
 
 
 class Transcriber:
@@ -161,12 +161,6 @@ class Transcriber:
         )
 
 
-def holds_transcripts(out: Path) -> bool:
-    """Tell whether a folder's journals are of transcripts, and not of features."""
-    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
-    return any(header is not None and header.get("kind") == KIND for header in headers)
-
-
 def rebuild_transcripts(
     out: str | Path, *, references: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
 ) -> TranscriptReport:
@@ -189,7 +183,7 @@ def rebuild_transcripts(
         raise UsageError(f"{out}: holds no journal of transcripts (journal.jsonl)")
     with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
         journals = [read_journal(out / shard.journal, row_type=TranscriptRow) for shard in list_journals(out)]
-        settings, journals = _settle_on_settings(journals)
+        settings, journals = settle_on_settings(journals, TranscriptSettings)
         finished, failures = merge(journals)
         rows = [row for row in finished.values() if isinstance(row, TranscriptRow)]
         report = TranscriptReport(
@@ -205,19 +199,3 @@ def rebuild_transcripts(
             if row.label in (names or {}):
                 _files.write(out / (names or {})[row.label], format_srt(row.words).encode())
     return report
-
-
-def _settle_on_settings(journals: Sequence[Journal]) -> tuple[TranscriptSettings, list[Journal]]:
-    """The settings of what is finished, and the journals that have them: others came to nothing."""
-    first = max(journals, key=lambda journal: (len(journal.rows) > 0, journal.path.stat().st_mtime))
-    names = {setting.name for setting in fields(TranscriptSettings)}
-    try:
-        settings = TranscriptSettings(**{name: value for name, value in first.header.items() if name in names})
-    except TypeError as error:
-        raise OutputError(f"{first.path}: no journal of transcripts ({error})", remedy="overwrite") from None
-    alike = [journal for journal in journals if not journal.find_differences(settings)]
-    for journal in journals:
-        if journal.rows and journal not in alike:
-            different = ", ".join(journal.find_differences(settings))
-            raise OutputError(f"{journal.path}: of a run with another {different} than {first.path}")
-    return settings, alike

@@ -13,11 +13,9 @@ from torch import Tensor
 from daisy import _files, audio
 from daisy.audio.manifests import read_manifest_lines
 from daisy.errors import UsageError
+from daisy.extraction.stored_features import TOLERANCE_SEC, TOLERANCE_SHARE
 from daisy.models.heads import SPECIAL_SYMBOLS
 from daisy.training.settings import HeadTraining
-
-TOLERANCE_SEC, TOLERANCE_SHARE = 0.1, 0.01
-"""By which labels may be longer or shorter than their recording."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class HeadBatches:
         generator, limit = numpy.random.default_rng(seed), self.settings.max_sample_size
         waveforms, labels = [], []
         for index in indices:
-            waveform, start = audio.read(self.recordings[index].path, self.sample_rate), 0
+            waveform, start = audio.read_recording(self.recordings[index], self.sample_rate), 0
             if len(waveform) > limit:
                 start = int(generator.integers(len(waveform) - limit + 1)) if self.training else 0
                 waveform = waveform[start : start + limit]
@@ -174,7 +172,7 @@ def _read_units(
         except KeyError as error:
             raise UsageError(f"{path}: line {number} has {error.args[0]}, which is no unit of dict.km.txt") from None
         seconds, labelled = length / sample_rate, len(of_line) / label_rate
-        if abs(seconds - labelled) > max(TOLERANCE_SEC, TOLERANCE_SHARE * seconds):
+        if abs(seconds - labelled) > TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
             raise UsageError(
                 f"{path}: line {number} has labels for {labelled:.2f} s at {label_rate:g} a second, and the recording "
                 f"lasts {seconds:.2f} s"

@@ -48,7 +48,6 @@ class HeadLearner(nn.Module):
             raise CheckpointError("this HuBERT has no prediction head of its own to learn from: give labels")
         self.settings, self.noises, self._autocasts = settings, noises, bfloat16
         self.backbone, self.final_head = model.hubert.requires_grad_(False), model.final_head
-        self.from_labels = bool(num_units)
         self.heads = make_heads(model, settings, num_units).to(self.backbone.device)
         self.num_updates = 0
         self.optimizer = torch.optim.AdamW(

@@ -52,9 +52,12 @@ class HeadTraining:
     """Labels a second, where there are label files [task.label_rate]."""
 
     def __post_init__(self) -> None:
-        for name in ("max_update", "max_tokens", "max_sample_size", "mask_length"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        least = dict.fromkeys(("max_update", "max_tokens", "max_sample_size", "min_sample_size", "mask_length"), 1)
+        for name, limit in {**least, "seed": 0}.items():
+            if getattr(self, name) < limit:
+                raise UsageError(f"{name} must be at least {limit}, found {getattr(self, name)}")
+        if not self.clip_norm >= 0:
+            raise UsageError(f"clip_norm must be at least 0, found {self.clip_norm:g}")
         for name in ("lr", "label_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

@@ -31,6 +31,8 @@ class TrainingReport:
     """All in all."""
     num_resumed: int
     """Of earlier runs."""
+    num_left_out: int
+    """Recordings of the manifest that are too short."""
     train: Log = field(default_factory=dict)
     """Means of the last updates, by name."""
     valid: Log = field(default_factory=dict)
@@ -63,7 +65,8 @@ def train_heads(
 
     Args:
         manifest: of fairseq: what is learnt from.
-        model: a HuBERT on the device to train on; heads that it has are replaced.
+        model: a HuBERT on the device to train on; heads that it has are replaced, and with labels its own prediction
+            head is dropped, as its units are others.
         out: folder for ``training.pt`` (from which a run goes on), ``log.jsonl`` and ``model.safetensors``.
         settings: of the training; None: the defaults.
         valid: manifest of recordings to validate on, whenever the state is saved.
@@ -97,13 +100,16 @@ def train_heads(
         **asdict(settings),
         "manifest": _files.digest(Path(manifest)),
         "checkpoint": checkpoint,
-        "labels": labels is not None,
-        "noise": noise is not None,
+        "labels": None if labels is None else _digest_labels(Path(labels), Path(manifest)),
+        "noise": None if noise is None else _files.digest(Path(noise)),
+        "precision": "bfloat16" if bfloat16 else "float32",
         "world_size": _world_size(),
     }
     with _sole_writer(out), _open_logs(out, tensorboard) as write_log:
         logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
-        report = TrainingReport(num_updates=learner.num_updates, num_resumed=learner.num_updates)
+        report = TrainingReport(
+            num_updates=learner.num_updates, num_resumed=learner.num_updates, num_left_out=batches.num_left_out
+        )
         _cut_log(out / LOG, report.num_resumed)
         progress(report.num_resumed)
         for batch in _iterate(batches, learner):
@@ -121,9 +127,16 @@ def train_heads(
                     write_log("valid", learner.num_updates, report.valid)
                 _save(learner, out / STATE, described, logs)
         model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
+        if labels is not None:
+            model.final_head = None
         if _rank() == 0:
             checkpoints.save(model, out / RESULT)
     return report
+
+
+def _digest_labels(labels: Path, manifest: Path) -> list[str]:
+    """Digests of what decides the targets."""
+    return [_files.digest(labels / name) for name in (f"{manifest.stem}.km", "dict.km.txt")]
 
 
 @torch.no_grad()

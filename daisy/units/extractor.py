@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from daisy.audio import Channel, Recording
+from daisy.audio.manifests import format_manifest_name
 from daisy.encoder import EarlyExitEncoder
 from daisy.extraction import Extractor
 from daisy.extraction.batch_encoder import BatchEncoder
@@ -93,6 +94,15 @@ class UnitExtractor(Extractor):
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
         """Name nothing: recordings have no files of their own."""
         return {}
+
+    def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
+        """Refuse a name that fairseq's manifest cannot hold, where one is asked for.
+
+        Raises:
+            AudioError: where it cannot.
+        """
+        if "km" in self.forms:
+            format_manifest_name(recording, str(recording.path))
 
     def choose_batch_encoder(self) -> MakeBatchEncoder:
         """Choose what encodes recordings and tells their units."""

@@ -15,8 +15,8 @@ from daisy.audio import Channel, Recording, format_manifest_root
 from daisy.audio.manifests import format_manifest_name
 from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.extraction.index import ExtractionReport, settle_on_settings, write_members
-from daisy.extraction.journal import FORMAT_VERSION, merge, read_header, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, UNIT_FILES, list_journals
+from daisy.extraction.journal import FORMAT_VERSION, merge, read_journal
+from daisy.extraction.run_folder import INDEX_LOCK, UNIT_FILES, holds_kind, list_journals
 from daisy.extraction.unit_files import write_dictionary
 from daisy.units.rows import KIND, UnitRow, UnitSettings
 from daisy.units.sequences import deduplicate
@@ -99,7 +99,8 @@ def write_parquet(sequences: Sequences, settings: UnitSettings, out: Path) -> No
             for group in _group(sequences, 4096):
                 columns: dict[str, list[Any]] = {name: [] for name in kinds}
                 for row, units, durations in group:
-                    values = {**vars(row), "file": row.path, "units": units, "durations": durations}
+                    file = os.fsencode(row.path).decode(errors="replace")  # Parquet's text is UTF-8
+                    values = {**vars(row), "file": file, "units": units, "durations": durations}
                     for name, column in columns.items():
                         column.append(values[name])
                 writer.write_table(pyarrow.table(columns, schema=schema))
@@ -109,12 +110,6 @@ def write_parquet(sequences: Sequences, settings: UnitSettings, out: Path) -> No
 
 FORMS: dict[str, Writer] = {"jsonl": write_jsonl, "km": write_km, "text": write_text, "parquet": write_parquet}
 """By name; each writes its files."""
-FORM_FILES = {
-    "jsonl": ("units.jsonl",),
-    "km": ("units.km", "units.tsv", "dict.km.txt"),
-    "text": ("units.txt",),
-    "parquet": ("units.parquet",),
-}
 
 
 def check_forms(forms: Sequence[str], channel: Channel = "mean") -> None:
@@ -132,12 +127,6 @@ def check_forms(forms: Sequence[str], channel: Channel = "mean") -> None:
         raise UsageError("fairseq's manifests do not tell channels: another form than km tells them")
     if "parquet" in forms:
         _import_pyarrow()
-
-
-def holds_units(out: Path) -> bool:
-    """Tell whether a folder's journals are of units, and not of features or transcripts."""
-    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
-    return any(header is not None and header.get("kind") == KIND for header in headers)
 
 
 def rebuild_units(
@@ -161,7 +150,7 @@ def rebuild_units(
         AudioError: where a recording's name cannot stand in a manifest of fairseq.
     """
     out = Path(out)
-    if not holds_units(out):
+    if not holds_kind(out, KIND):
         raise UsageError(f"{out}: holds no journal of units (journal.jsonl)")
     with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
         forms, deduplicated = _complete(out, forms, deduplicated)

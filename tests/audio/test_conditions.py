@@ -65,6 +65,25 @@ def test_longer_reverberation_smears_more(speech):
     assert tails[1] > 2 * tails[0]
 
 
+def test_the_driest_rooms_are_small_ones():
+    """Large rooms sound longer than 0.1 s whatever their walls are."""
+    for seed in range(3):
+        rooms = mixing.simulate_rooms(10, seed, reverberation_sec=(0.1, 0.2))
+        assert len(rooms) == 10
+        assert all(torch.isfinite(room).all() for room in rooms)
+    with pytest.raises(UsageError, match=r"reverberation times of 0\.1 s or more, found 0\.05"):
+        mixing.simulate_rooms(1, 0, reverberation_sec=(0.05, 0.2))
+
+
+def test_babble_is_of_the_others_alone():
+    ramps = [torch.linspace(index + 1, index + 2, 4000) for index in range(4)]
+    bank = mixing.NoiseBank([*ramps, torch.zeros(4000)])
+    assert [r is ramp for r, ramp in zip(bank.without(ramps[1]).recordings, [ramps[0], *ramps[2:]], strict=True)]
+    assert len(bank.recordings) == 4
+    with pytest.raises(UsageError, match="no noise recording with any sound"):
+        conditions.apply_condition(Condition("babble", 0.0), [ramps[0], torch.zeros(4000)], {})
+
+
 def test_a_room_is_the_same_at_every_rate(speech):
     """What is heard later than 50 ms after the click, of the same rooms at 8 and at 16 kHz."""
     tails = []

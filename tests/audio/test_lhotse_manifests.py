@@ -95,5 +95,10 @@ def test_what_is_not_gzip(tmp_path):
     (tmp_path / "x.jsonl.gz").write_bytes(b"text")
     with pytest.raises(UsageError, match=r"x\.jsonl\.gz: not a manifest of lhotse's recordings or cuts \(BadGzipFile"):
         audio.find([tmp_path / "x.jsonl.gz"])
+    content = bytearray(gzip.compress(bytes(range(256)) * 9))
+    content[20] ^= 255
+    (tmp_path / "x.jsonl.gz").write_bytes(content)
+    with pytest.raises(UsageError, match=r"x\.jsonl\.gz: not a manifest of lhotse's recordings or cuts"):
+        audio.find([tmp_path / "x.jsonl.gz"])
     with pytest.raises(UsageError, match=r"gone\.jsonl: no such file, folder or manifest"):
         audio.find([tmp_path / "gone.jsonl"])

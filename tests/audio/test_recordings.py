@@ -3,6 +3,7 @@ import pytest
 import soundfile
 
 from daisy import AudioError, audio
+from daisy.audio import Recording
 from daisy.errors import UsageError
 
 
@@ -35,6 +36,14 @@ def test_inputs_are_files_folders_globs_and_manifests(tmp_path):
         audio.find([str(tmp_path / "dangling.wav")])
     with pytest.raises(UsageError, match="is not below the root"):
         audio.format_manifest_line(recordings[0], tmp_path / "sub")
+
+
+def test_channels_are_in_the_share_of_their_file(tmp_path):
+    soundfile.write(tmp_path / "ES2002.wav", numpy.zeros((1600, 2)), 16000)
+    recording = Recording(path=tmp_path / "ES2002.wav", name="meeting-2.wav")  # as a manifest of lhotse's calls it
+    channels = audio.take_channels([recording], "all")
+    assert len(channels) == 2
+    assert {one.file_name for one in (recording, *channels)} == {"ES2002.wav"}
 
 
 def test_manifests_are_for_fairseq_which_does_not_resample(tmp_path):

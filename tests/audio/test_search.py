@@ -71,6 +71,15 @@ def test_patterns_match_a_place_once(tmp_path):
     assert matches == [tmp_path / "corpus/link/a.wav"]  # of names as short the first
 
 
+def test_patterns_match_manifests(tmp_path):
+    put(tmp_path, "a.wav", "b.wav")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tsv").write_text(f"{tmp_path}\n{name}.wav\t16000\n")
+    assert names(tmp_path / "*.tsv") == ["a.wav", "b.wav"]
+    with pytest.raises(UsageError, match="no such manifest"):
+        audio.find([tmp_path / "c.tsv"])
+
+
 def test_endings_in_any_case(tmp_path):
     endings = "sph wv1 wv2 adc wave bwf aifc snd mp2 mp1 wav flac mp3 ogg opus au caf w64 rf64 nist aiff"
     listed = sorted(f"{index}.{ending}" for index, ending in enumerate([*endings.split(), *endings.upper().split()]))

@@ -21,7 +21,7 @@ MODULES = [
 SCRIPTS = [
     name for name in MODULES if '__name__ == "__main__"' in (ROOT / f"{name.replace('.', '/')}.py").read_text("utf-8")
 ]
-HOSTS = ("fairseq", "s3prl", "transformers", "torchaudio", "omegaconf", "sklearn", "pandas", "matplotlib", "filelock")
+HOSTS = ("fairseq", "s3prl", "transformers", "torchaudio", "omegaconf", "sklearn", "pandas", "matplotlib")
 FIELDS = {
     "parity": "model layer max_abs_diff_over_std",
     "parity_backbones": "network size source layer max_abs_diff_over_std",

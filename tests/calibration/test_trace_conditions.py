@@ -38,6 +38,14 @@ def test_a_recording_shorter_than_the_models_frame_is_listed(recordings, tmp_pat
     assert len(trace_conditions.read_speech(recordings, None, tmp_path, 16000).waveforms) == 3
 
 
+def test_a_recording_longer_than_the_model_hears_is_listed(recordings, tmp_path):
+    speech = trace_conditions.read_speech(recordings, None, tmp_path, 16000, max_samples=12000)
+    assert [len(waveform) for waveform in speech.waveforms] == [12000, 700]
+    assert list(speech.failed.values()) == [
+        f"{tmp_path / '0.wav'}: lasts 1.0 s, more than the 0.75 s that the network hears at once"
+    ]
+
+
 def test_rooms_are_simulated_at_the_models_rate(recordings, tmp_path):
     model = tiny_model(dataclasses.replace(POST_NORM, sample_rate=8000))
     speech = trace_conditions.read_speech(recordings[:2], None, tmp_path, 8000)

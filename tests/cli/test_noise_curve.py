@@ -191,6 +191,11 @@ def test_a_loose_risk_is_certified_in_every_condition(place):
         (("calibrate", "speech", "-o", "x.json", "--risk", "0.1", "--units", "clean"), "--units goes with --depth"),
         (("calibrate", "rain", "-o", "x.json", "--risk", "0.1"), "at least 4 speakers, found 1"),
         (("calibrate", "rain", "-o", "x.json", "--depth", "0.5", *SPEAKERS), "names no speaker of"),
+        (
+            ("calibrate", "speech", "-o", "x.json", "--depth", "0.5", "--units", "clean", "--of", "kl_nats"),
+            "--units clean is of losses against the full model",
+        ),
+        (("noise-curve", "speech", "-o", "x", "--noise", "white", "--noise", "white"), "noise white is given twice"),
         (("noise-curve", "speech", "-o", "x", "--snr", "5"), "signal-to-noise ratios without noise"),
         (("noise-curve", "speech", "-o", "x", "--policies", "entropi"), "unknown policy to compare 'entropi'"),
         (("noise-curve", "speech", "-o", "x", "--depths", "30"), "depth must be above 0 and at most 1, found 30"),

@@ -46,6 +46,15 @@ def test_units_of_the_heads(place):
     assert index.stdout == "heads/units.json and units: 2 recordings\n"
 
 
+def test_a_run_with_a_budget_of_time_goes_on(place):
+    call = ("units", "a.wav", "b.wav", "-c", "model.safetensors", "-p", "fixed", "--set", "layer=3", "-o", "timed")
+    begun = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert begun.returncode == 0, begun.stderr
+    again = run(*call, "--deadline-ms", "1e6", cwd=place)
+    assert "2 of them were finished before" in again.stdout
+    assert "holds a run with another policy" in run(*call, "--deadline-ms", "2e6", cwd=place).stderr
+
+
 def test_a_kmeans_stops_at_its_layer(place):
     result = run(
         *("units", "a.wav", "broken.wav", "-c", "bare.safetensors", "--kmeans", "km.npy", "--layer", "2"),

@@ -200,6 +200,17 @@ def test_any_score_is_compared(traces):
     assert not compared.policies["trust"].below
 
 
+def test_a_score_that_the_first_layer_lacks_is_compared(traces):
+    """Low where the loss is low, and NaN at layer 1, as the change to the layer before is."""
+    change = traces.losses["disagreement"] + 0.1
+    change[:, 0] = float("nan")
+    tune, test = dataclasses.replace(traces, scores={"shift": change}).halves(0)
+    compared = study.compare_policies(tune, test, depths=[0.6])
+    assert compared.policies["shift"].below
+    by_name = {verdict.policy: verdict for _, verdict in compared.frontier}
+    assert by_name["shift"].gain["disagreement"].mean > 0.1
+
+
 def test_weights_count_in_hindsight(traces):
     weights = torch.where(torch.arange(400) % 2 == 0, 1.0, 10.0)
     weighted = dataclasses.replace(traces, weights=weights)

@@ -1,5 +1,7 @@
 """What recognisers of the plugin write with, and what their checkpoints know without other files."""
 
+import io
+
 import pytest
 
 import daisy
@@ -12,20 +14,29 @@ from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is
 from tests.fairseq_plugins.test_ctc import LETTERS, make_hubert, make_task
 
 
-def test_pieces_of_a_sentencepiece_model_are_tokens(tmp_path):
+def train_pieces(texts, size):
     sentencepiece = pytest.importorskip("sentencepiece", reason="needs sentencepiece")
-    import io
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type="bpe", minloglevel=2
+    )
+    return model.getvalue()
 
+
+def test_pieces_of_a_sentencepiece_model_are_tokens(tmp_path):
+    texts = ["GO ON", "STOP NOW", "GO NOW AND STOP", "ON AND ON"] * 5
+    model = train_pieces(texts, 22)
     from fairseq.data import Dictionary
 
     from fairseq_plugins.recognition import read_tokens
 
-    texts, model = ["GO ON", "STOP NOW", "GO NOW AND STOP", "ON AND ON"] * 5, io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=22, model_type="bpe", minloglevel=2
-    )
-    (tmp_path / "m").write_bytes(model.getvalue())
+    (tmp_path / "m").write_bytes(model)
     daisy.audio.write_transcripts(tmp_path / "train.tsv", texts, "spm", tmp_path / "m")
+    assert (tmp_path / "spm.model").read_bytes() == model
+    (tmp_path / "other").write_bytes(train_pieces(["NO STOP ON GO"] * 9, 14))
+    with pytest.raises(UsageError, match=r"spm\.model: is another model than .*other, and an earlier split's"):
+        daisy.audio.write_transcripts(tmp_path / "valid.tsv", texts, "spm", tmp_path / "other")
+    assert (tmp_path / "spm.model").read_bytes() == model
     task = make_task(tmp_path, labels="spm")
     task.target_dictionary = Dictionary.load(str(tmp_path / "dict.spm.txt"))
     tokens = read_tokens(task)

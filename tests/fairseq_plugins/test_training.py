@@ -74,8 +74,9 @@ def test_labels_masks_and_weights(corpus, tmp_path):
         "--target", "labels", "--mask-prob", "0.65", "--pred-nomask-weight", "0",
     )  # fmt: skip
     assert len(losses(log, "valid")) >= 1
-    heads = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True).heads
-    assert heads.config.num_units == 11  # the teacher's width: 7 labels and 4 special symbols
+    model = convert(tmp_path / "labels" / "checkpoint_last.pt", allow_pickle=True)
+    assert model.heads.config.num_units == 11  # as many as the teacher's: 7 labels and 4 special symbols
+    assert model.final_head is None  # and yet not the teacher's units
 
 
 def make_wavlm(folder):

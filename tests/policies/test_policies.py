@@ -156,6 +156,18 @@ def test_configuration_round_trip(policy):
             "must be a policy",
         ),
         ("forecast", {"price": 1.0, "features": ["entropy"], "weights": 1, "intercepts": [[0.0]]}, "must be numbers"),
+        (
+            "forecast",
+            {"price": 1.0, "features": 3, "weights": [[[1.0]]], "intercepts": [[0.0]]},
+            "features must be names",
+        ),
+        ("score", {"column": 3, "threshold": 1.0}, "column must be a score's name, found 3"),
+        ("score", {"column": "trust", "threshold": 1.0, "below": "no"}, "below must be true or false, found 'no'"),
+        (
+            "deadline",
+            {"budget": 1.0, "front_cost": [1, 1, 1], "layer_cost": [1, 1, 1], "layers": 3},
+            "layers must be a list of numbers, found 3",
+        ),
         ("random", {"histogram": [0.0, 0.0]}, "histogram must be frequencies, some above 0"),
         ("entropy", {"threshold": "low"}, "threshold must be a finite number, found 'low'"),
         ("fixed", {"layer": 2.0}, "layer must be a whole number, found 2.0"),

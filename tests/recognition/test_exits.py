@@ -190,6 +190,8 @@ def test_a_deadline_counts_layers(kind, speech):
     )
     out = EarlyExitEncoder(model.backbone, model.ctc, deadline)(speech)
     assert out.exit_layer.tolist() == [layers[1]] * len(speech)
+    costs = {"front_cost": (0.0, 0.0, 0.0), "layer_cost": (1.0, 0.0, 0.0)}
+    assert model.policy("deadline", heads="ctc", budget=layers[1] + 0.5, **costs) == deadline
     with pytest.raises(PolicyError, match=r"is for 2 exits, not for"):
         EarlyExitEncoder(
             model.backbone,

@@ -130,9 +130,10 @@ def test_another_policy_stride_type_or_sample_is_another_entry(make, wavs, tmp_p
 def test_damaged_and_lost_files_are_made_again(make, wavs, tmp_path):
     upstream = make()
     expected = upstream(wavs)["states"]
-    lost, cut, empty, *rest = stored(tmp_path)
-    before = {path: path.read_bytes() for path in (lost, cut, empty)}
+    lost, cut, empty, lacking, *rest = stored(tmp_path)
+    before = {path: path.read_bytes() for path in (lost, cut, empty, lacking)}
     lost.unlink()
+    lacking.write_bytes(before[lacking].replace(b"num_samples", b"num_simples"))
     cut.write_bytes(before[cut][:300])
     empty.write_bytes(b"")
     remade = upstream(wavs)["states"]

@@ -1,15 +1,18 @@
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 
 import pytest
+import soundfile
 import torch
 
 import daisy
 from daisy import CheckpointError, Model
 from daisy.audio.mixing import NoiseBank
-from daisy.errors import OutputError
+from daisy.errors import AudioError, OutputError, UsageError
 from daisy.training import HeadBatches, HeadLearner, HeadTraining, train_heads
 from tests.cli.running import run
 from tests.conftest import tiny_model
@@ -75,6 +78,59 @@ def test_heads_learn_the_units(from_labels, corpus, model, tmp_path):
         heard = model.heads.unit_logits(4, states[4]).argmax(-1)
         assert (heard == wanted).float().mean() > 0.6
     assert model.heads.regressors[0].count == 9 * 60 / len(HeadBatches(corpus / "train.tsv", settings).plan(0))
+
+
+def test_labels_take_the_place_of_the_models_own_units(corpus, model, tmp_path):
+    """Policies would be set against units that the heads never learnt."""
+    train_heads(corpus / "train.tsv", model, tmp_path / "labels", SETTINGS, labels=corpus)
+    assert daisy.load(tmp_path / "labels" / "model.safetensors").final_head is None
+    train_heads(corpus / "train.tsv", other := tiny_model(), tmp_path / "own", SETTINGS)
+    assert daisy.load(tmp_path / "own" / "model.safetensors").final_head.num_units == other.heads.config.num_units
+
+
+def test_a_run_does_not_go_on_with_other_targets(corpus, model, tmp_path):
+    labels = tmp_path / "labels"
+    shutil.copytree(corpus, labels)
+    options = dict(labels=labels, noise=labels / "noise.tsv")
+    train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
+    lines = (labels / "train.km").read_text().splitlines()
+    (labels / "train.km").write_text("\n".join([*lines[:-1], lines[-1][::-1], ""]))
+    with pytest.raises(OutputError, match="holds a run with another labels;"):
+        train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
+    (labels / "train.km").write_text("\n".join([*lines, ""]))
+    (labels / "noise.tsv").write_text((labels / "noise.tsv").read_text().rsplit("\n", 2)[0] + "\n")
+    with pytest.raises(OutputError, match="holds a run with another noise;"):
+        train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
+
+
+def test_a_manifest_that_promises_too_much_is_refused_by_name(corpus, model, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    soundfile.write(tmp_path / "corpus" / "train4.wav", [0.1] * 300, 16000)
+    manifest = tmp_path / "corpus" / "train.tsv"
+    manifest.write_text(manifest.read_text().replace(str(corpus), str(tmp_path / "corpus")))
+    with pytest.raises(AudioError, match=r"train4\.wav: too short: 300 samples"):
+        train_heads(manifest, model, tmp_path / "out", SETTINGS)
+
+
+def test_what_is_too_short_is_counted(corpus, model, tmp_path):
+    settings = dataclasses.replace(SETTINGS, min_sample_size=8000)
+    assert train_heads(corpus / "train.tsv", model, tmp_path, settings).num_left_out == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"clip_norm": -1.0}, "clip_norm must be at least 0, found -1"),
+        ({"clip_norm": float("nan")}, "clip_norm must be at least 0, found nan"),
+        ({"seed": -1}, "seed must be at least 0, found -1"),
+        ({"max_sample_size": 0}, "max_sample_size must be at least 1, found 0"),
+        ({"min_sample_size": 0}, "min_sample_size must be at least 1, found 0"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(UsageError) as error:
+        HeadTraining(**setting)
+    assert str(error.value) == message
 
 
 def test_noise_is_heard_by_the_heads_alone(corpus, model):

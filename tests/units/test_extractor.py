@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -9,7 +12,7 @@ from daisy.errors import OutputError, UsageError
 from daisy.extraction import rebuild_index
 from daisy.extraction.run_folder import UNIT_FILES
 from daisy.units import UnitEncoder, UnitExtractor, rebuild_units, repeat
-from daisy.units.files import DURATIONS, FORM_FILES, SUMMARY
+from daisy.units.files import FORMS
 from tests.conftest import spread_policy, tiny_model
 from tests.extraction.conftest import extract
 
@@ -191,6 +194,33 @@ def test_exits_of_each_recording_are_kept(place, tmp_path):
     assert all(len(row.predicted_loss) == row.exit_layer for row in report.rows)
 
 
-def test_whoever_begins_again_takes_away_all_that_was_made_of_units():
-    made = {SUMMARY, DURATIONS, *(name for names in FORM_FILES.values() for name in names)}
-    assert made == set(UNIT_FILES)
+def test_whoever_begins_again_takes_away_all_that_was_made_of_units(units, place, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    run(units, place, tmp_path, forms=list(FORMS), deduplicated=True)
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(("units", "dict"))} == set(UNIT_FILES)
+    run(units, place, tmp_path, checkpoint="1" * 64, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(("units", "dict"))} == {
+        "units.json", "units.jsonl",
+    }  # fmt: skip
+
+
+def test_a_name_that_a_manifest_cannot_hold_fails_alone(units, place, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("plain.wav", "a\tb.wav"):
+        shutil.copy(place / NAMES[0], folder / name)
+    report = run(units, folder, tmp_path / "out", forms=["km"])
+    assert [Path(row.path).name for row in report.rows] == ["plain.wav"]
+    ((label, error),) = report.failed.items()
+    assert label.endswith("a\tb.wav")
+    assert "a tab in the name" in error.message
+    assert len((tmp_path / "out" / "units.km").read_text().splitlines()) == 1
+
+
+def test_parquet_takes_names_that_are_no_utf8(units, place, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(place / NAMES[0], os.fsencode(folder) + b"/caf\xe9.wav")
+    run(units, folder, tmp_path / "out", forms=["parquet"])
+    assert parquet.read_table(tmp_path / "out" / "units.parquet")["file"].to_pylist() == [f"{folder}/caf\ufffd.wav"]
