@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
+from benchmarks.minisuperb.report import interpolate_static_cut
 from benchmarks.minisuperb.tasks import TASKS
 from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import Row, read_result
@@ -50,32 +51,44 @@ def render_differences() -> str:
     }
     lines = []
     for training, name in (("clean", "minisuperb"), ("clean and noisy", "minisuperb_noisy")):
-        values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+        rows_of: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
         for row in read_result(name)["rows"]:
             is_counted = row["value"] is not None and row["featurizer"] in ("dynamic", None)
             if is_counted and (row["task"], row["metric"]) != NEAR_THE_FLOOR:
-                of_key = values.setdefault((row["task"], row["metric"], row["condition"]), {})
-                of_key.setdefault(row["upstream"], []).append(row["value"])
-        for (task, metric, condition), of in values.items():
-            if all(upstream in of and statistics.mean(of[upstream]) for upstream in COMPARED):
+                of_key = rows_of.setdefault((row["task"], row["metric"], row["condition"]), {})
+                of_key.setdefault(row["upstream"], []).append(row)
+        for (task, metric, condition), of in rows_of.items():
+            if all(upstream in of and _average(of[upstream]) for upstream in COMPARED):
                 cells = _compare(of, signs.get((task, metric), 1))
                 lines.append([training, f"{task} {metric}", condition, *cells])
-    header = ["trained on", "task", "test", "above the full model by", "seeds' deviation", "within 1 % or it"]
-    return render_result(result, [*header, *(f"above {name} by" for name in COMPARED[2:])], lines)
+    header = [
+        "trained on", "task", "test", "above the full model by", "seeds' deviation", "within 1 % or it", "layers",
+        "above the cut at this depth by", "above random-60 by",
+    ]  # fmt: skip
+    return render_result(result, header, lines)
 
 
-def _compare(of: dict[str, list[float]], sign: int) -> list[str]:
-    """Compare the means of `COMPARED`: the first with the others."""
-    mine, full, *others = (statistics.mean(of[upstream]) for upstream in COMPARED)
+def _average(rows: list[Row], field: str = "value") -> float:
+    return statistics.mean(row[field] for row in rows)
+
+
+def _compare(of: dict[str, list[Row]], sign: int) -> list[str]:
+    """Compare the means of the first of `COMPARED` with the others', and with the static cut at its depth."""
+    ours, of_full, of_cut, of_random = (of[upstream] for upstream in COMPARED)
+    mine, full, random = (_average(rows) for rows in (ours, of_full, of_random))
     gain = sign * (mine - full) / abs(full)
-    spreads = [statistics.stdev(of[name]) / abs(full) for name in COMPARED[:2] if len(of[name]) > 1]
+    values = [[row["value"] for row in rows] for rows in (ours, of_full)]
+    spreads = [statistics.stdev(of_seeds) / abs(full) for of_seeds in values if len(of_seeds) > 1]
     spread = max(spreads, default=0.0)
-    kept = "yes" if gain >= -max(0.01, spread) else "no"
+    static = [(_average(rows, "depth"), _average(rows)) for rows in (of_cut, of_full)]
+    cut = interpolate_static_cut(static, _average(ours, "depth"))
     return [
         f"{gain:+.1%}",
         f"{spread:.1%}" if spreads else "",
-        kept,
-        *(f"{sign * (mine - other) / abs(other):+.1%}" for other in others),
+        "yes" if gain >= -max(0.01, spread) else "no",
+        f"{_average(ours, 'mean_exit_layer'):.1f}",
+        "" if cut is None else f"{sign * (mine - cut) / abs(cut):+.1%}",
+        f"{sign * (mine - random) / abs(random):+.1%}",
     ]
 
 

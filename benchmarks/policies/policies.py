@@ -2,29 +2,38 @@
 
     python -m benchmarks.policies.policies daisy-mini
 
-Also the other forms of plateau, the window of the published code by batch size, and what a decision costs. Tuned on dev
-audio (librispeech, commands, keywords; clean and with noise of the train split), judged on test audio of five sets,
-clean and with recorded, white, pink and babble noise at 20 to -5 dB (benchmarks/shared/full_runs.py).
+Also the other forms of plateau, the window of the published code by batch size, and what a decision costs. Times are of
+the front end, the layers and the scores that a policy reads, on one core, relative to all layers without scores. Tuned
+on dev audio (librispeech, commands, keywords; clean and with noise of the train split), judged on test audio of five
+sets, clean and with recorded, white, pink and babble noise at 20 to -5 dB (benchmarks/shared/full_runs.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
+import torch
+from torch import Tensor
 
+import daisy
 from benchmarks.policies.plateau_forms import fit_plateau_forms
 from benchmarks.policies.rows import LOSS, make_agreement_fields, make_gain_fields
 from benchmarks.policies.windows import calibrate_threshold, exit_alone, exit_in_batches, fit_windows
+from benchmarks.shared.cuts import mix_best
+from benchmarks.shared.frontier import average_exits, cut_at_time, find_exits
 from benchmarks.shared.full_runs import NOISE_KINDS, load_calibration_runs, load_test_runs
+from benchmarks.shared.policy_times import measure_policy_times
+from benchmarks.shared.recordings import TEST_SETS, read_utterances, spread_evenly
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import policies
 from daisy.calibration.depth import calibrate_depth, find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
+from daisy.checkpoints import Model
 from daisy.cli.demonstration import DEPTH
 from daisy.cli.options import DEFAULT_POLICY
 from daisy.evaluation import comparison, figures
@@ -35,6 +44,8 @@ from daisy.policies import Policy
 
 BATCHES = (1, 8, 32)
 TIMED_DECISIONS = 200
+TIMED = 24
+"""Recordings that layers are timed on."""
 CHANCE = f"chance, of {DEFAULT_POLICY}'s histogram"
 DRAWN = (DEFAULT_POLICY, "entropy", "plateau", "confidence", "patience", "fixed", "hindsight", CHANCE)
 """The eight of the figure; the table has all."""
@@ -46,15 +57,42 @@ def select_noise(runs: Traces) -> Traces:
     return runs.select([index for index, name in enumerate(runs.conditions) if name.split()[0] in kinds])
 
 
-def measure_frontier(tune: Traces, test: Traces) -> list[Row]:
-    """Measure every policy, and the other forms of plateau, tuned for each depth and judged on other runs."""
-    names = [name for name in FAMILIES if name in comparison.list_families(tune, LOSS)]
-    evaluations = comparison.trace_frontier(tune, test, [*names, "hindsight"], DEPTHS, LOSS)
-    for family in fit_plateau_forms(tune).values():
+def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor]) -> list[Row]:
+    """Measure every policy, and the other forms of plateau, tuned for each depth and judged on other runs.
+
+    Args:
+        tune: what policies learn and are set on.
+        test: what they are judged on.
+        times: of leaving at each layer, by policy; see `measure_policy_times`.
+    """
+    families = {name: fit_family(name, tune, LOSS) for name in list_families(tune)}
+    forms = {family.at(0.5).name: family for family in fit_plateau_forms(tune).values()}
+    static, rows = average_exits(test, LOSS), []
+    for name, family in {**families, "hindsight": None, **forms}.items():
+        of_layers = times["plateau" if name in forms else name]  # which read the entropy too
         for target in DEPTHS:
-            policy = family.at(find_quantile(family, tune, target))
-            evaluations.append((target, comparison.evaluate(policy.name, policy.exit_layers(test.scores), test)))
-    return [make_row(target, evaluation) for target, evaluation in evaluations]
+            exits = find_exits(family, tune, test, target, LOSS)
+            row = make_row(target, comparison.evaluate(name, exits, test))
+            time = float(of_layers[exits - 1].double().mean())
+            row |= {
+                "mixture_unit_agreement": 1 - mix_best(static.numpy(), float(exits.double().mean())),
+                "time": time,
+                "fixed_at_time_unit_agreement": 1 - cut_at_time(static, times["fixed"], time),
+            }
+            rows.append(row)
+    return rows
+
+
+def list_families(tune: Traces) -> list[str]:
+    """List the policies that can be set on some runs."""
+    return [name for name in FAMILIES if name in comparison.list_families(tune, LOSS)]
+
+
+def time_layers(model: Model, tune: Traces, limit: int | None = None) -> dict[str, Tensor]:
+    """Time leaving at each layer by each policy, on recordings of all test sets."""
+    utterances = spread_evenly(read_utterances(TEST_SETS, "test"), limit or TIMED)
+    waveforms = [utterance.waveform for utterance in utterances]
+    return measure_policy_times(model.backbone, model.heads, waveforms, [*list_families(tune), "hindsight"], tune, LOSS)
 
 
 def measure_on_dev(tune: Traces) -> list[Row]:
@@ -162,13 +200,15 @@ def main() -> None:
     arguments = parser.parse_args()
     limit = 6 if arguments.quick else None
     tune, test = load_calibration_runs(arguments.model, limit), select_noise(load_test_runs(arguments.model, limit))
-    rows = measure_frontier(tune, test)
+    torch.set_num_threads(1)
+    rows = measure_frontier(tune, test, time_layers(daisy.load(arguments.model), tune, limit))
     for row in rows:
         print(
             f"{row['policy']:32} {row['target_depth']:.0%}  depth {row['depth']:.3f}  agreement "
             f"{row['unit_agreement']:.4f}  fixed {row['fixed_unit_agreement']:.4f}  chance "
             f"{row['random_unit_agreement']:.4f}  gain {row['gain']:+.4f} [{row['gain_low']:+.4f}, "
-            f"{row['gain_high']:+.4f}]  clean {row['clean_unit_agreement']:.4f} {row['clean_gain']:+.4f}"
+            f"{row['gain_high']:+.4f}]  time {row['time']:.3f}, cut in it {row['fixed_at_time_unit_agreement']:.4f}  "
+            f"clean {row['clean_unit_agreement']:.4f} {row['clean_gain']:+.4f}"
         )
     by_batch, costs = measure_windows(tune, test), time_decisions(tune)
     for row in by_batch:

@@ -21,6 +21,11 @@ def make_agreement_fields(evaluation: Evaluation) -> dict[str, float]:
 
 
 def make_gain_fields(evaluation: Evaluation) -> dict[str, float]:
-    """Make the fields for how much above the static cut a policy is, with its interval."""
-    gain = evaluation.gain[LOSS]
-    return {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+    """Make the fields for how much above the static cut and chance a policy is, with intervals."""
+    gain, over_random = evaluation.gain[LOSS], evaluation.gain_over_random[LOSS]
+    return {
+        **{"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high},
+        "over_random": over_random.mean,
+        "over_random_low": over_random.low,
+        "over_random_high": over_random.high,
+    }

@@ -3,7 +3,8 @@
     python -m benchmarks.recognition.policies
 
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
-audio, clean and with noise of the test split. Beside each stand the static cut and exits drawn at random at its depth.
+audio, clean and with noise of the test split. No policy learns from texts that somebody wrote. Beside each stand the
+static cut and exits drawn at random at its depth.
 "DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
 that a policy reads, on one core, relative to all layers without scores.
 """
@@ -23,12 +24,12 @@ from benchmarks.recognition.errors import LOSSES, sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.frontier import find_exits
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
 from benchmarks.shared.results import RESULTS, Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import make_parser, run_script
-from daisy.calibration.depth import find_quantile
-from daisy.calibration.families import PolicyFamily, fit_family, readable_scores
+from daisy.calibration.families import fit_family
 from daisy.calibration.text_tracing import UNIT_PREFIX, choose_unit_scores
 from daisy.calibration.traces import Traces
 from daisy.checkpoints.model import HeadsKind
@@ -41,6 +42,8 @@ from daisy.evaluation.style import style_axes, style_lines
 from daisy.policies import DEFAULT_POLICY
 
 LOSS = "character_errors"
+LEARNT = "text_disagreement"
+"""What policies learn that learn a loss: edits to the last exit's text, which take no labels."""
 JUDGED = (
     "Conformer, six exits",
     "Splitformer, six exits",
@@ -76,9 +79,9 @@ def measure_frontier(tune: Traces, test: Traces, families: Iterable[str], heads:
     """Tune policies to depths, and return a row for each and condition, with the exits (B,) of its runs."""
     found = []
     for name in families:
-        family = None if name == "hindsight" else fit_family(name, tune, LOSS)
+        family = None if name == "hindsight" else fit_family(name, tune, LEARNT)
         for target in DEPTHS:
-            exits = find_exits(family, tune, test, target)
+            exits = find_exits(family, tune, test, target, LOSS)
             for evaluation in comparison.evaluate_by_condition(name_policy(name, heads), exits, test):
                 condition = ALL_CONDITIONS if evaluation.condition == "all" else evaluation.condition
                 row = {"policy": evaluation.policy, "condition": condition, "target_depth": target}
@@ -93,13 +96,6 @@ def measure_frontier(tune: Traces, test: Traces, families: Iterable[str], heads:
                 rows = slice(None) if condition == ALL_CONDITIONS else test.rows_of(condition)
                 found.append((row, exits[rows]))
     return found
-
-
-def find_exits(family: PolicyFamily | None, tune: Traces, test: Traces, target: float) -> Tensor:
-    """Find the exits (B,) of test runs by a policy tuned to a depth; the best that there are where it is None."""
-    if family is None:
-        return comparison.find_best_exits(test, target, LOSS)
-    return family.at(find_quantile(family, tune, target)).exit_layers(readable_scores(test))
 
 
 def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
@@ -117,7 +113,7 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
         kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
     for heads, of_tune, of_test, families in kinds:
         found += measure_frontier(of_tune, of_test, families, heads)
-        of_heads = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LOSS)
+        of_heads = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LEARNT)
         times |= {name_policy(name, heads): of_heads[name] for name in families}
     return [
         {"system": system, **row, "time": float(times[row["policy"]][exits - 1].double().mean())}

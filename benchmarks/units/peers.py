@@ -70,6 +70,13 @@ def run_transformers(model: nn.Module, kmeans: object, waveforms: Sequence[Tenso
 
 
 @torch.no_grad()
+def run_cut_transformers(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -> list[list[int]]:
+    """Compute units with transformers, of a model without the layers above."""
+    outputs = (model(waveform[None]).last_hidden_state[0] for waveform in waveforms)
+    return [predict(kmeans, states) for states in outputs]
+
+
+@torch.no_grad()
 def run_torchaudio(
     model: nn.Module, kmeans: object, num_layers: int | None, waveforms: Sequence[Tensor]
 ) -> list[list[int]]:
@@ -94,13 +101,12 @@ def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]
     ours = UnitEncoder(Model(backbone=backbone), kmeans=centres, layer=LAYER)
     whole = make_transformers_model(backbone)
     cut = copy.deepcopy(whole)
-    # One layer more stays: versions of transformers differ in what the last of all hidden states is.
-    cut.encoder.layers = cut.encoder.layers[: LAYER + 1]  # type: ignore[union-attr, index]
+    cut.encoder.layers = cut.encoder.layers[:LAYER]  # type: ignore[union-attr, index]
     sounds = make_torchaudio_model(backbone)
     systems: dict[str, System] = {
         OURS: lambda: [ours(waveform)[0].units for waveform in waveforms],
         "transformers, all layers": functools.partial(run_transformers, whole, kmeans, waveforms),
-        "transformers, cut": functools.partial(run_transformers, cut, kmeans, waveforms),
+        "transformers, cut": functools.partial(run_cut_transformers, cut, kmeans, waveforms),
         "torchaudio, all layers": functools.partial(run_torchaudio, sounds, kmeans, None, waveforms),
         "torchaudio, up to the layer": functools.partial(run_torchaudio, sounds, kmeans, LAYER, waveforms),
     }

@@ -20,12 +20,13 @@ from torch import Tensor
 
 import daisy
 from benchmarks.recognition.guarantee import measure_split, summarise
+from benchmarks.shared.cuts import mix_best
+from benchmarks.shared.frontier import average_exits, cut_at_time, find_exits
 from benchmarks.shared.policy_times import measure_policy_times
-from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_utterances
+from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_utterances, spread_evenly
 from benchmarks.shared.results import RESULTS, Row, write_result
 from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.units.runs import LOSSES, UnitRuns, run_units
-from daisy.calibration.depth import find_quantile
 from daisy.calibration.families import FAMILIES, fit_family
 from daisy.calibration.traces import Traces
 from daisy.cli.demonstration import DEPTH
@@ -48,10 +49,7 @@ def measure_frontier(tune: Traces, test: UnitRuns, families: Iterable[str]) -> l
     for name in families:
         family = None if name == "hindsight" else fit_family(name, tune, LOSS)
         for target in DEPTHS:
-            if family is None:
-                exits = comparison.find_best_exits(test.traces, target, LOSS)
-            else:
-                exits = family.at(find_quantile(family, tune, target)).exit_layers(test.traces.scores)
+            exits = find_exits(family, tune, test.traces, target, LOSS)
             measured.append((make_row(name, target, exits, test), exits))
     return measured
 
@@ -70,6 +68,7 @@ def make_row(policy: str, target: float, exits: Tensor, runs: UnitRuns) -> Row:
     for loss in LOSSES:
         row[loss], row[f"{loss}_low"], row[f"{loss}_high"] = evaluation.losses[loss]
         row[f"{loss}_static"], row[f"{loss}_random"] = evaluation.fixed[loss], evaluation.random[loss]
+        row[f"{loss}_mixture"] = mix_best(average_exits(runs.traces, loss).numpy(), evaluation.mean_exit_layer.mean)
         gain, low, high = evaluation.gain[loss]
         row |= {f"{loss}_gain": gain, f"{loss}_gain_low": low, f"{loss}_gain_high": high}
     return row
@@ -116,10 +115,14 @@ def main() -> None:
     families = [*comparison.list_families(tune.traces, LOSS), "hindsight"]
     families = [name for name in (*FAMILIES, "hindsight") if name in families]
     measured = measure_frontier(tune.traces, test, families)
-    sample = [utterance.waveform for utterance in read_utterances(TEST_SETS, "test", limit or TIMED)]
-    sample = sample[:TIMED]
+    utterances = spread_evenly(read_utterances(TEST_SETS, "test"), limit or TIMED)
+    sample = [utterance.waveform for utterance in utterances]
     times = measure_policy_times(model.backbone, model.heads, sample, families, tune.traces, LOSS)
-    rows = [{**row, "time": float(times[row["policy"]][exits - 1].double().mean())} for row, exits in measured]
+    static = average_exits(test.traces, LOSS)
+    rows = []
+    for row, exits in measured:
+        time = float(times[row["policy"]][exits - 1].double().mean())
+        rows.append({**row, "time": time, f"{LOSS}_static_at_time": cut_at_time(static, times["fixed"], time)})
     for row in rows:
         print(
             f"{row['policy']:18} {row['target_depth']:.0%}  depth {row['depth']:.3f}  time {row['time']:.3f}  errors "

@@ -37,7 +37,7 @@ def read_lhotse_manifest(path: str | Path) -> list[Recording]:
                 recordings.append(_read_line(json.loads(line), f"{path}, line {number}"))
     except UsageError:
         raise
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ArithmeticError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: not a manifest of lhotse's recordings or cuts ({error!r})") from None
     return recordings
 
@@ -57,4 +57,6 @@ def _read_line(item: dict[str, Any], place: str) -> Recording:
                 "daisy.integrations.lhotse encodes it"
             )
     source = absolute(Path(os.fsdecode(sources[0]["source"])))
+    if "\0" in str(source):
+        raise UsageError(f"{place}: {item['id']} has a zero byte in its path")
     return Recording(path=source, name=item["id"] + source.suffix)

@@ -71,6 +71,8 @@ def read_manifest_lines(path: str | Path) -> tuple[list[Recording], list[str]]:
         raise UsageError(
             f"{path}: begins with a byte order mark, which fairseq takes for the root's first letter: remove it"
         )
+    if damaged := [number for number, line in enumerate(lines, 1) if "\0" in line]:
+        raise UsageError(f"{path}: line {damaged[0]} holds a zero byte: the file is damaged, or no UTF-8")
     if table := describe_table(lines[0]):
         raise UsageError(f"{path}: {table}; a fairseq manifest begins with the folder of its recordings", remedy="list")
     root, listed = lines[0], [line for line in lines[1:] if line]

@@ -31,11 +31,13 @@ class Recording:
     """Path relative to the folder or manifest root that it was found under."""
     channel: int | None = None
     """Which channel is heard, counted from 0; None: their mean."""
+    name_of_file: str = ""
+    """Its name before `take_channels` gave each channel one; empty where it gave none."""
 
     @property
     def file_name(self) -> str:
-        """Its name with the file's own last part: the same for the file and for each channel that is taken of it."""
-        return str(Path(self.name).with_name(self.path.name))
+        """The same for a file and for each channel that is taken of it."""
+        return self.name_of_file or self.name
 
     @property
     def label(self) -> str:
@@ -217,7 +219,8 @@ def _split_channels(recording: Recording) -> list[Recording]:
 def name_channel(recording: Recording, index: int) -> Recording:
     """Make a recording of one channel of a file, with a name of its own."""
     name = Path(recording.name)
-    return replace(recording, name=str(name.with_name(f"{name.stem}.{index}{name.suffix}")), channel=index)
+    of_channel = str(name.with_name(f"{name.stem}.{index}{name.suffix}"))
+    return replace(recording, name=of_channel, channel=index, name_of_file=recording.name)
 
 
 def absolute(path: Path) -> Path:

@@ -149,7 +149,13 @@ def command(
         score_stride=stride,
         dtype=precision,
     )
-    limit_cost(encoder, milliseconds=deadline_ms, macs=deadline_macs, begun_in=None if overwrite else folder)
+    limit_cost(
+        encoder,
+        milliseconds=deadline_ms,
+        macs=deadline_macs,
+        begun_in=None if overwrite else folder,
+        threads=cpus_per_worker if cluster else None,
+    )
     extractor = Extractor(
         encoder,
         folder,

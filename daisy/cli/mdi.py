@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import end_with_failures, format_command_line, say, say_table, warn_of_failures
+from daisy.cli.console import end_with_failures, format_command_line, say, say_table, warn_of_failures, warn_of_rest
 from daisy.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Device, check_device, parse_numbers
 from daisy.cli.progress import track
 from daisy.errors import UsageError
@@ -188,6 +188,7 @@ def _read(model: Model, inputs: Sequence[str]) -> Speech:
 
     config = model.backbone.config
     findings = audio.search(inputs)
+    warn_of_rest(findings)
     return read_speech(findings.recordings, None, Path("."), config.sample_rate, config.frame_span, config.max_samples)
 
 

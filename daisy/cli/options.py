@@ -141,7 +141,12 @@ def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
 
 
 def limit_cost(
-    encoder: EarlyExitEncoder, *, milliseconds: float | None, macs: float | None, begun_in: Path | None
+    encoder: EarlyExitEncoder,
+    *,
+    milliseconds: float | None,
+    macs: float | None,
+    begun_in: Path | None,
+    threads: int | None = None,
 ) -> None:
     """Put a recording's budget on top of an encoder's policy, where one is given.
 
@@ -150,7 +155,10 @@ def limit_cost(
         milliseconds: measured now, or when the run in ``begun_in`` was begun; None: no such budget.
         macs: multiply-accumulates; None: no such budget.
         begun_in: a folder, whose run goes on where it has the same budget; None: there is none.
+        threads: that recordings will run on; None: as many as this process has.
     """
+    import torch
+
     from daisy.calibration import cost
 
     budget = milliseconds if milliseconds is not None else macs
@@ -162,7 +170,12 @@ def limit_cost(
         encoder.policy = counted
         return
     begun = None if begun_in is None else _find_deadline(begun_in, counted)
-    encoder.policy = begun or cost.make_measured_deadline(*parts, dtype=encoder.dtype, exits=encoder.exits)
+    ours = torch.get_num_threads()
+    torch.set_num_threads(threads or ours)
+    try:
+        encoder.policy = begun or cost.make_measured_deadline(*parts, dtype=encoder.dtype, exits=encoder.exits)
+    finally:
+        torch.set_num_threads(ours)
 
 
 def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:
@@ -197,14 +210,20 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
+NO_SETTINGS = ("name", "policy", "model", "heads", "exits", "scores", "dtype", "decode")
+"""What the library's functions that take settings by name take besides."""
+
+
 def parse_settings(texts: Iterable[str]) -> dict[str, float | int]:
     """Turn ``KEY=NUMBER`` texts into a dictionary; whole numbers stay whole.
 
     Raises:
-        UsageError: on a value that is no number.
+        UsageError: on a value that is no number, or what is no setting.
     """
     settings: dict[str, float | int] = {}
     for key, value in parse_pairs(texts).items():
+        if key in NO_SETTINGS:
+            raise UsageError(f"--set {key}: no policy has such a setting")
         try:
             settings[key] = int(value) if value.lstrip("+-").isdigit() else float(value)
         except ValueError:

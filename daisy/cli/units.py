@@ -127,8 +127,13 @@ def command(
         units = _read_kmeans(model, kmeans, layer, allow_pickle, precision)
     else:
         units = _make_heads(model, policy or DEFAULT_POLICY, set or [], scores, precision)
-        begun_in = None if overwrite else out
-        limit_cost(units.encoder, milliseconds=deadline_ms, macs=deadline_macs, begun_in=begun_in)
+        limit_cost(
+            units.encoder,
+            milliseconds=deadline_ms,
+            macs=deadline_macs,
+            begun_in=None if overwrite else out,
+            threads=cpus_per_worker if cluster else None,
+        )
     extractor = UnitExtractor(
         units,
         out,

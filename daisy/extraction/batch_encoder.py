@@ -18,9 +18,10 @@ from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.feature_files import StreamedFeatures, write_features
-from daisy.extraction.journal import Row, Settings, stamp
+from daisy.extraction.journal import Row, Settings, Stamp, stamp
 from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
+from daisy.runtime.memory import run_if_it_fits
 
 Outcome = tuple[Recording, Row | AudioError]
 """A recording, and its row or why there is none."""
@@ -62,6 +63,8 @@ class BatchEncoder:
         self.encoder, self.out, self.settings, self.batch_sec = encoder, out, settings, batch_sec
         self.outputs: Mapping[str, str] = {}
         """Of the batch at hand: a recording's label to its file's path below the folder, or to nothing."""
+        self.stamps: Mapping[str, Stamp] = {}
+        """Of the batch at hand, before it was read: what changes meanwhile is another recording."""
 
     def encode(self, batch: Batch) -> Iterator[Outcome]:
         """Encode recordings together and write their files, one after the other.
@@ -74,6 +77,7 @@ class BatchEncoder:
         """
         recordings, window_sec = batch.recordings, self.settings.window_sec
         self.outputs = {one.label: output for one, output in zip(recordings, batch.outputs, strict=True)}
+        self.stamps = {one.label: stamp(one) for one in recordings}
         if window_sec is not None and batch.num_samples > window_sec * self.encoder.backbone.config.sample_rate:
             try:
                 yield recordings[0], self._encode_in_windows(recordings[0], window_sec)
@@ -83,16 +87,27 @@ class BatchEncoder:
             yield from self._encode_together(recordings)
 
     def _encode_together(self, batch: Sequence[Recording]) -> Iterator[Outcome]:
-        start = time.perf_counter()
         readable: list[tuple[Recording, Tensor]] = []
         for recording in batch:
             try:
                 readable.append((recording, self._read(recording)))
             except AudioError as error:
                 yield recording, error
-        if not readable:
+        if readable:
+            yield from self._encode_waveforms(readable)
+
+    def _encode_waveforms(self, readable: Sequence[tuple[Recording, Tensor]]) -> Iterator[Outcome]:
+        """Encode what was read; in halves where memory does not hold it."""
+        start = time.perf_counter()
+        result = run_if_it_fits(self.encoder, [waveform for _, waveform in readable])
+        if result is None:
+            if len(readable) == 1:
+                yield readable[0][0], AudioError("it does not fit into memory", remedy="in_windows")
+                return
+            middle = len(readable) // 2
+            yield from self._encode_waveforms(readable[:middle])
+            yield from self._encode_waveforms(readable[middle:])
             return
-        result = self.encoder([waveform for _, waveform in readable])
         kept = self.take(result)
         seconds = time.perf_counter() - start
         total = sum(len(waveform) for _, waveform in readable)
@@ -195,7 +210,7 @@ class BatchEncoder:
             scores=scores,
             window_exits=list(window_exits),
             silent=silent,
-            source=stamp(recording),
+            source=self.stamps[recording.label],
         )
 
 

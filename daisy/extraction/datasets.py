@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ class FeatureDataset(Dataset[Sample]):
         self.folder = Path(folder)
         settings, self.rows = _read_index(self.folder)
         kind = settings.get("shards", "")
-        if settings.get("store"):
-            raise UsageError(f"{self.folder}: its features are in {settings['store']}, not in this folder")
+        _refuse_store(self.folder, settings)
         if kind not in ("", "safetensors"):
             raise UsageError(f"{self.folder}: {kind} shards are read from one end to the other: ShardDataset does that")
         self._shards: dict[str, Any] = {}
@@ -103,7 +102,8 @@ class ShardDataset(IterableDataset[Sample]):
         self._listed: set[tuple[str, str]] | None = None
         if isinstance(shards, str | Path):
             folder = Path(shards)
-            _, rows = _read_index(folder)
+            settings, rows = _read_index(folder)
+            _refuse_store(folder, settings)
             self._listed = {(row["shard"], row["output"]) for row in rows if row.get("shard")}
             if not self._listed:
                 raise UsageError(f"{folder}: has no shard files: FeatureDataset reads a file for each recording")
@@ -138,6 +138,11 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
     """
     _check_shard(path := Path(path))
     return {".tar": _read_tar, ".parquet": _read_parquet, ".safetensors": _read_safetensors}[path.suffix](path)
+
+
+def _refuse_store(folder: Path, settings: Mapping[str, Any]) -> None:
+    if settings.get("store"):
+        raise UsageError(f"{folder}: its features are in {settings['store']}, not in this folder")
 
 
 def _check_shard(path: Path) -> None:

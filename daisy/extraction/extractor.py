@@ -265,7 +265,7 @@ class Extractor:
 
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
         """Name each recording's file, by `Recording.label`; nothing where recordings have none."""
-        return name_outputs(recordings, self.settings.format)
+        return name_outputs(recordings, self.settings.format, as_text=bool(self.shards))
 
     def choose_batch_encoder(self) -> MakeBatchEncoder:
         """Choose what encodes recordings and stores what comes out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -27,12 +28,17 @@ ROUNDED_TO_INFINITY = {"float32": math.inf, "float16": 65520.0}
 """The first number that a stored type rounds to infinity, halfway between its last one and the next there would be."""
 
 
-def name_outputs(recordings: Sequence[Recording], format: str) -> dict[str, str]:
+UNDECODABLE = re.compile("[\udc80-\udcff]")
+"""What Python makes of bytes in names that are no UTF-8."""
+
+
+def name_outputs(recordings: Sequence[Recording], format: str, *, as_text: bool = False) -> dict[str, str]:
     """Name each recording's file.
 
     Args:
         recordings: what will be written.
         format: the files' ending.
+        as_text: name it in UTF-8, as shard files want it: a byte that is none of it as ``%E9``.
 
     Returns:
         A recording's label to its file's path below the run's folder.
@@ -45,6 +51,8 @@ def name_outputs(recordings: Sequence[Recording], format: str) -> dict[str, str]
         name = Path(name_as_file(recording.name))
         relative = name if not name.is_absolute() and ".." not in name.parts else Path(name.name)
         output = str(relative.with_suffix(f".{format}"))
+        if as_text:
+            output = UNDECODABLE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", output)
         if output in taken:
             raise UsageError(
                 f"{taken[output]} and {recording.label} would both be written to {output}", remedy="separate_out"

@@ -134,7 +134,11 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
     return said
 
 
-def stamp(recording: Recording) -> tuple[int, int]:
+Stamp = tuple[int, int]
+"""Size and time of change of a file, by which it is known again."""
+
+
+def stamp(recording: Recording) -> Stamp:
     """Read size and time of change of a recording's file; zeros where it is gone."""
     try:
         status = find_file(recording.path).stat()

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -261,8 +261,7 @@ def list_journals(out: Path) -> list[Shard]:
 
 def holds_kind(out: Path, kind: str) -> bool:
     """Tell whether a folder's journals are of some kind (units or transcripts), and not of features."""
-    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
-    return any(header is not None and header.get("kind") == kind for header in headers)
+    return any(header.get("kind") == kind for header in _read_headers(out))
 
 
 def read_policies(out: Path) -> list[dict[str, Any]]:
@@ -271,9 +270,14 @@ def read_policies(out: Path) -> list[dict[str, Any]]:
     Raises:
         OutputError: where a journal is damaged.
     """
-    headers = (read_header(out / shard.journal) for shard in (list_journals(out) if out.is_dir() else ()))
-    policies = [header.get("policy") for header in headers if header is not None]
-    return [policy for policy in policies if isinstance(policy, dict)]
+    return [header["policy"] for header in _read_headers(out) if isinstance(header.get("policy"), dict)]
+
+
+def _read_headers(out: Path) -> Iterator[dict[str, Any]]:
+    """Read the first lines of a folder's journals; none where there is no folder."""
+    for shard in list_journals(out) if out.is_dir() else ():
+        if (header := read_header(out / shard.journal)) is not None:
+            yield header
 
 
 def list_running(out: Path) -> set[Shard]:

@@ -161,8 +161,8 @@ def make_schema(settings: Settings) -> pyarrow.Schema:
 
 def _make_line(row: Row, states: NDArray[Any]) -> dict[str, Any]:
     line = {**row.public(), "channel": row.channel, "scores": row.scores or None}
-    for name in ("path", "output"):  # Parquet's text is UTF-8, and names of files need not be
-        line[name] = os.fsencode(line[name]).decode(errors="replace")
+    # Parquet's text is UTF-8, and names of files need not be.
+    line["path"] = os.fsencode(line["path"]).decode(errors="replace")
     states = numpy.ascontiguousarray(states)
     return {**line, "states": states.tobytes(), "shape": list(states.shape), "dtype": str(states.dtype)}
 

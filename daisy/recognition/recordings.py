@@ -14,10 +14,11 @@ from daisy.audio.recordings import drop_path
 from daisy.errors import AudioError, UsageError
 from daisy.extraction import windows
 from daisy.extraction.batch_encoder import SilenceWatch
-from daisy.extraction.journal import stamp
+from daisy.extraction.journal import Stamp, stamp
 from daisy.recognition.long_audio import transcribe_in_windows
 from daisy.recognition.recogniser import Recogniser, Transcript
 from daisy.recognition.transcript_rows import TranscriptRow
+from daisy.runtime.memory import run_if_it_fits
 
 BATCH_SEC = 30.0
 CONTEXT_SEC = 2.0
@@ -73,25 +74,41 @@ def transcribe(
 
 
 def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Iterator[Outcome]:
-    start = time.perf_counter()
-    waveforms: list[tuple[Recording, Tensor]] = []
+    readable: list[tuple[Recording, Stamp, Tensor]] = []
     for recording in batch:
+        source = stamp(recording)  # before it is read: what changes meanwhile is another recording
         try:
-            waveforms.append((recording, read(recogniser, recording)))
+            readable.append((recording, source, read(recogniser, recording)))
         except AudioError as error:
             yield recording, drop_path(recording, error)
-    if not waveforms:
+    if readable:
+        yield from _transcribe_waveforms(recogniser, readable)
+
+
+def _transcribe_waveforms(
+    recogniser: Recogniser, readable: Sequence[tuple[Recording, Stamp, Tensor]]
+) -> Iterator[Outcome]:
+    """Recognise what was read; in halves where memory does not hold it."""
+    start = time.perf_counter()
+    transcripts = run_if_it_fits(recogniser, [waveform for _, _, waveform in readable])
+    if transcripts is None:
+        if len(readable) == 1:
+            yield readable[0][0], AudioError("it does not fit into memory", remedy="in_windows")
+            return
+        middle = len(readable) // 2
+        yield from _transcribe_waveforms(recogniser, readable[:middle])
+        yield from _transcribe_waveforms(recogniser, readable[middle:])
         return
-    transcripts = recogniser([waveform for _, waveform in waveforms])
     seconds = time.perf_counter() - start
-    total = sum(len(waveform) for _, waveform in waveforms)
-    for (recording, waveform), transcript in zip(waveforms, transcripts, strict=True):
+    total = sum(len(waveform) for _, _, waveform in readable)
+    for (recording, source, waveform), transcript in zip(readable, transcripts, strict=True):
         yield (
             recording,
             _make_row(
                 recogniser,
                 recording,
                 transcript,
+                source=source,
                 num_samples=len(waveform),
                 seconds=seconds * len(waveform) / total,
                 silent=not bool(waveform.any()),
@@ -102,14 +119,14 @@ def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Ite
 def _transcribe_long(
     recogniser: Recogniser, recording: Recording, window_sec: float, context_sec: float, batch_sec: float
 ) -> TranscriptRow | AudioError:
-    start = time.perf_counter()
+    start, source = time.perf_counter(), stamp(recording)
     try:
-        source = audio.AudioFile(recording.path, recogniser.model.backbone.config.sample_rate, recording.channel)
-        silence = SilenceWatch(source)
+        file = audio.AudioFile(recording.path, recogniser.model.backbone.config.sample_rate, recording.channel)
+        silence = SilenceWatch(file)
         transcript = transcribe_in_windows(
             recogniser,
             silence.read,
-            source.num_samples,
+            file.num_samples,
             window_sec=window_sec,
             context_sec=context_sec,
             batch_sec=batch_sec,
@@ -120,7 +137,8 @@ def _transcribe_long(
         recogniser,
         recording,
         transcript,
-        num_samples=source.num_samples,
+        source=source,
+        num_samples=file.num_samples,
         seconds=time.perf_counter() - start,
         silent=silence.is_silent,
     )
@@ -147,6 +165,7 @@ def _make_row(
     recording: Recording,
     transcript: Transcript,
     *,
+    source: Stamp,
     num_samples: int,
     seconds: float,
     silent: bool,
@@ -162,7 +181,7 @@ def _make_row(
         scores=transcript.scores,
         window_exits=transcript.window_exits if len(transcript.window_exits) > 1 else [],
         silent=silent,
-        source=stamp(recording),
+        source=source,
         text=transcript.text,
         confidence=transcript.confidence,
         words=transcript.words,

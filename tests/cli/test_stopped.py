@@ -145,7 +145,7 @@ def test_a_bad_recording_is_left_out_and_listed(place, command, where, strict):
         assert not (place / "p.json").exists()
         return
     assert done.returncode == 1
-    why = "holds no samples" if where == "rain" else "too short: 399 samples, one frame needs 400"
+    why = "holds no samples" if where == "rain" else "too short: 399 samples at 16000 Hz, one frame needs 400 (25 ms)"
     assert lines[:2] == [
         f"failed: {place / where / '5.wav'}: not readable as audio (Format not recognised)",
         f"failed: {place / where / 'short.wav'}: {why}",

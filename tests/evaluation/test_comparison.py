@@ -205,7 +205,7 @@ def test_a_score_that_the_first_layer_lacks_is_compared(traces):
     change = traces.losses["disagreement"] + 0.1
     change[:, 0] = float("nan")
     tune, test = dataclasses.replace(traces, scores={"shift": change}).halves(0)
-    compared = study.compare_policies(tune, test, depths=[0.6])
+    compared = study.compare_policies(tune, test, names=["shift"], depths=[0.6])
     assert compared.policies["shift"].below
     by_name = {verdict.policy: verdict for _, verdict in compared.frontier}
     assert by_name["shift"].gain["disagreement"].mean > 0.1

@@ -1,6 +1,7 @@
 """What an extraction wrote, read back by torch's loaders: everything once."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -110,6 +111,18 @@ def test_all_layers(folder, tmp_path):
         assert states.shape[0] == row["exit_layer"] + 1
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet", "safetensors"])
+def test_names_that_are_no_text_are_read_again(folder, tmp_path, kind):
+    pytest.importorskip("pyarrow" if kind == "parquet" else "torch")
+    (tmp_path / "in").mkdir()
+    for source, name in zip(NAMES, (b"a.wav", b"caf\xe9.wav", b"z.wav"), strict=False):
+        shutil.copy(folder / source, os.fsencode(tmp_path / "in") + b"/" + name)
+    report = extract(tmp_path / "in", tmp_path / kind, shards=kind)
+    assert report.failed == {}
+    rows = [row for _, row in ShardDataset(tmp_path / kind)]
+    assert sorted(row["output"] for row in rows) == ["a.safetensors", "caf%E9.safetensors", "z.safetensors"]
+
+
 def test_refusals(shards, folder, tmp_path):
     with pytest.raises(UsageError, match=r"tar shards are read from one end to the other: ShardDataset does that$"):
         FeatureDataset(shards("tar"))
@@ -118,6 +131,8 @@ def test_refusals(shards, folder, tmp_path):
         ShardDataset(tmp_path / "files")
     with pytest.raises(UsageError, match=r"x\.zip: a shard file ends in \.tar, \.parquet, \.safetensors$"):
         ShardDataset(["x.zip"])
+    with pytest.raises(UsageError, match=r"x\.zip: a shard file ends in"):
+        read_shard("x.zip")
     with pytest.raises(UsageError, match=r"^no shard files$"):
         ShardDataset([])
     with pytest.raises(UsageError, match=r"index\.json: not the index of an extraction \(FileNotFoundError"):

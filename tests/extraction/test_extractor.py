@@ -185,6 +185,38 @@ def test_a_changed_recording_is_encoded_again(folder, tmp_path):
     assert load_file(out / "0.safetensors")["states"].shape != before.shape
 
 
+def test_a_recording_that_changes_while_it_is_encoded_is_encoded_again(folder, tmp_path):
+    class Slow(EarlyExitEncoder):
+        def __call__(self, waveforms):
+            soundfile.write(folder / "0.wav", numpy.ones(1000, "float32") * 0.1, 16000)
+            return super().__call__(waveforms)
+
+    model = tiny_model()
+    extract(folder, tmp_path / "out", Slow(model.backbone, model.heads, POLICY, keep="last"))
+    report = extract(folder, tmp_path / "out")
+    assert report.num_resumed == 6
+    assert len(report.rows) == 7
+
+
+def test_what_memory_does_not_hold_together_is_encoded_apart(folder, tmp_path):
+    class Small(EarlyExitEncoder):
+        def __call__(self, waveforms):
+            if sum(map(len, waveforms)) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(waveforms)
+
+    lengths = {path.name: soundfile.info(path).frames for path in folder.rglob("*.wav")}
+    limit = max(lengths.values()) - 1
+    model = tiny_model()
+    expected = extract(folder, tmp_path / "whole")
+    report = extract(folder, tmp_path / "out", Small(model.backbone, model.heads, POLICY, keep="last"))
+    ((label, error),) = report.failed.items()
+    assert lengths[os.path.basename(label)] > limit
+    assert error.message == "it does not fit into memory"
+    exits = {row.path: row.exit_layer for row in expected.rows if row.path != label}
+    assert {row.path: row.exit_layer for row in report.rows} == exits
+
+
 def test_a_damaged_journal_is_refused_and_can_be_overwritten(folder, tmp_path):
     out = tmp_path / "out"
     extract(folder, out)

@@ -123,7 +123,7 @@ def test_a_bad_recording_gives_its_place_to_the_next_one_drawn(recordings, tmp_p
     expected = [make_mfcc(50).read(listed[index]).numpy() for index in drawn]
     assert (frames == numpy.concatenate(expected)).all()
     assert sorted(failed) == ["4.wav", "5.wav"]
-    assert failed["4.wav"].endswith("4.wav: too short: 100 samples, one frame needs 400")
+    assert failed["4.wav"].endswith("4.wav: too short: 100 samples at 16000 Hz, one frame needs 400 (25 ms)")
     with pytest.raises(UsageError, match="none of the 2 recordings"):
         sample_features(listed[4:], make_mfcc(50), 10, 0, lambda count: None, lambda *what: None)
 

@@ -132,17 +132,21 @@ class Desk:
         self._gone.add(worker)
 
     def refuse_if_stuck(self) -> None:
-        """Refuse to wait where a stage has no living holder, and none will be started.
+        """Refuse to wait where a stage has no living holder within reach, and none will be started.
 
         Raises:
             UsageError: naming the layers.
         """
         starting = set(self._incarnations) - self._gone if self.rules.respawn_sec is not None else set()
+        usable, at = self._alive | starting, set(self._first_holders)
         for stage, layers in enumerate(self.topology.stages):
-            holders = [w.name for w in self.topology.workers if stage in self.topology.stages_of(w.name)]
-            if not (self._alive | starting).intersection(holders):
+            at = {taker for name in at & usable for taker in self.topology.takers_of(name, stage, usable)}
+            if not at:
+                holders = [w.name for w in self.topology.workers if stage in self.topology.stages_of(w.name)]
+                living = [name for name in holders if name in usable]
+                reason = f", and nobody who lives has a link to {', '.join(living)}" if living else ", which died"
                 raise UsageError(
-                    f"layers {layers[0]}-{layers[-1]} were held by {', '.join(holders)} only, which died: "
+                    f"layers {layers[0]}-{layers[-1]} were held by {', '.join(holders)} only{reason}: "
                     f"{self.ledger.num_open} tasks are without an answer"
                 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -151,8 +151,9 @@ class DeskActor:
         """Return what the ledger says."""
         with self._lock:
             ledger = self._desk.ledger
+            records = [replace(record, task=replace(record.task, payload=None)) for record in ledger.records.values()]
             return Collected(
-                records=sorted(ledger.records.values(), key=lambda record: record.answered),
+                records=sorted(records, key=lambda record: record.answered),
                 num_admitted=ledger.num_admitted,
                 num_restarts=ledger.num_restarts,
                 num_late=ledger.num_late,

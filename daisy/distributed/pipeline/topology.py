@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -107,6 +108,11 @@ class Topology:
         """Return the link between two workers, if there is one."""
         return self._links_by_worker[one].get(other)
 
+    def takers_of(self, name: str, stage: int, among: Collection[str]) -> set[str]:
+        """Return who of some workers can take a stage of a task that is at a worker: itself, and its neighbours."""
+        takers = {neighbour.name for neighbour in self.neighbours_of(name) if stage in neighbour.stages}
+        return (takers | ({name} if stage in self.stages_of(name) else set())) & {*among}
+
     def neighbours_of(self, name: str) -> list[Neighbour]:
         """List those whom a worker has a link to, as its state machine knows them."""
         return [
@@ -159,7 +165,7 @@ def _check(topology: Topology) -> None:
         where = f"link {link.between[0]} to {link.between[1]}"
         if not set(link.between) <= set(names) or link.between[0] == link.between[1]:
             raise UsageError(f"{where}: not two of the workers {', '.join(names)}")
-        if link.delay_sec < 0 or not link.bytes_per_sec > 0 or not 0 <= link.loss < 1:
+        if not 0 <= link.delay_sec < math.inf or not link.bytes_per_sec > 0 or not 0 <= link.loss < 1:
             raise UsageError(f"{where}: delay at least 0, rate above 0, loss at least 0 and below 1 are wanted")
     if not topology.sources:
         raise UsageError("a topology has a source")
@@ -185,15 +191,12 @@ def _check_way(topology: Topology, source: str) -> None:
 
     Whoever can have computed a stage must hold the next one or have a link to somebody who does.
     """
-    neighbours = {worker.name: topology.neighbours_of(worker.name) for worker in topology.workers}
-    held = {worker.name: topology.stages_of(worker.name) for worker in topology.workers}
+    everybody = {worker.name for worker in topology.workers}
     at = {source}
     for stage, layers in enumerate(topology.stages):
         reached = set()
         for name in sorted(at):
-            takers = {n.name for n in neighbours[name] if stage in n.stages} | (
-                {name} if stage in held[name] else set()
-            )
+            takers = topology.takers_of(name, stage, everybody)
             if not takers:
                 raise UsageError(
                     f"a task at {name} could go nowhere for layers {layers[0]}-{layers[-1]}: "

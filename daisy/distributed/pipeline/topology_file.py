@@ -14,7 +14,9 @@ cores: {here: 2}                   # of a machine, by place, or here: simulated 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +92,7 @@ def parse_topology(content: Mapping[str, Any], num_layers: int) -> Topology:
         links=links,
         sources=_parse_sources(content, names),
         cuts=tuple(content.get("cuts") or ()),
-        rules=Rules().replace(**(content.get("rules") or {})),
+        rules=Rules().replace(**_parse_rules(content.get("rules") or {})),
         cores=dict(content.get("cores") or {}),
     )
 
@@ -109,9 +111,20 @@ def _parse_worker(name: str, values: Mapping[str, Any] | None, num_layers: int) 
         first=first,
         last=last,
         speed=None if speed is None else _number(f"worker {name}: speed", speed),
-        place=values.get("place"),
+        place=_parse_place(name, values.get("place")),
         threads=int(_number(f"worker {name}: threads", values.get("threads", 1))),
     )
+
+
+def _parse_place(name: str, place: object) -> str | None:
+    if place is not None and not isinstance(place, str):
+        raise UsageError(f"worker {name}: place must be a name, found {place!r}")
+    return place
+
+
+def _parse_rules(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    _check_keys("rules", values, {field.name for field in dataclasses.fields(Rules)})
+    return values
 
 
 def _parse_link(values: Mapping[str, Any]) -> Link:
@@ -143,7 +156,7 @@ def _parse_sources(content: Mapping[str, Any], names: list[str]) -> tuple[Source
 
 
 def _number(what: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(f"{what} must be a number, found {value!r}")
     return float(value)
 

@@ -257,9 +257,10 @@ def test_the_default_policy_is_held_against_the_full_model_and_seeds(tmp_path, m
     """Accuracies, of which more is better, and error rates, of which less is."""
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     values = {"forecast-60": [0.79, 0.81], "never": [0.84, 0.86], "fixed-60": [0.8, 0.8], "random-60": [0.64, 0.64]}
+    layers = {"forecast-60": 9.0, "never": 12.0, "fixed-60": 6.0, "random-60": 6.0}
     rows = [
         {"task": task, "metric": metric, "condition": "clean", "featurizer": "dynamic", "upstream": name}
-        | {"value": value, "seed": seed}
+        | {"value": value, "seed": seed, "depth": layers[name] / 12, "mean_exit_layer": layers[name]}
         for task, metric in (("ks", "accuracy"), ("asr", "cer"), ("ic", "accuracy"))
         for name, of_seeds in values.items()
         for seed, value in enumerate(of_seeds)
@@ -268,6 +269,6 @@ def test_the_default_policy_is_held_against_the_full_model_and_seeds(tmp_path, m
     results.write_result("minisuperb_noisy", rows[:7])  # which lacks random-60
     lines = tables.render_differences().splitlines()[2:4]
     assert lines == [
-        "| clean | ks accuracy | clean | -5.9% | 1.7% | no | +0.0% | +25.0% |",
-        "| clean | asr cer | clean | +5.9% | 1.7% | yes | -0.0% | -25.0% |",
+        "| clean | ks accuracy | clean | -5.9% | 1.7% | no | 9.0 | -3.0% | +25.0% |",
+        "| clean | asr cer | clean | +5.9% | 1.7% | yes | 9.0 | +3.0% | -25.0% |",
     ]

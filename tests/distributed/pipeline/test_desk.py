@@ -220,6 +220,16 @@ def test_a_system_that_cannot_go_on_says_so():
         desk.refuse_if_stuck()
 
 
+def test_a_holder_out_of_reach_is_no_help():
+    workers = {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}, "c": {"layers": "3-4"}}
+    links = [{"between": pair} for pair in (["a", "b"], ["b", "c"])]
+    desk = make_desk({"respawn_sec": None}, workers=workers, links=links)
+    desk.refuse_if_stuck()
+    desk.lose(Death("b", 1), 1.0)
+    with pytest.raises(UsageError, match="held by b, c only, and nobody who lives has a link to c: 0 tasks"):
+        desk.refuse_if_stuck()
+
+
 def test_the_desk_adapts_by_what_waits_at_the_source():
     desk = make_desk({"admission": "rate", "adapt_every": 2, "speed_up": 1.1, "slow_down": 1.1})
     say(desk, "b", 0.1, waiting=99)  # is no source

@@ -1,5 +1,7 @@
 """Topologies from YAML, and what is refused."""
 
+import math
+
 import pytest
 
 from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
@@ -80,6 +82,13 @@ def test_sources_with_rates_and_priorities():
         ({"workers": {"a": {}, "b": {}}, "links": [{"between": ["a", "b"], "loss": 1}]}, "loss at least 0 and below 1"),
         ({"workers": {"a": {}}, "cuts": [4]}, "cuts are layers from 1 to 3"),
         ({"workers": {"a": {}}, "rules": {"memori": 1}}, "did you mean memory"),
+        ({"workers": {"a": {}}, "rules": {1: 2}}, "unknown setting '1'"),
+        ({"workers": {"a": {"threads": math.inf}}}, "worker a: threads must be a number, found inf"),
+        ({"workers": {"a": {"place": ["x"]}}}, r"worker a: place must be a name, found \['x'\]"),
+        (
+            {"workers": {"a": {}, "b": {}}, "links": [{"between": ["a", "b"], "delay_ms": math.nan}]},
+            "delay_ms must be a number, found nan",
+        ),
         ({"workers": {"a": {}}, "cores": {"there": 2}}, "cores of 'there': workers are on here"),
         ({"workers": {"a": {}}, "cores": {"here": 0}}, "cores of here: a number from 1 on is wanted, found 0"),
         ({"workers": {"a": {}}, "rules": {"offloading": "best"}}, "unknown offloading 'best'"),
