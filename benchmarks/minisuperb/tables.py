@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.minisuperb.report import interpolate_static_cut
+from benchmarks.minisuperb.report import interpolate_static_cut, is_static
 from benchmarks.minisuperb.tasks import TASKS
 from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import Row, read_result
@@ -74,13 +74,13 @@ def _average(rows: list[Row], field: str = "value") -> float:
 
 def _compare(of: dict[str, list[Row]], sign: int) -> list[str]:
     """Compare the means of the first of `COMPARED` with the others', and with the static cut at its depth."""
-    ours, of_full, of_cut, of_random = (of[upstream] for upstream in COMPARED)
+    ours, of_full, _, of_random = (of[upstream] for upstream in COMPARED)
     mine, full, random = (_average(rows) for rows in (ours, of_full, of_random))
     gain = sign * (mine - full) / abs(full)
     values = [[row["value"] for row in rows] for rows in (ours, of_full)]
     spreads = [statistics.stdev(of_seeds) / abs(full) for of_seeds in values if len(of_seeds) > 1]
     spread = max(spreads, default=0.0)
-    static = [(_average(rows, "depth"), _average(rows)) for rows in (of_cut, of_full)]
+    static = [(_average(rows, "depth"), _average(rows)) for name, rows in of.items() if is_static(name)]
     cut = interpolate_static_cut(static, _average(ours, "depth"))
     return [
         f"{gain:+.1%}",
