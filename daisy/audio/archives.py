@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from daisy.errors import AudioError
 
@@ -28,23 +28,57 @@ class Member:
     length: int
     """Bytes."""
 
-    def read(self) -> bytes:
-        """Read the part.
+    def open(self, buffering: int = -1) -> BinaryIO:
+        """Open the part for reading; ``buffering`` is of `open`.
 
         Raises:
             AudioError: where the archive is missing, cannot be read or ends before.
         """
         try:
-            with open(self.archive, "rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                if not self.length or self.offset + self.length > size:
-                    raise AudioError(
-                        f"{self.archive}: has {size} bytes, none or not all of {self.length} from byte {self.offset} on"
-                    )
-                stream.seek(self.offset)
-                return stream.read(self.length)
+            descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise AudioError(f"{self.archive}: cannot be read ({error.strerror or error})") from None
+        stream = _Part(descriptor, self.offset, self.length)
+        size = os.fstat(descriptor).st_size
+        if not self.length or self.offset + self.length > size:
+            stream.close()
+            raise AudioError(
+                f"{self.archive}: has {size} bytes, none or not all of {self.length} from byte {self.offset} on"
+            )
+        return cast(BinaryIO, io.BufferedReader(stream, 1 << 16) if buffering else stream)
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file of its own, of which only what is asked for is read."""
+
+    def __init__(self, descriptor: int, offset: int, length: int):
+        self._descriptor, self._offset, self._length, self._place = descriptor, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        self._place = max(base + place, 0)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), max(self._length - self._place, 0))
+        content = os.pread(self._descriptor, count, self._offset + self._place)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
 
 def find_member(path: str | Path) -> Member | None:
@@ -69,20 +103,20 @@ def open_bytes(path: str | Path, buffering: int = -1) -> BinaryIO:
     """Open a recording's bytes for reading; ``buffering`` is of `open`.
 
     Raises:
-        AudioError: as `Member.read` does.
+        AudioError: as `Member.open` does.
     """
     member = find_member(path)
-    return io.BytesIO(member.read()) if member else open(path, "rb", buffering)
+    return member.open(buffering) if member else open(path, "rb", buffering)
 
 
-def open_source(path: str | Path) -> bytes | io.BytesIO:
-    """Return what libsndfile reads a recording from: the name of its file, or its bytes out of an archive.
+def open_source(path: str | Path) -> bytes | BinaryIO:
+    """Return what libsndfile reads a recording from: the name of its file, or a part of an archive.
 
     Raises:
-        AudioError: as `Member.read` does.
+        AudioError: as `Member.open` does.
     """
     member = find_member(path)
-    return io.BytesIO(member.read()) if member else os.fsencode(path)
+    return member.open() if member else os.fsencode(path)
 
 
 def name_as_file(name: str) -> str:

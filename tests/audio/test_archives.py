@@ -1,6 +1,7 @@
 """Recordings in zip archives, by the offsets that fairseq's manifests have; tables that are no manifests."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import daisy
 from daisy import AudioError, audio
-from daisy.audio.archives import Member, find_member, name_as_file
+from daisy.audio.archives import Member, find_member, name_as_file, open_bytes
 from daisy.errors import UsageError
 from daisy.extraction import Extractor
 from tests.cli.running import run
@@ -56,6 +57,24 @@ def test_members_are_read_as_their_files_are(archive, tmp_path):
         assert torch.equal(audio.AudioFile(recording.path, 8000).read(0, 1000), audio.read(recording.path, 8000)[:1000])
         assert audio.format_manifest_line(recording, tmp_path) == f"{recording.name}\t{length}"
         assert audio.find([recording.path])[0].path == recording.path
+
+
+def test_of_a_member_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
+    samples = 0.1 * numpy.random.default_rng(0).standard_normal(400_000).astype("float32")
+    with zipfile.ZipFile(tmp_path / "long.zip", "w") as stream:
+        stream.writestr("x.wav", encode(samples, "x.wav"))
+        (info,) = stream.infolist()
+    path = tmp_path / f"long.zip:{info.header_offset + 35}:{info.file_size}"
+    read, sizes = os.pread, []
+    monkeypatch.setattr(os, "pread", lambda *call: sizes.append(call[1]) or read(*call))
+    assert audio.num_samples(path) == 400_000
+    part = audio.AudioFile(path).read(200_000, 216_000)
+    assert part.numpy() == pytest.approx(samples[200_000:216_000], abs=1e-4)
+    assert sum(sizes) < info.file_size / 4
+    with open_bytes(path) as stream:
+        assert stream.read(4) == b"RIFF"
+        assert stream.seek(-2, os.SEEK_END) == info.file_size - 2
+        assert (len(stream.read()), stream.read()) == (2, b"")
 
 
 def test_each_member_gets_a_file_of_features(archive, tmp_path):
