@@ -43,7 +43,8 @@ def test_channels_are_in_the_share_of_their_file(tmp_path):
     recording = Recording(path=tmp_path / "ES2002.wav", name="meeting-2.wav")  # as a manifest of lhotse's calls it
     channels = audio.take_channels([recording], "all")
     assert len(channels) == 2
-    assert {one.file_name for one in (recording, *channels)} == {"ES2002.wav"}
+    assert {one.file_name for one in (recording, *channels)} == {"meeting-2.wav"}
+    assert [one.name for one in channels] == ["meeting-2.0.wav", "meeting-2.1.wav"]
 
 
 def test_manifests_are_for_fairseq_which_does_not_resample(tmp_path):

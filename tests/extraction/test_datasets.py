@@ -120,7 +120,8 @@ def test_names_that_are_no_text_are_read_again(folder, tmp_path, kind):
     report = extract(tmp_path / "in", tmp_path / kind, shards=kind)
     assert report.failed == {}
     rows = [row for _, row in ShardDataset(tmp_path / kind)]
-    assert sorted(row["output"] for row in rows) == ["a.safetensors", "caf%E9.safetensors", "z.safetensors"]
+    name = "caf%25E9" if kind == "tar" else "caf%E9"  # where names are escaped for WebDataset besides
+    assert sorted(row["output"] for row in rows) == ["a.safetensors", f"{name}.safetensors", "z.safetensors"]
 
 
 def test_refusals(shards, folder, tmp_path):

@@ -174,7 +174,7 @@ def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, 
 def test_impossible_shards(folder, tmp_path):
     with pytest.raises(UsageError, match="shards are tar, parquet or safetensors, found 'zip'"):
         extract(folder, tmp_path, shards="zip")
-    with pytest.raises(UsageError, match="shard_mb must be above 0, found 0"):
+    with pytest.raises(UsageError, match="shard_mb must be above 0 and finite, found 0"):
         extract(folder, tmp_path, shards="tar", shard_mb=0)
 
 

@@ -33,7 +33,7 @@ def test_pieces_of_a_sentencepiece_model_are_tokens(tmp_path):
     (tmp_path / "m").write_bytes(model)
     daisy.audio.write_transcripts(tmp_path / "train.tsv", texts, "spm", tmp_path / "m")
     assert (tmp_path / "spm.model").read_bytes() == model
-    (tmp_path / "other").write_bytes(train_pieces(["NO STOP ON GO"] * 9, 14))
+    (tmp_path / "other").write_bytes(train_pieces(texts, 20))
     with pytest.raises(UsageError, match=r"spm\.model: is another model than .*other, and an earlier split's"):
         daisy.audio.write_transcripts(tmp_path / "valid.tsv", texts, "spm", tmp_path / "other")
     assert (tmp_path / "spm.model").read_bytes() == model
