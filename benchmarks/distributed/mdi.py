@@ -85,7 +85,7 @@ def measure_fidelity(bench: Bench, name: str, system: str) -> Iterator[Row]:
     alone = bench.make(name, "one-worker", admission="rate")
     rate = bench.remember("fidelity", name, lambda: 1.2 * bench.find_capacity(alone, 0))
     topology = bench.make(name, system, admission="threshold")
-    yield describe(bench.run(topology, num_tasks=40 if bench.quick else 200, rate=rate), rate=rate)
+    yield describe(bench.run(topology, num_tasks=40 if bench.quick else 120, rate=rate), rate=rate)
 
 
 def list_loads(bench: Bench) -> Iterator[Step]:

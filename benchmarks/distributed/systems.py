@@ -83,7 +83,7 @@ class Bench:
     def remember(self, part: str, name: str, choose: Callable[[], float]) -> float:
         """Return the rate that a part has rows of on a topology already: all are at one rate, also measured anew."""
         known = [] if self.quick else read_rows_beside("mdi")
-        rates = [row["rate"] for row in known if (row["part"], row["topology"]) == (part, name)]
+        rates = [row["rate"] for row in known if (row["part"], row.get("topology")) == (part, name)]
         return float(rates[0]) if rates else choose()
 
     def find_capacity(self, topology: Topology, level: int) -> float:
