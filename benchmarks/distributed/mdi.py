@@ -11,7 +11,7 @@ at that speed), and delay, rate and loss of links are modelled in the sender. So
 the number of cores.
 
 - throughput: the rate follows the source's queue at a fixed exit level: how many utterances a second, at what fidelity;
-- fidelity: the exit level follows the queue at a fixed rate: how much of the full model's output is kept;
+- fidelity: the exit level follows the queue at a low and a high rate: how much of the full model's output is kept;
 - loads: both kinds of admission under a load that doubles and halves;
 - simulator: the same runs simulated: throughput, median latency, and where the time goes, beside the real;
 - scale: simulated only, 1 to 1,000 workers;
@@ -72,18 +72,27 @@ def measure_throughput(bench: Bench, name: str, system: str) -> Iterator[Row]:
 
 
 def list_fidelity(bench: Bench) -> Iterator[Step]:
-    """Part fidelity: at 1.2 times what the source's worker does alone at the deepest level."""
-    for name, system in bench.pairs:
-        yield Step(
-            key={"part": "fidelity", "topology": name, "system": system},
-            measure=lambda name=name, system=system: measure_fidelity(bench, name, system),  # type: ignore[misc]
-        )
+    """Part fidelity: at a low and a high rate.
+
+    Low is 1.2 times what the source's worker does alone at the deepest level, high nine tenths of what mdi does at the
+    level of the part throughput.
+    """
+    for load in ("low", "high"):
+        for name, system in bench.pairs:
+            yield Step(
+                key={"part": "fidelity", "load": load, "topology": name, "system": system},
+                measure=lambda load=load, name=name, system=system: measure_fidelity(  # type: ignore[misc]
+                    bench, load, name, system
+                ),
+            )
 
 
-def measure_fidelity(bench: Bench, name: str, system: str) -> Iterator[Row]:
+def measure_fidelity(bench: Bench, load: str, name: str, system: str) -> Iterator[Row]:
     """The exit level follows the source's queues."""
-    alone = bench.make(name, "one-worker", admission="rate")
-    rate = bench.remember("fidelity", name, lambda: 1.2 * bench.find_capacity(alone, 0))
+    share, by, level = (1.2, "one-worker", 0) if load == "low" else (0.9, "mdi", LEVEL)
+    one = bench.make(name, by, admission="rate")
+    key = {"part": "fidelity", "load": load, "topology": name}
+    rate = bench.remember(key, lambda: share * bench.find_capacity(one, level))
     topology = bench.make(name, system, admission="threshold")
     yield describe(bench.run(topology, num_tasks=40 if bench.quick else 120, rate=rate), rate=rate)
 
@@ -103,7 +112,8 @@ def list_loads(bench: Bench) -> Iterator[Step]:
 def measure_load(bench: Bench, admission: str) -> Iterator[Row]:
     """A row for each third of the time; the rate is 60 % of what the system can do at the deepest level."""
     capable = bench.make("three", "mdi", admission="rate")
-    rate = bench.remember("loads", "three", lambda: 0.6 * bench.find_capacity(capable, 0))
+    key = {"part": "loads", "topology": "three"}
+    rate = bench.remember(key, lambda: 0.6 * bench.find_capacity(capable, 0))
     seconds = 8.0 if bench.quick else 45.0
     topology = bench.make("three", "mdi", admission=admission)
     load = [(seconds, 2.0), (2 * seconds, 0.5)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,10 @@ class Bench:
             return [("three", "mdi"), ("three", "one-worker")]
         return [(name, system) for name in TOPOLOGIES for system in SYSTEMS]
 
-    def remember(self, part: str, name: str, choose: Callable[[], float]) -> float:
-        """Return the rate that a part has rows of on a topology already: all are at one rate, also measured anew."""
+    def remember(self, key: Mapping[str, str], choose: Callable[[], float]) -> float:
+        """Return the rate of rows with these fields that there are already: all are at one rate, also measured anew."""
         known = [] if self.quick else read_rows_beside("mdi")
-        rates = [row["rate"] for row in known if (row["part"], row.get("topology")) == (part, name)]
+        rates = [row["rate"] for row in known if all(row.get(name) == value for name, value in key.items())]
         return float(rates[0]) if rates else choose()
 
     def find_capacity(self, topology: Topology, level: int) -> float:

@@ -47,6 +47,7 @@ THROUGHPUT: Columns = {
     "MB sent": format_field("megabytes_sent", ".1f"),
 }
 FIDELITY: Columns = {
+    "load": format_field("load"),
     **SYSTEM,
     "come in/s": format_field("rate", ".2f"),
     "answered/s": format_field("throughput", ".2f"),
