@@ -98,7 +98,10 @@ def render_default_policy() -> str:
     """Render the default policy at each depth, with intervals, beside what it is compared with."""
     result = read_result("policies")
     rows = {(row["policy"], row["target_depth"]): row for row in result["rows"]}
-    header = ["set for", "depth", "agreement", "static cut", "chance", "above the static cut by", "oracle", "hindsight"]
+    header = [
+        "set for", "depth", "agreement", "static cut", "best mixture of two cuts", "chance", "above the static cut by",
+        "above chance by", "time", "static cut in that time", "oracle", "hindsight",
+    ]  # fmt: skip
     lines = []
     for target in dict.fromkeys(target for _, target in rows):
         row, bounds = rows[DEFAULT_POLICY, target], [rows[name, target] for name in ("oracle", "hindsight")]
@@ -107,8 +110,11 @@ def render_default_policy() -> str:
                 f"{target:.0%}",
                 f"{row['depth']:.1%}",
                 format_interval(row, "unit_agreement"),
-                *(f"{row[f'{name}_unit_agreement']:.3f}" for name in ("fixed", "random")),
+                *(f"{row[f'{name}_unit_agreement']:.3f}" for name in ("fixed", "mixture", "random")),
                 _format_gain(row),
+                _format_over(row, "over_random"),
+                f"{row['time']:.2f}",
+                f"{row['fixed_at_time_unit_agreement']:.3f}",
                 *(f"{bound['unit_agreement']:.3f} at {bound['depth']:.0%}" for bound in bounds),
             ]
         )
