@@ -1,4 +1,4 @@
-"""Measurements behind the README's and docs' figures; each script runs as ``python -m benchmarks.ROOM.SCRIPT``.
+"""Measurements behind the README's and docs' figures; each script runs as ``python -m benchmarks.PACKAGE.SCRIPT``.
 
 shared      recordings, results files, full runs, paired timing, other people's HuBERT
 speed       latency beside peers, where the time goes, memory, the s3prl upstream's cache

@@ -37,7 +37,6 @@ def checkpoints(tmp_path_factory):
     """A HuBERT of twelve layers with exit heads, a WavLM, a recogniser, a policy for daisy-mini, a k-means."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = tiny_model(dataclasses.replace(POST_NORM, num_layers=12))
-    daisy.save(model, folder / "exits.safetensors")
     daisy.save(model, folder / "hubert.safetensors")
     wavlm = dataclasses.replace(KIN_KINDS["WavLM"], num_layers=12)
     daisy.save(daisy.Model(backbone=randomise(daisy.Backbone(wavlm)).eval()), folder / "wavlm.safetensors")
