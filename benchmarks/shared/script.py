@@ -18,7 +18,7 @@ RUNS = ROOT / "runs"
 
 
 def script_command() -> list[str]:
-    """Return how the running script is called: ``python -m benchmarks.PACKAGE.SCRIPT``, or the name of another program."""
+    """Return how the running script is called: ``python -m benchmarks.PACKAGE.SCRIPT``, or another program's name."""
     path = Path(sys.argv[0]).resolve()
     if path.suffix != ".py" or not path.is_relative_to(ROOT):
         return [path.name]
