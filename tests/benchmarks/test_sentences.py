@@ -90,8 +90,8 @@ def test_share_of_what_hindsight_gains():
     ]
     results.write_result("ideas", rows)
     assert policies.render_headroom_sentence() == (
-        "`forecast` gets 40% of what hindsight is above the static cut by, and 25% of what it is above the best "
-        "mixture of two cuts by.\n"
+        "`forecast` reaches 40% of hindsight's gain over the static cut, and 25% of its gain over the best mixture of two "
+        "cuts.\n"
     )
 
 
@@ -106,12 +106,16 @@ def test_the_best_mixture_of_cuts_goes_around_steps():
 
 def test_risks_that_were_missed():
     row = {"method": "betting", "splits": 300, "delta": 0.1, "risk": 0.2, "mean_test_risk": 0.1, "violations": 0.02}
+    row |= {"uncertified_violations": 0.4, "none_certified": 0.0}
+    safe, idle = {**row, "uncertified_violations": 0.0}, {**row, "none_certified": 1.0}
     conformal = {**row, "method": "conformal", "violations": 0.3}
     missed = {**conformal, "mean_test_risk": 0.3}
-    results.write_result("guarantee", [row, {**row, "violations": 0.01}, conformal, missed])
+    results.write_result("guarantee", [row, {**row, "violations": 0.01}, safe, idle, conformal, missed])
     assert policies.render_guarantee_sentence() == (
-        "Each of 2 settings of Learn then Test, with a delta of 10%, missed its target in at most 2.0% of 300 random "
-        "halves. Conformal risk control bounds the mean risk: it was below the target in 1 of 2 settings.\n"
+        "Of 4 settings of Learn then Test, with a delta of 10%, 2 could fail: something was certified, and without a "
+        "certificate the target was missed at times. Each of these missed it in at most 2.0% of 300 random halves (of the "
+        "same speakers, so not independent). Conformal risk control bounds the mean risk: it was below the target in 1 of "
+        "2 settings.\n"
     )
 
 
