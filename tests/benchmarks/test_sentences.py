@@ -90,8 +90,8 @@ def test_share_of_what_hindsight_gains():
     ]
     results.write_result("ideas", rows)
     assert policies.render_headroom_sentence() == (
-        "`forecast` reaches 40% of hindsight's gain over the static cut, and 25% of its gain over the best mixture of two "
-        "cuts.\n"
+        "`forecast` reaches 40% of hindsight's gain over the static cut, and 25% of its gain over the best mixture of "
+        "two cuts.\n"
     )
 
 
@@ -113,9 +113,9 @@ def test_risks_that_were_missed():
     results.write_result("guarantee", [row, {**row, "violations": 0.01}, safe, idle, conformal, missed])
     assert policies.render_guarantee_sentence() == (
         "Of 4 settings of Learn then Test, with a delta of 10%, 2 could fail: something was certified, and without a "
-        "certificate the target was missed at times. Each of these missed it in at most 2.0% of 300 random halves (of the "
-        "same speakers, so not independent). Conformal risk control bounds the mean risk: it was below the target in 1 of "
-        "2 settings.\n"
+        "certificate the target was missed at times. Each of these missed it in at most 2.0% of 300 random halves (of "
+        "the same speakers, so not independent). Conformal risk control bounds the mean risk: it was below the target "
+        "in 1 of 2 settings.\n"
     )
 
 
