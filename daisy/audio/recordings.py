@@ -86,6 +86,13 @@ def read_recording(
 def measure_recording(recording: Recording, sample_rate: int) -> int:
     """Tell a recording's samples by its header, before it is read.
 
+    Args:
+        recording: what to measure.
+        sample_rate: at which, in Hz.
+
+    Returns:
+        The number of samples.
+
     Raises:
         AudioError: where there is no readable header: with the fuller reason of reading it, if there is one.
     """

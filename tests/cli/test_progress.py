@@ -132,8 +132,8 @@ import time
 from daisy import audio
 from daisy.cli import main, progress
 progress.INTERVAL_SEC = 0.2
-read = audio.read
-audio.read = lambda *arguments: (time.sleep(0.5), read(*arguments))[1]
+read = audio.read_recording
+audio.read_recording = lambda *given, **named: (time.sleep(0.5), read(*given, **named))[1]
 main()
 """
 
