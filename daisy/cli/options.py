@@ -157,13 +157,13 @@ def limit_cost(
         begun_in: a folder, whose run goes on where it has the same budget; None: there is none.
         threads: that recordings will run on; None: as many as this process has.
     """
+    budget = milliseconds if milliseconds is not None else macs
+    if budget is None:
+        return
     import torch
 
     from daisy.calibration import cost
 
-    budget = milliseconds if milliseconds is not None else macs
-    if budget is None:
-        return
     parts = encoder.backbone, encoder.heads, budget, encoder.policy, encoder.score_stride
     counted = cost.make_macs_deadline(*parts, encoder.exits)
     if milliseconds is None:

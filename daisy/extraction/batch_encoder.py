@@ -19,6 +19,7 @@ from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.feature_files import StreamedFeatures, write_features
 from daisy.extraction.journal import Row, Settings, Stamp, stamp
+from daisy.models.kinds import AnyBackboneConfig
 from daisy.policies.scores import to_json
 from daisy.runtime.exit_output import ExitOutput
 from daisy.runtime.memory import run_if_it_fits
@@ -90,7 +91,7 @@ class BatchEncoder:
         readable: list[tuple[Recording, Tensor]] = []
         for recording in batch:
             try:
-                readable.append((recording, self._read(recording)))
+                readable.append((recording, read_for(self.encoder.backbone.config, recording)))
             except AudioError as error:
                 yield recording, error
         if readable:
@@ -143,16 +144,6 @@ class BatchEncoder:
         """Open what takes a long recording's states, window by window."""
         width = self.encoder.backbone.config.width
         return StreamedFeatures(self.out / self.outputs[recording.label], self.settings, width)
-
-    def _read(self, recording: Recording) -> Tensor:
-        config = self.encoder.backbone.config
-        return audio.read_recording(
-            recording,
-            config.sample_rate,
-            min_samples=config.frame_span,
-            max_samples=config.max_samples,
-            remedy="in_windows",
-        )
 
     def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
         """Encode one long recording, whose states go to the disk window by window."""
@@ -212,6 +203,25 @@ class BatchEncoder:
             silent=silent,
             source=self.stamps[recording.label],
         )
+
+
+def read_for(config: AnyBackboneConfig, recording: Recording) -> Tensor:
+    """Read a recording that a network is to run on as a whole, (N,).
+
+    Args:
+        config: of the network.
+        recording: what to read.
+
+    Raises:
+        AudioError: where it cannot be read, or is too short or too long.
+    """
+    return audio.read_recording(
+        recording,
+        config.sample_rate,
+        min_samples=config.frame_span,
+        max_samples=config.max_samples,
+        remedy="in_windows",
+    )
 
 
 class SilenceWatch:

@@ -92,7 +92,10 @@ class Whisper(nn.Module):
         """
         lengths = [waveforms.shape[1]] * len(waveforms) if num_samples is None else num_samples.tolist()
         if (longest := max(lengths)) > self.config.max_samples:
-            raise AudioError(describe_too_long(longest, self.config), remedy="in_windows")
+            seconds, limit = (samples / self.config.sample_rate for samples in (longest, self.config.max_samples))
+            raise AudioError(
+                f"lasts {seconds:.1f} s, more than the {limit:g} s that Whisper hears at once", remedy="in_windows"
+            )
         mels = torch.stack([self.compute_mel(wave[:length]) for wave, length in zip(waveforms, lengths, strict=True)])
         x = F.gelu(self.conv2(F.gelu(self.conv1(mels))))
         return x.transpose(1, 2), count_frames(torch.tensor(lengths), self.config.conv_layers)
@@ -124,12 +127,6 @@ class Whisper(nn.Module):
         if self.config.norms_after(layer):
             mixed = self.layer_norm(mixed)
         return mixed
-
-
-def describe_too_long(num_samples: int, config: WhisperConfig) -> str:
-    """Say that a recording does not fit into a window."""
-    seconds = (samples / config.sample_rate for samples in (num_samples, config.max_samples))
-    return "lasts {:.1f} s, more than the {:g} s that Whisper hears at once".format(*seconds)
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from daisy.audio import Recording
 from daisy.audio.recordings import drop_path
 from daisy.errors import AudioError, UsageError
 from daisy.extraction import windows
-from daisy.extraction.batch_encoder import SilenceWatch
+from daisy.extraction.batch_encoder import SilenceWatch, read_for
 from daisy.extraction.journal import Stamp, stamp
 from daisy.recognition.long_audio import transcribe_in_windows
 from daisy.recognition.recogniser import Recogniser, Transcript
@@ -78,7 +78,7 @@ def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Ite
     for recording in batch:
         source = stamp(recording)  # before it is read: what changes meanwhile is another recording
         try:
-            readable.append((recording, source, read(recogniser, recording)))
+            readable.append((recording, source, read_for(recogniser.model.backbone.config, recording)))
         except AudioError as error:
             yield recording, drop_path(recording, error)
     if readable:
@@ -141,22 +141,6 @@ def _transcribe_long(
         num_samples=file.num_samples,
         seconds=time.perf_counter() - start,
         silent=silence.is_silent,
-    )
-
-
-def read(recogniser: Recogniser, recording: Recording) -> Tensor:
-    """Read a recording at the recogniser's rate, (N,).
-
-    Raises:
-        AudioError: where it cannot be read, or is shorter than one frame.
-    """
-    config = recogniser.model.backbone.config
-    return audio.read_recording(
-        recording,
-        config.sample_rate,
-        min_samples=config.frame_span,
-        max_samples=config.max_samples,
-        remedy="in_windows",
     )
 
 
