@@ -12,7 +12,7 @@ GENUINE = 'python_version < "3.11"'  # fairseq 0.12.2 has mutable dataclass defa
 FORK = 'python_version >= "3.11"'
 # fairseq and s3prl stopped there: from torch 2.6 on, torch.load refuses the Python objects in their checkpoints.
 HOSTS = ["torch<2.6", "torchaudio<2.6", "numpy<2"]
-UNITS_AND_ROOMS = ["scikit-learn>=1.3", "kaldi-native-fbank>=1.20", "pyroomacoustics>=0.8"]
+UNITS_AND_ROOMS = ["scikit-learn>=1.3", "kaldi-native-fbank>=1.20", "pyroomacoustics>=0.10"]
 
 setup(
     name="daisy-speech",

@@ -6,6 +6,7 @@ The ratio is that of the mean powers (RMS) over the whole utterance, pauses incl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from torch import Tensor
 from daisy.audio.files import read
 from daisy.audio.manifests import read_manifest
 from daisy.errors import UsageError
+
+SILENCE_POWER = 1e-20
+"""A mean power below it, -200 dB of full scale, is silence: what decays in a float file, and no noise to scale up."""
 
 
 def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
@@ -28,10 +32,16 @@ def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
 
     Returns:
         (N,) the speech as it was and the noise scaled; only the speech where either is silent.
+
+    Raises:
+        UsageError: where one is longer than the other.
     """
-    if not speech.any() or not noise.any():
+    if len(speech) != len(noise):
+        raise UsageError(f"speech of {len(speech)} samples and noise of {len(noise)} cannot be mixed")
+    energies = _energy(speech), _energy(noise)
+    if min(energies) <= SILENCE_POWER * len(speech):
         return speech
-    ratio_db = 10 * (_energy(speech).log10() - _energy(noise).log10())
+    ratio_db = 10 * (energies[0].log10() - energies[1].log10())
     scale: Tensor = 10 ** ((ratio_db - snr_db) / 20)
     return speech + scale * noise
 
@@ -48,8 +58,9 @@ def draw_excerpt(noise: Tensor, num_samples: int, generator: torch.Generator | N
         (num_samples,).
     """
     start = int(torch.randint(len(noise), (1,), generator=generator))
-    repeats = -(-(start + num_samples) // len(noise))
-    return noise.repeat(repeats)[start : start + num_samples]
+    if start + num_samples <= len(noise):
+        return noise[start : start + num_samples]
+    return noise[torch.arange(start, start + num_samples, device=noise.device) % len(noise)]
 
 
 def make_white_noise(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
@@ -122,10 +133,11 @@ def convolve(waveform: Tensor, response: Tensor) -> Tensor:
 def simulate_rooms(
     count: int, seed: int, sample_rate: int = 16000, reverberation_sec: tuple[float, float] = (0.2, 0.7)
 ) -> list[Tensor]:
-    """Simulate the impulse responses of random shoebox rooms, by the image method.
+    """Simulate the impulse responses of random shoebox rooms: first reflections by the image method, the rest by rays.
 
     Rooms of 3 to 10 by 3 to 8 by 2.4 to 4 m (of those that can be so dry), reverberation times uniform in a range, from
-    0.1 s, reflections up to the twelfth order, talker and microphone anywhere half a metre from the walls.
+    0.1 s, talker and microphone anywhere half a metre from the walls. Walls reflect half of the energy that they do not
+    swallow into all directions, so that a room sounds as long as Eyring's formula has it.
 
     Args:
         count: number of rooms.
@@ -146,15 +158,19 @@ def simulate_rooms(
     except ModuleNotFoundError:
         raise UsageError("rooms need pyroomacoustics: pip install 'daisy-speech[analysis]'") from None
     generator = numpy.random.default_rng(seed)
+    pyroomacoustics.random.seed(seed)
     responses: list[Tensor] = []
     while len(responses) < count:
         size = generator.uniform([3.0, 3.0, 2.4], [10.0, 8.0, 4.0])
         try:
-            absorption, order = pyroomacoustics.inverse_sabine(generator.uniform(*reverberation_sec), size)
+            absorption, _ = pyroomacoustics.inverse_sabine(generator.uniform(*reverberation_sec), size)
         except ValueError:  # so large a room sounds longer even with walls that swallow everything
             continue
-        material = pyroomacoustics.Material(absorption)
-        room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, 12))
+        material = pyroomacoustics.Material(1 - math.exp(-absorption), scattering=0.5)  # Eyring's of Sabine's
+        room = pyroomacoustics.ShoeBox(
+            size, fs=sample_rate, materials=material, max_order=3, ray_tracing=True, air_absorption=False
+        )
+        room.set_ray_tracing(n_rays=1000)
         room.add_source(generator.uniform(0.5, size - 0.5))
         room.add_microphone(generator.uniform(0.5, size - 0.5))
         room.compute_rir()

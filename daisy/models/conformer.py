@@ -248,17 +248,14 @@ def make_torchaudio_layer(config: ConformerConfig) -> nn.Module:
 
 def mask_at_random(mel: Tensor) -> Tensor:
     """Mask bands and stretches of time of one utterance (S, M) by its mean, as SpecAugment does."""
-    from torchaudio.transforms import SpecAugment
+    from torchaudio.functional import mask_along_axis_iid  # torchaudio's SpecAugment limits bands by the share too
 
-    augment = SpecAugment(
-        n_time_masks=TIME_MASKS,
-        time_mask_param=len(mel),
-        n_freq_masks=FREQUENCY_MASKS,
-        freq_mask_param=min(FREQUENCY_MASK_BANDS, mel.shape[1] // 2),
-        p=TIME_MASK_SHARE,
-    )
-    masked: Tensor = augment(mel.T[None])[0].T
-    return masked
+    mean, masked = float(mel.mean()), mel[None]
+    for _ in range(TIME_MASKS):
+        masked = mask_along_axis_iid(masked, len(mel), mean, axis=1, p=TIME_MASK_SHARE)
+    for _ in range(FREQUENCY_MASKS):
+        masked = mask_along_axis_iid(masked, min(FREQUENCY_MASK_BANDS, mel.shape[1] // 2), mean, axis=2)
+    return masked[0]
 
 
 @lru_cache(maxsize=8)

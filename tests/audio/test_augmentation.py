@@ -1,3 +1,4 @@
+import numpy
 import pytest
 import torch
 
@@ -69,6 +70,22 @@ def test_a_room_keeps_length_loudness_and_timing(speech):
     expected[780:] -= 0.4 * speech[:-780]
     scale = (speech.square().mean() / expected.square().mean()).sqrt()
     assert torch.allclose(heard, expected * scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.6, 1.5])
+def test_rooms_sound_as_long_as_asked_for(seconds):
+    """The time of 60 dB, from the decay between 5 and 25 dB below the start (ISO 3382: T20)."""
+    pytest.importorskip("pyroomacoustics")
+    times = []
+    for room in mixing.simulate_rooms(6, 3, reverberation_sec=(seconds, seconds)):
+        left = room[int(room.abs().argmax()) :].double().square().flip(0).cumsum(0).flip(0)
+        level_db = 10 * (left / left[0]).log10()
+        places = ((level_db < -5) & (level_db > -25)).nonzero()[:, 0]
+        slope = numpy.polyfit(places / 16000, level_db[places], 1)[0]
+        times.append(-60 / slope)
+    assert numpy.median(times) == pytest.approx(seconds, rel=0.15)
+    assert max(times) < 1.5 * seconds
+    assert min(times) > 0.7 * seconds
 
 
 def test_rooms_are_drawn_by_the_seed_and_decay():

@@ -85,15 +85,15 @@ def test_babble_is_of_the_others_alone():
 
 
 def test_a_room_is_the_same_at_every_rate(speech):
-    """What is heard later than 50 ms after the click, of the same rooms at 8 and at 16 kHz."""
+    """What is heard later than 50 ms after the click, in the same rooms at 8 and at 16 kHz, by other rays."""
     tails = []
     for rate in (8000, 16000):
         click = torch.zeros(rate)
         click[rate // 10] = 1.0
-        heard = conditions.apply_condition(Condition("reverberation", 0.5), [click] * 4, {}, sample_rate=rate)
+        heard = conditions.apply_condition(Condition("reverberation", 0.5), [click] * 12, {}, sample_rate=rate)
         tails.append([float(w[rate // 10 + rate // 20 :].square().sum() / w.square().sum()) for w in heard])
-    assert tails[0] == pytest.approx(tails[1], rel=0.25)
-    assert all(0.01 < share < 0.9 for share in tails[0])
+    assert sum(tails[0]) == pytest.approx(sum(tails[1]), rel=0.15)
+    assert all(0.1 < share < 0.5 for share in tails[0] + tails[1])
 
 
 def test_names_and_grid():

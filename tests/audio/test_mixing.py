@@ -32,6 +32,9 @@ def test_silence_stays_as_it_is():
     speech, silent = torch.randn(100), torch.zeros(100)
     assert torch.equal(mixing.mix(speech, silent, 0.0), speech)
     assert torch.equal(mixing.mix(silent, speech, 0.0), silent)
+    assert torch.equal(mixing.mix(speech, torch.full((100,), 1e-25), 0.0), speech)  # the end of a decay, in a float file
+    with pytest.raises(UsageError, match="speech of 100 samples and noise of 99 cannot be mixed"):
+        mixing.mix(speech, silent[1:], 0.0)
 
 
 def test_short_noise_is_repeated_from_its_start():

@@ -166,14 +166,19 @@ def test_every_weight_learns_and_spectra_are_masked_in_training_only():
 
 
 def test_masks_cover_bands_and_stretches_of_time():
+    """Up to 27 bands twice, and a twentieth of 200 frames five times, each as wide as chance has it."""
     mel = torch.arange(200.0 * 80).reshape(200, 80)
     torch.manual_seed(1)
-    masked = conformer_module.mask_at_random(mel)
-    changed = masked != mel
-    whole_bands, whole_frames = changed.all(0), changed.all(1)
-    assert 0 < int(whole_bands.sum()) <= 54
-    assert 0 < int(whole_frames.sum()) <= 50
-    assert not changed[~whole_frames][:, ~whole_bands].any()
+    counts = []
+    for _ in range(50):
+        changed = conformer_module.mask_at_random(mel) != mel
+        whole_bands, whole_frames = changed.all(0), changed.all(1)
+        assert not changed[~whole_frames][:, ~whole_bands].any()
+        counts.append((int(whole_bands.sum()), int(whole_frames.sum())))
+    bands, frames = zip(*counts, strict=True)
+    assert (max(bands) <= 54, max(frames) <= 50) == (True, True)
+    assert 15 < sum(bands) / 50 < 30  # two times 13 on average, less where they overlap
+    assert 15 < sum(frames) / 50 < 25  # five times 4.5
 
 
 @pytest.mark.parametrize(
