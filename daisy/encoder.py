@@ -15,7 +15,7 @@ from daisy.models.heads import missing_heads
 from daisy.models.kinds import AnyBackbone, AnyHeads
 from daisy.models.lengths import count_frames
 from daisy.models.packing import PackedLayout
-from daisy.policies import Policy
+from daisy.policies import Deadline, Policy
 from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores, check_scores, make_draws
 from daisy.runtime.batch_state import BatchState
 from daisy.runtime.batches import split_batch
@@ -142,6 +142,11 @@ class EarlyExitEncoder(nn.Module):
         score_names = sorted(policy.reads | self._more_scores)
         check_scores(score_names)
         policy.check(len(self.exits))
+        if isinstance(policy, Deadline) and not policy.layers and len(self.exits) < self.backbone.config.num_layers:
+            raise PolicyError(
+                f"policy deadline: counts every layer as an exit, and there are exits at layers "
+                f"{', '.join(map(str, self.exits))} only; make it with the encoder's heads or exits"
+            )
         head_scores = set(score_names) - WITHOUT_HEADS
         if self.heads is None and head_scores:
             raise missing_heads(f"policy {policy.name}" if policy.reads else "a score asked for", head_scores)

@@ -54,6 +54,11 @@ def write_original(path: Path, format: str, subtype: str, generator: numpy.rando
         soundfile.write(path, samples, rate, format=format, subtype=subtype, **options)
     except soundfile.LibsndfileError:  # not every coding has every rate and number of channels
         soundfile.write(path, samples[:, 0], 16000, format=format, subtype=subtype)
+    content = bytearray(path.read_bytes())
+    peak = content.find(b"PEAK", 0, HEADER_BYTES)
+    if peak >= 0:
+        content[peak + 12 : peak + 16] = bytes(4)  # the time of writing, which is no damage of the seed's
+        path.write_bytes(content)
 
 
 def mutate(content: bytes, generator: numpy.random.Generator) -> bytes:

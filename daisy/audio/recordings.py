@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -180,11 +180,12 @@ def read_speakers(path: str | Path) -> dict[str, str]:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
-            return {row["path"]: row["speaker"] or "" for row in csv.DictReader(stream)}
+            rows = [(row["path"], row["speaker"] or "") for row in csv.DictReader(stream)]
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, KeyError, csv.Error):
         raise UsageError(f"{path}: not a CSV file with the columns path and speaker") from None
+    return _map_speakers(path, rows)
 
 
 def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, root: str | Path) -> list[str]:
@@ -203,14 +204,25 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
     """
     if table is None:
         return [str(recording.path) for recording in recordings]
-    known = {absolute(Path(root) / path): speaker for path, speaker in read_speakers(table).items() if path}
-    unknown = [recording.path for recording in recordings if not known.get(absolute(recording.path))]
+    rows = [(str(absolute(Path(root) / path)), speaker) for path, speaker in read_speakers(table).items() if path]
+    known = _map_speakers(table, rows)
+    paths = [str(absolute(recording.path)) for recording in recordings]
+    unknown = [path for path in paths if not known.get(path)]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UsageError(
             f"{table}: names no speaker of {unknown[0]}{more}; its paths are taken below {root}", remedy="root"
         )
-    return [known[absolute(recording.path)] for recording in recordings]
+    return [known[path] for path in paths]
+
+
+def _map_speakers(table: str | Path, rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Speakers by path, of which each has one: they are the independent examples of a guarantee."""
+    speakers: dict[str, str] = {}
+    for path, speaker in rows:
+        if speakers.setdefault(path, speaker) != speaker:
+            raise UsageError(f"{table}: has two speakers for {path}: {speakers[path]} and {speaker}")
+    return speakers
 
 
 def _split_channels(recording: Recording) -> list[Recording]:

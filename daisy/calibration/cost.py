@@ -21,6 +21,7 @@ from daisy.models.conformer_config import MELS_BETWEEN_FRAMES
 from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads, AnyHeadsConfig
 from daisy.models.whisper_config import FFT_SIZE
 from daisy.policies import Deadline, Never, Policy
+from daisy.policies.scores import WITHOUT_HEADS
 from daisy.runtime.dtypes import Precision
 
 Cost = tuple[float, float, float]
@@ -90,11 +91,11 @@ def make_macs_deadline(
 
     Args:
         backbone: what runs.
-        heads: the exit heads, where ``then`` reads any.
+        heads: the encoder's exit heads; they cost nothing where ``then`` reads none of their scores.
         budget: multiply-accumulates, front end included.
         then: another rule that may leave earlier.
         score_stride: of the encoder.
-        exits: of the encoder, where they are not all of the heads'.
+        exits: of the encoder, where they are not all of the heads', or without heads not all layers.
 
     Returns:
         The policy.
@@ -107,12 +108,13 @@ def make_macs_deadline(
         >>> encoder([torch.zeros(16000), torch.zeros(32000)]).exit_layer.tolist()  # twice as long, fewer layers
         [12, 7]
     """
-    layer_cost = count_layer_macs(backbone.config, heads.config if heads else None, score_stride)
+    then = then or Never()
+    read = heads.config if heads and then.reads - WITHOUT_HEADS else None
     return Deadline(
         budget=budget,
         front_cost=count_front_end_macs(backbone.config),
-        layer_cost=layer_cost,
-        then=then or Never(),
+        layer_cost=count_layer_macs(backbone.config, read, score_stride),
+        then=then,
         layers=_name_layers(backbone, heads, exits),
     )
 
@@ -131,13 +133,13 @@ def make_measured_deadline(
 
     Args:
         backbone: what runs.
-        heads: the exit heads, where ``then`` reads any.
+        heads: the encoder's exit heads.
         budget_ms: front end included.
         then: another rule that may leave earlier.
         score_stride: of the encoder.
         repeats: of each measurement, whose median counts.
         dtype: of the encoder.
-        exits: of the encoder, where they are not all of the heads'.
+        exits: of the encoder, where they are not all of the heads', or without heads not all layers.
 
     Returns:
         The policy.

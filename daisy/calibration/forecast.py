@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from daisy.calibration._types import Floats
+from daisy.errors import PolicyError
 
 RIDGE_PENALTY = 0.01
 """On the squared weights, beside the mean squared error; features are standardised."""
@@ -40,9 +41,14 @@ def fit_gains(
         features: which scores to read.
         run_weights: (B,), how much each run counts, such as the length of its text for error rates; None: all the same.
         penalty: on the squared weights.
+
+    Raises:
+        PolicyError: where no run counts.
     """
     losses = loss.double().numpy()
     shares = numpy.ones(len(losses)) if run_weights is None else run_weights.double().numpy()
+    if not shares.sum() > 0:
+        raise PolicyError("nothing to learn from: all runs have weight 0, as may be those of one speaker")
     weights, intercepts = [], []
     for layer in range(1, losses.shape[1]):
         seen = torch.cat([scores[name][:, :layer] for name in features], dim=1).double().numpy()

@@ -153,7 +153,8 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
             header = {}
         if header.get("kind") != KIND:
             raise OutputError(f"{self.path}: is there already, and holds no full runs; use another file")
-        different = sorted(name for name, value in self._header.items() if header.get(name) != value)
+        names = header.keys() | self._header.keys()
+        different = sorted(name for name in names if header.get(name) != self._header.get(name))
         if different:
             raise OutputError(
                 f"{self.path}: holds full runs with other values of {', '.join(different)}; "

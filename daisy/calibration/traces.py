@@ -197,6 +197,7 @@ def read_traces(path: Path) -> Traces:
         raise UsageError(f"{path}: has one layer for each utterance: there is nothing to leave out")
     table = {name: values for name, values in table.items() if not values.isnan().all()}
     losses = {name: values for name, values in table.items() if is_loss(name)}
+    _check_constant(path, {name: table[name] for name in ("weight", *COUNTED.values()) if name in table})
     weights_by_loss = {name: table[unit][:, 0] for name, unit in COUNTED.items() if name in losses and unit in table}
     names = ("words", "weight") if "errors" in losses else ("weight", "words")
     weights = next((table[name] for name in names if name in table), torch.ones(len(runs), num_layers))[:, 0]
@@ -235,10 +236,17 @@ def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], cos
         if not values.isfinite().all():
             raise UsageError(f"{path}: column {name!r} has empty or infinite cells; a loss needs one for every layer")
     for name, values in scores.items():
-        if not values[:, 1:].isfinite().all():  # some scores have none at the first layer
-            raise UsageError(f"{path}: column {name!r} has empty or infinite cells after the first layer")
+        if not values[:, 1:].isfinite().all() or values.isinf().any():  # some scores have none at the first layer
+            raise UsageError(f"{path}: column {name!r} has infinite cells, or empty ones after the first layer")
     if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
         raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
+
+
+def _check_constant(path: Path, table: dict[str, Tensor]) -> None:
+    """Refuse what a recording has one of, and differs between its layers."""
+    for name, values in table.items():
+        if not ((values == values[:, :1]) | values.isnan()).all():
+            raise UsageError(f"{path}: column {name!r} differs between the layers of a recording")
 
 
 def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:

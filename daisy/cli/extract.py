@@ -40,6 +40,7 @@ from daisy.cli.options import (
     check_deadlines,
     check_device,
     limit_cost,
+    note_lost_guarantee,
     parse_channel,
     parse_names,
     parse_settings,
@@ -140,6 +141,7 @@ def command(
     ours, others = take_share(findings.recordings, share, heard)
     model = checkpoints.load(checkpoint, device=check_device(device))
     rule, stride = _read_policy(model, checkpoint, policy, set or [])
+    note_lost_guarantee(policy, milliseconds=deadline_ms, macs=deadline_macs, window_sec=window, precision=precision)
     encoder = EarlyExitEncoder(
         model.backbone,
         model.exit_heads(),

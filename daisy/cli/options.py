@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daisy.cli.console import say
+from daisy.cli.console import say, warn
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,6 +138,31 @@ def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
     """
     if milliseconds is not None and macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
+
+
+def note_lost_guarantee(
+    policy: str, *, milliseconds: float | None, macs: float | None, window_sec: float | None, precision: str
+) -> None:
+    """Say that a policy file's guarantee does not hold, where options change what its policy sees or does.
+
+    Args:
+        policy: a name or a file.
+        milliseconds: a budget, or None.
+        macs: another, or None.
+        window_sec: of windows that were asked for; 0 or None: none.
+        precision: to compute in.
+    """
+    from daisy.policies.file import is_certified
+
+    given = {
+        "--deadline-ms": milliseconds is not None,
+        "--deadline-macs": macs is not None,
+        "--window": bool(window_sec),
+        f"--precision {precision}": precision != "float32",
+    }
+    changed = " and ".join(option for option, is_given in given.items() if is_given)
+    if changed and policy and is_certified(policy):
+        warn(f"note: the guarantee of {policy} is of whole recordings in float32: with {changed} it does not hold")
 
 
 def limit_cost(

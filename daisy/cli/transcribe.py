@@ -23,6 +23,7 @@ from daisy.cli.options import (
     check_deadlines,
     check_device,
     limit_cost,
+    note_lost_guarantee,
     parse_channel,
     parse_settings,
     parse_shard,
@@ -52,7 +53,7 @@ OutFolder = Annotated[
 ]
 Format = Annotated[
     Literal["table", "json", "csv", "srt"],
-    typer.Option(help="What is printed; with --out, srt writes subtitles of each recording too."),
+    typer.Option(help="What is printed; with --out, srt writes subtitles of each recording and prints a table."),
 ]
 PolicyName = Annotated[
     str,
@@ -131,6 +132,7 @@ def command(
         raise UsageError(f"subtitles of {len(recordings)} recordings are files of their own: give --out FOLDER")
     references = _read_references(model, reference, recordings, root)
     decode, described = _make_decoder(model, decoder, beam, lexicon, language_model, language_weight, word_score)
+    note_lost_guarantee(policy, milliseconds=deadline_ms, macs=deadline_macs, window_sec=window, precision=precision)
     if window is None:
         window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
     settings: dict[str, Any] = {**parse_settings(set or [])}
@@ -157,7 +159,8 @@ def command(
     )
     if share.count > 1:
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
-    _say_report(report, format if out is None else "table", limit=None if out is None else MAX_TABLE_ROWS)
+    written = out is not None and format == "srt"
+    _say_report(report, "table" if written else format, limit=None if out is None else MAX_TABLE_ROWS)
     for row in report.rows:
         if row.silent:
             warn(f"note: {row.label}: digital silence; its exit layer means nothing")

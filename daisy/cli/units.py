@@ -28,6 +28,7 @@ from daisy.cli.options import (
     check_deadlines,
     check_device,
     limit_cost,
+    note_lost_guarantee,
     parse_channel,
     parse_names,
     parse_settings,
@@ -127,6 +128,9 @@ def command(
         units = _read_kmeans(model, kmeans, layer, allow_pickle, precision)
     else:
         units = _make_heads(model, policy or DEFAULT_POLICY, set or [], scores, precision)
+        note_lost_guarantee(
+            policy, milliseconds=deadline_ms, macs=deadline_macs, window_sec=window, precision=precision
+        )
         limit_cost(
             units.encoder,
             milliseconds=deadline_ms,

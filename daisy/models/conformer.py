@@ -272,9 +272,13 @@ def make_window_and_filters(config: ConformerConfig, device: torch.device) -> tu
     return torch.hann_window(config.window_samples).to(device), filters.to(device)
 
 
-@lru_cache(maxsize=8)
 def make_positions(length: int, width: int, device: torch.device) -> Tensor:
     """Make sinusoidal positions (T, D) (arXiv:1706.03762, section 3.5): sines in even places, cosines in odd ones."""
+    return _list_positions(max(512, 1 << (length - 1).bit_length()), width, device)[:length]
+
+
+@lru_cache(maxsize=8)
+def _list_positions(length: int, width: int, device: torch.device) -> Tensor:
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).to(device)

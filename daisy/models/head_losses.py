@@ -85,6 +85,8 @@ def compute_head_losses(
 
 def align_labels(labels: Tensor, per_frame: float, length: int) -> Tensor:
     """Align labels (B, M), so many a frame, to targets (B, length), -1 past their end."""
+    if not labels.shape[1]:
+        return labels.new_full((len(labels), length), -1)
     places = (torch.arange(length, device=labels.device) * per_frame).long()
     known = places < labels.shape[1]
     return torch.where(known, labels[:, places.clamp(max=labels.shape[1] - 1)], -1)

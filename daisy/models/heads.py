@@ -176,6 +176,8 @@ class LossRegressor(nn.Module):
     @torch.no_grad()
     def observe(self, pooled: Tensor, loss: Tensor) -> None:
         """Add (B, 2 D) statistics and their (B,) losses to the running means and variances."""
+        if not len(pooled):
+            return
         seen = torch.cat([pooled, loss[:, None]], dim=1).float()
         count = self.count + len(seen)
         share, delta = len(seen) / count, seen.mean(0) - self.mean

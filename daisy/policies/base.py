@@ -78,10 +78,13 @@ class Policy(ABC):
         """Decide from the scores of a full run what the encoder would have done.
 
         Args:
-            scores: those in `reads`, (B, E) each.
+            scores: those in `reads`, (B, E) each, and any one where it reads none: its shape says how many there are.
 
         Returns:
             (B,) int64, which exit, 1 to E; where every layer has one, that layer.
+
+        Raises:
+            PolicyError: where there are no scores, or it does not fit so many exits.
 
         Example:
             >>> import torch
@@ -89,7 +92,9 @@ class Policy(ABC):
             >>> Entropy(threshold=1.0).exit_layers({"entropy": torch.tensor([[3.0, 0.9, 0.5], [3.0, 2.0, 1.5]])})
             tensor([2, 3])
         """
+        self._require(bool(scores), "of how many runs is unknown: give at least one score, whichever it is")
         batch, num_layers = next(iter(scores.values())).shape
+        self.check(num_layers)
         exits = torch.full((batch,), num_layers)
         for layer in range(num_layers - 1, 0, -1):
             leave = self.decide({name: scores[name][:, :layer] for name in self.reads}, layer).cpu()

@@ -70,6 +70,14 @@ def write_policy(
     _files.write_json(path, content)
 
 
+def is_certified(path: str | Path) -> bool:
+    """Tell whether a policy file was made with a guarantee; False where it cannot be read."""
+    try:
+        return "risk" in json.loads(Path(path).read_text(encoding="utf-8"))["target"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def read_policy(
     path: str | Path, *, checkpoint: str, digest: str, heads: str = "units", exits: Sequence[int] | None = None
 ) -> tuple[Policy, int]:

@@ -198,7 +198,7 @@ class LookAhead(Policy):
     def validate(self) -> None:
         self._numbers("price")
         named = isinstance(self.features, tuple) and all(isinstance(name, str) for name in self.features)
-        self._require(named, f"features must be names of scores, found {self.features!r}")
+        self._require(named and bool(self.features), f"features must be names of scores, found {self.features!r}")
         try:
             matrices = [torch.tensor(rows, dtype=torch.float32) for rows in self.weights]
             offsets = [torch.tensor(row, dtype=torch.float32) for row in self.intercepts]
@@ -209,6 +209,8 @@ class LookAhead(Policy):
             later = len(matrices) + 1 - layer
             fits = matrix.shape == (later, layer * len(self.features)) and offset.shape == (later,)
             self._require(fits, f"the weights of layer {layer} are {tuple(matrix.shape)}, {tuple(offset.shape)}")
+            finite = bool(matrix.isfinite().all() and offset.isfinite().all())
+            self._require(finite, f"the weights of layer {layer} are not all finite")
         object.__setattr__(self, "_matrices", matrices)
         object.__setattr__(self, "_offsets", offsets)
         object.__setattr__(self, "_used", [(matrix != 0).any(0) for matrix in matrices])

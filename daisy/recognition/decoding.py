@@ -92,15 +92,14 @@ def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_
     words = []
     for places in split_at_spaces(hypothesis.tokens, tokens):
         frames = [frame for place in places for frame in hypothesis.frames[place]]
-        said = [
-            float(log_probs[frame, hypothesis.tokens[place]]) for place in places for frame in hypothesis.frames[place]
-        ]
+        chosen = [hypothesis.tokens[place] for place in places for _ in hypothesis.frames[place]]
+        said = log_probs[frames, chosen]
         words.append(
             Word(
                 text="".join(tokens.spell(hypothesis.tokens[place]) for place in places),
                 start_sec=round(min(frames) * frame_sec, 3),
                 end_sec=round((max(frames) + 1) * frame_sec, 3),
-                confidence=math.exp(sum(said) / len(said)),
+                confidence=math.exp(said.double().mean()),
             )
         )
     return words if hypothesis.words is None else _rename(words, hypothesis.words)

@@ -144,6 +144,7 @@ class Recogniser:
             for index, frames in enumerate(log_probs)
         ]
 
+    @torch.no_grad()
     def run(
         self, waveforms: Waveforms, num_samples: Tensor | Sequence[int] | None = None
     ) -> tuple[ExitOutput, list[Tensor]]:
@@ -159,10 +160,10 @@ class Recogniser:
         observed: list[HeadOutputs] = []
         reads_ctc = self.encoder.heads is self.ctc
         out = self.encoder(waveforms, num_samples, observe=observed.append if reads_ctc else None)
-        log_probs = _take_at_exits(out, observed) if reads_ctc else self._classify(out)
+        with torch.autocast(self.model.backbone.device.type, enabled=False):  # log-probabilities are computed here
+            log_probs = _take_at_exits(out, observed) if reads_ctc else self._classify(out)
         return out, [frames.cpu() for frames in log_probs]
 
-    @torch.no_grad()
     def _classify(self, out: ExitOutput) -> list[Tensor]:
         """Each utterance's (T_b, V) from its states, where the policy has read other heads."""
         is_packed = isinstance(self.model.backbone, Backbone)

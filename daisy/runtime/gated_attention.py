@@ -37,14 +37,16 @@ class PackedBiases:
 
     def __init__(self, module: RelativePositions, dtype: torch.dtype):
         self._module, self._dtype = copy.deepcopy(module).requires_grad_(False), dtype
-        self._longest = 0
+        self._listed: tuple[int, Tensor | None] = 0, None  # replaced as a whole: threads share it
 
     def __call__(self, length: int) -> Tensor:
         """View the biases of all pairs of T frames, as `view_backwards` does: (H, T, T)."""
-        if length > self._longest:
-            self._longest = max(MIN_LENGTH, 2 * length)
-            self._biases = self._module.list_biases(self._longest).to(self._dtype).contiguous()
-        return view_backwards(self._biases, length)
+        longest, biases = self._listed
+        if biases is None or length > longest:
+            longest = max(MIN_LENGTH, 2 * length)
+            biases = self._module.list_biases(longest).to(self._dtype).contiguous()
+            self._listed = longest, biases
+        return view_backwards(biases, length)
 
 
 class PackedGate:

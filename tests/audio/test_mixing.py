@@ -32,7 +32,8 @@ def test_silence_stays_as_it_is():
     speech, silent = torch.randn(100), torch.zeros(100)
     assert torch.equal(mixing.mix(speech, silent, 0.0), speech)
     assert torch.equal(mixing.mix(silent, speech, 0.0), silent)
-    assert torch.equal(mixing.mix(speech, torch.full((100,), 1e-25), 0.0), speech)  # the end of a decay, in a float file
+    decayed = torch.full((100,), 1e-25)  # as at the end of a float file
+    assert torch.equal(mixing.mix(speech, decayed, 0.0), speech)
     with pytest.raises(UsageError, match="speech of 100 samples and noise of 99 cannot be mixed"):
         mixing.mix(speech, silent[1:], 0.0)
 
