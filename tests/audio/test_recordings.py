@@ -4,6 +4,7 @@ import soundfile
 
 from daisy import AudioError, audio
 from daisy.audio import Recording
+from daisy.audio.recordings import assign_speakers
 from daisy.errors import UsageError
 
 
@@ -72,6 +73,15 @@ def test_rare_speakers_are_listed_more_often(tmp_path):
     path = tmp_path / "speakers.csv"
     path.write_bytes("\ufeffpath,speaker\nx/a.wav,a\n".encode())  # as spreadsheets write it
     assert audio.read_speakers(path) == {"x/a.wav": "a"}
+    path.write_text("path,speaker\nx/a.wav,a\n./x/a.wav,b\n")
+    recordings = [Recording(path=tmp_path / "x/a.wav", name="x/a.wav")]
+    with pytest.raises(UsageError, match=r"speakers\.csv: has two speakers for .*x/a\.wav: a and b"):
+        assign_speakers(recordings, path, tmp_path)
+    path.write_text("path,speaker\nx/a.wav,a\nx/a.wav,b\n")
+    with pytest.raises(UsageError, match=r"has two speakers for x/a\.wav: a and b"):
+        audio.read_speakers(path)
+    path.write_text("path,speaker\nx/a.wav,a\nx/a.wav,a\n")
+    assert assign_speakers(recordings, path, tmp_path) == ["a"]
     path.write_text("file,who\nx,y\n")
     with pytest.raises(UsageError, match="not a CSV file with the columns path and speaker"):
         audio.read_speakers(path)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import time
 from types import SimpleNamespace
 
@@ -66,7 +67,7 @@ def test_the_exit_loop_does_what_is_counted(kind):
 
 def test_a_budget_of_operations_is_kept():
     model = tiny_model()
-    layer = cost.count_layer_macs(model.backbone.config, model.heads.config)
+    layer = cost.count_layer_macs(model.backbone.config)
     front = cost.count_front_end_macs(model.backbone.config)
     waveforms = [0.1 * torch.randn(400 + 320 * (num_frames - 1)) for num_frames in (20, 100, 300)]
     budget = value(front, 100) + 2.5 * value(layer, 100)
@@ -75,6 +76,14 @@ def test_a_budget_of_operations_is_kept():
     assert out.exit_layer.tolist() == [4, 2, 1]
     half = cost.make_macs_deadline(model.backbone, model.heads, budget, policies.Fixed(layer=3))
     assert EarlyExitEncoder(model.backbone, model.heads, half)(waveforms).exit_layer.tolist() == [3, 2, 1]
+
+
+def test_heads_that_nobody_reads_cost_nothing():
+    model = tiny_model()
+    make = functools.partial(cost.make_macs_deadline, model.backbone, model.heads, 1e9)
+    assert make().layer_cost == make(policies.Fixed(layer=3)).layer_cost
+    assert make().layer_cost == pytest.approx(cost.count_layer_macs(model.backbone.config))
+    assert make(policies.Entropy(threshold=1.0)).layer_cost[1] > make().layer_cost[1]
 
 
 def test_measured_costs_rise_with_length_and_decide():

@@ -65,8 +65,10 @@ def test_anybodys_traces(tmp_path):
         ("utterance,layer,loss\na,1,0.5\na,2,\n", "column 'loss' has empty or infinite cells"),
         (
             "utterance,layer,entropy\na,1,0.5\na,2,\nb,1,1\nb,2,1\n",
-            "column 'entropy' has empty or infinite",
+            "column 'entropy' has infinite cells, or empty ones after",
         ),
+        ("utterance,layer,entropy\na,1,inf\na,2,1\n", "column 'entropy' has infinite cells"),
+        ("utterance,layer,errors,words\na,1,1,5\na,2,1,6\n", "column 'words' differs between the layers"),
         ("utterance,layer,errors,words\na,1,1,0\na,2,1,0\n", "must be numbers of at least 0, some above"),
         ("utterance,layer,loss,cost\na,1,1,2\na,2,1,2\n", "cost must be above 0 and rise from layer to layer"),
     ],

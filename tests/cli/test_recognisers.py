@@ -97,6 +97,15 @@ def test_units_of_a_recogniser_are_compared_where_they_are_asked_for(place):
     assert run("extract", "speech", "-c", "hubert.safetensors", "-p", "x.json", "-o", "x", cwd=place).returncode == 0
 
 
+def test_full_runs_of_texts_are_none_of_units(place):
+    kept = (*CALIBRATE, "--depth", "0.8", "--full-runs", "kept")
+    assert run(*kept, "-o", "a.json", cwd=place).returncode == 0
+    refused = run(*kept, "--of", "disagreement", "-o", "b.json", cwd=place)
+    assert refused.returncode == 2
+    assert "kept: holds full runs with other values of" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("labels", [(), LABELS])
 def test_a_guarantee_with_labels_or_without(place, labels):
     risk = ("--risk", "0.7", "--delta", "0.5", "-o", "r.json")
@@ -108,6 +117,15 @@ def test_a_guarantee_with_labels_or_without(place, labels):
     assert {line["exit_layer"] for line in certified} <= {2, 3, 4}
     assert sum(line["num_runs"] for line in certified) == NUM_RECORDINGS - 3  # a third of the speakers learnt
     assert all(line["risk"] == 0 for line in certified if line["exit_layer"] == 4)
+    if labels:
+        return
+    how = ("transcribe", "speech", "-c", "hubert.safetensors", "-p", "r.json")
+    assert "guarantee" not in run(*how, cwd=place).stderr
+    bounded = run(*how, "--deadline-macs", "1e8", "--window", "30", cwd=place)
+    said = (
+        "note: the guarantee of r.json is of whole recordings in float32: with --deadline-macs and --window it does not"
+    )
+    assert said in bounded.stderr
 
 
 def test_depth_in_time_is_of_the_exits(place):
@@ -296,7 +314,9 @@ def test_long_recordings_run_in_windows_and_budgets_hold(place):
     call = ("transcribe", "long.wav", "-c", "hubert.safetensors")
     model = daisy.load(place / "hubert.safetensors")
     front = cost.count_front_end_macs(model.backbone.config)
-    layer = cost.count_layer_macs(model.backbone.config, model.ctc.config)
+    layer = cost.count_layer_macs(
+        model.backbone.config, model.ctc.config
+    )  # the checkpoint's own policy reads its exits
     budget = 50 * (front[1] + 3.5 * (layer[1] + 50 * layer[2]))  # of a window's frames: three layers and a half
     done = run(*call, "--window", "1", "--context", "0.2", "--deadline-macs", budget, "--format", "json", cwd=place)
     assert done.returncode == 0, done.stderr

@@ -32,3 +32,4 @@ def test_frames_without_a_label_do_not_count():
 @pytest.mark.parametrize(("per_frame", "expected"), [(1.0, [1, 2, 3, -1]), (2.0, [1, 3, -1, -1]), (0.5, [1, 1, 2, 2])])
 def test_labels_of_other_rates_are_aligned(per_frame, expected):
     assert align_labels(torch.tensor([[1, 2, 3]]), per_frame, 4).tolist() == [expected]
+    assert align_labels(torch.zeros(1, 0, dtype=torch.int64), per_frame, 4).tolist() == [[-1] * 4]

@@ -40,6 +40,7 @@ def test_regressor_statistics_are_those_of_everything_seen():
     pooled, losses = 5 + 2 * torch.randn(100, 6, generator=generator), 1 + torch.rand(100, generator=generator)
     for start, end in ((0, 1), (1, 8), (8, 60), (60, 100)):
         regressor.observe(pooled[start:end], losses[start:end])
+        regressor.observe(pooled[:0], losses[:0])  # a batch without a label
     both = torch.cat([pooled, losses[:, None]], 1)
     torch.testing.assert_close(regressor.mean, both.mean(0))
     torch.testing.assert_close(regressor.variance, both.var(0, correction=0))

@@ -49,6 +49,27 @@ def test_one_threshold_for_each_layer():
         policies.Entropy(threshold=(0.0, 1.5, 0.0, 0.0)).check(12)
 
 
+def test_policies_without_scores_take_the_number_of_exits_from_any():
+    assert policies.Fixed(layer=3).exit_layers({"entropy": torch.zeros(2, 4)}).tolist() == [3, 3]
+    with pytest.raises(PolicyError, match="of how many runs is unknown"):
+        policies.Never().exit_layers({})
+    with pytest.raises(PolicyError, match="fixed"):
+        policies.Fixed(layer=30).exit_layers({"entropy": torch.zeros(2, 4)})
+
+
+def test_a_forecast_has_numbers_to_go_by():
+    known = {"price": 0.1, "features": ("entropy",), "weights": (((0.5,),),), "intercepts": ((0.0,),)}
+    assert policies.Forecast(**known).exit_layers({"entropy": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}).tolist() == [
+        2,
+        1,
+    ]
+    with pytest.raises(PolicyError, match="features must be names"):
+        policies.Forecast(**{**known, "features": (), "weights": (((),),)})
+    for name, bad in (("weights", (((float("nan"),),),)), ("intercepts", ((float("inf"),),))):
+        with pytest.raises(PolicyError, match="the weights of layer 1 are not all finite"):
+            policies.Forecast(**{**known, name: bad})
+
+
 def test_confidence_leaves_where_it_is_high():
     scores = torch.tensor([[0.2, 0.6, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
     assert policies.Confidence(threshold=0.6).exit_layers({"confidence": scores}).tolist() == [2, 4]

@@ -33,6 +33,7 @@ def test_the_loop_decides_as_a_full_run_does(recogniser_model, speech):
     for policy in spread_policies(full.scores):
         out, log_probs = Recogniser(recogniser_model, policy).run(speech)
         assert torch.equal(out.exit_layer, exits[policy.exit_layers(full.scores) - 1])
+        assert not any(rows.requires_grad for rows in log_probs)
         last = out.exit_layer == exits[-1]
         for index in last.nonzero()[:, 0].tolist():
             torch.testing.assert_close(log_probs[index], full_log_probs[index], atol=1e-4, rtol=0)
@@ -192,6 +193,9 @@ def test_a_deadline_counts_layers(kind, speech):
     assert out.exit_layer.tolist() == [layers[1]] * len(speech)
     costs = {"front_cost": (0.0, 0.0, 0.0), "layer_cost": (1.0, 0.0, 0.0)}
     assert model.policy("deadline", heads="ctc", budget=layers[1] + 0.5, **costs) == deadline
+    counted = policies.Deadline(budget=1.0, **costs)
+    with pytest.raises(PolicyError, match=r"counts every layer as an exit, and there are exits at layers .* only"):
+        EarlyExitEncoder(model.backbone, model.ctc, counted)
     with pytest.raises(PolicyError, match=r"is for 2 exits, not for"):
         EarlyExitEncoder(
             model.backbone,

@@ -1,5 +1,7 @@
 """WavLM's attention, packed: by blocks, padded, in other types, and its biases."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -93,6 +95,18 @@ def test_biases_are_listed_anew_for_longer_utterances_only(monkeypatch):
     with torch.no_grad():
         relative.weight.zero_()
     assert biases(2000).any()  # a copy, as all packed weights are
+
+
+def test_threads_share_biases():
+    """One model serves several threads, and each finds biases as long as it needs."""
+    biases = PackedBiases(randomise(RelativePositions(16, 30, HEADS)), torch.float32)
+    whole = biases(600).clone()
+    for _ in range(10):
+        biases = PackedBiases(biases._module, torch.float32)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(biases, [600, 20, 1500, 600, 40, 1500, 600, 30]))
+        assert torch.equal(found[0], whole)
+        assert [part.shape[1] for part in found] == [600, 20, 1500, 600, 40, 1500, 600, 30]
 
 
 def test_int8_rounds_its_linear_maps_only(waveforms):
