@@ -13,6 +13,7 @@ from daisy import checkpoints
 from daisy.errors import UsageError
 from daisy.models import AttentionDecoders, Conformer, ConformerConfig, CTCHeadsConfig, DecodersConfig
 from fairseq_plugins import recognition
+from fairseq_plugins.model import check_waveforms
 
 
 @dataclass
@@ -143,7 +144,7 @@ def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
         mask_padding=cfg.mask_padding,
         sample_rate=task.cfg.sample_rate,
     )
-    recognition.check_waveforms(task, config.sample_rate, False, "")
+    check_waveforms(task, config.sample_rate, False, "")
     tokens = recognition.read_tokens(task)
     backbone = Conformer(config)
     exits = CTCHeadsConfig(

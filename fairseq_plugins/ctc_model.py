@@ -22,7 +22,7 @@ from daisy.errors import UsageError
 from daisy.models import BackboneConfig, CTCHeadsConfig
 from fairseq_plugins import recognition
 from fairseq_plugins.export import make_backbone_fields
-from fairseq_plugins.model import read_backbone
+from fairseq_plugins.model import check_waveforms, read_backbone
 from fairseq_plugins.pretraining_exits import LayerStates
 
 TRAINING = ChoiceEnum(["joint", "branches", "frozen"])
@@ -182,7 +182,7 @@ def make_parts(cfg: DaisyCtcConfig, source: checkpoints.Model, task: Any) -> che
         UsageError: where the task's audio is not what it hears, or a stage is to go on from another than the first's.
     """
     config, tokens = source.hubert.config, recognition.read_tokens(task)
-    recognition.check_waveforms(task, config.sample_rate, config.normalize, f"{cfg.w2v_path}: ")
+    check_waveforms(task, config.sample_rate, config.normalize, f"{cfg.w2v_path}: ")
     exits = recognition.make_exits(
         CTCHeadsConfig(
             layers=recognition.choose_layers(cfg.exit_layers, config.num_layers),

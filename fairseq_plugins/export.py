@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from daisy import _files, checkpoints
 from daisy.checkpoints.converters import fairseq
+from daisy.checkpoints.weights import refuse_infinite
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import BackboneConfig
 from daisy.models.config import FAIRSEQ_EPS
@@ -30,7 +31,8 @@ def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[
     """Make what fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
 
     Raises:
-        CheckpointError: where the model has no prediction head: fairseq's HuBERT always has one.
+        CheckpointError: where the model has no prediction head: fairseq's HuBERT always has one; where a weight passes
+            float16's range.
     """
     if model.final_head is None:
         raise CheckpointError("has no prediction head of its own, and fairseq's HuBERT is built with one")
@@ -43,10 +45,12 @@ def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[
     for unit in range(model.final_head.num_units - SPECIAL_SYMBOLS):
         units.add_symbol(str(unit))
     dtype = torch.float16 if half else torch.float32
+    weights = {key: value.to(dtype) for key, value in fairseq.weights(model).items()}
+    refuse_infinite(weights, dtype)
     return {
         "args": None,
         "cfg": cfg,
-        "model": {key: value.to(dtype) for key, value in fairseq.weights(model).items()},
+        "model": weights,
         "criterion": None,
         "optimizer_history": [
             {"criterion_name": None, "optimizer_name": None, "lr_scheduler_state": {}, "num_updates": 0}

@@ -18,17 +18,11 @@ from fairseq.data.audio.hubert_dataset import HubertDataset
 from numpy.typing import NDArray
 
 from daisy.errors import UsageError
-from daisy.extraction.stored_features import TOLERANCE_SEC, TOLERANCE_SHARE
+from daisy.training.label_lengths import Integers, check_lengths
 
 BLOCK_BYTES = 1 << 24
-MOST_ODD_LINES = 0.01
-"""Share of a file's lines that may be off by more; one may in any file."""
-TYPICAL_SHARE = 0.5
-"""Of what a line may be off by, that half of the lines must stay below where one is off by more."""
 
 logger = logging.getLogger(__name__)
-
-Integers = NDArray[numpy.int64]
 
 _checked: WeakSet[Any] = WeakSet()
 """Datasets of which the label files were checked."""
@@ -51,7 +45,9 @@ def check_dataset(dataset: Any) -> None:
         starts, counts = check_units(Path(path), processor.dictionary)
         used = numpy.searchsorted(starts, [start for start, _ in offsets])
         if rate > 0:  # else they are sequences
-            check_lengths(Path(path), used, counts[used], numpy.array(dataset.sizes), dataset.sample_rate, rate)
+            odd = check_lengths(Path(path), used, counts[used], numpy.array(dataset.sizes), dataset.sample_rate, rate)
+            if odd:
+                logger.warning(odd)
     _checked.add(dataset)
 
 
@@ -143,50 +139,3 @@ def _count_labels(in_label: NDArray[numpy.bool_], ends: Integers) -> Integers:
     begins = in_label.copy()
     begins[1:] &= ~in_label[:-1]
     return numpy.diff(numpy.searchsorted(numpy.flatnonzero(begins), ends), prepend=0)
-
-
-def check_lengths(
-    path: Path,
-    lines: Integers,
-    counts: Integers,
-    num_samples: Integers,
-    sample_rate: float,
-    label_rate: float,
-) -> None:
-    """Check that recordings have as many labels as they are long.
-
-    A line here and there may be odd, as fairseq has it: that is a warning. Labels of another rate or of other
-    recordings are refused: then several lines are odd, or most are off by much of what a line may be off by.
-
-    Args:
-        path: of the label file.
-        lines: (R,) of the recordings in it, from 0.
-        counts: (R,) labels there.
-        num_samples: (R,) of the recordings, as the manifest says.
-        sample_rate: of the recordings, in Hz.
-        label_rate: labels a second.
-
-    Raises:
-        UsageError: naming file, line and the rate that the labels seem to have.
-    """
-    seconds = num_samples / sample_rate
-    tolerances = TOLERANCE_SEC + TOLERANCE_SHARE * seconds
-    shares = numpy.abs(counts / label_rate - seconds) / tolerances
-    wrong = shares > 1
-    if not wrong.any():
-        return
-    first = int(numpy.flatnonzero(wrong)[0])
-    many = wrong.sum() > 1
-    what = (
-        f"{path}: {int(wrong.sum())} of {len(wrong)} lines {'are' if many else 'is'} not as long as "
-        f"{'their recordings' if many else 'its recording'}: line {int(lines[first]) + 1} has {int(counts[first])} "
-        f"labels, and {seconds[first]:.2f} s at label_rate {label_rate:g} have "
-        f"{round(float(seconds[first] * label_rate))}"
-    )
-    if wrong.sum() <= max(1, MOST_ODD_LINES * len(wrong)) and numpy.median(shares) <= TYPICAL_SHARE:
-        logger.warning(f"{what}; it is trained on as it is, as fairseq does")
-        return
-    raise UsageError(
-        f"{what}. Labels must be of this manifest, label_rate theirs (all together they have "
-        f"{counts.sum() / seconds.sum():.1f} a second) and sample_rate the manifest's"
-    )

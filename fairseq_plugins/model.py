@@ -45,8 +45,8 @@ class DaisyHubert(BaseFairseqModel):
         super().__init__()
         self.cfg = cfg
         self.backbone, self.heads, self.final_head = parts.backbone, parts.heads, parts.final_head
-        self.ctc = parts.ctc  # a recogniser stays one
-        for frozen in (self.backbone, self.final_head, self.ctc):
+        self.ctc, self.decoders = parts.ctc, parts.decoders  # a recogniser stays one
+        for frozen in (self.backbone, self.final_head, self.ctc, self.decoders):
             if frozen is not None:
                 frozen.requires_grad_(False)
 
@@ -55,7 +55,8 @@ class DaisyHubert(BaseFairseqModel):
         if STATE_KEY in task.state.state_dict:
             return cls(cfg, checkpoints.build(task.state.state_dict[STATE_KEY]))
         parts = read_backbone(cfg.hubert_path)
-        check_sample_rate(cfg.hubert_path, parts, task)
+        # The backbone normalises what it hears itself, where it is to.
+        check_waveforms(task, parts.backbone.config.sample_rate, False, f"{cfg.hubert_path}: ")
         if cfg.mask_prob and not isinstance(parts.backbone, Backbone):
             raise UsageError("mask_prob is for HuBERT and its kin, whose pre-training masks frames: leave it 0")
         parts.heads = ExitHeads(
@@ -137,18 +138,20 @@ def read_backbone(path: str) -> checkpoints.Model:
     return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
 
 
-def check_sample_rate(path: str, model: checkpoints.Model, task: Any) -> None:
-    """Check that a task's audio has the rate that a HuBERT was trained on.
+def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> None:
+    """Check that a task gives the audio that a network hears outside fairseq: its rate, normalised or not.
 
     Raises:
-        UsageError: where it has not.
+        UsageError: naming the option that is to be changed.
     """
-    rate = model.backbone.config.sample_rate
-    if task.cfg.sample_rate != rate:
+    if task.cfg.sample_rate != sample_rate:
         raise UsageError(
-            f"{path}: takes audio at {rate} Hz, and the task gives it at {task.cfg.sample_rate} Hz "
-            f"(task.sample_rate={rate} with recordings of that rate)"
+            f"{path}takes audio at {sample_rate} Hz, and the task gives it at {task.cfg.sample_rate} Hz "
+            f"(task.sample_rate={sample_rate} with recordings of that rate)"
         )
+    if bool(task.cfg.normalize) != normalize:
+        heard = "normalised" if normalize else "not normalised"
+        raise UsageError(f"{path}hears audio that is {heard}: task.normalize={str(normalize).lower()}")
 
 
 def find_num_units(parts: checkpoints.Model, task: Any) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from daisy.checkpoints.converters import fairseq
 from daisy.errors import UsageError
 from daisy.models import ExitObjective
-from fairseq_plugins.model import check_sample_rate, read_backbone
+from fairseq_plugins.model import check_waveforms, read_backbone
 from fairseq_plugins.pretraining_exits import LayerStates
 from fairseq_plugins.stacking import spread
 
@@ -84,7 +84,8 @@ class DaisyPretrainingHubert(HubertModel):
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
             start = read_backbone(cfg.warm_start)
-            check_sample_rate(cfg.warm_start, start, task)
+            heard = start.hubert.config
+            check_waveforms(task, heard.sample_rate, heard.normalize, f"{cfg.warm_start}: ")
             model.start_from(fairseq.weights(start), cfg.warm_start)
             if model.exits is not None and start.heads is not None:
                 model.exits.start_from(start.heads)

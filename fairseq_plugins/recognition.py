@@ -96,22 +96,6 @@ def recall(task: Any) -> dict[str, Any] | None:
     return kept
 
 
-def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> None:
-    """Check that a task gives the audio that a network hears outside fairseq: its rate, normalised or not.
-
-    Raises:
-        UsageError: naming the option that is to be changed.
-    """
-    if task.cfg.sample_rate != sample_rate:
-        raise UsageError(
-            f"{path}takes audio at {sample_rate} Hz, and the task gives it at {task.cfg.sample_rate} Hz "
-            f"(task.sample_rate={sample_rate} with recordings of that rate)"
-        )
-    if bool(task.cfg.normalize) != normalize:
-        heard = "normalised" if normalize else "not normalised"
-        raise UsageError(f"{path}hears audio that is {heard}: task.normalize={str(normalize).lower()}")
-
-
 class Recogniser:
     """What fairseq's ``ctc`` criterion and its decoders ask of a model, from the last exit.
 

@@ -57,16 +57,6 @@ def encode_line(line: str, dictionary: Dictionary) -> Tensor:
     return torch.tensor(units, dtype=torch.int64)
 
 
-def read_units(path: Path) -> list[Tensor]:
-    """Read a .km file: for each recording (T_b,) int64 units, counted in the order of the dictionary beside it.
-
-    Raises:
-        UsageError: where it is not one, or has labels that are no units of the dictionary.
-    """
-    dictionary = read_dictionary(path)
-    return [encode_line(line, dictionary) for line in read_lines(path, dictionary)]
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

@@ -26,7 +26,7 @@ from daisy import _files
 from daisy.checkpoints.content_digest import ContentDigest
 from daisy.checkpoints.contents import name_other_content
 from daisy.checkpoints.model import Model
-from daisy.checkpoints.weights import NOT_FINITE, check_weights, find_fault, list_some
+from daisy.checkpoints.weights import cast_weights, check_weights, find_fault, list_some
 from daisy.errors import CheckpointError, DaisyError
 from daisy.models import (
     AttentionDecoders,
@@ -153,15 +153,11 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
         ...     daisy.load(pathlib.Path(folder) / "copy.safetensors").heads.config.num_units
         204
     """
-    weights = {key for key, _ in model.named_parameters()}
-    tensors = {
-        key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    faults = {key: fault for key, value in tensors.items() if (fault := find_fault(key, value))}
-    if lost := [key for key, fault in faults.items() if fault == NOT_FINITE]:
-        raise CheckpointError(f"{path}: {list_some(lost)} would not be finite in {dtype}", remedy="full_precision")
-    if faults:
+    try:
+        tensors = cast_weights(model, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
+    if faults := {key: fault for key, value in tensors.items() if (fault := find_fault(key, value))}:
         raise CheckpointError(
             f"{path}: weights that are {list_some(list(faults.values()), 1)}: {list_some(list(faults))}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
@@ -54,6 +54,31 @@ def check_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
     if damaged := {key: fault for key, tensor in tensors.items() if (fault := find_fault(key, tensor))}:
         faults = " and ".join(dict.fromkeys(damaged.values()))
         raise CheckpointError(f"weights that are {faults}: {list_some(list(damaged))}; get the file again")
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Take a module's weights to a file's type, on the CPU; buffers, such as counts, stay float32.
+
+    Raises:
+        CheckpointError: where a weight is not finite, or not in that type.
+    """
+    weights = {key for key, _ in module.named_parameters()}
+    tensors = {
+        key: value.detach().to("cpu", dtype if key in weights else torch.float32).contiguous()
+        for key, value in module.state_dict().items()
+    }
+    refuse_infinite(tensors, dtype)
+    return tensors
+
+
+def refuse_infinite(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse weights that a cast has made infinite, or that were before.
+
+    Raises:
+        CheckpointError: naming them.
+    """
+    if lost := [key for key, tensor in tensors.items() if find_fault(key, tensor) == NOT_FINITE]:
+        raise CheckpointError(f"{list_some(lost)} would not be finite in {dtype}", remedy="full_precision")
 
 
 def find_fault(name: str, tensor: Tensor) -> str | None:

@@ -19,7 +19,9 @@ def command(
     manifest: Annotated[Path, typer.Argument(help="fairseq manifest of the recordings to learn from.")],
     checkpoint: Annotated[
         str,
-        typer.Option("--checkpoint", "-c", help="The HuBERT: a daisy checkpoint (daisy convert makes one), or a name."),
+        typer.Option(
+            "--checkpoint", "-c", help="The network: a daisy checkpoint (daisy convert makes one), or a name."
+        ),
     ],
     out: Out,
     valid: Annotated[Path | None, typer.Option(help="Manifest of recordings to validate on.")] = None,
@@ -28,7 +30,9 @@ def command(
         typer.Option(help="Folder of SPLIT.km and dict.km.txt, as daisy labels writes; else the model's own units."),
     ] = None,
     label_rate: Annotated[float, typer.Option(help="Labels a second.")] = 50.0,
-    noise: Annotated[Path | None, typer.Option(help="Manifest of noise to mix into what the heads hear.")] = None,
+    noise: Annotated[
+        Path | None, typer.Option(help="Manifest of noise for what the heads hear, held in memory.")
+    ] = None,
     noise_prob: Annotated[float, typer.Option(help="Share of utterances that get noise.")] = 0.5,
     noise_snr_db: Annotated[tuple[float, float], typer.Option(help="Lowest and highest signal-to-noise ratio, dB.")] = (
         -5.0,
@@ -37,7 +41,9 @@ def command(
     mask_prob: Annotated[float, typer.Option(help="Share of frames masked while the heads learn; 0: none.")] = 0.0,
     updates: Annotated[int, typer.Option(help="Updates.")] = 800,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.002,
-    warmup: Annotated[int, typer.Option(help="Updates over which the learning rate rises.")] = 40,
+    warmup: Annotated[
+        int | None, typer.Option(help="Updates over which the learning rate rises; 40, or a tenth of fewer than 400.")
+    ] = None,
     clip_norm: Annotated[float, typer.Option(help="Norm above which gradients are scaled down; 0: never.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Samples in a batch of a process, padding included.")] = 1_024_000,
     max_sample_size: Annotated[int, typer.Option(help="Longer recordings are cut to so many samples.")] = 250_000,
@@ -53,7 +59,7 @@ def command(
     device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
-    """Train exit heads on a frozen HuBERT, without fairseq.
+    """Train exit heads on a frozen HuBERT, or another network, without fairseq.
 
     The losses are those of the fairseq plugin. Writes model.safetensors, log.jsonl, TensorBoard's event files where
     tensorboardX is installed, and training.pt, from which a stopped run goes on. On several GPUs of a machine:
@@ -66,7 +72,7 @@ def command(
     settings = HeadTraining(
         max_update=updates,
         lr=lr,
-        warmup_updates=warmup,
+        warmup_updates=min(HeadTraining.warmup_updates, updates // 10) if warmup is None else warmup,
         clip_norm=clip_norm,
         max_tokens=max_tokens,
         max_sample_size=max_sample_size,

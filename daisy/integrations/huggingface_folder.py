@@ -12,6 +12,7 @@ from safetensors.torch import save as safetensors_bytes
 from daisy import _files
 from daisy.checkpoints import Model
 from daisy.checkpoints.format import ASSETS
+from daisy.checkpoints.weights import cast_weights
 from daisy.errors import CheckpointError, OutputError, PolicyError
 from daisy.models import Backbone, BackboneConfig
 
@@ -72,10 +73,10 @@ def export_huggingface(
     policies = {name: settings for name, settings in model.policies.items() if name in POLICIES}
     config = _make_config(model, policies, _choose_policy(model, policies, exit_policy), dtype)
     weights = {
-        f"{part}.{name}": tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        f"{part}.{name}": tensor
         for part, module in (("backbone", model.backbone), ("heads", model.heads))
         if module is not None
-        for name, tensor in module.state_dict().items()
+        for name, tensor in cast_weights(module, dtype).items()
     }
     contents = {
         "README.md": _format_card(model).encode(),

@@ -83,12 +83,13 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
 
     def _encode_batch(self, waveforms: list[Tensor]) -> Tensor:
         vectors: dict[int, Tensor] = {}
+        exits: dict[int, int] = {}
         lengths = [len(waveform) for waveform in waveforms]
         for indices in audio.batch_by_length(lengths, int(self.batch_sec * self.sample_rate)):
             result = self.encoder([waveforms[index] for index in indices])
-            self.exit_layers += result.exit_layer.tolist()
-            for index, states in zip(indices, result.states, strict=True):
-                vectors[index] = states[-1].float().mean(0).cpu()
+            for index, states, layer in zip(indices, result.states, result.exit_layer.tolist(), strict=True):
+                vectors[index], exits[index] = states[-1].float().mean(0).cpu(), layer
+        self.exit_layers += [exits[index] for index in range(len(waveforms))]
         return torch.stack([vectors[index] for index in range(len(waveforms))])
 
 

@@ -12,11 +12,11 @@ from daisy.models import ExitHeads
 
 
 def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | None = None) -> Model:
-    """Take over a `HubertModel` or `Wav2Vec2Model` of transformers, to run it with exits.
+    """Take over a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model of transformers, to run it with exits.
 
     The weights are copied, in float32; what is trained later is not followed. Models with something on top, such as
     `HubertForCTC`, give their network. Without heads the policies fixed, never and deadline decide; heads are trained
-    on the saved model (`daisy.save`) by the fairseq plugin.
+    on the saved model (`daisy.save`) by ``daisy train-heads`` or the fairseq plugin.
 
     Args:
         model: in any precision, on any device; the result is on the same device.

@@ -1,4 +1,4 @@
-"""The losses of exit heads that learn on a frozen HuBERT: what the fairseq plugin and `daisy.training` minimise."""
+"""The losses of exit heads that learn on a frozen network: what the fairseq plugin and `daisy.training` minimise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from daisy.models.exit_objective import LayerLosses
 from daisy.models.heads import ExitHeads, mean_and_std
 from daisy.models.hubert import Backbone
+from daisy.models.kinds import AnyBackbone
 from daisy.models.lengths import make_valid_mask
 from daisy.models.losses import UnitLoss, unit_loss
 from daisy.models.packing import PackedLayout
@@ -20,7 +21,7 @@ UNWEIGHTED: Mapping[int, float] = MappingProxyType({})
 
 
 def compute_head_losses(
-    backbone: Backbone,
+    backbone: AnyBackbone,
     heads: ExitHeads,
     source: Tensor,
     num_samples: Tensor,
@@ -45,7 +46,8 @@ def compute_head_losses(
         labels: (B, M) int64 units, -1 where there is none.
         label_rate: labels a second.
         noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
-        draw_mask: frames that count (B, T) bool to those that the network does not see; None: it sees all.
+        draw_mask: frames that count (B, T) bool to those that the network does not see, of HuBERT and its kin; None: it
+            sees all.
 
     Returns:
         Per layer the losses on masked and other frames, and what the regressors predict.
@@ -70,6 +72,7 @@ def compute_head_losses(
         valid = valid & (targets >= 0)
         learnt_on = layers
         if masked is not None:
+            assert isinstance(backbone, Backbone)
             projected = backbone.project(features)
             projected[masked] = backbone.mask_embedding.to(projected.dtype)
             learnt_on = backbone.run_layers(backbone.position(projected, num_frames), num_frames)[1:]

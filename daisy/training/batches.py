@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from daisy import _files, audio
 from daisy.audio.manifests import read_manifest_lines
 from daisy.errors import UsageError
-from daisy.extraction.stored_features import TOLERANCE_SEC, TOLERANCE_SHARE
 from daisy.models.heads import SPECIAL_SYMBOLS
+from daisy.training.label_lengths import check_lengths
 from daisy.training.settings import HeadTraining
 
 
@@ -59,7 +61,7 @@ class HeadBatches:
         self.settings, self.sample_rate, self.training = settings, sample_rate, training
         recordings, lines = read_manifest_lines(manifest)
         lengths = _read_lengths(manifest, lines)
-        units: Sequence[list[int] | None] = [None] * len(recordings)
+        units: Sequence[NDArray[numpy.int32] | None] = [None] * len(recordings)
         self.num_units = 0
         if labels is not None:
             symbols = read_symbols(Path(labels) / "dict.km.txt")
@@ -75,20 +77,22 @@ class HeadBatches:
         self.lengths, self.units = [lengths[index] for index in kept], [units[index] for index in kept]
 
     def plan(self, epoch: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-        """Say which recordings are in which batch of an epoch, of one process; all have as many batches."""
+        """Say which recordings are in which batch of an epoch, of one process; in training all have equally many."""
         lengths = [min(length, self.settings.max_sample_size) for length in self.lengths]
         generator = numpy.random.default_rng([self.settings.seed, epoch])
         order = generator.permutation(len(lengths)) if self.training else numpy.arange(len(lengths))
-        ordered = sorted(order.tolist(), key=lambda index: lengths[index])  # equal lengths stay in drawn order
-        batches = [
-            [ordered[place] for place in places]
-            for places in audio.batch_by_length([lengths[index] for index in ordered], self.settings.max_tokens)
-        ]
+        ordered = sorted(order.tolist(), key=lambda index: -lengths[index])  # equal lengths stay in drawn order
+        batches: list[list[int]] = []
+        for index in ordered:  # the first of a batch is the longest, to which the others are padded
+            if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= self.settings.max_tokens:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
         if self.training:
             batches = [batches[place] for place in generator.permutation(len(batches))]
-        count = len(batches)
-        while len(batches) % world_size:
-            batches.append(batches[len(batches) % count])
+            count = len(batches)
+            while len(batches) % world_size:
+                batches.append(batches[len(batches) % count])
         return batches[rank::world_size]
 
     def read(self, indices: Sequence[int], epoch: int) -> HeadBatch:
@@ -111,7 +115,7 @@ class HeadBatches:
             units = self.units[index]
             if units is not None:
                 first = round(start * self.settings.label_rate / self.sample_rate)
-                labels.append(torch.tensor(units[first:]))
+                labels.append(torch.from_numpy(units[first:]).long())
         return HeadBatch(
             source=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
             num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
@@ -155,7 +159,7 @@ def _read_lengths(manifest: Path, lines: Sequence[str]) -> list[int]:
 
 def _read_units(
     path: Path, symbols: Sequence[str], lengths: Sequence[int], label_rate: float, sample_rate: int
-) -> list[list[int] | None]:
+) -> list[NDArray[numpy.int32]]:
     """The units of each line, counted as fairseq counts them."""
     numbers = {symbol: number for number, symbol in enumerate(symbols, SPECIAL_SYMBOLS)}
     try:
@@ -165,17 +169,14 @@ def _read_units(
         raise UsageError(f"{path}: {reason}") from None
     if len(lines) != len(lengths):
         raise UsageError(f"{path}: has {len(lines)} lines, and its manifest lists {len(lengths)} recordings")
-    units: list[list[int] | None] = []
-    for number, (line, length) in enumerate(zip(lines, lengths, strict=True), 1):
+    units: list[NDArray[numpy.int32]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            of_line = [numbers[symbol] for symbol in line.split()]
+            units.append(numpy.array([numbers[symbol] for symbol in line.split()], dtype=numpy.int32))
         except KeyError as error:
             raise UsageError(f"{path}: line {number} has {error.args[0]}, which is no unit of dict.km.txt") from None
-        seconds, labelled = length / sample_rate, len(of_line) / label_rate
-        if abs(seconds - labelled) > TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
-            raise UsageError(
-                f"{path}: line {number} has labels for {labelled:.2f} s at {label_rate:g} a second, and the recording "
-                f"lasts {seconds:.2f} s"
-            )
-        units.append(of_line)
+    counts = numpy.array([len(of_line) for of_line in units])
+    odd = check_lengths(path, numpy.arange(len(units)), counts, numpy.array(lengths), sample_rate, label_rate)
+    if odd:
+        warnings.warn(odd, stacklevel=2)
     return units

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from daisy.audio.mixing import NoiseBank, mix_some
 from daisy.checkpoints import Model
-from daisy.errors import CheckpointError
-from daisy.models import ExitHeads, HeadsConfig
+from daisy.errors import CheckpointError, UsageError
+from daisy.models import Backbone, ExitHeads, HeadsConfig
 from daisy.models.head_losses import compute_head_losses, count_frames_that_count, sum_layer_losses
 from daisy.training.batches import HeadBatch
 from daisy.training.settings import HeadTraining
@@ -21,7 +21,7 @@ Log = dict[str, float]
 
 
 class HeadLearner(nn.Module):
-    """A frozen HuBERT, exit heads that learn on it, and their optimiser.
+    """A frozen network, exit heads that learn on it, and their optimiser.
 
     Args:
         model: whose heads, where it has any, are replaced by new ones.
@@ -32,6 +32,7 @@ class HeadLearner(nn.Module):
 
     Raises:
         CheckpointError: where there are no labels and the model has no prediction head.
+        UsageError: where frames are to be masked, and the model has no embedding that masks them.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class HeadLearner(nn.Module):
     ):
         super().__init__()
         if not num_units and model.final_head is None:
-            raise CheckpointError("this HuBERT has no prediction head of its own to learn from: give labels")
+            raise CheckpointError("this model has no prediction head of its own to learn from: give labels")
+        if settings.mask_prob and not isinstance(model.backbone, Backbone):
+            raise UsageError("mask_prob is for HuBERT and its kin, whose pre-training masks frames: leave it 0")
         self.settings, self.noises, self._autocasts = settings, noises, bfloat16
-        self.backbone, self.final_head = model.hubert.requires_grad_(False), model.final_head
+        self.backbone, self.final_head = model.backbone.requires_grad_(False), model.final_head
         self.heads = make_heads(model, settings, num_units).to(self.backbone.device)
         self.num_updates = 0
         self.optimizer = torch.optim.AdamW(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from daisy import _files, _locks, checkpoints
 from daisy.audio.mixing import NoiseBank
 from daisy.checkpoints import Model
 from daisy.errors import OutputError, UsageError
+from daisy.runtime.dtypes import check_device
 from daisy.training.batches import HeadBatches
-from daisy.training.learner import HeadLearner, Log, describe_log, sum_logs, sum_over_processes
+from daisy.training.learner import HeadLearner, Log, describe_log, sum_logs
 from daisy.training.settings import HeadTraining
 
-STATE, LOG, RESULT, LOCK = "training.pt", "log.jsonl", "model.safetensors", ".training.lock"
+STATE, LOG, EVENTS = "training.pt", "log.jsonl", "tensorboard"
+RESULT, LOCK = "model.safetensors", ".training.lock"
 
 
 @dataclass
@@ -56,7 +59,7 @@ def train_heads(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> TrainingReport:
-    """Train exit heads on a frozen HuBERT, in plain PyTorch.
+    """Train exit heads on a frozen network, in plain PyTorch.
 
     The losses are the fairseq plugin's (`daisy.models.head_losses`), and so are learning rates and Adam's arithmetic:
     on the same batches the same losses, up to rounding. Batches are drawn otherwise than fairseq draws them. A stopped
@@ -65,14 +68,14 @@ def train_heads(
 
     Args:
         manifest: of fairseq: what is learnt from.
-        model: a HuBERT on the device to train on; heads that it has are replaced, and with labels its own prediction
-            head is dropped, as its units are others.
+        model: a HuBERT, or any network that daisy runs, on the device to train on; heads that it has are replaced, and
+            with labels its own prediction head is dropped, as its units are others.
         out: folder for ``training.pt`` (from which a run goes on), ``log.jsonl`` and ``model.safetensors``.
         settings: of the training; None: the defaults.
         valid: manifest of recordings to validate on, whenever the state is saved.
         labels: folder of ``SPLIT.km`` for each manifest and ``dict.km.txt`` (`daisy.extraction.make_labels`); None:
             the units are those that the model's own prediction head predicts on clean audio.
-        noise: manifest of noise to mix into what the heads hear.
+        noise: manifest of noise to mix into what the heads hear; it is held in memory, 230 MB an hour at 16 kHz.
         checkpoint: digest of the model's file: a run that goes on must have the same.
         save_interval: updates after which the state is saved.
         log_interval: updates after which means are logged.
@@ -91,7 +94,7 @@ def train_heads(
         AudioError: where a recording cannot be read.
     """
     settings, out = settings or HeadTraining(), Path(out)
-    rate = model.hubert.config.sample_rate
+    rate = model.backbone.config.sample_rate
     batches = HeadBatches(manifest, settings, labels, sample_rate=rate)
     validation = None if valid is None else HeadBatches(valid, settings, labels, sample_rate=rate, training=False)
     noises = None if noise is None else NoiseBank.from_manifest(noise, rate)
@@ -105,12 +108,12 @@ def train_heads(
         "precision": "bfloat16" if bfloat16 else "float32",
         "world_size": _world_size(),
     }
-    with _sole_writer(out), _open_logs(out, tensorboard) as write_log:
+    with _sole_writer(out), ExitStack() as stack:
         logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
+        write_log = stack.enter_context(_open_logs(out, tensorboard, learner.num_updates))
         report = TrainingReport(
             num_updates=learner.num_updates, num_resumed=learner.num_updates, num_left_out=batches.num_left_out
         )
-        _cut_log(out / LOG, report.num_resumed)
         progress(report.num_resumed)
         for batch in _iterate(batches, learner):
             logs.append(learner.update(batch))
@@ -146,9 +149,18 @@ def validate(learner: HeadLearner, batches: HeadBatches) -> Log:
     learner.eval()
     logs = []
     for batch in batches.iterate(0, rank=_rank(), world_size=_world_size()):
-        logs.append(sum_over_processes(learner(batch)[1], learner.backbone.device))
+        logs.append(learner(batch)[1])
     learner.train(was_training)
-    return describe_log(sum_logs(logs))
+    return describe_log(sum_logs(_gather(logs)))
+
+
+def _gather(logs: list[Log]) -> list[Log]:
+    """The logs of all processes, of which some may have none."""
+    if not torch.distributed.is_initialized():
+        return logs
+    of_each: list[list[Log]] = [[]] * _world_size()
+    torch.distributed.all_gather_object(of_each, logs)
+    return [log for of_one in of_each for log in of_one]
 
 
 def _iterate(batches: HeadBatches, learner: HeadLearner) -> Iterator[Any]:
@@ -183,8 +195,7 @@ def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwri
 
 
 def _cut_log(path: Path, num_updates: int) -> None:
-    """Take out of the log what is made again, or is another run's."""
-    if _rank() == 0 and path.is_file():
+    if path.is_file():
         lines = [line for line in _files.whole_lines(path) if json.loads(line)["update"] <= num_updates]
         _files.write(path, "".join(f"{line}\n" for line in lines).encode())
 
@@ -221,9 +232,17 @@ def _sole_writer(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open_logs(out: Path, tensorboard: bool) -> Iterator[Callable[[str, int, Log], None]]:
-    """A function that logs means: to ``log.jsonl``, and as event files where that is wanted and possible."""
+def _open_logs(out: Path, tensorboard: bool, num_updates: int) -> Iterator[Callable[[str, int, Log], None]]:
+    """A function that logs means: to ``log.jsonl``, and as event files where that is wanted and possible.
+
+    What either has of later updates is made again, or another run's, and goes.
+    """
     writers: dict[str, Any] = {}
+    if _rank() == 0:
+        _cut_log(out / LOG, num_updates)
+        if not num_updates:
+            shutil.rmtree(out / EVENTS, ignore_errors=True)
+    next_update = num_updates + 1
 
     def write(kind: str, num_updates: int, means: Log) -> None:
         if _rank() != 0:
@@ -231,7 +250,7 @@ def _open_logs(out: Path, tensorboard: bool) -> Iterator[Callable[[str, int, Log
         line = json.dumps({"kind": kind, "update": num_updates, **{name: round(v, 6) for name, v in means.items()}})
         _files.append(out / LOG, line + "\n")
         if tensorboard and kind not in writers:
-            writers[kind] = _make_writer(out / "tensorboard" / kind)
+            writers[kind] = _make_writer(out / EVENTS / kind, next_update)
         if writers.get(kind) is not None:
             for name, value in means.items():
                 writers[kind].add_scalar(name, value, num_updates)
@@ -244,13 +263,13 @@ def _open_logs(out: Path, tensorboard: bool) -> Iterator[Callable[[str, int, Log
                 writer.close()
 
 
-def _make_writer(folder: Path) -> Any:
-    """A writer of event files; None where tensorboardX is missing."""
+def _make_writer(folder: Path, next_update: int) -> Any:
+    """A writer of event files, from an update on; None where tensorboardX is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=next_update)
 
 
 @contextmanager
@@ -261,7 +280,7 @@ def join_processes(device: str) -> Iterator[str]:
         device: "cpu" or "cuda"; of GPUs each process takes its own.
 
     Raises:
-        UsageError: on one GPU by number, under torchrun.
+        UsageError: on one GPU by number under torchrun, without a GPU for each process, or where they cannot join.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -270,9 +289,13 @@ def join_processes(device: str) -> Iterator[str]:
     if ":" in device:
         raise UsageError(f"under torchrun each process takes a GPU of its own: say cuda, not {device}")
     if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = str(check_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}"))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"WORLD_SIZE is {world_size}, and its processes cannot join: {reason}") from None
     try:
         yield device
     finally:

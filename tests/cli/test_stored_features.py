@@ -103,7 +103,7 @@ def test_the_rate_of_short_recordings_is_the_one_that_fits_best(tmp_path, rate, 
 def test_what_is_labelled_can_be_trained_on(tmp_path):
     """One tolerance for `daisy labels` and for the training's check of label files."""
     pytest.importorskip("fairseq")
-    from fairseq_plugins.label_files import check_lengths
+    from daisy.training.label_lengths import check_lengths
 
     for seconds in (0.5, 3.0, 300.0):
         root = write_recordings(tmp_path, "train", [int(RATE * seconds)])

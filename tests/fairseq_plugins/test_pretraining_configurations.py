@@ -67,6 +67,16 @@ def test_configurations_have_the_size_that_they_state(name, millions, heads, upd
     assert model.exits.layers == tuple(range(1, 13))
 
 
+@pytest.mark.parametrize("name", ["daisy_mini", "daisy_base", "daisy_large"])
+def test_heads_learn_to_the_last_update(name):
+    """fairseq's polynomial_decay gives 0 from total_num_update on, whatever max_update is."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.load(ROOT / "fairseq_plugins" / "config" / f"{name}.yaml")
+    cfg.optimization.max_update = 5000
+    assert cfg.lr_scheduler.total_num_update == 5000
+
+
 def test_a_front_end_learns_unless_there_is_a_warm_start(tmp_path):
     """Whatever the size: it is all that the configurations leave open."""
     daisy.save(tiny_model(POST_NORM, num_units=NUM_UNITS), tmp_path / "start.safetensors")

@@ -11,6 +11,7 @@ import torch
 
 import daisy
 from daisy import AudioError, UsageError
+from daisy.errors import OutputError
 from daisy.units import UnitEncoder
 from tests.conftest import spread_policy, tiny_model
 
@@ -195,6 +196,45 @@ def test_features_and_exits_in_one_pass(cuts, expected, extractor, tmp_path):
     assert part.load_units().tolist() == whole.load_units().tolist()[10:30]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_killed_run_goes_on(place, cuts, extractor, ending, tmp_path):
+    """Its file ends within a line, or within what is compressed; other settings are refused."""
+    path = tmp_path / f"cuts{ending}"
+    add_exits(cuts.subset(first=5), extractor, manifest_path=path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-40])
+    made = list(add_exits(cuts, extractor, manifest_path=path))
+    assert [cut.id for cut in made] == [cut.id for cut in cuts]
+    assert [cut.id for cut in CutSet.from_file(path)] == [cut.id for cut in cuts]
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"was begun with another layer, policy; use another place, or overwrite"):
+        add_exits(cuts, make(place, layer=2, policy=""), manifest_path=path)
+    assert path.read_bytes() == before
+    (tmp_path / f"cuts{ending}.daisy.json").write_text("{")
+    with pytest.raises(OutputError, match="damaged; remove it and the run"):
+        add_exits(cuts, extractor, manifest_path=path)
+    again = list(add_exits(cuts, make(place, layer=2, policy=""), manifest_path=path, overwrite=True))
+    assert {cut.exit_layer for cut in again} == {2}
+
+
+def test_recordings_that_are_listed_again(place, tmp_path):
+    listed = (place / "all.tsv").read_text().splitlines()
+    (tmp_path / "twice.tsv").write_text("\n".join([listed[0], listed[1], listed[2], listed[1], listed[1]]) + "\n")
+    names = [cut.id for cut in read_manifest(tmp_path / "twice.tsv")]
+    assert names == [names[0], names[1], f"{names[0]}_2", f"{names[0]}_3"]
+    (tmp_path / "two.tsv").write_text(f"{tmp_path}\na.wav\t1000\na.flac\t1000\n")
+    for ending in ("wav", "flac"):
+        soundfile.write(tmp_path / f"a.{ending}", numpy.zeros(1000), 16000)
+    with pytest.raises(UsageError, match=r"two\.tsv: .*a\.wav and .*a\.flac would both be called a$"):
+        read_manifest(tmp_path / "two.tsv")
+
+
+def test_a_cut_that_cannot_be_encoded_is_named(cuts, extractor):
+    short = cuts[1].truncate(duration=0.02)
+    with pytest.raises(AudioError, match=rf"^{short.id}: a cut is too short: 320 samples, one frame needs 400$"):
+        add_exits(CutSet.from_cuts([cuts[0], short]), extractor)
+
+
 def test_exits_alone(cuts, expected, extractor):
     made = add_exits(cuts, extractor, batch_sec=1.0, num_workers=1)
     for cut, before in zip(made, cuts, strict=True):
@@ -217,7 +257,7 @@ def test_from_manifest_to_shar_and_back(cuts, expected, extractor, tmp_path):
         assert_exits(cut, expected, units=True)
 
 
-def test_a_shar_folder_gets_new_fields(cuts, expected, extractor, tmp_path):
+def test_a_shar_folder_gets_new_fields(place, cuts, expected, extractor, tmp_path):
     folder = tmp_path / "shar"
     folder.mkdir()
     CutSet.from_cuts(cuts).to_shar(folder, {"recording": "flac"}, shard_size=4)
@@ -247,7 +287,11 @@ def test_a_shar_folder_gets_new_fields(cuts, expected, extractor, tmp_path):
     assert [cut.load_units().tolist() for cut in again] == [cut.load_units().tolist() for cut in read]
     changed = {name for name in added if (folder / name).stat().st_mtime_ns != times[name]}
     assert changed == {name for name in added if ".000001." in name}
-    assert [path.name for path in tmp_path.iterdir()] == ["shar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shar", "shar.daisy.json"]
+    with pytest.raises(OutputError, match=r"shar: was begun with another layer, policy; use another place"):
+        extend_shar(folder, make(place, layer=2, policy=""))
+    replaced = list(extend_shar(folder, make(place, layer=2, policy=""), overwrite=True))
+    assert {cut.exit_layer for cut in replaced} == {2}
 
 
 def test_a_manifest(place, cuts):

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import soundfile
 import torch
 
 from daisy import audio
@@ -22,6 +23,26 @@ def test_an_epoch_has_each_recording_once_and_batches_fit(corpus):
         seen.append(plan)
     assert seen[0] != seen[1]
     assert batches.plan(0) == seen[0]
+
+
+def test_padding_counts(tmp_path):
+    """One long recording among many short ones, each padded to it: they do not go together."""
+    lengths = [10_000, *[1000] * 40]
+    for index, length in enumerate(lengths):
+        soundfile.write(tmp_path / f"{index}.wav", torch.zeros(length).numpy(), 16000)
+    lines = [f"{index}.wav\t{length}" for index, length in enumerate(lengths)]
+    (tmp_path / "train.tsv").write_text("\n".join([str(tmp_path), *lines]) + "\n")
+    batches = HeadBatches(tmp_path / "train.tsv", HeadTraining(**SMALL, min_sample_size=400))
+    sizes = [batch.source.numel() for batch in batches.iterate(0)]
+    assert sorted(sizes) == [8000, 30_000, 30_000]  # 38 short ones, and two beside the long one
+    assert sorted(len(batch) for batch in batches.plan(0)) == [3, 8, 30]
+
+
+def test_in_validation_nothing_counts_twice(corpus):
+    batches = HeadBatches(corpus / "train.tsv", HeadTraining(**SMALL), training=False)
+    shares = [batches.plan(0, rank, 8) for rank in range(8)]
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(9))
+    assert [] in shares
 
 
 def test_processes_share_an_epoch(corpus):
@@ -60,7 +81,11 @@ def test_short_recordings_are_left_out(corpus):
     [
         ("train.km", lambda text: text.replace("3", "9", 1), "line 1 has 9, which is no unit of dict.km.txt"),
         ("train.km", lambda text: text.partition("\n")[2], "has 8 lines, and its manifest lists 9 recordings"),
-        ("train.km", lambda text: "0 1\n" + text.partition("\n")[2], "line 1 has labels for 0.04 s at 50 a second"),
+        (
+            "train.km",
+            lambda text: "0 1\n2 3\n" + text.split("\n", 2)[2],
+            "2 of 9 lines are not as long as their recordings: line 1 has 2 labels",
+        ),
         ("dict.km.txt", lambda text: "0 1\n0 1\n", "not a dictionary"),
     ],
 )
@@ -72,6 +97,15 @@ def test_labels_that_do_not_fit_are_refused(name, change, reason, corpus, tmp_pa
         HeadBatches(corpus / "train.tsv", HeadTraining(), tmp_path)
     with pytest.raises(UsageError, match="daisy labels writes it"):
         HeadBatches(corpus / "train.tsv", HeadTraining(), tmp_path / "nowhere")
+
+
+def test_one_odd_line_is_a_warning_and_its_frames_do_not_count(corpus, tmp_path):
+    (tmp_path / "dict.km.txt").write_text((corpus / "dict.km.txt").read_text())
+    (tmp_path / "train.km").write_text("0 1\n" + (corpus / "train.km").read_text().partition("\n")[2])
+    with pytest.warns(UserWarning, match="1 of 9 lines is not as long as its recording: line 1 has 2 labels"):
+        batches = HeadBatches(corpus / "train.tsv", HeadTraining(**SMALL), tmp_path)
+    batch = batches.read([0], 0)
+    assert (batch.labels.dtype, batch.labels.shape) == (torch.int64, (1, 2))
 
 
 @pytest.mark.parametrize(

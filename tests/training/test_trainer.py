@@ -13,9 +13,10 @@ import daisy
 from daisy import CheckpointError, Model
 from daisy.audio.mixing import NoiseBank
 from daisy.errors import AudioError, OutputError, UsageError
+from daisy.models import Conformer, ConformerConfig, Whisper, WhisperConfig
 from daisy.training import HeadBatches, HeadLearner, HeadTraining, train_heads
 from tests.cli.running import run
-from tests.conftest import tiny_model
+from tests.conftest import randomise, tiny_model
 
 SETTINGS = HeadTraining(max_update=12, warmup_updates=3, max_tokens=30_000, lr=0.01)
 
@@ -203,6 +204,58 @@ def test_the_command_trains_and_goes_on(corpus, model, tmp_path):
     refused = run(*arguments, "--lr", "0.1")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "holds a run with another lr; use another --out, or --overwrite" in refused.stderr
+
+
+def test_few_updates_need_no_other_settings(corpus, model, tmp_path):
+    """Twenty updates warm up over two; event files begin again with the run that they are of."""
+    daisy.save(model, tmp_path / "hubert.safetensors")
+    for updates in (20, 10):
+        done = run(
+            *("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out"),
+            *("--labels", corpus, "--max-tokens", "30000", "--log-interval", "1", "--updates", updates, "--overwrite"),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+        assert log[0]["lr"] == pytest.approx(0.002 * 10 / updates)
+        assert [line["update"] for line in log] == list(range(1, updates + 1))
+    pytest.importorskip("tensorboardX", reason="event files need tensorboardX")
+    assert len(list((tmp_path / "out" / "tensorboard" / "train").iterdir())) == 1
+
+
+def test_heads_of_other_networks_learn(corpus, tmp_path):
+    """The heads of a Whisper and of a Conformer, from label files; masks are of HuBERT's embedding."""
+    settings = HeadTraining(max_tokens=30_000, max_update=3, warmup_updates=1)
+    networks = {
+        "whisper": Whisper(WhisperConfig(num_layers=2, width=32, ffn_width=48, num_heads=4, window_frames=150)),
+        "conformer": Conformer(
+            ConformerConfig(num_layers=4, width=32, ffn_width=48, num_heads=4, kernel=7, num_mels=20)
+        ),
+    }
+    for name, backbone in networks.items():
+        model = Model(backbone=randomise(backbone))
+        report = train_heads(corpus / "train.tsv", model, tmp_path / name, settings, labels=corpus)
+        assert report.train["nats_1"] > 0
+        trained = daisy.load(tmp_path / name / "model.safetensors")
+        assert trained.heads.config.num_units == 9
+        out = trained.encoder("entropy", threshold=1e9)([0.1 * torch.randn(16000)])
+        assert out.exit_layer.tolist() == [1]
+        masked = dataclasses.replace(settings, mask_prob=0.5)
+        with pytest.raises(UsageError, match="mask_prob is for HuBERT and its kin"):
+            train_heads(corpus / "train.tsv", model, tmp_path / "masked", masked, labels=corpus)
+
+
+def test_a_gpu_that_is_not_there_is_said_under_torchrun_too(corpus, model, tmp_path, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    daisy.save(model, tmp_path / "hubert.safetensors")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = run("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out",
+                  "--device", "cuda")  # fmt: skip
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    refused = run("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "WORLD_SIZE is 2, and its processes cannot join" in refused.stderr
 
 
 def test_without_a_teacher_labels_are_needed(corpus, tmp_path):

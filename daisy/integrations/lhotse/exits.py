@@ -14,8 +14,9 @@ from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.integrations.lhotse.extractor import DaisyFeatures, Encoding
+from daisy.integrations.lhotse.resuming import keep_settings, mend_manifest
 
 
 def add_exits(
@@ -40,8 +41,8 @@ def add_exits(
         extractor: says what runs.
         features: where states go, such as an open ``lhotse.NumpyFilesWriter``; None: nowhere.
         units: where units go, likewise.
-        manifest_path: a JSONL file that cuts are written to as they are finished; a stopped run goes on there. None:
-            they stay in memory.
+        manifest_path: a JSONL file that cuts are written to as they are finished; a stopped or killed run goes on
+            there, with the settings that it was begun with (``NAME.daisy.json`` beside it). None: they stay in memory.
         batch_sec: seconds of audio that are read ahead at once; the extractor's own are what is encoded together.
         num_workers: processes that read audio; 0: this one.
         overwrite: begin the file again.
@@ -52,7 +53,13 @@ def add_exits(
     Raises:
         UsageError: on mixed cuts and padding, which hold no fields of their own, or another rate.
         AudioError: on several channels, or a cut that is shorter than one frame.
+        OutputError: where the file was begun with other settings.
     """
+    if manifest_path is not None:
+        stores = {"features": features is not None, "units": units is not None}
+        keep_settings(Path(manifest_path), extractor, stores, overwrite=overwrite)
+        if not overwrite:
+            mend_manifest(Path(manifest_path))
     with CutSet.open_writer(manifest_path, overwrite=overwrite) as writer:
         done = writer.ignore_ids
         if done:
@@ -77,9 +84,22 @@ def encode_cuts(
         rate = batch[0].sampling_rate
         if any(cut.sampling_rate != rate for cut in batch):
             raise UsageError("the cuts have several sampling rates: cuts.resample makes them one")
-        encodings = extractor.encode(samples, rate, units=units is not None)
+        try:
+            encodings = extractor.encode(samples, rate, units=units is not None)
+        except AudioError:
+            _find_fault(batch, samples, extractor)
+            raise
         for cut, encoding in zip(batch, encodings, strict=True):
             yield _attach(cut, encoding, extractor, features, units)
+
+
+def _find_fault(batch: list[Cut], samples: list[NDArray[Any]], extractor: DaisyFeatures) -> None:
+    """Say which cut cannot be encoded, where one alone is at fault."""
+    for cut, waveform in zip(batch, samples, strict=True):
+        try:
+            extractor.check(waveform)
+        except AudioError as error:
+            raise AudioError(f"{cut.id}: {error.message}") from None
 
 
 def _make_batches(cuts: CutSet, batch_sec: float) -> Iterator[list[Cut]]:

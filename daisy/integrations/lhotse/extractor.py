@@ -210,6 +210,17 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
                 )
         return [encodings[index] for index in range(len(waveforms))]
 
+    def check(self, samples: Samples) -> None:
+        """Refuse a waveform that cannot be encoded.
+
+        Args:
+            samples: (1, N) or (N,).
+
+        Raises:
+            AudioError: on several channels, or one that is shorter than one frame.
+        """
+        self._read_waveform(samples)
+
     def _check_rate(self, sampling_rate: int) -> None:
         expected = self.model.backbone.config.sample_rate
         if sampling_rate != expected:

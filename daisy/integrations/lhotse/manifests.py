@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import lhotse
@@ -20,16 +21,24 @@ def read_manifest(path: str | Path) -> lhotse.CutSet:
 
     Returns:
         A cut of each whole recording, in the manifest's order. Its id is the recording's path below the manifest's
-        root, without ending and with - for /, as lhotse's writers make files of ids.
+        root, without ending and with - for /, as lhotse's writers make files of ids. Where it is listed again, as
+        `daisy manifest --weight` does, its further cuts end in _2, _3 and so on.
 
     Raises:
         UsageError: where it is no manifest, two recordings have one id, or one is in a zip archive.
     """
     cuts: dict[str, lhotse.cut.Cut] = {}
+    named: dict[str, Path] = {}
+    times: Counter[str] = Counter()
     for recording in audio.read_manifest(path):
         name = str(Path(recording.name).with_suffix("")).replace(os.sep, "-")
-        if name in cuts:
-            raise UsageError(f"{path}: two recordings would be called {name}")
+        if named.setdefault(name, recording.path) != recording.path:
+            raise UsageError(f"{path}: {named[name]} and {recording.path} would both be called {name}")
+        times[name] += 1
+        if times[name] > 1:
+            name = f"{name}_{times[name]}"
+            if name in cuts:
+                raise UsageError(f"{path}: two recordings would be called {name}")
         if find_member(recording.path):
             raise UsageError(f"{recording.path}: is in an archive, which lhotse does not read")
         cuts[name] = lhotse.Recording.from_file(recording.path, recording_id=name).to_cut()

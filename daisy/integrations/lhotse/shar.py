@@ -14,6 +14,7 @@ from lhotse.shar import SharWriter
 from daisy.errors import UsageError, unknown_name
 from daisy.integrations.lhotse.exits import encode_cuts
 from daisy.integrations.lhotse.extractor import DaisyFeatures
+from daisy.integrations.lhotse.resuming import keep_settings
 
 FIELDS = {"features": "numpy", "exit_layer": "jsonl", "predicted_loss": "jsonl", "units": "numpy"}
 """Fields, and the kind of shards that lhotse writes of each: arrays without loss, or lines."""
@@ -32,7 +33,7 @@ def extend_shar(
     """Encode the cuts of a Shar folder, and write new fields beside those that it has; nothing else is touched.
 
     Shards are done one after the other, each is whole or absent, and those that have all the fields are left: a stopped
-    run goes on.
+    run goes on. ``NAME.daisy.json`` beside the folder notes what they are made with.
 
     Args:
         folder: of ``cuts.to_shar``; its cuts have recordings, in shards or elsewhere.
@@ -48,6 +49,7 @@ def extend_shar(
     Raises:
         UsageError: where there is no Shar folder, or a field is unknown, and as `add_exits` does.
         AudioError: as `add_exits` does.
+        OutputError: where the folder has fields that were made with other settings.
     """
     folder = Path(folder)
     for field in fields:
@@ -56,6 +58,7 @@ def extend_shar(
     shards = sorted(folder.glob("cuts*.jsonl*"))
     if not shards:
         raise UsageError(f"{folder}: no Shar folder: it has no cuts.000000.jsonl.gz")
+    keep_settings(folder, extractor, {}, overwrite=overwrite)
     for cuts in shards:
         suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
         names = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
