@@ -118,14 +118,15 @@ case " $* " in
 esac
 
 train() { # NUMBER UPDATES START [overrides]
-    local number=$1 num_updates=$2 start=$3 length=() heads_alone=()
+    local number=$1 num_updates=$2 start=$3 length=() heads_alone=() rate
     shift 3
+    rate=$(label_rate "$number")
     [ "$num_updates" = config ] || length=(optimization.max_update="$num_updates"
         lr_scheduler.total_num_update="$num_updates" lr_scheduler.warmup_updates=$((num_updates * 8 / 100)))
     [ "$(exits "$number")" = network ] || heads_alone=('model.exit_layers=[]' 'criterion.exit_layer_weights=[]')
     "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" --config-name "$config" \
         common.user_dir="$here" task.data="$(data "$number")" task.label_dir="$out/units$number" \
-        task.label_rate="$(label_rate "$number")" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
+        task.label_rate="$rate" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
         hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "${precision[@]}" "$@" "${heads_alone[@]}" 2>&1 |
         tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }

@@ -119,6 +119,9 @@ class ExitRunner(Runner):
             log = ExitLog(Path(self.args.expdir), self.expert.encoder, self._settings(self.expert))
             self._watch(entry.model, self.expert, log)
             self.log = log
+        elif self.expert is not None and self.expert.cache:
+            # Crops are noticed by the leader's log: what it keeps of training audio is enough.
+            self.expert.cache.may_write = lambda: not entry.model.training
         return entry
 
     def train(self) -> None:
