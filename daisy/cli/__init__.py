@@ -6,6 +6,7 @@ Commands import the library when they run, so that ``--help`` and a wrong option
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,9 @@ from daisy.cli import (
 from daisy.cli.console import explain, say, set_up_streams, warn
 from daisy.errors import DaisyError
 from daisy.version import __version__
+
+FAULT = 70
+"""Exit status: EX_SOFTWARE of sysexits.h."""
 
 
 class _Group(TyperGroup):
@@ -92,10 +96,16 @@ def take_common_options(
 
 
 def main() -> None:
-    """Run a command; what daisy refuses is one line on stderr and exit status 2."""
+    """Run a command; what daisy refuses is one line on stderr and exit status 2.
+
+    A fault of daisy's own is a traceback and `FAULT`: status 1 says that recordings were left out, and scripts go on.
+    """
     set_up_streams()
     try:
         app()
     except DaisyError as error:
         warn(f"daisy: {explain(error)}")
         sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(FAULT)

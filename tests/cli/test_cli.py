@@ -299,3 +299,16 @@ def test_a_budget_for_each_recording(place):
     )
     assert done.returncode == 2
     assert "budget must be above 0, found -1" in done.stderr
+
+
+def test_a_fault_of_daisys_own_is_no_recording_left_out(place, monkeypatch):
+    """Scripts such as pretrain.sh go on after exit status 1."""
+
+    def fail(*arguments):
+        raise ZeroDivisionError("as it happens")
+
+    monkeypatch.setattr(daisy.audio, "search", fail)
+    done = run("extract", place / "in", "-c", place / "tiny.safetensors", "-o", place / "faulty")
+    assert done.returncode == 70
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: as it happens"
