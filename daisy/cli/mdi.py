@@ -209,7 +209,7 @@ def _is_table(inputs: Sequence[str]) -> bool:
 def _make_workload(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Workload, dict[str, str]]:
     """Make the simulator's workload, of a table of full runs or of recordings that run here."""
     from daisy.calibration.traces import read_traces
-    from daisy.distributed.pipeline.preparation import LOSSES, make_measured_workload, measure_seconds
+    from daisy.distributed.pipeline.preparation import LOSSES, REPEATS, make_measured_workload, measure_seconds
     from daisy.distributed.pipeline.workload import make_levels, make_workload
 
     if _is_table(inputs):
@@ -219,7 +219,7 @@ def _make_workload(model: Model, inputs: Sequence[str], levels: dict[str, Any]) 
         config = model.backbone.config
         return make_workload(traces, of_traces, width=config.width, samples_per_frame=config.frame_hop, loss=loss), {}
     prepared, failed = _prepare(model, inputs, levels)
-    with track("timing layers", len(prepared.waveforms)) as advance:
+    with track("timing layers", REPEATS * len(prepared.waveforms)) as advance:
         seconds = measure_seconds(model, prepared, advance)
     return make_measured_workload(model, prepared, seconds), failed
 

@@ -103,6 +103,11 @@ def measure_seconds(
 ) -> list[list[float]]:
     """Measure the processor time of front end and layers, with the scores that the levels read.
 
+    Args:
+        model: what runs.
+        prepared: its recordings.
+        progress: called with 1 after each of `REPEATS` runs of each recording.
+
     Returns:
         (n, L + 1) seconds of one thread, the front end first: what an emulated speed divides.
 
@@ -130,7 +135,7 @@ def measure_seconds(
             passes.append([])
             for waveform in prepared.waveforms:
                 passes[number].append(_time_layers(encoder, waveform))
-                progress(int(number == 0))
+                progress(1)
     finally:
         torch.set_num_threads(threads)
     return [[statistics.median(times) for times in zip(*runs, strict=True)] for runs in zip(*passes, strict=True)]
