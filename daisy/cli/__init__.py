@@ -6,7 +6,6 @@ Commands import the library when they run, so that ``--help`` and a wrong option
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -107,5 +106,7 @@ def main() -> None:
         warn(f"daisy: {explain(error)}")
         sys.exit(2)
     except Exception:
+        import traceback
+
         traceback.print_exc()
         sys.exit(FAULT)

@@ -59,7 +59,7 @@ def command(
     device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
-    """Train exit heads on a frozen HuBERT, or another network, without fairseq.
+    """Train exit heads on a frozen network, without fairseq.
 
     The losses are those of the fairseq plugin. Writes model.safetensors, log.jsonl, TensorBoard's event files where
     tensorboardX is installed, and training.pt, from which a stopped run goes on. On several GPUs of a machine:

@@ -10,7 +10,8 @@ from daisy.version import __version__
 from tests.cli.running import run_python
 
 HEAVY = ["torch", "torchaudio", "numpy", "scipy", "soundfile", "safetensors", "sklearn", "matplotlib", "rich"]
-MAX_SECONDS = 1.0
+MAX_SECONDS = 1.5
+"""Where nothing else runs it is 0.4 to 0.5; with torch it would be above 2."""
 CODE = f"""
 import json, sys
 from daisy.cli import main
