@@ -290,7 +290,12 @@ def test_a_shar_folder_gets_new_fields(place, cuts, expected, extractor, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shar", "shar.daisy.json"]
     with pytest.raises(OutputError, match=r"shar: was begun with another layer, policy; use another place"):
         extend_shar(folder, make(place, layer=2, policy=""))
-    replaced = list(extend_shar(folder, make(place, layer=2, policy=""), overwrite=True))
+    other = make(place, layer=2, policy="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(other, "encode", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extend_shar(folder, other, overwrite=True)
+    replaced = list(extend_shar(folder, make(place, layer=2, policy="")))  # it goes on
     assert {cut.exit_layer for cut in replaced} == {2}
 
 

@@ -59,6 +59,10 @@ def extend_shar(
     if not shards:
         raise UsageError(f"{folder}: no Shar folder: it has no cuts.000000.jsonl.gz")
     keep_settings(folder, extractor, {}, overwrite=overwrite)
+    if overwrite:  # all of them first: a run that is stopped would go on beside fields of other settings
+        for field in fields:
+            for path in folder.glob(f"{field}.*{ENDINGS[FIELDS[field]]}"):
+                path.unlink()
     for cuts in shards:
         suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
         names = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
