@@ -23,7 +23,7 @@ from benchmarks.policies.plateau_forms import fit_plateau_forms
 from benchmarks.policies.rows import LOSS, make_agreement_fields, make_gain_fields
 from benchmarks.policies.windows import calibrate_threshold, exit_alone, exit_in_batches, fit_windows
 from benchmarks.shared.cuts import mix_best
-from benchmarks.shared.frontier import average_exits, cut_at_time, find_exits
+from benchmarks.shared.frontier import average_exits, average_time, cut_at_time, find_exits
 from benchmarks.shared.full_runs import NOISE_KINDS, load_calibration_runs, load_test_runs
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import TEST_SETS, read_utterances, spread_evenly
@@ -68,12 +68,13 @@ def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor]) ->
     families = {name: fit_family(name, tune, LOSS) for name in list_families(tune)}
     forms = {family.at(0.5).name: family for family in fit_plateau_forms(tune).values()}
     static, rows = average_exits(test, LOSS), []
+    num_frames = test.scores["num_frames"][:, -1]
     for name, family in {**families, "hindsight": None, **forms}.items():
         of_layers = times["plateau" if name in forms else name]  # which read the entropy too
         for target in DEPTHS:
             exits = find_exits(family, tune, test, target, LOSS)
             row = make_row(target, comparison.evaluate(name, exits, test))
-            time = float(of_layers[exits - 1].double().mean())
+            time = average_time(of_layers, exits, num_frames)
             row |= {
                 "mixture_unit_agreement": 1 - mix_best(static.numpy(), float(exits.double().mean())),
                 "time": time,

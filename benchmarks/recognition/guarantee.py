@@ -43,12 +43,12 @@ def measure_split(
     rows = []
     for target in targets:
         chosen = guarantee.certify(certifying_exits, certifying, target, DELTA, loss=loss, seed=seed)
-        nothing = chosen is None
+        nothing = not chosen  # the first setting runs all layers
         rows.append(
             {
                 "target": target,
-                "risk": 0.0 if nothing else float(risks[chosen]),
-                "depth": 1.0 if nothing else float(depths[chosen]),
+                "risk": float(risks[chosen or 0]),
+                "depth": float(depths[chosen or 0]),
                 "nothing": nothing,
                 "certifying": len(set(certifying.groups)),
             }

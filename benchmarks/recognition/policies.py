@@ -5,13 +5,14 @@
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
 audio, clean and with noise of the test split. No policy learns from texts that somebody wrote. Beside each stand the
 static cut and exits drawn at random at its depth.
-"DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
-that a policy reads, on one core, relative to all layers without scores.
+"DAISY" policies read the heads on units, which know of no text. Depths count recordings as often as the errors do, by
+their characters. Times are of the front end, the layers and the scores that a policy reads, on one core, relative to
+all layers without scores, for all audio together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from benchmarks.recognition.errors import LOSSES, sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
-from benchmarks.shared.frontier import find_exits
+from benchmarks.shared.frontier import average_time, find_exits
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
 from benchmarks.shared.results import RESULTS, Row, read_rows_beside, replace_rows, write_result
@@ -75,17 +76,24 @@ def name_policy(policy: str, heads: HeadsKind) -> str:
     return f"DAISY: {policy}" if heads == "units" else policy
 
 
-def measure_frontier(tune: Traces, test: Traces, families: Iterable[str], heads: HeadsKind) -> list[tuple[Row, Tensor]]:
-    """Tune policies to depths, and return a row for each and condition, with the exits (B,) of its runs."""
-    found = []
-    for name in families:
+def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor], heads: HeadsKind) -> list[Row]:
+    """Tune policies to depths, and return a row for each and condition.
+
+    Args:
+        tune: what policies learn and are set on.
+        test: what they are judged on.
+        times: of leaving at each exit, by policy; see `measure_policy_times`.
+        heads: what policies read.
+    """
+    rows = []
+    for name, of_exits in times.items():
         family = None if name == "hindsight" else fit_family(name, tune, LEARNT)
         for target in DEPTHS:
             exits = find_exits(family, tune, test, target, LOSS)
             for evaluation in comparison.evaluate_by_condition(name_policy(name, heads), exits, test):
                 condition = ALL_CONDITIONS if evaluation.condition == "all" else evaluation.condition
                 row = {"policy": evaluation.policy, "condition": condition, "target_depth": target}
-                row |= {"depth": evaluation.depth, "exit_layer": evaluation.mean_exit_layer.mean}
+                row |= {"depth": evaluation.depths[LOSS], "exit_layer": evaluation.mean_exit_layer.mean}
                 for field, loss in LOSSES.items():
                     row |= {field: evaluation.losses[loss].mean, f"{field}_static": evaluation.fixed[loss]}
                     row |= {f"{field}_random": evaluation.random[loss]}
@@ -93,9 +101,10 @@ def measure_frontier(tune: Traces, test: Traces, families: Iterable[str], heads:
                         mean, low, high = gain[loss]
                         row |= {f"{field}_over_{system}": mean}
                         row |= {f"{field}_over_{system}_low": low, f"{field}_over_{system}_high": high}
-                rows = slice(None) if condition == ALL_CONDITIONS else test.rows_of(condition)
-                found.append((row, exits[rows]))
-    return found
+                judged = slice(None) if condition == ALL_CONDITIONS else test.rows_of(condition)
+                num_frames = test.scores["num_frames"][judged, -1]
+                rows.append({**row, "time": average_time(of_exits, exits[judged], num_frames)})
+    return rows
 
 
 def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
@@ -104,21 +113,16 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
     model = daisy.load(find_model(system, folder))
     speech, _ = read_texts(CORPORA[SYSTEMS[system].corpus], "dev", TIMED)
     sample = spread_evenly(speech.waveforms, limit or TIMED)
-    found: list[tuple[Row, Tensor]] = []
-    times: dict[str, Tensor] = {}
+    rows: list[Row] = []
     kinds: list[tuple[HeadsKind, Traces, Traces, list[str]]] = [
         ("ctc", tune, test, [*(name for name in ON_TEXT if name != "posterior" or name in test.scores), "hindsight"])
     ]
     if any(name.startswith(UNIT_PREFIX) for name in test.scores):
         kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
     for heads, of_tune, of_test, families in kinds:
-        found += measure_frontier(of_tune, of_test, families, heads)
-        of_heads = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LEARNT)
-        times |= {name_policy(name, heads): of_heads[name] for name in families}
-    return [
-        {"system": system, **row, "time": float(times[row["policy"]][exits - 1].double().mean())}
-        for row, exits in found
-    ]
+        times = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LEARNT)
+        rows += [{"system": system, **row} for row in measure_frontier(of_tune, of_test, times, heads)]
+    return rows
 
 
 def draw(rows: Sequence[Row], path: Path = RESULTS / "early_exit_asr.png") -> None:

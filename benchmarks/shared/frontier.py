@@ -24,12 +24,24 @@ def average_exits(traces: Traces, loss: str) -> Tensor:
     return (traces.losses[loss].double() * weights[:, None]).sum(0) / weights.sum()
 
 
+def average_time(times: Tensor, exits: Tensor, num_frames: Tensor) -> float:
+    """Average the time of all audio.
+
+    Args:
+        times: (E,) of leaving at each exit, relative to all layers.
+        exits: (B,) where recordings left.
+        num_frames: (B,) how long they are: a long recording takes more of the time.
+    """
+    weights = num_frames.double()
+    return float(times[exits - 1].double() @ weights / weights.sum())
+
+
 def cut_at_time(static: Tensor, times: Tensor, time: float) -> float:
     """Return what a static cut comes to in some time, linear between layers.
 
     Args:
         static: (E,) its loss or agreement at each exit.
         times: (E,) of leaving there, rising.
-        time: of all recordings on average; more than all layers take buys no more than these.
+        time: of all audio; see `average_time`; more than all layers take buys no more than these.
     """
     return float(numpy.interp(time, times.double().numpy(), static.double().numpy()))

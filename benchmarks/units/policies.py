@@ -6,8 +6,8 @@ Policies are set on dev audio, clean and with noise of the train split, for 30 t
 test audio of five sets, clean and with noise of the test split. An error is an insertion, deletion or substitution that
 turns the units of the exit into those of all layers (daisy units --policy never), both without repetitions, per unit of
 the latter. The same against HuBERT's own prediction head stands beside it. Bitrates are of units without repetitions.
-Times are of the front end, the layers and the scores that a policy reads, on one core, relative to all layers without
-scores.
+Depths count recordings as often as the errors do, by their units. Times are of the front end, the layers and the scores
+that a policy reads, on one core, relative to all layers without scores, for all audio together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 import daisy
 from benchmarks.recognition.guarantee import measure_split, summarise
 from benchmarks.shared.cuts import mix_best
-from benchmarks.shared.frontier import average_exits, cut_at_time, find_exits
+from benchmarks.shared.frontier import average_exits, average_time, cut_at_time, find_exits
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_utterances, spread_evenly
 from benchmarks.shared.results import RESULTS, Row, write_result
@@ -60,7 +60,7 @@ def make_row(policy: str, target: float, exits: Tensor, runs: UnitRuns) -> Row:
     row = {
         "policy": policy,
         "target_depth": target,
-        "depth": evaluation.depth,
+        "depth": evaluation.depths[LOSS],
         "exit_layer": evaluation.mean_exit_layer.mean,
         "num_runs": evaluation.num_runs,
         "bitrate": bitrate(runs.of_exits(exits.tolist()), runs.seconds),
@@ -68,7 +68,8 @@ def make_row(policy: str, target: float, exits: Tensor, runs: UnitRuns) -> Row:
     for loss in LOSSES:
         row[loss], row[f"{loss}_low"], row[f"{loss}_high"] = evaluation.losses[loss]
         row[f"{loss}_static"], row[f"{loss}_random"] = evaluation.fixed[loss], evaluation.random[loss]
-        row[f"{loss}_mixture"] = mix_best(average_exits(runs.traces, loss).numpy(), evaluation.mean_exit_layer.mean)
+        layers = evaluation.depths[loss] * runs.traces.num_layers
+        row[f"{loss}_mixture"] = mix_best(average_exits(runs.traces, loss).numpy(), layers)
         gain, low, high = evaluation.gain[loss]
         row |= {f"{loss}_gain": gain, f"{loss}_gain_low": low, f"{loss}_gain_high": high}
     return row
@@ -121,7 +122,7 @@ def main() -> None:
     static = average_exits(test.traces, LOSS)
     rows = []
     for row, exits in measured:
-        time = float(times[row["policy"]][exits - 1].double().mean())
+        time = average_time(times[row["policy"]], exits, test.traces.scores["num_frames"][:, -1])
         rows.append({**row, "time": time, f"{LOSS}_static_at_time": cut_at_time(static, times["fixed"], time)})
     for row in rows:
         print(

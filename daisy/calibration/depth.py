@@ -104,7 +104,7 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tupl
 
 
 def mean_depth(exit_layers: Tensor, traces: Traces) -> float:
-    """Compute the mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers."""
+    """Compute the mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers; each run counts once."""
     return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
 
 

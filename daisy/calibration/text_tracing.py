@@ -120,10 +120,11 @@ def trace_texts(
 
 
 def choose_unit_scores(traces: Traces) -> Traces:
-    """Return the same runs with the scores of the heads on units in place of the CTC exits'."""
+    """Return the same runs with the scores of the heads on units in place of the CTC exits'; those of no head stay."""
     prefix = UNIT_PREFIX
     scores = {name.removeprefix(prefix): values for name, values in traces.scores.items() if name.startswith(prefix)}
-    return traces.with_scores({**scores, "final_agreement": traces.scores["final_agreement"]})
+    stay = WITHOUT_HEADS | {"final_agreement"}
+    return traces.with_scores(scores | {name: values for name, values in traces.scores.items() if name in stay})
 
 
 def count_losses(

@@ -37,8 +37,10 @@ def format_estimate(value: Estimate, digits: int = 1) -> str:
 def _frontier(study: Study) -> Section:
     names = list(dict.fromkeys(evaluation.policy for _, evaluation in study.frontier))
     mine = {name: [evaluation for _, evaluation in study.frontier if evaluation.policy == name] for name in names}
-    losses = {name: [(v.depth, v.losses[study.loss].mean) for v in mine[name]] for name in names}
-    ahead = {name: [(v.depth, v.gain[study.loss].mean) for v in mine[name]] for name in names if name != "fixed"}
+    losses = {name: [(v.depths[study.loss], v.losses[study.loss].mean) for v in mine[name]] for name in names}
+    ahead = {
+        name: [(v.depths[study.loss], v.gain[study.loss].mean) for v in mine[name]] for name in names if name != "fixed"
+    }
     compared = [name for name in ("fixed", "oracle", "hindsight") if name in names]
     bands = {name: [_ends(v.losses[study.loss]) for v in mine[name]] for name in names}
     gain_bands = {name: [_ends(v.gain[study.loss]) for v in mine[name]] for name in ahead}
@@ -48,7 +50,8 @@ def _frontier(study: Study) -> Section:
         text=(
             f"Every policy was tuned to each depth on {study.num_tuned} runs and judged on {study.num_judged} runs "
             "of other speakers, all conditions together. fixed is the static cut, a mixture of two neighbouring "
-            "layers, at the very depth that the policy came to. oracle and hindsight know what no policy can: the "
+            "layers, at the very depth that the policy came to; where the loss is counted among words, long runs count "
+            "more in it, and so in the depth. oracle and hindsight know what no policy can: the "
             "former leaves at the first layer that is close enough to the full model, the latter is the least loss "
             "that any exits could have at that depth. The table has how much lower each policy's loss is than the "
             "static cut's."
@@ -91,7 +94,7 @@ def _say_losses(study: Study) -> str:
     for evaluation in at_target:
         if evaluation.policy == spoken:
             values = [(spoken, evaluation.losses[study.loss].mean), ("static cut", evaluation.fixed[study.loss])]
-            return say_points(f"of the cost, {study.loss}:", evaluation.depth, values)
+            return say_points(f"of the cost, {study.loss}:", evaluation.depths[study.loss], values)
     return ""
 
 
@@ -118,7 +121,7 @@ def make_numbers_section(study: Study) -> Section:
             (
                 evaluation.policy,
                 f"{target:.0%}",
-                f"{evaluation.depth:.1%}",
+                f"{evaluation.depths[study.loss]:.1%}",
                 format_estimate(evaluation.losses[study.loss], 4),
                 f"{evaluation.fixed[study.loss]:.4f}",
                 f"{evaluation.random[study.loss]:.4f}",
@@ -169,7 +172,7 @@ def _conditions(study: Study) -> Section:
                 evaluation.policy,
                 evaluation.condition,
                 format_estimate(evaluation.mean_exit_layer),
-                f"{evaluation.depth:.0%}",
+                f"{evaluation.depths[study.loss]:.0%}",
                 *(f"{evaluation.losses[loss].mean:.3f}" for loss in losses),
                 f"{evaluation.fixed[study.loss]:.3f}",
             )
@@ -270,6 +273,7 @@ def summarize(study: Study) -> list[tuple[str, ...]]:
     target, at_target = _speak_of(study)
     for evaluation in at_target:
         losses = (evaluation.losses[study.loss].mean, evaluation.fixed[study.loss], evaluation.random[study.loss])
-        cells = (f"{target:.0%}", f"{evaluation.depth:.1%}", *(f"{loss:.4f}" for loss in losses))
+        depth = evaluation.depths[study.loss]
+        cells = (f"{target:.0%}", f"{depth:.1%}", *(f"{loss:.4f}" for loss in losses))
         table.append((evaluation.policy, *cells, f"{evaluation.gain[study.loss].mean:+.4f}"))
     return table

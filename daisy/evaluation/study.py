@@ -153,7 +153,11 @@ def _row(evaluation: Evaluation, target: float | None) -> dict[str, Any]:
     }
     for loss, estimate in evaluation.losses.items():
         row |= {loss: estimate.mean, f"{loss}_low": estimate.low, f"{loss}_high": estimate.high}
-        row |= {f"{loss}_fixed": evaluation.fixed[loss], f"{loss}_random": evaluation.random[loss]}
+        row |= {
+            f"{loss}_depth": evaluation.depths[loss],
+            f"{loss}_fixed": evaluation.fixed[loss],
+            f"{loss}_random": evaluation.random[loss],
+        }
         gain = evaluation.gain[loss]
         row |= {f"{loss}_gain": gain.mean, f"{loss}_gain_low": gain.low, f"{loss}_gain_high": gain.high}
         row[f"{loss}_by_exit_layer"] = list(evaluation.by_exit_layer[loss])

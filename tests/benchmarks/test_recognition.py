@@ -11,6 +11,7 @@ from daisy.calibration.traces import Traces
 from daisy.errors import OutputError, UsageError
 
 EXITS = (2, 4, 6)
+TIMES = torch.tensor([0.4, 0.8, 1.1])
 
 
 def make_traces(num=6, num_speakers=3):
@@ -22,13 +23,20 @@ def make_traces(num=6, num_speakers=3):
         utterances=tuple(f"an4/{index}" for index in range(num)),
         groups=tuple(f"speaker{index % num_speakers}" for index in range(num)),
         conditions=("clean",) * num,
-        scores={"entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]]))},
+        scores={
+            "entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]])),
+            "num_frames": torch.where(is_easy[:, None], 50.0, 100.0).expand(-1, 3),
+        },
         losses={"word_errors": (2 * wrong).clamp(max=1), "character_errors": wrong, "text_disagreement": wrong},
         weights=torch.ones(num),
         costs=torch.tensor(EXITS).float(),
         layers=EXITS,
         weights_by_loss={"word_errors": words, "character_errors": characters},
     )
+
+
+def measure_frontier(runs, *names, heads="ctc"):
+    return policies.measure_frontier(runs, runs, dict.fromkeys(names, TIMES), heads)
 
 
 def test_error_rates_are_those_of_the_corpus_at_every_exit():
@@ -47,15 +55,14 @@ def test_one_speaker_has_no_interval():
 
 def test_policies_stand_beside_the_cut_and_chance_of_their_depth():
     runs = make_traces()
-    (row, exits), *_ = [
-        pair for pair in policies.measure_frontier(runs, runs, ["entropy"], "ctc") if pair[0]["target_depth"] == 0.7
-    ]
+    (row,) = (row for row in measure_frontier(runs, "entropy") if row["target_depth"] == 0.7)
     assert row["policy"] == "entropy"
-    assert exits.tolist() == [1, 3] * 3
-    assert (row["depth"], row["exit_layer"]) == (pytest.approx(4 / 6), 4.0)
-    assert (row["cer"], row["cer_static"]) == (0.0, pytest.approx(1 / 3))
-    assert row["cer_random"] == pytest.approx((12 / 18) / 2)
-    (row, _), *_ = policies.measure_frontier(runs, runs, ["hindsight"], "units")
+    assert row["exit_layer"] == 4.0  # half of the recordings leave at layer 2, those with two thirds of the text at 6
+    assert row["depth"] == pytest.approx((2 / 6 + 2) / 3)
+    assert row["time"] == pytest.approx((0.4 + 2 * 1.1) / 3)
+    assert (row["cer"], row["cer_static"]) == (0.0, pytest.approx((12 / 18) / 3))
+    assert row["cer_random"] == pytest.approx((12 / 18) / 3)
+    row, *_ = measure_frontier(runs, "hindsight", heads="units")
     assert row["policy"] == "DAISY: hindsight"
 
 
@@ -86,10 +93,10 @@ def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, 
     results.write_result("early_exit_asr", rows)
     line = tables.TABLES["asr_exits"]().splitlines()[2]
     assert line == "| x | 4.7 M | 0.667 | 0.333 | 0.000 |  |  |  |"
-    rows = [{"system": "x", "time": 0.7, **row} for row, _ in policies.measure_frontier(runs, runs, ["entropy"], "ctc")]
+    rows = [{"system": "x", **row} for row in measure_frontier(runs, "entropy")]
     results.write_result("early_exit_asr_policies", rows)
     (line,) = tables.TABLES["asr_policies"]().splitlines()[2:3]
-    assert line.startswith("| x | entropy | 67% | 70% | 0.0000 | 0.3333 | 0.3333 | +0.3333 (")
+    assert line.startswith("| x | entropy | 78% | 87% | 0.0000 | 0.2222 | 0.2222 | +0.2222 (")
     with pytest.raises(UsageError, match="no rows of DAISY: entropy, DAISY: forecast"):
         policies.draw(rows)
 
@@ -114,11 +121,7 @@ def test_tables_of_sets_and_of_the_guarantee(tmp_path, monkeypatch):
 
 def test_the_figure_has_errors_against_depth_and_time(tmp_path):
     runs = make_traces()
-    rows = [
-        {"system": "x", "time": 0.2 + 0.8 * row["depth"], **row}
-        for name in ("forecast", "fixed", "entropy")
-        for row, _ in policies.measure_frontier(runs, runs, [name], "ctc")
-    ]
+    rows = [{"system": "x", **row} for row in measure_frontier(runs, "forecast", "fixed", "entropy")]
     figure = policies.make_figure(rows, "x")
     for axes, field in zip(figure.axes, ("depth", "time"), strict=True):
         (line,) = (line for line in axes.lines if line.get_label() == "entropy")

@@ -65,6 +65,37 @@ def test_weights_count(traces):
     assert verdict.losses["disagreement"].mean == pytest.approx(float((loss * weights).sum() / weights.sum()))
 
 
+def test_who_sends_long_runs_deeper_gains_nothing():
+    """Long runs hold 95 % of the words, losses know of no length: at the words' own depth nothing is won."""
+    generator = torch.Generator().manual_seed(0)
+    is_long = torch.arange(400) % 2 == 0
+    loss = torch.rand(400, 1, generator=generator) * torch.linspace(1, 0, LAYERS)
+    table = Traces(
+        utterances=tuple(map(str, range(400))),
+        groups=tuple(str(index // 8) for index in range(400)),
+        conditions=("clean",) * 400,
+        scores={},
+        losses={"word_errors": loss, "disagreement": loss},
+        weights=torch.ones(400),
+        costs=torch.arange(1, LAYERS + 1).float(),
+        layers=tuple(range(1, LAYERS + 1)),
+        weights_by_loss={"word_errors": torch.where(is_long, 190.0, 10.0)},
+    )
+    exits = torch.where(is_long, LAYERS, 3)
+    verdict = comparison.evaluate("x", exits, table)
+    assert verdict.depth == verdict.depths["disagreement"] == pytest.approx(0.75)
+    assert verdict.depths["word_errors"] == pytest.approx(0.975)
+    for loss_name in table.losses:
+        for gain in (verdict.gain[loss_name], verdict.gain_over_random[loss_name]):
+            assert gain.low < 0.003
+            assert abs(gain.mean) < 0.03
+    flat = dataclasses.replace(table, losses={"word_errors": loss[:, :1] * 0 + torch.linspace(1, 0, LAYERS)})
+    verdict = comparison.evaluate("x", exits, flat)
+    assert verdict.losses["word_errors"].mean == pytest.approx(0.05 * 0.6)
+    for gain in (verdict.gain["word_errors"], verdict.gain_over_random["word_errors"]):
+        assert (gain.mean, gain.low, gain.high) == pytest.approx((0, 0, 0), abs=1e-6)
+
+
 def test_intervals_resample_groups():
     """Speakers that differ and whose utterances are all alike: the interval is that of 25 speakers, not of 500 runs."""
     generator = numpy.random.default_rng(0)
@@ -218,5 +249,6 @@ def test_weights_count_in_hindsight(traces):
     best = comparison.evaluate("hindsight", exits, weighted).losses["disagreement"].mean
     for others in ((2, 5), (5, 2), (1, 6), (3, 4)):
         tried = torch.where(torch.arange(400) % 2 == 0, *others)
-        assert mean_depth(tried, weighted) <= 0.6
+        if comparison.evaluate("x", tried, weighted).depths["disagreement"] > 0.6:
+            continue
         assert best <= comparison.evaluate("x", tried, weighted).losses["disagreement"].mean + 1e-6
