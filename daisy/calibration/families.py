@@ -219,7 +219,7 @@ def _agreement_at(quantile: float, accepted_loss: Tensor, bounds: Tensor) -> Pol
     rows = accepted.amax(0)  # 0: nobody may leave there
     last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
     # Halfway to who may not, as in `daisy.calibration.depth.find_quantile`.
-    thresholds = torch.where(rows > 0, (last + first) / 2, 0.0)
+    thresholds = torch.where(rows > 0, (last + first) / 2, 0.0).nan_to_num(0.0)  # no entropy at the first layer
     return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
 
