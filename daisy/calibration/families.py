@@ -53,7 +53,11 @@ class PolicyFamily(NamedTuple):
     at: Callable[[float], Policy]
     """The policy at a quantile from 0 to 1."""
     exit_layers: Callable[[float], Tensor]
-    """(B,) exits of the utterances that it was learnt from, as if it had not seen them (cross-fitting)."""
+    """(B,) exits of the utterances that it was learnt from.
+
+    Of policies that look ahead as if they had not seen them (cross-fitting); thresholds, and those of ``agreement``,
+    have.
+    """
 
 
 def check_family(name: str, heads: AnyHeads) -> None:
