@@ -97,7 +97,7 @@ class EarlyExitEncoder(nn.Module):
         if heads is not None:
             _check_fit(backbone, heads, score_stride)
         self.backbone, self.heads = backbone, heads
-        self._exits = _choose_exits(backbone, heads, exits)
+        self._exits = choose_exits(backbone, heads, exits)
         self._keep, self._score_stride, self._fast = keep, score_stride, fast
         self._more_scores = frozenset(scores)
         self.dtype = parse_dtype(dtype, backbone.device)
@@ -308,8 +308,20 @@ def _check_fit(backbone: AnyBackbone, heads: AnyHeads, score_stride: int) -> Non
         raise PolicyError(f"CTC exits with attention look at every frame: score_stride must be 1, found {score_stride}")
 
 
-def _choose_exits(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None) -> tuple[int, ...]:
-    """Where utterances may leave: at some of the heads' layers, and nowhere inside of a block that runs in parallel."""
+def choose_exits(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None) -> tuple[int, ...]:
+    """Choose where utterances may leave: at heads' layers, and nowhere inside of a block that runs in parallel.
+
+    Args:
+        backbone: whose layers they are.
+        heads: whose layers may be exits; None: all may.
+        exits: some of these, in any order; None: all.
+
+    Returns:
+        The layers, rising.
+
+    Raises:
+        PolicyError: where one of ``exits`` is no such layer, or the last layer is missing.
+    """
     config = backbone.config
     known = tuple(range(1, config.num_layers + 1)) if heads is None else heads.config.layers
     if isinstance(backbone, Conformer) and backbone.config.split_blocks:

@@ -6,6 +6,7 @@ The ratio is that of the mean powers (RMS) over the whole utterance, pauses incl
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -209,6 +210,13 @@ class NoiseBank:
             UsageError, AudioError: where the manifest or a recording cannot be read.
         """
         return cls([read(recording.path, sample_rate) for recording in read_manifest(path)])
+
+    def digest(self) -> str:
+        """Compute the SHA-256 of the lengths and samples of all recordings in order."""
+        state = hashlib.sha256()
+        for recording in self.recordings:
+            state.update(f"{len(recording)} ".encode() + recording.numpy().tobytes())
+        return state.hexdigest()
 
     def without(self, recording: Tensor) -> NoiseBank:
         """Return a bank without one of the recordings, the very tensor.

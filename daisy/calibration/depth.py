@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
     policy: Policy
     exit_layers: Tensor
-    """(B,) of the utterances that it was set on, as if it had not seen them."""
+    """(B,) of the utterances that it was set on; see `daisy.calibration.families.PolicyFamily.exit_layers`."""
 
 
 def calibrate_depth(

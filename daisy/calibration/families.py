@@ -53,7 +53,11 @@ class PolicyFamily(NamedTuple):
     at: Callable[[float], Policy]
     """The policy at a quantile from 0 to 1."""
     exit_layers: Callable[[float], Tensor]
-    """(B,) exits of the utterances that it was learnt from, as if it had not seen them (cross-fitting)."""
+    """(B,) exits of the utterances that it was learnt from.
+
+    Of policies that look ahead as if they had not seen them (cross-fitting); thresholds, and those of ``agreement``,
+    have.
+    """
 
 
 def check_family(name: str, heads: AnyHeads) -> None:
@@ -219,7 +223,7 @@ def _agreement_at(quantile: float, accepted_loss: Tensor, bounds: Tensor) -> Pol
     rows = accepted.amax(0)  # 0: nobody may leave there
     last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
     # Halfway to who may not, as in `daisy.calibration.depth.find_quantile`.
-    thresholds = torch.where(rows > 0, (last + first) / 2, 0.0)
+    thresholds = torch.where(rows > 0, (last + first) / 2, 0.0).nan_to_num(0.0)  # no entropy at the first layer
     return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy
 
 from daisy.calibration._types import Floats
+from daisy.errors import UsageError
 
 DRAWS = 2000
 
@@ -42,9 +43,24 @@ class Resample:
         numpy.add.at(by_group, self.membership, values)
         return self.times @ by_group
 
+    def sum_weights(self, weights: Floats, what: str) -> Floats:
+        """Sum (B,) weights, (1 + draws,): NaN where only groups without weight were drawn, of which there is no mean.
+
+        Args:
+            weights: of the runs.
+            what: is weighted, for the error.
+
+        Raises:
+            UsageError: where no run has any weight.
+        """
+        totals = self.sums(weights)
+        if not totals[0] > 0:
+            raise UsageError(f"{what}: all runs have weight 0, so that there is no mean; leave them out")
+        return numpy.where(totals > 0, totals, numpy.nan)
+
     def estimate(self, values: Floats) -> Estimate:
-        """Return row 0 with the interval of the others."""
-        low, high = numpy.quantile(values[1:], [0.025, 0.975])
+        """Return row 0 with the interval of the others, but for those that are no number."""
+        low, high = numpy.nanquantile(values[1:], [0.025, 0.975])
         return Estimate(float(values[0]), float(low), float(high))
 
 

@@ -250,7 +250,7 @@ def run_conditions(
     wanted = [CLEAN, *(condition for condition in conditions if condition != CLEAN)]
     names = {condition: condition.name for condition in wanted}
     if kept is not None:
-        digests = {kind: _digest_noise(bank) for kind, bank in recorded.items()}
+        digests = {kind: bank.digest() for kind, bank in recorded.items()}
         names = {condition: _name_kept(condition, digests, seed) for condition in wanted}
     num_kept = {c: 0 if kept is None else count_kept(kept, batches, name) for c, name in names.items()}
     if sum(num_kept.values()):
@@ -276,11 +276,3 @@ def _name_kept(condition: Condition, digests: Mapping[str, str], seed: int) -> s
     if condition.kind in digests:
         parts.append(digests[condition.kind])
     return ", ".join(parts)
-
-
-def _digest_noise(bank: mixing.NoiseBank) -> str:
-    """Compute the SHA-256 of the lengths and samples of one kind of noise."""
-    state = hashlib.sha256()
-    for waveform in bank.recordings:
-        state.update(f"{len(waveform)} ".encode() + waveform.numpy().tobytes())
-    return state.hexdigest()

@@ -238,6 +238,8 @@ def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], cos
     for name, values in scores.items():
         if not values[:, 1:].isfinite().all() or values.isinf().any():  # some scores have none at the first layer
             raise UsageError(f"{path}: column {name!r} has infinite cells, or empty ones after the first layer")
+        if len(values[:, 0].isnan().unique()) > 1:  # policies would decide otherwise than they were set
+            raise UsageError(f"{path}: column {name!r} has empty cells at the first layer of some utterances only")
     if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
         raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
 

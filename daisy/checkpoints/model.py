@@ -12,7 +12,7 @@ from torch import nn
 
 from daisy import _files
 from daisy import policies as exit_policies
-from daisy.encoder import EarlyExitEncoder, Keep
+from daisy.encoder import EarlyExitEncoder, Keep, choose_exits
 from daisy.errors import CheckpointError, PolicyError
 from daisy.models import (
     AttentionDecoders,
@@ -28,6 +28,7 @@ from daisy.models import (
 )
 from daisy.models.heads import missing_heads
 from daisy.models.kinds import AnyBackbone, AnyHeads
+from daisy.policies.base import count_exit
 from daisy.policies.file import read_policy
 from daisy.policies.scores import WITHOUT_HEADS
 from daisy.runtime.dtypes import Precision, cast_precision, without_cast
@@ -143,7 +144,8 @@ class Model(nn.Module):
                 where the policy itself counts exits.
 
         Raises:
-            PolicyError: where a setting is unknown, impossible, or neither given nor stored.
+            PolicyError: where a setting is unknown, impossible, or neither given nor stored, or an exit is at no such
+                layer.
             CheckpointError: where it reads heads, and there are none.
         """
         known, reading = exit_policies.POLICIES.get(name), self.exit_heads(heads)
@@ -152,11 +154,11 @@ class Model(nn.Module):
             raise missing_heads(f"policy {name}", head_scores)
         defaults = self.ctc_policies if reading is self.ctc is not None else self.policies
         given = {**defaults.get(name, {}), **settings}
-        layers = exits or (reading.config.layers if reading else ())
-        if known is not None and layers and len(layers) < self.backbone.config.num_layers:
-            given |= {key: _count_exits(name, key, given[key], layers) for key in known.exit_numbers if key in given}
+        layers = choose_exits(self.backbone, reading, exits)
+        if known is not None and len(layers) < self.backbone.config.num_layers:
+            given |= {key: count_exit(name, key, given[key], layers) for key in known.exit_numbers if key in given}
             if known is exit_policies.Deadline:
-                given.setdefault("layers", tuple(layers))
+                given.setdefault("layers", layers)
         return exit_policies.make_policy(name, given)
 
     def encoder(
@@ -228,13 +230,13 @@ class Model(nn.Module):
             ) from None
         reading = self.exit_heads(heads)
         kind = "ctc" if isinstance(reading, CTCHeads) else "units"
-        layers = reading.config.layers if reading else ()
         return read_policy(
             path,
             checkpoint=self.path.stem,
             digest=digest,
             heads=kind,
-            exits=None if exits is None or tuple(exits) == layers else exits,
+            exits=choose_exits(self.backbone, reading, exits),
+            all_exits=choose_exits(self.backbone, reading, None),
         )
 
     def parts(self) -> dict[str, nn.Module]:
@@ -324,13 +326,6 @@ def _check_decoders(ctc: CTCHeads | None, decoders: AttentionDecoders | None) ->
         ours, theirs = getattr(decoders.config, name), getattr(ctc.config, name)
         if ours != theirs:
             raise CheckpointError(f"attention decoders with {name} {ours} do not fit CTC exits with {theirs}")
-
-
-def _count_exits(policy: str, setting: str, layer: Any, layers: Sequence[int]) -> int:
-    """Which exit is at a layer, 1 to E."""
-    if layer not in layers:
-        raise PolicyError(f"policy {policy}: no exit at {setting} {layer}; exits are at {', '.join(map(str, layers))}")
-    return list(layers).index(layer) + 1
 
 
 def _is_file_name(policy: str) -> bool:

@@ -78,6 +78,8 @@ def refuse_infinite(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         CheckpointError: naming them.
     """
     if lost := [key for key, tensor in tensors.items() if find_fault(key, tensor) == NOT_FINITE]:
+        if dtype == torch.float32:
+            raise CheckpointError(f"weights that are {NOT_FINITE}: {list_some(lost)}")
         raise CheckpointError(f"{list_some(lost)} would not be finite in {dtype}", remedy="full_precision")
 
 

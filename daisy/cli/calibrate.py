@@ -183,6 +183,8 @@ def command(
         warn(
             "note: without --speakers each recording counts as a speaker of its own: the risk is bounded if that is so"
         )
+    if isinstance(goal, RiskGoal) and "babble" in noises.kinds:
+        warn("note: babble is made of the other recordings: the risk is bounded if their speakers count as independent")
     say(f"{out}: policy {calibration.policy.name} for {Path(checkpoint).stem}")
     warn_of_rest(findings)
     end_with_failures(len(noises.failed) + len(speech.failed), noises.count() + len(speech.names))

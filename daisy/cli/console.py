@@ -25,6 +25,7 @@ HINTS: dict[Remedy, str] = {
     "convert": "other forms are read by: daisy convert {path} OUT",
     "feature_rate": "add --feature-rate N, how many of them a second has",
     "ctc": "train them with the fairseq plugin (daisy_ctc)",
+    "diverged": "lower --lr, or set --clip-norm",
     "float32": "use --dtype float32 with another --out",
     "full_precision": "leave --half out",
     "in_windows": "give --window SEC, or split it",

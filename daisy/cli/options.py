@@ -141,7 +141,13 @@ def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
 
 
 def note_lost_guarantee(
-    policy: str, *, milliseconds: float | None, macs: float | None, window_sec: float | None, precision: str
+    policy: str,
+    *,
+    milliseconds: float | None,
+    macs: float | None,
+    window_sec: float | None,
+    precision: str,
+    fewer_exits: bool = False,
 ) -> None:
     """Say that a policy file's guarantee does not hold, where options change what its policy sees or does.
 
@@ -151,6 +157,7 @@ def note_lost_guarantee(
         macs: another, or None.
         window_sec: of windows that were asked for; 0 or None: none.
         precision: to compute in.
+        fewer_exits: whether heads on units decide where exits that write text are, and not at all layers.
     """
     from daisy.policies.file import is_certified
 
@@ -159,6 +166,7 @@ def note_lost_guarantee(
         "--deadline-macs": macs is not None,
         "--window": bool(window_sec),
         f"--precision {precision}": precision != "float32",
+        "exits at fewer layers": fewer_exits and is_certified(policy, at_all_exits=True),
     }
     changed = " and ".join(option for option, is_given in given.items() if is_given)
     if changed and policy and is_certified(policy):

@@ -126,13 +126,21 @@ def command(
     share, heard = parse_shard(shard), parse_channel(channel)
     findings = audio.search(inputs)
     model = checkpoints.load(checkpoint, device=check_device(device))
-    model.exit_heads("ctc")  # or it says that there are none
+    exits = model.exit_heads("ctc")  # or it says that there are none
+    assert exits is not None
     recordings = audio.take_channels(findings.recordings, heard)
     if format == "srt" and out is None and len(recordings) > 1:
         raise UsageError(f"subtitles of {len(recordings)} recordings are files of their own: give --out FOLDER")
     references = _read_references(model, reference, recordings, root)
     decode, described = _make_decoder(model, decoder, beam, lexicon, language_model, language_weight, word_score)
-    note_lost_guarantee(policy, milliseconds=deadline_ms, macs=deadline_macs, window_sec=window, precision=precision)
+    note_lost_guarantee(
+        policy,
+        milliseconds=deadline_ms,
+        macs=deadline_macs,
+        window_sec=window,
+        precision=precision,
+        fewer_exits=heads == "units" and len(exits.config.layers) < model.backbone.config.num_layers,
+    )
     if window is None:
         window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
     settings: dict[str, Any] = {**parse_settings(set or [])}

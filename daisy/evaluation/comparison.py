@@ -46,7 +46,7 @@ class Evaluation:
     gain_over_random: dict[str, Estimate]
     """How much lower than those."""
     by_exit_layer: dict[str, tuple[float | None, ...]]
-    """The same losses of those who left at each of them; None where nobody did."""
+    """The same losses of those who left at each of them; None where nobody did who counts."""
 
 
 def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
@@ -61,6 +61,9 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
     Returns:
         Depth and losses with their intervals, beside the static cut's and chance's at the same depth.
+
+    Raises:
+        UsageError: where no run has any weight in a loss.
     """
     exits = exit_layers.numpy()
     costs = (traces.costs.double() / traces.costs[-1].double()).numpy()
@@ -70,7 +73,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
     losses, depths, fixed, gain, random, gain_over_random, by_exit_layer = {}, {}, {}, {}, {}, {}, {}
     for loss, values in traces.losses.items():
         weights = traces.weights_of(loss).double().numpy()
-        total = resample.sums(weights)
+        total = resample.sum_weights(weights, f"{loss}, {condition}")
         at_layer = values.double().numpy() * weights[:, None]  # (B, L)
         at_exit = resample.sums(at_layer[numpy.arange(len(exits)), exits - 1]) / total
         static = resample.sums(at_layer) / total[:, None]
@@ -82,7 +85,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
         random[loss], gain_over_random[loss] = float(drawn[0]), resample.estimate(drawn - at_exit)
         left = [exits == layer for layer in range(1, traces.num_layers + 1)]
         by_exit_layer[loss] = tuple(
-            float(at_layer[rows, place].sum() / weights[rows].sum()) if rows.any() else None
+            float(at_layer[rows, place].sum() / weights[rows].sum()) if weights[rows].any() else None
             for place, rows in enumerate(left)
         )
     return Evaluation(

@@ -175,17 +175,18 @@ class LossRegressor(nn.Module):
 
     @torch.no_grad()
     def observe(self, pooled: Tensor, loss: Tensor) -> None:
-        """Add (B, 2 D) statistics and their (B,) losses to the running means and variances."""
-        if not len(pooled):
-            return
-        seen = torch.cat([pooled, loss[:, None]], dim=1).float()
-        count = self.count + len(seen)
-        share, delta = len(seen) / count, seen.mean(0) - self.mean
-        if not self.count:
-            self.mean.zero_()
-            self.variance.zero_()
-            delta = seen.mean(0)
-        spread = self.variance * (1 - share) + seen.var(0, correction=0) * share
+        """Add (B, 2 D) statistics and their (B,) losses to the running means and variances.
+
+        Where processes learn together (``torch.distributed``) all of them call it at once, and have the same after it.
+        """
+        offsets = torch.cat([pooled, loss[:, None]], dim=1).double() - self.mean
+        sums = torch.cat([offsets.sum(0), offsets.square().sum(0), offsets.new_tensor([len(offsets)])])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        added, count = sums[-1], self.count + sums[-1]
+        delta, square = (sums[:-1] / added.clamp(min=1)).chunk(2)
+        share = added / count.clamp(min=1)  # 1 at first, when mean and variance are none of data
+        spread = self.variance * (1 - share) + (square - delta.square()).clamp(min=0) * share
         self.variance.copy_(spread + delta.square() * share * (1 - share))
         self.mean.add_(delta * share)
         self.count.copy_(count)

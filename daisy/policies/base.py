@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -136,6 +136,23 @@ class Policy(ABC):
 def at(setting: PerLayer, layer: int) -> float:
     """Return a setting's value at ``layer`` (1 to L)."""
     return setting[layer - 1] if isinstance(setting, tuple) else setting
+
+
+def count_exit(policy: str, setting: str, layer: Any, exits: Sequence[int]) -> int:
+    """Tell which exit is at a layer, 1 to E.
+
+    Args:
+        policy: its name, for the error.
+        setting: that names the layer, for the error.
+        layer: of the network.
+        exits: layers of the exits, rising.
+
+    Raises:
+        PolicyError: where there is none.
+    """
+    if layer not in exits:
+        raise PolicyError(f"policy {policy}: no exit at {setting} {layer}; exits are at {', '.join(map(str, exits))}")
+    return list(exits).index(layer) + 1
 
 
 def _frozen(value: object) -> object:

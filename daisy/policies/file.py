@@ -4,11 +4,13 @@ JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (na
 ``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" where the
 scores are those of CTC exits; without it they are those of heads on units. ``exits`` has the exits' layers where these
 are not all at which such heads stand, and the file is for these alone. A rule set at every layer may serve at some: it
-leaves later then than the file tells.
+leaves later then than the file tells, without the guarantee that it may have been given. Its settings that count exits
+keep their layers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any
 
 from daisy import _files
 from daisy.errors import PolicyError
-from daisy.policies.base import Policy
+from daisy.policies.base import Policy, count_exit
 from daisy.policies.registry import from_config
+from daisy.policies.scores import COMPARING
 from daisy.version import __version__
 
 FORMAT_VERSION = 1
@@ -70,16 +73,28 @@ def write_policy(
     _files.write_json(path, content)
 
 
-def is_certified(path: str | Path) -> bool:
-    """Tell whether a policy file was made with a guarantee; False where it cannot be read."""
+def is_certified(path: str | Path, *, at_all_exits: bool = False) -> bool:
+    """Tell whether a policy file was made with a guarantee; False where it cannot be read.
+
+    Args:
+        path: the file.
+        at_all_exits: count only a guarantee for exits wherever such heads stand.
+    """
     try:
-        return "risk" in json.loads(Path(path).read_text(encoding="utf-8"))["target"]
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return "risk" in content["target"] and not (at_all_exits and "exits" in content)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def read_policy(
-    path: str | Path, *, checkpoint: str, digest: str, heads: str = "units", exits: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    checkpoint: str,
+    digest: str,
+    heads: str = "units",
+    exits: Sequence[int] | None = None,
+    all_exits: Sequence[int] | None = None,
 ) -> tuple[Policy, int]:
     """Read the policy of a file, and the score stride that it was set with.
 
@@ -89,12 +104,14 @@ def read_policy(
         digest: of that model's file.
         heads: whose scores it is to read: "units" or "ctc".
         exits: layers at which utterances may leave, where these are not all at which such heads stand.
+        all_exits: at which such heads stand, and which a file without exits is for.
 
     Returns:
         The policy, and the stride.
 
     Raises:
-        PolicyError: where it is no policy file, of a later version, damaged, or for another model or other heads.
+        PolicyError: where it is no policy file, of a later version, damaged, for another model, or for heads or exits
+            that are others here.
     """
     path = Path(path)
     try:
@@ -116,10 +133,31 @@ def read_policy(
             raise PolicyError(f"was calibrated for the scores of {calibrated} exits, not for those of {heads} exits")
         left = content.get("exits")
         if left is not None and left != (None if exits is None else list(exits)):
-            where = ", ".join(map(str, left))
-            raise PolicyError(f"was calibrated for exits at layers {where}, and here they are at others")
-        return from_config(config), int(content.get("score_stride", 1))
+            raise PolicyError(f"was calibrated for exits at {_list_layers(left)}, and here they are at others")
+        policy = from_config(config)
+        if left is None and exits is not None and all_exits is not None and tuple(exits) != tuple(all_exits):
+            policy = _keep_layers(policy, all_exits, exits)
+        return policy, int(content.get("score_stride", 1))
     except PolicyError as error:
         raise PolicyError(f"{path}: {error.message}", remedy=error.remedy) from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise PolicyError(f"{path}: a damaged policy file; calibrate again") from None
+
+
+def _keep_layers(policy: Policy, before: Sequence[int], now: Sequence[int]) -> Policy:
+    """Make a policy that was set at all exits leave at the same layers at some of them."""
+    if compared := policy.reads & COMPARING:
+        raise PolicyError(
+            f"was calibrated for exits at {_list_layers(before)}, and here they are at others: {policy.name} compares "
+            f"each exit with the one before ({', '.join(compared)})"
+        )
+    policy.check(len(before))
+    numbers = {
+        setting: count_exit(policy.name, setting, before[getattr(policy, setting) - 1], now)
+        for setting in policy.exit_numbers
+    }
+    return dataclasses.replace(policy, **numbers)
+
+
+def _list_layers(layers: Sequence[int]) -> str:
+    return f"layers {', '.join(map(str, layers))}"

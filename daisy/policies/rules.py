@@ -183,7 +183,7 @@ class LookAhead(Policy):
     scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has what was learnt from
 
     price: float
-    """What running one more layer must gain, in the predicted loss; the higher, the earlier utterances leave."""
+    """What one more layer must gain of what is predicted, a share of frames or nats; the higher, the earlier exits."""
     features: tuple[str, ...]
     """Scores that the forecast reads."""
     weights: tuple[tuple[tuple[float, ...], ...], ...] = field(repr=False)
@@ -241,13 +241,13 @@ class Forecast(LookAhead):
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(LookAhead):
-    """Leaves when the predicted loss has stopped improving: DAISY's second rule, in a form that noise does not fool.
+    """Leaves when the predicted loss has stopped improving: DAISY's second rule, as a forecast of what is to come.
 
-    The improvement is that which is still to come, predicted from the course of the predicted loss so far. The naive
-    form (less than a share of the loss was gained over the last layers) takes noise for a plateau, because there the
-    loss falls slowly from a high level: noisy audio leaves as early as clean audio or earlier, and where the layers of
-    a model differ in what they gain it stops in front of the ones that matter. `benchmarks.policies.policies`
-    compares them.
+    It learns that from the course of the predicted loss so far. The naive form (less than a share of the loss was
+    gained over the last layers) takes noise for a plateau, because there the loss falls slowly from a high level: noisy
+    audio leaves as early as clean audio or earlier, and where the layers of a model differ in what they gain it stops
+    in front of the ones that matter. On networks trained with exits this form does not go deeper under every kind of
+    noise either. `benchmarks.policies.policies` compares them.
     """
 
     name: ClassVar[str] = "plateau"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from daisy.runtime.tf32 import convolutions_may_use_tf32, products_may_use_tf32
+from daisy.runtime.tf32 import convolutions_may_use_tf32, hold_tf32, products_may_use_tf32
 
 MAX_GRAPHS = 1024
 """One for each layer and size, some 100 kB each, and a megabyte with a first convolution's weights."""
@@ -39,8 +39,9 @@ class GraphCache:
 
     def get(self, *what: object) -> Replay:
         """Return the replay of a function and a size, under torch's settings as they are, which a graph keeps."""
-        settings = products_may_use_tf32(), convolutions_may_use_tf32(), torch.are_deterministic_algorithms_enabled()
-        key = (*what, *settings)
+        with hold_tf32():
+            tf32 = products_may_use_tf32(), convolutions_may_use_tf32()
+        key = (*what, *tf32, torch.are_deterministic_algorithms_enabled())
         if key not in self._replays:
             self._replays[key] = Replay(self)
         return self._replays[key]
@@ -50,7 +51,7 @@ class GraphCache:
         graph = torch.cuda.CUDAGraph()
         self.capture_stream.wait_stream(self.stream)
         try:
-            with torch.cuda.stream(self.capture_stream):
+            with hold_tf32(), torch.cuda.stream(self.capture_stream):
                 # torch.cuda.graph would collect garbage and empty the allocator's cache, a tenth of a second each time.
                 graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
                 try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-_SETTING = threading.Lock()
+_SETTING = threading.RLock()
 
 
 def products_may_use_tf32() -> bool:
@@ -34,15 +34,26 @@ def convolutions_may_use_tf32() -> bool:
 def allow_tf32_as_convolutions(dtype: torch.dtype) -> Iterator[None]:
     """Let products use TF32 where convolutions may: torch's defaults differ, and these stand for convolutions.
 
-    The setting is the process's: products of other threads see it meanwhile.
+    The setting is the process's: products of other threads see it meanwhile. One thread at a time changes it, and the
+    others wait: what they would read then is not the setting that they come back to.
 
     Args:
         dtype: of the products; only float32 ones are concerned.
     """
-    if dtype != torch.float32 or products_may_use_tf32() == convolutions_may_use_tf32():
-        yield
-        return
-    with _SETTING, _set_products(convolutions_may_use_tf32()):
+    if dtype == torch.float32:
+        with hold_tf32():
+            wanted = convolutions_may_use_tf32()
+            if products_may_use_tf32() != wanted:
+                with _set_products(wanted):
+                    yield
+                return
+    yield
+
+
+@contextlib.contextmanager
+def hold_tf32() -> Iterator[None]:
+    """Keep other threads from changing for a while what products may use; wait for one that has."""
+    with _SETTING:
         yield
 
 

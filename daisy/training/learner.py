@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy
@@ -89,7 +90,11 @@ class HeadLearner(nn.Module):
         return loss, {"loss": float(loss.detach()), "ntokens": counted, "nsentences": float(len(batch.source)), **log}
 
     def update(self, batch: HeadBatch) -> Log:
-        """Learn from a batch, together with the batches of all other processes where there are any."""
+        """Learn from a batch, together with the batches of all other processes where there are any.
+
+        Raises:
+            UsageError: where loss or gradient are no finite numbers.
+        """
         self.train()
         self.optimizer.zero_grad()
         loss, log = self(batch)
@@ -102,8 +107,13 @@ class HeadLearner(nn.Module):
             if torch.distributed.is_initialized():
                 torch.distributed.all_reduce(parameter.grad)
             parameter.grad /= max(log["ntokens"], 1.0)
-        if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm or math.inf))
+        if not math.isfinite(log["loss"] + norm):
+            raise UsageError(
+                f"training has diverged: update {self.num_updates + 1} has loss {log['loss']:g} and a gradient of norm "
+                f"{norm:g}",
+                remedy="diverged",
+            )
         self._step()
         return log
 

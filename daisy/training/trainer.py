@@ -63,8 +63,9 @@ def train_heads(
 
     The losses are the fairseq plugin's (`daisy.models.head_losses`), and so are learning rates and Adam's arithmetic:
     on the same batches the same losses, up to rounding. Batches are drawn otherwise than fairseq draws them. A stopped
-    run goes on at the last saved update and comes to the same heads. Under ``torchrun`` every process takes its share
-    of the batches, and gradients are summed; the loss regressors' statistics are those of the first process.
+    run goes on at the last saved update and comes to the same heads, where the recordings that the manifests name are
+    still the same, which nobody checks. Under ``torchrun`` every process takes its share of the batches; gradients are
+    summed, and the loss regressors' statistics are those of all.
 
     Args:
         manifest: of fairseq: what is learnt from.
@@ -88,7 +89,8 @@ def train_heads(
         What the run has come to. ``model`` has the new heads.
 
     Raises:
-        UsageError: on manifests, labels or settings that make no sense.
+        UsageError: on manifests, labels or settings that make no sense, or where training diverges: what was saved
+            last is kept.
         CheckpointError: without labels, where the model has no prediction head.
         OutputError: where the folder holds a run with other settings, is being written, or cannot be written.
         AudioError: where a recording cannot be read.
@@ -104,11 +106,13 @@ def train_heads(
         "manifest": _files.digest(Path(manifest)),
         "checkpoint": checkpoint,
         "labels": None if labels is None else _digest_labels(Path(labels), Path(manifest)),
-        "noise": None if noise is None else _files.digest(Path(noise)),
+        "noise": None if noises is None else noises.digest(),
         "precision": "bfloat16" if bfloat16 else "float32",
         "world_size": _world_size(),
     }
     with _sole_writer(out), ExitStack() as stack:
+        if overwrite and _rank() == 0:
+            _remove_old(out, model.path)
         logs = _resume(learner, out / STATE, json.loads(json.dumps(described)), overwrite)
         write_log = stack.enter_context(_open_logs(out, tensorboard, learner.num_updates))
         report = TrainingReport(
@@ -192,6 +196,14 @@ def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwri
     learner.num_updates = int(state["num_updates"])
     logs: list[Log] = state["logs"]
     return logs
+
+
+def _remove_old(out: Path, source: Path | None) -> None:
+    """Remove another run's state and heads, but for the file that is learnt on, before a kill could leave them."""
+    for path in (out / STATE, out / RESULT):
+        if source is None or path.resolve() != source.resolve():
+            with _files.refusing(path):
+                path.unlink(missing_ok=True)
 
 
 def _cut_log(path: Path, num_updates: int) -> None:

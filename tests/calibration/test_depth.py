@@ -148,6 +148,14 @@ def test_agreement_holds_its_rate_at_every_layer(traces):
     assert max(rates) - min(rates) < 0.02
 
 
+def test_agreement_lets_nobody_leave_where_there_is_no_entropy(traces):
+    entropy = traces.scores["entropy"].clone()
+    entropy[:, 0] = torch.nan
+    policy = fit_family("agreement", traces.with_scores({"entropy": entropy})).at(1.0)
+    assert policy.threshold[0] == 0
+    assert policy.exit_layers({"entropy": entropy}).min() == 2
+
+
 def test_other_settings_are_kept(traces):
     policy = calibrate_depth("patience", traces, 0.6, patience=3).policy
     assert policy.patience == 3

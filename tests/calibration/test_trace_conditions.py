@@ -64,10 +64,8 @@ def test_noise_is_hashed_once_for_all_ratios_and_only_where_runs_are_kept(record
     speech = trace_conditions.read_speech(recordings, None, tmp_path, 16000)
     rain = {"rain": audio.NoiseBank([torch.randn(9000, generator=torch.Generator().manual_seed(5))])}
     digests = []
-    digest_noise = trace_conditions._digest_noise
-    monkeypatch.setattr(
-        trace_conditions, "_digest_noise", lambda bank: digests.append(digest_noise(bank)) or digests[-1]
-    )
+    digest = audio.NoiseBank.digest
+    monkeypatch.setattr(audio.NoiseBank, "digest", lambda bank: digests.append(digest(bank)) or digests[-1])
     conditions = [Condition("rain", level) for level in (20.0, 10.0, 0.0)]
     with contextlib.ExitStack() as stack:
         kept = None

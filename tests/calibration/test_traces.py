@@ -53,6 +53,10 @@ def test_anybodys_traces(tmp_path):
         ("", "has no column 'utterance'; it has nothing"),
         ("utterance,entropy\na,1\n", "has no column 'layer'; it has utterance, entropy"),
         ("utterance,layer\n", "has no lines below its header"),
+        (
+            "utterance,layer,change\na,1,\na,2,0.4\nb,1,0.5\nb,2,0.3\n",
+            "column 'change' has empty cells at the first layer of some utterances only",
+        ),
         ("utterance,layer,entropy\na,1,0.5\na,2\n", "line 3 has another number of fields"),
         ("utterance,layer,entropy\na,one,0.5\n", "utterance 'a' has a layer that is no whole number"),
         (

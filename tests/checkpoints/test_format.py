@@ -319,6 +319,9 @@ def test_half_precision_that_would_overflow_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"heads\.units\.1\.weight would not be finite in torch\.float16"):
         daisy.save(model, tmp_path / "m.safetensors", dtype=torch.float16)
     daisy.save(model, tmp_path / "m.safetensors")
+    model.heads.units[1].weight.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"weights that are not finite: heads\.units\.1\.weight$"):
+        daisy.save(model, tmp_path / "m.safetensors")
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -99,6 +99,28 @@ def test_policy_files_that_are_not_for_this_model(saved, tmp_path):
         tiny_model(POST_NORM).encoder(path)
 
 
+def test_a_policy_file_keeps_its_layers_at_other_exits(saved, tmp_path):
+    """A file says no exits where it was set at all of them."""
+    path = tmp_path / "policy.json"
+    write_for(path, saved.path, policies.Fixed(layer=3))
+    assert saved.encoder(path, exits=[4, 3, 1]).policy == policies.Fixed(layer=2)
+    assert saved.encoder(path, exits=[1, 2, 3, 4]).policy == policies.Fixed(layer=3)
+    with pytest.raises(PolicyError, match=r"policy\.json: policy fixed: no exit at layer 3; exits are at 2, 4"):
+        saved.encoder(path, exits=[2, 4])
+    write_for(path, saved.path, policies.Window(threshold=1.0, first=2, last=4))
+    assert saved.encoder(path, exits=(2, 4)).policy == policies.Window(threshold=1.0, first=1, last=2)
+    write_for(path, saved.path, policies.Window(threshold=1.0, first=2, last=9))
+    with pytest.raises(PolicyError, match="a damaged policy file"):
+        saved.encoder(path, exits=(2, 4))
+    write_for(path, saved.path, policies.Patience(tolerance=0.2))
+    with pytest.raises(PolicyError, match="at layers 1, 2, 3, 4, and here they are at others: patience compares each"):
+        saved.encoder(path, exits=(2, 4))
+    write_for(path, saved.path, policies.Fixed(layer=2), exits=(1, 3, 4))
+    assert saved.encoder(path, exits=(4, 1, 3)).policy == policies.Fixed(layer=2)
+    with pytest.raises(PolicyError, match="was calibrated for exits at layers 1, 3, 4, and here they are at others"):
+        saved.encoder(path)
+
+
 @pytest.mark.parametrize(
     ("policy", "settings", "message"),
     [

@@ -151,7 +151,7 @@ def test_what_helps_is_named_as_it_is_typed(place, remedy, arguments, ending):
 
 def test_the_table_is_complete_and_names_options_that_exist():
     assert set(HINTS) == set(get_args(Remedy))
-    commands = ("extract", "calibrate", "convert", "labels", "manifest")
+    commands = ("extract", "calibrate", "convert", "labels", "manifest", "train-heads")
     known = {option for name in commands for option in re.findall(r"--[a-z-]+", run(name, "--help").stdout)}
     assert set(re.findall(r"--[a-z-]+", " ".join(HINTS.values()))) <= known
 

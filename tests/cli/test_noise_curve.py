@@ -156,11 +156,21 @@ def test_a_risk_that_cannot_be_certified_gives_never(place):
     assert json.loads((place / "n.json").read_text())["policy"] == {"name": "never"}
 
 
+def test_babble_is_no_independent_noise(place):
+    call = ("calibrate", "speech", "-c", "tiny.safetensors", "--snr", "5", "--noise", "babble", "-p", "entropy")
+    done = run(*call, "--risk", "0.97", "--delta", "0.3", "-o", "b.json", *SPEAKERS, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        "note: babble is made of the other recordings: the risk is bounded if their speakers count as independent\n"
+    )
+
+
 def test_a_loose_risk_is_certified_in_every_condition(place):
     call = ("calibrate", "speech", "-c", "tiny.safetensors", "--risk", "0.97", "--delta", "0.3", "-p", "entropy")
     done = run(*call, "-o", "r.json", "--snr", "clean,5", "--noise", "rain", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "without --speakers each recording counts as a speaker of its own" in done.stderr
+    assert "babble" not in done.stderr
     content = json.loads((place / "r.json").read_text())
     assert content["policy"]["name"] == "entropy"
     assert [line["condition"] for line in content["attained"]["conditions"]] == ["all", "clean", "rain 5 dB"]

@@ -128,6 +128,17 @@ def test_a_guarantee_with_labels_or_without(place, labels):
     assert said in bounded.stderr
 
 
+def test_a_guarantee_at_all_layers_is_none_at_some(place):
+    risk = ("--risk", "0.9", "--delta", "0.5", "-p", "entropy")
+    for of, name in (("disagreement", "all.json"), ("text_disagreement", "some.json")):
+        how = () if of == "disagreement" else ("--heads", "units")
+        assert run(*CALIBRATE, *risk, "--of", of, *how, "-o", name, cwd=place).returncode == 0
+        done = run("transcribe", "speech", "-c", "hubert.safetensors", "--heads", "units", "-p", name, cwd=place)
+        assert done.returncode == 0, done.stderr
+        note = "note: the guarantee of all.json is of whole recordings in float32: with exits at fewer layers it does"
+        assert (note in done.stderr) == (name == "all.json")
+
+
 def test_depth_in_time_is_of_the_exits(place):
     done = run(*CALIBRATE, "--depth", "0.9", "--time", "--heads", "units", "-o", "t.json", cwd=place)
     assert done.returncode == 0, done.stderr

@@ -32,6 +32,29 @@ def traces():
     )
 
 
+def test_runs_without_weight_leave_intervals_that_are_numbers(traces):
+    """Of two speakers one counts; of four each resampling without the two who count is left out."""
+    for groups, counts in ((("a", "b") * 200, (0.0, 1.0) * 200), (("a", "b", "c", "d") * 100, (1.0, 1.0, 0, 0) * 100)):
+        weighted = dataclasses.replace(traces, groups=groups, weights=torch.tensor(counts))
+        verdict = comparison.evaluate("x", torch.where(torch.tensor(counts) > 0, 4, 2), weighted)
+        loss = traces.losses["disagreement"][torch.tensor(counts) > 0, 3]
+        estimate = verdict.losses["disagreement"]
+        assert estimate.mean == pytest.approx(float(loss.mean()))
+        assert estimate.low <= estimate.mean <= estimate.high
+        assert (estimate.low == estimate.high) == (counts[1] > counts[0])
+        assert verdict.by_exit_layer["disagreement"][1] is None
+        assert all(numpy.isfinite(gain) for gain in verdict.gain_over_random["disagreement"])
+
+
+def test_a_condition_without_any_weight_is_refused(traces):
+    weighted = dataclasses.replace(traces, weights=torch.tensor([1.0, 0.0] * 200))
+    with pytest.raises(UsageError) as error:
+        comparison.evaluate_by_condition("x", torch.full((400,), 3), weighted)
+    assert str(error.value) == (
+        "disagreement, noise 0 dB: all runs have weight 0, so that there is no mean; leave them out"
+    )
+
+
 def test_a_verdict_against_its_definition(traces):
     exits = torch.where(torch.arange(400) % 2 == 0, 2, 5)
     verdict = comparison.evaluate("x", exits, traces)

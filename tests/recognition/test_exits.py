@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from daisy import CheckpointError, EarlyExitEncoder, PolicyError, UsageError, policies
+from daisy import CheckpointError, EarlyExitEncoder, Model, PolicyError, UsageError, policies
 from daisy.models import Conformer, CTCHeads, CTCHeadsConfig
 from daisy.recognition import Recogniser
 from daisy.runtime.layer_runner import ConformerLayerRunner, group_by_length
@@ -230,3 +230,19 @@ def test_refusals(speech):
     units.ctc = None
     with pytest.raises(CheckpointError, match=r"has no CTC exits, so it does not recognise speech"):
         Recogniser(units)
+
+
+def test_settings_name_layers_where_exits_are_at_some():
+    """With heads on units, with none, and with exits in another order."""
+    split = tiny_recogniser("splitformer", units=True)
+    bare = Model(backbone=split.backbone)
+    for model, heads in ((split, "units"), (split, "ctc"), (bare, None)):
+        encoder = model.encoder("fixed", heads=heads, layer=4, keep="last")
+        assert (encoder.exits, encoder.policy) == ((2, 4, 6), policies.Fixed(layer=2))
+        assert encoder([torch.ones(16000)]).exit_layer.tolist() == [4]
+        with pytest.raises(PolicyError, match="policy fixed: no exit at layer 3; exits are at 2, 4, 6"):
+            model.encoder("fixed", heads=heads, layer=3)
+    mixed = tiny_recogniser("conformer", units=True).encoder("fixed", heads="units", exits=[6, 2, 5, 2], layer=2)
+    assert (mixed.exits, mixed.policy) == ((2, 5, 6), policies.Fixed(layer=1))
+    costs = {"budget": 1.0, "front_cost": (0, 0, 0), "layer_cost": (0.3, 0, 0)}
+    assert bare.policy("deadline", exits=[6, 2], **costs).layers == (2, 6)

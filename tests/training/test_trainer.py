@@ -31,9 +31,6 @@ def test_a_stopped_run_comes_to_the_same_heads(corpus, model, tmp_path):
     assert (report.num_updates, report.num_resumed) == (12, 0)
     whole = weights(model)
 
-    class StoppedError(Exception):
-        pass
-
     def stop(count, made=[]):  # noqa: B006
         made.append(count)
         if sum(made) == 7:
@@ -61,6 +58,42 @@ def test_a_stopped_run_comes_to_the_same_heads(corpus, model, tmp_path):
     more = train_heads(corpus / "train.tsv", again, tmp_path / "out", SETTINGS, overwrite=True, **options)
     assert more.num_resumed == 0
     assert (tmp_path / "out" / "log.jsonl").read_text() == logs[0]
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at_once(count):
+    raise StoppedError
+
+
+def test_nothing_of_the_run_that_is_overwritten_stays(corpus, model, tmp_path):
+    settings, state, result = (
+        HeadTraining(max_update=2, warmup_updates=1),
+        tmp_path / "training.pt",
+        tmp_path / "model.safetensors",
+    )
+    train_heads(corpus / "train.tsv", model, tmp_path, settings)
+    with pytest.raises(StoppedError):
+        train_heads(corpus / "train.tsv", model, tmp_path, settings, overwrite=True, progress=stop_at_once)
+    assert not state.exists()
+    assert not result.exists()
+    assert train_heads(corpus / "train.tsv", model, tmp_path, settings).num_resumed == 0
+    again = daisy.load(result)  # the file that is learnt on is not removed
+    with pytest.raises(StoppedError):
+        train_heads(corpus / "train.tsv", again, tmp_path, settings, overwrite=True, progress=stop_at_once)
+    assert (state.exists(), result.exists()) == (False, True)
+
+
+def test_training_that_diverges_keeps_what_was_saved(corpus, model, tmp_path):
+    settings = HeadTraining(max_update=4, warmup_updates=0, lr=1e30)
+    with pytest.raises(UsageError, match=r"training has diverged: update 2 has loss .*; lower lr, or set clip_norm"):
+        train_heads(corpus / "train.tsv", model, tmp_path, settings, save_interval=1, log_interval=1)
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert state["num_updates"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["heads"].values())
+    assert [json.loads(line)["update"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
 
 
 @pytest.mark.parametrize("from_labels", [True, False])
@@ -99,6 +132,11 @@ def test_a_run_does_not_go_on_with_other_targets(corpus, model, tmp_path):
     with pytest.raises(OutputError, match="holds a run with another labels;"):
         train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
     (labels / "train.km").write_text("\n".join([*lines, ""]))
+    (labels / "noise.tsv").write_text((labels / "noise.tsv").read_text().replace(str(corpus), str(labels)))
+    assert train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options).num_resumed == 12
+    soundfile.write(labels / "noise0.wav", [0.1, -0.1] * 3000, 16000)
+    with pytest.raises(OutputError, match="holds a run with another noise;"):
+        train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
     (labels / "noise.tsv").write_text((labels / "noise.tsv").read_text().rsplit("\n", 2)[0] + "\n")
     with pytest.raises(OutputError, match="holds a run with another noise;"):
         train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, **options)
@@ -159,14 +197,16 @@ def test_masked_frames_are_learnt_from(corpus, model):
 def update_in_process(rank, world_size, port, corpus, queue):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group("gloo")
-    learner = HeadLearner(tiny_model(), HeadTraining(warmup_updates=0, lr=0.01, regressors=False))
+    learner = HeadLearner(tiny_model(), HeadTraining(warmup_updates=0, lr=0.01))
     batches = HeadBatches(corpus / "train.tsv", learner.settings)
-    log = learner.update(batches.read([[0, 1], [2, 3, 4]][rank], 0))
+    for of_ranks in ([[0, 1], [2, 3, 4]], [[5, 6, 7], [8]]):
+        log = learner.update(batches.read(of_ranks[rank], 0))
     queue.put((rank, log, {name: tensor.numpy() for name, tensor in learner.heads.state_dict().items()}))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_learn_what_one_learns_from_both_batches(corpus, model):
+    """Statistics of the regressors too: any process's state is that of the run."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -178,8 +218,9 @@ def test_two_processes_learn_what_one_learns_from_both_batches(corpus, model):
     results = [queue.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join()
-    learner = HeadLearner(model, HeadTraining(warmup_updates=0, lr=0.01, regressors=False))
-    log = learner.update(HeadBatches(corpus / "train.tsv", learner.settings).read([0, 1, 2, 3, 4], 0))
+    learner = HeadLearner(model, HeadTraining(warmup_updates=0, lr=0.01))
+    for indices in ([0, 1, 2, 3, 4], [5, 6, 7, 8]):
+        log = learner.update(HeadBatches(corpus / "train.tsv", learner.settings).read(indices, 0))
     for _, of_process, heads in results:
         assert of_process["ntokens"] == log["ntokens"]
         assert of_process["loss"] == pytest.approx(log["loss"], rel=1e-5)
