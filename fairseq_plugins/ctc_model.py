@@ -5,6 +5,7 @@ names the options have); the exits are daisy's.
 """
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
 
@@ -101,6 +102,8 @@ class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
         if not cfg.w2v_path:
             raise UsageError("daisy_ctc needs --w2v-path (model.w2v_path): the HuBERT to fine-tune")
         source = read_backbone(cfg.w2v_path)
+        if str(cfg.training) == "joint":  # a model that was cut gets fairseq's final norm, and learns with it
+            source.hubert.config = dataclasses.replace(source.hubert.config, final_norm=True)
         parts = make_parts(cfg, source, task)
         recognition.remember(task, parts)
         model = cls(cfg, parts)
@@ -180,8 +183,10 @@ def make_parts(cfg: DaisyCtcConfig, source: checkpoints.Model, task: Any) -> che
 
     Raises:
         UsageError: where the task's audio is not what it hears, or a stage is to go on from another than the first's.
+        CheckpointError: where fairseq's network of its shape computes something else.
     """
     config, tokens = source.hubert.config, recognition.read_tokens(task)
+    fairseq.check_fits(config)
     check_waveforms(task, config.sample_rate, config.normalize, f"{cfg.w2v_path}: ")
     exits = recognition.make_exits(
         CTCHeadsConfig(

@@ -60,11 +60,13 @@ class ExitRunner(Runner):
                 raise UsageError(f"--featurizer and --cache are for daisy's upstreams, not for -u {self.args.upstream}")
             return self.upstream
         self._keep_to_what_was_trained_on(self.expert)
-        if self.init_ckpt.get("Upstream"):
+        if self.upstream.trainable and self.options.cache:
+            raise UsageError("--cache is for a frozen upstream, and -f trains it: leave one of them out")
+        was_tuned = bool(self.init_ckpt.get("Upstream"))
+        if was_tuned:
             self.expert.weights_were_loaded()
-        if self.upstream.trainable:
-            if self.options.cache:
-                raise UsageError("--cache is for a frozen upstream, and -f trains it: leave one of them out")
+        wants_exits = not self.upstream.trainable and "args.upstream_trainable" in (self.args.override or "")
+        if self.upstream.trainable or (was_tuned and not wants_exits):
             self.expert.exits_off()
         if is_leader_process():
             policy, featurizer = self.expert.encoder.policy.name, self.args.daisy["featurizer"]

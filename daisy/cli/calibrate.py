@@ -41,9 +41,19 @@ MAX_TIMED = 20
 FEW_SPEAKERS = 10
 """With fewer than these a learnt policy gets a note."""
 
-Inputs = Annotated[list[str], typer.Argument(help="Unlabelled speech: files, folders, globs, manifests (.tsv).")]
+Inputs = Annotated[
+    list[str], typer.Argument(help="Unlabelled speech: files, folders, globs, manifests (.tsv, .jsonl).")
+]
 PolicyFile = Annotated[Path, typer.Option("--out", "-o", help="The policy file to write (.json).")]
-PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy to set.")]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        "-p",
+        help="Which policy to set: entropy, regressed, confidence, margin, patience, agreement, forecast, plateau, "
+        "regressed_plateau or fixed; of a recogniser also sentence_confidence, posterior or text_patience.",
+    ),
+]
 MeanDepth = Annotated[float | None, typer.Option(help="Mean executed share of the layers to come to, such as 0.6.")]
 InTime = Annotated[bool, typer.Option("--time", help="Count --depth in measured time, not in layers.")]
 KeptUnits = Annotated[
@@ -56,7 +66,7 @@ KeptUnits = Annotated[
     ),
 ]
 Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]
-Delta = Annotated[float, typer.Option(help="How probable it may be that the risk is missed.")]
+Delta = Annotated[float, typer.Option(help="Probability with which the risk may be above --risk.")]
 Method = Annotated[
     Literal["betting", "hoeffding-bentkus", "conformal"],
     typer.Option(help="How the risk is bounded; conformal bounds its expectation and has no --delta."),
@@ -65,7 +75,8 @@ Loss = Annotated[
     LossName | None,
     typer.Option(
         help="The risk: frames whose unit is not the full model's (disagreement), or divergence from its distribution "
-        "(kl_nats); of recognisers edits to the last exit's text (text_disagreement), or errors above its own."
+        "(kl_nats); of recognisers edits to the last exit's text (text_disagreement), or errors above its own. If not "
+        "given disagreement; of recognisers text_disagreement, or with --reference character_errors."
     ),
 ]
 Heads = Annotated[

@@ -67,6 +67,11 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def name_same_command(overwrite: bool) -> str:
+    """Say what goes on with a run that was stopped: what was typed, which must not begin it again."""
+    return "the same command without --overwrite" if overwrite else "the same command"
+
+
 def say_table(table: Table) -> None:
     """Print a table as wide as its contents are: on a narrow terminal its lines run on, and no value is cut."""
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.console import explain, name_same_command, report_failures, say, say_table, warn, warn_of_rest
 from daisy.cli.engines import (
     Address,
     CpusPerWorker,
@@ -34,6 +34,7 @@ from daisy.cli.options import (
     DeadlineMacs,
     DeadlineMs,
     Device,
+    Inputs,
     Overwrite,
     PolicySettings,
     ShardText,
@@ -63,7 +64,6 @@ MAX_TABLE_ROWS = 40
 """Of more recordings than these only the totals are printed."""
 
 
-Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
 PolicyName = Annotated[
     str, typer.Option("--policy", "-p", help="A policy's name, or a file written by daisy calibrate.")
 ]
@@ -226,7 +226,7 @@ def run_extraction(
                 [*ours, *others], shard=shard, overwrite=overwrite, progress=advance, watch=throughput.add
             )
     except KeyboardInterrupt:
-        warn("stopped: what is finished is kept, and the same command goes on from there")
+        warn(f"stopped: what is finished is kept, and {name_same_command(overwrite)} goes on from there")
         raise typer.Exit(130) from None
 
 

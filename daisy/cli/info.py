@@ -124,7 +124,7 @@ def _describe_heads(model: Model) -> Rows:
     if model.decoders is not None:
         rows.append(("attention decoders", f"one at each CTC exit, depth {model.decoders.config.num_blocks}"))
     if model.heads is None:
-        none = "none" if model.ctc is not None else "none: policies fixed and never only"
+        none = "none" if model.ctc is not None else "none: policies fixed, never, random and deadline only"
         return [*rows, ("exit heads", none)]
     heads = model.heads.config
     kinds = "unit classifiers and loss regressors" if heads.regressors else "unit classifiers"

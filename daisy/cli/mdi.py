@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 TopologyFile = Annotated[Path, typer.Argument(metavar="TOPOLOGY.yaml", help="Workers, their layers, and links.")]
 Inputs = Annotated[
     list[str],
-    typer.Argument(help="Files, folders, globs or manifests (.tsv); with --simulate also a table of full runs (.csv)."),
+    typer.Argument(
+        help="Files, folders, globs or manifests (.tsv, .jsonl); with --simulate also a table of full runs (.csv)."
+    ),
 ]
 System = Annotated[
     str,

@@ -43,14 +43,17 @@ if TYPE_CHECKING:
     from daisy.checkpoints import Model
     from daisy.models.kinds import AnyHeads
 
-Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv).")]
+Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv, .jsonl).")]
 Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; else half of the speakers.")]
 Snr = Annotated[str, typer.Option(help="Ratios in dB; clean,20,10,5,0,-5 if not given.")]
 Reverberation = Annotated[str, typer.Option(help="Reverberation times of simulated rooms in s, such as 0.3,0.6.")]
 Clipping = Annotated[str, typer.Option(help="Shares of samples that are clipped, in %, such as 1,10.")]
 Loss = Annotated[
     LossName | None,
-    typer.Option(help="The loss that policies are compared by; of recognisers word_errors, with labels."),
+    typer.Option(
+        help="The loss that policies are compared by. If not given disagreement; of recognisers text_disagreement, or "
+        "with --reference word_errors."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of noise excerpts, rooms and halves.")]
 
@@ -80,13 +83,14 @@ def command(
     """Measure exit layers, depth and fidelity under noise.
 
     Each recording runs once in each condition with all layers, and policies are decided from these full runs. Writes
-    traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. Losses are
-    disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with its units on
-    the clean version. Of recognisers they are text_disagreement with the last exit's text, clean_text_disagreement with
-    its text of the clean version, and with --reference word_errors and character_errors, summed before they are
-    divided; the scores of heads on units stand beside as unit_entropy and so on. Noise is mixed at the ratio of mean
-    powers (RMS) over the whole recording. A stopped command goes on from the runs that it has made. Exit status 1: some
-    recordings could not be read, and were left out.
+    traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. traces.csv has
+    the losses disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with
+    its units on the clean version. Of recognisers they are text_disagreement with the last exit's text,
+    clean_text_disagreement with its text of the clean version, and with --reference word_errors and character_errors,
+    summed before they are divided; the scores of heads on units stand beside as unit_entropy and so on. --loss takes
+    none of those with the clean version: by them compares daisy replay traces.csv --loss clean_disagreement. Noise is
+    mixed at the ratio of mean powers (RMS) over the whole recording. A stopped command goes on from the runs that it
+    has made. Exit status 1: some recordings could not be read, and were left out.
     """
     from daisy import checkpoints
     from daisy.audio.conditions import make_conditions

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from daisy.extraction import Shard
     from daisy.policies import Deadline
 
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs, or manifests of fairseq (.tsv) or lhotse (.jsonl, .jsonl.gz)."),
+]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 DeadlineMs = Annotated[
     float | None, typer.Option(help="Most milliseconds that a recording may take, by times measured at the start.")
@@ -47,7 +51,8 @@ ChannelText = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 and so on.")]
 Noise = Annotated[
-    list[str] | None, typer.Option(help="white, pink, babble, or a folder of recorded noise; may be repeated.")
+    list[str] | None,
+    typer.Option(help="white, pink, babble, or a folder or manifest of recorded noise; may be repeated."),
 ]
 Speakers = Annotated[
     Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
@@ -143,10 +148,10 @@ def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
 def note_lost_guarantee(
     policy: str,
     *,
-    milliseconds: float | None,
-    macs: float | None,
-    window_sec: float | None,
-    precision: str,
+    milliseconds: float | None = None,
+    macs: float | None = None,
+    window_sec: float | None = None,
+    precision: str = "float32",
     fewer_exits: bool = False,
 ) -> None:
     """Say that a policy file's guarantee does not hold, where options change what its policy sees or does.
@@ -155,7 +160,7 @@ def note_lost_guarantee(
         policy: a name or a file.
         milliseconds: a budget, or None.
         macs: another, or None.
-        window_sec: of windows that were asked for; 0 or None: none.
+        window_sec: of windows; 0 or None: none.
         precision: to compute in.
         fewer_exits: whether heads on units decide where exits that write text are, and not at all layers.
     """
@@ -164,7 +169,7 @@ def note_lost_guarantee(
     given = {
         "--deadline-ms": milliseconds is not None,
         "--deadline-macs": macs is not None,
-        "--window": bool(window_sec),
+        f"--window {window_sec or 0:g}": bool(window_sec),
         f"--precision {precision}": precision != "float32",
         "exits at fewer layers": fewer_exits and is_certified(policy, at_all_exits=True),
     }

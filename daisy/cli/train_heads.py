@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daisy.cli.console import say, warn
+from daisy.cli.console import name_same_command, say, warn
 from daisy.cli.options import Device, Out, Overwrite, check_device
 from daisy.cli.progress import track
 
@@ -101,7 +101,7 @@ def command(
                 progress=advance,
             )
     except KeyboardInterrupt:
-        warn("stopped: the same command goes on from the last saved update")
+        warn(f"stopped: {name_same_command(overwrite)} goes on from the last saved update")
         raise typer.Exit(130) from None
     _say_report(report, settings, out)
 

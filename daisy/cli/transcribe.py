@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import explain, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.console import explain, name_same_command, report_failures, say, say_table, warn, warn_of_rest
 from daisy.cli.options import (
     BatchSec,
     ChannelText,
@@ -16,6 +16,7 @@ from daisy.cli.options import (
     DeadlineMacs,
     DeadlineMs,
     Device,
+    Inputs,
     Overwrite,
     PolicySettings,
     Root,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 MAX_TABLE_ROWS = 40
 """With --out, of more recordings than these only the totals are printed."""
 
-Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint of a recogniser.")]
 OutFolder = Annotated[
     Path | None,
@@ -141,8 +141,7 @@ def command(
         precision=precision,
         fewer_exits=heads == "units" and len(exits.config.layers) < model.backbone.config.num_layers,
     )
-    if window is None:
-        window = 0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC
+    window_sec = (0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC) if window is None else window
     settings: dict[str, Any] = {**parse_settings(set or [])}
     recogniser = Recogniser(model, policy or None, heads=heads, decode=decode, dtype=precision, **settings)
     begun_in = None if overwrite else out
@@ -152,7 +151,7 @@ def command(
         checkpoint=checkpoints.digest(checkpoint),
         decoder=described,
         batch_sec=batch_sec,
-        window_sec=window or None,
+        window_sec=window_sec or None,
         **({} if context is None else {"context_sec": context}),
         channel=heard,
     )
@@ -169,6 +168,8 @@ def command(
         say_share(share, len(report.rows) + len(report.failed), findings.recordings, heard)
     written = out is not None and format == "srt"
     _say_report(report, "table" if written else format, limit=None if out is None else MAX_TABLE_ROWS)
+    if window is None and any(row.window_exits for row in report.rows):
+        note_lost_guarantee(policy, window_sec=window_sec)
     for row in report.rows:
         if row.silent:
             warn(f"note: {row.label}: digital silence; its exit layer means nothing")
@@ -260,7 +261,7 @@ def _run(
         if out is None:
             warn("stopped: nothing is kept; with --out FOLDER the same command would go on")
         else:
-            warn("stopped: what is finished is kept, and the same command goes on from there")
+            warn(f"stopped: what is finished is kept, and {name_same_command(overwrite)} goes on from there")
         raise typer.Exit(130) from None
 
 

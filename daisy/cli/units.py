@@ -9,7 +9,7 @@ import typer
 
 from daisy.cli.console import say
 from daisy.cli.engines import Address, CpusPerWorker, EngineName, GpusPerWorker, Workers, make_engine, say_throughput
-from daisy.cli.extract import MaxSec, PolicyName, Scores, WindowSec, run_extraction, say_extraction
+from daisy.cli.extract import MaxSec, Scores, WindowSec, run_extraction, say_extraction
 from daisy.cli.options import (
     DEFAULT_CHECKPOINT,
     DEFAULT_POLICY,
@@ -21,6 +21,7 @@ from daisy.cli.options import (
     DeadlineMacs,
     DeadlineMs,
     Device,
+    Inputs,
     Out,
     Overwrite,
     PolicySettings,
@@ -44,13 +45,18 @@ if TYPE_CHECKING:
     from daisy.extraction import ExtractionReport
     from daisy.units import UnitEncoder
 
-Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs, or fairseq manifests (.tsv).")]
 Forms = Annotated[
     str,
     typer.Option(
         "--form",
         help="What is written, such as jsonl,km: units.jsonl; fairseq's units.km with units.tsv; for text units.txt, "
         "lines FILE|5 5 12; units.parquet.",
+    ),
+]
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy", "-p", help=f"A policy's name, or a file written by daisy calibrate; {DEFAULT_POLICY} if not given."
     ),
 ]
 Dedup = Annotated[
@@ -96,7 +102,7 @@ def command(
     gpus_per_worker: GpusPerWorker = 0.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Tell discrete units, each recording at its own exit.
+    """Write discrete units, each recording at its own exit.
 
     Each recording leaves at its own layer, and its units are those that the head there predicts; with --kmeans FILE
     --layer N all run up to layer N, and no features are written. A stopped run goes on where it ended; other forms of

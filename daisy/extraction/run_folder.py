@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import time
@@ -250,7 +251,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 if file:
                     place.remove(file)
             here.remove(shard.journal)
-        for name in (*INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES):  # of the other commands too
+        of_all_commands = (*read_subtitles(self.out), *INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES)
+        for name in of_all_commands:
             here.remove(name)
 
 
@@ -271,6 +273,15 @@ def read_policies(out: Path) -> list[dict[str, Any]]:
         OutputError: where a journal is damaged.
     """
     return [header["policy"] for header in _read_headers(out) if isinstance(header.get("policy"), dict)]
+
+
+def read_subtitles(out: Path) -> list[str]:
+    """Read which subtitle files a folder's transcripts say that they have; none where these cannot be read."""
+    try:
+        names = json.loads((out / TRANSCRIPT_FILES[0]).read_text(encoding="utf-8"))["subtitles"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _read_headers(out: Path) -> Iterator[dict[str, Any]]:

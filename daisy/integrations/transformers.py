@@ -7,7 +7,7 @@ from typing import Any
 from daisy.checkpoints import Model
 from daisy.checkpoints.converters import huggingface
 from daisy.checkpoints.converters.mapping import assemble, describe_keys
-from daisy.errors import CheckpointError
+from daisy.errors import CheckpointError, UsageError
 from daisy.models import ExitHeads
 
 
@@ -20,8 +20,9 @@ def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | Non
 
     Args:
         model: in any precision, on any device; the result is on the same device.
-        feature_extractor: its `Wav2Vec2FeatureExtractor`, which tells the rate and whether waveforms are normalised;
-            None: 16 kHz, and normalised where layer norms stand in the convolutions, as in the published models.
+        feature_extractor: its `Wav2Vec2FeatureExtractor`, or a processor that has it, which tells the rate and whether
+            waveforms are normalised; None: 16 kHz, and normalised where layer norms stand in the convolutions, as in
+            the published models.
         heads: exit heads that were trained for it.
 
     Returns:
@@ -29,6 +30,7 @@ def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | Non
 
     Raises:
         CheckpointError: on other kinds of models, or ones with parts that change what is computed and are not known.
+        UsageError: on a feature extractor that tells neither.
 
     For example, with 6 of HuBERT Base's 12 layers::
 
@@ -68,4 +70,10 @@ def _read_preprocessing(feature_extractor: Any, conv_norm: str) -> tuple[dict[st
         normalize = conv_norm == "layer"
         assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: no feature extractor was given"
         return huggingface.make_preprocessing(16000, normalize), assumed
-    return huggingface.make_preprocessing(feature_extractor.sampling_rate, feature_extractor.do_normalize), ""
+    given = getattr(feature_extractor, "feature_extractor", feature_extractor)
+    if not hasattr(given, "sampling_rate") or not hasattr(given, "do_normalize"):
+        raise UsageError(
+            f"a {type(given).__name__} does not tell the rate and whether waveforms are normalised: give the model's "
+            "Wav2Vec2FeatureExtractor"
+        )
+    return huggingface.make_preprocessing(given.sampling_rate, given.do_normalize), ""

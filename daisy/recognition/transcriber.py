@@ -12,7 +12,7 @@ from daisy.errors import AudioError, DaisyError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.index import settle_on_settings
 from daisy.extraction.journal import merge, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, TRANSCRIPT_FILES, RunFolder, list_journals
+from daisy.extraction.run_folder import INDEX_LOCK, TRANSCRIPT_FILES, RunFolder, list_journals, read_subtitles
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
@@ -186,16 +186,17 @@ def rebuild_transcripts(
         settings, journals = settle_on_settings(journals, TranscriptSettings)
         finished, failures = merge(journals)
         rows = [row for row in finished.values() if isinstance(row, TranscriptRow)]
+        titled = {names[row.label]: row for row in rows if row.label in names} if names else {}
         report = TranscriptReport(
             settings=settings,
             rows=sorted(rows, key=lambda row: row.sort_key),
             failed={path: AudioError(failures[path].reason or "") for path in sorted(failures)},
             references=references or {},
+            subtitles=sorted({*read_subtitles(out), *titled}),
         )
         _files.remove_leftovers([out / name for name in TRANSCRIPT_FILES])
         for name, text in zip(TRANSCRIPT_FILES, (format_json(report), format_csv(report)), strict=True):
             _files.write(out / name, text.encode(errors="surrogateescape"))
-        for row in rows if names else ():
-            if row.label in (names or {}):
-                _files.write(out / (names or {})[row.label], format_srt(row.words).encode())
+        for name, row in titled.items():
+            _files.write(out / name, format_srt(row.words).encode())
     return report

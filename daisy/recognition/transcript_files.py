@@ -33,6 +33,8 @@ class TranscriptReport:
     """Rows that an earlier run had finished."""
     references: Mapping[str, str] = field(default_factory=dict)
     """What was said, by `Recording.label`; of some, of all or of none."""
+    subtitles: Sequence[str] = ()
+    """Subtitle files below the folder, those of earlier runs too: beginning again takes them away."""
 
     def totals(self) -> dict[str, float | int | None]:
         """Sum up mean exit layer, executed share of layers (over recordings), real-time factor; None if nothing ran."""
@@ -79,6 +81,8 @@ def format_json(report: TranscriptReport) -> str:
     }
     if report.references:
         content["error_rates"] = {str(layer): asdict(rates) for layer, rates in report.rates().items()}
+    if report.subtitles:
+        content["subtitles"] = list(report.subtitles)
     members = (f" {json.dumps(name)}: {format_value(value)}" for name, value in content.items())
     return "{\n" + ",\n".join(members) + "\n}\n"
 

@@ -170,7 +170,7 @@ def test_convert_and_info(place):
     assert "4 layers of width 32, no exit heads" in done.stdout
     described = run("info", "plain.safetensors", cwd=place).stdout
     assert "4 of width 32, 4 heads" in described
-    assert "none: policies fixed and never only" in described
+    assert "none: policies fixed, never, random and deadline only" in described
     assert "plain.pth" in described
     assert f"daisy {daisy.__version__}, Python 3." in described
     assert f"torch {torch.__version__.split('+')[0]}" in described

@@ -123,9 +123,14 @@ def test_a_guarantee_with_labels_or_without(place, labels):
     assert "guarantee" not in run(*how, cwd=place).stderr
     bounded = run(*how, "--deadline-macs", "1e8", "--window", "30", cwd=place)
     said = (
-        "note: the guarantee of r.json is of whole recordings in float32: with --deadline-macs and --window it does not"
+        "note: the guarantee of r.json is of whole recordings in float32: with --deadline-macs and --window 30 it does "
+        "not hold\n"
     )
     assert said in bounded.stderr
+    soundfile.write(place / "minute.wav", 0.1 * numpy.random.default_rng(2).standard_normal(61 * 16000), 16000)
+    long = run("transcribe", "minute.wav", *how[2:], cwd=place)
+    assert long.stderr.count("guarantee") == 1
+    assert "with --window 60 it does not hold" in long.stderr
 
 
 def test_a_guarantee_at_all_layers_is_none_at_some(place):
@@ -229,9 +234,9 @@ FIXED = ("-p", "fixed", "--set", "layer=3")
 TRANSCRIBE = ("transcribe", "speech", "-c", "hubert.safetensors", "--batch-sec", "0.3")
 
 
-@needs_jiwer
-@pytest.mark.usefixtures("interruptible")
-def test_transcribing_goes_on_after_ctrl_c(place):
+def run_and_interrupt(*arguments, cwd, journal):
+    """The command, and Ctrl-C when its journal has a line of settings and two of recordings."""
+
     def interrupt():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -239,12 +244,34 @@ def test_transcribing_goes_on_after_ctrl_c(place):
                 return os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.001)
 
-    assert run(*TRANSCRIBE, *LABELS, "-o", "whole", cwd=place).returncode == 0
-    journal = place / "stopped" / "journal.jsonl"
     watcher = threading.Thread(target=interrupt)
     watcher.start()
-    stopped = run(*TRANSCRIBE, "-o", "stopped", cwd=place)
-    watcher.join()
+    try:
+        return run(*arguments, cwd=cwd)
+    finally:
+        watcher.join()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("command", ["transcribe", "extract"])
+def test_what_goes_on_after_ctrl_c_does_not_begin_again(place, command):
+    journal = place / f"{command}-anew" / "journal.jsonl"
+    call = (command, *TRANSCRIBE[1:], "-p", "never", "-o", journal.parent, "--overwrite")
+    stopped = run_and_interrupt(*call, cwd=place, journal=journal)
+    assert stopped.returncode == 130
+    assert stopped.stderr == (
+        "stopped: what is finished is kept, and the same command without --overwrite goes on from there\n"
+    )
+    done = run(*call[:-1], cwd=place)
+    assert re.search(r"[2-9] of them were finished before", done.stdout), done.stderr
+
+
+@needs_jiwer
+@pytest.mark.usefixtures("interruptible")
+def test_transcribing_goes_on_after_ctrl_c(place):
+    assert run(*TRANSCRIBE, *LABELS, "-o", "whole", cwd=place).returncode == 0
+    journal = place / "stopped" / "journal.jsonl"
+    stopped = run_and_interrupt(*TRANSCRIBE, "-o", "stopped", cwd=place, journal=journal)
     assert stopped.returncode == 130
     assert stopped.stderr == "stopped: what is finished is kept, and the same command goes on from there\n"
     num_kept = journal.read_bytes().count(b"\n") - 1
@@ -299,8 +326,11 @@ def test_subtitles_and_rates(place):
     assert "subtitles of 10 recordings" in refused.stderr  # before anything runs
     refused = run("extract", "speech", "-c", "hubert.safetensors", "-p", "never", "-o", "titles", cwd=place)
     assert "titles: holds a run with another" in refused.stderr
+    (place / "titles" / "mine.srt").write_text("")
+    assert run("index", "titles", cwd=place).returncode == 0
     begun = run(*TRANSCRIBE, "-p", "fixed", "--set", "layer=2", "-o", "titles", "--overwrite", cwd=place)
     assert begun.returncode == 0, begun.stderr
+    assert [path.name for path in (place / "titles").glob("*.srt")] == ["mine.srt"]  # the others were of the first run
     extract = (
         "extract",
         f"speech/{name}.wav",

@@ -1,6 +1,7 @@
 """What needs no model is answered at once: help, the version, and what is typed wrongly."""
 
 import json
+import re
 import resource
 
 import pytest
@@ -81,6 +82,15 @@ def test_the_list_of_commands_cuts_no_summary():
     commands = out.partition("Commands:")[2].strip().splitlines()
     assert [line.split()[0] for line in commands] == COMMANDS
     assert all(line.endswith(".") and not line.endswith("...") for line in commands)
+
+
+def test_help_of_calibrate_names_the_policies_that_can_be_set():
+    from daisy.calibration.families import CALIBRATED_FAMILIES
+    from daisy.cli.calibrate import PolicyName
+    from daisy.policies import POLICIES
+
+    (option,) = PolicyName.__metadata__
+    assert set(re.findall(r"[a-z_]+", option.help)) & POLICIES.keys() == set(CALIBRATED_FAMILIES)
 
 
 def test_the_default_policy_is_the_librarys():

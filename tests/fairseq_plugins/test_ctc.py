@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 import daisy
 from daisy.checkpoints.converters import plugin
-from daisy.errors import UsageError
+from daisy.errors import CheckpointError, UsageError
 from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
-from tests.conftest import ODD, POST_NORM, PRE_NORM, randomise, tiny_model
+from tests.conftest import KIN_KINDS, ODD, POST_NORM, PRE_NORM, randomise, tiny_model
 from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
 
 LETTERS = "|ABCDEFG"
@@ -118,6 +118,28 @@ def test_a_converted_hubert_gives_the_logits_of_training(tmp_path, config, branc
             torch.testing.assert_close(ours.ctc(layer, states[layer], num_frames), theirs[layer], rtol=0, atol=2e-4)
     assert ours.tokens.symbols[4:] == tuple(LETTERS)
     assert (ours.heads, ours.final_head) == (None, None)  # of another network than the one that learns
+
+
+@pytest.mark.parametrize("no_weights", [False, True])
+def test_a_cut_pre_norm_hubert_learns_with_the_final_norm_and_keeps_it(tmp_path, no_weights):
+    cut = daisy.checkpoints.truncate(tiny_model(PRE_NORM), 3)
+    model, task = make_hubert(tmp_path, PRE_NORM, source=cut, no_pretrained_weights=no_weights)
+    wave = make_sample()["net_input"]["source"][:1]
+    with torch.no_grad():
+        theirs = model.eval()(F.layer_norm(wave, wave.shape[-1:]), None)["logits"][3]
+        ours = convert(model, task)
+        states, num_frames = ours.backbone(wave, torch.tensor([wave.shape[1]]))
+        assert ours.backbone.config.final_norm
+        torch.testing.assert_close(ours.ctc(3, states[3], num_frames), theirs, rtol=0, atol=2e-4)
+    for training in ("frozen", "branches"):  # on the network as it is
+        with pytest.raises(CheckpointError, match="no final norm, with which fairseq's pre-norm HuBERT always ends"):
+            make_hubert(tmp_path, PRE_NORM, source=cut, training=training, no_pretrained_weights=no_weights)
+
+
+def test_a_network_that_fairseq_has_not_is_refused_without_its_weights_too(tmp_path):
+    source = daisy.Model(backbone=daisy.Backbone(KIN_KINDS["WavLM"]))
+    with pytest.raises(CheckpointError, match="has the positions of WavLM or data2vec"):
+        make_hubert(tmp_path, source=source, no_pretrained_weights=True)
 
 
 @pytest.mark.parametrize("changes", [{}, {"split_blocks": [1, 2]}, {"log_mel": False, "mask_padding": False}])

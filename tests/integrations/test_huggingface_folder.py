@@ -113,6 +113,18 @@ def test_a_batch_gives_what_daisy_gives(name, waveforms, tmp_path):
         assert (units[~mask] == -1).all()
 
 
+def test_masks_that_are_no_padding_on_the_right_are_refused(waveforms, tmp_path):
+    export_huggingface(tiny_model(), tmp_path / "hf")
+    extractor, loaded = load(tmp_path / "hf")
+    inputs = pad(extractor, waveforms[3:])
+    left = inputs["attention_mask"].flip(1)
+    gap = inputs["attention_mask"].clone()
+    gap[:, 100] = 0
+    for mask in (left, gap, inputs["attention_mask"][:, :-1]):
+        with pytest.raises(ValueError, match="attention_mask must be 1 from each row's first sample on"):
+            loaded(inputs["input_values"], attention_mask=mask)
+
+
 def test_heads_may_read_the_feed_forward_output_and_weights_may_be_half(waveforms, tmp_path):
     backbone = tiny_model().backbone
     config = HeadsConfig(num_layers=4, width=32, num_units=11, reads="feed_forward", regressors=False)

@@ -299,6 +299,25 @@ def test_a_shar_folder_gets_new_fields(place, cuts, expected, extractor, tmp_pat
     assert {cut.exit_layer for cut in replaced} == {2}
 
 
+def test_a_shar_folder_has_fields_of_one_setting(place, cuts, tmp_path, monkeypatch):
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    CutSet.from_cuts(list(cuts)[:2]).to_shar(folder, {"recording": "wav"}, shard_size=2)
+    first, second = make(place, layer=1, policy=""), make(place, layer=2, policy="")
+    monkeypatch.chdir(folder)
+    extend_shar(".", first)
+    assert (tmp_path / "shar.daisy.json").is_file()
+    extend_shar(folder, first, ["units"], overwrite=True)  # with the same settings the others stay
+    assert {cut.exit_layer for cut in CutSet.from_shar(in_dir=folder)} == {1}
+    only = list(extend_shar(folder, second, ["features"], overwrite=True))
+    assert not any(cut.has_custom(name) for cut in only for name in ("exit_layer", "predicted_loss", "units"))
+    whole = list(extend_shar(folder, second))
+    assert {cut.exit_layer for cut in whole} == {2}
+    encoder = daisy.load(second.config.checkpoint).encoder("fixed", layer=2)
+    expected = encoder(torch.from_numpy(whole[0].load_audio())).states[0][-1].numpy()
+    numpy.testing.assert_allclose(whole[0].load_features()[: len(expected)], expected, atol=1e-5)
+
+
 def test_a_manifest(place, cuts):
     assert [cut.id for cut in cuts] == [f"sub-{index}" if index % 2 else str(index) for index in range(len(LENGTHS))]
     assert [cut.num_samples for cut in cuts] == LENGTHS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import daisy
-from daisy import CheckpointError, ExitHeads, HeadsConfig, policies
+from daisy import CheckpointError, ExitHeads, HeadsConfig, UsageError, policies
 from tests.checkpoints.converters.test_huggingface import LARGE, SMALL, assert_parity, their_states
 from tests.conftest import randomise
 
@@ -39,6 +39,18 @@ def test_states_are_those_of_the_model(name, do_normalize, waveforms):
         assert_parity([batch.states[row]], [alone])
     assert "assumed" not in ours.provenance
     assert ours.provenance["converted_from"] == f"transformers {type(model).__name__}"
+
+
+def test_a_processor_gives_its_feature_extractor(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "A": 5}')
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=True)
+    model = make("HuBERT")
+    ours = daisy.from_hf(model, transformers.Wav2Vec2Processor(extractor, tokenizer)).backbone.config
+    assert ours == daisy.from_hf(model, extractor).backbone.config
+    assert (ours.sample_rate, ours.normalize) == (8000, True)
+    with pytest.raises(UsageError, match="a Wav2Vec2CTCTokenizer does not tell the rate"):
+        daisy.from_hf(model, tokenizer)
 
 
 def test_heads_may_be_given(waveforms):

@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(train, hub, tmp_path):
     assert {row["run"] for row in lines(folder)} == {run["run"] for run in runs(folder)}
 
 
-def test_fine_tuning_runs_all_layers_and_moves_the_upstream(train, launch, checkpoint, tmp_path):
+def test_fine_tuning_runs_all_layers_and_moves_the_upstream(train, launch, checkpoint, policy, fluent, tmp_path):
     train(tmp_path, "-f", "-s", "last_hidden_state")
     tuned, source = states(tmp_path)["Upstream"], daisy.load(checkpoint).backbone.state_dict()
     moved = {key for key in source if not torch.equal(source[key], tuned[f"encoder.backbone.{key}"])}
@@ -161,6 +161,11 @@ def test_fine_tuning_runs_all_layers_and_moves_the_upstream(train, launch, check
     for run, split in ((tuning, "train"), (tuning, "dev"), (after, "dev")):
         assert run["splits"][split]["mean_exit_layer"] == LAYERS
     assert with_exits["splits"]["dev"]["mean_exit_layer"] < LAYERS
+    known = ("-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "fluent_commands", "-c", fluent)
+    again = ("-i", tmp_path / "states-6.ckpt", "-s", "last_hidden_state", "-p", tmp_path / "again", "-t", "dev")
+    launch("-m", "evaluate", *known, *again)  # without -f
+    (run,) = runs(tmp_path / "again")
+    assert run["splits"]["dev"]["mean_exit_layer"] == LAYERS
     with pytest.raises(daisy.DaisyError, match="--cache is for a frozen upstream"):
         train(tmp_path / "other", "-f", "--cache", tmp_path / "cache")
 

@@ -497,7 +497,12 @@ class DaisyModel(PreTrainedModel):
         """
         counts = torch.full((len(input_values),), input_values.shape[1])
         if attention_mask is not None:
-            counts = attention_mask.long().sum(1).cpu()
+            mask = attention_mask.bool().cpu()
+            counts = mask.sum(1)
+            if not torch.equal(mask, torch.arange(input_values.shape[1]) < counts[:, None]):
+                raise ValueError(
+                    "attention_mask must be 1 from each row's first sample on: padding on the right, no gaps"
+                )
         lengths, span = counts.tolist(), self.count_frame_span()
         if min(lengths) < span:
             raise ValueError(f"an utterance of {min(lengths)} samples is too short: one frame needs {span}")

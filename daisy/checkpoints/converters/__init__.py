@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from daisy.checkpoints.converters import fairseq, huggingface, plugin, s3prl, torchaudio, wright
@@ -26,6 +27,9 @@ from daisy.errors import CheckpointError
 from daisy.models import Tokens
 
 __all__ = ["convert"]
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""``facebook/hubert-base-ls960``; a path of a file may look so, too."""
 
 
 def convert(
@@ -60,6 +64,11 @@ def convert(
         UsageError: where ``tokens`` is no such file.
     """
     path = Path(source)
+    if HUB_NAME.fullmatch(str(source)) and not path.parent.is_dir():
+        raise CheckpointError(
+            f"{path}: no such file or folder; if it is a name on Hugging Face's hub, download it first: "
+            f"hf download {path} --local-dir FOLDER, and convert FOLDER"
+        )
     given = None if tokens is None else read_token_file(tokens)
     try:
         if path.is_dir():

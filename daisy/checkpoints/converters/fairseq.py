@@ -48,7 +48,7 @@ from daisy.checkpoints.converters.reading import to_plain
 from daisy.checkpoints.converters.token_files import fit_tokens, make_exits_config, make_from_dictionary
 from daisy.checkpoints.model import Model
 from daisy.errors import CheckpointError
-from daisy.models import Tokens
+from daisy.models import BackboneConfig, Tokens
 from daisy.models.config import FAIRSEQ_EPS
 
 _LAYER = r"encoder\.layers\.(\d+)\."
@@ -260,13 +260,12 @@ def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def weights(model: Model) -> dict[str, Tensor]:
-    """Rename a model's backbone and final head to fairseq's names: what `from_parts` reads.
+def check_fits(config: BackboneConfig) -> None:
+    """Check that fairseq's HuBERT of a shape computes the same.
 
     Raises:
-        CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
+        CheckpointError: where it has other positions, or other norms.
     """
-    config = model.hubert.config
     if config.relative_buckets is not None or config.pos_stack is not None:
         raise CheckpointError(
             "has the positions of WavLM or data2vec, for which fairseq's HuBERT has no place: cannot be written for it"
@@ -277,6 +276,21 @@ def weights(model: Model) -> dict[str, Tensor]:
             f"projection, and adds {FAIRSEQ_EPS} to the variance in its norms: this one differs, and cannot be written "
             "for it"
         )
+    if config.pre_norm and not config.final_norm:
+        raise CheckpointError(
+            "was cut before its last layer and has no final norm, with which fairseq's pre-norm HuBERT always ends: "
+            "cannot be written for it; take the whole model"
+        )
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """Rename a model's backbone and final head to fairseq's names: what `from_parts` reads.
+
+    Raises:
+        CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
+    """
+    config = model.hubert.config
+    check_fits(config)
     parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name not in ("heads", "ctc")})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
     kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from daisy.errors import AudioError, UsageError
 from daisy.integrations.lhotse.extractor import DaisyFeatures, Encoding
-from daisy.integrations.lhotse.resuming import keep_settings, mend_manifest
+from daisy.integrations.lhotse.resuming import check_settings, describe_settings, mend_manifest, note_settings
 
 
 def add_exits(
@@ -57,9 +57,11 @@ def add_exits(
     """
     if manifest_path is not None:
         stores = {"features": features is not None, "units": units is not None}
-        keep_settings(Path(manifest_path), extractor, stores, overwrite=overwrite)
+        settings = describe_settings(extractor) | stores
         if not overwrite:
+            check_settings(Path(manifest_path), settings)
             mend_manifest(Path(manifest_path))
+        note_settings(Path(manifest_path), settings)
     with CutSet.open_writer(manifest_path, overwrite=overwrite) as writer:
         done = writer.ignore_ids
         if done:

@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from daisy import _files
 from daisy.checkpoints import digest
@@ -15,39 +16,53 @@ from daisy.errors import OutputError
 from daisy.integrations.lhotse.extractor import DaisyFeatures
 
 
-def keep_settings(beside: Path, extractor: DaisyFeatures, stores: Mapping[str, bool], *, overwrite: bool) -> None:
-    """Note what a run is made with, and refuse to go on with one that was begun otherwise.
-
-    Args:
-        beside: the run's manifest or folder; the note stands next to it, as ``NAME.daisy.json``.
-        extractor: what runs.
-        stores: what else decides what is written.
-        overwrite: begin again.
-
-    Raises:
-        OutputError: where the run was begun with other settings, or the note cannot be written.
-    """
-    path = beside.with_name(f"{beside.name}.daisy.json")
+def describe_settings(extractor: DaisyFeatures) -> dict[str, Any]:
+    """Return what decides what an extractor makes."""
     policy = json.dumps(extractor.encoder.policy.to_config(), sort_keys=True)
-    settings = {
+    return {
         "checkpoint": digest(extractor.config.checkpoint),
         "layer": extractor.config.layer,
         "policy": {"name": extractor.encoder.policy.name, "digest": hashlib.sha256(policy.encode()).hexdigest()},
         "dtype": extractor.config.dtype,
-        **stores,
     }
-    if path.is_file() and not overwrite:
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise OutputError(f"{path}: damaged; remove it and the run, or give overwrite=True") from None
-        names = before.keys() | settings.keys()
-        different = sorted(name for name in names if before.get(name) != settings.get(name))
-        if different:
-            raise OutputError(
-                f"{beside}: was begun with another {', '.join(different)}; use another place, or overwrite=True"
-            )
-    _files.write_json(path, settings)
+
+
+def check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was begun otherwise.
+
+    Args:
+        beside: the run's manifest or folder.
+        settings: what it would go on with.
+
+    Raises:
+        OutputError: where `note_settings` noted others, or the note is damaged.
+    """
+    path = _name_note(beside)
+    if not path.is_file():
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise OutputError(f"{path}: damaged; remove it and the run, or give overwrite=True") from None
+    names = before.keys() | settings.keys()
+    different = sorted(name for name in names if before.get(name) != settings.get(name))
+    if different:
+        raise OutputError(
+            f"{beside}: was begun with another {', '.join(different)}; use another place, or overwrite=True"
+        )
+
+
+def note_settings(beside: Path, settings: Mapping[str, Any]) -> None:
+    """Note what a run is made with, next to its manifest or folder.
+
+    Raises:
+        OutputError: where the note cannot be written.
+    """
+    _files.write_json(_name_note(beside), dict(settings))
+
+
+def _name_note(beside: Path) -> Path:
+    return beside.with_name(f"{beside.name}.daisy.json")
 
 
 def mend_manifest(path: Path) -> None:

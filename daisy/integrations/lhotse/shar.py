@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lhotse import CutSet
 from lhotse.features.io import MemoryRawWriter
 from lhotse.shar import SharWriter
 
-from daisy.errors import UsageError, unknown_name
+from daisy.errors import OutputError, UsageError, unknown_name
 from daisy.integrations.lhotse.exits import encode_cuts
 from daisy.integrations.lhotse.extractor import DaisyFeatures
-from daisy.integrations.lhotse.resuming import keep_settings
+from daisy.integrations.lhotse.resuming import check_settings, describe_settings, note_settings
 
 FIELDS = {"features": "numpy", "exit_layer": "jsonl", "predicted_loss": "jsonl", "units": "numpy"}
 """Fields, and the kind of shards that lhotse writes of each: arrays without loss, or lines."""
@@ -41,7 +42,7 @@ def extend_shar(
         fields: of `add_exits`, "features" and "units" among them if wanted.
         batch_sec: see `add_exits`.
         num_workers: likewise.
-        overwrite: write fields anew that are there.
+        overwrite: write fields anew that are there; with other settings than before, the fields not asked for go, too.
 
     Returns:
         The folder's cuts, read as they are asked for.
@@ -51,18 +52,14 @@ def extend_shar(
         AudioError: as `add_exits` does.
         OutputError: where the folder has fields that were made with other settings.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name to put the note beside
     for field in fields:
         if field not in FIELDS:
             raise UsageError(unknown_name("field", field, FIELDS))
     shards = sorted(folder.glob("cuts*.jsonl*"))
     if not shards:
         raise UsageError(f"{folder}: no Shar folder: it has no cuts.000000.jsonl.gz")
-    keep_settings(folder, extractor, {}, overwrite=overwrite)
-    if overwrite:  # all of them first: a run that is stopped would go on beside fields of other settings
-        for field in fields:
-            for path in folder.glob(f"{field}.*{ENDINGS[FIELDS[field]]}"):
-                path.unlink()
+    _begin(folder, fields, describe_settings(extractor), overwrite=overwrite)
     for cuts in shards:
         suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
         names = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
@@ -74,6 +71,21 @@ def extend_shar(
             for name in names:
                 os.replace(Path(part) / name, folder / name)
     return CutSet.from_shar(in_dir=folder)
+
+
+def _begin(folder: Path, fields: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Remove the fields that are to be overwritten, and note the settings, which are those of all that are left."""
+    gone = fields if overwrite else ()
+    try:
+        check_settings(folder, settings)
+    except OutputError:
+        if not overwrite:
+            raise
+        gone = tuple(FIELDS)
+    for field in gone:  # before the note: a run that is stopped goes on beside no field of other settings
+        for path in folder.glob(f"{field}.*{ENDINGS[FIELDS[field]]}"):
+            path.unlink()
+    note_settings(folder, settings)
 
 
 def _write_fields(

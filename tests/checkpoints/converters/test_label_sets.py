@@ -12,7 +12,7 @@ from daisy import CheckpointError
 from daisy.checkpoints.converters import convert
 from tests.checkpoints.converters.test_sources import assert_same, fairseq_config, fairseq_layers, our_states
 from tests.cli.running import run
-from tests.conftest import KINDS, POST_NORM, randomise
+from tests.conftest import KINDS, POST_NORM, PRE_NORM, randomise, tiny_model
 
 hubert = pytest.importorskip("fairseq.models.hubert.hubert", reason="needs fairseq")
 
@@ -226,6 +226,15 @@ def test_what_fairseq_cannot_hold_is_not_written_for_it(field):
     value = 1e-3 if field == "layer_norm_eps" else not getattr(POST_NORM, field)
     with pytest.raises(CheckpointError, match="this one differs, and cannot be written for it"):
         fairseq.weights(daisy.Model(backbone=daisy.Backbone(dataclasses.replace(POST_NORM, **{field: value}))))
+
+
+def test_a_pre_norm_network_that_was_cut_is_not_written_for_fairseq():
+    from daisy.checkpoints.converters import fairseq
+
+    cut = daisy.checkpoints.truncate(tiny_model(PRE_NORM), 2)
+    with pytest.raises(CheckpointError, match="no final norm, with which fairseq's pre-norm HuBERT always ends"):
+        fairseq.weights(cut)
+    assert "encoder.layers.1.fc1.weight" in fairseq.weights(daisy.checkpoints.truncate(tiny_model(POST_NORM), 2))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])

@@ -52,6 +52,17 @@ def test_other_models_and_truncated_files(tmp_path):
         convert(tmp_path / "z.pt")
 
 
+def test_a_name_on_the_hub_is_to_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"hf download facebook/hubert-base-ls960 --local-dir FOLDER, and convert"
+    ):
+        convert("facebook/hubert-base-ls960")
+    (tmp_path / "facebook").mkdir()
+    with pytest.raises(CheckpointError, match="^facebook/hubert-base-ls960: no such file$"):
+        convert("facebook/hubert-base-ls960")
+
+
 class Harmful:
     def __reduce__(self):
         return (print, ("unpickled code ran",))
