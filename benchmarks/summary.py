@@ -1,13 +1,17 @@
-"""The README's few sentences with numbers: what exits save, what they keep, and what they cost downstream."""
+"""The README's few figures: what exits save, what they keep, on which network, and what they cost downstream."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
+from typing import NamedTuple
 
+from benchmarks.minisuperb.report import interpolate_static_cut, is_static
 from benchmarks.minisuperb.tasks import TASKS
 from benchmarks.shared.rendering import format_ratio, render_table
 from benchmarks.shared.results import Row, read_result
+from benchmarks.training.tables import choose_depth
 from daisy import checkpoints
 from daisy.cli.options import DEFAULT_POLICY
 
@@ -17,19 +21,22 @@ FULL, STATIC = "never", "fixed-60"
 TITLES = {
     "ks": "keywords",
     "sid": "speakers",
-    "ic": "slots of orders",
+    "ic": "slots of orders (always naming the commonest: 0.339)",
     "se": "enhancement (PESQ)",
     "ss": "separation (dB)",
     "asr": "recognition (errors)",
 }
-"""Of the tasks, in the sentence's order."""
+"""Of the tasks, in the table's order."""
 METRICS = {"ic": "slot_accuracy"}
 """Where the task's first is near the floor for everybody."""
 
 
 def render_summary() -> str:
-    """Render a list of what the default policy saves, keeps and costs."""
-    return "".join(f"- {line}\n" for line in (say_time(), say_units(), say_downstream()) if line)
+    """Render a list of what the default policy saves, keeps and costs, and a table of what it costs downstream."""
+    tasks = compare_tasks()
+    lines = [say_time(), say_units(), say_network(), *([say_downstream(tasks)] if tasks else [])]
+    listed = "".join(f"- {line}\n" for line in lines)
+    return f"{listed}\n{render_tasks(tasks)}" if tasks else listed
 
 
 def say_time() -> str:
@@ -49,55 +56,129 @@ def say_time() -> str:
 
 
 def say_units() -> str:
-    """Say how many frames keep the full model's unit, beside the static cut and chance."""
-    (row,) = (
-        row
-        for row in read_result("policies")["rows"]
-        if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH)
-    )
+    """Say how many frames keep the full model's unit, beside the static cut, the best mixture of cuts and chance."""
+    by_target = {row["target_depth"]: row for row in read_result("policies")["rows"] if row["policy"] == DEFAULT_POLICY}
+    row = by_target.pop(DEPTH)
+    gains = [100 * other["gain"] for other in by_target.values()]
     return (
         f"**Fidelity.** On all test audio, in every noise, it runs {row['depth']:.0%} of the layers, and "
         f"{row['unit_agreement']:.1%} of the frames keep the full model's unit. Where all recordings leave at one "
-        f"layer, a static cut, it is {row['fixed_unit_agreement']:.1%}; with exits drawn at random, "
-        f"{row['random_unit_agreement']:.1%}."
+        f"layer (a static cut of that depth), it is {row['fixed_unit_agreement']:.1%}; with the best mixture of two "
+        f"cuts {row['mixture_unit_agreement']:.1%}, with exits drawn at random {row['random_unit_agreement']:.1%}. At "
+        f"other depths it is {min(gains):+.1f} to {max(gains):+.1f} points above the cut."
     )
 
 
-def say_downstream() -> str:
-    """Say what MiniSUPERB's tasks lose, trained on clean and noisy audio: the mean over test conditions and seeds.
+def say_network() -> str:
+    """Say which network the figures are of, and what heads on a frozen one keep beside it."""
+    rows = [row for row in read_result("exits")["rows"] if "policy" in row and row["task"] == "agreement"]
+    frozen, trained = choose_depth(rows, DEFAULT_POLICY)
+    return (
+        f"**Network.** These figures are of `{trained['network']}`, whose layers were all trained with exit losses. On "
+        f"test audio, clean and at 10 and 0 dB, it keeps {trained['exit']:.1%} of the units at {trained['depth']:.0%} "
+        f"of the layers, and {trained['full']:.1%} at the last head. Heads on a frozen HuBERT of that size (version "
+        f"0.1, which learnt from less speech, by HuBERT's loss at the last layer alone) keep {frozen['exit']:.1%} at "
+        f"{frozen['depth']:.0%}, and {frozen['full']:.1%} at the last."
+    )
 
-    Returns:
-        Nothing where the bundled network was not measured.
-    """
+
+class TaskMeans(NamedTuple):
+    """One of MiniSUPERB's tasks, trained on clean and noisy audio: means over test conditions and seeds."""
+
+    title: str
+    full: float
+    exits: float
+    depth: float
+    """Of the exits."""
+    cut: float
+    """Static cut at their depth in each condition; the shallowest that was run where they run fewer layers there."""
+    shallow: float
+    """Static cut of `STATIC`."""
+    shallow_depth: float
+    is_beaten: bool
+    """Whether the exits are worse than a cut that runs fewer layers."""
+
+
+def compare_tasks() -> list[TaskMeans]:
+    """Compare the default policy with the full model and static cuts, in the tasks that have the same seeds of each."""
     model = checkpoints.digest("daisy-mini")[:12]
     rows = [
-        row for row in read_result("minisuperb_noisy")["rows"] if row["model"] == model and row["value"] is not None
+        row
+        for row in read_result("minisuperb_noisy")["rows"]
+        if (row["model"], row["featurizer"]) == (model, "dynamic") and row["value"] is not None
     ]
     exits = f"{DEFAULT_POLICY}-{DEPTH:.0%}".rstrip("%")
-    shown = []
-    for task, title in TITLES.items():
-        metric = METRICS.get(task, TASKS[task].metrics[0].name)
+    compared = []
+    for task in TITLES:
+        first = TASKS[task].metrics[0]
+        metric = METRICS.get(task, first.name)
         of_task = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-        of_upstreams = [_choose_upstream(of_task, upstream) for upstream in (FULL, exits, STATIC)]
-        if len(set(map(len, of_upstreams))) == 1 and all(of_upstreams):  # the same seeds
-            full, by_exits, static = (f"{_average(of_upstream, 'value'):.3f}" for of_upstream in of_upstreams)
-            _, depth, static_depth = (f"{_average(of_upstream, 'depth'):.0%}" for of_upstream in of_upstreams)
-            shown.append(
-                f"{title} {full} with all layers, {by_exits} with exits ({depth} of the layers), {static} at one layer "
-                f"({static_depth})"
-            )
-    if not shown:
-        return ""
+        parts = [[row for row in of_task if row["upstream"] == upstream] for upstream in (FULL, exits, STATIC)]
+        if len(set(map(len, parts))) == 1 and all(parts):
+            sign = -1 if metric == first.name and not first.higher_is_better else 1
+            cuts = [row for row in of_task if is_static(row["upstream"])]
+            compared.append(_compare(TITLES[task], sign, *parts, cuts))
+    return compared
+
+
+def _compare(
+    title: str, sign: int, full: list[Row], exits: list[Row], shallow: list[Row], cuts: list[Row]
+) -> TaskMeans:
+    """Compare a task's rows; its metric is better the larger it is times ``sign``."""
+    value, shallow_value = (_average(rows, "value") for rows in (exits, shallow))
+    depth, shallow_depth = (_average(rows, "depth") for rows in (exits, shallow))
+    return TaskMeans(
+        title=title,
+        full=_average(full, "value"),
+        exits=value,
+        depth=depth,
+        cut=_average_cut(cuts, exits),
+        shallow=shallow_value,
+        shallow_depth=shallow_depth,
+        is_beaten=sign * (value - shallow_value) < 0 and depth > shallow_depth,
+    )
+
+
+def _average_cut(cuts: list[Row], exits: list[Row]) -> float:
+    """Average over conditions what static cuts reach at the depth of the exits in that condition."""
+    reached = []
+    for condition in dict.fromkeys(row["condition"] for row in exits):
+        points = []
+        for upstream in dict.fromkeys(row["upstream"] for row in cuts):
+            of_cut = [row for row in cuts if (row["upstream"], row["condition"]) == (upstream, condition)]
+            points.append((_average(of_cut, "depth"), _average(of_cut, "value")))
+        depth = _average([row for row in exits if row["condition"] == condition], "depth")
+        cut = interpolate_static_cut(points, max(depth, min(points)[0]))
+        assert cut is not None, "the full model is the deepest cut"
+        reached.append(cut)
+    return statistics.mean(reached)
+
+
+def say_downstream(tasks: list[TaskMeans]) -> str:
+    """Say what the table of tasks shows, and where exits lose to a shallower cut."""
+    beaten = " and ".join(task.title for task in tasks if task.is_beaten)
+    lost = f" On {beaten} exits lose to the static cut that runs fewer layers." if beaten else ""
     return (
-        f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio, tested from clean to 0 dB, "
-        f"exits set for {DEPTH:.0%} on other audio: {'; '.join(shown)}. Trained on clean audio alone, exits "
+        f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio: means over tests from clean "
+        f"to 0 dB, exits set for {DEPTH:.0%} on other audio.{lost} Trained on clean audio alone, exits "
         "[cost more](docs/results/minisuperb.md#what-exits-cost)."
     )
 
 
-def _choose_upstream(rows: list[Row], upstream: str) -> list[Row]:
-    """Choose an upstream's rows, of all conditions and seeds."""
-    return [row for row in rows if (row["upstream"], row["featurizer"]) == (upstream, "dynamic")]
+def render_tasks(tasks: list[TaskMeans]) -> str:
+    """Render each task with all layers, with exits, and with static cuts; in brackets the share of the layers run."""
+    lines = [
+        [
+            task.title,
+            f"{task.full:.3f}",
+            f"{task.exits:.3f} ({task.depth:.0%})",
+            f"{task.cut:.3f}" if task.depth >= task.shallow_depth else "",
+            f"{task.shallow:.3f} ({task.shallow_depth:.0%})",
+        ]
+        for task in tasks
+    ]
+    header = ["task", "all layers", "exits (layers run)", "static cut at this depth", f"static cut set for {DEPTH:.0%}"]
+    return render_table(header, lines)
 
 
 def _average(rows: list[Row], field: str) -> float:
@@ -105,16 +186,18 @@ def _average(rows: list[Row], field: str) -> float:
 
 
 def render_latency_summary() -> str:
-    """Render every peer's time over ours at full depth, least and greatest of all settings, on CPUs and on a GPU."""
+    """Render every peer's time over ours at full depth, by precision: least and greatest of all other settings."""
     lines, peers = [], []
     for name, device in (("latency", "CPU"), ("latency_cuda", "GPU")):
         rows = read_result(name)["rows"]
         _ours, *peers = dict.fromkeys(row["system"] for row in rows)
-        for lengths, meaning in (("fixed", "of 10 s"), ("mixed", "of mixed lengths")):
-            chosen = [row for row in rows if row["lengths"] == lengths]
+        precisions = dict.fromkeys(row["precision"] for row in rows)
+        kinds = {"fixed": "of 10 s", "mixed": "of mixed lengths"}
+        for lengths, precision in itertools.product(kinds, precisions):
+            chosen = [row for row in rows if (row["lengths"], row["precision"]) == (lengths, precision)]
             of_peers = [[row["ratio"] for row in chosen if row["system"] == peer] for peer in peers]
             cells = [f"{min(ratios):.2f} to {max(ratios):.2f}" for ratios in of_peers]
-            lines.append([f"{device}, {meaning}", *cells])
+            lines.append([f"{device}, {kinds[lengths]}, {precision}", *cells])
     return render_table(["recordings", *peers], lines)
 
 

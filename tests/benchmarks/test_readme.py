@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.shared.rendering import format_significant
+from daisy.calibration.families import CALIBRATED_FAMILIES
 from daisy.policies import POLICIES
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +63,10 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_is_documented(policy):
     assert f"| `{policy}`" in (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+
+
+def test_policies_that_calibrate_sets_are_marked():
+    page, _scores = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8").split("## Scores")
+    marks = dict(re.findall(r"^\| `(\w+)`.*\| ?(\w*) ?\|$", page, re.M))
+    assert set(marks) == set(POLICIES)
+    assert {policy for policy, mark in marks.items() if mark == "yes"} == set(CALIBRATED_FAMILIES)

@@ -45,27 +45,73 @@ def test_what_exits_save_keep_and_cost():
         {**times, "system": name, "ratio": ratio} for name, ratio in (("forecast", 1), ("never", 1.2), ("s3prl", 2))
     ]
     results.write_result("speed", [*rows, {**rows[0], "batches": "one by one", "depth": 0.1}])
-    row = {"policy": "forecast", "target_depth": 0.6, "depth": 0.65, "unit_agreement": 0.8}
-    row |= {"fixed_unit_agreement": 0.75, "random_unit_agreement": 0.7}
-    results.write_result("policies", [{**row, "target_depth": 0.5}, row])
-    task = {"task": "ks", "metric": "accuracy", "featurizer": "dynamic", "model": "another", "depth": 0.65}
-    values = [("never", 0.9), ("never", 1.0), ("forecast-60", 0.93), ("forecast-60", 0.95), ("fixed-60", 0.93)]
-    tasks = [{**task, "upstream": upstream, "value": value} for upstream, value in values]
-    results.write_result("minisuperb_noisy", tasks)
-    time, fidelity = summary.render_summary().splitlines()
+    row = {"policy": "forecast", "target_depth": 0.6, "depth": 0.65, "unit_agreement": 0.8, "gain": 0.05}
+    row |= {"fixed_unit_agreement": 0.75, "mixture_unit_agreement": 0.76, "random_unit_agreement": 0.7}
+    others = [{**row, "target_depth": depth, "gain": gain} for depth, gain in ((0.3, -0.004), (0.5, 0.016))]
+    results.write_result("policies", [*others, row, {**row, "policy": "entropy"}])
+    network = {"task": "agreement", "policy": "forecast", "network": "old", "depth": 0.57, "exit": 0.595, "full": 0.731}
+    trained = {**network, "network": "daisy-mini", "depth": 0.62, "exit": 0.828, "full": 0.903}
+    results.write_result("exits", [network, {**network, "depth": 0.8}, trained, {"task": "agreement", "layer": 1}])
+    results.write_result("minisuperb_noisy", [])
+    time, fidelity, of_network = summary.render_summary().splitlines()
     assert "On 9 test recordings" in time
     assert "runs 60% of the layers" in time
     assert "1.20 (1.10-1.30) times as long, and s3prl 2.00" in time
     assert "runs 65% of the layers, and 80.0% of the frames" in fidelity
-    ours = checkpoints.digest("daisy-mini")[:12]
-    results.write_result("minisuperb_noisy", [*tasks, *({**row, "model": ours} for row in tasks)])
-    assert len(summary.render_summary().splitlines()) == 2  # a seed is missing
-    tasks.append(tasks[-1])
-    results.write_result("minisuperb_noisy", [{**row, "model": ours} for row in tasks])
-    *_, downstream = summary.render_summary().splitlines()
-    assert (
-        "keywords 0.950 with all layers, 0.940 with exits (65% of the layers), 0.930 at one layer (65%)." in downstream
-    )
+    assert "it is 75.0%; with the best mixture of two cuts 76.0%, with exits drawn at random 70.0%" in fidelity
+    assert "At other depths it is -0.4 to +1.6 points above the cut." in fidelity
+    assert "`daisy-mini`, whose" in of_network
+    assert "it keeps 82.8% of the units at 62% of the layers, and 90.3% at the last head" in of_network
+    assert "keep 59.5% at 57%, and 73.1% at the last." in of_network
+
+
+def make_task(task, condition, upstream, depth, *values):
+    row = {"task": task, "metric": summary.METRICS.get(task, "accuracy"), "featurizer": "dynamic"}
+    row["model"] = checkpoints.digest("daisy-mini")[:12]
+    return [{**row, "condition": condition, "upstream": upstream, "depth": depth, "value": value} for value in values]
+
+
+def test_tasks_stand_beside_static_cuts_at_the_depth_of_their_exits():
+    rows = [
+        *make_task("ks", "clean", "never", 1.0, 0.9, 1.0),
+        *make_task("ks", "clean", "forecast-60", 0.5, 0.93, 0.95),  # less deep than any cut
+        *make_task("ks", "clean", "fixed-60", 0.6, 0.92, 0.94),
+        *make_task("ks", "0 dB", "never", 1.0, 0.8, 0.8),
+        *make_task("ks", "0 dB", "forecast-60", 0.8, 0.7, 0.72),
+        *make_task("ks", "0 dB", "fixed-60", 0.6, 0.6, 0.6),
+        *make_task("ic", "clean", "never", 1.0, 0.4),
+        *make_task("ic", "clean", "forecast-60", 0.5, 0.38),
+        *make_task("ic", "clean", "fixed-60", 0.6, 0.38),
+        *make_task("sid", "clean", "never", 1.0, 0.9),
+        *make_task("sid", "clean", "forecast-60", 0.9, 0.8),
+        *make_task("sid", "clean", "fixed-60", 0.6, 0.81),
+    ]
+    another = [{**row, "model": "another", "value": 0.0} for row in rows]
+    results.write_result("minisuperb_noisy", [*rows[:-1], *another])
+    keywords, slots = summary.compare_tasks()  # a cut of speakers is missing
+    assert (keywords.title, slots.depth, slots.is_beaten) == ("keywords", 0.5, False)
+    results.write_result("minisuperb_noisy", [*rows, *another])
+    tasks = summary.compare_tasks()
+    assert "On speakers exits lose to the static cut that runs fewer layers." in summary.say_downstream(tasks)
+    _, _, keywords, speakers, slots = summary.render_tasks(tasks).splitlines()
+    assert keywords == "| keywords | 0.875 | 0.825 (65%) | 0.815 | 0.765 (60%) |"  # (0.93 + 0.7) / 2
+    assert speakers == "| speakers | 0.900 | 0.800 (90%) | 0.878 | 0.810 (60%) |"
+    assert slots.endswith("| 0.400 | 0.380 (50%) |  | 0.380 (60%) |")  # no cut is so shallow
+
+
+def test_speed_is_told_by_precision():
+    row = {"system": "daisy", "lengths": "fixed", "precision": "float32", "ratio": 1.0}
+    rows = [
+        {**row, "lengths": lengths, "precision": precision, "system": system, "ratio": ratio}
+        for lengths in ("fixed", "mixed")
+        for precision, ratios in (("float32", (1.2, 1.6)), ("bfloat16", (1.5, 3.0)))
+        for system, ratio in (("daisy", 1.0), *(("fairseq", ratio) for ratio in ratios))
+    ]
+    results.write_result("latency", rows)
+    results.write_result("latency_cuda", rows)
+    lines = summary.render_latency_summary().splitlines()
+    assert lines[2:4] == ["| CPU, of 10 s, float32 | 1.20 to 1.60 |", "| CPU, of 10 s, bfloat16 | 1.50 to 3.00 |"]
+    assert len(lines) == 10
 
 
 def test_units_that_noise_leaves():

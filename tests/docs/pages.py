@@ -60,6 +60,7 @@ NEEDS = {
     r"--report ": "matplotlib",
     r"parquet": "pyarrow",
     r"lhotse import": "lhotse",
+    r"sentencepiece": "sentencepiece",
     r"import webdataset": "webdataset",
 }
 """What a page needs beside daisy; where it is not installed, the page is not run."""
