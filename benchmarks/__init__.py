@@ -11,6 +11,6 @@ minisuperb  MiniSUPERB's tasks on early-exit upstreams
 distributed several processes and machines: extraction, and one network on many workers
 results     what was measured: one JSON file a measurement, and its figure
 
-From the root of the repository. ``benchmarks/real_run.sh`` runs all but ``distributed``, ``robustness`` and what takes a
-GPU; ``benchmarks.readme`` renders the tables.
+From the root of the repository. ``benchmarks/real_run.sh`` runs all but ``distributed``, ``robustness`` and what takes
+a GPU; ``benchmarks.readme`` renders the tables.
 """
