@@ -18,7 +18,7 @@ DEPTH = 0.6
 
 
 def render_heads() -> str:
-    """Render held-out loss and accuracy of each head."""
+    """Render loss and accuracy of each head on dev audio."""
     result = read_result("heads")
     rows = {(row["heads"], row["condition"], row["layer"]): row for row in result["rows"]}
     kinds = dict.fromkeys(row["heads"] for row in result["rows"])
