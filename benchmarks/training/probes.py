@@ -174,7 +174,7 @@ def draw(rows: Sequence[Row], path: Path = RESULTS / "probes.png") -> None:
             axes.plot(layers, accuracies, label=name, **styles[name])
             axes.fill_between(layers, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
         best = choose_best([row for row in rows if row["task"] == task and row["features"] != LOG_MEL])
-        title = f"{task}: {best['accuracy']:.2f}, {best['features']} at layer {best['layer']}, chosen on train"
+        title = f"{task}: {best['accuracy']:.2f}, {best['features']}, layer {best['layer']} (best on train)"
         axes.set_title(title, loc="left", fontsize="small")
         axes.set_xlabel("layer")
     style_axes(panels)

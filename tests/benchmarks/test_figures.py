@@ -53,4 +53,4 @@ def test_probes_resample_speakers_and_training_audio_chooses_their_best_layer(mo
     )
     rows = [{**of_layer, "task": task} for task in probes.TASKS for of_layer in (row, better)]
     probes.draw(rows, tmp_path / "figure.png")
-    assert titles[0].startswith("digit: 0.50, x at layer 0")
+    assert titles[0] == "digit: 0.50, x, layer 0 (best on train)"
