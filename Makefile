@@ -58,7 +58,7 @@ lock: .venv/.synced
 	$(BIN)/uv pip compile -q --universal --generate-hashes --all-extras --no-annotate --no-header --upgrade \
 	  pyproject.toml -o requirements.lock
 
-# Trains the small HuBERT and its heads and measures everything: hours, resumable. Needs the shared recordings.
+# Trains the small HuBERT and its heads and measures it: days, resumable. Needs the shared recordings.
 results: .venv/.synced
 	benchmarks/real_run.sh
 

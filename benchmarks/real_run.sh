@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The real run, start to end: a small HuBERT is pre-trained with exits on units of Whisper, variants of that training are
-# compared, heads are trained on it by both of fairseq's commands, it is shipped as daisy-mini, the test sets are extracted
-# clean and noisy, and every figure is measured. A day on two cores. A stopped run goes on where it ended. Needs the shared
-# recordings and model (../shared, or DAISY_SHARED), and the teacher: TEACHER, a folder or a name as `daisy labels` takes it.
+# compared, heads are trained on it by both of fairseq's commands, it is shipped as daisy-mini, and the figures of
+# docs/results are measured, but for those of GPUs, of other processors, and of several processes and machines
+# (benchmarks.distributed), and those of files damaged and processes killed (benchmarks.robustness). Days on two cores. A
+# stopped run goes on where it ended. Needs the shared recordings and model (../shared, or DAISY_SHARED; docs/results/data.md
+# lists them), and the teacher: TEACHER, a folder or a name as `daisy labels` takes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shared=$(realpath "${DAISY_SHARED:-../shared}")
@@ -12,6 +14,13 @@ export PATH=$PWD/.venv/bin:$PATH
 bin=$PWD/.venv/bin
 runs=$PWD/runs
 export OMP_NUM_THREADS=1
+# The bundled network before this one, of version 0.1, from the repository's history.
+old_asset=9304c38:daisy/assets/daisy-mini.safetensors
+old_network=$runs/daisy-mini-0.1.safetensors
+[ -f "$old_network" ] || git cat-file -e "$old_asset" 2>/dev/null || {
+    echo "$old_asset is not in this clone, which is shallow: git fetch --unshallow" >&2
+    exit 1
+}
 mkdir -p "$runs/data" "$runs/weighted"
 
 measure() { # SCRIPT [options]: a module of benchmarks, found from the root of the repository
@@ -44,6 +53,7 @@ TEACHER=$teacher TEACHER_LAYER=4 UNITS=200 WARM_START=$runs/hubert_mini.safetens
 hubert=$runs/pretrain/exits.safetensors
 
 # Other heads for the same network: on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
+# Both take the checkpoint with the least loss on the dev sets that training.heads measures.
 clean() {
     "$bin/fairseq-train" "$runs/data" --user-dir fairseq_plugins --task hubert_pretraining --labels '[]' --label-rate 50 \
         --max-sample-size 250000 --min-sample-size 4000 --pad-audio --cpu --seed 1 \
@@ -68,10 +78,10 @@ wait %2
 
 export OMP_NUM_THREADS=2
 measure training.ship "$hubert"
-# The bundled network before this one, of version 0.1, from the repository's history.
-asset=daisy/assets/daisy-mini.safetensors
-[ -f "$runs/daisy-mini-0.1.safetensors" ] ||
-    git show "9304c38:$asset" >"$runs/daisy-mini-0.1.safetensors"
+if [ ! -f "$old_network" ]; then
+    git show "$old_asset" >"$old_network.part"
+    mv "$old_network.part" "$old_network"
+fi
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
 compared=("daisy-mini 0.1=runs/daisy-mini-0.1.safetensors" daisy-mini=daisy-mini)
 measure training.exits "${compared[@]}"

@@ -122,7 +122,7 @@ def _make_step(
 
 
 def write_inputs(manifest: Path, limit: int) -> Path:
-    """Write a manifest of so many recordings of each shared set's test split."""
+    """Write a manifest of at most so many recordings of each shared set's test split."""
     lines = [str(DATA)]
     for set_name in TEST_SETS:
         for row in read_index(set_name, "test", limit):

@@ -19,7 +19,7 @@ SLOTS = {"action": "coffeeDrink", "object": "size", "location": "roast"}
 """s3prl's three columns, which it names in its code, to the orders' slots that fill them best."""
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 UNKNOWN_WORDS = {"train": 150, "dev": 12, "test": 28}
-"""Pieces of read speech in each split."""
+"""Pieces of read speech in each split at most, of recordings that are spread evenly: 113, 11 and 24."""
 SILENCES = 28
 TRAIN, DEV, TEST = 1, 2, 3
 """VoxCeleb1's numbers of its parts."""
@@ -32,7 +32,7 @@ def build_recognition(*sets: str, max_train: int | None = None) -> Callable[[Dra
 
     Args:
         sets: shared sets with text.
-        max_train: training recordings of each set at most, evenly spread.
+        max_train: training recordings of each set at most, as `spread_evenly` has it.
     """
 
     def build(draft: Draft) -> None:

@@ -24,9 +24,10 @@ from typing import Any
 import yaml
 
 from benchmarks.minisuperb import report, timing
-from benchmarks.minisuperb.corpora import build_corpus
+from benchmarks.minisuperb.corpora import RECIPE, build_corpus
 from benchmarks.minisuperb.prepare import OUT
 from benchmarks.minisuperb.runs import Run, console, finish_runs, read_rows
+from benchmarks.minisuperb.settings import digest_task, digest_today
 from benchmarks.minisuperb.tasks import AT_HAND, TASKS, USUAL, list_conditions, read_configuration
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
 from benchmarks.shared.results import RESULTS, Row, list_versions, read_result, write_result
@@ -39,7 +40,8 @@ PUBLISHED = ("asr", "sid", "se", "ss")
 LINK_IT = "link your corpus there, in the layout that s3prl's task reads"
 QUICK_STEPS, QUICK_LIMIT = 4, 6
 TIMES = "real_time_factors.json"
-OF_RUN = ("task", "upstream", "featurizer", "seed")
+OF_UPSTREAM = ("task", "upstream", "featurizer")
+OF_RUN = (*OF_UPSTREAM, "seed")
 """Fields that tell the rows of a run."""
 NOISY_ANYHOW = ("se",)
 """Tasks whose training audio is the same with ``--data noisy``."""
@@ -174,6 +176,7 @@ def make_spec(
         "task": task,
         "data": arguments.data,
         "corpus": str(corpus),
+        "recipe": None if published else RECIPE,
         "config": config,
         "upstream": list(upstream.arguments),
         "training_upstream": list(upstream.training) or None,
@@ -199,13 +202,17 @@ def read_policy_file(arguments: Sequence[str]) -> dict[str, Any] | None:
     return json.loads(Path(arguments[arguments.index("-g") + 1]).read_text(encoding="utf-8"))
 
 
+def is_of_model(digest: str, spec: dict[str, Any]) -> bool:
+    """Tell whether a run is of a model; log-mel features are of any."""
+    return spec["checkpoint"] in (None, digest)
+
+
 def belongs_to_table(arguments: argparse.Namespace, digest: str, spec: dict[str, Any]) -> bool:
-    """Tell whether a finished run is of this model (log-mel features of any) and of today's configuration."""
-    if spec["checkpoint"] not in (None, digest):
-        return False
-    published = arguments.data == "published"
-    today = yaml.safe_load(read_configuration(TASKS[spec["task"]], Path(spec["corpus"]), published))
-    return arguments.quick or spec["config"] == today
+    """Tell whether a finished run is of this model and of today's configuration and corpus."""
+    if not is_of_model(digest, spec) or arguments.quick:
+        return is_of_model(digest, spec)
+    of_run = digest_task(spec["config"], Path(spec["corpus"]), spec["recipe"])
+    return of_run == digest_today(spec["task"], arguments.data == "published")
 
 
 def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
@@ -244,33 +251,54 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
     return failures
 
 
-def read_rows_of_other_folders(name: str, rows: list[Row], digest: str) -> list[Row]:
-    """Read the rows of results/NAME.json whose runs, of the same network, were made on another machine.
+def read_rows_of_other_folders(name: str, rows: list[Row], made: list[Row], digest: str) -> list[Row]:
+    """Read the rows of results/NAME.json whose runs, of the same network and settings, were made in other folders.
 
-    Log-mel features are of no network; their rows stay where all versions are the same.
+    Log-mel features are of no network; their rows stay where all versions are the same. Rows from before settings were
+    written with them stay until there is a run of their task and upstream.
+
+    Args:
+        name: of the file.
+        rows: of this folder, that go into the table.
+        made: of all runs of the network in this folder, those with other settings too.
+        digest: of the network.
     """
     if not (RESULTS / f"{name}.json").is_file():
         return []
     result = read_result(name)
     models = [digest[:12], *([None] if result["versions"] == list_versions() else [])]
-    here = {tuple(row[field] for field in OF_RUN) for row in rows}
-    others = (row for row in result["rows"] if tuple(row[field] for field in OF_RUN) not in here)
-    return [row for row in others if row["model"] in models]
+    here = {_choose(row, OF_RUN) for row in made}
+    of_upstreams = {_choose(row, OF_UPSTREAM): row["upstream_digest"] for row in rows}
+
+    def has_todays_settings(row: Row) -> bool:
+        of_upstream = of_upstreams.get(_choose(row, OF_UPSTREAM))
+        if "task_digest" not in row:
+            return of_upstream is None
+        is_todays = row["task_digest"] == digest_today(row["task"], name == "minisuperb_published")
+        return is_todays and of_upstream in (None, row["upstream_digest"])
+
+    others = (row for row in result["rows"] if _choose(row, OF_RUN) not in here)
+    return [row for row in others if row["model"] in models and has_todays_settings(row)]
+
+
+def _choose(row: Row, fields: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row[field] for field in fields)
 
 
 def main() -> None:
     arguments = parse_arguments()
     root = name_root(arguments)
     failures = measure(arguments, root) if arguments.time or not arguments.table else []
-    belongs = partial(belongs_to_table, arguments, checkpoints.digest(arguments.model))
-    rows = read_rows(root / "runs", timing.read_factors(root / TIMES), belongs)
+    digest = checkpoints.digest(arguments.model)
+    rows = read_rows(root / "runs", timing.read_factors(root / TIMES), partial(belongs_to_table, arguments, digest))
     if not rows:
         raise OutputError(f"{root}: no run of {arguments.model} is finished")
     for path in report.write_report(rows, root):
         console.print(str(path), soft_wrap=True)
     if not arguments.quick and (arguments.model, arguments.out.resolve()) == (MODEL, OUT.resolve()):
         name = "minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}"
-        write_result(name, [*read_rows_of_other_folders(name, rows, checkpoints.digest(MODEL)), *rows])
+        made = read_rows(root / "runs", {}, partial(is_of_model, digest))
+        write_result(name, [*read_rows_of_other_folders(name, rows, made, digest), *rows])
     console.print(report.render_markdown(rows), markup=False, soft_wrap=True)
     if failures:
         sys.exit(f"{len(failures)} of the runs failed; the same command tries them again")

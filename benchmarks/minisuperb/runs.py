@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.minisuperb.settings import add_recipe, digest_task, digest_upstream, read_spec
 from benchmarks.minisuperb.tasks import TITLES
 from benchmarks.minisuperb.upstreams import Upstream
 from benchmarks.shared.results import Row
@@ -54,9 +55,9 @@ class Run:
         """
         path = self.folder / "run.json"
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            keys = {*before, *self.spec} - {*NOT_IDENTITY}
-            changed = sorted(key for key in keys if before.get(key) != self.spec.get(key))
+            before, now = read_spec(path), add_recipe(self.spec)
+            keys = {*before, *now} - {*NOT_IDENTITY}
+            changed = sorted(key for key in keys if before.get(key) != now.get(key))
             if changed and not overwrite:
                 raise OutputError(f"{self.folder}: holds a run with another {', '.join(changed)}; give --overwrite")
             if changed:
@@ -133,7 +134,7 @@ def read_rows(
     rows = []
     for path in sorted(folder.glob("*/*/*/*/result.json")):
         try:
-            spec = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+            spec = read_spec(path.parent / "run.json")
             if not belongs(spec):
                 continue
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -166,6 +167,8 @@ def _make_row(spec: dict[str, Any], result: dict[str, Any], test: dict[str, Any]
         "steps": spec["config"]["runner"]["total_steps"],
         "scored": test["checkpoint"],
         "model": spec["checkpoint"] and spec["checkpoint"][:12],
+        "task_digest": digest_task(spec["config"], Path(spec["corpus"]), spec["recipe"]),
+        "upstream_digest": digest_upstream(spec),
         "train_sec": result["train_sec"],
         "evaluate_sec": test["evaluate_sec"],
     }

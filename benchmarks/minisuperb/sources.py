@@ -43,7 +43,7 @@ def make_generator(*key: object) -> torch.Generator:
 
 
 def read_clips(set_name: str, split: str, limit: int | None = None) -> list[Clip]:
-    """Read recordings of a shared set's split; at most ``limit``, evenly spread."""
+    """Read recordings of a shared set's split; at most ``limit``, as `spread_evenly` has it."""
     return [
         Clip(
             name=f"{set_name}-{Path(row['path']).stem}",

@@ -40,7 +40,7 @@ SETS = {
 }
 """Of each split."""
 LIMIT = 40
-"""Recordings of each set and split."""
+"""Recordings of each set and split at most, as `spread_evenly` has it."""
 SNRS_DB = (20.0, 10.0, 0.0)
 NOISE_KINDS = ("recorded", *GENERATED)
 CONDITIONS = make_conditions(NOISE_KINDS, (None, *SNRS_DB))
@@ -75,7 +75,7 @@ def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
     Args:
         model: the network.
         split: "dev", with recorded noise of the train split, or "test", with that of the test split.
-        limit: recordings of each set.
+        limit: recordings of each set at most.
     """
     made_of = zlib.crc32(repr((SETS[split], CONDITIONS, MORE_SCORES, WINDOW)).encode())
     path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}-{made_of:08x}.npz"

@@ -1,4 +1,7 @@
-"""Full runs of the recognisers on speech with text, made once and kept beside the checkpoint, by its digest."""
+"""Full runs of the recognisers on speech with text, made once and kept beside the checkpoint.
+
+Their files are named by digests of the checkpoint and of what else decides them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import daisy
 from benchmarks.recognition.corpora import CORPORA, read_texts
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
+from benchmarks.shared.full_runs import digest_runs
 from benchmarks.shared.recordings import SNRS_DB_COARSE, read_noises
 from daisy import checkpoints
 from daisy.audio import conditions
@@ -15,12 +19,20 @@ from daisy.calibration import trace_conditions, traces
 from daisy.calibration.text_tracing import TextTask
 from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
-from daisy.policies.scores import available_scores
+from daisy.policies.scores import SCORES, available_scores
 
 CONDITIONS = conditions.make_conditions(("recorded",), SNRS_DB_COARSE)
 NOISE_SPLIT = {"dev": "train", "test": "test"}
 WITH_POSTERIOR = ("Conformer, six exits", "daisy-mini, joint", "daisy-mini, frozen")
 """The systems whose posterior is computed: it takes a beam search at every exit."""
+
+
+def name_runs(name: str, split: str, model_path: Path) -> Path:
+    """Name the file of a system's runs of all recordings of a split."""
+    scores = set(SCORES) - (set() if name in WITH_POSTERIOR else {"posterior"})
+    recordings = CORPORA[SYSTEMS[name].corpus].read_rows(split)
+    digest = digest_runs(recordings, NOISE_SPLIT[split], CONDITIONS, scores)
+    return model_path.with_name(f"{split}-{checkpoints.digest(model_path)[:12]}-{digest}.csv")
 
 
 def load_runs(name: str, split: str, limit: int | None = None, folder: Path = FOLDER) -> Traces:
@@ -34,7 +46,7 @@ def load_runs(name: str, split: str, limit: int | None = None, folder: Path = FO
     model_path = find_model(name, folder)
     if not model_path.is_file():
         raise UsageError(f"{name}: not trained yet; python -m benchmarks.recognition.train makes {model_path}")
-    path = model_path.with_name(f"{split}-{checkpoints.digest(model_path)[:12]}.csv")
+    path = name_runs(name, split, model_path)
     if path.is_file() and limit is None:
         return traces.read_traces(path)
     model = daisy.load(model_path)

@@ -1,4 +1,4 @@
-"""Full runs of the shared recordings under noise, made once for a checkpoint and kept in runs/traces.
+"""Full runs of the shared recordings under noise, made once and kept in runs/traces, by a digest of what decides them.
 
     python -m benchmarks.shared.full_runs daisy-mini [--parts recorded white]  # several at once, if there are cores
 
@@ -9,21 +9,26 @@ speakers, or pseudo-speakers, groups of recordings.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
 
 import daisy
-from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_noises, read_utterances
+from benchmarks.shared.recordings import TEST_SETS, TRAINING_SETS, read_index, read_noises, read_utterances
+from benchmarks.shared.results import Row
 from benchmarks.shared.script import RUNS, make_parser, run_script
 from daisy import checkpoints
-from daisy.audio import conditions
+from daisy.audio import conditions, mixing
 from daisy.audio.conditions import Condition
-from daisy.calibration import trace_conditions, traces
+from daisy.calibration import trace_conditions, traces, tracing
 from daisy.calibration.trace_conditions import Speech
 from daisy.calibration.traces import Traces
 from daisy.cli.options import SNRS_DB
+from daisy.policies.scores import SCORES
 
 NOISE_KINDS = ("recorded", *conditions.GENERATED)
 NOISY_SNRS_DB = tuple(snr_db for snr_db in SNRS_DB if snr_db is not None)
@@ -46,11 +51,41 @@ def load_test_runs(model: Path | str, limit: int | None = None, parts: Iterable[
     return traces.join_traces([_load_part(model, TEST_SETS, "test", "test", part, limit) for part in parts])
 
 
+def digest_runs(
+    recordings: Iterable[tuple[str, Row]], noise_split: str, heard: Sequence[Condition], scores: Iterable[str]
+) -> str:
+    """Digest what decides full runs beside the checkpoint: 12 hexadecimal digits.
+
+    Args:
+        recordings: each one's set and line of its index, which has path, length and speaker.
+        noise_split: of the recorded noise.
+        heard: conditions. The code that makes them counts as well as their names and levels.
+        scores: that are computed.
+    """
+    content = {
+        "daisy": daisy.__version__,
+        "recordings": [[name, row] for name, row in recordings],
+        "noise": read_index("noise", noise_split),
+        "conditions": [repr(condition) for condition in heard],
+        "code": [inspect.getsource(module) for module in (conditions, mixing)],
+        "scores": sorted(scores),
+        "losses": tracing.LOSSES,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _name_part(model: Path | str, sets: Sequence[str], split: str, noise_split: str, part: str) -> Path:
+    """Name the file of a part's runs of all recordings."""
+    recordings = [(name, row) for name in sets for row in read_index(name, split)]
+    digest = digest_runs(recordings, noise_split, PARTS[part], SCORES)
+    return CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{part}-{digest}.csv"
+
+
 def _load_part(
     model: Path | str, sets: Sequence[str], split: str, noise_split: str, part: str, limit: int | None
 ) -> Traces:
     """Load what was run before, or run it; runs of all recordings are kept."""
-    path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{part}.csv"
+    path = _name_part(model, sets, split, noise_split, part)
     if path.is_file() and limit is None:
         return traces.read_traces(path)
     utterances = read_utterances(sets, split, limit)

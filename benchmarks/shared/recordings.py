@@ -45,7 +45,7 @@ class Utterance:
 
 
 def read_index(set_name: str, split: str, limit: int | None = None) -> list[dict[str, str]]:
-    """Read a split's lines of a set's index.csv, at most ``limit``, evenly spread.
+    """Read a split's lines of a set's index.csv, at most ``limit``, as `spread_evenly` has it.
 
     Raises:
         UsageError: where the set is not there.
@@ -58,7 +58,10 @@ def read_index(set_name: str, split: str, limit: int | None = None) -> list[dict
 
 
 def spread_evenly(items: list[Item], limit: int | None) -> list[Item]:
-    """Return at most ``limit`` of the items, every n-th; all where it is None."""
+    """Return every n-th of the items, for the least n by which they are at most ``limit``; all where it is None.
+
+    They may be little more than half of ``limit``: of 1,929 items at most 900 are every third, 643.
+    """
     return items if limit is None or len(items) <= limit else items[:: -(-len(items) // limit)]
 
 
@@ -68,7 +71,7 @@ def read_waveform(set_name: str, path: str) -> Tensor:
 
 
 def read_utterances(sets: Iterable[str], split: str, limit: int | None = None) -> list[Utterance]:
-    """Read recordings of a split, in the index's order; at most ``limit`` a set, evenly spread."""
+    """Read recordings of a split, in the index's order; at most ``limit`` a set, as `spread_evenly` has it."""
     return [
         Utterance(
             waveform=read_waveform(name, row["path"]),

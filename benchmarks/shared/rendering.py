@@ -1,6 +1,7 @@
 """Markdown of measured tables."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from benchmarks.shared.results import Result, Row
 
@@ -21,8 +22,19 @@ def render_source(result: Result, threads: bool = True) -> str:
     if "--device cuda" in result["command"]:
         device = machine["gpu"]
     else:
-        device = machine["processor"] + (f", {machine['threads']} thread(s)" if threads else "")
+        device = describe_processor(machine) + (f", {machine['threads']} thread(s)" if threads else "")
     return f"\n`{result['command']}`, {result['date']}, {device}.\n"
+
+
+def describe_processor(machine: Mapping[str, Any]) -> str:
+    """Describe a processor by its name and what tells it from others of that name, where the result says so."""
+    parts = [
+        f"{title} {machine[name]}"
+        for title, name in (("family", "processor_family"), ("model", "processor_model"))
+        if name in machine
+    ]
+    parts += machine.get("instructions", [])
+    return machine["processor"] + (f" ({', '.join(parts)})" if parts else "")
 
 
 def render_result(result: Result, header: Iterable[str], rows: Iterable[Iterable[str]], threads: bool = True) -> str:

@@ -36,6 +36,11 @@ PACKAGES = (
     "daisy-speech",
 )
 """Whose versions stand beside what was measured."""
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Of processors of one name some have them and some have not, and timings differ by them."""
+MODEL_FIELDS = ("processor_family", "processor_model", "instructions")
+"""Of a machine: what older results do not say."""
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def write_result(name: str, rows: list[Row], arguments: Sequence[str] | None = None) -> None:
@@ -80,14 +85,20 @@ def read_rows_beside(name: str, *, timed: bool = True) -> list[Row]:
     if not (RESULTS / f"{name}.json").is_file():
         return []
     result = read_result(name)
-    before, now = ({**machine, "threads": None} for machine in (result["machine"], describe_machine()))
-    if (timed and before != now) or result["versions"] != list_versions():
+    if (timed and not _is_of_this_machine(result)) or result["versions"] != list_versions():
         raise DaisyError(
             f"results/{name}.json was measured {'on another machine or ' if timed else ''}with other versions: --quick "
             "writes nothing; to measure all anew remove the file"
         )
     rows: list[Row] = result["rows"]
     return rows
+
+
+def _is_of_this_machine(result: Result) -> bool:
+    """Tell whether a result is of a machine like this one; what it does not say of its processor is not compared."""
+    before = result["machine"]
+    now = {name: value for name, value in describe_machine().items() if name in before or name not in MODEL_FIELDS}
+    return {**before, "threads": None} == {**now, "threads": None}
 
 
 def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str], *, timed: bool = True) -> list[Row]:
@@ -105,6 +116,7 @@ def describe_machine() -> dict[str, Any]:
     """Describe what is measured on."""
     return {
         "processor": read_processor(),
+        **read_processor_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -124,8 +136,23 @@ def list_versions() -> dict[str, str]:
 
 def read_processor() -> str:
     """Read the processor's name."""
+    return _read_cpu_info().get("model name", platform.processor() or platform.machine())
+
+
+def read_processor_model() -> dict[str, Any]:
+    """Read `MODEL_FIELDS`, as far as the system says them: many processors have one name."""
+    info = _read_cpu_info()
+    numbers = {"processor_family": info.get("cpu family"), "processor_model": info.get("model")}
+    fields: dict[str, Any] = {name: int(text) for name, text in numbers.items() if text}
+    if "flags" in info:
+        fields["instructions"] = [name for name in INSTRUCTIONS if name in info["flags"].split()]
+    return fields
+
+
+def _read_cpu_info() -> dict[str, str]:
+    """Read what Linux says of the first processor; nothing elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first, *_ = CPU_INFO.read_text(encoding="utf-8").split("\n\n")
     except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}

@@ -136,10 +136,11 @@ def measure(network: str, arguments: argparse.Namespace, advance: Callable[[str]
         three_sec = make_batch("fixed", 1)[0][: 3 * SAMPLE_RATE].to(arguments.device)
         systems = build_systems(network, pairs, precision, three_sec)
         for (batch, lengths), threads in itertools.product(list_batches(arguments), arguments.threads):
-            setting = dict(zip(BACKBONE_SETTING, (network, precision, batch, lengths, threads), strict=True))
-            advance(" ".join(map(str, setting.values())))
-            torch.set_num_threads(threads)
             waveforms = [waveform.to(arguments.device) for waveform in make_batch(lengths, batch)]
+            values = (network, precision, len(waveforms), lengths, threads)
+            setting = dict(zip(BACKBONE_SETTING, values, strict=True))
+            advance(" ".join(map(str, values)))
+            torch.set_num_threads(threads)
             yield measure_setting(setting, systems, waveforms, arguments.repeats)
 
 
@@ -156,7 +157,7 @@ def merge_result(rows: list[Row], name: str) -> None:
 def main() -> None:
     arguments = parse_arguments()
     name = "backbones" if arguments.device == "cpu" else f"backbones_{arguments.device}"
-    measure_all(arguments, name, arguments.networks, measure, merge_result, BACKBONE_SETTING)
+    measure_all(arguments, name, arguments.networks, measure, merge_result, BACKBONE_SETTING, SYSTEMS)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python -m benchmarks.speed.latency                           # everything, an hour or two; results/latency.json
                                                                  # (with --device cuda, latency_cuda.json)
     python -m benchmarks.speed.latency --sizes mini --batches 16 # a part; the other settings' rows stay
+    python -m benchmarks.speed.latency --systems s3prl --json a.json # beside some, or with other --repeats
 
 Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
 which is checked before anything is timed. ``ratio`` is a system's time over ours, above 1 where we are faster: the
@@ -57,7 +58,7 @@ from benchmarks.speed.measures import (
 from daisy import _files
 from daisy.cli.options import check_device
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import DaisyError
+from daisy.errors import DaisyError, UsageError
 from daisy.models import Backbone
 from daisy.policies import Never
 from daisy.runtime.dtypes import Precision
@@ -100,7 +101,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_batch(lengths: str, batch: int) -> list[Tensor]:
-    """Make a batch of waveforms, of the shortest to the longest where lengths are mixed."""
+    """Make a batch of waveforms, of the shortest to the longest where lengths are mixed.
+
+    Mixed ones may be fewer than asked for: recordings are spread evenly over each set.
+    """
     generator = torch.Generator().manual_seed(0)
     if lengths == "fixed":
         return [make_noise(int(FIXED_SEC * SAMPLE_RATE), generator) for _ in range(batch)]
@@ -209,7 +213,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
             advance(f"{size} {precision} batch {batch} {lengths} {threads} thread(s)")
             waveforms = [waveform.to(arguments.device) for waveform in make_batch(lengths, batch)]
             torch.set_num_threads(threads)
-            setting = dict(zip(SETTING, (size, precision, batch, lengths, threads), strict=True))
+            setting = dict(zip(SETTING, (size, precision, len(waveforms), lengths, threads), strict=True))
             yield measure_setting(setting, systems, waveforms, arguments.repeats)
 
 
@@ -266,6 +270,19 @@ def main() -> None:
     measure_all(arguments, name, arguments.sizes, measure, merge_result, SETTING)
 
 
+def check_writes(arguments: argparse.Namespace, name: str, systems: Sequence[str]) -> None:
+    """Refuse to write rows that the results file's command does not make.
+
+    Raises:
+        UsageError: where some of the systems are left out, whose rows would go, or there are not the usual turns.
+    """
+    repeats = CPU_REPEATS if arguments.device == "cpu" else CUDA_REPEATS
+    left_out = [system for system in systems if system not in arguments.systems]
+    if left_out or arguments.repeats != repeats:
+        why = f"without {', '.join(left_out)}" if left_out else f"with other turns than {repeats}"
+        raise UsageError(f"results/{name}.json is not written {why}; --json FILE keeps such rows")
+
+
 def measure_all(
     arguments: argparse.Namespace,
     name: str,
@@ -273,6 +290,7 @@ def measure_all(
     measure: Callable[[str, argparse.Namespace, Callable[[str], None]], Iterator[list[Row]]],
     merge: Callable[[list[Row], str], None],
     fields: Sequence[str],
+    systems: Sequence[str] = tuple(PEERS),
 ) -> None:
     """Measure sizes or networks one after the other, write each setting as it is finished, and print all.
 
@@ -283,9 +301,11 @@ def measure_all(
         measure: yields the rows of each setting of a subject.
         merge: puts rows into the results file.
         fields: of a setting.
+        systems: that the results file has beside ours.
     """
     writes = not (arguments.json or arguments.quick)
     if writes:
+        check_writes(arguments, name, systems)
         read_rows_beside(name)  # refuses before anything is measured
     check_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import daisy
 from benchmarks.shared.script import make_parser, run_script
 from benchmarks.training.packed_speech import HOP, Frames, read_num_units, unpack
-from daisy import _files
+from daisy import _files, checkpoints
 from daisy.checkpoints import Model
 from daisy.models import Backbone, BackboneConfig, ExitObjective, FinalHead, LayerLosses
 
@@ -67,6 +67,9 @@ class Settings:
     train_front_end: bool = False
     """Of a start; without one it learns."""
     seed: int = 0
+    packed_digest: str = ""
+    start_digest: str = ""
+    """SHA-256 of the files that it learns from and begins at: a file may change under its name."""
 
 
 class Stream:
@@ -178,10 +181,17 @@ def sum_losses(losses: LayerLosses) -> Tensor:
     return total
 
 
+def add_digests(settings: Settings, packed: Path) -> Settings:
+    """Add the digests of the packed file and of the start, if there is one."""
+    start = checkpoints.digest(settings.start) if settings.start else ""
+    return replace(settings, packed_digest=_files.digest(packed), start_digest=start)
+
+
 class Run:
     """A training run: everything that is saved and goes on."""
 
     def __init__(self, packed: Path, out: Path, settings: Settings, device: torch.device):
+        settings = add_digests(settings, packed)
         self.out, self.settings, self.device = out, settings, device
         train = unpack(packed, "train")
         self.valid = unpack(packed, "valid")
@@ -261,9 +271,11 @@ class Run:
 
     def _restore(self) -> None:
         state: dict[str, Any] = torch.load(self.state_path, weights_only=True, map_location="cpu")
-        before = json.loads(state["settings"])
-        if before != json.loads(json.dumps(asdict(self.settings))):
-            raise daisy.UsageError(f"{self.state_path}: is of a run with other settings; use another file")
+        before, now = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            raise daisy.UsageError(
+                f"{self.state_path}: is of a run with other settings ({', '.join(changed)}); use another file"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update, self.elapsed, self.stream.order = state["update"], state["elapsed"], state["order"]

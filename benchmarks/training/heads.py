@@ -1,9 +1,11 @@
-"""Held-out loss and accuracy of every exit head, and how well its regressor predicts that loss.
+"""Loss and accuracy of every exit head on dev audio, and how well its regressor predicts that loss.
 
     python -m benchmarks.training.heads clean=clean.safetensors denoising=denoising.safetensors
 
 Dev splits of librispeech, commands and keywords; noise of the train split (its test split is for tests); the units to
-be predicted are those of the full model on the clean audio. The correlation (Pearson) is over utterances.
+be predicted are those of the full model on the clean audio. The correlation (Pearson) is over utterances. Heads
+whose training kept the checkpoint with the least loss on these dev splits, as benchmarks/real_run.sh does, were chosen
+by them.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def draw(rows: Sequence[Row], path: Path = RESULTS / "heads.png") -> None:
     losses = ", ".join(f"{loss:.2f} ({kind} heads)" for kind, loss in noisiest.items())
     axes.set_title(f"At 0 dB and layer {last} the unit loss is {losses} nats", loc="left", fontsize="medium")
     axes.set_xlabel("layer")
-    axes.set_ylabel("unit loss on held-out audio (nats)")
+    axes.set_ylabel("unit loss on dev audio (nats)")
     style_axes([axes])
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path)

@@ -10,6 +10,7 @@ import numpy
 from benchmarks.shared.cuts import mix_best
 from benchmarks.shared.rendering import format_field, format_interval, render_columns, render_result
 from benchmarks.shared.results import Row, read_result
+from benchmarks.training.probes import choose_best
 from daisy.policies import DEFAULT_POLICY
 
 DEPTH = 0.6
@@ -17,7 +18,7 @@ DEPTH = 0.6
 
 
 def render_heads() -> str:
-    """Render held-out loss and accuracy of each head."""
+    """Render loss and accuracy of each head on dev audio."""
     result = read_result("heads")
     rows = {(row["heads"], row["condition"], row["layer"]): row for row in result["rows"]}
     kinds = dict.fromkeys(row["heads"] for row in result["rows"])
@@ -51,7 +52,7 @@ def render_probes() -> str:
     for task, name in dict.fromkeys((row["task"], row["features"]) for row in result["rows"]):
         rows = {row["layer"]: row for row in result["rows"] if (row["task"], row["features"]) == (task, name)}
         cells = [f"{rows[layer]['accuracy']:.3f}" if len(rows) > 1 else "" for layer in layers]
-        best = max(rows.values(), key=lambda row: row["train_accuracy"])
+        best = choose_best([*rows.values()])
         where = f" at {best['layer']}" if len(rows) > 1 else ""
         lines.append([task, name, *cells, format_interval(best, "accuracy") + where])
     header = ["task", "features", *(f"layer {layer}" for layer in layers), "best by cross-validation on train"]

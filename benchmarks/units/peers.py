@@ -6,13 +6,14 @@ HuBERT Base's shape with random weights (time does not depend on them), a k-mean
 of layer 9, recordings of librispeech, one core. Each peer runs as its documentation has it, recording by recording,
 and, as the fastest that a user could make of it, with the layers above the k-means' left out. scikit-learn assigns the
 nearest centres. All write the same units, up to frames as near to two centres: how many differ is measured too.
-Beside these, daisy-mini's heads: the full model's units at part of the depth.
+Beside these, daisy-mini's heads: the full model's units, and those at exits, with the depth on these recordings.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -27,11 +28,13 @@ from benchmarks.shared.recordings import count_seconds, read_utterances
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy import Backbone, BackboneConfig, Model
+from daisy.policies import DEFAULT_POLICY
 from daisy.units import UnitEncoder
 
 LAYER, CLUSTERS, FIT_FRAMES = 9, 500, 20_000
 OURS = "daisy units --kmeans"
-HEADS = {"daisy units, all layers": ("never", {}), "daisy units, 60 % of the layers": ("forecast", {})}
+HEADS = {"daisy units, all layers": "never", f"daisy units, {DEFAULT_POLICY}": DEFAULT_POLICY}
+"""Row to policy: that of the checkpoint was set on other audio."""
 System = Callable[[], list[list[int]]]
 
 
@@ -104,7 +107,7 @@ def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]
     cut.encoder.layers = cut.encoder.layers[:LAYER]  # type: ignore[union-attr, index]
     sounds = make_torchaudio_model(backbone)
     systems: dict[str, System] = {
-        OURS: lambda: [ours(waveform)[0].units for waveform in waveforms],
+        OURS: functools.partial(write_units, ours, waveforms),
         "transformers, all layers": functools.partial(run_transformers, whole, kmeans, waveforms),
         "transformers, cut": functools.partial(run_cut_transformers, cut, kmeans, waveforms),
         "torchaudio, all layers": functools.partial(run_torchaudio, sounds, kmeans, None, waveforms),
@@ -114,16 +117,6 @@ def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]
         model = make_fairseq_model(backbone)
         systems["fairseq, up to the layer"] = functools.partial(run_fairseq, model, kmeans, waveforms)
     return systems
-
-
-def make_heads(waveforms: Sequence[Tensor]) -> dict[str, System]:
-    """Make daisy-mini's units, at all layers and at part of them."""
-    model = daisy.load("daisy-mini")
-    encoders = {name: UnitEncoder(model, policy, **settings) for name, (policy, settings) in HEADS.items()}
-    return {
-        name: lambda encoder=encoder: [encoder(waveform)[0].units for waveform in waveforms]  # type: ignore[misc]
-        for name, encoder in encoders.items()
-    }
 
 
 def measure(systems: dict[str, System], reference: str, waveforms: Sequence[Tensor], repeats: int) -> list[Row]:
@@ -149,6 +142,23 @@ def measure(systems: dict[str, System], reference: str, waveforms: Sequence[Tens
     return rows
 
 
+def measure_heads(model: Model, waveforms: Sequence[Tensor], repeats: int) -> list[Row]:
+    """Time units of a model's heads, at all layers and at exits, and measure the mean share of the layers that run."""
+    encoders = {name: UnitEncoder(model, policy) for name, policy in HEADS.items()}
+    systems: dict[str, System] = {
+        name: functools.partial(write_units, encoder, waveforms) for name, encoder in encoders.items()
+    }
+    rows = measure(systems, next(iter(HEADS)), waveforms, repeats)
+    layers = [[encoders[row["system"]](waveform)[0].exit_layer for waveform in waveforms] for row in rows]
+    num_layers = model.backbone.config.num_layers
+    return [{**row, "depth": statistics.mean(of_row) / num_layers} for row, of_row in zip(rows, layers, strict=True)]
+
+
+def write_units(encoder: UnitEncoder, waveforms: Sequence[Tensor]) -> list[list[int]]:
+    """Tell the units of recordings one by one."""
+    return [encoder(waveform)[0].units for waveform in waveforms]
+
+
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings, two layers' worth of turns; nothing is written")
     arguments = parser.parse_args()
@@ -158,7 +168,7 @@ def main() -> None:
     backbone = make_backbone()
     kmeans = fit_centres(backbone, waveforms)
     rows = measure(make_systems(backbone, kmeans, waveforms), OURS, waveforms, repeats)
-    rows += measure(make_heads(waveforms), next(iter(HEADS)), waveforms, repeats)
+    rows += measure_heads(daisy.load("daisy-mini"), waveforms, repeats)
     for row in rows:
         print(
             f"{row['system']:34} {row['seconds']:.2f} s for {row['audio_sec']:.0f} s of audio, {row['ratio']:.2f} "

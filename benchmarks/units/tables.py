@@ -6,10 +6,15 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.shared.rendering import Columns, format_field, format_ratio, render_columns
-from benchmarks.shared.results import read_result
+from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 
 SHOWN_POLICIES = (DEFAULT_POLICY, "entropy", "fixed")
+
+
+def _format_depth(row: Row) -> str:
+    """Format how deep exits go, where they do not go to the end."""
+    return f", {row['depth']:.0%} of the layers" if row.get("depth", 1.0) < 1 else ""
 
 
 ERRORS: Columns = {
@@ -29,7 +34,7 @@ GUARANTEE: Columns = {
     "depth": format_field("depth", ".0%"),
 }
 PEERS: Columns = {
-    "system": format_field("system"),
+    "system": lambda row: row["system"] + _format_depth(row),
     "real-time factor": lambda row: f"{row['seconds'] / row['audio_sec']:.4f}",
     "time": lambda row: f"{format_ratio(row)} times {row['beside']}",
     "other units": format_field("other_units", ".2%"),

@@ -1,12 +1,16 @@
 """The figures' code draws what results/*.json hold, at most eight lines in one."""
 
+import numpy
 import pytest
+import torch
 
+from benchmarks.shared import recordings
 from benchmarks.shared.results import RESULTS, read_result
 from daisy.evaluation import figures as library_figures
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
 from benchmarks import figures
+from benchmarks.training import probes
 
 DRAWN = ("noise_curve", "policies", "heads", "probes")
 
@@ -31,3 +35,22 @@ def test_a_figure_stands_beside_every_result_that_has_one():
     for name in figures.FIGURES:
         if (RESULTS / f"{name}.json").is_file():
             assert (RESULTS / f"{beside.get(name, name)}.png").is_file()
+
+
+def test_probes_resample_speakers_and_training_audio_chooses_their_best_layer(monkeypatch, tmp_path):
+    """Of two speakers one is always told rightly: who may hear either twice may find none right, or all."""
+    utterances = [recordings.Utterance(torch.zeros(1), speaker, "digits") for speaker in "ab" for _ in range(30)]
+    index = [{"label": label} for label in ["yes", "no"] * 30]
+    values = numpy.array([1.0, -1.0] * 15 + [-1.0, 1.0] * 15)[:, None, None]  # the second speaker's are the reverse
+    split = probes.Split(utterances, index)
+    features = {"train": numpy.array([1.0, -1.0] * 30)[:, None, None], "test": values}
+    (row,) = probes.probe_layers("digit", "x", features, {"train": split, "test": split}, "label")
+    assert (row["low"], row["accuracy"], row["high"]) == (0.0, 0.5, 1.0)
+    better = {**row, "layer": 1, "accuracy": 0.9, "train_accuracy": 0.1}
+    titles = []
+    monkeypatch.setattr(
+        probes.Figure, "savefig", lambda figure, path: titles.extend(a.get_title("left") for a in figure.axes)
+    )
+    rows = [{**of_layer, "task": task} for task in probes.TASKS for of_layer in (row, better)]
+    probes.draw(rows, tmp_path / "figure.png")
+    assert titles[0] == "digit: 0.50, x, layer 0 (best on train)"

@@ -6,13 +6,14 @@ import numpy
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 import daisy
 from benchmarks.training import gpu_pretraining, packed_speech
 from benchmarks.training.gpu_pretraining import Run, Settings, Stream, corrupt, draw_masks
 from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, count_frames
-from tests.conftest import POST_NORM
+from tests.conftest import POST_NORM, tiny_model
 
 NUM_UNITS = 10  # six in the dictionary, of which five occur, and fairseq's four
 
@@ -136,3 +137,22 @@ def test_ten_updates_learn_and_go_on_where_they_were_stopped(packed, tmp_path, m
     assert int(ours.encoder("fixed", layer=2)(torch.zeros(16000)).exit_layer) == 2
     with pytest.raises(UsageError, match="is of a run with other settings"):
         Run(packed, tmp_path / "stopped.safetensors", Settings(shape="tiny", updates=11), torch.device("cpu"))
+
+
+def test_a_run_is_not_gone_on_with_on_other_audio_or_from_another_start(packed, tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu_pretraining.SHAPES, "tiny", POST_NORM)
+    audio, start, out = tmp_path / "audio.safetensors", tmp_path / "start.safetensors", tmp_path / "out.safetensors"
+    audio.write_bytes(packed.read_bytes())
+    daisy.save(tiny_model(), start)
+    make = lambda: Run(audio, out, Settings(start=str(start), updates=1), torch.device("cpu"))  # noqa: E731
+    make()._save()
+    assert make().update == 0
+    save_file({**load_file(audio), "more": torch.zeros(1)}, audio)
+    with pytest.raises(
+        UsageError, match=r"^.*out\.state: is of a run with other settings \(packed_digest\); use another"
+    ):
+        make()
+    audio.write_bytes(packed.read_bytes())
+    daisy.save(tiny_model(seed=1), start)
+    with pytest.raises(UsageError, match=r"other settings \(start_digest\)"):
+        make()

@@ -6,16 +6,17 @@ import sys
 import time
 
 import pytest
+import soundfile
 import torch
 
 import daisy
-from benchmarks.shared import paired, peers, results
+from benchmarks.shared import paired, peers, recordings, rendering, results
 from benchmarks.shared.script import run_script
-from benchmarks.speed import latency, memory, speed
+from benchmarks.speed import backbones, latency, memory, speed
 from benchmarks.speed.measures import SETTING
 from benchmarks.speed.stages import exact_row_counts
 from daisy import EarlyExitEncoder, policies
-from daisy.errors import DaisyError
+from daisy.errors import DaisyError, UsageError
 from tests.conftest import KINDS, POST_NORM, Products, tiny_model
 
 
@@ -107,6 +108,46 @@ def test_the_quick_measure_writes_rows_in_the_form_of_the_results(monkeypatch, t
     assert rows[0]["audio_sec"] == 10.0
 
 
+@pytest.mark.parametrize(
+    ("script", "options", "refusal"),
+    [
+        (
+            latency,
+            ["--systems", "torchaudio"],
+            "latency.json is not written without fairseq, s3prl, transformers; --json",
+        ),
+        (
+            latency,
+            ["--repeats", "1"],
+            "latency.json is not written with other turns than 5; --json FILE keeps such rows",
+        ),
+        (backbones, ["--systems", "s3prl"], "backbones.json is not written without transformers; --json"),
+    ],
+)
+def test_a_part_of_the_systems_or_turns_is_not_written_over_all(monkeypatch, script, options, refusal):
+    monkeypatch.setattr(sys, "argv", ["script", *options])
+    with pytest.raises(UsageError, match=refusal):
+        script.main()
+
+
+def test_a_batch_says_how_many_recordings_it_has(monkeypatch, tmp_path):
+    """Of nine recordings of each set every third is heard where four are asked for."""
+    for name in latency.MIXED_SETS:
+        folder = tmp_path / name
+        folder.mkdir()
+        soundfile.write(folder / "a.wav", 0.1 * torch.randn(4000).numpy(), 16000)
+        lines = ["path,split,speaker", *["a.wav,test,s"] * 9]
+        (folder / "index.csv").write_text("\n".join(lines) + "\n")
+    for module in (latency, recordings):
+        monkeypatch.setattr(module, "DATA", tmp_path)
+    monkeypatch.setattr(latency, "make_backbone", lambda size: tiny_model().backbone)
+    monkeypatch.setattr(sys, "argv", ["latency", "--precisions", "float32", "--batches", "16", "--lengths", "mixed"])
+    arguments = latency.parse_arguments()
+    arguments.threads, arguments.repeats, arguments.systems = [torch.get_num_threads()], 1, []
+    ((row,),) = latency.measure("mini", arguments, lambda setting: None)
+    assert (row["batch"], row["audio_sec"]) == (12, 12 * 0.25)
+
+
 def test_products_have_as_many_rows_as_frames_where_no_row_shall_be_added(waveforms):
     encoder = EarlyExitEncoder(tiny_model().backbone, None, policies.Never())
     shape = POST_NORM.ffn_width, POST_NORM.width
@@ -145,3 +186,23 @@ def test_results_of_another_machine_are_not_mixed_with_ours(monkeypatch, tmp_pat
     monkeypatch.setattr(results, "list_versions", lambda: {"python": "another"})
     with pytest.raises(DaisyError, match=r"speed\.json was measured with other versions"):
         results.read_rows_beside("speed", timed=False)
+
+
+def test_processors_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "CPU_INFO", tmp_path / "cpuinfo")
+    lines = "processor : {}\ncpu family : 25\nmodel : {}\nmodel name : AMD EPYC\nflags : fpu avx2 {}\n\n"
+    (tmp_path / "cpuinfo").write_text(lines.format(0, 17, "avx512f avx512_bf16") + lines.format(1, 17, ""))
+    results.write_result("speed", [{"measure": "deciding"}], arguments=())
+    machine = results.read_result("speed")["machine"]
+    assert (machine["processor"], machine["processor_family"], machine["processor_model"]) == ("AMD EPYC", 25, 17)
+    source = rendering.render_source(results.read_result("speed"), threads=False)
+    assert source.endswith(", AMD EPYC (family 25, model 17, avx2, avx512f, avx512_bf16).\n")
+    (tmp_path / "cpuinfo").write_text(lines.format(0, 1, ""))
+    with pytest.raises(DaisyError, match="another machine"):
+        results.read_rows_beside("speed")
+    written = json.loads((tmp_path / "speed.json").read_text())
+    written["machine"] = {name: value for name, value in machine.items() if name not in results.MODEL_FIELDS}
+    (tmp_path / "speed.json").write_text(json.dumps(written))  # as before these fields were there
+    assert results.read_rows_beside("speed") == [{"measure": "deciding"}]
+    assert rendering.render_source(written, threads=False).endswith(", AMD EPYC.\n")

@@ -52,6 +52,18 @@ def test_peers_write_the_same_units():
     assert all(row["seconds"] > 0 for row in rows)
 
 
+def test_depth_of_exits_is_that_of_the_recordings_that_are_timed(runs, monkeypatch):
+    model, waveforms, measured = runs
+    second, third = measured.traces.scores["entropy"][:, 0].sort().values[1:3].tolist()
+    encoder = model.encoder("entropy", threshold=(second + third) / 2)  # where two of four leave at layer 1
+    monkeypatch.setattr(peers, "HEADS", {"all": "never", "some": encoder.policy})
+    rows = peers.measure_heads(model, waveforms, repeats=3)
+    layers = [int(encoder([waveform]).exit_layer) for waveform in waveforms]
+    assert layers.count(1) == 2
+    assert [row["depth"] for row in rows] == [1.0, sum(layers) / 16]
+    assert rows[1]["other_units"] > 0
+
+
 def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
     _, _, measured = runs
     monkeypatch.setattr(results, "RESULTS", tmp_path)
@@ -66,5 +78,7 @@ def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
     results.write_result("discrete_units_guarantee", [guarantee])
     assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.TABLES["discrete_units_guarantee"]()
     peer = dict(system="a", beside="b", seconds=2.0, audio_sec=50.0, ratio=1.5, ratio_low=1.4, ratio_high=1.6)
-    results.write_result("discrete_units_peers", [{**peer, "other_units": 0.001}])
+    peers_rows = [{**peer, "other_units": 0.001}, {**peer, "other_units": 0.1, "depth": 0.683}]
+    results.write_result("discrete_units_peers", peers_rows)
+    assert "| a, 68% of the layers | 0.0400 |" in tables.TABLES["discrete_units_peers"]()
     assert "| a | 0.0400 | 1.50 (1.40-1.60) times b | 0.10% |" in tables.TABLES["discrete_units_peers"]()

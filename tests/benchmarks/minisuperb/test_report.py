@@ -1,5 +1,6 @@
 """Runs that are there or not, and the table of those that are."""
 
+import argparse
 import json
 import signal
 import threading
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import yaml
 
-from benchmarks.minisuperb import run, runs, tables, timing
+from benchmarks.minisuperb import run, runs, settings, tables, tasks, timing
 from benchmarks.minisuperb.corpora import build_corpus
 from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
@@ -26,7 +28,11 @@ def finished(root, task, upstream, values, depth, seed=0):
     folder = root / "runs" / task / upstream / "dynamic" / f"seed{seed}"
     folder.mkdir(parents=True)
     spec = {"task": task, "name": upstream, "policy": "", "target_depth": depth, "featurizer": "dynamic", "seed": seed}
-    more = {"config": {"runner": {"total_steps": 9}}, "checkpoint": None if upstream == "fbank" else "0123456789abcdef"}
+    more = {
+        "config": {"runner": {"total_steps": 9}},
+        "corpus": "/c",
+        "checkpoint": None if upstream == "fbank" else "0123456789abcdef",
+    }
     (folder / "run.json").write_text(json.dumps(spec | more))
     exits = depth and {"depth": depth, "mean_exit_layer": 12 * depth, "macs_share": depth}
     tests = [
@@ -241,16 +247,80 @@ def test_upstreams_are_timed_in_turns(tmp_path):
     assert 0 < times["ic fixed-40 clean"] < times["ic never clean"]
 
 
-def test_runs_of_another_machine_stay_in_the_results(tmp_path, monkeypatch):
+@pytest.fixture
+def results_file(tmp_path, monkeypatch):
+    """Write results/x.json."""
     for module in (run, results):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return lambda *rows: results.write_result("x", [*rows])
+
+
+def test_runs_of_another_machine_stay_in_the_results(results_file, monkeypatch):
     row = {"task": "ks", "upstream": "never", "featurizer": "dynamic", "seed": 0, "model": "a" * 12, "value": 0.5}
+    row |= {"task_digest": settings.digest_today("ks", False), "upstream_digest": "u"}
     log_mel = {**row, "upstream": "fbank", "model": None}
-    results.write_result("x", [row, {**row, "seed": 1}, {**row, "task": "ic", "model": "b" * 12}, log_mel])
-    assert run.read_rows_of_other_folders("x", [row], "a" * 64) == [{**row, "seed": 1}, log_mel]
+    results_file(row, {**row, "seed": 1}, {**row, "task": "ic", "model": "b" * 12}, log_mel)
+    read = lambda name: run.read_rows_of_other_folders(name, [row], [row], "a" * 64)  # noqa: E731
+    assert read("x") == [{**row, "seed": 1}, log_mel]
     monkeypatch.setattr(run, "list_versions", lambda: {"python": "4"})
-    assert run.read_rows_of_other_folders("x", [row], "a" * 64) == [{**row, "seed": 1}]
-    assert run.read_rows_of_other_folders("y", [row], "a" * 64) == []
+    assert read("x") == [{**row, "seed": 1}]
+    assert read("y") == []
+
+
+def test_rows_of_other_settings_do_not_come_back_from_the_results(results_file):
+    today = settings.digest_today("ks", False)
+    row = {"task": "ks", "upstream": "never", "featurizer": "dynamic", "seed": 0, "model": "a" * 12}
+    row |= {"task_digest": today, "upstream_digest": "u"}
+    undigested = {name: row[name] for name in row if "digest" not in name}
+    elsewhere = {**row, "seed": 1}
+    of_before = {**row, "seed": 3}  # of this folder, whose configuration was changed since
+    results_file(
+        elsewhere,
+        {**row, "seed": 2, "task_digest": "of another rate"},
+        of_before,
+        {**row, "seed": 4, "upstream_digest": "set on other audio"},
+        {**undigested, "seed": 5},
+        {**undigested, "upstream": "fixed-60"},
+    )
+    read = run.read_rows_of_other_folders("x", [row], [row, {**of_before, "task_digest": "old"}], "a" * 64)
+    assert read == [elsewhere, {**undigested, "upstream": "fixed-60"}]
+
+
+def test_digests_are_of_what_decides_a_run_but_for_seed_and_folders(root):
+    rows = read_rows(root / "runs", {})
+    assert len({(row["task_digest"], row["upstream_digest"]) for row in rows if row["upstream"] == "never"}) == 1
+    config = {"runner": {"total_steps": 9}, "root": "/a/ks/train"}
+    moved = {**config, "root": "/b/ks/train"}
+    digest = settings.digest_task(config, Path("/a/ks"), 2)
+    assert digest == settings.digest_task(moved, Path("/b/ks"), 2) != settings.digest_task(config, Path("/a/ks"), 3)
+    assert digest != settings.digest_task({**config, "runner": {"total_steps": 8}}, Path("/a/ks"), 2)
+    file = {"target": {"depth": 0.6}, "data": {"recordings": ["a"]}, "policy": {"name": "forecast", "weights": [0.1]}}
+    spec = {"policy": "forecast", "target_depth": 0.6, "policy_file": file}
+    learnt_elsewhere = {**spec, "policy_file": {**file, "policy": {"name": "forecast", "weights": [0.2]}}}
+    on_other_audio = {**spec, "policy_file": {**file, "data": {"recordings": ["b"]}}}
+    digests = [settings.digest_upstream(each) for each in (spec, learnt_elsewhere, on_other_audio)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_runs_on_a_corpus_of_another_recipe_are_not_finished(tmp_path, monkeypatch):
+    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
+    make = lambda **spec: Run(task="ks", upstream=upstream, seed=0, folder=tmp_path / "r", spec=spec)  # noqa: E731
+    assert make(seed=0, data="small").prepare(False)  # as runs were before they said their recipe
+    (tmp_path / "r" / "result.json").write_text("{}")
+    assert not make(seed=0, data="small", recipe=2).prepare(False)
+    with pytest.raises(OutputError, match="holds a run with another recipe; give --overwrite"):
+        make(seed=0, data="small", recipe=3).prepare(False)
+    assert make(seed=0, data="small", recipe=3).prepare(True)
+    (tmp_path / "r" / "result.json").write_text("{}")
+    assert not make(seed=0, data="small", recipe=3).prepare(True)
+
+    arguments = argparse.Namespace(data="small", quick=False)
+    config = yaml.safe_load(tasks.read_configuration(tasks.TASKS["ks"], Path("/c/ks"), False))
+    spec = settings.add_recipe({"task": "ks", "checkpoint": None, "corpus": "/c/ks", "config": config})
+    assert run.belongs_to_table(arguments, "a" * 64, spec)
+    monkeypatch.setattr(settings, "RECIPE", 3)
+    assert not run.belongs_to_table(arguments, "a" * 64, spec)
+    assert run.belongs_to_table(arguments, "a" * 64, {**spec, "recipe": 3})
 
 
 def test_the_default_policy_is_held_against_the_full_model_and_seeds(tmp_path, monkeypatch):
