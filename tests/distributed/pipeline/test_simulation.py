@@ -114,6 +114,15 @@ def test_kills_lose_nothing_and_answer_nothing_twice():
     assert [report.workers[name].num_deaths for name in "abc"] == [4, 3, 3]
 
 
+def test_an_answer_that_comes_while_the_next_attempt_waits_counts():
+    """a dies with a task on the link of 200 ms; b answers it when the source thinks it lost with a, and nobody is a."""
+    workers = {"a": {"layers": "1-4"}, "b": {"layers": "5-6", "speed": 0.05}}
+    content = {"source": "a", "workers": workers, "links": [{"between": ["a", "b"], "delay_ms": 200}]}
+    for when in (1.2, 1.6, 1.9):
+        report = simulate({**content, "rules": {"exits": False}}, num_tasks=30, rate=5, kills=[(when, "a")])
+        assert sorted(record.answer.number for record in report.records) == list(range(30))
+
+
 def test_a_worker_that_is_never_replaced_is_done_without():
     content = {**SPARE, "rules": {"respawn_sec": None}}
     report = simulate(content, rate=10, num_tasks=200, kills=[(2.0, "b")])
