@@ -19,7 +19,7 @@ from daisy.distributed.cluster import connect
 from daisy.distributed.pipeline.admission import make_admissions
 from daisy.distributed.pipeline.desk import Death
 from daisy.distributed.pipeline.desk_actor import Collected, DeskActor, Progress, RunSetup
-from daisy.distributed.pipeline.model_parts import ModelPart, cut_model
+from daisy.distributed.pipeline.model_parts import ModelPart, check_cuts, cut_model
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
 from daisy.distributed.pipeline.stages import ExitSettings
 from daisy.distributed.pipeline.topology import Place, Topology
@@ -87,6 +87,7 @@ class System:
                 f"the topology is for {topology.num_layers} layers, and the model has "
                 f"{model.backbone.config.num_layers}"
             )
+        check_cuts(model.backbone.config, [layers[-1] for layers in topology.stages])
         self.topology, self.settings = topology, settings
         self._seed, self._routes, self._device, self._keep_states = seed, routes, device, keep_states
         self._parts: dict[str, ModelPart] = {
