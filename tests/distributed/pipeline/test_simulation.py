@@ -272,6 +272,15 @@ def test_a_core_is_shared_as_long_as_both_want_it():
     assert report.latencies() == pytest.approx([0.12, 0.12])
 
 
+def test_the_dead_want_no_core():
+    """a dies 20 ms after b's task has come, of which 10 ms are done: the other 70 ms have the core alone."""
+    content = {"workers": {"a": {}, "b": {}}, "links": [], "cores": {"here": 1}, "rules": {"exits": False}}
+    sources = {"a": {"rate": 1 / 0.5}, "b": {"rate": 1 / 0.54}}
+    report = simulate({**content, "sources": sources}, num_tasks=2, even=True, kills=[(0.56, "a")])
+    assert report.latencies()[0] == pytest.approx(0.09)
+    assert (report.num_restarts, report.workers["a"].num_computed, report.workers["b"].num_computed) == (1, 0, 2)
+
+
 def test_an_emulated_speed_wants_a_core_only_while_it_computes():
     """At a tenth of the speed: 80 ms of a core, then 720 ms of waiting; two of them on one core are as two alone."""
     workers = {name: {"speed": 0.1} for name in "ab"}
