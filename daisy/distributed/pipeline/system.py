@@ -282,9 +282,14 @@ class System:
                 self._workers[name] = self._await(self._start(name, incarnation), incarnation)
                 self._introduce(name)
                 return
+            except self._ray.exceptions.RayTaskError as error:  # nobody has died: a call to it or the desk broke down
+                self._ray.kill(self._workers[name].handle)
+                self._desk.refuse.remote(f"worker {name} could not be started anew ({_last_line(error)})")
+                return
             except UsageError as refusal:
                 reason = str(refusal)
             except self._ray.exceptions.RayError:
+                self._ray.kill(self._workers[name].handle)
                 reason = f"worker {name} has died {start} times as it was started"
         if not self._is_over:
             self._desk.give_up.remote(name, reason)
