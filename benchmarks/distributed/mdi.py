@@ -5,12 +5,13 @@
     python -m benchmarks.distributed.mdi --parts kills        # one part of it
     python -m benchmarks.distributed.mdi --quick              # a few runs; no results file
 
-Needs the extra ray. Utterances are those of speechocean762's dev split, 40 of 3.6 s on average, again
-and again. Workers are Ray actors of one
+Needs the extra ray. Utterances are 40 of the 80 of speechocean762's dev split, of 3.6 s on average,
+again and again, and exit levels are set on them. Workers are Ray actors of one
 machine: their speeds are emulated (after each stage a worker waits until the processor time that it took would be over
 at that speed), and delay, rate and loss of links are modelled in the sender. So keep the sum of all speeds well below
 the number of cores.
 
+- levels: what each exit level keeps of these utterances, and of the 40 others, of full runs;
 - throughput: the rate follows the source's queue at a fixed exit level: how many utterances a second, at what fidelity;
 - fidelity: the exit level follows the queue at a low and a high rate: how much of the full model's output is kept;
 - loads: both kinds of admission under a load that doubles and halves;
@@ -28,19 +29,26 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import torch
 
-import daisy
+from benchmarks.distributed.levels import list_levels
 from benchmarks.distributed.steps import Step, add_options, run_steps
-from benchmarks.distributed.systems import DEPTHS, LEVEL, Bench, describe, make_rows, steady_throughput
-from benchmarks.shared.recordings import read_utterances
+from benchmarks.distributed.systems import (
+    DATA_BEFORE,
+    LEVEL,
+    Bench,
+    describe,
+    make_bench,
+    make_rows,
+    steady_throughput,
+)
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import make_parser, run_script
 from daisy.distributed.cluster import connect
 from daisy.distributed.pipeline.model_parts import cut_model
-from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds, prepare
 from daisy.distributed.pipeline.rules import RUN_ALL
 from daisy.distributed.pipeline.run_report import RunReport, mean
 from daisy.distributed.pipeline.stages import Left, Package, StageModel
@@ -263,6 +271,7 @@ def measure_kills(bench: Bench) -> Iterator[Row]:
 
 
 MEASURES: dict[str, Callable[[Bench], Iterator[Step]]] = {
+    "levels": list_levels,
     "throughput": list_throughput,
     "fidelity": list_fidelity,
     "loads": list_loads,
@@ -271,6 +280,7 @@ MEASURES: dict[str, Callable[[Bench], Iterator[Step]]] = {
     "wires": list_wires,
     "kills": list_kills,
 }
+WITHOUT_WORKERS = {"levels", "scale", "wires"}
 
 
 def main() -> None:
@@ -279,15 +289,10 @@ def main() -> None:
     add_options(parser, list(MEASURES))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = daisy.load("daisy-mini")
-    utterances = read_utterances(["speechocean762"], "dev", 12 if arguments.quick else None)
-    waveforms = [utterance.waveform for utterance in utterances]
-    prepared = prepare(model, waveforms, list(map(str, range(len(waveforms)))), depths=DEPTHS)
-    workload = make_measured_workload(model, prepared, measure_seconds(model, prepared))
-    bench = Bench(model=model, prepared=prepared, workload=workload, quick=arguments.quick)
+    bench = make_bench(arguments.quick)
     steps = (step for part in arguments.parts for step in MEASURES[part](bench))
-    with connect(None):  # one cluster for all runs
-        run_steps("mdi", steps, arguments)
+    with nullcontext() if WITHOUT_WORKERS.issuperset(arguments.parts) else connect(None):  # one cluster for all runs
+        run_steps("mdi", steps, arguments, data=bench.data, data_before=DATA_BEFORE)
 
 
 if __name__ == "__main__":

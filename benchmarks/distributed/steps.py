@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.shared.results import Row, read_rows_beside, write_result
+from daisy.errors import DaisyError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,28 @@ def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
     )
 
 
-def run_steps(name: str, steps: Iterable[Step], arguments: argparse.Namespace) -> None:
-    """Measure what has no rows in results/NAME.json yet, and write them there step by step; with --quick only print."""
+def run_steps(
+    name: str, steps: Iterable[Step], arguments: argparse.Namespace, *, data: str = "", data_before: str = ""
+) -> None:
+    """Measure what has no rows in results/NAME.json yet, and write them there step by step; with --quick only print.
+
+    Args:
+        name: of the result.
+        steps: to measure.
+        arguments: of `add_options`, and ``quick``.
+        data: identifies what all steps are measured on; rows say so in their field ``data``.
+        data_before: what rows without that field were measured on.
+
+    Raises:
+        DaisyError: where there are rows of other data.
+    """
     begun = time.monotonic()
     rows: list[Row] = [] if arguments.quick else read_rows_beside(name)
+    if other := {row.get("data", data_before) for row in rows} - {data}:
+        raise DaisyError(
+            f"results/{name}.json was measured on other data ({', '.join(sorted(other))}, and these are {data}): "
+            "--quick writes nothing; to measure all anew remove the file"
+        )
     for step in steps:
         if not arguments.quick and not arguments.again and any(map(step.owns, rows)):
             print(f"there already: {step.key}", flush=True)
@@ -51,7 +70,7 @@ def run_steps(name: str, steps: Iterable[Step], arguments: argparse.Namespace) -
         measured = []
         for row in step.measure():
             print(row, flush=True)
-            measured.append({**row, **step.key})
+            measured.append({**row, **step.key} | ({"data": data} if data else {}))
         if not arguments.quick:
             rows = [row for row in rows if not step.owns(row)] + measured
             write_result(name, rows, [])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
+import daisy
+from benchmarks.shared.recordings import read_index, read_waveform, spread_evenly
 from benchmarks.shared.results import Row, read_rows_beside
 from daisy.checkpoints import Model
 from daisy.distributed.pipeline.baselines import SYSTEMS, make_system
 from daisy.distributed.pipeline.fidelity import measure_fidelity
 from daisy.distributed.pipeline.joint import choose_jointly
-from daisy.distributed.pipeline.preparation import Prepared
+from daisy.distributed.pipeline.preparation import Prepared, make_measured_workload, measure_seconds, prepare
 from daisy.distributed.pipeline.run_report import RunReport
 from daisy.distributed.pipeline.simulation import Simulation
 from daisy.distributed.pipeline.system import System
@@ -20,6 +26,11 @@ from daisy.distributed.pipeline.topology import Topology
 from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.distributed.pipeline.workload import Wire, Workload
 
+SET = "speechocean762"
+NUM_UTTERANCES = 40
+"""Of its dev split, which has 80."""
+DATA_BEFORE = "40 recordings c7537ebd"
+"""What rows were measured on that do not say so: these."""
 NUM_LAYERS = 12
 DEPTHS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Exit levels."""
@@ -69,9 +80,17 @@ class Bench:
 
     model: Model
     prepared: Prepared
-    workload: Workload
+    others: list[Tensor]
+    """(N_b,) each: utterances of the same split that no part but levels looks at."""
+    data: str
+    """Identifies the utterances that are prepared."""
     quick: bool
     wire: Wire = "int8"
+
+    @cached_property
+    def workload(self) -> Workload:
+        """Of these utterances, with layer times of this machine."""
+        return make_measured_workload(self.model, self.prepared, measure_seconds(self.model, self.prepared))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -119,6 +138,23 @@ class Bench:
         levels = None if "level" not in options else [options["level"]]
         choice = choose_jointly(topology, self.workload, options["rate"], levels=levels, wire=self.wire)
         return {**options, "level": max(choice.level, 0)}, choice.routes
+
+
+def make_bench(quick: bool) -> Bench:
+    """Read model and utterances, and set the exit levels."""
+    model, split = daisy.load("daisy-mini"), read_index(SET, "dev")
+    used = spread_evenly(split, 12 if quick else NUM_UTTERANCES)
+    waveforms, others = (
+        [read_waveform(SET, row["path"]) for row in rows] for rows in (used, [row for row in split if row not in used])
+    )
+    prepared = prepare(model, waveforms, list(map(str, range(len(waveforms)))), depths=DEPTHS)
+    return Bench(model=model, prepared=prepared, others=others, data=identify(row["path"] for row in used), quick=quick)
+
+
+def identify(names: Iterable[str]) -> str:
+    """Identify recordings: how many they are, and a digest of their names in this order."""
+    known = list(names)
+    return f"{len(known)} recordings {hashlib.sha256(chr(10).join(known).encode()).hexdigest()[:8]}"
 
 
 def describe(report: RunReport, **more: Any) -> Row:

@@ -7,6 +7,7 @@ from functools import partial
 
 from benchmarks.shared.rendering import Columns, format_field, render_columns, render_result
 from benchmarks.shared.results import Result, Row, read_result
+from daisy.distributed.pipeline.rules import RUN_ALL
 
 SYSTEM: Columns = {"topology": format_field("topology"), "system": format_field("system")}
 LATENCY: Columns = {"median latency (s)": format_field("median_latency_sec", ".2f")}
@@ -95,6 +96,24 @@ KILLS: Columns = {
 }
 
 
+def render_levels() -> str:
+    """Render what each exit level keeps of the utterances that it was set on, and of others."""
+    result, rows = _read("mdi", "levels")
+    levels = [row for row in rows if row["recordings"] == "set on"]
+    others = {row["level"]: row for row in rows if row["recordings"] == "held out"}
+    lines = [
+        [
+            "without exits" if row["level"] == RUN_ALL else str(row["level"]),
+            f"{row['depth']:.0%}",
+            *(f"{one['mean_exit_layer']:.1f}" for one in (row, others[row["level"]])),
+            *(f"{one['fidelity']:.3f}" for one in (row, others[row["level"]])),
+        ]
+        for row in levels
+    ]
+    header = ["exit level", "layers wanted", "mean exit layer", "of others", "fidelity", "of others"]
+    return render_result(result, header, lines)
+
+
 def render_memory() -> str:
     """Render the peak memory of the process that hands out the work."""
     result, rows = _read("distributed_extraction", "memory")
@@ -126,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "distributed_speed": partial(render_part, "distributed_extraction", "speed", SPEED),
     "distributed_memory": render_memory,
     "distributed_failures": render_failures,
+    "mdi_levels": render_levels,
     "mdi_throughput": partial(render_part, "mdi", "throughput", THROUGHPUT),
     "mdi_fidelity": partial(render_part, "mdi", "fidelity", FIDELITY),
     "mdi_loads": partial(render_part, "mdi", "loads", LOADS),

@@ -106,6 +106,7 @@ def command(
     from daisy import _files, checkpoints
     from daisy.distributed.pipeline.admission import make_admissions
     from daisy.distributed.pipeline.baselines import make_system
+    from daisy.distributed.pipeline.model_parts import check_cuts
     from daisy.distributed.pipeline.topology_file import read_topology
     from daisy.evaluation.html import check_report_packages
 
@@ -116,6 +117,7 @@ def command(
         _files.check_writable(out / "mdi.json")
     model = checkpoints.load(checkpoint, device=check_device(device))
     layout = make_system(system, read_topology(topology, model.backbone.config.num_layers))
+    check_cuts(model.backbone.config, [layers[-1] for layers in layout.stages])
     if adapt is not None:
         layout = _with_admission(layout, adapt)
     options: dict[str, Any] = {

@@ -167,10 +167,7 @@ class ConformerLayerRunner(PlainLayerRunner):
 
     def layer(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
         assert isinstance(self.backbone, Conformer)
-        config = self.backbone.config
-        if config.split_blocks and (layer - 1) % config.block_layers == 0:
-            self._block_input = states
-        entered = states if self._block_input is None else self._block_input
+        entered = self._find_block_input(layer, states)
         rows, entered_rows = states.split(layout.seqlens_list), entered.split(layout.seqlens_list)
         outputs: dict[int, Tensor] = {}
         for group in self._group(layout):
@@ -182,6 +179,17 @@ class ConformerLayerRunner(PlainLayerRunner):
             outputs |= {index: of[: len(rows[index])] for index, of in zip(group, run, strict=True)}
         states = torch.cat([outputs[index] for index in range(len(layout))])
         return self._score(layer, states, states, layout, previous_units)
+
+    def _find_block_input(self, layer: int, states: Tensor) -> Tensor:
+        """Return what came into a layer's block, which is forgotten where the block ends."""
+        assert isinstance(self.backbone, Conformer)
+        config = self.backbone.config
+        if not config.split_blocks:
+            return states
+        entered = states if (layer - 1) % config.block_layers == 0 else self._block_input
+        assert entered is not None, f"layer {layer} is run without those before it in its block"
+        self._block_input = None if layer % config.block_layers == 0 else entered
+        return entered
 
     def _group(self, layout: PackedLayout) -> list[list[int]]:
         """Who goes together, by number."""

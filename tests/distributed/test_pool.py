@@ -65,6 +65,15 @@ def test_tasks_are_taken_as_there_is_room_and_a_refusal_ends_the_run(cluster):
         time.sleep(0.05)
 
 
+def test_who_replaces_the_dead_is_not_waited_for_where_nothing_is_left(cluster):
+    import ray
+
+    kind, cores = ray.remote(Squarer), iter([1, 99])  # the second never finds its place
+    pool = WorkerPool(ray, lambda: kind.options(num_cpus=next(cores)).remote(), 1, lambda attempt: [], lambda: "cores")
+    assert list(pool.run(["deadly"])) == [("deadly", None)]
+    assert list(make_pool(starts=False).run([])) == []
+
+
 def test_workers_that_cannot_start(cluster, monkeypatch):
     monkeypatch.setattr("daisy.distributed.extraction.pool.MAX_FAILED_STARTS", 1)
     with pytest.raises(UsageError, match="1 workers in a row have ended as they began: .*no such library"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -144,10 +145,18 @@ class WorkerPool(Generic[Task]):
                 if len(member.attempts) == length and member.is_ready:
                     attempt = self._again.popleft() if self._again else next(remaining, None)
                     if attempt is None:
-                        return any(attempt for _, attempt in self._asked.values())
+                        return not self._is_done(remaining)
                     member.attempts.append(attempt)
                     self._asked[member.actor.encode.remote(attempt.task)] = member, attempt
-        return True
+        return not self._is_done(remaining)
+
+    def _is_done(self, remaining: Iterator[Attempt[Task]]) -> bool:
+        """Tell whether every task has its outcome: then no worker need get ready any more."""
+        if any(attempt for _, attempt in self._asked.values()):
+            return False
+        if not self._again:
+            self._again.extend(itertools.islice(remaining, 1))
+        return not self._again
 
     def _take(self, reference: Any) -> Iterator[tuple[Task, Any]]:
         """Yield a task's result; where there is none as its worker has died, see to it that it is done again."""

@@ -59,6 +59,7 @@ class Desk:
         self._gone: set[str] = set()
         self._statuses: dict[str, Status] = {}
         self._waiting: list[Task] = []
+        """For somebody who holds the first stage."""
         self._first_holders = [worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)]
 
     def begin_watch(self, now: float) -> None:
@@ -124,8 +125,7 @@ class Desk:
         """Note that a worker was started anew, and return what has waited for it."""
         self._incarnations[worker], self._heard[worker] = incarnation, now
         self._alive.add(worker)
-        waiting, self._waiting = self._waiting, []
-        return self._begin(waiting)
+        return self._begin([])
 
     def give_up(self, worker: str) -> None:
         """Note that a dead worker cannot be started anew."""
@@ -151,16 +151,19 @@ class Desk:
                 )
 
     def _begin(self, tasks: Sequence[Task]) -> list[Begin]:
-        """Send tasks to their source's worker or, where it is dead, to another that holds the first stage."""
-        begins = []
-        for task in tasks:
-            source = self.ledger.source_of(task.number)
+        """Send tasks, and those that wait, to their source's worker or, where it is dead, to another first holder."""
+        begins, waiting = [], []
+        for task in [*self._waiting, *tasks]:
+            source = self.ledger.source_of(task)
+            if source is None:  # it was answered while it waited, or begun again
+                continue
             order = [source, *(name for name in self._first_holders if name != source)]
             worker = next((name for name in order if name in self._alive), None)
             if worker is None:
-                self._waiting.append(task)
+                waiting.append(task)
                 continue
             incarnation = self._incarnations[worker]
             self.ledger.begin(task.number, worker, incarnation)
             begins.append(Begin(worker, incarnation, task))
+        self._waiting = waiting
         return begins

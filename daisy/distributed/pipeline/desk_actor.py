@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from daisy.distributed.pipeline.desk import Begin, Death, Desk
 from daisy.distributed.pipeline.ledger import Record
+from daisy.distributed.pipeline.run_report import WorkerReport
 from daisy.distributed.pipeline.stages import Package
 from daisy.distributed.pipeline.tasks import Answer, Status, Task
 from daisy.distributed.pipeline.topology import Topology
@@ -57,6 +58,8 @@ class Collected:
     num_admitted: int
     num_restarts: int
     num_late: int
+    done: Mapping[str, Mapping[int, WorkerReport]]
+    """What each incarnation of a worker has told of itself last."""
     began: float
     """When, of the clock of the desk's machine."""
 
@@ -80,6 +83,7 @@ class DeskActor:
         self._handles: dict[str, tuple[int, Handle]] = {}
         self._num_left = setup.num_tasks
         self._deaths: list[Death] = []
+        self._done: dict[str, dict[int, WorkerReport]] = {worker.name: {} for worker in setup.topology.workers}
         self._error = ""
         self._began = time.monotonic()
 
@@ -100,9 +104,10 @@ class DeskActor:
         except Exception as error:
             self.refuse(f"the source broke down: {error!r}")
 
-    def hear(self, status: Status) -> None:
-        """Note what a worker says of itself."""
+    def hear(self, status: Status, report: WorkerReport) -> None:
+        """Note what a worker says of itself, and what it has done."""
         with self._lock:
+            self._done[status.worker][status.incarnation] = report
             self._desk.hear(status, self._now())
 
     def moved(self, task: Task, worker: str, incarnation: int) -> None:
@@ -157,6 +162,7 @@ class DeskActor:
                 num_admitted=ledger.num_admitted,
                 num_restarts=ledger.num_restarts,
                 num_late=ledger.num_late,
+                done={worker: dict(told) for worker, told in self._done.items()},
                 began=self._began,
             )
 

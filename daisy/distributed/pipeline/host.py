@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from daisy.distributed.pipeline.run_report import WorkerReport
 from daisy.distributed.pipeline.stages import Left, Package, StageModel
@@ -38,8 +38,8 @@ class Peers(Protocol):
             ConnectionError: where that incarnation of the neighbour does not answer.
         """
 
-    def tell(self, status: Status) -> None:
-        """Tell neighbours and source how things stand; it may get lost."""
+    def tell(self, status: Status, report: WorkerReport) -> None:
+        """Tell neighbours and source how things stand, and the source what was done so far; it may get lost."""
 
     def report_moved(self, sending: Sending) -> None:
         """Tell the source where a task is now."""
@@ -76,7 +76,8 @@ class Host:
         random: Random,
     ):
         self.machine, self.model, self.stages, self.peers = machine, model, stages, peers
-        self.report = WorkerReport()
+        self._report = WorkerReport()
+        """Replaced and never changed: threads hand it out as it was."""
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._links, self._speed, self._random = links, speed, random
         self._changed = threading.Condition()
@@ -166,11 +167,9 @@ class Host:
                 num_bytes=outcome.num_bytes,
                 payload=outcome,
             )
-            self.report.num_exits += 1
         else:
             after = task.replace(stage=task.stage + 1, num_bytes=outcome.num_bytes, payload=outcome)
-        self.report.busy_sec += time.perf_counter() - begun
-        self.report.num_computed += 1
+        self._count(busy_sec=time.perf_counter() - begun, num_computed=1, num_exits=int(answer is not None))
         self._change(lambda: self.machine.finish(seconds, after))
         if answer is not None:
             self.peers.report_answer(answer)
@@ -194,8 +193,7 @@ class Host:
             begun, size = time.perf_counter(), repeats * sending.task.num_bytes
             self._note("sent", sending.task, size / link.bytes_per_sec + link.delay_sec)
             time.sleep(size / link.bytes_per_sec)
-            self.report.num_sent += 1
-            self.report.bytes_sent += size
+            self._count(num_sent=1, bytes_sent=size)
             arrives = time.perf_counter() + link.delay_sec
             if not self._stopping:
                 self._couriers.submit(self._deliver, sending, begun, arrives)
@@ -206,8 +204,11 @@ class Host:
         time.sleep(max(arrives - time.perf_counter(), 0.0))
         try:
             status = self.peers.send(sending, self.machine.name)
-        except ConnectionError:
+        except Exception as error:  # nobody reads a courier's future, and the task would be waited for in vain
             self._change(lambda: self.machine.failed(sending))
+            if not isinstance(error, ConnectionError):
+                task = f"task {sending.task.number} to {sending.neighbour}"
+                self.peers.report_failure(f"worker {self.machine.name}, {task}: {error!r}")
             return
         seconds = time.perf_counter() - begun
 
@@ -222,13 +223,18 @@ class Host:
         """Say at intervals how things stand."""
         while not self._stopping:
             with self._changed:
-                status = self.machine.status()
-            self.peers.tell(status)
+                status, report = self.machine.status(), self._report
+            self.peers.tell(status, report)
             time.sleep(self.machine.rules.status_sec)
 
     def get_report(self) -> WorkerReport:
         """Return what was done so far."""
-        return dataclasses.replace(self.report, events=list(self._events))
+        return dataclasses.replace(self._report, events=list(self._events))
+
+    def _count(self, **done: Any) -> None:
+        """Add to the report; each link's thread does."""
+        with self._changed:
+            self._report = self._report.add(WorkerReport(**done))
 
     def _note(self, kind: Literal["accepted", "begun", "computed", "sent"], task: Task, seconds: float = 0.0) -> None:
         self._events.append(Event(kind, task.number, task.attempt, task.stage, time.monotonic(), seconds))

@@ -108,9 +108,10 @@ class Ledger:
             entry = self._open[number]
             entry.worker, entry.incarnation = worker, incarnation
 
-    def source_of(self, number: int) -> str:
-        """Return the worker at which an open task came in."""
-        return self._open[number].source
+    def source_of(self, attempt: Task) -> str | None:
+        """Return the worker at which a task came in; None where it has its answer, or a later attempt."""
+        entry = self._open.get(attempt.number)
+        return entry.source if entry is not None and entry.task.attempt == attempt.attempt else None
 
     def _restart(self, number: int, now: float) -> Task:
         entry = self._open[number]

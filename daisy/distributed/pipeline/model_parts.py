@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from daisy.models import (
     WhisperConfig,
 )
 from daisy.models.heads import HeadsConfig
-from daisy.models.kinds import AnyBackbone, AnyHeads
+from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads
 
 OF_LAYERS = re.compile(r"(?:encoder\.transformer\.)?layers\.(\d+)\.|(?:units|regressors)\.(\d+)\.")
 """Names of weights that belong to one layer, counted from 0."""
@@ -63,7 +63,7 @@ def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = Non
         heads: which heads; see `daisy.checkpoints.Model.exit_heads`.
 
     Raises:
-        UsageError: on layers that the model does not have, or, of a Splitformer, inside of a block.
+        UsageError: on layers that the model does not have, or as `check_cuts` does.
         CheckpointError: where it is Whisper's encoder.
     """
     config = model.backbone.config
@@ -71,12 +71,7 @@ def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = Non
         raise CheckpointError("Whisper's encoder is not cut into parts")
     if not 1 <= first <= last <= config.num_layers:
         raise UsageError(f"layers {first}-{last} are not of 1-{config.num_layers}")
-    if isinstance(config, ConformerConfig) and config.split_blocks:
-        size = config.block_layers
-        if (first - 1) % size or last % size:
-            raise UsageError(
-                f"layers {first}-{last} cut a block with a half-rate layer: blocks have {size} layers, from 1 on"
-            )
+    check_cuts(config, [first - 1, last])
     chosen, block = model.exit_heads(heads), getattr(config, "block_layers", 1)
     return ModelPart(
         first=first,
@@ -86,6 +81,25 @@ def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = Non
         backbone_weights=_select(model.backbone, first, last, block),
         head_weights={} if chosen is None else _select(chosen, first, last, block),
     )
+
+
+def check_cuts(config: AnyBackboneConfig, ends: Iterable[int]) -> None:
+    """Refuse to hand a Splitformer's states on inside of a block: its half-rate layer needs what came into the block.
+
+    Args:
+        config: of the backbone.
+        ends: layers after which states may be handed on.
+
+    Raises:
+        UsageError: naming the layer.
+    """
+    if isinstance(config, ConformerConfig) and config.split_blocks:
+        for end in ends:
+            if end % config.block_layers:
+                raise UsageError(
+                    f"a stage that ends at layer {end} cuts a block with a half-rate layer: "
+                    f"blocks have {config.block_layers} layers, from 1 on"
+                )
 
 
 def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict[str, Tensor]:

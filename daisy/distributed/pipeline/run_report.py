@@ -14,7 +14,7 @@ from daisy.distributed.pipeline.timeline import Event
 
 @dataclass(kw_only=True)
 class WorkerReport:
-    """What a worker did, over all its incarnations."""
+    """What a worker did, or one of its incarnations."""
 
     busy_sec: float = 0.0
     num_computed: int = 0
@@ -25,7 +25,19 @@ class WorkerReport:
     bytes_sent: int = 0
     num_deaths: int = 0
     events: list[Event] = field(default_factory=list)
-    """Of its last incarnation, the latest ones, in their order."""
+    """The latest ones, in their order; of a real worker, of its last incarnation."""
+
+    def add(self, later: WorkerReport) -> WorkerReport:
+        """Return what was done together with what a later incarnation did, whose events it has."""
+        return WorkerReport(
+            busy_sec=self.busy_sec + later.busy_sec,
+            num_computed=self.num_computed + later.num_computed,
+            num_exits=self.num_exits + later.num_exits,
+            num_sent=self.num_sent + later.num_sent,
+            bytes_sent=self.bytes_sent + later.bytes_sent,
+            num_deaths=self.num_deaths + later.num_deaths,
+            events=later.events,
+        )
 
 
 @dataclass(kw_only=True)

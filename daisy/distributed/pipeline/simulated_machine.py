@@ -23,16 +23,16 @@ class Machine:
         """Cores that would be busy, were there enough."""
         self._changed: Event = env.event()
 
-    def compute(self, seconds: float, threads: int) -> Generator[Event, Any, None]:
-        """Compute what takes so many seconds alone, on so many cores."""
+    def compute(self, seconds: float, threads: int, death: Event) -> Generator[Event, Any, None]:
+        """Compute what takes so many seconds alone, on so many cores, until the worker's death at most."""
         if self._cores is None:
             yield self._env.timeout(seconds)
             return
         rest = seconds
         self._want(threads)
-        while rest > 1e-9:
+        while rest > 1e-9 and not death.triggered:
             begun, rate = self._env.now, min(1.0, self._cores / self._wanted)
-            yield self._changed | self._env.timeout(rest / rate)
+            yield self._changed | death | self._env.timeout(rest / rate)
             rest -= (self._env.now - begun) * rate
         self._want(-threads)
 

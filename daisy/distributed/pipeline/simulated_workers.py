@@ -62,7 +62,20 @@ class SimulatedWorkers:
             for place in topology.workers
             for neighbour in self._neighbours[place.name]
         }
-        self.workers = {place.name: self._make_worker(place.name, 1) for place in topology.workers}
+        self.workers: dict[str, Worker] = {}
+        self._deaths: dict[str, Event] = {}
+        """Of the incarnations that live."""
+        for place in topology.workers:
+            self._start(place.name, 1)
+
+    def _start(self, name: str, incarnation: int) -> None:
+        self.workers[name], self._deaths[name] = self._make_worker(name, incarnation), self.env.event()
+
+    def _end(self, name: str) -> None:
+        """Let a worker die, if it lives."""
+        if self.workers.pop(name, None) is not None:
+            self._deaths.pop(name).succeed()
+            self.reports[name].num_deaths += 1
 
     def _make_worker(self, name: str, incarnation: int) -> Worker:
         expected = {
@@ -110,15 +123,15 @@ class SimulatedWorkers:
             self.env.process(self._send(name, worker.incarnation, sending))
         task = worker.take()
         if task is not None:
-            self.env.process(self._compute(name, worker.incarnation, task))
+            self.env.process(self._compute(name, worker.incarnation, task, self._deaths[name]))
 
-    def _compute(self, name: str, incarnation: int, task: Task) -> Generator[Event, Any, None]:
+    def _compute(self, name: str, incarnation: int, task: Task, death: Event) -> Generator[Event, Any, None]:
         layers, workload = self.stages[task.stage], self.workload
         exit_layer, place = workload.exit_layer(task.level, task.payload), self.topology.worker(name)
         begun, alone = self.env.now, workload.stage_seconds(task.payload, layers, exit_layer)
         alone *= self.costs.slowdown.get((name, task.stage), 1.0)
         self._note("begun", name, task)
-        yield from self._machines[place.machine].compute(alone, place.threads)
+        yield from self._machines[place.machine].compute(alone, place.threads, death)
         rest = begun + alone / self.speeds[name] - self.env.now
         if rest > 0:
             yield self.env.timeout(rest)  # as the real one waits

@@ -152,14 +152,13 @@ class Simulation(SimulatedWorkers):
 
     def _kill(self, when: float, name: str) -> Generator[Event, Any, None]:
         yield self.env.timeout(when)
-        if self.workers.pop(name, None) is not None:
-            self.reports[name].num_deaths += 1
+        self._end(name)
 
     def _start_anew(self, name: str, incarnation: int) -> Generator[Event, Any, None]:
         respawn_sec = self.topology.rules.respawn_sec
         assert respawn_sec is not None  # else nobody starts anew
         yield self.env.timeout(respawn_sec)
-        self.workers[name] = self._make_worker(name, incarnation)
+        self._start(name, incarnation)
         for worker in self.workers.values():
             worker.welcome(name, incarnation)
         self.env.process(self._tell(name, incarnation))

@@ -19,7 +19,7 @@ from daisy.distributed.cluster import connect
 from daisy.distributed.pipeline.admission import make_admissions
 from daisy.distributed.pipeline.desk import Death
 from daisy.distributed.pipeline.desk_actor import Collected, DeskActor, Progress, RunSetup
-from daisy.distributed.pipeline.model_parts import ModelPart, cut_model
+from daisy.distributed.pipeline.model_parts import ModelPart, check_cuts, cut_model
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
 from daisy.distributed.pipeline.stages import ExitSettings
 from daisy.distributed.pipeline.topology import Place, Topology
@@ -87,6 +87,7 @@ class System:
                 f"the topology is for {topology.num_layers} layers, and the model has "
                 f"{model.backbone.config.num_layers}"
             )
+        check_cuts(model.backbone.config, [layers[-1] for layers in topology.stages])
         self.topology, self.settings = topology, settings
         self._seed, self._routes, self._device, self._keep_states = seed, routes, device, keep_states
         self._parts: dict[str, ModelPart] = {
@@ -95,7 +96,7 @@ class System:
         self._connection = contextlib.ExitStack()
         self._ray = self._connection.enter_context(connect(address))
         self._workers: dict[str, _Started] = {}
-        self._reports = {place.name: WorkerReport() for place in topology.workers}
+        self._num_deaths = dict.fromkeys(self._parts, 0)
         self._is_over = False
 
     def __enter__(self) -> System:
@@ -223,7 +224,7 @@ class System:
             if watch is not None:
                 watch(answered)
             for death in seen.deaths:
-                self._reports[death.worker].num_deaths += 1
+                self._num_deaths[death.worker] += 1
                 self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
                 if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
                     threading.Thread(target=self._replace, args=(death,), daemon=True).start()
@@ -281,9 +282,14 @@ class System:
                 self._workers[name] = self._await(self._start(name, incarnation), incarnation)
                 self._introduce(name)
                 return
+            except self._ray.exceptions.RayTaskError as error:  # nobody has died: a call to it or the desk broke down
+                self._ray.kill(self._workers[name].handle)
+                self._desk.refuse.remote(f"worker {name} could not be started anew ({_last_line(error)})")
+                return
             except UsageError as refusal:
                 reason = str(refusal)
             except self._ray.exceptions.RayError:
+                self._ray.kill(self._workers[name].handle)
                 reason = f"worker {name} has died {start} times as it was started"
         if not self._is_over:
             self._desk.give_up.remote(name, reason)
@@ -301,18 +307,11 @@ class System:
     def _report(self, arrays: Sequence[NDArray[Any]]) -> RunReport:
         collected: Collected = self._ray.get(self._desk.collect.remote())
         records = collected.records
-        for name, worker in self._workers.items():
-            try:
-                report: WorkerReport = self._ray.get(worker.handle.get_report.remote())
-            except self._ray.exceptions.RayError:
-                continue  # it died at the end, and what it did is not known
-            report.num_deaths = self._reports[name].num_deaths
-            self._reports[name] = report
         first = min((record.admitted for record in records), default=0.0)
         return RunReport(
             seconds=(records[-1].answered - first) if records else 0.0,
             records=records,
-            workers=self._reports,
+            workers={name: self._report_worker(name, collected.done[name]) for name in self._workers},
             fidelity=[],
             work=[len(arrays[record.answer.number % len(arrays)]) / SAMPLE_RATE for record in records],
             num_admitted=collected.num_admitted,
@@ -320,6 +319,16 @@ class System:
             num_late=collected.num_late,
             began=collected.began,
         )
+
+    def _report_worker(self, name: str, told: Mapping[int, WorkerReport]) -> WorkerReport:
+        """Sum up what a worker's incarnations did, as far as those that died had told of it."""
+        worker, done = self._workers[name], dict(told)
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it may die at the end
+            done[worker.incarnation] = self._ray.get(worker.handle.get_report.remote())
+        total = WorkerReport(num_deaths=self._num_deaths[name])
+        for _, report in sorted(done.items()):
+            total = total.add(report)
+        return total
 
 
 def _last_line(error: Exception) -> str:

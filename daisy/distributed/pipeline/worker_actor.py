@@ -131,12 +131,12 @@ class WorkerActor:
             raise ConnectionError(sending.neighbour)
         return status
 
-    def tell(self, status: Status) -> None:
+    def tell(self, status: Status, report: WorkerReport) -> None:
         """See `daisy.distributed.pipeline.host.Peers`."""
         for neighbour in self.setup.topology.neighbours_of(self.setup.name):
             if neighbour.name in self._handles:
                 self._handles[neighbour.name][1].hear.remote(status)
-        self._desk.hear.remote(status)
+        self._desk.hear.remote(status, report)
 
     def report_moved(self, sending: Sending) -> None:
         """See `daisy.distributed.pipeline.host.Peers`."""

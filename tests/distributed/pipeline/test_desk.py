@@ -211,6 +211,20 @@ def test_without_anybody_for_the_first_stage_tasks_wait():
     assert [(begin.worker, begin.incarnation, begin.task.number) for begin in begins] == [("a", 2, 0), ("a", 2, 1)]
 
 
+def test_what_is_answered_or_begun_again_while_it_waits_is_not_begun():
+    """Of three tasks that wait for a, b answers one, and the others are overdue by then: each is begun once."""
+    desk = make_desk({"restart_after_sec": 10.0}, workers={"a": {"layers": "1-2"}, "b": {"layers": "3-4"}})
+    for when in (0.0, 0.0, 5.0):
+        desk.admit(0, make_task, when)
+    desk.lose(Death("a", 1), 6.0)
+    assert desk.answer(answer(0, worker="b"), 7.0)  # the first attempt, which a had handed on before it died
+    say(desk, "b", 26.0)
+    assert desk.check(26.0)[1] == []
+    begins = desk.welcome("a", 2, 26.5)
+    assert [(begin.worker, begin.task.number, begin.task.attempt) for begin in begins] == [("a", 1, 3), ("a", 2, 3)]
+    assert desk.welcome("a", 3, 27.0) == []
+
+
 def test_a_system_that_cannot_go_on_says_so():
     desk = make_desk({"respawn_sec": None}, workers={"a": {"layers": "1-2"}, "b": {"layers": "3-4"}})
     desk.admit(0, make_task, 0.0)

@@ -17,6 +17,7 @@ from daisy.distributed.pipeline.tasks import Task
 from daisy.distributed.pipeline.timeline import break_down
 from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.distributed.pipeline.worker import Worker
+from daisy.policies import Never
 from tests.conftest import spread_policy, tiny_model
 
 WORKERS = {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}, "c": {"layers": "3-4"}}
@@ -29,7 +30,7 @@ class Nobody:
     def send(self, sending, sender):
         raise ConnectionError(sending.neighbour)
 
-    def tell(self, status):
+    def tell(self, *what):
         pass
 
     report_moved = report_answer = report_failure = tell
@@ -41,7 +42,7 @@ class ThreadSystem:
     def __init__(self, content, model, policy, rate=200.0):
         self.topology = parse_topology({"source": "a", "rules": RULES, **content}, model.backbone.config.num_layers)
         self.lock, self.hosts, self.incarnations = threading.RLock(), {}, {}
-        self.failures = []
+        self.failures, self.told = [], {}
         self.model, self.settings = model, make_exit_settings(model, [policy])
         self.desk = Desk(self.topology, Random(0), rate=rate)
         self.began = time.monotonic()
@@ -79,8 +80,9 @@ class ThreadSystem:
             raise ConnectionError(sending.neighbour)
         return host.accept(sending.task, sender)
 
-    def tell(self, status):
+    def tell(self, status, report):
         with self.lock:
+            self.told[status.worker] = report
             self.desk.hear(status, self.now())
         for host in list(self.hosts.values()):
             if host.machine.name != status.worker:
@@ -193,8 +195,6 @@ def test_links_take_their_time(system_model, waveforms):
     """One task over a link of 0.2 s and 1 Mbit/s: 24,000 frames' worth of states take what they must."""
     link = {"between": ["a", "b"], "delay_ms": 200, "rate_mbit": 0.1}
     content = {"workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}}, "links": [link]}
-    from daisy.policies import Never
-
     with ThreadSystem(content, system_model, Never()) as system:
         system.admit(waveforms[4])
         system.wait(lambda: not system.desk.ledger.num_open)
@@ -217,6 +217,39 @@ def test_what_cannot_be_computed_is_told_and_the_rest_goes_on(waveforms):
     assert list(system.desk.ledger.records) == [1]
     for name in list(system.hosts):
         system.kill(name)
+
+
+class FaultySystem(ThreadSystem):
+    """The first thing that is sent cannot be."""
+
+    is_whole = False
+
+    def send(self, sending, sender):
+        if not self.is_whole:
+            self.is_whole = True
+            raise TypeError("cannot be pickled")
+        return super().send(sending, sender)
+
+
+def test_what_cannot_be_sent_is_told_and_tried_again(system_model, waveforms):
+    with FaultySystem({"workers": WORKERS}, system_model, Never()) as system:
+        system.admit(waveforms[0])
+        system.wait(lambda: not system.desk.ledger.num_open, limit_sec=10)  # overdue only after 120 s
+        assert system.desk.ledger.num_restarts == 0
+        (failure,) = system.failures
+    assert failure.startswith("worker a, task 0 to ")
+    assert failure.endswith("TypeError('cannot be pickled')")
+
+
+def test_workers_tell_what_they_have_done(system_model, waveforms):
+    with ThreadSystem({"workers": WORKERS}, system_model, Never()) as system:
+        for waveform in waveforms:
+            system.admit(waveform)
+        system.wait(lambda: system.told and sum(told.num_exits for told in system.told.values()) == len(waveforms))
+        told = dict(system.told)
+    assert told["a"].num_computed == told["a"].num_sent == len(waveforms)
+    assert told["b"].num_computed + told["c"].num_computed == len(waveforms)
+    assert min(one.busy_sec for one in told.values() if one.num_computed) > 0
 
 
 def test_parts_of_latencies_sum_up_to_them(waveforms):

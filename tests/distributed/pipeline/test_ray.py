@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
 
 from daisy import EarlyExitEncoder, policies
+from daisy.distributed.pipeline.desk_actor import DeskActor
 from daisy.distributed.pipeline.fidelity import compare_units
 from daisy.distributed.pipeline.model_parts import cut_model
 from daisy.distributed.pipeline.stages import make_exit_settings
@@ -52,6 +54,7 @@ def test_workers_that_are_killed_and_every_task_answered_once(waveforms, cluster
     assert sorted(record.answer.number for record in report.records) == list(range(140))
     assert [report.workers[name].num_deaths for name in "abc"] == [1, 1, 0]
     assert report.num_restarts > 0
+    assert min(sum(w.num_exits for w in report.workers.values()), report.workers["a"].num_computed) >= 120  # of all
     for record in report.records[::10]:
         left = record.answer.payload
         out = encoder([waveforms[record.answer.number % len(waveforms)]])
@@ -69,6 +72,37 @@ def test_workers_that_are_killed_and_every_task_answered_once(waveforms, cluster
     expected = [1 - len(row[::4]) / len(row) for row in units]
     of_each = [expected[record.answer.number % len(units)] for record in report.records]
     assert compare_units(report, units) == pytest.approx(of_each)
+
+
+class ForgetfulDesk(DeskActor):
+    def welcome(self, worker, incarnation, handle):
+        raise KeyError("no such task")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_desk_that_breaks_down_is_no_death_of_the_worker_that_was_started(waveforms, cluster, monkeypatch):
+    monkeypatch.setattr("daisy.distributed.pipeline.system.DeskActor", ForgetfulDesk)
+    model, killed = tiny_model(), []
+    pipe = {
+        "source": "a",
+        "workers": {"a": {"layers": "1-2"}, "b": {"layers": "3-4"}},
+        "rules": {"dead_after_sec": 5, "respawn_sec": 0.1},
+    }
+
+    def kill(num_answered):
+        if num_answered >= 5 and not killed:
+            killed.append(system.pids["b"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with System(parse_topology(pipe, 4), model, make_exit_settings(model, [policies.Never()])) as system:
+        with pytest.raises(UsageError, match=r"worker b could not be started anew \(KeyError: 'no such task'\)"):
+            system.run(waveforms, num_tasks=40, rate=20.0, watch=kill)
+        started = system.pids["b"]
+        deadline = time.monotonic() + 20
+        while os.path.exists(f"/proc/{started}"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert started != killed[0]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,8 +3,17 @@
 import pytest
 
 from daisy.distributed.pipeline.ledger import Record
-from daisy.distributed.pipeline.run_report import RunReport
+from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
 from daisy.distributed.pipeline.tasks import Answer, Task
+
+
+def test_incarnations_are_summed_up():
+    first = WorkerReport(busy_sec=1.5, num_computed=3, num_exits=1, num_sent=2, bytes_sent=700, num_deaths=1)
+    second = WorkerReport(busy_sec=0.25, num_computed=4, num_exits=4, events=["a stage"])
+    expected = WorkerReport(
+        busy_sec=1.75, num_computed=7, num_exits=5, num_sent=2, bytes_sent=700, num_deaths=1, events=["a stage"]
+    )
+    assert first.add(second) == expected
 
 
 def make_report(answered, fidelity=()):

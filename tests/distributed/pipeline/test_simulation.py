@@ -114,6 +114,15 @@ def test_kills_lose_nothing_and_answer_nothing_twice():
     assert [report.workers[name].num_deaths for name in "abc"] == [4, 3, 3]
 
 
+def test_an_answer_that_comes_while_the_next_attempt_waits_counts():
+    """a dies with a task on the link of 200 ms; b answers it when the source thinks it lost with a, and nobody is a."""
+    workers = {"a": {"layers": "1-4"}, "b": {"layers": "5-6", "speed": 0.05}}
+    content = {"source": "a", "workers": workers, "links": [{"between": ["a", "b"], "delay_ms": 200}]}
+    for when in (1.2, 1.6, 1.9):
+        report = simulate({**content, "rules": {"exits": False}}, num_tasks=30, rate=5, kills=[(when, "a")])
+        assert sorted(record.answer.number for record in report.records) == list(range(30))
+
+
 def test_a_worker_that_is_never_replaced_is_done_without():
     content = {**SPARE, "rules": {"respawn_sec": None}}
     report = simulate(content, rate=10, num_tasks=200, kills=[(2.0, "b")])
@@ -261,6 +270,15 @@ def test_a_core_is_shared_as_long_as_both_want_it():
     sources = {"a": {"rate": 1 / 0.5}, "b": {"rate": 1 / 0.54}}
     report = simulate({**content, "sources": sources}, num_tasks=2, even=True)
     assert report.latencies() == pytest.approx([0.12, 0.12])
+
+
+def test_the_dead_want_no_core():
+    """a dies 20 ms after b's task has come, of which 10 ms are done: the other 70 ms have the core alone."""
+    content = {"workers": {"a": {}, "b": {}}, "links": [], "cores": {"here": 1}, "rules": {"exits": False}}
+    sources = {"a": {"rate": 1 / 0.5}, "b": {"rate": 1 / 0.54}}
+    report = simulate({**content, "sources": sources}, num_tasks=2, even=True, kills=[(0.56, "a")])
+    assert report.latencies()[0] == pytest.approx(0.09)
+    assert (report.num_restarts, report.workers["a"].num_computed, report.workers["b"].num_computed) == (1, 0, 2)
 
 
 def test_an_emulated_speed_wants_a_core_only_while_it_computes():

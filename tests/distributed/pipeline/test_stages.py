@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from daisy import EarlyExitEncoder, policies
-from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.model_parts import check_cuts, cut_model
 from daisy.distributed.pipeline.stages import Left, Package, StageModel, make_exit_settings
+from daisy.distributed.pipeline.system import System
+from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.distributed.pipeline.wire import pack_states, pack_waveform, unpack_states, unpack_waveform
 from daisy.errors import UsageError
 from tests.conftest import KIN_KINDS, spread_policy, tiny_model
@@ -202,5 +204,23 @@ def test_parts_of_recognisers_write_what_the_whole_writes(kind):
 
 def test_a_block_with_a_half_rate_layer_is_not_cut():
     pytest.importorskip("torchaudio")
-    with pytest.raises(UsageError, match="layers 1-3 cut a block with a half-rate layer: blocks have 2 layers"):
-        cut_model(tiny_recogniser("splitformer"), 1, 3)
+    recogniser = tiny_recogniser("splitformer")
+    refusal = "a stage that ends at layer {} cuts a block with a half-rate layer: blocks have 2 layers, from 1 on"
+    for first, last, end in ((1, 3, 3), (2, 4, 1)):
+        with pytest.raises(UsageError, match=refusal.format(end)):
+            cut_model(recogniser, first, last)
+    with pytest.raises(UsageError, match=refusal.format(3)):
+        System(parse_topology({"workers": {"a": {}}, "cuts": [2, 3]}, 6), recogniser, None, address="ray://nowhere:1")
+    check_cuts(tiny_recogniser("conformer").backbone.config, [1, 3])
+
+
+def test_a_block_is_run_from_its_beginning():
+    """What came into the block of the utterance before is of no use to the next one."""
+    pytest.importorskip("torchaudio")
+    recogniser = tiny_recogniser("splitformer")
+    stage = StageModel(
+        cut_model(recogniser, 1, 4, "ctc"), make_exit_settings(recogniser, [policies.Never()], heads="ctc")
+    )
+    package = stage.run(Package(waveform=numpy.zeros(9000, numpy.float32)), range(1, 3), 0)
+    with pytest.raises(AssertionError, match="layer 4 is run without those before it in its block"):
+        stage.run(package, range(4, 5), 0)

@@ -1,6 +1,9 @@
 """Topologies from YAML, and what is refused."""
 
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,12 @@ def test_a_topology_from_a_file(tmp_path):
     assert topology.cores == {"here": 2, "pi3": 4}
     assert [place.machine for place in topology.workers] == ["here", "here", "pi3", "here"]
     assert make_system("one-worker", topology).cores == {"here": 2}
+
+
+def test_the_page_names_every_rule_and_its_default():
+    page = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", page, re.M))
+    assert named == {field.name: str(field.default).lower() for field in dataclasses.fields(Rules)}
 
 
 def test_without_links_all_are_connected_and_the_first_is_the_source():
