@@ -66,8 +66,8 @@ def convert(
     path = Path(source)
     if HUB_NAME.fullmatch(str(source)) and not path.parent.is_dir():
         raise CheckpointError(
-            f"{path}: no such file or folder; if it is a name on Hugging Face's hub, download it first: "
-            f"hf download {path} --local-dir FOLDER, and convert FOLDER"
+            f"{path}: no such file or folder; if it is a name on Hugging Face's hub, download it into a folder first "
+            "(with hf download), and convert the folder"
         )
     given = None if tokens is None else read_token_file(tokens)
     try:

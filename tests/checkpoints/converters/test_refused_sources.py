@@ -54,9 +54,7 @@ def test_other_models_and_truncated_files(tmp_path):
 
 def test_a_name_on_the_hub_is_to_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"hf download facebook/hubert-base-ls960 --local-dir FOLDER, and convert"
-    ):
+    with pytest.raises(CheckpointError, match="a name on Hugging Face's hub, download it into a folder first"):
         convert("facebook/hubert-base-ls960")
     (tmp_path / "facebook").mkdir()
     with pytest.raises(CheckpointError, match="^facebook/hubert-base-ls960: no such file$"):
