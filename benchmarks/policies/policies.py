@@ -68,13 +68,12 @@ def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor]) ->
     families = {name: fit_family(name, tune, LOSS) for name in list_families(tune)}
     forms = {family.at(0.5).name: family for family in fit_plateau_forms(tune).values()}
     static, rows = average_exits(test, LOSS), []
-    num_frames = test.scores["num_frames"][:, -1]
     for name, family in {**families, "hindsight": None, **forms}.items():
         of_layers = times["plateau" if name in forms else name]  # which read the entropy too
         for target in DEPTHS:
             exits = find_exits(family, tune, test, target, LOSS)
             row = make_row(target, comparison.evaluate(name, exits, test))
-            time = average_time(of_layers, exits, num_frames)
+            time = average_time(of_layers, exits, test, LOSS)
             row |= {
                 "mixture_unit_agreement": 1 - mix_best(static.numpy(), float(exits.double().mean())),
                 "time": time,

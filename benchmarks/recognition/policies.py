@@ -5,9 +5,9 @@
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
 audio, clean and with noise of the test split. No policy learns from texts that somebody wrote. Beside each stand the
 static cut and exits drawn at random at its depth.
-"DAISY" policies read the heads on units, which know of no text. Depths count recordings as often as the errors do, by
-their characters. Times are of the front end, the layers and the scores that a policy reads, on one core, relative to
-all layers without scores, for all audio together.
+"DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
+that a policy reads, on one core, relative to all layers without scores. Depths and times count recordings as often as
+the errors do, by their characters.
 """
 
 from __future__ import annotations
@@ -101,9 +101,8 @@ def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor], he
                         mean, low, high = gain[loss]
                         row |= {f"{field}_over_{system}": mean}
                         row |= {f"{field}_over_{system}_low": low, f"{field}_over_{system}_high": high}
-                judged = slice(None) if condition == ALL_CONDITIONS else test.rows_of(condition)
-                num_frames = test.scores["num_frames"][judged, -1]
-                rows.append({**row, "time": average_time(of_exits, exits[judged], num_frames)})
+                judged = torch.arange(len(test)) if condition == ALL_CONDITIONS else test.rows_of(condition)
+                rows.append({**row, "time": average_time(of_exits, exits[judged], test.select(judged), LOSS)})
     return rows
 
 

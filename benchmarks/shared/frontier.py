@@ -24,15 +24,18 @@ def average_exits(traces: Traces, loss: str) -> Tensor:
     return (traces.losses[loss].double() * weights[:, None]).sum(0) / weights.sum()
 
 
-def average_time(times: Tensor, exits: Tensor, num_frames: Tensor) -> float:
-    """Average the time of all audio.
+def average_time(times: Tensor, exits: Tensor, traces: Traces, loss: str) -> float:
+    """Average the time over recordings, each as often as it counts in a loss.
+
+    Were they weighed otherwise, a policy could gain by nothing but the lengths of recordings.
 
     Args:
         times: (E,) of leaving at each exit, relative to all layers.
         exits: (B,) where recordings left.
-        num_frames: (B,) how long they are: a long recording takes more of the time.
+        traces: their full runs.
+        loss: what the time is held against.
     """
-    weights = num_frames.double()
+    weights = traces.weights_of(loss).double()
     return float(times[exits - 1].double() @ weights / weights.sum())
 
 
@@ -42,6 +45,6 @@ def cut_at_time(static: Tensor, times: Tensor, time: float) -> float:
     Args:
         static: (E,) its loss or agreement at each exit.
         times: (E,) of leaving there, rising.
-        time: of all audio; see `average_time`; more than all layers take buys no more than these.
+        time: see `average_time`; more than all layers take buys no more than these.
     """
     return float(numpy.interp(time, times.double().numpy(), static.double().numpy()))

@@ -6,8 +6,8 @@ Policies are set on dev audio, clean and with noise of the train split, for 30 t
 test audio of five sets, clean and with noise of the test split. An error is an insertion, deletion or substitution that
 turns the units of the exit into those of all layers (daisy units --policy never), both without repetitions, per unit of
 the latter. The same against HuBERT's own prediction head stands beside it. Bitrates are of units without repetitions.
-Depths count recordings as often as the errors do, by their units. Times are of the front end, the layers and the scores
-that a policy reads, on one core, relative to all layers without scores, for all audio together.
+Times are of the front end, the layers and the scores that a policy reads, on one core, relative to all layers without
+scores. Depths and times count recordings as often as the errors do, by their units.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> None:
     static = average_exits(test.traces, LOSS)
     rows = []
     for row, exits in measured:
-        time = average_time(times[row["policy"]], exits, test.traces.scores["num_frames"][:, -1])
+        time = average_time(times[row["policy"]], exits, test.traces, LOSS)
         rows.append({**row, "time": time, f"{LOSS}_static_at_time": cut_at_time(static, times["fixed"], time)})
     for row in rows:
         print(

@@ -18,18 +18,19 @@ def test_a_static_cut_in_some_time():
     assert [cut_at_time(static, times, time) for time in (0.5, 0.625, 1.1)] == pytest.approx([0.8, 0.6, 0.0])
 
 
-def test_long_recordings_take_more_of_the_time():
-    exits, num_frames = torch.tensor([1, 12]), torch.tensor([100.0, 300.0])
-    assert average_time(TIMES, exits, num_frames) == pytest.approx((0.3 + 3 * 1.0) / 4)
+def test_recordings_count_in_the_time_as_they_do_in_the_loss(traces):
+    runs = traces.select([0, 1])
+    runs = dataclasses.replace(runs, weights_by_loss={"word_errors": torch.tensor([1.0, 3.0])})
+    exits = torch.tensor([1, 12])
+    assert average_time(TIMES, exits, runs, "disagreement") == pytest.approx((0.3 + 1.0) / 2)
+    assert average_time(TIMES, exits, runs, "word_errors") == pytest.approx((0.3 + 3 * 1.0) / 4)
 
 
 def test_a_policy_that_reads_scores_is_held_against_a_later_cut(traces):
     """Scores take a tenth of the time here: in a policy's time a static cut goes deeper than at its depth."""
     wrong = traces.losses["disagreement"]
     losses = {**traces.losses, "clean_disagreement": wrong, "kl_nats": wrong}
-    num_frames = torch.arange(1.0, len(traces) + 1)[:, None].expand(-1, 12)
-    scores = {**traces.scores, "num_frames": num_frames}
-    tune, test = dataclasses.replace(traces, losses=losses, scores=scores).halves(0)
+    tune, test = dataclasses.replace(traces, losses=losses).halves(0)
     names = [*comparison.list_families(tune, "disagreement"), "hindsight"]
     times = {name: TIMES if name in ("fixed", "hindsight") else 1.1 * TIMES for name in names}
     rows = measure_frontier(tune, test, times)

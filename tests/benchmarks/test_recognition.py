@@ -23,10 +23,7 @@ def make_traces(num=6, num_speakers=3):
         utterances=tuple(f"an4/{index}" for index in range(num)),
         groups=tuple(f"speaker{index % num_speakers}" for index in range(num)),
         conditions=("clean",) * num,
-        scores={
-            "entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]])),
-            "num_frames": torch.where(is_easy[:, None], 50.0, 100.0).expand(-1, 3),
-        },
+        scores={"entropy": torch.where(is_easy[:, None], 0.1, torch.tensor([[0.9, 0.9, 0.1]]))},
         losses={"word_errors": (2 * wrong).clamp(max=1), "character_errors": wrong, "text_disagreement": wrong},
         weights=torch.ones(num),
         costs=torch.tensor(EXITS).float(),
