@@ -21,7 +21,7 @@ FULL, STATIC = "never", "fixed-60"
 TITLES = {
     "ks": "keywords",
     "sid": "speakers",
-    "ic": "slots of orders (always naming the commonest: 0.339)",
+    "ic": "slots of orders",
     "se": "enhancement (PESQ)",
     "ss": "separation (dB)",
     "asr": "recognition (errors)",
@@ -161,7 +161,8 @@ def say_downstream(tasks: list[TaskMeans]) -> str:
     return (
         f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio: means over tests from clean "
         f"to 0 dB, exits set for {DEPTH:.0%} on other audio.{lost} Trained on clean audio alone, exits "
-        "[cost more](docs/results/minisuperb.md#what-exits-cost)."
+        "[cost more](docs/results/minisuperb.md#what-exits-cost). [What guessing gets]"
+        "(docs/results/minisuperb.md#what-to-know-before-quoting-a-figure), and more to know before quoting a figure."
     )
 
 

@@ -151,7 +151,10 @@ class WorkerPool(Generic[Task]):
         return not self._is_done(remaining)
 
     def _is_done(self, remaining: Iterator[Attempt[Task]]) -> bool:
-        """Tell whether every task has its outcome: then no worker need get ready any more."""
+        """Tell whether every task has its outcome: then no worker need get ready any more.
+
+        To know, it may take the next task from ``remaining``, and puts it among those to be asked for.
+        """
         if any(attempt for _, attempt in self._asked.values()):
             return False
         if not self._again:
