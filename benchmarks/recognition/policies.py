@@ -4,7 +4,7 @@
 
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
 audio, clean and with noise of the test split. No policy learns from texts that somebody wrote. Beside each stand the
-static cut and exits drawn at random at its depth.
+static cut, exits drawn at random and the best mixture of two static cuts at its depth, and the static cut in its time.
 "DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
 that a policy reads, on one core, relative to all layers without scores. Depths and times count recordings as often as
 the errors do, by their characters.
@@ -25,7 +25,8 @@ from benchmarks.recognition.errors import LOSSES, sort_systems
 from benchmarks.recognition.full_runs import load_runs
 from benchmarks.recognition.systems import SYSTEMS
 from benchmarks.recognition.train import FOLDER, find_model
-from benchmarks.shared.frontier import average_time, find_exits
+from benchmarks.shared.cuts import mix_best
+from benchmarks.shared.frontier import average_exits, average_time, cut_at_time, find_exits
 from benchmarks.shared.policy_times import measure_policy_times
 from benchmarks.shared.recordings import spread_evenly
 from benchmarks.shared.results import RESULTS, Row, read_rows_beside, replace_rows, write_result
@@ -76,13 +77,16 @@ def name_policy(policy: str, heads: HeadsKind) -> str:
     return f"DAISY: {policy}" if heads == "units" else policy
 
 
-def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor], heads: HeadsKind) -> list[Row]:
+def measure_frontier(
+    tune: Traces, test: Traces, times: Mapping[str, Tensor], static_times: Tensor, heads: HeadsKind
+) -> list[Row]:
     """Tune policies to depths, and return a row for each and condition.
 
     Args:
         tune: what policies learn and are set on.
         test: what they are judged on.
         times: of leaving at each exit, by policy; see `measure_policy_times`.
+        static_times: those of the static cut.
         heads: what policies read.
     """
     rows = []
@@ -102,8 +106,27 @@ def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor], he
                         row |= {f"{field}_over_{system}": mean}
                         row |= {f"{field}_over_{system}_low": low, f"{field}_over_{system}_high": high}
                 judged = torch.arange(len(test)) if condition == ALL_CONDITIONS else test.rows_of(condition)
-                rows.append({**row, "time": average_time(of_exits, exits[judged], test.select(judged), LOSS)})
+                rows.append(row | compare_with_cuts(exits[judged], test.select(judged), of_exits, static_times))
     return rows
+
+
+def compare_with_cuts(exits: Tensor, runs: Traces, times: Tensor, static_times: Tensor) -> Row:
+    """Compute the time of exits (B,), and the error rates of static cuts that cost as much.
+
+    Args:
+        exits: counted from 1.
+        runs: that left there.
+        times: (E,) of leaving at each exit by the policy.
+        static_times: likewise by a static cut.
+    """
+    static, time = average_exits(runs, LOSS), average_time(times, exits, runs, LOSS)
+    weights = runs.weights_of(LOSS).double()
+    depth = float(torch.tensor(runs.layers)[exits - 1].double() @ weights / weights.sum())
+    return {
+        "time": time,
+        "cer_mixture": mix_best(static.numpy(), depth, runs.layers),
+        "cer_static_at_time": cut_at_time(static, static_times, time),
+    }
 
 
 def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
@@ -118,9 +141,12 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
     ]
     if any(name.startswith(UNIT_PREFIX) for name in test.scores):
         kinds.append(("units", choose_unit_scores(tune), choose_unit_scores(test), list(ON_UNITS)))
+    static_times = None
     for heads, of_tune, of_test, families in kinds:
         times = measure_policy_times(model.backbone, model.exit_heads(heads), sample, families, of_tune, LEARNT)
-        rows += [{"system": system, **row} for row in measure_frontier(of_tune, of_test, times, heads)]
+        static_times = times["fixed"] if static_times is None else static_times
+        measured = measure_frontier(of_tune, of_test, times, static_times, heads)
+        rows += [{"system": system, **row} for row in measured]
     return rows
 
 

@@ -65,14 +65,14 @@ def render_policies() -> str:
     lines = [
         [
             system, policy, f"{row['depth']:.0%}", f"{row['time']:.0%}",
-            *(f"{row[name]:.4f}" for name in ("cer", "cer_static", "cer_random")),
+            *(f"{row[f'cer{name}']:.4f}" for name in ("", "_static", "_mixture", "_random", "_static_at_time")),
             *(_format_gain(row, other) for other in ("static", "random")),
         ]
         for (system, policy), row in nearest.items()
     ]  # fmt: skip
     header = [
-        "recogniser", "policy", "depth", "time", "CER", "static cut", "random exits", "below the static cut by",
-        "below random exits by",
+        "recogniser", "policy", "depth", "time", "CER", "static cut", "best mixture of two cuts", "random exits",
+        "static cut in that time", "below the static cut by", "below random exits by",
     ]  # fmt: skip
     return render_result(result, header, lines)
 

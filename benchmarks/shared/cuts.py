@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy
 from numpy.typing import NDArray
 
 
-def mix_best(static: NDArray[numpy.float64], depth: float) -> float:
-    """Return the least mean loss that random exits can have at a mean depth (in layers), of losses by layer (L,)."""
-    layers = numpy.arange(1, len(static) + 1)
+def mix_best(static: NDArray[numpy.float64], depth: float, layers: Sequence[int] | None = None) -> float:
+    """Return the least mean loss that random exits can have at a mean depth.
+
+    Args:
+        static: (E,) mean loss at each exit.
+        depth: in layers.
+        layers: those of the exits, rising; where None one stands at each.
+    """
+    if layers is None:
+        layers = range(1, len(static) + 1)
+    depth = min(max(depth, layers[0]), layers[-1])  # sums may round past the ends
     pairs = [
         static[i] + (static[j] - static[i]) * (depth - layers[i]) / (layers[j] - layers[i])
         for i in range(len(static))

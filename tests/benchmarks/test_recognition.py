@@ -33,7 +33,7 @@ def make_traces(num=6, num_speakers=3):
 
 
 def measure_frontier(runs, *names, heads="ctc"):
-    return policies.measure_frontier(runs, runs, dict.fromkeys(names, TIMES), heads)
+    return policies.measure_frontier(runs, runs, dict.fromkeys(names, TIMES), TIMES, heads)
 
 
 def test_error_rates_are_those_of_the_corpus_at_every_exit():
@@ -59,6 +59,8 @@ def test_policies_stand_beside_the_cut_and_chance_of_their_depth():
     assert row["time"] == pytest.approx((0.4 + 2 * 1.1) / 3)
     assert (row["cer"], row["cer_static"]) == (0.0, pytest.approx((12 / 18) / 3))
     assert row["cer_random"] == pytest.approx((12 / 18) / 3)
+    assert row["cer_mixture"] == pytest.approx((12 / 18) / 3)  # of layers 2 and 6, as of 4 and 6
+    assert row["cer_static_at_time"] == pytest.approx((6 / 18) * (1.1 - (0.4 + 2 * 1.1) / 3) / (1.1 - 0.8))
     row, *_ = measure_frontier(runs, "hindsight", heads="units")
     assert row["policy"] == "DAISY: hindsight"
 
@@ -93,7 +95,7 @@ def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, 
     rows = [{"system": "x", **row} for row in measure_frontier(runs, "entropy")]
     results.write_result("early_exit_asr_policies", rows)
     (line,) = tables.TABLES["asr_policies"]().splitlines()[2:3]
-    assert line.startswith("| x | entropy | 78% | 87% | 0.0000 | 0.2222 | 0.2222 | +0.2222 (")
+    assert line.startswith("| x | entropy | 78% | 87% | 0.0000 | 0.2222 | 0.2222 | 0.2222 | 0.2593 | +0.2222 (")
     with pytest.raises(UsageError, match="no rows of DAISY: entropy, DAISY: forecast"):
         policies.draw(rows)
 

@@ -151,6 +151,8 @@ def test_the_best_mixture_of_cuts_goes_around_steps():
     assert mix_best(losses, 4.5) == pytest.approx(0.3)  # half at layer 3, half at 6
     assert mix_best(losses, 2.0) == pytest.approx(0.75)
     assert mix_best(losses, 6.0) == pytest.approx(0.1)
+    assert mix_best(losses[[2, 3, 5]], 4.5, (3, 4, 6)) == pytest.approx(0.3)
+    assert mix_best(losses, 6.000000000000001) == pytest.approx(0.1)
 
 
 def test_risks_that_were_missed():
