@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from daisy.errors import UsageError
 from tests.conftest import randomise
 from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
-from tests.fairseq_plugins.test_ctc import (
+from tests.fairseq_plugins.ctc_models import (
     compute_ctc,
     convert,
     labels_of,

@@ -1,161 +1,24 @@
-"""Recognisers under fairseq: what each exit's loss is, what it changes, and that daisy computes the same afterwards."""
-
-from types import SimpleNamespace
+"""Recognisers under fairseq: what each exit's loss is, what it changes, and what goes on with it."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import daisy
-from daisy.checkpoints.converters import plugin
-from daisy.errors import CheckpointError, UsageError
+from daisy.errors import UsageError
 from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
-from tests.conftest import KIN_KINDS, ODD, POST_NORM, PRE_NORM, randomise, tiny_model
+from tests.conftest import POST_NORM, randomise, tiny_model
 from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
-
-LETTERS = "|ABCDEFG"
-CONFORMER = {
-    "encoder_layers": 4, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4,
-    "depthwise_conv_kernel_size": 7, "num_mels": 20, "dropout": 0.0,
-}  # fmt: skip
-
-
-def make_task(folder, **changes):
-    from fairseq.data import Dictionary
-    from fairseq.tasks.fairseq_task import StatefulContainer
-
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
-    cfg = {"data": str(folder), "labels": "ltr", "sample_rate": 16000, "normalize": False, **changes}
-    return SimpleNamespace(target_dictionary=dictionary, cfg=SimpleNamespace(**cfg), state=StatefulContainer())
-
-
-def make_hubert(folder, config=POST_NORM, source=None, **changes):
-    """A ``daisy_ctc`` model of a tiny HuBERT, and its task."""
-    from omegaconf import OmegaConf
-
-    from fairseq_plugins.ctc_model import DaisyCtc, DaisyCtcConfig
-
-    path = folder / "source.safetensors"
-    source = source or tiny_model(config)
-    if config is ODD:  # where fairseq has no projection
-        projection = source.backbone.encoder.feature_projection.projection
-        projection.weight.data.copy_(torch.eye(config.width))
-        projection.bias.data.zero_()
-    daisy.save(source, path)
-    task = make_task(folder, normalize=config.normalize)
-    given = {"w2v_path": str(path), "normalize": config.normalize, "data": "", "exit_layers": [2], **changes}
-    cfg = OmegaConf.merge(OmegaConf.structured(DaisyCtcConfig), given)
-    torch.manual_seed(0)
-    return DaisyCtc.build_model(cfg, task), task
-
-
-def make_conformer(folder, **changes):
-    from omegaconf import OmegaConf
-
-    from fairseq_plugins.conformer_model import DaisyConformerCtc, DaisyConformerCtcConfig
-
-    task = make_task(folder)
-    torch.manual_seed(0)
-    cfg = OmegaConf.merge(OmegaConf.structured(DaisyConformerCtcConfig), {**CONFORMER, **changes})
-    return DaisyConformerCtc.build_model(cfg, task), task
-
-
-def make_criterion(task, **changes):
-    from omegaconf import OmegaConf
-
-    from fairseq_plugins.ctc_criterion import DaisyCtcCriterion, DaisyCtcCriterionConfig
-
-    given = {"sentence_avg": False, **changes}
-    return DaisyCtcCriterion(OmegaConf.merge(OmegaConf.structured(DaisyCtcCriterionConfig), given), task)
-
-
-def make_sample(lengths=(8000, 6400, 4800)):
-    generator = torch.Generator().manual_seed(1)
-    source = 0.1 * torch.randn(len(lengths), max(lengths), generator=generator)
-    padding = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
-    target = torch.randint(4, 4 + len(LETTERS), (len(lengths), 5), generator=generator)
-    target[1, 3:] = 1  # padded
-    net_input = {"source": source.masked_fill(padding, 0.0), "padding_mask": padding}
-    return {"id": torch.arange(len(lengths)), "net_input": net_input, "target": target, "ntokens": 13}
-
-
-def convert(model, task):
-    """What ``daisy convert`` makes of a checkpoint with this model."""
-    return plugin.read({"model": model.state_dict(), "task_state": task.state.state_dict})
-
-
-def compute_ctc(logits, targets, lengths):
-    """CTC of each utterance by itself."""
-    return torch.stack(
-        [
-            F.ctc_loss(
-                row[:count].float().log_softmax(-1)[:, None], wanted[None], [count], [len(wanted)], reduction="sum"
-            )
-            for row, wanted, count in zip(logits, targets, lengths, strict=True)
-        ]
-    )
-
-
-def labels_of(sample):
-    return [row[row > 3] for row in sample["target"]]
-
-
-@pytest.mark.parametrize("config", [POST_NORM, PRE_NORM, ODD], ids=["post-norm", "pre-norm", "odd"])
-@pytest.mark.parametrize("branch", ["linear", "attention"])
-def test_a_converted_hubert_gives_the_logits_of_training(tmp_path, config, branch):
-    model, task = make_hubert(tmp_path, config, branch=branch, exit_layers=[1], attention_width=16, attention_heads=2)
-    randomise(model.ctc, 3)
-    wave = make_sample()["net_input"]["source"][:1]
-    heard = F.layer_norm(wave, wave.shape[-1:]) if config.normalize else wave  # as the task does
-    with torch.no_grad():
-        theirs = model.eval()(heard, torch.zeros_like(wave, dtype=torch.bool))["logits"]
-        ours = convert(model, task)
-        states, num_frames = ours.backbone(wave, torch.tensor([wave.shape[1]]))
-        assert ours.ctc.config.layers == (1, config.num_layers)
-        for layer in ours.ctc.config.layers:
-            torch.testing.assert_close(ours.ctc(layer, states[layer], num_frames), theirs[layer], rtol=0, atol=2e-4)
-    assert ours.tokens.symbols[4:] == tuple(LETTERS)
-    assert (ours.heads, ours.final_head) == (None, None)  # of another network than the one that learns
-
-
-@pytest.mark.parametrize("no_weights", [False, True])
-def test_a_cut_pre_norm_hubert_learns_with_the_final_norm_and_keeps_it(tmp_path, no_weights):
-    cut = daisy.checkpoints.truncate(tiny_model(PRE_NORM), 3)
-    model, task = make_hubert(tmp_path, PRE_NORM, source=cut, no_pretrained_weights=no_weights)
-    wave = make_sample()["net_input"]["source"][:1]
-    with torch.no_grad():
-        theirs = model.eval()(F.layer_norm(wave, wave.shape[-1:]), None)["logits"][3]
-        ours = convert(model, task)
-        states, num_frames = ours.backbone(wave, torch.tensor([wave.shape[1]]))
-        assert ours.backbone.config.final_norm
-        torch.testing.assert_close(ours.ctc(3, states[3], num_frames), theirs, rtol=0, atol=2e-4)
-    for training in ("frozen", "branches"):  # on the network as it is
-        with pytest.raises(CheckpointError, match="no final norm, with which fairseq's pre-norm HuBERT always ends"):
-            make_hubert(tmp_path, PRE_NORM, source=cut, training=training, no_pretrained_weights=no_weights)
-
-
-def test_a_network_that_fairseq_has_not_is_refused_without_its_weights_too(tmp_path):
-    source = daisy.Model(backbone=daisy.Backbone(KIN_KINDS["WavLM"]))
-    with pytest.raises(CheckpointError, match="has the positions of WavLM or data2vec"):
-        make_hubert(tmp_path, source=source, no_pretrained_weights=True)
-
-
-@pytest.mark.parametrize("changes", [{}, {"split_blocks": [1, 2]}, {"log_mel": False, "mask_padding": False}])
-def test_a_converted_conformer_gives_the_logits_of_training(tmp_path, changes):
-    model, task = make_conformer(tmp_path, **changes)
-    randomise(model, 3)
-    sample = make_sample()
-    with torch.no_grad():
-        theirs = model.eval()(**sample["net_input"])
-        ours = convert(model, task)
-        states, num_frames = ours.backbone(sample["net_input"]["source"], torch.tensor([8000, 6400, 4800]))
-        assert theirs["num_frames"].tolist() == num_frames.tolist() == [12, 9, 7]
-        assert (~theirs["padding_mask"]).sum(1).tolist() == [12, 9, 7]
-        for layer in (2, 4):
-            assert torch.equal(ours.ctc(layer, states[layer]), theirs["logits"][layer])
-    assert ours.backbone.config.log == model.cfg.log_mel
+from tests.fairseq_plugins.ctc_models import (
+    LETTERS,
+    compute_ctc,
+    convert,
+    labels_of,
+    make_conformer,
+    make_criterion,
+    make_hubert,
+    make_sample,
+    make_task,
+)
 
 
 def test_one_exit_has_the_loss_of_fairseqs_own_criterion(tmp_path):

@@ -151,7 +151,7 @@ def test_published_configurations_have_the_published_sizes(name, split, millions
     from omegaconf import OmegaConf
 
     from fairseq_plugins.conformer_model import DaisyConformerCtcConfig, make_parts
-    from tests.fairseq_plugins.test_ctc import make_task
+    from tests.fairseq_plugins.ctc_models import make_task
 
     config = OmegaConf.load(CONFIG / f"{name}.yaml").model
     cfg = OmegaConf.merge(OmegaConf.structured(DaisyConformerCtcConfig), config, {"split_blocks": split})

@@ -11,7 +11,7 @@ from daisy.errors import CheckpointError, UsageError
 from daisy.models import CTCHeads, CTCHeadsConfig, Tokens
 from tests.conftest import POST_NORM, randomise, tiny_model
 from tests.fairseq_plugins import conftest  # noqa: F401  skips where fairseq is missing
-from tests.fairseq_plugins.test_ctc import LETTERS, make_hubert, make_task
+from tests.fairseq_plugins.ctc_models import LETTERS, make_hubert, make_task
 
 
 def train_pieces(texts, size):
