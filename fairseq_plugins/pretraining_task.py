@@ -7,6 +7,7 @@ import torch
 from fairseq.data import BaseWrapperDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPretrainingTask
+from omegaconf import II
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,9 @@ from fairseq_plugins.label_files import check_dataset
 
 MAX_TALKERS_BANK = 400
 MAX_ROOMS = 200
+EPOCHS_APART = 1_000_003
+SEEDS_APART = 2_654_435_761
+"""Between the seeds of torch's generators, of which these take the last 32 bits: higher ones change nothing."""
 
 
 @dataclass
@@ -41,6 +45,7 @@ class DaisyPretrainingConfig(HubertPretrainingConfig):
     cache_audio: bool = field(
         default=False, metadata={"help": "decode each recording once and keep it: 230 MB an hour and process"}
     )
+    seed: int = II("common.seed")
 
 
 @register_task("daisy_hubert_pretraining", dataclass=DaisyPretrainingConfig)
@@ -65,12 +70,13 @@ class DaisyPretrainingTask(HubertPretrainingTask):
 class CorruptedSpeech(BaseWrapperDataset):
     """A `HubertDataset` whose utterances are cropped, changed in speed and corrupted; their labels follow.
 
-    What an utterance sounds like is drawn from its index and the epoch.
+    What an utterance sounds like is drawn from its index, the epoch and the seed; rooms, and the recordings that talk
+    in the background, are the same with every seed.
     """
 
     def __init__(self, dataset: Any, cfg: DaisyPretrainingConfig):
         super().__init__(dataset)
-        self.epoch = 1
+        self.epoch, self.seed = 1, cfg.seed
         if cfg.label_rate <= 0 or cfg.sample_rate % cfg.label_rate:
             raise UsageError(f"label_rate must divide the sample rate, found {cfg.label_rate}")
         self.samples_per_label = int(cfg.sample_rate / cfg.label_rate)
@@ -86,13 +92,18 @@ class CorruptedSpeech(BaseWrapperDataset):
             speeds=tuple(cfg.speeds),
         )
         noises = mixing.NoiseBank.from_manifest(cfg.noise_manifest, cfg.sample_rate) if cfg.noise_manifest else None
-        talkers = mixing.NoiseBank(self._some_speech()) if cfg.talkers_prob else None
+        self.talkers = self._some_speech() if cfg.talkers_prob else {}
+        talkers = mixing.NoiseBank([*self.talkers.values()]) if cfg.talkers_prob else None
+        if talkers is not None and len(talkers.recordings) < 2:
+            raise UsageError(f"talkers_prob is {cfg.talkers_prob}, and there is one recording to draw from")
         responses = mixing.simulate_rooms(MAX_ROOMS, seed=0, sample_rate=cfg.sample_rate) if cfg.reverb_prob else []
         self.augmenter = Augmenter(settings, noises, talkers, responses, cfg.sample_rate)
 
-    def _some_speech(self) -> list[Tensor]:
+    def _some_speech(self) -> dict[str, Tensor]:
+        """Recordings by name, each once, however often a balanced manifest lists it."""
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
-        return [self._audio(index) for index in order[:MAX_TALKERS_BANK].tolist()]
+        indices = {self.dataset.audio_names[index]: index for index in order[:MAX_TALKERS_BANK].tolist()}
+        return {name: self._audio(index) for name, index in indices.items()}
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -100,10 +111,13 @@ class CorruptedSpeech(BaseWrapperDataset):
 
     def __getitem__(self, index: int) -> dict:
         index = int(index)
-        generator = torch.Generator().manual_seed(1_000_003 * self.epoch + index)
+        # Seed 1, which the configurations have, draws what was drawn before seeds had a part.
+        place = SEEDS_APART * (self.seed - 1) + EPOCHS_APART * self.epoch + index
+        generator = torch.Generator().manual_seed(place % 2**32)
         speed = self.augmenter.draw_speed(generator)
         source, labels = self._crop(self._audio(index), self.dataset.get_labels(index), speed, generator)
-        source = self.augmenter(self.augmenter.change_speed(source, speed), generator)
+        own = self.talkers.get(self.dataset.audio_names[index])
+        source = self.augmenter(self.augmenter.change_speed(source, speed), generator, own)
         if self.normalize:
             source = F.layer_norm(source, source.shape)
         return {"id": index, "source": source, "label_list": [_stretched(units, speed) for units in labels]}

@@ -98,15 +98,19 @@ class Augmenter:
         """
         return resample(waveform, round(self.sample_rate * speed), self.sample_rate)
 
-    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, waveform: Tensor, generator: torch.Generator, own: Tensor | None = None) -> Tensor:
         """Corrupt an utterance by a room, by noise or other talkers, and by a gain, as the settings' chances fall.
 
         Args:
             waveform: (N,) clean speech.
             generator: of all that is drawn.
+            own: of the talkers' recordings the very tensor that the utterance is from, which is no other talker.
 
         Returns:
             (N,).
+
+        Raises:
+            UsageError: where the utterance's own recording is the only one of a talker.
         """
         settings = self.settings
         room, kind, place, gain = torch.rand(4, generator=generator).tolist()
@@ -122,8 +126,8 @@ class Augmenter:
         ):
             count = int(torch.randint(1, settings.max_talkers + 1, (1,), generator=generator))
             low = max(low, min(TALKER_SNR_DB, high)) if count == 1 else low
-            waveform = mixing.mix(
-                waveform, mixing.make_babble(self.talkers, count, len(waveform), generator), low + place * (high - low)
-            )
+            others = self.talkers if own is None else self.talkers.without(own)
+            babble = mixing.make_babble(others, count, len(waveform), generator)
+            waveform = mixing.mix(waveform, babble, low + place * (high - low))
         low, high = settings.gain_db
         return waveform if low == high == 0 else waveform * 10 ** ((low + gain * (high - low)) / 20)

@@ -51,6 +51,14 @@ def test_one_other_talker_is_never_the_louder_one(speech, bank):
     assert ratios[-1] == pytest.approx(-5.0, abs=0.01)  # a range that ends below 0 dB is kept
 
 
+def test_an_utterance_is_no_talker_behind_itself(speech):
+    talkers = mixing.NoiseBank([torch.ones(16000), torch.full((16000,), -1.0)])
+    augmenter = Augmenter(Augmentation(talkers_prob=1.0, max_talkers=1), talkers=talkers)
+    for own, sign in zip(talkers.recordings, (-1, 1), strict=True):
+        behind = [augmenter(speech, generator(seed), own) - speech for seed in range(20)]
+        assert [int(talker.mean().sign()) for talker in behind] == 20 * [sign]
+
+
 def test_talkers_of_a_babble_are_equally_loud():
     loud, soft = torch.zeros(4000), torch.zeros(4000)
     loud[::2], soft[1::2] = 5.0, 0.01

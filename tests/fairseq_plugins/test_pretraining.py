@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+import soundfile
 import torch
 
 import daisy
@@ -134,7 +135,7 @@ def task_config(corpus):
     from fairseq_plugins.pretraining_task import DaisyPretrainingConfig
 
     return DaisyPretrainingConfig(
-        data=str(corpus / "data"), labels=["km"], label_rate=50.0, max_sample_size=8000, min_sample_size=4000
+        data=str(corpus / "data"), labels=["km"], label_rate=50.0, max_sample_size=8000, min_sample_size=4000, seed=1
     )
 
 
@@ -165,16 +166,68 @@ def test_labels_follow_crop_and_speed(task_config):
     assert not torch.equal(again[11]["source"], item["source"])
 
 
+def find_crop(train, index):
+    """At which label the stretch begins that is heard of a recording, and the labels that come with it."""
+    source, (labels,) = train[index]["source"], train[index]["label_list"]
+    whole = train.dataset[index]["source"]
+    places = [start for start in range(0, len(whole) - 8000 + 1, 320)
+              if torch.equal(whole[start : start + 8000], source)]  # fmt: skip
+    assert len(places) == 1
+    return places[0] // 320, labels
+
+
 def test_a_cropped_stretch_carries_its_own_labels(task_config):
     train, _ = dataset(task_config)
-    item = train[11]
-    whole = train.dataset[11]
-    source, labels = item["source"], item["label_list"][0]
-    places = [start for start in range(0, len(whole["source"]) - 8000 + 1, 320)
-              if torch.equal(whole["source"][start : start + 8000], source)]  # fmt: skip
-    assert len(places) == 1
-    first = places[0] // 320
-    assert torch.equal(labels, whole["label_list"][0][first : first + 25])
+    first, labels = find_crop(train, 11)
+    assert torch.equal(labels, train.dataset[11]["label_list"][0][first : first + 25])
+
+
+def test_what_is_heard_is_drawn_by_seed_and_epoch(task_config):
+    """Seed 1 has the crops that there were before seeds had a part; who resumes in epoch 2 has those of epoch 2."""
+    places = {}
+    for seed in (1, 2, 2**31):
+        task_config.seed = seed
+        train, _ = dataset(task_config)
+        for epoch in (1, 2):
+            train.set_epoch(epoch)
+            places[seed, epoch] = [find_crop(train, index)[0] for index in range(8, 12)]
+    assert places == {
+        (1, 1): [11, 0, 37, 1],
+        (1, 2): [31, 9, 4, 49],
+        (2, 1): [27, 12, 40, 13],
+        (2, 2): [37, 18, 3, 13],
+        (2**31, 1): [38, 27, 25, 53],
+        (2**31, 2): [14, 44, 48, 14],
+    }
+    resumed, _ = dataset(task_config)
+    resumed.set_epoch(2)
+    assert find_crop(resumed, 11)[0] == places[2**31, 2][-1]
+
+
+def test_nobody_is_another_talker_of_himself(task_config, tmp_path):
+    """A low tone, which a balanced manifest lists often, and a high one, each with the other behind it."""
+    times = torch.arange(8000) / 16000
+    for name, frequency in (("low", 1000), ("high", 3000)):
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * torch.sin(2 * torch.pi * frequency * times).numpy(), 16000)
+    for split in ("train", "valid"):
+        lines = ["low.wav\t8000"] * 3 + ["high.wav\t8000"]
+        (tmp_path / f"{split}.tsv").write_text("\n".join([str(tmp_path), *lines, ""]))
+        (tmp_path / f"{split}.km").write_text(f"{'1 ' * 25}\n" * 4)
+    (tmp_path / "dict.km.txt").write_text("1 1\n")
+    task_config.data, task_config.talkers_prob = str(tmp_path), 1.0
+    train, _ = dataset(task_config)
+    heard = {0: set(), 3: set()}
+    for epoch in range(1, 21):
+        train.set_epoch(epoch)
+        for index, frequencies in heard.items():
+            behind = train[index]["source"] - train.dataset.get_audio(index)
+            frequencies.add(2 * int(torch.fft.rfft(behind).abs().argmax()))
+    assert heard == {0: {3000}, 3: {1000}}
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.tsv").write_text("\n".join([str(tmp_path), *lines[:3], ""]))
+        (tmp_path / f"{split}.km").write_text(f"{'1 ' * 25}\n" * 3)
+    with pytest.raises(UsageError, match=r"talkers_prob is 1.0, and there is one recording to draw from"):
+        dataset(task_config)
 
 
 def test_what_is_heard_is_noisy_and_cached_audio_changes_nothing(task_config, corpus):

@@ -67,6 +67,13 @@ def test_configurations_have_the_size_that_they_state(name, millions, heads, upd
     assert model.exits.layers == tuple(range(1, 13))
 
 
+def test_the_seed_of_a_training_is_that_of_what_is_heard():
+    from fairseq.tasks import setup_task
+
+    cfg = compose("hubert_mini_exits", "common.seed=3")
+    assert setup_task(cfg.task).cfg.seed == 3
+
+
 @pytest.mark.parametrize("name", ["daisy_mini", "daisy_base", "daisy_large"])
 def test_heads_learn_to_the_last_update(name):
     """fairseq's polynomial_decay gives 0 from total_num_update on, whatever max_update is."""
