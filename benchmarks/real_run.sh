@@ -43,7 +43,7 @@ folders=("${texts[@]}" "${more[@]}")
 manifest weighted/train "${folders[@]/%//train}" --weight keywords=4 --weight commands=2 \
     --weight librispeech=2
 manifest weighted/valid "${texts[@]/%//dev}"
-cp "$runs/data/noise.tsv" "$runs/weighted/"
+cp -p "$runs/data/noise.tsv" "$runs/weighted/"
 [ -f "$runs/hubert_mini.safetensors" ] ||
     "$bin/daisy" convert "$shared/models/hubert_mini.pt" "$runs/hubert_mini.safetensors" --allow-pickle
 

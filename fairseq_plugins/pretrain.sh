@@ -97,9 +97,36 @@ settings() { # NUMBER [overrides]: what an iteration is made with
     echo "$named of $manifests, from '$warm_start', ${updates[$1 - 1]} updates, $(nth "$1" "${units[@]}") units" \
         "of '$units_of', exits train $(exits "$1"), ${*:2}"
 }
+digest() { # FILES...: a line for each, of its name and content
+    local file sha256
+    sha256=$(command -v sha256sum || echo shasum -a 256)
+    for file; do
+        echo "$(basename "$file") $($sha256 <"$file" | cut -c 1-12)"
+    done
+}
+files=("$manifests"/{train,valid,noise}.tsv)
+[ "$config_dir" = "$here/config" ] || files+=("$config_dir/$config.yaml")
+for file in "$warm_start" "$teacher"; do
+    [ ! -f "$file" ] || files+=("$file")
+done
+digests=$(digest "${files[@]}")
+changed_files() { # SETTINGS: what has changed since an iteration noted its settings
+    local file
+    if [ "$(wc -l <"$1")" -gt 1 ]; then
+        grep -vxFf "$1" <<<"$digests" | cut -d " " -f 1 || true
+    else # of an older version, which noted no digests
+        for file in "${files[@]}"; do
+            [ ! "$file" -nt "$1" ] || basename "$file"
+        done
+    fi
+}
 for ((number = 1; number <= ${#updates[@]}; number++)); do
-    [ ! -f "$out/settings$number" ] || [ "$(cat "$out/settings$number")" = "$(settings "$number" "$@")" ] ||
-        fail "$out: iteration $number was run with other settings ($(cat "$out/settings$number")); use another folder"
+    noted=$out/settings$number
+    [ -f "$noted" ] || continue
+    [ "$(head -n 1 "$noted")" = "$(settings "$number" "$@")" ] ||
+        fail "$out: iteration $number was run with other settings ($(head -n 1 "$noted")); use another folder"
+    changed=$(changed_files "$noted")
+    [ -z "$changed" ] || fail "$out: since iteration $number these have changed: ${changed//$'\n'/, }; use another folder"
 done
 
 launcher=()
@@ -161,17 +188,13 @@ start() { # NUMBER SOURCE: the source with a head for this iteration's units
         --units "$out/units$1/train.km" --out "$out/start$1.safetensors"
 }
 
-has_depth() { # POLICY DEPTH: whether it was set for that
-    python -c 'import json, sys; sys.exit(json.load(open(sys.argv[1]))["target"]["depth"] != float(sys.argv[2]))' "$@"
-}
-
 has_exits() { # CHECKPOINT
     python -c 'import daisy, sys; sys.exit(daisy.load(sys.argv[1]).heads is None)' "$1"
 }
 
 for ((number = 1; number <= ${#updates[@]}; number++)); do
     [ ! -f "$out/iteration$number.safetensors" ] || continue
-    settings "$number" "$@" >"$out/settings$number"
+    printf "%s\n" "$(settings "$number" "$@")" "$digests" >"$out/settings$number"
     source=$warm_start
     [ "$number" -eq 1 ] || source=$out/iteration$((number - 1)).safetensors
     make_units "$number" "$source"
@@ -185,11 +208,12 @@ if [ ! -f "$out/hubert.pt" ] || [ "$(cat "$out/exported" 2>/dev/null)" != "$last
     ! has_exits "$last" || ln "$last" "$out/exits.safetensors" 2>/dev/null || cp "$last" "$out/exits.safetensors"
     echo "$last" >"$out/exported"
 fi
-if [ -n "$depth" ] && [ -f "$out/exits.json" ] && ! has_depth "$out/exits.json" "$depth"; then
-    rm "$out/exits.json"
-fi
-if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ] && [ ! -f "$out/exits.json" ]; then
-    daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \
-        --noise "$manifests/noise.tsv" --snr clean,20,10,0 \
-        --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
+if [ -n "$depth" ] && [ -f "$out/exits.safetensors" ]; then
+    set_on="depth $depth"$'\n'$(digest "$manifests"/{valid,noise}.tsv)
+    if [ ! -f "$out/exits.json" ] || [ "$(cat "$out/calibrated" 2>/dev/null)" != "$set_on" ]; then
+        daisy calibrate "$manifests/valid.tsv" --checkpoint "$out/exits.safetensors" --depth "$depth" \
+            --noise "$manifests/noise.tsv" --snr clean,20,10,0 \
+            --device "${DEVICE:-cpu}" --out "$out/exits.json" || [ $? -eq 1 ]
+        echo "$set_on" >"$out/calibrated"
+    fi
 fi

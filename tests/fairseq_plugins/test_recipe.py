@@ -1,7 +1,9 @@
 """pretrain.sh from a teacher to a network with exits, and what it refuses."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -75,6 +77,53 @@ def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
     assert "iteration 1 was run with other settings" in refuse(
         *call(programs, corpus / "data", out, *options, **changed)
     )
+
+
+@pytest.fixture
+def finished(corpus, programs, tmp_path):
+    """How to call the script again on a folder whose one iteration an older version has finished, from a start."""
+    manifests, out, start = tmp_path / "manifests", tmp_path / "out", tmp_path / "start.safetensors"
+    shutil.copytree(corpus / "data", manifests)
+    out.mkdir()
+    daisy.save(tiny_model(POST_NORM, num_units=9), start)
+    shutil.copy(start, out / "iteration1.safetensors")
+    noted = f"hubert_mini_exits of {manifests}, from '{start}', 1 updates, 5 units of ' ', exits train network, "
+    (out / "settings1").write_text(f"{noted}\n")
+    for path in (start, *manifests.iterdir()):
+        os.utime(path, (1e9, 1e9))
+    return lambda **settings: call(programs, manifests, out, WARM_START=start, UNITS=5, UPDATES=1, **settings)
+
+
+def test_files_that_have_changed_since_are_not_passed_over(finished, tmp_path):
+    """An older version's folder has times alone to tell by; then whatever has the same content is the same."""
+    manifests, start, noted = tmp_path / "manifests", tmp_path / "start.safetensors", tmp_path / "out" / "settings1"
+    command(*finished(DEPTH=""))
+    os.utime(manifests / "valid.tsv")
+    assert "since iteration 1 these have changed: valid.tsv; use another folder" in refuse(*finished(DEPTH=""))
+    with open(noted, "a") as stream:
+        for path in (*(manifests / f"{split}.tsv" for split in ("train", "valid", "noise")), start):
+            stream.write(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}\n")
+    command(*finished(DEPTH=""))
+    lines = (manifests / "train.tsv").read_text().splitlines()
+    (manifests / "train.tsv").write_text("\n".join([*lines[:-1], ""]))
+    daisy.save(tiny_model(POST_NORM, num_units=10), start)
+    for path in (start, manifests / "train.tsv"):
+        os.utime(path, (1e9, 1e9))
+    assert "these have changed: train.tsv, start.safetensors; use" in refuse(*finished(DEPTH=""))
+
+
+def test_exits_are_set_anew_on_other_recordings_and_for_another_depth(finished, tmp_path):
+    policy = tmp_path / "out" / "exits.json"
+    made = []
+    for depth, num_recordings in ((0.6, 4), (0.6, 4), (0.5, 4), (0.5, 3)):
+        valid = tmp_path / "manifests" / "valid.tsv"
+        valid.write_text("\n".join([*valid.read_text().splitlines()[: 1 + num_recordings], ""]))
+        os.utime(valid, (1e9, 1e9))
+        command(*finished(DEPTH=depth))
+        content = json.loads(policy.read_text())
+        assert (content["target"]["depth"], content["data"]["num_recordings"]) == (depth, num_recordings)
+        made.append(policy.stat().st_mtime_ns)
+    assert made[0] == made[1] < made[2] < made[3]
 
 
 @pytest.mark.parametrize(
