@@ -247,7 +247,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
             for task in tasks:
                 shutil.rmtree(name_cache(task, arguments), ignore_errors=True)
     if arguments.time:
-        timing.measure(upstreams, corpora, arguments.device, root / TIMES)
+        timing.measure(upstreams, corpora, checkpoints.digest(arguments.model), arguments.device, root / TIMES)
     return failures
 
 
@@ -288,6 +288,7 @@ def _choose(row: Row, fields: Sequence[str]) -> tuple[Any, ...]:
 def main() -> None:
     arguments = parse_arguments()
     root = name_root(arguments)
+    timing.read_factors(root / TIMES)  # refuses before anything is run
     failures = measure(arguments, root) if arguments.time or not arguments.table else []
     digest = checkpoints.digest(arguments.model)
     rows = read_rows(root / "runs", timing.read_factors(root / TIMES), partial(belongs_to_table, arguments, digest))

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.minisuperb.settings import add_recipe, digest_task, digest_upstream, read_spec
 from benchmarks.minisuperb.tasks import TITLES
+from benchmarks.minisuperb.timing import Factors
 from benchmarks.minisuperb.upstreams import Upstream
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import module_command, module_environment
@@ -119,13 +120,13 @@ def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
 
 
 def read_rows(
-    folder: Path, real_time_factors: Mapping[str, float], belongs: Callable[[dict[str, Any]], bool] = lambda spec: True
+    folder: Path, factors: Factors, belongs: Callable[[dict[str, Any]], bool] = lambda spec: True
 ) -> list[Row]:
     """Read the rows of all finished runs: one for each metric, test set and seed.
 
     Args:
         folder: of the runs.
-        real_time_factors: of `timing.read_factors`.
+        factors: of `timing.read_factors`.
         belongs: asked with a run's run.json whether it belongs into the table.
 
     Raises:
@@ -139,8 +140,8 @@ def read_rows(
                 continue
             result = json.loads(path.read_text(encoding="utf-8"))
             for test in result["tests"]:
-                key = f"{spec['task']} {spec['name']} {test['condition']}"
-                factor = {"upstream_real_time_factor": real_time_factors.get(key)}
+                key = (spec["task"], spec["name"], test["condition"], spec["checkpoint"], spec["device"])
+                factor = {"upstream_real_time_factor": factors.get(key)}
                 rows += [_make_row(spec, result, test, *metric) | factor for metric in test["metrics"].items()]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path}: not a finished run ({error!r}); remove its folder") from None

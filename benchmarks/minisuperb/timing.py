@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib
 import json
 import statistics
@@ -27,6 +26,10 @@ ENTRIES = {
     "fbank": "s3prl.upstream.baseline.hubconf",
 }
 """Where s3prl.hub has its entries from; to import the hub itself takes many seconds."""
+OF_TIME = ("task", "upstream", "condition", "checkpoint", "device")
+"""Fields that tell measured times."""
+Factors = dict[tuple[str | None, ...], float]
+"""Real-time factors by the values of `OF_TIME`."""
 
 
 def read_recordings(task: str, corpus: Path, condition: str) -> list[Tensor]:
@@ -63,28 +66,42 @@ def time_models(models: Mapping[str, nn.Module], waveforms: list[Tensor], device
     return {name: [value / total for value in values[1:]] for name, values in seconds.items()}
 
 
-def measure(upstreams: list[Upstream], corpora: dict[str, Path], device: str, path: Path) -> None:
-    """Time these upstreams on the tasks' test audio, on one thread, and write the medians in place of older ones."""
-    torch.set_num_threads(1)
-    models = load_models(upstreams, device)
-    factors: dict[str, float] = {}
-    for task, corpus in corpora.items():
-        for condition in TIMED_CONDITIONS:
-            repeats = time_models(models, read_recordings(task, corpus, condition), device)
-            factors |= {f"{task} {name} {condition}": statistics.median(values) for name, values in repeats.items()}
-    when = datetime.date.today().isoformat()
-    _files.write_json(path, {"date": when, "device": device, "threads": 1, "real_time_factors": factors})
+def measure(upstreams: list[Upstream], corpora: dict[str, Path], checkpoint: str, device: str, path: Path) -> None:
+    """Time these upstreams on the tasks' test audio, on one thread, and write the medians in place of their older ones.
 
-
-def read_factors(path: Path) -> dict[str, float]:
-    """Read what was measured: "task upstream condition" to the real-time factor.
+    Args:
+        upstreams: to time.
+        corpora: of the tasks.
+        checkpoint: digest of the upstreams' model.
+        device: to time them on.
+        path: of the file, where all that was measured before stays, too.
 
     Raises:
         OutputError: where the file holds something else.
     """
+    factors = read_factors(path)
+    torch.set_num_threads(1)
+    models = load_models(upstreams, device)
+    for task, corpus in corpora.items():
+        for condition in TIMED_CONDITIONS:
+            repeats = time_models(models, read_recordings(task, corpus, condition), device)
+            for name, values in repeats.items():
+                of_model = None if name == "fbank" else checkpoint
+                factors[task, name, condition, of_model, device] = statistics.median(values)
+    times = [{**dict(zip(OF_TIME, key, strict=True)), "real_time_factor": value} for key, value in factors.items()]
+    _files.write_json(path, {"threads": 1, "times": times})
+
+
+def read_factors(path: Path) -> Factors:
+    """Read what was measured.
+
+    Raises:
+        OutputError: where the file holds something else, such as times that do not say of which model they are.
+    """
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["real_time_factors"]
+        times = json.loads(path.read_text(encoding="utf-8"))["times"]
+        return {tuple(row[field] for field in OF_TIME): row["real_time_factor"] for row in times}
     except (ValueError, KeyError, TypeError):
-        raise OutputError(f"{path}: no measured times; remove it") from None
+        raise OutputError(f"{path}: no measured times of known models; remove it, and measure again") from None

@@ -21,6 +21,12 @@ from daisy.errors import OutputError, UsageError
 
 pandas = pytest.importorskip("pandas", reason="the table is pandas'")
 ranking = pytest.importorskip("benchmarks.minisuperb.ranking")
+FACTORS = {
+    ("sid", "never", "clean", "0123456789abcdef", "cpu"): 0.1,
+    ("sid", "never", "clean", "0123456789abcdef", "cuda"): 0.2,
+    ("sid", "fixed-40", "clean", "of another model", "cpu"): 0.3,
+    ("sid", "fbank", "clean", None, "cpu"): 0.01,
+}
 report = pytest.importorskip("benchmarks.minisuperb.report")
 
 
@@ -31,6 +37,7 @@ def finished(root, task, upstream, values, depth, seed=0):
     more = {
         "config": {"runner": {"total_steps": 9}},
         "corpus": "/c",
+        "device": "cpu",
         "checkpoint": None if upstream == "fbank" else "0123456789abcdef",
     }
     (folder / "run.json").write_text(json.dumps(spec | more))
@@ -59,10 +66,12 @@ def root(tmp_path):
 
 
 def test_rows_are_flat(root):
-    rows = read_rows(root / "runs", {"sid never clean": 0.1})
+    rows = read_rows(root / "runs", FACTORS)
     assert len(rows) == 5
     row = next(row for row in rows if row["upstream"] == "plateau-60")
     assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
+    factors = {row["upstream"]: row["upstream_real_time_factor"] for row in rows}
+    assert factors == {"never": 0.1, "fbank": 0.01, "fixed-40": None, "plateau-60": None}
     assert (row["depth"], row["mean_exit_layer"], row["seed"], row["steps"]) == (0.7, pytest.approx(8.4), 0, 9)
     assert (row["scored"], row["model"]) == ("states-9.ckpt", "0123456789ab")
     of_fbank = read_rows(root / "runs", {}, lambda spec: spec["checkpoint"] is None)
@@ -70,7 +79,7 @@ def test_rows_are_flat(root):
 
 
 def test_policies_stand_beside_the_static_cut_at_their_own_depth(root):
-    rows = read_rows(root / "runs", {"sid never clean": 0.1})
+    rows = read_rows(root / "runs", FACTORS)
     lines = report.add_static_cut(report.average_seeds(rows)).set_index("upstream")
     assert lines.static_cut["plateau-60"] == pytest.approx(0.55)  # half way between 0.4 and the mean of 0.8 and 0.6
     assert lines.static_cut["never"] == lines.value["never"] == pytest.approx(0.7)
@@ -78,7 +87,7 @@ def test_policies_stand_beside_the_static_cut_at_their_own_depth(root):
 
 
 def test_the_page_and_the_score(root):
-    rows = read_rows(root / "runs", {"sid never clean": 0.1})
+    rows = read_rows(root / "runs", FACTORS)
     scores = {row["upstream"]: row["score"] for row in ranking.score_upstreams(report.average_seeds(rows))}
     assert scores["fbank"] == 0
     assert scores["never"] == pytest.approx(1000)
@@ -112,7 +121,7 @@ def test_a_metric_in_which_the_full_model_is_hardly_ahead_has_no_part_in_the_sco
 def test_a_damaged_run_is_named(root):
     (root / "runs" / "sid" / "fbank" / "dynamic" / "seed0" / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"fbank.*result.json: not a finished run"):
-        read_rows(root / "runs", {"sid never clean": 0.1})
+        read_rows(root / "runs", FACTORS)
 
 
 def test_a_finished_run_is_not_repeated_and_another_not_overwritten(tmp_path):
@@ -227,9 +236,10 @@ def test_ctrl_c_begins_no_other_run(tmp_path, monkeypatch):
 def test_times_are_read_or_refused(tmp_path):
     read, path = timing.read_factors, tmp_path / "times.json"
     assert read(path) == {}
-    path.write_text("{")
-    with pytest.raises(OutputError, match=r"times.json: no measured times; remove it"):
-        read(path)
+    for content in ("{", '{"real_time_factors": {"ic never clean": 1.0}}'):
+        path.write_text(content)
+        with pytest.raises(OutputError, match=r"times.json: no measured times of known models; remove it"):
+            read(path)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -238,13 +248,22 @@ def test_upstreams_are_timed_in_turns(tmp_path):
     pytest.importorskip("s3prl", reason="needs s3prl")
     folder = build_corpus("ic", tmp_path, limit=3)
     upstreams = make_upstreams(["never", "fixed-40"], "daisy-mini", "plateau", tmp_path, print)
-    (tmp_path / "times.json").write_text('{"real_time_factors": {"ic older clean": 1.0}}')
+    of_before = [("ic", "older", "clean", "a", "cpu"), ("ic", "never", "clean", "a", "cpu")]
+    lines = [dict(zip(timing.OF_TIME, key, strict=True)) | {"real_time_factor": 9.0} for key in of_before]
+    (tmp_path / "times.json").write_text(json.dumps({"times": lines}))
     threads = torch.get_num_threads()
-    timing.measure(upstreams, {"ic": folder}, "cpu", tmp_path / "times.json")
+    for checkpoint in ("a", "b"):
+        timing.measure(upstreams, {"ic": folder}, checkpoint, "cpu", tmp_path / "times.json")
     torch.set_num_threads(threads)
     times = timing.read_factors(tmp_path / "times.json")
-    assert set(times) == {f"ic {name} {condition}" for name in ("never", "fixed-40") for condition in ("clean", "0")}
-    assert 0 < times["ic fixed-40 clean"] < times["ic never clean"]
+    assert set(times) == {of_before[0]} | {
+        ("ic", name, condition, checkpoint, "cpu")
+        for name in ("never", "fixed-40")
+        for condition in ("clean", "0")
+        for checkpoint in ("a", "b")
+    }
+    assert times[of_before[0]] == 9.0
+    assert 0 < times["ic", "fixed-40", "clean", "a", "cpu"] < times["ic", "never", "clean", "a", "cpu"] < 9
 
 
 @pytest.fixture
