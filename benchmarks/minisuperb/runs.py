@@ -21,6 +21,7 @@ from benchmarks.minisuperb.settings import add_recipe, digest_task, digest_upstr
 from benchmarks.minisuperb.tasks import TITLES
 from benchmarks.minisuperb.timing import Factors
 from benchmarks.minisuperb.upstreams import Upstream
+from benchmarks.minisuperb.worker import LOCK, hold_run
 from benchmarks.shared.results import Row
 from benchmarks.shared.script import module_command, module_environment
 from daisy import _files
@@ -48,25 +49,49 @@ class Run:
         """What the progress bar says."""
         return f"{self.task} {self.upstream.name} seed {self.seed}"
 
-    def prepare(self, overwrite: bool) -> bool:
-        """Write run.json; return whether there is anything left to do.
+    def is_finished(self, overwrite: bool) -> bool:
+        """Tell whether there is nothing left to do.
 
         Raises:
-            OutputError: where the folder holds a run with other settings.
+            OutputError: where the folder holds a run with other settings, which is not to be overwritten.
         """
-        path = self.folder / "run.json"
-        if path.is_file():
-            before, now = read_spec(path), add_recipe(self.spec)
-            keys = {*before, *now} - {*NOT_IDENTITY}
-            changed = sorted(key for key in keys if before.get(key) != now.get(key))
-            if changed and not overwrite:
-                raise OutputError(f"{self.folder}: holds a run with another {', '.join(changed)}; give --overwrite")
-            if changed:
-                shutil.rmtree(self.folder)
-            elif (self.folder / "result.json").is_file():
+        changed = self._list_changes()
+        if changed and not overwrite:
+            raise OutputError(f"{self.folder}: holds a run with another {', '.join(changed)}; give --overwrite")
+        return not changed and (self.folder / "result.json").is_file()
+
+    def prepare(self, overwrite: bool) -> bool:
+        """Write run.json, in place of what a run with other settings left; return whether there is anything left to do.
+
+        Raises:
+            OutputError: as `is_finished` does, or where another process is at this run.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold_run(self.folder):
+            if self.is_finished(overwrite):
                 return False
-        _files.write_json(path, self.spec)
+            if self._list_changes():
+                self._remove_files()
+            _files.write_json(self.folder / "run.json", self.spec)
         return True
+
+    def _list_changes(self) -> list[str]:
+        """List the settings that are others than those of the run that the folder holds."""
+        path = self.folder / "run.json"
+        if not path.is_file():
+            return []
+        before, now = read_spec(path), add_recipe(self.spec)
+        keys = {*before, *now} - {*NOT_IDENTITY}
+        return sorted(key for key in keys if before.get(key) != now.get(key))
+
+    def _remove_files(self) -> None:
+        """Remove all that the folder holds but its lock; run.json goes last, which tells whose the rest is."""
+        paths = [path for path in self.folder.iterdir() if path.name not in (LOCK, "run.json")]
+        for path in [*paths, self.folder / "run.json"]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def execute(run: Run) -> str:
@@ -92,7 +117,7 @@ def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
         jobs: runs at a time.
         overwrite: whether a run with other settings is begun anew.
     """
-    unfinished = [run for run in runs if run.prepare(overwrite)]
+    unfinished = [run for run in runs if not run.is_finished(overwrite)]
     console.print(f"{len(unfinished)} runs to do, {len(runs) - len(unfinished)} finished before")
     failures: list[str] = []
     stopped = threading.Event()
@@ -104,7 +129,10 @@ def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
             if stopped.is_set():
                 return
             bar.update(progress, description=run.title)
-            failure = execute(run)
+            try:
+                failure = execute(run) if run.prepare(overwrite) else ""
+            except OutputError as error:
+                failure = f"{run.title}: {error}"
             if failure and not stopped.is_set():
                 failures.append(failure)
                 bar.console.print(failure, style="red", soft_wrap=True, markup=False)

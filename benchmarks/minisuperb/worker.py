@@ -11,7 +11,7 @@ import contextlib
 import json
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from daisy.errors import OutputError
 
 RunDownstream = Callable[[Sequence[str]], None]
 """Called with run_downstream's command line."""
+LOCK = ".lock"
+"""In the folder of a run that a process is at."""
 
 
 def load_s3prl() -> RunDownstream:
@@ -135,24 +137,36 @@ def remove_broken(folder: Path) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def hold_run(folder: Path) -> Iterator[None]:
+    """Keep other processes from the run of a folder for a while.
+
+    Raises:
+        OutputError: where one is at it.
+    """
+    path = folder / LOCK
+    lock = _locks.acquire(path)
+    if lock is None:
+        raise OutputError(f"{folder}: {_locks.describe_holder(path)} is at this run")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict[str, Any]:
     """Finish the run that a folder's run.json describes.
 
     Raises:
         DaisyError: where s3prl refuses or ends without a result, or another process is at this run.
     """
-    lock = _locks.acquire(folder / ".lock")
-    if lock is None:
-        raise OutputError(f"{folder}: {_locks.describe_holder(folder / '.lock')} is at this run")
-    try:
+    with hold_run(folder):
         spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         run = start()
         result = train(spec, folder, run)
         result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
         _files.write_json(folder / "result.json", result)
         return result
-    finally:
-        lock.release()
 
 
 def main() -> None:

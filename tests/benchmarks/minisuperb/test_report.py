@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import signal
 import threading
 import time
@@ -16,17 +17,18 @@ from benchmarks.minisuperb import run, runs, settings, tables, tasks, timing
 from benchmarks.minisuperb.corpora import build_corpus
 from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
+from benchmarks.minisuperb.worker import hold_run
 from benchmarks.shared import results
 from daisy.errors import OutputError, UsageError
 
-pandas = pytest.importorskip("pandas", reason="the table is pandas'")
-ranking = pytest.importorskip("benchmarks.minisuperb.ranking")
 FACTORS = {
     ("sid", "never", "clean", "0123456789abcdef", "cpu"): 0.1,
     ("sid", "never", "clean", "0123456789abcdef", "cuda"): 0.2,
     ("sid", "fixed-40", "clean", "of another model", "cpu"): 0.3,
     ("sid", "fbank", "clean", None, "cpu"): 0.01,
 }
+pandas = pytest.importorskip("pandas", reason="the table is pandas'")
+ranking = pytest.importorskip("benchmarks.minisuperb.ranking")
 report = pytest.importorskip("benchmarks.minisuperb.report")
 
 
@@ -35,9 +37,9 @@ def finished(root, task, upstream, values, depth, seed=0):
     folder.mkdir(parents=True)
     spec = {"task": task, "name": upstream, "policy": "", "target_depth": depth, "featurizer": "dynamic", "seed": seed}
     more = {
+        "device": "cpu",
         "config": {"runner": {"total_steps": 9}},
         "corpus": "/c",
-        "device": "cpu",
         "checkpoint": None if upstream == "fbank" else "0123456789abcdef",
     }
     (folder / "run.json").write_text(json.dumps(spec | more))
@@ -68,10 +70,10 @@ def root(tmp_path):
 def test_rows_are_flat(root):
     rows = read_rows(root / "runs", FACTORS)
     assert len(rows) == 5
-    row = next(row for row in rows if row["upstream"] == "plateau-60")
-    assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
     factors = {row["upstream"]: row["upstream_real_time_factor"] for row in rows}
     assert factors == {"never": 0.1, "fbank": 0.01, "fixed-40": None, "plateau-60": None}
+    row = next(row for row in rows if row["upstream"] == "plateau-60")
+    assert (row["task"], row["condition"], row["metric"], row["value"]) == ("sid", "clean", "accuracy", 0.65)
     assert (row["depth"], row["mean_exit_layer"], row["seed"], row["steps"]) == (0.7, pytest.approx(8.4), 0, 9)
     assert (row["scored"], row["model"]) == ("states-9.ckpt", "0123456789ab")
     of_fbank = read_rows(root / "runs", {}, lambda spec: spec["checkpoint"] is None)
@@ -231,6 +233,37 @@ def test_ctrl_c_begins_no_other_run(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         finish_runs(five, jobs=1, overwrite=False)
     assert begun == [0, 1]
+
+
+def test_runs_are_overwritten_one_by_one_and_not_while_another_process_is_at_them(tmp_path, monkeypatch):
+    there = {}
+
+    def execute(run):
+        there[run.seed] = [(tmp_path / str(seed) / "result.json").is_file() for seed in range(3)]
+        return ""
+
+    monkeypatch.setattr(runs, "execute", execute)
+    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
+    for rate in (1, 2):
+        three = [
+            Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed, "rate": rate})
+            for seed in range(3)
+        ]
+        if rate == 1:
+            assert finish_runs(three, jobs=1, overwrite=False) == []
+            for run in three:
+                (run.folder / "result.json").write_text("{}")
+                (run.folder / "train").mkdir()
+    with hold_run(three[1].folder):
+        (failure,) = finish_runs(three, jobs=1, overwrite=True)
+    assert re.fullmatch(r"ks fbank seed 1: .*: process \d+ on .* is at this run", failure)
+    assert there == {0: [False, True, True], 1: [False] * 3, 2: [False, True, False]}
+    assert [sorted(path.name for path in run.folder.iterdir()) for run in three] == [
+        ["run.json"],
+        ["result.json", "run.json", "train"],
+        ["run.json"],
+    ]
+    assert [json.loads((run.folder / "run.json").read_text())["rate"] for run in three] == [2, 1, 2]
 
 
 def test_times_are_read_or_refused(tmp_path):
