@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import daisy
-from benchmarks.shared.full_runs import load_calibration_runs
+from benchmarks.shared.full_runs import digest_runs, load_calibration_runs, name_calibration_runs
 from benchmarks.shared.recordings import SNRS_DB_COARSE, TRAINING_SETS
 from daisy import _files, audio, checkpoints
 from daisy.audio import conditions
@@ -21,6 +21,10 @@ from daisy.calibration.traces import Traces
 from daisy.errors import UsageError
 from daisy.evaluation import comparison
 from daisy.policies import write_policy
+from daisy.policies.scores import SCORES
+
+WITH_BABBLE = conditions.make_conditions(("babble",), SNRS_DB_COARSE)
+"""What recordings of one's own are heard under."""
 
 
 class PolicyFiles:
@@ -52,7 +56,7 @@ class PolicyFiles:
         self.recordings = audio.find(list(recordings)) if recordings else []
 
     def get(self, kind: str, depth: float) -> Path:
-        """Return a policy's file, written where it is not there yet.
+        """Return a policy's file, written where it is not there yet, or was set on other runs.
 
         Args:
             kind: "never", "fixed", a policy that is calibrated, "random..." or "daisy_window".
@@ -62,15 +66,32 @@ class PolicyFiles:
         if self.recordings and kind not in ("never", "fixed"):
             folder = folder / f"on-{digest_recordings(self.recordings)}"
         path = folder / f"{kind}-{depth:.0%}.json".replace("%", "")
-        if not path.is_file():
-            if kind == "never":
-                _files.write_json(path, {"name": "never"})
-            elif kind == "fixed":
-                layers = daisy.load(self.model).backbone.config.num_layers
-                _files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
-            else:
-                self._calibrate(kind, depth, path)
+        if kind not in ("never", "fixed"):
+            self._keep_calibrated(kind, depth, path)
+        elif not path.is_file() and kind == "never":
+            _files.write_json(path, {"name": "never"})
+        elif not path.is_file():
+            layers = daisy.load(self.model).backbone.config.num_layers
+            _files.write_json(path, {"name": "fixed", "layer": max(1, round(depth * layers))})
         return path
+
+    def _keep_calibrated(self, kind: str, depth: float, path: Path) -> None:
+        """Set a policy where it is not there yet, or was set on other runs than today's, which a file beside it names.
+
+        The path stays the same, which is part of what a finished run is. A policy of before there were such files
+        counts as today's.
+        """
+        noted = path.with_suffix(".runs")
+        if not path.is_file() or (noted.is_file() and noted.read_text(encoding="utf-8") != self.name_of_runs):
+            self._calibrate(kind, depth, path)
+        _files.write(noted, self.name_of_runs.encode())
+
+    @cached_property
+    def name_of_runs(self) -> str:
+        """Name the full runs that policies are set on: others, also those of another version, have another name."""
+        if self.recordings:
+            return digest_runs([], None, WITH_BABBLE, SCORES)  # the folder's name says which recordings
+        return name_calibration_runs(self.model, "recorded")
 
     @cached_property
     def runs(self) -> Traces:
@@ -91,8 +112,7 @@ class PolicyFiles:
         model = daisy.load(self.model)
         rate = model.backbone.config.sample_rate
         speech = trace_conditions.read_speech(self.recordings[: self.limit], None, Path(), rate)
-        with_babble = conditions.make_conditions(("babble",), SNRS_DB_COARSE)
-        return trace_conditions.run_conditions(model, speech, with_babble, {})
+        return trace_conditions.run_conditions(model, speech, WITH_BABBLE, {})
 
     def _calibrate(self, kind: str, depth: float, path: Path) -> None:
         is_random = kind.startswith("random")

@@ -52,26 +52,31 @@ def load_test_runs(model: Path | str, limit: int | None = None, parts: Iterable[
 
 
 def digest_runs(
-    recordings: Iterable[tuple[str, Row]], noise_split: str, heard: Sequence[Condition], scores: Iterable[str]
+    recordings: Iterable[tuple[str, Row]], noise_split: str | None, heard: Sequence[Condition], scores: Iterable[str]
 ) -> str:
     """Digest what decides full runs beside the checkpoint: 12 hexadecimal digits.
 
     Args:
         recordings: each one's set and line of its index, which has path, length and speaker.
-        noise_split: of the recorded noise.
+        noise_split: of the recorded noise; None where none is heard.
         heard: conditions. The code that makes them counts as well as their names and levels.
         scores: that are computed.
     """
     content = {
         "daisy": daisy.__version__,
         "recordings": [[name, row] for name, row in recordings],
-        "noise": read_index("noise", noise_split),
+        "noise": read_index("noise", noise_split) if noise_split else [],
         "conditions": [repr(condition) for condition in heard],
         "code": [inspect.getsource(module) for module in (conditions, mixing)],
         "scores": sorted(scores),
         "losses": tracing.LOSSES,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def name_calibration_runs(model: Path | str, part: str) -> str:
+    """Name the runs of dev audio of one of `PARTS`: others have another name."""
+    return _name_part(model, TRAINING_SETS, "dev", "train", part).stem
 
 
 def _name_part(model: Path | str, sets: Sequence[str], split: str, noise_split: str, part: str) -> Path:
