@@ -194,13 +194,13 @@ class System:
             handles = self._handles()
             self._ray.get([self._connect(name, handles) for name in self._workers])
             self._ray.get(self._desk.start.remote(handles))
-            error = self._follow(progress, watch)
-            report = self._report(arrays, error)
+            reason = self._follow(progress, watch)
+            report = self._report(arrays, reason)
         except self._ray.exceptions.RayError as error:
             raise UsageError(f"the source's process was lost ({_last_line(error)})") from None
         finally:
             self._ray.kill(self._desk)
-        if error:
+        if reason:
             raise RunEndedError(report)
         return report
 
