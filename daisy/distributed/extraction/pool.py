@@ -18,7 +18,7 @@ dies only the first is done again: the next has not begun, unless the worker die
 result."""
 MAX_FAILED_STARTS = 3
 """Workers in a row that end before they are ready: then something is wrong with all of them. Likewise of those that
-cannot write: after so many no more are started in their places, and a task that so many refused is tried no more."""
+cannot write: after so many no more are started in their places, and what so many machines cannot write ends the run."""
 START_SEC = 300.0
 """Within which one worker at least must be ready."""
 WAIT_SEC = 5.0
@@ -27,11 +27,13 @@ WAIT_SEC = 5.0
 
 @dataclass(eq=False)
 class Attempt(Generic[Task]):
-    """A task, how many workers have died while they did it, and how many could not write what came of it."""
+    """A task, and what has become of it so far."""
 
     task: Task
     deaths: int = 0
-    refusals: int = 0
+    """Workers that died while they did it."""
+    refused_by: set[str] = field(default_factory=set)
+    """Machines that could not write what came of it."""
 
 
 class WorkerProcess(NamedTuple):
@@ -210,8 +212,8 @@ class WorkerPool(Generic[Task]):
     def _dismiss(self, member: _Member[Task], attempt: Attempt[Task] | None, refusal: OutputError) -> None:
         """Let a worker go that cannot write, and see to it that what it was asked for is done again."""
         if attempt is not None:
-            attempt.refusals += 1
-            if attempt.refusals >= MAX_FAILED_STARTS:
+            attempt.refused_by.add(member.host)
+            if len(attempt.refused_by) >= MAX_FAILED_STARTS:
                 raise refusal from None
             self._again.appendleft(attempt)
             self.tally.repeated += 1
