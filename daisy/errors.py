@@ -43,6 +43,7 @@ Remedy = Literal[
     "tokens",
     "wait",
     "window",
+    "workers",
 ]
 """What would help, by name: a caller with words of its own (the command line has options) looks it up."""
 
@@ -74,6 +75,7 @@ REMEDIES: dict[Remedy, str] = {
     "tokens": "pass tokens=FILE",
     "wait": "wait for it, or use another folder",
     "window": "pass window_sec and another folder, or raise max_sec",
+    "workers": "workers=N waits 5 minutes for one to come",
 }
 """What a Python program does about it."""
 

@@ -46,6 +46,7 @@ HINTS: dict[Remedy, str] = {
     "tokens": "add --tokens FILE",
     "wait": "wait for it, or use another --out",
     "window": "give --window SEC with another --out, or raise --max-sec",
+    "workers": "--workers N waits 5 minutes for one to come",
 }
 """What to type, for each remedy that the library names."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from daisy.cli.console import say
+from daisy.cli.console import say, warn
 from daisy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Address = Annotated[
     str,
     typer.Option(help="The Ray cluster, such as auto or HOST:6379; without it one is started here, for the run."),
 ]
-Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster has room for.")]
+Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster's machines hold.")]
 CpusPerWorker = Annotated[int, typer.Option(help="Cores that each actor asks for, and its threads.")]
 GpusPerWorker = Annotated[float, typer.Option(help="GPUs that each actor asks for and runs on, such as 1 or 0.5.")]
 ShardKind = Annotated[
@@ -92,7 +92,9 @@ def say_throughput(throughput: Throughput, engine: RayEngine) -> None:
         f"{tally.start_sec:.0f} s" + (f": {throughput.describe()}" if throughput.num_recordings else "")
     )
     if tally.lost:
-        say(f"{_count(tally.lost, 'worker')} died; of what they did, {tally.repeated} batches or shards begun again")
+        say(f"{_count(tally.lost, 'worker')} lost; of what they did, {tally.repeated} batches or shards begun again")
+    for refusal in dict.fromkeys(tally.refusals):
+        warn(f"workers were given up: {refusal}")
 
 
 def _count(number: int, what: str) -> str:

@@ -101,12 +101,14 @@ def command(
     Prints throughput, latency, what each worker did, and fidelity: the share of frames whose unit is the full model's
     or, of a recogniser, 1 less the edit distance to its last exit's text.
     The workers are Ray actors, here or on a cluster; speeds and links in the topology are emulated. With --simulate
-    nothing runs but the rules, under simulated time. Exit status 1: some recordings could not be read.
+    nothing runs but the rules, under simulated time. A run that cannot go on reports what was answered until then. Exit
+    status 1: some recordings could not be read; 2: the run could not go on.
     """
     from daisy import _files, checkpoints
     from daisy.distributed.pipeline.admission import make_admissions
     from daisy.distributed.pipeline.baselines import make_system
     from daisy.distributed.pipeline.model_parts import check_cuts
+    from daisy.distributed.pipeline.run_report import RunEndedError
     from daisy.distributed.pipeline.topology_file import read_topology
     from daisy.evaluation.html import check_report_packages
 
@@ -139,13 +141,17 @@ def command(
         "wire": wire,
     }
     failed: dict[str, str] = {}
-    if simulate:
-        workload, failed = _make_workload(model, inputs, of_levels)
-        options["kills"] = kills
-        report = _simulate(layout, workload, options, tasks, wire, seed)
-    else:
-        prepared, failed = _prepare(model, inputs, of_levels)
-        report = _run(layout, model, prepared, options, tasks, address or None, device, seed)
+    ended: RunEndedError | None = None
+    try:
+        if simulate:
+            workload, failed = _make_workload(model, inputs, of_levels)
+            options["kills"] = kills
+            report = _simulate(layout, workload, options, tasks, wire, seed)
+        else:
+            prepared, failed = _prepare(model, inputs, of_levels)
+            report = _run(layout, model, prepared, options, tasks, address or None, device, seed)
+    except RunEndedError as error:
+        ended, report = error, error.report
     report.settings = {
         "system": system,
         "simulated": simulate,
@@ -161,6 +167,8 @@ def command(
     if out is not None:
         _write(report, out, topology)
     warn_of_failures(failed.values())
+    if ended is not None:
+        raise ended
     end_with_failures(len(failed), len(report.records))
 
 
@@ -262,6 +270,7 @@ def _run(
     """Run the real system, and measure its fidelity."""
     from daisy.distributed.pipeline.fidelity import measure_fidelity
     from daisy.distributed.pipeline.preparation import make_measured_workload, measure_seconds
+    from daisy.distributed.pipeline.run_report import RunEndedError
     from daisy.distributed.pipeline.system import System
 
     routes = None
@@ -282,7 +291,11 @@ def _run(
         ) as running,
         track("answered", count) as advance,
     ):
-        report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
+        try:
+            report = running.run(prepared.waveforms, num_tasks=count, progress=advance, **options)
+        except RunEndedError as error:
+            error.report.fidelity = measure_fidelity(error.report, prepared, model.tokens)
+            raise
     report.fidelity = measure_fidelity(report, prepared, model.tokens)
     return report
 

@@ -49,6 +49,23 @@ def test_a_simulated_system_as_a_table_and_as_files(files):
     assert deeper["latency_sec"]["median"] > again["latency_sec"]["median"]
 
 
+def test_a_run_that_cannot_go_on_reports_what_was_answered(files):
+    pytest.importorskip("simpy", reason="the simulator needs simpy (extra ray)")
+    pytest.importorskip("matplotlib")
+    (files / "house.yaml").write_text(TOPOLOGY + "rules: {respawn_sec: null}\n")
+    arguments = ("--simulate", "--rate", 20, "--tasks", 400, "--policy", "entropy", "--kill", "3:attic", "--out", "out")
+    ran = run("mdi", "house.yaml", "runs.csv", *arguments, cwd=files)
+    assert ran.returncode == 2
+    message = "layers 5-12 were held by attic only, which died: "
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert "admitted utterances answered" in ran.stdout
+    saved = json.loads((files / "out" / "mdi.json").read_text())
+    assert message in saved["error"]
+    assert 0 < saved["num_answered"] < 100
+    assert "The run ended early" in (files / "out" / "mdi.html").read_text()
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_recogniser_on_real_workers(tmp_path):
     """Two workers on Ray: all are answered, with the very text of the last exit."""

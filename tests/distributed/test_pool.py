@@ -11,18 +11,23 @@ from daisy.errors import OutputError, UsageError
 
 
 class Squarer:
-    def __init__(self, starts=True):
+    def __init__(self, starts=True, sees_folder=True, writes=True):
         if not starts:
             raise RuntimeError("no such library")
+        self.sees_folder, self.writes = sees_folder, writes
 
     def prepare(self):
+        if not self.sees_folder:
+            raise OutputError("not the same folder")
         return WorkerProcess("node", socket.gethostname(), os.getpid())
 
     def encode(self, task):
         if task == "deadly":
             os._exit(1)
-        if task == "full":
-            raise OutputError("disk full")
+        if task == "wrong":
+            raise UsageError("no such layer")
+        if not self.writes or task == "unwritable":
+            raise OutputError(f"disk full, {task}")
         return task * task
 
 
@@ -52,11 +57,11 @@ def test_what_kills_workers_is_given_up_and_the_rest_done_once(cluster):
 
 def test_tasks_are_taken_as_there_is_room_and_a_refusal_ends_the_run(cluster):
     taken, pool = [], make_pool()
-    running = pool.run(taken.append(task) or task for task in [*range(20), "full", *range(20)])
+    running = pool.run(taken.append(task) or task for task in [*range(20), "wrong", *range(20)])
     for count in range(1, 21):
         next(running)
         assert len(taken) <= count + 2
-    with pytest.raises(OutputError, match="disk full"):
+    with pytest.raises(UsageError, match="no such layer"):
         next(running)
     assert len(taken) <= 23
     deadline = time.monotonic() + 20
@@ -78,3 +83,38 @@ def test_workers_that_cannot_start(cluster, monkeypatch):
     monkeypatch.setattr("daisy.distributed.extraction.pool.MAX_FAILED_STARTS", 1)
     with pytest.raises(UsageError, match="1 workers in a row have ended as they began: .*no such library"):
         list(make_pool(starts=False).run([1]))
+
+
+def make_mixed_pool(size, *kinds):
+    """A pool whose first actors are as told, one after the other, and the rest sound; and how many it has made."""
+    import ray
+
+    kind, made = ray.remote(Squarer).options(num_cpus=0.1), []
+
+    def make_actor():
+        made.append(kinds[len(made)] if len(made) < len(kinds) else {})
+        return kind.remote(**made[-1])
+
+    return WorkerPool(ray, make_actor, size, lambda attempt: [attempt], lambda: "each asks for 1 core"), made
+
+
+@pytest.mark.parametrize("trouble", [{"sees_folder": False}, {"writes": False}])
+def test_one_machines_trouble_does_not_end_the_run(cluster, trouble):
+    pool, made = make_mixed_pool(1, trouble)
+    assert sorted(pool.run(range(50))) == [(task, task * task) for task in range(50)]
+    assert len(pool.tally.refusals) == 1
+    assert len(made) == 2
+    pool, made = make_mixed_pool(2, {}, *[trouble] * 9)  # a machine that takes every replacement
+    assert sorted(pool.run(range(50))) == [(task, task * task) for task in range(50)]
+    assert len(made) <= 4
+
+
+def test_what_nobody_can_write_ends_the_run(cluster):
+    pool, made = make_mixed_pool(1, *[{"sees_folder": False}] * 9)
+    with pytest.raises(OutputError, match="^not the same folder$"):
+        list(pool.run(range(5)))
+    assert len(made) == 3
+    pool, made = make_mixed_pool(2)
+    with pytest.raises(OutputError, match="^disk full, unwritable$"):
+        list(pool.run([*range(5), "unwritable", *range(5)]))
+    assert len(made) == 4

@@ -32,13 +32,14 @@ class RayEngine:
     """An extraction's engine whose batches run in actors; results are those of the local engine.
 
     A killed worker, or a machine that leaves, loses nothing finished, and at most the batch that it was encoding is
-    encoded again. All machines must see the run's folder and the recordings under the same paths, and have daisy
-    installed.
+    encoded again. Where a machine cannot write, or does not see the run's folder, others do its work. All machines must
+    see the run's folder and the recordings under the same paths, and have daisy installed.
 
     Args:
         address: of the cluster, such as "auto" or "HOST:6379"; None: the one that this process is connected to, or that
             ``RAY_ADDRESS`` names, or one that is started on this machine for as long as the run takes.
-        workers: number of actors, from beginning to end; None: as many as the cluster has room for now.
+        workers: number of actors, from beginning to end, which wait for places; None: as many as the machines that the
+            cluster has now would hold, if nothing else ran there.
         cpus_per_worker: cores that each asks for, and torch's threads.
         gpus_per_worker: GPUs that each asks for and runs on; 0: it runs on its cores. A part of one shares it.
 
@@ -75,7 +76,7 @@ class RayEngine:
 
         Raises:
             UsageError: where Ray is not installed, no cluster answers, or no worker starts.
-            OutputError: where a worker cannot write, or does not see the folder.
+            OutputError: where no worker can write, or sees the folder.
         """
         tasks, self.tally = iter(tasks), Tally()
         first = next(tasks, None)
@@ -87,7 +88,7 @@ class RayEngine:
         with connect(self.address, num_cpus=cores, store_bytes=weights) as ray:
             size = self.workers or count_places(ray, self.share)
             if size < 1:
-                raise UsageError(f"no machine of the cluster has {self.share} for a worker")
+                raise UsageError(f"no machine of the cluster has {self.share} for a worker", remedy="workers")
             hire = self._make_hiring(ray, task_encoder, run_file)
             pool: WorkerPool[Task] = WorkerPool(
                 ray, hire, size, _try_again, lambda: _describe_room(ray, self.share), start
@@ -127,7 +128,7 @@ def _try_again(attempt: Attempt[Task]) -> list[Attempt[Task]]:
 
 
 def _describe_room(ray: Any, share: Share) -> str:
-    return f"each asks for {share}, and the cluster has room for {count_places(ray, share)} of them in all"
+    return f"each asks for {share}, and the cluster's machines hold {count_places(ray, share)} of them in all"
 
 
 def _report_deaths() -> AudioError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from daisy.errors import DaisyError, UsageError
+from daisy.errors import DaisyError, OutputError, UsageError
 
 Task = TypeVar("Task")
 QUEUE = 2
@@ -17,7 +17,8 @@ QUEUE = 2
 dies only the first is done again: the next has not begun, unless the worker died before it could send the first one's
 result."""
 MAX_FAILED_STARTS = 3
-"""Workers in a row that end before they are ready: then something is wrong with all of them."""
+"""Workers in a row that end before they are ready: then something is wrong with all of them. Likewise of those that
+cannot write: after so many no more are started in their places, and what so many machines cannot write ends the run."""
 START_SEC = 300.0
 """Within which one worker at least must be ready."""
 WAIT_SEC = 5.0
@@ -26,10 +27,13 @@ WAIT_SEC = 5.0
 
 @dataclass(eq=False)
 class Attempt(Generic[Task]):
-    """A task, and how many workers have died while they did it."""
+    """A task, and what has become of it so far."""
 
     task: Task
     deaths: int = 0
+    """Workers that died while they did it."""
+    refused_by: set[str] = field(default_factory=set)
+    """Machines that could not write what came of it."""
 
 
 class WorkerProcess(NamedTuple):
@@ -50,9 +54,11 @@ class Tally:
     end_sec: float = 0.0
     """Until the last result, counted from the same moment."""
     lost: int = 0
-    """Workers that died."""
+    """Workers that died, or could not write."""
     repeated: int = 0
-    """Tasks that were begun again as their worker had died."""
+    """Tasks that were begun again as their worker was lost."""
+    refusals: list[str] = field(default_factory=list)
+    """Why workers could not write: what is wrong with their machines."""
     workers: list[WorkerProcess] = field(default_factory=list)
     """Each that was ready, in that order."""
 
@@ -63,6 +69,8 @@ class _Member(Generic[Task]):
 
     actor: Any
     is_ready: bool = False
+    host: str = ""
+    """Where it is, once it is ready."""
     attempts: list[Attempt[Task]] = field(default_factory=list)
 
 
@@ -70,7 +78,8 @@ class WorkerPool(Generic[Task]):
     """Does tasks by actors, each actor one after the other.
 
     A killed actor, or one whose machine leaves, is replaced, and what it was doing is done by another one. While no
-    place is free for the replacement the others go on.
+    place is free for the replacement the others go on. Likewise of an actor that cannot write: its machine's disk is
+    full, say, or does not have the run's folder.
 
     Args:
         ray: the module, connected.
@@ -108,7 +117,7 @@ class WorkerPool(Generic[Task]):
             A task and its result, in the order in which they are finished; None of a task that is given up.
 
         Raises:
-            DaisyError: that a worker raised.
+            DaisyError: that a worker raised; an `OutputError` only where no other worker can do better.
             UsageError: where no worker starts.
         """
         remaining = (Attempt(task) for task in tasks)
@@ -167,7 +176,10 @@ class WorkerPool(Generic[Task]):
         try:
             result = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, DaisyError) else error from None
+            if not isinstance(error.cause, OutputError):
+                raise error.cause if isinstance(error.cause, DaisyError) else error from None
+            self._dismiss(member, attempt, error.cause)
+            return
         except self._ray.exceptions.RayError as error:  # its process or machine is gone, or cannot be reached
             if member in self._team:
                 self._replace(member, error)
@@ -176,7 +188,7 @@ class WorkerPool(Generic[Task]):
             return
         self._failed_starts = 0
         if attempt is None:
-            member.is_ready = True
+            member.is_ready, member.host = True, result.host
             self.tally.start_sec = self.tally.start_sec or time.monotonic() - self._start
             self.tally.workers.append(result)
         else:
@@ -196,6 +208,25 @@ class WorkerPool(Generic[Task]):
                 reason = str(error).strip().splitlines()[-1]
                 raise UsageError(f"{self._failed_starts} workers in a row have ended as they began: {reason}")
         self._hire()
+
+    def _dismiss(self, member: _Member[Task], attempt: Attempt[Task] | None, refusal: OutputError) -> None:
+        """Let a worker go that cannot write, and see to it that what it was asked for is done again."""
+        if attempt is not None:
+            attempt.refused_by.add(member.host)
+            if len(attempt.refused_by) >= MAX_FAILED_STARTS:
+                raise refusal from None
+            self._again.appendleft(attempt)
+            self.tally.repeated += 1
+        if member not in self._team:  # its task before this one was refused, too
+            return
+        self._ray.kill(member.actor)
+        self._team.remove(member)
+        self.tally.lost += member.is_ready
+        self.tally.refusals.append(f"{member.host}: {refusal}" if member.host else str(refusal))
+        if len(self.tally.refusals) < MAX_FAILED_STARTS:
+            self._hire()  # on another machine, if Ray finds a place there
+        elif not self._team:
+            raise refusal from None
 
     def _put_back(self, member: _Member[Task], attempt: Attempt[Task]) -> bool:
         """Put back what a dead worker was asked for; False where it was begun and is given up."""

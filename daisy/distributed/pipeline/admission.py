@@ -85,4 +85,9 @@ class Admission:
             if now >= begins:
                 factor = times
         mean = 1 / (self.rate * factor)
-        return mean if self._even else random.expovariate(1 / mean)
+        interval = mean if self._even else random.expovariate(1 / mean)
+        for begins, times in self._load:
+            rest = now + interval - begins
+            if begins > now and rest > 0:  # from there on it passes at another rate
+                interval, factor = begins - now + rest * factor / times, times
+        return interval

@@ -202,7 +202,7 @@ class DeskActor:
         for begin in begins:
             incarnation, handle = self._handles[begin.worker]
             if incarnation == begin.incarnation:  # else it will be begun again when the death is noticed
-                handle.receive.remote(begin.task, "", begin.incarnation)
+                handle.receive.remote(begin.task, begin.incarnation)
 
     def _watch(self) -> None:
         """Look for deaths and overdue tasks."""

@@ -107,10 +107,10 @@ class Host:
             sender.put(None)
         self._couriers.shutdown(wait=False, cancel_futures=True)
 
-    def accept(self, task: Task, sender: str = "") -> Status:
-        """Take a task in, and say how things stand then."""
+    def accept(self, task: Task, sender: str = "", incarnation: int = 1) -> Status:
+        """Take a task in, of an incarnation of a neighbour or, without one, of the source; say how things stand."""
         self._note("accepted", task)
-        self._change(lambda: self.machine.accept(task, sender))
+        self._change(lambda: self.machine.accept(task, sender, incarnation))
         with self._changed:
             return self.machine.status()
 
@@ -149,8 +149,9 @@ class Host:
             try:
                 self._run_stage(task)
             except Exception as error:  # whatever it was, this task's answer would be waited for in vain
-                self._change(self.machine.abandon)
+                # First of all: what failed may be the machine itself, and fail again as it is changed.
                 self.peers.report_failure(f"worker {self.machine.name}, task {task.number}: {error!r}")
+                self._change(self.machine.abandon)
 
     def _run_stage(self, task: Task) -> None:
         begun = time.perf_counter()
@@ -205,10 +206,10 @@ class Host:
         try:
             status = self.peers.send(sending, self.machine.name)
         except Exception as error:  # nobody reads a courier's future, and the task would be waited for in vain
-            self._change(lambda: self.machine.failed(sending))
             if not isinstance(error, ConnectionError):
                 task = f"task {sending.task.number} to {sending.neighbour}"
                 self.peers.report_failure(f"worker {self.machine.name}, {task}: {error!r}")
+            self._change(lambda: self.machine.failed(sending))
             return
         seconds = time.perf_counter() - begun
 

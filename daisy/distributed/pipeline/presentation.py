@@ -50,6 +50,8 @@ def describe(report: RunReport) -> list[str]:
         lines.append(
             f"{table['num_restarts']} begun again, {table['num_late_answers']} answers came late and were dropped"
         )
+    if report.error:
+        lines.append(f"the run ended early: {report.error}")
     for priority, row in table["by_priority"].items():
         lines.append(
             f"priority {priority}: {row['num_answered']} answered, median latency {row['median_latency_sec']:.3f} s"

@@ -10,6 +10,7 @@ from typing import Any
 
 from daisy.distributed.pipeline.ledger import Record
 from daisy.distributed.pipeline.timeline import Event
+from daisy.errors import UsageError
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,8 @@ class RunReport:
     began: float = 0.0
     """The moment from which records count, of the clock of the workers' events."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    """Why the run could not go on, where it could not: then the rest is what was done until then."""
 
     @property
     def throughput(self) -> float:
@@ -75,6 +78,7 @@ class RunReport:
         latencies = self.latencies()
         return {
             **self.settings,
+            **({"error": self.error} if self.error else {}),
             "seconds": self.seconds,
             "num_admitted": self.num_admitted,
             "num_answered": len(self.records),
@@ -134,6 +138,18 @@ class RunReport:
             latencies = sorted(record.answered - record.admitted for record in mine)
             table[str(priority)] = {"num_answered": len(mine), "median_latency_sec": percentile(latencies, 0.5)}
         return table
+
+
+class RunEndedError(UsageError):
+    """A run that could not go on.
+
+    Args:
+        report: of what was done until then; its ``error`` says why.
+    """
+
+    def __init__(self, report: RunReport):
+        super().__init__(report.error)
+        self.report = report
 
 
 PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}

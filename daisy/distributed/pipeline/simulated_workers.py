@@ -182,7 +182,7 @@ class SimulatedWorkers:
         seconds, status = self.env.now - begun, None
         if self._is_alive(other, sending.incarnation):
             self._note("accepted", other, task)
-            self.workers[other].accept(task, name)
+            self.workers[other].accept(task, name, incarnation)
             self._go_on(other)
             if self._is_alive(name, incarnation):
                 self._begin(self.desk.moved(task, other, sending.incarnation, self.env.now))

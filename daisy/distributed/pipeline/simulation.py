@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from daisy.distributed.pipeline.desk import Desk
-from daisy.distributed.pipeline.run_report import RunReport
+from daisy.distributed.pipeline.run_report import RunEndedError, RunReport
 from daisy.distributed.pipeline.simulated_machine import Event
 from daisy.distributed.pipeline.simulated_workers import SimulatedWorkers
 from daisy.distributed.pipeline.tasks import Task
@@ -98,7 +98,8 @@ class Simulation(SimulatedWorkers):
             seconds: for which to admit.
 
         Raises:
-            UsageError: where neither or both are given, or a stage has lost its last worker for good.
+            RunEndedError: where a stage has lost its last worker for good, with the report of what was answered before.
+            UsageError: where neither or both are given.
         """
         if (num_tasks is None) == (seconds is None):
             raise UsageError("a run has a number of tasks or a number of seconds")
@@ -109,9 +110,12 @@ class Simulation(SimulatedWorkers):
         self.env.process(self._watch())
         for when, worker in self.kills:
             self.env.process(self._kill(when, worker))
-        self.env.run(until=self.env.all_of(arrivals))
-        while self.desk.ledger.num_open:
-            self.env.step()
+        try:
+            self.env.run(until=self.env.all_of(arrivals))
+            while self.desk.ledger.num_open:
+                self.env.step()
+        except UsageError as error:
+            raise RunEndedError(self._report(str(error))) from None
         return self._report()
 
     def _make_task(self, number: int, level: int, priority: int) -> Task:
@@ -164,7 +168,7 @@ class Simulation(SimulatedWorkers):
         self.env.process(self._tell(name, incarnation))
         self._begin(self.desk.welcome(name, incarnation, self.env.now))
 
-    def _report(self) -> RunReport:
+    def _report(self, error: str = "") -> RunReport:
         ledger, workload = self.desk.ledger, self.workload
         records = sorted(ledger.records.values(), key=lambda record: record.answered)
         first = min((record.admitted for record in records), default=0.0)
@@ -180,4 +184,5 @@ class Simulation(SimulatedWorkers):
             num_admitted=ledger.num_admitted,
             num_restarts=ledger.num_restarts,
             num_late=ledger.num_late,
+            error=error,
         )

@@ -20,7 +20,7 @@ from daisy.distributed.pipeline.admission import make_admissions
 from daisy.distributed.pipeline.desk import Death
 from daisy.distributed.pipeline.desk_actor import Collected, DeskActor, Progress, RunSetup
 from daisy.distributed.pipeline.model_parts import ModelPart, check_cuts, cut_model
-from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
+from daisy.distributed.pipeline.run_report import RunEndedError, RunReport, WorkerReport
 from daisy.distributed.pipeline.stages import ExitSettings
 from daisy.distributed.pipeline.topology import Place, Topology
 from daisy.distributed.pipeline.wire import pack_waveform
@@ -169,7 +169,8 @@ class System:
             The report; fidelity is empty (`daisy.distributed.pipeline.fidelity`).
 
         Raises:
-            UsageError: where a stage has lost its last worker for good, or rate, level or load are impossible.
+            RunEndedError: where a stage has lost its last worker for good, with the report of what was answered before.
+            UsageError: where rate, level or load are impossible, or the source's process was lost.
         """
         admission: dict[str, Any] = {
             "num_levels": len(self.settings.levels),
@@ -193,12 +194,15 @@ class System:
             handles = self._handles()
             self._ray.get([self._connect(name, handles) for name in self._workers])
             self._ray.get(self._desk.start.remote(handles))
-            self._follow(progress, watch)
-            return self._report(arrays)
+            reason = self._follow(progress, watch)
+            report = self._report(arrays, reason)
         except self._ray.exceptions.RayError as error:
             raise UsageError(f"the source's process was lost ({_last_line(error)})") from None
         finally:
             self._ray.kill(self._desk)
+        if reason:
+            raise RunEndedError(report)
+        return report
 
     def _place(self, name: str) -> dict[str, Any]:
         """Make the options of an actor that is to be where a worker is: at its place, or on this machine."""
@@ -211,14 +215,12 @@ class System:
         node = self._ray.get_runtime_context().get_node_id()
         return {**options, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
-    def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> None:
-        """Wait until all is answered; start anew who dies."""
+    def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> str:
+        """Wait until all is answered, and start anew who dies; return why the run cannot go on, if it cannot."""
         answered = 0
         while True:
             time.sleep(POLL_SEC)
             seen: Progress = self._ray.get(self._desk.poll.remote())
-            if seen.error:
-                raise UsageError(seen.error)
             progress(seen.num_answered - answered)
             answered = seen.num_answered
             if watch is not None:
@@ -228,8 +230,8 @@ class System:
                 self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
                 if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
                     threading.Thread(target=self._replace, args=(death,), daemon=True).start()
-            if seen.is_done:
-                return
+            if seen.error or seen.is_done:
+                return seen.error
 
     def _start(self, name: str, incarnation: int) -> Handle:
         """Start a worker's actor."""
@@ -304,7 +306,7 @@ class System:
                 self._connect(other, {name: handles[name]})
         self._ray.get(self._desk.welcome.remote(name, incarnation, handles[name][1]))
 
-    def _report(self, arrays: Sequence[NDArray[Any]]) -> RunReport:
+    def _report(self, arrays: Sequence[NDArray[Any]], error: str) -> RunReport:
         collected: Collected = self._ray.get(self._desk.collect.remote())
         records = collected.records
         first = min((record.admitted for record in records), default=0.0)
@@ -318,6 +320,7 @@ class System:
             num_restarts=collected.num_restarts,
             num_late=collected.num_late,
             began=collected.began,
+            error=error,
         )
 
     def _report_worker(self, name: str, told: Mapping[int, WorkerReport]) -> WorkerReport:

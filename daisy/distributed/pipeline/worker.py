@@ -51,7 +51,7 @@ class _Peer:
     """Seconds of work of the tasks that were sent and that its status does not count yet."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     """A task in the output queue."""
 
@@ -106,13 +106,22 @@ class Worker:
         self._running: Task | None = None
         self._received: dict[str, int] = {}
 
-    def accept(self, task: Task, sender: str = "") -> None:
-        """Take a task in: of a neighbour into the input queue, of the source (no sender) wherever it is best."""
-        if sender:
-            self._received[sender] = self._received.get(sender, 0) + 1
-            self._input.append(task)
-        else:
+    def accept(self, task: Task, sender: str = "", incarnation: int = 1) -> None:
+        """Take a task in: of a neighbour into the input queue, of the source (no sender) wherever it is best.
+
+        Args:
+            task: that has come. One that is here already is dropped: its sender had to think that it got lost.
+            sender: which neighbour sent it.
+            incarnation: of the sender. What a dead one sent is not counted: it is not asked after any more.
+        """
+        if not sender:
             self._place(task)
+            return
+        self.welcome(sender, incarnation)
+        if sender not in self._peers or self._peers[sender].incarnation == incarnation:
+            self._received[sender] = self._received.get(sender, 0) + 1
+        if not self._has(task):
+            self._input.append(task)
 
     def take(self) -> Task | None:
         """Begin the next task, if there is one and none is in work.
@@ -221,6 +230,7 @@ class Worker:
             peer.incarnation, peer.dead, peer.suspect = incarnation, False, False
             peer.status, peer.num_sent = None, 0
             peer.pending.clear()
+            self._received.pop(neighbour, None)  # it counts what it has sent from 0 on
 
     def status(self) -> Status:
         """Say how things stand."""
@@ -236,7 +246,9 @@ class Worker:
         )
 
     def _place(self, task: Task) -> None:
-        """Put a task whose next stage is to be computed into one of the queues."""
+        """Put a task whose next stage is to be computed into one of the queues, if it is in none yet."""
+        if self._has(task):
+            return
         held = task.stage in self.stages
         candidates = self._holders(task.stage)
         target = None
@@ -253,6 +265,13 @@ class Worker:
             self._input.append(task)
         else:
             self._output.append(_Waiting(task, self._random.random(), target))
+
+    def _has(self, task: Task) -> bool:
+        """Whether this attempt of a task is in a queue or in work."""
+        here = [*self._input, *(waiting.task for waiting in self._output)]
+        if self._running is not None:
+            here.append(self._running)
+        return any((other.number, other.attempt) == (task.number, task.attempt) for other in here)
 
     def _choose_for(self, waiting: _Waiting) -> str | None:
         """Who gets a task of the output queue now, if anybody."""

@@ -99,9 +99,11 @@ class WorkerActor:
         if starts:
             self._host.start()
 
-    def receive(self, task: Task, sender: str, incarnation: int) -> Status | None:
-        """Take a task in; None where it was meant for an earlier incarnation."""
-        return self._host.accept(task, sender) if incarnation == self.setup.incarnation else None
+    def receive(self, task: Task, incarnation: int, sender: str = "", sender_incarnation: int = 1) -> Status | None:
+        """Take a task in, of the source where there is no sender; None where it was for an earlier incarnation."""
+        if incarnation != self.setup.incarnation:
+            return None
+        return self._host.accept(task, sender, sender_incarnation)
 
     def hear(self, status: Status) -> None:
         """Note what a neighbour says of itself."""
@@ -123,7 +125,7 @@ class WorkerActor:
         if handle is None or incarnation != sending.incarnation:
             raise ConnectionError(sending.neighbour)
         try:
-            call = handle.receive.remote(sending.task, sender, sending.incarnation)
+            call = handle.receive.remote(sending.task, sending.incarnation, sender, self.setup.incarnation)
             status: Status | None = ray.get(call, timeout=SEND_TIMEOUT_SEC)
         except (ray.exceptions.RayError, TimeoutError):
             raise ConnectionError(sending.neighbour) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from daisy.errors import AudioError, UsageError
 from daisy.integrations.lhotse.extractor import DaisyFeatures, Encoding
-from daisy.integrations.lhotse.resuming import check_settings, describe_settings, mend_manifest, note_settings
+from daisy.integrations.lhotse.resuming import begin_manifest, describe_settings, hold_lock
 
 
 def add_exits(
@@ -53,16 +54,16 @@ def add_exits(
     Raises:
         UsageError: on mixed cuts and padding, which hold no fields of their own, or another rate.
         AudioError: on several channels, or a cut that is shorter than one frame.
-        OutputError: where the file was begun with other settings.
+        OutputError: where the file was begun with other settings, or by something else, or another process writes it;
+            or it is to be begun again, and the cuts are read from it.
     """
-    if manifest_path is not None:
-        stores = {"features": features is not None, "units": units is not None}
-        settings = describe_settings(extractor) | stores
-        if not overwrite:
-            check_settings(Path(manifest_path), settings)
-            mend_manifest(Path(manifest_path))
-        note_settings(Path(manifest_path), settings)
-    with CutSet.open_writer(manifest_path, overwrite=overwrite) as writer:
+    with contextlib.ExitStack() as stack:
+        if manifest_path is not None:
+            stores = {"features": features is not None, "units": units is not None}
+            stack.enter_context(hold_lock(Path(manifest_path)))
+            settings = describe_settings(extractor) | stores
+            begin_manifest(Path(manifest_path), cuts, settings, overwrite=overwrite)
+        writer = stack.enter_context(CutSet.open_writer(manifest_path, overwrite=False))
         done = writer.ignore_ids
         if done:
             cuts = cuts.filter(lambda cut: cut.id not in done)

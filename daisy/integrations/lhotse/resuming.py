@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from daisy import _files
+from lhotse import CutSet
+
+from daisy import _files, _locks
 from daisy.checkpoints import digest
 from daisy.errors import OutputError
 from daisy.integrations.lhotse.extractor import DaisyFeatures
@@ -27,6 +31,78 @@ def describe_settings(extractor: DaisyFeatures) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def hold_lock(beside: Path) -> Iterator[None]:
+    """Let nobody else write a manifest or a Shar folder meanwhile. The lock is next to it (``NAME.daisy.lock``).
+
+    Raises:
+        OutputError: where somebody does, or the lock cannot be written.
+    """
+    with _files.refusing(beside):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+    path = beside.with_name(f"{beside.name}.daisy.lock")
+    lock = _locks.acquire(path)
+    if lock is None:
+        raise OutputError(f"{beside}: is being written by {_locks.describe_holder(path)}", remedy="wait")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begin_manifest(path: Path, cuts: CutSet, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Make a manifest ready to be written on, or take it away, and note what it is made with.
+
+    Args:
+        path: of the manifest, which may not be there yet.
+        cuts: that are to be encoded.
+        settings: what the run is made with.
+        overwrite: begin it again.
+
+    Raises:
+        OutputError: where it was begun with other settings, or by somebody else; or it is to be overwritten, and cuts
+            are read from it.
+    """
+    if overwrite:
+        if path.exists() and any(os.path.samefile(path, source) for source in _list_sources(cuts)):
+            raise OutputError(f"{path}: the cuts are read from it; use another place")
+        with _files.refusing(path):
+            path.unlink(
+                missing_ok=True
+            )  # before the note: a run that is stopped goes on with no cuts of other settings
+    elif path.exists():
+        if not read_note(path):
+            raise OutputError(f"{path}: was not begun by add_exits; use another place, or overwrite=True")
+        check_settings(path, settings)
+        mend_manifest(path)
+    note_settings(path, settings)
+
+
+def _list_sources(cuts: Any) -> Iterator[Path]:
+    """List the manifests that lazy cuts are read from: lhotse's iterators wrap each other."""
+    if isinstance(path := getattr(cuts, "path", None), str | Path):
+        yield from filter(Path.exists, [Path(path)])
+    wrapped = [getattr(cuts, name, None) for name in ("data", "source", "iterator")]
+    for inner in [*wrapped, *getattr(cuts, "iterators", ())]:
+        if inner is not None:
+            yield from _list_sources(inner)
+
+
+def read_note(beside: Path) -> dict[str, Any]:
+    """Read what `note_settings` noted of a manifest or folder; nothing where it did not.
+
+    Raises:
+        OutputError: where the note is damaged.
+    """
+    path = _name_note(beside)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError):
+        raise OutputError(f"{path}: damaged; remove it and the run, or give overwrite=True") from None
+
+
 def check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that was begun otherwise.
 
@@ -37,15 +113,8 @@ def check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         OutputError: where `note_settings` noted others, or the note is damaged.
     """
-    path = _name_note(beside)
-    if not path.is_file():
-        return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise OutputError(f"{path}: damaged; remove it and the run, or give overwrite=True") from None
-    names = before.keys() | settings.keys()
-    different = sorted(name for name in names if before.get(name) != settings.get(name))
+    before = read_note(beside)
+    different = sorted(name for name in settings if before and before.get(name) != settings[name])
     if different:
         raise OutputError(
             f"{beside}: was begun with another {', '.join(different)}; use another place, or overwrite=True"
@@ -67,16 +136,28 @@ def _name_note(beside: Path) -> Path:
 
 def mend_manifest(path: Path) -> None:
     """Take what a killed run left unfinished off the end of a JSONL file, so that it can be written on."""
-    if not path.is_file():
-        return
-    is_packed, whole, is_cut = path.suffix == ".gz", [], False
-    with gzip.open(path, "rt", encoding="utf-8") if is_packed else open(path, encoding="utf-8") as stream:
+    is_packed = path.suffix == ".gz"
+    size, is_cut = 0, False
+    with _open_unpacked(path) as stream:
         try:
             for line in stream:
-                is_cut = not line.endswith("\n")
-                whole += [] if is_cut else [line]
-        except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile):
+                is_cut = not line.endswith(b"\n")
+                size += 0 if is_cut else len(line)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
             is_cut = True
+
+    def copy(target: BinaryIO) -> None:
+        left = size
+        with (
+            _open_unpacked(path) as source,
+            gzip.open(target, "wb") if is_packed else contextlib.nullcontext(target) as out,
+        ):
+            while left:
+                left -= out.write(source.readline())
+
     if is_cut:
-        content = "".join(whole).encode()
-        _files.write(path, gzip.compress(content) if is_packed else content)
+        _files.write(path, copy)
+
+
+def _open_unpacked(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")

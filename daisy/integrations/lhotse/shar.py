@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from lhotse import CutSet
 from lhotse.features.io import MemoryRawWriter
 from lhotse.shar import SharWriter
 
+from daisy import _files
 from daisy.errors import OutputError, UsageError, unknown_name
 from daisy.integrations.lhotse.exits import encode_cuts
 from daisy.integrations.lhotse.extractor import DaisyFeatures
-from daisy.integrations.lhotse.resuming import check_settings, describe_settings, note_settings
+from daisy.integrations.lhotse.resuming import check_settings, describe_settings, hold_lock, note_settings, read_note
 
 FIELDS = {"features": "numpy", "exit_layer": "jsonl", "predicted_loss": "jsonl", "units": "numpy"}
 """Fields, and the kind of shards that lhotse writes of each: arrays without loss, or lines."""
 ENDINGS = {"numpy": ".tar", "jsonl": ".jsonl.gz"}
+UNFINISHED = "unfinished"
+"""Subfolder of a shard that is being written."""
 
 
 def extend_shar(
@@ -34,7 +38,8 @@ def extend_shar(
     """Encode the cuts of a Shar folder, and write new fields beside those that it has; nothing else is touched.
 
     Shards are done one after the other, each is whole or absent, and those that have all the fields are left: a stopped
-    run goes on. ``NAME.daisy.json`` beside the folder notes what they are made with.
+    run goes on. They are collected in ``NAME.daisy`` beside the folder, which can be read meanwhile, and moved there at
+    the end. ``NAME.daisy.json`` beside it notes the fields and what they are made with.
 
     Args:
         folder: of ``cuts.to_shar``; its cuts have recordings, in shards or elsewhere.
@@ -42,7 +47,7 @@ def extend_shar(
         fields: of `add_exits`, "features" and "units" among them if wanted.
         batch_sec: see `add_exits`.
         num_workers: likewise.
-        overwrite: write fields anew that are there; with other settings than before, the fields not asked for go, too.
+        overwrite: write fields anew that are there; with other settings than before, all that this function wrote go.
 
     Returns:
         The folder's cuts, read as they are asked for.
@@ -50,7 +55,8 @@ def extend_shar(
     Raises:
         UsageError: where there is no Shar folder, or a field is unknown, and as `add_exits` does.
         AudioError: as `add_exits` does.
-        OutputError: where the folder has fields that were made with other settings.
+        OutputError: where the folder has fields that were made with other settings or by something else, or another
+            process writes it.
     """
     folder = Path(folder).resolve()  # "." has no name to put the note beside
     for field in fields:
@@ -59,33 +65,76 @@ def extend_shar(
     shards = sorted(folder.glob("cuts*.jsonl*"))
     if not shards:
         raise UsageError(f"{folder}: no Shar folder: it has no cuts.000000.jsonl.gz")
-    _begin(folder, fields, describe_settings(extractor), overwrite=overwrite)
-    for cuts in shards:
-        suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
-        names = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
-        if not overwrite and all((folder / name).exists() for name in names):
-            continue
-        # Beside the folder, as lhotse takes whatever is in it for fields.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as part:
-            _write_fields(cuts, part, suffix, fields, extractor, batch_sec, num_workers)
-            for name in names:
-                os.replace(Path(part) / name, folder / name)
+    # Beside the folder, as lhotse takes whatever is in it for fields, and refuses those that lack shards.
+    collected = folder.with_name(f"{folder.name}.daisy")
+    with hold_lock(folder):
+        _begin(folder, collected, fields, describe_settings(extractor), overwrite=overwrite)
+        names = []
+        for cuts in shards:
+            suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
+            of_shard = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
+            if not all((folder / name).exists() or (collected / name).exists() for name in of_shard):
+                _write_shard(cuts, collected, suffix, fields, extractor, batch_sec, num_workers)
+            names += of_shard
+        _move(names, collected, folder)
     return CutSet.from_shar(in_dir=folder)
 
 
-def _begin(folder: Path, fields: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def _begin(
+    folder: Path, collected: Path, fields: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool
+) -> None:
     """Remove the fields that are to be overwritten, and note the settings, which are those of all that are left."""
-    gone = fields if overwrite else ()
+    made, gone = set(), set(fields) if overwrite else set()
     try:
+        made = set(read_note(folder).get("fields", ()))
         check_settings(folder, settings)
     except OutputError:
         if not overwrite:
             raise
-        gone = tuple(FIELDS)
-    for field in gone:  # before the note: a run that is stopped goes on beside no field of other settings
-        for path in folder.glob(f"{field}.*{ENDINGS[FIELDS[field]]}"):
-            path.unlink()
-    note_settings(folder, settings)
+        gone |= made
+        shutil.rmtree(collected, ignore_errors=True)
+    for field in fields:
+        if field not in made | gone and any(_list_shards(folder, field)):
+            raise OutputError(f"{folder}: has {field} that extend_shar did not write; leave it out, or overwrite=True")
+    with _files.refusing(folder):
+        for field in gone:  # before the note: a run that is stopped goes on beside no field of other settings
+            for path in [*_list_shards(folder, field), *_list_shards(collected, field)]:
+                path.unlink()
+        collected.mkdir(exist_ok=True)
+    note_settings(folder, {**settings, "fields": sorted((made - gone).union(fields))})
+
+
+def _list_shards(folder: Path, field: str) -> list[Path]:
+    return list(folder.glob(f"{field}.*{ENDINGS[FIELDS[field]]}"))
+
+
+def _move(names: Sequence[str], collected: Path, folder: Path) -> None:
+    """Move shards into the folder, and take the place away where they were collected, if nothing is left there."""
+    with _files.refusing(folder):
+        for name in names:
+            if (collected / name).exists():
+                os.replace(collected / name, folder / name)
+    with contextlib.suppress(OSError):
+        collected.rmdir()
+
+
+def _write_shard(
+    cuts: Path,
+    collected: Path,
+    suffix: str,
+    fields: Sequence[str],
+    extractor: DaisyFeatures,
+    batch_sec: float,
+    num_workers: int,
+) -> None:
+    """Write the fields of one shard's cuts, each whole or not at all."""
+    part = collected / UNFINISHED
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part.mkdir()
+    _write_fields(cuts, str(part), suffix, fields, extractor, batch_sec, num_workers)
+    for path in part.iterdir():
+        os.replace(path, collected / path.name)
+    part.rmdir()
 
 
 def _write_fields(

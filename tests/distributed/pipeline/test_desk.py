@@ -74,6 +74,29 @@ def test_arrivals_have_the_rate_and_a_load_that_changes():
     assert even.next_interval(0.0, random) == 0.25
 
 
+def test_a_load_begins_when_it_says_whatever_was_drawn_before():
+    load = [(0.0, 0.001), (30.0, 2.0), (40.0, 0.5)]
+    even = Admission(Rules(), rate=1.0, load=load, even=True)
+    # A thousandth of a task a second: 0.03 until second 30, and then two a second.
+    assert even.next_interval(0.0, Random(0)) == pytest.approx(30 + 0.97 / 2)
+    assert even.next_interval(39.9, Random(0)) == pytest.approx(0.1 + 0.8 / 0.5)
+    admission, random, counts = Admission(Rules(), rate=1.0, load=load), Random(5), [0, 0, 0]
+    for _ in range(1000):
+        now = admission.next_interval(0.0, random)
+        while now < 60:
+            counts[(now >= 30) + (now >= 40)] += 1
+            now += admission.next_interval(now, random)
+    assert [count / 1000 for count in counts] == pytest.approx([0.03, 20, 10], abs=0.4)
+
+
+@pytest.mark.parametrize("load", [[], [(0.0, 2.0)], [(1e9, 7.0)]])
+def test_arrivals_of_a_constant_load_are_the_plain_draws(load):
+    admission, random, plain = Admission(Rules(), rate=3.0, load=load), Random(3), Random(3)
+    rate = 6.0 if load == [(0.0, 2.0)] else 3.0
+    drawn = [admission.next_interval(float(now), random) for now in range(1000)]
+    assert drawn == [plain.expovariate(1 / (1 / rate)) for _ in range(1000)]
+
+
 @pytest.mark.parametrize(("rate", "level"), [(0.0, 0), (-1.0, 0), (1.0, 2), (1.0, -1)])
 def test_impossible_admissions_are_refused(rate, level):
     with pytest.raises(UsageError):

@@ -78,7 +78,7 @@ class ThreadSystem:
         host = self.hosts.get(sending.neighbour)
         if host is None or self.incarnations[sending.neighbour] != sending.incarnation:
             raise ConnectionError(sending.neighbour)
-        return host.accept(sending.task, sender)
+        return host.accept(sending.task, sender, self.incarnations[sender])
 
     def tell(self, status, report):
         with self.lock:
@@ -217,6 +217,20 @@ def test_what_cannot_be_computed_is_told_and_the_rest_goes_on(waveforms):
     assert list(system.desk.ledger.records) == [1]
     for name in list(system.hosts):
         system.kill(name)
+
+
+def test_a_worker_that_breaks_down_tells_it_first(system_model, waveforms, monkeypatch):
+    with ThreadSystem({"workers": WORKERS}, system_model, Never()) as system:
+        machine, ended = system.hosts["a"].machine, []
+        monkeypatch.setattr(threading, "excepthook", ended.append)
+        monkeypatch.setattr(machine, "finish", lambda *what: 1 / 0)
+        monkeypatch.setattr(machine, "abandon", lambda: 1 / 0)
+        system.admit(waveforms[0])
+        deadline = time.monotonic() + 20
+        while not (system.failures and ended):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert system.failures == ["worker a, task 0: ZeroDivisionError('division by zero')"]
 
 
 class FaultySystem(ThreadSystem):

@@ -11,6 +11,7 @@ from daisy import EarlyExitEncoder, policies
 from daisy.distributed.pipeline.desk_actor import DeskActor
 from daisy.distributed.pipeline.fidelity import compare_units
 from daisy.distributed.pipeline.model_parts import cut_model
+from daisy.distributed.pipeline.run_report import RunEndedError
 from daisy.distributed.pipeline.stages import make_exit_settings
 from daisy.distributed.pipeline.system import System
 from daisy.distributed.pipeline.topology_file import parse_topology
@@ -95,8 +96,11 @@ def test_a_desk_that_breaks_down_is_no_death_of_the_worker_that_was_started(wave
             os.kill(killed[0], signal.SIGKILL)
 
     with System(parse_topology(pipe, 4), model, make_exit_settings(model, [policies.Never()])) as system:
-        with pytest.raises(UsageError, match=r"worker b could not be started anew \(KeyError: 'no such task'\)"):
+        message = r"worker b could not be started anew \(KeyError: 'no such task'\)"
+        with pytest.raises(RunEndedError, match=message) as ended:
             system.run(waveforms, num_tasks=40, rate=20.0, watch=kill)
+        assert 5 <= len(ended.value.report.records) < 40
+        assert ended.value.report.workers["a"].num_computed >= 5
         started = system.pids["b"]
         deadline = time.monotonic() + 20
         while os.path.exists(f"/proc/{started}"):

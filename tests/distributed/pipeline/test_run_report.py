@@ -3,6 +3,7 @@
 import pytest
 
 from daisy.distributed.pipeline.ledger import Record
+from daisy.distributed.pipeline.presentation import describe, make_sections
 from daisy.distributed.pipeline.run_report import RunReport, WorkerReport
 from daisy.distributed.pipeline.tasks import Answer, Task
 
@@ -47,3 +48,13 @@ def test_windows_hold_every_answer_and_the_last_is_as_long_as_the_run():
 def test_a_last_answer_at_the_end_of_a_window_is_in_it():
     assert [window["throughput"] for window in make_report([5.0, 10.0, 20.0]).windows(10.0)] == [0.1, 0.2]
     assert make_report([]).windows(10.0)[0]["throughput"] == 0
+
+
+def test_a_run_that_ended_before_its_first_answer_has_a_page():
+    pytest.importorskip("matplotlib")
+    report = make_report([])
+    report.error = "layers 1-3 were held by a only, which died"
+    assert report.to_json()["error"] == report.error
+    assert describe(report)[-1] == f"the run ended early: {report.error}"
+    (section, *_) = make_sections(report)
+    assert len(section.figures) == 2

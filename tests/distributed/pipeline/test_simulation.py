@@ -6,6 +6,7 @@ import pytest
 
 from daisy.distributed.pipeline.baselines import make_system
 from daisy.distributed.pipeline.joint import choose_jointly
+from daisy.distributed.pipeline.run_report import RunEndedError
 from daisy.distributed.pipeline.timeline import PARTS, Costs, average_parts, break_down, measure_costs
 from daisy.distributed.pipeline.topology_file import parse_topology
 from daisy.errors import UsageError
@@ -128,8 +129,13 @@ def test_a_worker_that_is_never_replaced_is_done_without():
     report = simulate(content, rate=10, num_tasks=200, kills=[(2.0, "b")])
     assert len(report.records) == 200
     assert report.workers["c"].num_computed > 50
-    with pytest.raises(UsageError, match="layers 1-3 were held by a only"):
-        simulate(content, rate=10, num_tasks=200, kills=[(2.0, "a")])
+    with pytest.raises(RunEndedError, match="layers 1-3 were held by a only") as ended:
+        simulate(content, rate=10, num_tasks=200, even=True, kills=[(2.0, "a")])
+    report = ended.value.report  # of two seconds, with what was in the queues
+    assert 10 <= len(report.records) <= 20
+    assert all(record.answered < 3.2 for record in report.records)
+    assert report.workers["a"].num_deaths == 1
+    assert report.to_json()["error"] == str(ended.value)
 
 
 def test_answers_that_come_after_a_restart_are_dropped():

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import numpy
 import pytest
 
 from daisy.distributed.pipeline.offloading import Candidate, choose_by_queues, choose_first_done, draw_holder
@@ -191,6 +192,45 @@ def test_a_new_start_is_also_learnt_from_what_it_says():
     worker.lose("you", 1)
     worker.hear(status(incarnation=2))
     assert worker.choose()[0].incarnation == 2
+
+
+def test_a_sender_that_was_started_anew_is_counted_from_nothing():
+    rules = Rules(neighbour_limit=2)
+    sender, me = neighbour("a", stages=range(0, 1)), neighbour("me", stages=range(1, 2))
+    taker = make_worker(range(1, 2), [sender])
+    for number in range(10):
+        taker.accept(Task(number=number, stage=1), "a")
+    while taker.take() is not None:
+        taker.finish(1.0, None)
+    again = Worker("a", range(0, 1), [me], rules, Random(0), incarnation=2)
+    taker.accept(Task(number=50, stage=1), "a", incarnation=2)  # before anybody else says that it is a new one
+    taker.welcome("a", 2)
+    taker.accept(Task(number=51, stage=1), "a", incarnation=1)  # was on its way when the first one died
+    assert taker.status().received == {"a": 1}
+    for number in range(100, 110):
+        again.accept(Task(number=number, stage=1))
+    sent = []
+    for _ in range(10):  # the taker says again and again what it said, as nothing of this has come yet
+        sent += again.choose()
+        again.free_link("me")
+        again.hear(status("me", incarnation=1))
+    assert len(sent) == 2
+
+
+def test_a_task_is_in_the_queues_once():
+    rules = Rules(neighbour_limit=9)
+    package = {"states": numpy.zeros((3, 4))}  # cannot be compared
+    worker = make_worker(range(0, 2), [neighbour("a"), neighbour("b")], rules)
+    for _ in range(2):
+        worker.accept(Task(number=0, stage=2, payload=package))
+        worker.accept(Task(number=1, stage=0, payload=package), "a")
+    assert (worker.status().queued, worker.status().waiting) == (1, 2)
+    assert worker.status().received == {"a": 2}
+    worker.accept(Task(number=0, stage=2, payload=package, attempt=2))
+    assert numbers(worker.choose()) == [("a", 0), ("b", 0)]  # two attempts
+    worker.take()
+    worker.accept(Task(number=1, stage=0, payload=package), "a")  # is in work
+    assert worker.status().queued == 1
 
 
 def test_random_offloading_draws_holders_evenly_and_keeps_what_was_drawn():
