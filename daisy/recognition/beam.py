@@ -64,7 +64,7 @@ class BeamSearch:
                 word_score=word_score,
                 log_add=lexicon is None,
                 blank_token=blank,
-                sil_token=SPACE if tokens.sentencepiece is None and SPACE in tokens.symbols else blank,
+                sil_token=SPACE if SPACE in tokens.symbols and not tokens.are_pieces else blank,
             )
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is of its own source
@@ -120,7 +120,7 @@ def _find_fault(spelling: Iterable[str], tokens: Tokens) -> str | None:
     parts = list(spelling)
     if unknown := [part for part in parts if part not in tokens.numbers]:
         return f"{unknown[0]!r} is no token of this recogniser"
-    if tokens.sentencepiece is None:
+    if not tokens.are_pieces:
         if len(parts) < 2 or parts[-1] != SPACE or SPACE in parts[:-1]:
             return f"a spelling is letters and ends with {SPACE}"
     elif [place for place, part in enumerate(parts) if part.startswith(WORD_START)] != [0]:
