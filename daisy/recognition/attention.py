@@ -56,8 +56,9 @@ class AttentionSearch:
         beams = torch.tensor([[config.begin]], device=states.device)
         scores = torch.zeros(1, device=states.device)
         ended: list[tuple[float, float, list[int]]] = []
+        projected = self.decoders.project_states(layer, states)
         while len(beams):
-            logits = self.decoders(layer, states.expand(len(beams), -1, -1), None, beams)[:, -1]
+            logits = self.decoders.predict_next(layer, projected, beams)
             logits[:, [self.blank, *({config.begin} - {config.end})]] = float("-inf")
             log_probs = logits.log_softmax(-1)
             for row, text in enumerate(beams[:, 1:].tolist()):  # no token that the frames left cannot say
