@@ -36,7 +36,8 @@ class DaisyCtcCriterionConfig(FairseqDataclass):
         default_factory=lambda: [1.0],
         metadata={
             "help": "share of the loss against the labels, one for all exits or one each; the rest is against the "
-            "last exit's greedy text. The shares of wav2vec2-ee: 0.3, or 0.65,0.7,0.75,0.8,0.85,1"
+            "last exit's greedy text, but for the last exit, which has its share alone: with 0.3 for all 0.3 of one. "
+            "The shares of wav2vec2-ee: 0.3, or 0.65,0.7,0.75,0.8,0.85,1"
         },
     )
     confidence: CONFIDENCE = field(
@@ -65,7 +66,8 @@ class DaisyCtcCriterion(FairseqCriterion):
     augustgw/wav2vec2-ee, train_utils.py, with three differences. The confidence is an utterance's own, without padding,
     where that code takes one of the whole batch. The text that the rest of the loss is against is always that of this
     model's last exit, as in that code with a share for each exit; with 0.3 for all it takes a frozen copy's of the
-    model that training starts from. That code divides each utterance's loss by its tokens.
+    model that training starts from. The last exit learns no such text, there and here: of its loss only the labels'
+    share is left. That code divides each utterance's loss by its tokens.
     """
 
     def __init__(self, cfg: DaisyCtcCriterionConfig, task: Any):

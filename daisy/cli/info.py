@@ -119,8 +119,9 @@ def _describe_heads(model: Model) -> Rows:
     for name, part in model.parts().items():
         rows.append((f"{name} parameters", f"{sum(p.numel() for p in part.parameters()):,}"))
     if model.ctc is not None and model.tokens is not None:
-        kind = "characters" if model.tokens.sentencepiece is None else "SentencePiece"
-        rows += [("CTC exits", describe_exits(model.ctc.config)), ("tokens", f"{len(model.tokens)}, {kind}")]
+        tokens = model.tokens
+        kind = "SentencePiece" if tokens.are_pieces else "phones" if tokens.are_phones else "characters"
+        rows += [("CTC exits", describe_exits(model.ctc.config)), ("tokens", f"{len(tokens)}, {kind}")]
     if model.decoders is not None:
         rows.append(("attention decoders", f"one at each CTC exit, depth {model.decoders.config.num_blocks}"))
     if model.heads is None:

@@ -153,6 +153,7 @@ def note_lost_guarantee(
     window_sec: float | None = None,
     precision: str = "float32",
     fewer_exits: bool = False,
+    search: str = "",
 ) -> None:
     """Say that a policy file's guarantee does not hold, where options change what its policy sees or does.
 
@@ -163,6 +164,7 @@ def note_lost_guarantee(
         window_sec: of windows; 0 or None: none.
         precision: to compute in.
         fewer_exits: whether heads on units decide where exits that write text are, and not at all layers.
+        search: the option by which texts are not decoded greedily; empty: they are.
     """
     from daisy.policies.file import is_certified
 
@@ -172,6 +174,7 @@ def note_lost_guarantee(
         f"--window {window_sec or 0:g}": bool(window_sec),
         f"--precision {precision}": precision != "float32",
         "exits at fewer layers": fewer_exits and is_certified(policy, at_all_exits=True),
+        search: bool(search) and is_certified(policy, of_texts=True),
     }
     changed = " and ".join(option for option, is_given in given.items() if is_given)
     if changed and policy and is_certified(policy):

@@ -140,6 +140,7 @@ def command(
         window_sec=window,
         precision=precision,
         fewer_exits=heads == "units" and len(exits.config.layers) < model.backbone.config.num_layers,
+        search="--decoder attention" if decoder == "attention" else f"--beam {beam}" if beam else "",
     )
     window_sec = (0.0 if decoder == "attention" else DEFAULT_WINDOW_SEC) if window is None else window
     settings: dict[str, Any] = {**parse_settings(set or [])}

@@ -20,7 +20,7 @@ from daisy.extraction import windows
 from daisy.extraction.feature_files import StreamedFeatures, write_features
 from daisy.extraction.journal import Row, Settings, Stamp, stamp
 from daisy.models.kinds import AnyBackboneConfig
-from daisy.policies.scores import to_json
+from daisy.policies.scores import list_by_layer
 from daisy.runtime.exit_output import ExitOutput
 from daisy.runtime.memory import run_if_it_fits
 
@@ -170,7 +170,7 @@ class BatchEncoder:
                 exit_layer=max(exits),
                 seconds=time.perf_counter() - start,
                 scores={
-                    name: _by_layer(_mean_over_windows(scores, name), self.encoder.exits, max(exits))
+                    name: list_by_layer(_mean_over_windows(scores, name), self.encoder.exits, max(exits))
                     for name in scores[0]
                 },
                 silent=silence.is_silent,
@@ -244,13 +244,4 @@ def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
 def executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
     """Return an utterance's scores as lists over layers 1 to its exit layer; None where there is no exit."""
     last = int(result.exit_layer[index])
-    return {name: _by_layer(values[index], result.exits, last) for name, values in result.scores.items()}
-
-
-def _by_layer(values: Tensor, exits: Sequence[int], last: int) -> list[float | None]:
-    """(E,) scores as a list over layers 1 to ``last``; None where there is no exit."""
-    scores: list[float | None] = [None] * last
-    for layer, score in zip(exits, to_json(values), strict=True):
-        if layer <= last:
-            scores[layer - 1] = score
-    return scores
+    return {name: list_by_layer(values[index], result.exits, last) for name, values in result.scores.items()}

@@ -14,6 +14,8 @@ from daisy.models.config import is_count
 from daisy.models.conformer import make_positions
 from daisy.models.lengths import make_valid_mask
 
+KeysAndValues = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodersConfig:
@@ -136,6 +138,61 @@ class AttentionDecoders(nn.Module):
             hidden = block(hidden, states, tgt_mask=later, memory_key_padding_mask=padded)
         logits: Tensor = self.classifiers[str(layer)](self.norm(hidden))
         return logits
+
+    def project_states(self, layer: int, states: Tensor) -> list[KeysAndValues]:
+        """Compute what all texts of an utterance read of its states, once.
+
+        Args:
+            layer: one of ``config.layers``.
+            states: of that layer, (T, D).
+
+        Returns:
+            Of each block keys and values, (1, heads, T, D / heads) each.
+        """
+        projected = []
+        for block in self.blocks[str(layer)]:
+            weight, bias = (part[self.config.width :] for part in _get_projection(block))
+            keys, values = nn.functional.linear(states[None], weight, bias).chunk(2, -1)
+            projected.append((self._split(keys), self._split(values)))
+        return projected
+
+    def predict_next(self, layer: int, projected: list[KeysAndValues], tokens: Tensor) -> Tensor:
+        """Predict the token after each of an utterance's texts, as `forward` does at the last place, without dropout.
+
+        Args:
+            layer: one of ``config.layers``.
+            projected: of the utterance, by `project_states`.
+            tokens: (B, U) int64, beginning with ``config.begin``.
+
+        Returns:
+            Logits (B, V).
+        """
+        length, width = tokens.shape[1], self.config.width
+        hidden = self.embedding(tokens)
+        hidden = hidden + make_positions(length, width, hidden.device).to(hidden.dtype)
+        later = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+        for block, (keys, values) in zip(self.blocks[str(layer)], projected, strict=True):
+            normed = block.norm1(hidden)
+            hidden = hidden + block.self_attn(normed, normed, normed, attn_mask=later, need_weights=False)[0]
+            weight, bias = (part[:width] for part in _get_projection(block))
+            queries = self._split(nn.functional.linear(block.norm2(hidden), weight, bias))
+            shape = (len(tokens), -1, -1, -1)
+            read = nn.functional.scaled_dot_product_attention(queries, keys.expand(shape), values.expand(shape))
+            hidden = hidden + block.multihead_attn.out_proj(read.transpose(1, 2).flatten(2))
+            hidden = hidden + block.linear2(block.activation(block.linear1(block.norm3(hidden))))
+        logits: Tensor = self.classifiers[str(layer)](self.norm(hidden[:, -1]))
+        return logits
+
+    def _split(self, hidden: Tensor) -> Tensor:
+        """(B, N, D) into heads, (B, heads, N, D / heads)."""
+        return hidden.view(*hidden.shape[:2], self.config.num_heads, -1).transpose(1, 2)
+
+
+def _get_projection(block: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (3 D, D) and bias of a block's queries, keys and values where it reads states."""
+    attention = block.multihead_attn
+    assert isinstance(attention, nn.MultiheadAttention)
+    return attention.in_proj_weight, attention.in_proj_bias
 
 
 def _make_block(config: DecodersConfig) -> nn.TransformerDecoderLayer:

@@ -1,4 +1,4 @@
-"""The tokens that CTC exits classify: characters as fairseq writes them, or SentencePiece's pieces."""
+"""The tokens that CTC exits classify: characters as fairseq writes them, SentencePiece's pieces, or phones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tokens:
     blank: int = 0
     """Which of them is CTC's blank."""
     sentencepiece: bytes | None = None
-    """A SentencePiece model whose pieces they are; None: characters, with | for the space."""
+    """A SentencePiece model whose pieces they are; None: characters, phones, or pieces without their model."""
 
     def __post_init__(self) -> None:
         if not self.symbols or not all(isinstance(symbol, str) and symbol for symbol in self.symbols):
@@ -107,16 +107,28 @@ class Tokens:
         """Tell whether a token makes no text: the blank, <s> and the like."""
         return token == self.blank or SPECIAL.fullmatch(self.symbols[token]) is not None
 
+    @cached_property
+    def are_pieces(self) -> bool:
+        """Whether they are pieces of words, of which ▁ tells where words begin."""
+        return any(symbol.startswith(WORD_START) for symbol in self.symbols)
+
+    @cached_property
+    def are_phones(self) -> bool:
+        """Whether nothing tells where words begin, and some are of several characters: each is a word of its own then.
+
+        So transformers' ``Wav2Vec2PhonemeCTCTokenizer`` and fairseq, whose labels are neither letters nor pieces, write
+        them: with spaces between.
+        """
+        has_spaces = self.are_pieces or any(symbol.startswith(SPACE) for symbol in self.symbols)
+        return not has_spaces and any(len(self.spell(token)) > 1 for token in range(len(self)))
+
     def starts_word(self, token: int) -> bool:
         """Tell whether a word begins with a token, or after it where it is a space."""
-        return self.symbols[token].startswith(WORD_START if self.sentencepiece is not None else SPACE)
+        return self.are_phones or self.symbols[token].startswith((SPACE, WORD_START))
 
     def spell(self, token: int) -> str:
         """Return the characters of a token, without the space that it stands for or begins with; none of a special."""
-        if self.is_special(token):
-            return ""
-        symbol = self.symbols[token]
-        return symbol.replace(WORD_START, "") if self.sentencepiece is not None else symbol.replace(SPACE, "")
+        return "" if self.is_special(token) else self.symbols[token].replace(WORD_START, "").replace(SPACE, "")
 
     def to_text(self, tokens: Sequence[int]) -> str:
         """Write tokens as text: words with one space between them."""
@@ -134,20 +146,21 @@ class Tokens:
         """Turn a text into tokens.
 
         Args:
-            text: words with spaces between them, in the characters' case.
+            text: words, or phones, with spaces between them, in the characters' case.
 
         Raises:
-            UsageError: on a character that there is no token for, or where the package sentencepiece is missing.
+            UsageError: on a character that there is no token for, or where pieces are to be made without the package
+                sentencepiece or without their model.
         """
         if self.sentencepiece is not None:
-            pieces = self._processor.encode(text, out_type=str)
-            if unknown := sorted(set(pieces) - set(self.symbols)):
-                raise UsageError(f"no tokens for {' '.join(unknown)} in {text!r}")
-            return [self.numbers[piece] for piece in pieces]
-        spelled = SPACE.join(text.split())
-        if unknown := sorted(set(spelled) - set(self.symbols)):
+            symbols = self._processor.encode(text, out_type=str)
+        elif self.are_pieces:
+            raise UsageError("pieces of words without their SentencePiece model: it tells which pieces a text is of")
+        else:
+            symbols = text.split() if self.are_phones else list(SPACE.join(text.split()))
+        if unknown := sorted(set(symbols) - set(self.symbols)):
             raise UsageError(f"no tokens for {' '.join(unknown)} in {text!r}")
-        return [self.numbers[character] for character in spelled]
+        return [self.numbers[symbol] for symbol in symbols]
 
     def list_pieces(self) -> list[str]:
         """Return the SentencePiece model's pieces, without those that make no text; none of characters."""

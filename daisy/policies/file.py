@@ -24,6 +24,8 @@ from daisy.policies.scores import COMPARING
 from daisy.version import __version__
 
 FORMAT_VERSION = 1
+LOSSES_OF_UNITS = ("disagreement", "kl_nats")
+"""What a guarantee is about that is not about texts."""
 
 
 def write_policy(
@@ -73,17 +75,20 @@ def write_policy(
     _files.write_json(path, content)
 
 
-def is_certified(path: str | Path, *, at_all_exits: bool = False) -> bool:
+def is_certified(path: str | Path, *, at_all_exits: bool = False, of_texts: bool = False) -> bool:
     """Tell whether a policy file was made with a guarantee; False where it cannot be read.
 
     Args:
         path: the file.
         at_all_exits: count only a guarantee for exits wherever such heads stand.
+        of_texts: count only a guarantee about texts, which are decoded greedily.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return "risk" in content["target"] and not (at_all_exits and "exits" in content)
-    except (OSError, ValueError, KeyError, TypeError):
+        target = content["target"]
+        is_of_units = target.get("risk_of") in LOSSES_OF_UNITS
+        return "risk" in target and not (at_all_exits and "exits" in content) and not (of_texts and is_of_units)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -309,3 +309,12 @@ def make_draws(waveforms: Iterable[Tensor]) -> Tensor:
 def to_json(values: Tensor) -> list[float | None]:
     """Convert (n,) values to numbers of six digits; None for what is no number, which JSON cannot hold."""
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def list_by_layer(values: Tensor, exits: Sequence[int], last: int) -> list[float | None]:
+    """List (E,) scores of exits over layers 1 to ``last``; None where there is no exit, or no number."""
+    scores: list[float | None] = [None] * last
+    for layer, score in zip(exits, to_json(values), strict=True):
+        if layer <= last:
+            scores[layer - 1] = score
+    return scores

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from daisy.checkpoints import Model
 from daisy.errors import CheckpointError
-from daisy.recognition.decoding import Hypothesis, find_runs
+from daisy.recognition.decoding import Hypothesis, align
 
 
 class AttentionSearch:
@@ -43,6 +43,9 @@ class AttentionSearch:
 
         Returns:
             The text whose mean log-probability a token, its end among them, is highest.
+
+        Raises:
+            CheckpointError: where the decoder's outputs are no numbers.
         """
         tokens, score = self._search(layer, states.float())
         frames = align(log_probs, tokens, self.blank)
@@ -53,8 +56,9 @@ class AttentionSearch:
         beams = torch.tensor([[config.begin]], device=states.device)
         scores = torch.zeros(1, device=states.device)
         ended: list[tuple[float, float, list[int]]] = []
+        projected = self.decoders.project_states(layer, states)
         while len(beams):
-            logits = self.decoders(layer, states.expand(len(beams), -1, -1), None, beams)[:, -1]
+            logits = self.decoders.predict_next(layer, projected, beams)
             logits[:, [self.blank, *({config.begin} - {config.end})]] = float("-inf")
             log_probs = logits.log_softmax(-1)
             for row, text in enumerate(beams[:, 1:].tolist()):  # no token that the frames left cannot say
@@ -76,6 +80,11 @@ class AttentionSearch:
             beams, scores = grown[live], best.values[live]
             if len(ended) >= self.beam_size:
                 break
+        if not ended:
+            raise CheckpointError(
+                f"the attention decoder at layer {layer} gives no numbers (NaN): it, or the states that it reads, are "
+                "damaged"
+            )
         _, score, tokens = max(ended)
         return tokens, score
 
@@ -83,22 +92,3 @@ class AttentionSearch:
 def count_frames(tokens: list[int]) -> int:
     """Count the frames that CTC needs at least for a text: one a token, and a blank between two that are alike."""
     return len(tokens) + sum(first == second for first, second in pairwise(tokens))
-
-
-def align(log_probs: Tensor, tokens: list[int], blank: int) -> tuple[range, ...]:
-    """Find the frames that say each token, by forced alignment.
-
-    Args:
-        log_probs: (T, V).
-        tokens: at most as many as T frames can say.
-        blank: of V.
-
-    Returns:
-        Of each token its frames.
-    """
-    from torchaudio.functional import forced_align
-
-    if not tokens:
-        return ()
-    path, _ = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
-    return tuple(frames for _, frames in find_runs(path[0].tolist(), blank))

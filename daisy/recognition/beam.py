@@ -12,7 +12,10 @@ from daisy.errors import UsageError
 from daisy.models import Tokens
 from daisy.models.tokens import SPACE, WORD_START
 from daisy.policies.nbest import load_decoder
-from daisy.recognition.decoding import Hypothesis, split_at_spaces
+from daisy.recognition.decoding import Hypothesis, align, split_at_spaces
+
+TOKENS_PER_FRAME = 20
+"""Only so many of a frame's likeliest tokens lengthen a hypothesis: of 257 pieces the others cost most of the time."""
 
 
 class BeamSearch:
@@ -60,11 +63,12 @@ class BeamSearch:
                 tokens=list(tokens.symbols),
                 lm=None if language_model is None else str(language_model),
                 beam_size=beam_size,
+                beam_size_token=min(TOKENS_PER_FRAME, len(tokens)),
                 lm_weight=language_weight,
                 word_score=word_score,
                 log_add=lexicon is None,
                 blank_token=blank,
-                sil_token=SPACE if tokens.sentencepiece is None and SPACE in tokens.symbols else blank,
+                sil_token=SPACE if SPACE in tokens.symbols and not tokens.are_pieces else blank,
             )
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is of its own source
@@ -82,14 +86,15 @@ class BeamSearch:
             (int(token), int(frame) - 1)  # flashlight's path begins with a silence before the first frame
             for token, frame in zip(best[0].tokens, best[0].timesteps, strict=True)
         ]
-        spoken = [(token, frame) for token, frame in spoken if 0 <= frame < len(log_probs)]
+        said = [token for token, frame in spoken if 0 <= frame < len(log_probs)]
+        frames = align(log_probs, said, self.tokens.blank)  # flashlight tells where tokens begin, not where they end
         words = tuple(best[0].words) if self.has_lexicon else None
         if words is not None:  # where no text of the beam ends with a word, flashlight's has the beginning of one
-            places = split_at_spaces([token for token, _ in spoken], self.tokens)
-            spoken = spoken[: places[len(words)][0]] if len(places) > len(words) else spoken
+            places = split_at_spaces(said, self.tokens)
+            said = said[: places[len(words)][0]] if len(places) > len(words) else said
         return Hypothesis(
-            tokens=tuple(token for token, _ in spoken),
-            frames=tuple(range(frame, frame + 1) for _, frame in spoken),
+            tokens=tuple(said),
+            frames=frames[: len(said)],
             words=words,
             score=float(best[0].score),
         )
@@ -120,7 +125,7 @@ def _find_fault(spelling: Iterable[str], tokens: Tokens) -> str | None:
     parts = list(spelling)
     if unknown := [part for part in parts if part not in tokens.numbers]:
         return f"{unknown[0]!r} is no token of this recogniser"
-    if tokens.sentencepiece is None:
+    if not tokens.are_pieces:
         if len(parts) < 2 or parts[-1] != SPACE or SPACE in parts[:-1]:
             return f"a spelling is letters and ends with {SPACE}"
     elif [place for place, part in enumerate(parts) if part.startswith(WORD_START)] != [0]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from daisy.models import Tokens
@@ -75,6 +76,25 @@ def find_runs(path: Sequence[int], blank: int) -> list[tuple[int, range]]:
             runs.append((token, range(start, stop)))
         start = stop
     return runs
+
+
+def align(log_probs: Tensor, tokens: list[int], blank: int) -> tuple[range, ...]:
+    """Find the frames that say each token, by forced alignment.
+
+    Args:
+        log_probs: (T, V).
+        tokens: at most as many as T frames can say.
+        blank: of V.
+
+    Returns:
+        Of each token its frames.
+    """
+    from torchaudio.functional import forced_align
+
+    if not tokens:
+        return ()
+    path, _ = forced_align(log_probs[None].float(), torch.tensor([tokens], dtype=torch.int32), blank=blank)
+    return tuple(frames for _, frames in find_runs(path[0].tolist(), blank))
 
 
 def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_sec: float) -> list[Word]:

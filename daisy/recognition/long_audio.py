@@ -2,21 +2,25 @@
 
 Time grows with the length and not with its square. Each window leaves at its own exit; attention, and statistics over
 time, see at most the window. Windows overlap by twice the context. Two neighbours are joined within these frames, in
-the middle of the longest stretch in which the best paths of both agree: no token is lost there or written twice where
-the windows place it a frame apart. What is decoded in the end, greedily or by a beam search, is the whole recording.
+the longest stretch in which the best paths of both agree, as near the overlap's middle as it goes: no token is lost
+there or written twice where the windows place it a frame apart. What is decoded in the end, greedily or by a beam
+search, is the whole recording.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.windows import Window
 from daisy.models.lengths import count_frames
 from daisy.recognition.recogniser import Recogniser, Transcript
+from daisy.runtime.exit_output import ExitOutput
+from daisy.runtime.memory import run_if_it_fits
 
 
 def transcribe_in_windows(
@@ -43,7 +47,7 @@ def transcribe_in_windows(
 
     Raises:
         UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do.
+        AudioError: as ``read`` and the encoder do, or where memory does not hold a single window.
     """
     config = recogniser.model.backbone.config
     cuts = windows.cut(
@@ -55,12 +59,25 @@ def transcribe_in_windows(
     scores: list[dict[str, Tensor]] = []
     for index in range(0, len(cuts), per_batch):
         spans = [windows.span(window, config) for window in cuts[index : index + per_batch]]
-        out, of_windows = recogniser.run([read(*span) for span in spans])
-        exits += out.exit_layer.tolist()
-        log_probs += of_windows
-        scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
+        for out, of_windows in _run_windows(recogniser, [read(*span) for span in spans]):
+            exits += out.exit_layer.tolist()
+            log_probs += of_windows
+            scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
     means = {name: torch.stack([of_window[name] for of_window in scores]).nanmean(0) for name in scores[0]}
     return recogniser.write(join_windows(cuts, log_probs), exits, means)
+
+
+def _run_windows(recogniser: Recogniser, waveforms: Sequence[Tensor]) -> Iterator[tuple[ExitOutput, list[Tensor]]]:
+    """Run windows as `Recogniser.run` does; in halves where memory does not hold them."""
+    done = run_if_it_fits(recogniser.run, waveforms)
+    if done is not None:
+        yield done
+    elif len(waveforms) == 1:
+        raise AudioError("a window of it does not fit into memory: take shorter ones")
+    else:
+        middle = len(waveforms) // 2
+        yield from _run_windows(recogniser, waveforms[:middle])
+        yield from _run_windows(recogniser, waveforms[middle:])
 
 
 def join_windows(cuts: Sequence[Window], log_probs: Sequence[Tensor]) -> Tensor:

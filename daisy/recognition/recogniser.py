@@ -17,7 +17,7 @@ from daisy.encoder import Waveforms
 from daisy.errors import CheckpointError, UsageError
 from daisy.models import Backbone, CTCHeads, PackedLayout
 from daisy.policies import Policy
-from daisy.policies.scores import HeadOutputs, to_json
+from daisy.policies.scores import HeadOutputs, list_by_layer
 from daisy.recognition.attention import AttentionSearch
 from daisy.recognition.decoding import Hypothesis, Word, decode_greedily, find_words
 from daisy.runtime.dtypes import Precision
@@ -43,7 +43,7 @@ class Transcript:
     words: list[Word]
     """In order, with times."""
     scores: dict[str, list[float | None]]
-    """Each score at the exits that were reached."""
+    """Each score at layers 1 to the exit layer; None where there is no exit."""
     num_frames: int
     """Of the utterance."""
     window_exits: list[int] = field(default_factory=list)
@@ -210,14 +210,13 @@ class Recogniser:
             hypothesis = self._decode(log_probs) if self._decode else decode_greedily(log_probs, self.tokens.blank)
         words = find_words(hypothesis, self.tokens, log_probs, self.frame_sec)
         exit_layer = max(exit_layers)
-        reached = self.encoder.exits.index(exit_layer) + 1
         return Transcript(
             text=" ".join(word.text for word in words),
             exit_layer=exit_layer,
             num_layers=self.model.backbone.config.num_layers,
             confidence=math.exp(float(log_probs.amax(-1).double().mean())),
             words=words,
-            scores={name: to_json(values[:reached]) for name, values in scores.items()},
+            scores={name: list_by_layer(values, self.encoder.exits, exit_layer) for name, values in scores.items()},
             num_frames=len(log_probs),
             window_exits=list(exit_layers),
         )

@@ -169,7 +169,8 @@ def rebuild_transcripts(
     Args:
         out: the folder.
         references: what was said, by `Recording.label`.
-        names: of subtitle files below the folder, by `Recording.label`; those that are finished are written.
+        names: of subtitle files below the folder, by `Recording.label`; those that are finished are written where they
+            are missing or say something else.
 
     Returns:
         What the files say.
@@ -198,5 +199,11 @@ def rebuild_transcripts(
         for name, text in zip(TRANSCRIPT_FILES, (format_json(report), format_csv(report)), strict=True):
             _files.write(out / name, text.encode(errors="surrogateescape"))
         for name, row in titled.items():
-            _files.write(out / name, format_srt(row.words).encode())
+            _write_changed(out / name, format_srt(row.words).encode())
     return report
+
+
+def _write_changed(path: Path, content: bytes) -> None:
+    """Write a file that does not hold this yet: of thousands that do, each would wait for the disk."""
+    if not path.is_file() or path.read_bytes() != content:
+        _files.write(path, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ FORMAT_VERSION = 1
 """Of the JSON file."""
 CUE_SEC, CUE_CHARACTERS, PAUSE_SEC = 6.0, 80, 1.0
 """A subtitle lasts no longer and has no more characters, and ends at a pause."""
+SHORTEST_CUE_SEC = 1.0
+"""A subtitle stays so long at least, to be read, but where the next one begins."""
 
 
 @dataclass(kw_only=True)
@@ -121,12 +124,18 @@ def format_srt(words: Sequence[Word]) -> str:
         if not cues or _must_end(cues[-1], word):
             cues.append([])
         cues[-1].append(word)
+    starts = [*(cue[0].start_sec for cue in cues), math.inf]
     blocks = [
-        f"{number}\n{_format_time(cue[0].start_sec)} --> {_format_time(cue[-1].end_sec)}\n"
+        f"{number}\n{_format_time(cue[0].start_sec)} --> {_format_time(_find_end(cue, starts[number]))}\n"
         f"{' '.join(word.text for word in cue)}\n"
         for number, cue in enumerate(cues, 1)
     ]
     return "\n".join(blocks)
+
+
+def _find_end(cue: Sequence[Word], next_start: float) -> float:
+    """Seconds at which a subtitle goes."""
+    return max(cue[-1].end_sec, min(cue[0].start_sec + SHORTEST_CUE_SEC, next_start))
 
 
 def _must_end(cue: Sequence[Word], word: Word) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from daisy import _files
 from daisy.audio import Channel
 from daisy.extraction.journal import Row
+from daisy.recognition.beam import TOKENS_PER_FRAME
 from daisy.recognition.decoding import Word
 
 KIND = "transcripts"
@@ -54,7 +55,8 @@ def describe_decoder(
         return {"attention": True, "beam_size": beam_size}
     files = {"lexicon": lexicon, "language_model": language_model}
     digests = {name: _files.digest(path) for name, path in files.items() if path is not None}
-    return {"beam_size": beam_size, "language_weight": language_weight, "word_score": word_score, **digests}
+    weights = {"language_weight": language_weight, "word_score": word_score}
+    return {"beam_size": beam_size, "tokens_per_frame": TOKENS_PER_FRAME, **weights, **digests}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,8 @@ def test_a_guarantee_with_labels_or_without(place, labels):
         "not hold\n"
     )
     assert said in bounded.stderr
+    searched = run(*how, "--beam", "2", cwd=place)
+    assert "note: the guarantee of r.json is of whole recordings in float32: with --beam 2 it does" in searched.stderr
     soundfile.write(place / "minute.wav", 0.1 * numpy.random.default_rng(2).standard_normal(61 * 16000), 16000)
     long = run("transcribe", "minute.wav", *how[2:], cwd=place)
     assert long.stderr.count("guarantee") == 1

@@ -122,6 +122,14 @@ def test_subtitles_and_rates(place):
     assert title.splitlines()[2] == row["text"]
     alone = run("transcribe", f"speech/{name}.wav", "-c", "hubert.safetensors", *FIXED, "--format", "srt", cwd=place)
     assert alone.stdout == title
+    before = {path: path.stat().st_mtime_ns for path in (place / "titles").glob("*.srt")}
+    gone, stale = sorted(before)[:2]
+    gone.unlink()
+    stale.write_text("of another text")
+    assert run(*TRANSCRIBE, *FIXED, "--format", "srt", "-o", "titles", cwd=place).returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path for path in before if before[path] != after[path]} == {gone, stale}  # the others are not written again
+    assert stale.read_text() != "of another text"
     refused = run(*TRANSCRIBE, "--format", "srt", "--deadline-ms", "-1", cwd=place)
     assert "subtitles of 10 recordings" in refused.stderr  # before anything runs
     refused = run("extract", "speech", "-c", "hubert.safetensors", "-p", "never", "-o", "titles", cwd=place)

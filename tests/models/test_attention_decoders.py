@@ -30,6 +30,17 @@ def test_a_token_sees_those_before_it_and_its_exits_states_alone(decoders):
 
 
 @torch.no_grad()
+def test_texts_are_continued_from_states_that_are_read_once(decoders):
+    states = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    texts = torch.tensor([[2, 3, 4, 5], [2, 6, 6, 1], [2, 2, 0, 3]])
+    for layer in (2, 4):
+        projected = decoders.project_states(layer, states)
+        for length in range(1, 5):
+            expected = decoders(layer, states.expand(3, -1, -1), None, texts[:, :length])[:, -1]
+            torch.testing.assert_close(decoders.predict_next(layer, projected, texts[:, :length]), expected)
+
+
+@torch.no_grad()
 def test_padding_is_not_heard(decoders):
     states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
     texts = torch.tensor([[2, 3, 4], [2, 6, 6]])

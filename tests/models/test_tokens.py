@@ -47,6 +47,21 @@ def test_brackets_of_special_symbols_make_no_text():
     assert tokens.fold("Ab") == "ab"
 
 
+def test_pieces_without_their_model_begin_words_too():
+    tokens = Tokens(symbols=("<s>", "\u2581THE", "\u2581CAT", "S", "\u2581"))  # fairseq's dictionary, labels=spm
+    assert tokens.to_text([1, 2, 3, 4, 3]) == "THE CATS S"
+    with pytest.raises(UsageError, match="pieces of words without their SentencePiece model"):
+        tokens.encode("CATS")
+
+
+def test_phones_have_spaces_between_them():
+    """Neither | nor a piece's mark, and symbols of several characters."""
+    tokens = Tokens(symbols=("<pad>", "h", "\u0259", "l", "o\u028a", "<unk>"))
+    assert tokens.to_text([1, 2, 3, 0, 4, 5]) == "h \u0259 l o\u028a"
+    assert tokens.encode("h o\u028a") == [1, 4]
+    assert Tokens(symbols=("<pad>", "h", "a")).to_text([1, 2]) == "ha"  # of a language that writes no spaces
+
+
 def test_pieces_write_what_sentencepiece_writes(pieces):
     for text in TEXTS:
         numbers = pieces.encode(text)

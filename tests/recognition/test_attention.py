@@ -9,7 +9,8 @@ import daisy
 from daisy import CheckpointError, UsageError, checkpoints
 from daisy.models import AttentionDecoders, DecodersConfig
 from daisy.recognition import AttentionSearch, Recogniser, transcribe
-from daisy.recognition.attention import align, count_frames
+from daisy.recognition.attention import count_frames
+from daisy.recognition.decoding import align
 from tests.cli.running import run
 from tests.conftest import randomise
 from tests.recognition.conftest import tiny_recogniser
@@ -56,6 +57,12 @@ def test_times_are_those_at_which_ctc_says_the_tokens():
     assert align(log_probs, [3, 3, 4], 0) == (range(1, 3), range(4, 5), range(5, 6))
     assert align(log_probs, [], 0) == ()
     assert (count_frames([3, 3, 4]), count_frames([])) == (4, 0)
+
+
+def test_outputs_that_are_no_numbers_are_refused(model):
+    states = torch.full((5, 32), torch.nan)
+    with pytest.raises(CheckpointError, match="the attention decoder at layer 4 gives no numbers"):
+        AttentionSearch(model).read(4, states, torch.zeros(5, len(model.tokens)).log_softmax(-1))
 
 
 def test_each_recording_is_read_at_its_exit_alone_and_in_a_batch(model, speech):

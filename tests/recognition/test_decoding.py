@@ -71,13 +71,14 @@ def test_a_beam_finds_the_likeliest_text(ambiguous):
 
 def test_a_beam_tells_when_tokens_were_said():
     pytest.importorskip("flashlight.lib.text")
-    path = [0, 5, 5, 0, 6, 4, 0, 7, 0]
+    path = [0, 5, 5, 0, 6, 4, 0, 7, 7]
     log_probs = log_probs_of(path, 8, sure=0.999)
     hypothesis, greedy = BeamSearch(TOKENS)(log_probs), decode_greedily(log_probs)
     assert hypothesis.tokens == greedy.tokens == (5, 6, 4, 7)
-    assert [frames.start for frames in hypothesis.frames] == [frames.start for frames in greedy.frames]
+    assert hypothesis.frames == greedy.frames
     words = find_words(hypothesis, TOKENS, log_probs, 0.02)
-    assert [(word.text, word.start_sec) for word in words] == [("AB", 0.02), ("C", 0.14)]
+    assert [(word.text, word.start_sec, word.end_sec) for word in words] == [("AB", 0.02, 0.1), ("C", 0.14, 0.18)]
+    assert words == find_words(greedy, TOKENS, log_probs, 0.02)
 
 
 def test_a_lexicon_allows_its_words_alone(tmp_path):
@@ -96,9 +97,10 @@ def test_a_lexicons_unfinished_word_is_left_out(tmp_path):
     pytest.importorskip("flashlight.lib.text")
     lexicon = tmp_path / "words.lex"
     lexicon.write_text("ab\tA B |\ncab\tC A B |\n", encoding="utf-8")
-    log_probs = log_probs_of([5, 6, 4, 0, 7, 5, 0], 8, sure=0.999)  # it ends within cab
+    log_probs = log_probs_of([5, 6, 6, 4, 0, 7, 5, 0], 8, sure=0.999)  # it ends within cab
     hypothesis = BeamSearch(TOKENS, lexicon=lexicon, beam_size=1)(log_probs)
     assert (hypothesis.words, hypothesis.tokens) == (("ab",), (5, 6, 4))
+    assert hypothesis.frames == (range(1), range(1, 3), range(3, 4))
     assert [word.text for word in find_words(hypothesis, TOKENS, log_probs, 0.02)] == ["ab"]
 
 

@@ -55,7 +55,12 @@ def test_an_utterance_does_not_see_its_batch(recogniser_model, speech):
             torch.testing.assert_close(log_probs[index], log_probs_alone, atol=1e-5, rtol=0)
             assert recogniser([waveform])[0].text == transcripts[index].text == shuffled[order.index(index)].text
             assert transcripts[index].exit_layer == int(out.exit_layer[index])
-            assert transcripts[index].scores["text_change"][0] is None
+            changes = transcripts[index].scores["text_change"]  # by layer, as `Row.scores` says
+            reached = recogniser_model.ctc.config.layers[1:]
+            assert len(changes) == transcripts[index].exit_layer
+            assert [layer for layer, change in enumerate(changes, 1) if change is not None] == [
+                layer for layer in reached if layer <= len(changes)
+            ]
 
 
 def test_texts_are_read_from_the_exit_layers_states(recogniser_model, speech):

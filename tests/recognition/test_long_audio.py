@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from daisy import Backbone, Model, policies
+from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.models import CTCHeads, CTCHeadsConfig
 from daisy.recognition import Recogniser, decode_greedily
@@ -44,7 +45,7 @@ def test_windows_give_the_text_of_one_run(local_model, num_samples):
         (w.text, w.start_sec, w.end_sec) for w in whole.words
     ]
     assert split.confidence == pytest.approx(whole.confidence, rel=1e-4)
-    assert split.scores["entropy"][0] == pytest.approx(whole.scores["entropy"][0], rel=0.1)
+    assert split.scores["entropy"][1] == pytest.approx(whole.scores["entropy"][1], rel=0.1)
     one = transcribe_in_windows(recogniser, read, num_samples, window_sec=10.0, context_sec=0.4)
     assert (one.text, one.window_exits) == (whole.text, [2])
 
@@ -63,7 +64,28 @@ def test_the_deepest_windows_exit_is_told(local_model):
     split = transcribe_in_windows(recogniser, read, 60_000, window_sec=1.0, context_sec=0.2)
     assert split.window_exits == [2 if entropy <= threshold else 4 for entropy in entropies]
     assert split.exit_layer == 4
-    assert len(split.scores["entropy"]) == 2
+    assert [score is None for score in split.scores["entropy"]] == [True, False, True, False]  # exits at 2 and 4
+
+
+def test_windows_that_memory_does_not_hold_together_run_apart(local_model):
+    class Small(Recogniser):
+        def run(self, waveforms, num_samples=None):
+            if sum(map(len, waveforms)) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().run(waveforms, num_samples)
+
+    waveform = 0.1 * torch.randn(80_000, generator=torch.Generator().manual_seed(1))
+    how = {"window_sec": 1.0, "context_sec": 0.2, "batch_sec": 5.0}
+    read = lambda start, stop: waveform[start:stop]  # noqa: E731
+    limit = 40_000
+    together = transcribe_in_windows(Recogniser(local_model, "never"), read, 80_000, **how)
+    apart = transcribe_in_windows(Small(local_model, "never"), read, 80_000, **how)
+    assert len(apart.window_exits) == len(together.window_exits) > 5
+    assert apart.text == together.text
+    assert [word.end_sec for word in apart.words] == [word.end_sec for word in together.words]
+    limit = 10_000
+    with pytest.raises(AudioError, match="a window of it does not fit into memory"):
+        transcribe_in_windows(Small(local_model, "never"), read, 80_000, **how)
 
 
 def collapse_at(seam, before, after):

@@ -19,9 +19,19 @@ def test_subtitles_end_at_pauses_and_before_they_get_long():
     words += [say("x" * 40, 8.55, 8.6), say("y" * 40, 8.7, 8.8), say("end", 3723.5, 3723.9996)]
     blocks = [block.splitlines() for block in format_srt(words).split("\n\n")]
     assert [block[2][:7] for block in blocks] == ["one two", "three", "four", "five xx", "y" * 7, "end"]
-    assert blocks[0] == ["1", "00:00:00,040 --> 00:00:01,000", "one two"]
-    assert blocks[-1][:2] == ["6", "01:02:03,500 --> 01:02:04,000"]
+    assert blocks[0] == ["1", "00:00:00,040 --> 00:00:01,040", "one two"]
+    assert blocks[-1][:2] == ["6", "01:02:03,500 --> 01:02:04,500"]
     assert format_srt([]) == ""
+
+
+def test_a_short_subtitle_stays_a_second_or_until_the_next():
+    words = [say("x" * 60, 1.0, 1.02), say("y" * 60, 1.5, 1.52), say("end", 9.0, 9.02)]
+    times = [block.splitlines()[1] for block in format_srt(words).split("\n\n")]
+    assert times == [
+        "00:00:01,000 --> 00:00:01,500",
+        "00:00:01,500 --> 00:00:02,500",
+        "00:00:09,000 --> 00:00:10,000",
+    ]
 
 
 @pytest.fixture

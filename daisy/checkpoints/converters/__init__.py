@@ -107,7 +107,7 @@ def _read_file(
         return wright.read(state, overrides or {}, tokens)
     if torchaudio.recognises(state):
         _refuse_label_set(label_set)
-        return torchaudio.read(state, overrides or {})
+        return torchaudio.read(state, overrides or {}, tokens)
     if fairseq.recognises(state):
         if tells_its_shape(state):
             _refuse_overrides(overrides)

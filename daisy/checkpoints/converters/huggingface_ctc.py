@@ -12,13 +12,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from daisy.checkpoints.converters.huggingface_folder import read_json
 from daisy.checkpoints.converters.mapping import Config
-from daisy.checkpoints.converters.token_files import fit_tokens
+from daisy.checkpoints.converters.token_files import fit_tokens, make_from_vocabulary
 from daisy.errors import CheckpointError
 from daisy.models import CTCHeadsConfig, Tokens
+from daisy.models.tokens import SPACE
 
 HEAD = re.compile(r"lm_head\.(weight|bias)|decoders\.(\d+)\.(weight|bias)")
 WITH_EXITS = re.compile(r"(?:EE|KDEE|DKDEE|Confidence|ManualExitActivation\w*)Wav2Vec2ForCTC")
@@ -86,24 +88,36 @@ def _find_layers(config: Config, heads: Mapping[str, Tensor]) -> tuple[int, ...]
 
 
 def _take(heads: Mapping[str, Tensor], index: int, name: str) -> Tensor:
-    """An exit's own weights, or those of the one module that files may hold once, under any of its names."""
-    for key in (f"decoders.{index}.{name}", f"lm_head.{name}", *sorted(heads)):
-        if key in heads and key.endswith(name):
-            return heads[key]
-    raise CheckpointError(f"has CTC classifiers without {name}")
+    """An exit's own weights, or those of the one module that files may hold under some of its names only."""
+    if (own := heads.get(f"decoders.{index}.{name}")) is not None:
+        return own
+    found = [tensor for key, tensor in heads.items() if key.endswith(name)]
+    if not found or not all(torch.equal(found[0], other) for other in found):
+        raise CheckpointError(f"has CTC classifiers without decoders.{index}.{name}")
+    return found[0]
 
 
 def _read_tokens(config: Config, folder: Path, num_tokens: int) -> tuple[Tokens | None, str]:
     """The tokens of vocab.json; without it those that the public code loads; None where nothing tells."""
     blank = config.get("pad_token_id", 0)
     if (folder / "vocab.json").is_file():
-        numbers = {number: str(token) for token, number in read_json(folder / "vocab.json").items()}
-        symbols = tuple(numbers.get(number, f"<{number}>") for number in range(num_tokens))
-        if beyond := [number for number in numbers if not isinstance(number, int) or not 0 <= number < num_tokens]:
-            raise CheckpointError(f"vocab.json has a token of number {beyond[0]}, and there are {num_tokens} outputs")
-        return Tokens(symbols=symbols, blank=blank), ""
+        numbers = read_json(folder / "vocab.json")
+        try:
+            tokens = make_from_vocabulary(numbers, num_tokens, blank=blank, delimiter=_read_delimiter(folder))
+        except CheckpointError as error:
+            raise CheckpointError(f"vocab.json: {error.message}") from None
+        unnamed = num_tokens - len(numbers)
+        return tokens, f"no text of {unnamed} outputs that vocab.json does not name" if unnamed else ""
     has_exits = any(WITH_EXITS.fullmatch(str(name)) for name in config.get("architectures") or [])
     symbols = ("<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS)
     if has_exits and len(symbols) == num_tokens:
         return Tokens(symbols=symbols, blank=blank), "the vocabulary of facebook/wav2vec2-base: there is no vocab.json"
     return None, ""
+
+
+def _read_delimiter(folder: Path) -> str:
+    """What the tokenizer writes a space for; | where it does not say."""
+    path = folder / "tokenizer_config.json"
+    delimiter = read_json(path).get("word_delimiter_token") if path.is_file() else None
+    content = delimiter.get("content") if isinstance(delimiter, dict) else delimiter
+    return content if isinstance(content, str) else SPACE

@@ -11,7 +11,7 @@ from torch import Tensor
 from daisy.checkpoints.converters.mapping import Config
 from daisy.errors import CheckpointError, UsageError
 from daisy.models import Tokens
-from daisy.models.tokens import FAIRSEQ_SPECIALS
+from daisy.models.tokens import FAIRSEQ_SPECIALS, SPACE
 
 KINDS = "dict.ltr.txt of fairseq, vocab.json of Hugging Face, or a SentencePiece .model"
 
@@ -54,20 +54,40 @@ def make_from_dictionary(content: str) -> Tokens:
     return Tokens(symbols=(*FAIRSEQ_SPECIALS, *(symbol for symbol, _ in lines)))
 
 
-def make_from_vocabulary(numbers: Any) -> Tokens:
-    """Make tokens of Hugging Face's vocabulary: each symbol's number; ``<pad>`` or ``[PAD]`` is the blank.
+def make_from_vocabulary(
+    numbers: Any, num_outputs: int | None = None, *, blank: int | None = None, delimiter: str = SPACE
+) -> Tokens:
+    """Make tokens of Hugging Face's vocabulary, which has each symbol's number.
 
     Args:
         numbers: content of ``vocab.json``.
+        num_outputs: of the layer that it was trained with, of which it may leave some without a symbol; None: as many
+            as it has symbols.
+        blank: CTC's; None: ``<pad>`` or ``[PAD]``.
+        delimiter: what stands between words; it becomes |, as a space does.
 
     Source: transformers 4.57, transformers/models/wav2vec2/tokenization_wav2vec2.py.
+
+    Raises:
+        CheckpointError: where it is no vocabulary, has a number beyond the outputs, or does not tell the blank.
     """
-    if not isinstance(numbers, dict) or sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
+    if not isinstance(numbers, dict) or not all(type(number) is int and number >= 0 for number in numbers.values()):
         raise CheckpointError("not a vocabulary of Hugging Face's: each symbol's number, from 0 on")
-    number = next((numbers[pad] for pad in ("<pad>", "[PAD]") if pad in numbers), None)
-    if number is None:
+    symbols = {number: symbol for symbol, number in numbers.items()}
+    beyond = [number for number in symbols if num_outputs is not None and number >= num_outputs]
+    if beyond:
+        raise CheckpointError(f"has a token of number {beyond[0]}, and there are {num_outputs} outputs")
+    if len(symbols) < len(numbers) or (num_outputs is None and max(symbols, default=-1) >= len(symbols)):
+        raise CheckpointError("not a vocabulary of Hugging Face's: each symbol's number, from 0 on")
+    if blank is None:
+        blank = next((numbers[pad] for pad in ("<pad>", "[PAD]") if pad in numbers), None)
+    if blank is None:
         raise CheckpointError("its vocabulary has neither <pad> nor [PAD], which would be CTC's blank")
-    return Tokens(symbols=tuple(sorted(numbers, key=numbers.__getitem__)), blank=number)
+    for space in (delimiter, " "):
+        if space in numbers and SPACE not in symbols.values():
+            symbols[numbers[space]] = SPACE
+    count = len(symbols) if num_outputs is None else num_outputs
+    return Tokens(symbols=tuple(symbols.get(number, f"<{number}>") for number in range(count)), blank=blank)
 
 
 def fit_tokens(num_outputs: int, given: Tokens | None, found: Tokens | None = None) -> Tokens | None:

@@ -26,11 +26,14 @@ from daisy.checkpoints.converters.mapping import (
     fold_weight_norm,
     rename,
 )
+from daisy.checkpoints.converters.token_files import fit_tokens, make_exits_config
 from daisy.checkpoints.model import Model
+from daisy.models import Tokens
 
 _POSITION = r"encoder\.transformer\.pos_conv_embed\.conv\."
 _LAYER = r"(encoder\.transformer\.layers\.\d+\.attention)\."
 _IN_ONE = re.compile(r"(.*\.attention)\.attention\.in_proj_(weight|bias)")
+_OUTPUT = "output_layer."
 _KNOWN = r"((?:feature_extractor|encoder)\..*)"
 
 
@@ -39,8 +42,18 @@ def recognises(state: dict[str, Any]) -> bool:
     return any(re.fullmatch(r"(wav2vec2\.)?encoder\.transformer\.layers\.0\..*", str(key)) for key in state)
 
 
-def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
-    """Build a model from a state dict; ``overrides`` give fields that the weights do not tell, as text."""
+def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Tokens | None = None) -> Model:
+    """Build a model from a state dict.
+
+    Args:
+        state: of torchaudio's model.
+        overrides: fields that the weights do not tell, as text.
+        tokens: of the output layer of a fine-tuned model, which becomes a CTC exit at the last layer; None: it is left
+            out.
+
+    Raises:
+        CheckpointError: where the weights have no place, or the tokens do not fit.
+    """
     prefix = r"wav2vec2\." if any(key.startswith("wav2vec2.") for key in state) else ""
     rules = (
         (prefix + _POSITION + r"(?:weight_g|parametrizations\.weight\.original0)", POSITION + "g"),
@@ -52,14 +65,19 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str]) -> Model:
         (r"mask_generator\.mask_embedding", "backbone.mask_embedding"),
         (r"logit_generator\.label_embeddings", "final_head.embeddings"),
         (r"logit_generator\.final_proj\.(weight|bias)", r"final_head.projection.\1"),
-        (prefix + r"aux\.(weight|bias)", None),  # the output layer of a fine-tuned model
+        (prefix + r"aux\.(weight|bias)", None if tokens is None else _OUTPUT + r"\1"),
     )
     tensors, left_out = rename(_split_projections(state), rules)
     fold_weight_norm(tensors)
     embeddings = tensors.get("final_head.embeddings")
     head = None if embeddings is None else {"num_units": embeddings.shape[0], "final_dim": embeddings.shape[1]}
+    output = {part: tensors.pop(_OUTPUT + part) for part in ("weight", "bias") if _OUTPUT + part in tensors}
     backbone, assumed = guess_backbone(tensors, overrides)
     config = {"backbone": backbone, "final_head": head}
+    if tokens is not None and output:
+        fit_tokens(len(output["weight"]), tokens)
+        config |= make_exits_config([backbone["num_layers"]], output["weight"], tokens)
+        tensors |= {f"ctc.classifiers.{backbone['num_layers']}.{part}": value for part, value in output.items()}
     network = WAVLM if RELATIVE in tensors else HUBERT_OR_WAV2VEC2 if head is None else HUBERT
     return assemble(config, tensors, left_out=describe_keys(left_out), assumed=assumed, network=network)
 

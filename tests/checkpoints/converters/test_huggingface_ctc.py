@@ -99,6 +99,38 @@ def test_heads_of_their_own_are_told_apart(tmp_path):
         assert torch.equal(ours.ctc.classifiers[str(layer)].weight, head + index + 1)
 
 
+def test_a_missing_head_is_not_taken_from_another_exit(tmp_path):
+    make(tmp_path / "hf", EEWav2Vec2ForCTC, transformers.Wav2Vec2Config)
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    state["decoders.0.weight"] = state["lm_head.weight"].clone()
+    save_file(state, tmp_path / "hf" / "model.safetensors")
+    ours = convert(tmp_path / "hf")  # one module under two of its names
+    assert torch.equal(ours.ctc.classifiers["4"].weight, state["lm_head.weight"])
+    state["decoders.0.weight"] += 1
+    save_file(state, tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has CTC classifiers without decoders.1.weight"):
+        convert(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "settings", "path", "text"),
+    [
+        (["h", "i", "_", "x"], {"word_delimiter_token": "_"}, [1, 2, 3, 2], "hi i"),
+        (["h", "i", " "], {"word_delimiter_token": {"content": " "}}, [1, 0, 2, 3, 2], "hi i"),
+        (["h", "\u0259", "l", "o\u028a"], {"word_delimiter_token": None}, [1, 2, 3, 0, 4], "h \u0259 l o\u028a"),
+    ],
+)
+def test_words_end_where_the_tokenizer_says(symbols, settings, path, text, tmp_path):
+    make(tmp_path / "hf", *KINDS["wav2vec2"], vocabulary=False)
+    vocabulary = {symbol: number for number, symbol in enumerate(["<pad>", *symbols])}
+    (tmp_path / "hf" / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = convert(tmp_path / "hf")
+    assert ours.tokens.to_text(path) == text
+    assert len(ours.tokens) == 32
+    assert f"no text of {31 - len(symbols)} outputs" in ours.provenance["assumed"]
+
+
 def test_without_a_vocabulary_nothing_is_recognised(tmp_path):
     for name, kind in KINDS.items():
         make(tmp_path / name, *kind, vocabulary=False)
@@ -107,5 +139,5 @@ def test_without_a_vocabulary_nothing_is_recognised(tmp_path):
         assert ours.provenance["left_out"] == "lm_head"
     shutil.copytree(tmp_path / "hubert", tmp_path / "more")
     (tmp_path / "more" / "vocab.json").write_text(json.dumps({"A": 0, "B": 40}))
-    with pytest.raises(CheckpointError, match="vocab.json has a token of number 40, and there are 32 outputs"):
+    with pytest.raises(CheckpointError, match="vocab.json: has a token of number 40, and there are 32 outputs"):
         convert(tmp_path / "more")

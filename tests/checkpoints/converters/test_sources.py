@@ -241,6 +241,20 @@ def test_torchaudio(config, waveforms, tmp_path, pretraining):
             theirs[-1] = inner.encoder.transformer.layer_norm(theirs[-1])
     assert_same(our_states(ours, wave), theirs)
     assert (ours.final_head is not None) == pretraining
+    assert ours.ctc is None
+    (tmp_path / "dict.ltr.txt").write_text("| 1\nA 1\n")  # and fairseq's four symbols
+    if pretraining:
+        with pytest.raises(CheckpointError, match="has no output layer of CTC"):
+            convert(tmp_path / "model.pth", overrides=overrides, tokens=tmp_path / "dict.ltr.txt")
+        return
+    recogniser = convert(tmp_path / "model.pth", overrides=overrides, tokens=tmp_path / "dict.ltr.txt")
+    assert recogniser.tokens.symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "A")
+    assert recogniser.ctc.config.layers == (config.num_layers,)
+    with torch.no_grad():
+        logits = model(source[None])[0][0]
+        states, num_frames = recogniser.backbone(wave[None], torch.tensor([len(wave)]))
+        ours = recogniser.ctc(config.num_layers, states[config.num_layers], num_frames)[0]
+    assert float((ours - logits).abs().max()) < 1e-4 * float(logits.std())
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
