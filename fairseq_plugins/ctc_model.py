@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from daisy import checkpoints
 from daisy.checkpoints.converters import fairseq
+from daisy.checkpoints.provenance import drop_notes_of_heads
 from daisy.errors import UsageError
 from daisy.models import BackboneConfig, CTCHeadsConfig
 from fairseq_plugins import recognition
@@ -208,6 +209,7 @@ def make_parts(cfg: DaisyCtcConfig, source: checkpoints.Model, task: Any) -> che
             "same tokens: train with exit_layers of the last layer alone before"
         )
     is_as_before = mode != "joint"
+    provenance = source.provenance if is_as_before else drop_notes_of_heads(source.provenance)
     return checkpoints.Model(
         backbone=source.backbone,
         ctc=exits,
@@ -215,5 +217,5 @@ def make_parts(cfg: DaisyCtcConfig, source: checkpoints.Model, task: Any) -> che
         heads=source.heads if is_as_before else None,
         final_head=source.final_head if is_as_before else None,
         policies=source.policies if is_as_before else {},
-        provenance={**source.provenance, "recogniser": f"{mode}, fairseq plugin daisy_ctc"},
+        provenance={**provenance, "recogniser": f"{mode}, fairseq plugin daisy_ctc"},
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daisy.checkpoints import Model
+from daisy.checkpoints.provenance import drop_notes_of_heads
 from daisy.errors import UsageError
 from daisy.models.heads import SPECIAL_SYMBOLS, FinalHead
 from daisy.models.lengths import count_frames
@@ -102,4 +103,5 @@ def refit(model: Model, masked_states: Tensor, units: Tensor, num_units: int) ->
     special = -F.normalize(projected.mean(0), dim=0).expand(SPECIAL_SYMBOLS, -1)  # never the best
     head.embeddings.copy_(torch.cat([special, embeddings]))
     model.final_head, model.heads, model.policies = head, None, {}
+    model.provenance = drop_notes_of_heads(model.provenance)
     return int(unmet.sum())

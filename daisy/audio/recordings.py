@@ -14,6 +14,7 @@ from torch import Tensor
 
 from daisy.audio import files
 from daisy.audio.decoding import read_header
+from daisy.audio.weighting import weigh_sets
 from daisy.errors import AudioError, DaisyError, Remedy, UsageError
 from daisy.models.lengths import MIN_SAMPLES
 
@@ -148,8 +149,9 @@ def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Rec
 def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
     """Count how often to list each recording, so that nobody's voice outweighs the others'.
 
-    Speakers are drawn in proportion to (their samples) ** (1 - power): 0 lists everything once, 1 hears all speakers
-    equally long. The speaker with the most samples is listed once.
+    Speakers are heard in proportion to (their samples) ** (1 - power), as nearly as whole listings allow: 0 lists
+    everything once, 1 hears all speakers equally long. The speaker with the most samples is listed once. Of one who is
+    to be listed 1.5 times every second recording stands twice, as `weigh_sets` spreads them.
 
     Args:
         num_samples: of each recording.
@@ -163,7 +165,8 @@ def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: fl
     for count, speaker in zip(num_samples, speakers, strict=True):
         totals[speaker] = totals.get(speaker, 0) + count
     most = max(totals.values(), default=1)
-    return [round((most / totals[speaker]) ** power) for speaker in speakers]
+    factors = {speaker: (most / total) ** power for speaker, total in totals.items()}
+    return weigh_sets([1] * len(speakers), speakers, factors)
 
 
 def read_speakers(path: str | Path) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +57,9 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
         self.batch_sec = batch_sec
         self.exit_layers: list[int] = []
         """Of all recordings so far."""
-        self.mteb_model_meta = _describe(model, self.encoder.policy)
+        made_with = {"policy": policy, "device": device, "batch_sec": batch_sec, **settings}
+        loader = partial(_load_again, str(model.path), made_with)
+        self.mteb_model_meta = _describe(model, self.encoder.policy, loader)
 
     def encode(self, inputs: Any, **kwargs: Any) -> NDArray[Any]:
         """Encode the recordings of a task.
@@ -93,11 +97,18 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
         return torch.stack([vectors[index] for index in range(len(waveforms))])
 
 
-def _describe(model: Model, policy: Policy) -> ModelMeta:
+def _load_again(
+    path: str, made_with: dict[str, Any], name: str, /, *, device: str | None = None, **noted: Any
+) -> DaisyEncoder:
+    """Make an encoder again, when mteb loads what it has noted: its name for a model is no file's."""
+    return DaisyEncoder(path, **{**made_with, "device": device or made_with["device"]})
+
+
+def _describe(model: Model, policy: Policy, loader: Callable[..., DaisyEncoder]) -> ModelMeta:
     """What mteb notes of a model: results of other policies, or of another file, are another model's."""
     assert model.path is not None
     return ModelMeta(
-        loader=DaisyEncoder,
+        loader=loader,
         name=f"daisy/{model.path.stem}",
         revision=digest(model.path),
         experiment_kwargs=policy.to_config(),

@@ -141,21 +141,22 @@ def sum_layer_losses(
     Returns:
         The sum, to be divided by the frames that count, and sums for the log.
     """
-    logging: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     total = output.unmasked[0].loss.new_zeros(())
     for layer, (masked, unmasked, judged) in enumerate(
         zip(output.masked, output.unmasked, output.judged, strict=True), 1
     ):
         weight = layer_weights.get(layer, 1.0)
         total = total + weight * masked_weight * masked.loss.sum() + weight * unmasked_weight * unmasked.loss.sum()
-        logging[f"nats_{layer}"] = float(judged.loss.detach().sum())
-        logging[f"correct_{layer}"] = float(judged.num_correct.sum())
-        logging["judged"] = float(judged.num_counted.sum())
+        sums[f"nats_{layer}"] = judged.loss.detach().sum()
+        sums[f"correct_{layer}"] = judged.num_correct.sum()
+        sums["judged"] = judged.num_counted.sum()
         if output.predicted:
             predicted, wanted = output.predicted[layer - 1], judged.mean()
             total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
-            logging[f"error_{layer}"] = float(((predicted.detach() - wanted).abs() * (judged.num_counted > 0)).sum())
-    return total / len(output.unmasked), logging
+            sums[f"error_{layer}"] = ((predicted.detach() - wanted).abs() * (judged.num_counted > 0)).sum()
+    values = torch.stack([value.double() for value in sums.values()]).tolist()  # one wait for the device, not many
+    return total / len(output.unmasked), dict(zip(sums, values, strict=True))
 
 
 def count_frames_that_count(output: LayerLosses, masked_weight: float, unmasked_weight: float) -> float:

@@ -76,6 +76,11 @@ class HeadBatches:
         self.recordings = [recordings[index] for index in kept]
         self.lengths, self.units = [lengths[index] for index in kept], [units[index] for index in kept]
 
+    @property
+    def duration_sec(self) -> float:
+        """Of all recordings that are long enough."""
+        return sum(self.lengths) / self.sample_rate
+
     def plan(self, epoch: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
         """Say which recordings are in which batch of an epoch, of one process; in training all have equally many."""
         lengths = [min(length, self.settings.max_sample_size) for length in self.lengths]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import torch
 
 from daisy import _files, _locks, checkpoints
 from daisy.audio.mixing import NoiseBank
+from daisy.audio.weighting import format_duration
 from daisy.checkpoints import Model
+from daisy.checkpoints.provenance import drop_notes_of_heads
 from daisy.errors import OutputError, UsageError
 from daisy.runtime.dtypes import check_device
-from daisy.training.batches import HeadBatches
+from daisy.training.batches import HeadBatch, HeadBatches
 from daisy.training.learner import HeadLearner, Log, describe_log, sum_logs
 from daisy.training.settings import HeadTraining
 
@@ -86,7 +89,7 @@ def train_heads(
         progress: called with the number of updates just made, or found done.
 
     Returns:
-        What the run has come to. ``model`` has the new heads.
+        What the run has come to. ``model`` has the new heads, and its provenance says so.
 
     Raises:
         UsageError: on manifests, labels or settings that make no sense, or where training diverges: what was saved
@@ -119,7 +122,7 @@ def train_heads(
             num_updates=learner.num_updates, num_resumed=learner.num_updates, num_left_out=batches.num_left_out
         )
         progress(report.num_resumed)
-        for batch in _iterate(batches, learner):
+        for batch in stack.enter_context(closing(_read_ahead(batches, _list_ahead(batches, learner)))):
             logs.append(learner.update(batch))
             progress(1)
             report.num_updates = learner.num_updates
@@ -134,6 +137,9 @@ def train_heads(
                     write_log("valid", learner.num_updates, report.valid)
                 _save(learner, out / STATE, described, logs)
         model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
+        audio = format_duration(batches.duration_sec)
+        said = {"heads": f"daisy train-heads, {report.num_updates} updates on {audio} of audio"}
+        model.provenance = {**drop_notes_of_heads(model.provenance), **said}
         if labels is not None:
             model.final_head = None
         if _rank() == 0:
@@ -167,16 +173,30 @@ def _gather(logs: list[Log]) -> list[Log]:
     return [log for of_one in of_each for log in of_one]
 
 
-def _iterate(batches: HeadBatches, learner: HeadLearner) -> Iterator[Any]:
-    """The batches that are still to be learnt from, epoch after epoch."""
-    rank, world_size, limit = _rank(), _world_size(), learner.settings.max_update
+def _list_ahead(batches: HeadBatches, learner: HeadLearner) -> Iterator[tuple[Sequence[int], int]]:
+    """The recordings of each batch that is still to be learnt from, and its epoch."""
+    first, rank, world_size = learner.num_updates, _rank(), _world_size()
     length = len(batches.plan(0, rank, world_size))
-    while learner.num_updates < limit:
-        epoch, skip = divmod(learner.num_updates, length)
-        for batch in batches.iterate(epoch, skip, rank, world_size):
-            yield batch
-            if learner.num_updates >= limit:
-                return
+    plan: list[list[int]] = []
+    for update in range(first, learner.settings.max_update):
+        epoch, place = divmod(update, length)
+        if place == 0 or update == first:
+            plan = batches.plan(epoch, rank, world_size)
+        yield plan[place], epoch
+
+
+def _read_ahead(batches: HeadBatches, places: Iterator[tuple[Sequence[int], int]]) -> Generator[HeadBatch, None, None]:
+    """Read the batches at some places; while one is learnt from, a thread reads the next."""
+    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="daisy-batches")
+    try:
+        futures = (reader.submit(batches.read, indices, epoch) for indices, epoch in places)
+        current = next(futures, None)
+        while current is not None:
+            following = next(futures, None)
+            yield current.result()
+            current = following
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwrite: bool) -> list[Log]:

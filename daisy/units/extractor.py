@@ -22,7 +22,7 @@ from daisy.extraction.tasks import MakeBatchEncoder
 from daisy.runtime.exit_output import ExitOutput
 from daisy.units.classifiers import UnitClassifier, to_text
 from daisy.units.encoder import UnitEncoder, classify
-from daisy.units.files import check_forms, rebuild_units
+from daisy.units.files import check_forms, format_text_name, rebuild_units
 from daisy.units.rows import UnitRow, UnitSettings
 
 
@@ -96,13 +96,15 @@ class UnitExtractor(Extractor):
         return {}
 
     def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
-        """Refuse a name that fairseq's manifest cannot hold, where one is asked for.
+        """Refuse a name that a form which is asked for cannot hold.
 
         Raises:
             AudioError: where it cannot.
         """
         if "km" in self.forms:
             format_manifest_name(recording, str(recording.path))
+        if "text" in self.forms:
+            format_text_name(recording.label)
 
     def choose_batch_encoder(self) -> MakeBatchEncoder:
         """Choose what encodes recordings and tells their units."""

@@ -78,8 +78,33 @@ def write_km(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
 
 
 def write_text(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
-    """Write ``units.txt``: lines ``FILE|5 5 12``, as fairseq's quantize_with_kmeans.py of textless NLP has them."""
-    _write_lines(out / "units.txt", (f"{row.label}|{line}" for row, line in sequences.lines()))
+    """Write ``units.txt``: lines ``FILE|5 5 12``, the layout of fairseq's quantize_with_kmeans.py of textless NLP.
+
+    FILE is the path, with ``(channel 1)`` after it where channels are recordings. That script writes the file's name
+    without folder and suffix, which two recordings may share.
+
+    Raises:
+        AudioError: where a path cannot stand in such a line.
+    """
+    _write_lines(out / "units.txt", (f"{format_text_name(row.label)}|{line}" for row, line in sequences.lines()))
+
+
+def format_text_name(label: str) -> str:
+    """Check that a recording's label can stand before the units of a line.
+
+    Args:
+        label: the path, and the channel where it is one.
+
+    Returns:
+        The label as it is.
+
+    Raises:
+        AudioError: where it has what ends the name or the line.
+    """
+    for character, name in {"|": "|", "\n": "a line feed", "\r": "a carriage return"}.items():
+        if character in label:
+            raise AudioError(f"{label}: {name} in the name: a line of units.txt cannot hold it; rename it")
+    return label
 
 
 def write_parquet(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
@@ -147,7 +172,7 @@ def rebuild_units(
     Raises:
         UsageError: where the folder holds no units, or on forms that cannot be written.
         OutputError: where a journal is damaged, or of other settings than the others, or a file cannot be written.
-        AudioError: where a recording's name cannot stand in a manifest of fairseq.
+        AudioError: where a recording's name cannot stand in a manifest of fairseq, or in a line of the form text.
     """
     out = Path(out)
     if not holds_kind(out, KIND):

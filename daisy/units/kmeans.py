@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ def read_kmeans(path: str | Path, *, allow_pickle: bool = False) -> Tensor:
     """Read the centres of a k-means.
 
     Args:
-        path: a .npy file of centres; a .safetensors or torch file of one tensor, or with one named as in `NAMES`; or a
-            pickled scikit-learn object, as fairseq's learn_kmeans.py writes it with joblib.
+        path: a .npy file of centres; a .npz, .safetensors or torch file of one array, or with one named as in `NAMES`;
+            or a pickled scikit-learn object, as fairseq's learn_kmeans.py writes it with joblib.
         allow_pickle: read pickled objects, which can run code: only of files you trust.
 
     Returns:
@@ -41,12 +42,15 @@ def read_kmeans(path: str | Path, *, allow_pickle: bool = False) -> Tensor:
     try:
         if path.suffix == ".npy":
             return _find_centres(path, numpy.load(path, allow_pickle=False))
+        if path.suffix == ".npz":
+            with numpy.load(path, allow_pickle=False) as arrays:
+                return _find_centres(path, dict(arrays))
         if path.suffix == ".safetensors":
             return _find_centres(path, load_file(path))
         with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of pickles that it did not write: those are not read here
             return _find_centres(path, torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         if isinstance(error, UsageError):
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -68,8 +68,10 @@ def test_raw_samples_in_a_folder_are_passed_over(tmp_path):
 def test_rare_speakers_are_listed_more_often(tmp_path):
     counts, speakers = [900, 100, 300, 100], ["a", "b", "c", "c"]
     assert audio.count_repeats(counts, speakers, 0.0) == [1, 1, 1, 1]
-    assert audio.count_repeats(counts, speakers, 1.0) == [1, 9, 2, 2]  # 900 over 900, 100 and 400
-    assert audio.count_repeats(counts, speakers, 0.5) == [1, 3, 2, 2]  # the square root of 2.25 is 1.5
+    assert audio.count_repeats(counts, speakers, 1.0) == [1, 9, 2, 3]  # 900 over 900, 100 and 400
+    assert audio.count_repeats(counts, speakers, 0.5) == [1, 3, 2, 1]  # the square root of 2.25 is 1.5
+    counts, speakers = [10] * 10 + [10] * 7, ["a"] * 10 + ["b"] * 7  # 100 over 70
+    assert audio.count_repeats(counts, speakers, 1.0) == [1] * 10 + [1, 2, 1, 2, 1, 2, 1]
     path = tmp_path / "speakers.csv"
     path.write_bytes("\ufeffpath,speaker\nx/a.wav,a\n".encode())  # as spreadsheets write it
     assert audio.read_speakers(path) == {"x/a.wav": "a"}

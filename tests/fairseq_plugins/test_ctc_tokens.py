@@ -49,6 +49,15 @@ def test_pieces_of_a_sentencepiece_model_are_tokens(tmp_path):
         read_tokens(task)
 
 
+@pytest.mark.parametrize(("training", "kept"), [("frozen", {"heads": "learnt before"}), ("joint", {})])
+def test_notes_on_heads_are_kept_with_the_heads(training, kept, tmp_path):
+    source = tiny_model()
+    source.provenance = {"backbone": "small", "heads": "learnt before"}
+    _, task = make_hubert(tmp_path, source=source, training=training)
+    provenance = task.state.state_dict[plugin.STATE_KEY]["provenance"]
+    assert provenance == {"backbone": "small", **kept, "recogniser": f"{training}, fairseq plugin daisy_ctc"}
+
+
 def test_checkpoints_load_without_the_files_that_they_came_from(tmp_path):
     model, task = make_hubert(tmp_path, training="frozen")
     (tmp_path / "source.safetensors").unlink()

@@ -63,9 +63,11 @@ def test_a_refitted_head_predicts_before_any_training(masked):
         model = tiny_model(POST_NORM)
         if not with_head:
             model.final_head = None
+        model.provenance = {"backbone": "small", "heads": "learnt before", "policies": "60% mean depth"}
         assert masked.refit(model, states, units, UNITS) == 0
         assert model.final_head.num_units == UNITS + masked.SPECIAL_SYMBOLS
         assert model.heads is None
+        assert model.provenance == {"backbone": "small"}
         guesses = model.final_head(states).argmax(-1)
         assert float((guesses - masked.SPECIAL_SYMBOLS == units).float().mean()) > 0.95
 

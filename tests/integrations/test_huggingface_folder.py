@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import soundfile
 import torch
 
 import daisy
@@ -175,6 +176,74 @@ def test_the_pipeline_extracts_features(waveforms, tmp_path):
     assert len(extract(given[0], exit_policy="never")[0]) == expected.num_frames[0]
     with pytest.raises(ValueError, match="takes audio at 16000 Hz, found 8000 Hz"):
         extract({"raw": waveforms[5].numpy(), "sampling_rate": 8000})
+    with pytest.raises(TypeError, match="unknown arguments exit_polcy: known are exit_policy and return_tensors"):
+        extract(given[0], exit_polcy="never")
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_the_pipeline_gives_a_recording_its_own_frames_whatever_the_batch(heads, waveforms, tmp_path):
+    model = tiny_model()
+    export_huggingface(model if heads else Model(backbone=model.backbone), tmp_path / "hf")
+    extract = transformers.pipeline("feature-extraction", model=str(tmp_path / "hf"), trust_remote_code=True)
+    given = [waveform.numpy() for waveform in waveforms[3:]]
+    alone = extract(given, return_tensors=True)
+    assert [states.shape for states in alone] == [(1, 15, 32), (1, 49, 32), (1, 50, 32), (1, 74, 32)]
+    for one, other in zip(extract(given, batch_size=4, return_tensors=True), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert [len(rows[0]) for rows in extract(given, batch_size=2)] == [15, 49, 50, 74]
+
+
+def test_the_pipeline_hears_the_mean_of_channels(waveforms, tmp_path):
+    export_huggingface(tiny_model(), tmp_path / "hf")
+    extract = transformers.pipeline("feature-extraction", model=str(tmp_path / "hf"), trust_remote_code=True)
+    channels = torch.stack([waveforms[4], waveforms[5][:16000]])
+    soundfile.write(tmp_path / "stereo.wav", channels.T.numpy(), 16000, subtype="FLOAT")
+    expected = extract(channels.mean(0).numpy(), return_tensors=True)
+    for given in (channels.numpy(), {"raw": channels.numpy(), "sampling_rate": 16000}, str(tmp_path / "stereo.wav")):
+        assert torch.equal(extract(given, return_tensors=True), expected)
+
+
+def test_all_layers_run_while_the_model_is_trained(waveforms, tmp_path):
+    model = tiny_model()
+    model.policies = {"entropy": dict(threshold=100.0)}  # everybody leaves at layer 1
+    export_huggingface(model, tmp_path / "hf", exit_policy="entropy")
+    _, loaded = load(tmp_path / "hf")
+    waveform = waveforms[4][None]
+    assert loaded(waveform).exit_layer.tolist() == [1]
+    loaded.train()
+    output = loaded(waveform)
+    output.last_hidden_state.sum().backward()
+    assert output.exit_layer.tolist() == [4]
+    last = loaded.backbone.encoder.transformer.layers[3].feed_forward.output_dense.weight
+    assert last.grad.abs().sum() > 0
+    assert loaded(waveform, exit_policy="entropy").exit_layer.tolist() == [1]
+    with torch.no_grad():
+        assert loaded(waveform).exit_layer.tolist() == [1]
+        loaded.config.policies["entropy"]["threshold"] = 0.0
+        assert loaded(waveform).exit_layer.tolist() == [4]
+
+
+def test_a_last_norm_in_another_type_than_the_layers_is_taken(waveforms, tmp_path):
+    """As autocast on a GPU gives it; the CPU's leaves norms in the layers' type."""
+    export_huggingface(tiny_model(PRE_NORM), tmp_path / "hf")
+    _, loaded = load(tmp_path / "hf")
+    loaded.bfloat16()
+    expected = loaded(waveforms[4][None], output_hidden_states=True)
+    loaded.backbone.encoder.transformer.layer_norm.register_forward_hook(lambda _, __, normed: normed.float())
+    output = loaded(waveforms[4][None], output_hidden_states=True)
+    assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
+    assert {states.dtype for states in output.hidden_states} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", KINDS)
+def test_autocast_on_a_gpu(name, waveforms, tmp_path):
+    export_huggingface(tiny_model(KINDS[name]), tmp_path / "hf")
+    _, loaded = load(tmp_path / "hf")
+    expected = loaded(waveforms[4][None]).last_hidden_state
+    with torch.autocast("cuda", torch.bfloat16):
+        output = loaded.cuda()(waveforms[4][None].cuda(), output_hidden_states=True)
+    assert (output.last_hidden_state.float().cpu() - expected).abs().mean() < 0.05 * expected.std()
 
 
 def test_saving_and_loading_again_changes_nothing(waveforms, tmp_path):

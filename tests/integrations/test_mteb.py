@@ -75,6 +75,8 @@ def test_a_task(tmp_path):
     (result,) = mteb.evaluate(encoder, Tones(), cache=None).task_results
     assert result.scores["test"][0]["accuracy"] > 0.8
     assert len(set(encoder.exit_layers)) > 1
+    again = encoder.mteb_model_meta.load_model()
+    assert (again.encoder.policy, again.batch_sec) == (encoder.encoder.policy, 1.0)
     encoder.exit_layers.clear()
     loader = torch.utils.data.DataLoader(make_split(12, 1), batch_size=5)
     vectors = encoder.encode(loader)

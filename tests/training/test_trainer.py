@@ -2,8 +2,10 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import queue
 import shutil
 import socket
+import threading
 
 import pytest
 import soundfile
@@ -120,6 +122,52 @@ def test_labels_take_the_place_of_the_models_own_units(corpus, model, tmp_path):
     assert daisy.load(tmp_path / "labels" / "model.safetensors").final_head is None
     train_heads(corpus / "train.tsv", other := tiny_model(), tmp_path / "own", SETTINGS)
     assert daisy.load(tmp_path / "own" / "model.safetensors").final_head.num_units == other.heads.config.num_units
+
+
+def test_provenance_tells_of_the_heads_that_were_trained(corpus, model, tmp_path):
+    model.provenance = {"backbone": "small", "heads": "learnt with the backbone", "policies": "60% mean depth"}
+    train_heads(corpus / "train.tsv", model, tmp_path, SETTINGS)
+    told = {"backbone": "small", "heads": "daisy train-heads, 12 updates on 5.4 s of audio"}
+    assert daisy.load(tmp_path / "model.safetensors").provenance == told
+
+
+def list_readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("daisy-batches")]
+
+
+def test_the_next_batch_is_read_while_one_is_learnt_from(corpus, model, tmp_path, monkeypatch):
+    reads, read, made = queue.Queue(), HeadBatches.read, []
+    monkeypatch.setattr(HeadBatches, "read", lambda *call: (reads.put(call), read(*call))[1])
+
+    def wait_for_the_next(count):
+        made.append(count)
+        for _ in range({1: 2, 2: 1}.get(sum(made), 0)):  # after the first update the second batch has been begun too
+            reads.get(timeout=30)
+
+    settings = dataclasses.replace(SETTINGS, max_update=3, warmup_updates=1)
+    train_heads(corpus / "train.tsv", model, tmp_path / "whole", settings, progress=wait_for_the_next)
+    assert (reads.empty(), list_readers()) == (True, [])
+    monkeypatch.undo()
+    with pytest.raises(StoppedError) as stopped:
+        train_heads(corpus / "train.tsv", model, tmp_path / "out", SETTINGS, progress=lambda n: n and stop_at_once(n))
+    assert stopped.tb  # which keeps the frames of the run
+    assert not list_readers()
+
+
+def test_a_recording_that_cannot_be_read_ends_the_run_at_its_own_batch(corpus, model, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (tmp_path / "corpus" / "train4.wav").write_bytes(b"")
+    manifest = tmp_path / "corpus" / "train.tsv"
+    manifest.write_text(manifest.read_text().replace(str(corpus), str(tmp_path / "corpus")))
+    plan = HeadBatches(manifest, SETTINGS).plan(0)
+    before = next(place for place, indices in enumerate(plan) if 4 in indices)
+    made = []
+    with pytest.raises(AudioError, match=r"train4\.wav"):
+        train_heads(manifest, model, tmp_path / "out", SETTINGS, progress=made.append, save_interval=1)
+    assert sum(made) == before
+    assert not list_readers()
+    if before:
+        assert torch.load(tmp_path / "out" / "training.pt", weights_only=True)["num_updates"] == before
 
 
 def test_a_run_does_not_go_on_with_other_targets(corpus, model, tmp_path):

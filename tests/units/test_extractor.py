@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import soundfile
 import torch
 
 from daisy import audio
-from daisy.errors import OutputError, UsageError
+from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction import rebuild_index
 from daisy.extraction.run_folder import UNIT_FILES
 from daisy.units import UnitEncoder, UnitExtractor, rebuild_units, repeat
@@ -204,17 +205,24 @@ def test_whoever_begins_again_takes_away_all_that_was_made_of_units(units, place
     }  # fmt: skip
 
 
-def test_a_name_that_a_manifest_cannot_hold_fails_alone(units, place, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "name", "reason"),
+    [("km", "a\tb.wav", "a tab in the name"), ("text", "a|b.wav", "| in the name: a line of units.txt")],
+)
+def test_a_name_that_a_form_cannot_hold_fails_alone(form, name, reason, units, place, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    for name in ("plain.wav", "a\tb.wav"):
-        shutil.copy(place / NAMES[0], folder / name)
-    report = run(units, folder, tmp_path / "out", forms=["km"])
+    for copied in ("plain.wav", name):
+        shutil.copy(place / NAMES[0], folder / copied)
+    report = run(units, folder, tmp_path / "out", forms=[form])
     assert [Path(row.path).name for row in report.rows] == ["plain.wav"]
     ((label, error),) = report.failed.items()
-    assert label.endswith("a\tb.wav")
-    assert "a tab in the name" in error.message
-    assert len((tmp_path / "out" / "units.km").read_text().splitlines()) == 1
+    assert label.endswith(name)
+    assert reason in error.message
+    assert len((tmp_path / "out" / f"units.{form.replace('text', 'txt')}").read_text().splitlines()) == 1
+    run(units, folder, tmp_path / "all", forms=["jsonl"])
+    with pytest.raises(AudioError, match=re.escape(reason)):  # of a journal that holds it already
+        rebuild_units(tmp_path / "all", [form])
 
 
 def test_parquet_takes_names_that_are_no_utf8(units, place, tmp_path):

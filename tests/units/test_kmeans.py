@@ -19,6 +19,8 @@ def save_torch_dict(path):
 
 FORMS = {
     "a.npy": save_npy,
+    "a.npz": lambda path: numpy.savez(path, CENTRES.numpy()),
+    "named.npz": lambda path: numpy.savez(path, cluster_centers_=CENTRES.numpy(), frames=numpy.zeros((3, 5))),
     "a.safetensors": lambda path: save_file({"anything": CENTRES, "counts": torch.zeros(7)}, path),
     "tensor.pt": lambda path: torch.save(CENTRES, path),
     "dict.pt": save_torch_dict,

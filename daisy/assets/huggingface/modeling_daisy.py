@@ -12,7 +12,8 @@
 
 ``exit_policy`` is one of ``model.config.policies``, "never", or a policy with its settings:
 ``{"name": "entropy", "threshold": 2.0}``, ``{"name": "fixed", "layer": 6}``. Without it ``model.config.exit_policy``
-counts. An utterance's exit and states are the same alone and in any padded batch, up to rounding: pass the attention
+counts; while the model is trained, that is after ``model.train()`` and with gradients on, "never", so that all layers
+learn. An utterance's exit and states are the same alone and in any padded batch, up to rounding: pass the attention
 mask. Written by ``daisy export hf`` of the package daisy-speech, which computes the same faster.
 """
 
@@ -417,6 +418,7 @@ class DaisyModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = Backbone(config)
         self.heads = ExitHeads(config) if config.num_units else None
+        self.made_policy = None, None  # what it was made of, and the policy
         self.post_init()
 
     def _init_weights(self, module):
@@ -438,11 +440,13 @@ class DaisyModel(PreTrainedModel):
         Args:
             input_values: (B, N) samples at ``config.sampling_rate``.
             attention_mask: (B, N), 1 where a sample belongs to the utterance; None: all do.
-            exit_policy: see the top of this file; None: ``config.exit_policy``.
+            exit_policy: see the top of this file; None: ``config.exit_policy``, or "never" while the model is trained.
             output_hidden_states: return the states of all layers that ran too.
             return_dict: False: a tuple.
         """
-        policy = make_policy(self.config.exit_policy if exit_policy is None else exit_policy, self.config)
+        if exit_policy is None:  # layers behind an exit get no gradient: where the model is trained, none leaves
+            exit_policy = "never" if self.training and torch.is_grad_enabled() else self.config.exit_policy
+        policy = self.find_policy(exit_policy)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         states, counts = self.embed(input_values, attention_mask)
@@ -451,8 +455,9 @@ class DaisyModel(PreTrainedModel):
         valid = torch.arange(length, device=states.device) < counts[:, None].to(states.device)
         exit_layer = torch.full((batch,), num_layers)
         active, alive, units = torch.arange(batch), valid, None
-        trajectories = {name: torch.full((batch, num_layers), math.nan) for name in {*policy.reads, "entropy"}}
         last = torch.zeros_like(states)
+        unknown = torch.full((batch, num_layers), math.nan, device=last.device)
+        trajectories = {name: unknown.clone() for name in {*policy.reads, "entropy"}}
         last_units = torch.full((batch, length), -1, device=states.device)
         hidden = [states]
         for layer in range(1, num_layers + 1):
@@ -463,10 +468,10 @@ class DaisyModel(PreTrainedModel):
                 scores = Scores(self.heads, layer, features, alive, units)
                 units = scores.units
                 for name, values in trajectories.items():
-                    values[active, layer - 1] = getattr(scores, name)().detach().cpu()
+                    values[active, layer - 1] = getattr(scores, name)().detach()
             leave = torch.ones(len(active), dtype=torch.bool)
             if layer < num_layers:
-                seen = {name: values[active, :layer] for name, values in trajectories.items()}
+                seen = {name: trajectories[name][active, :layer].cpu() for name in policy.reads}
                 leave = policy.decide(seen, layer).expand(len(active))
             if not leave.any():
                 continue
@@ -484,11 +489,19 @@ class DaisyModel(PreTrainedModel):
             last_hidden_state=last,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             exit_layer=exit_layer.to(last.device),
-            predicted_loss=None if self.heads is None else trajectories["entropy"].to(last.device),
+            predicted_loss=None if self.heads is None else trajectories["entropy"],
             frame_mask=valid,
             units=None if self.heads is None else last_units,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def find_policy(self, wanted):
+        """Make a policy, or take the last call's where all settings are the same: long lists take milliseconds."""
+        wanted = wanted if isinstance(wanted, str) else dict(wanted)
+        made_of = wanted, {name: dict(settings) for name, settings in self.config.policies.items()}
+        if self.made_policy[0] != made_of:
+            self.made_policy = made_of, make_policy(wanted, self.config)
+        return self.made_policy[1]
 
     def embed(self, input_values, attention_mask):
         """Turn (B, N) samples into layer 0, (B, T, D) with zeros past each end, and frame counts (B,).
@@ -532,7 +545,7 @@ class DaisyModel(PreTrainedModel):
         transformer = self.backbone.encoder.transformer
         states, feed_forward = transformer.layers[layer - 1](states, mask)
         if self.config.pre_norm and self.config.final_norm and layer == self.config.num_hidden_layers:
-            states = transformer.layer_norm(states)
+            states = transformer.layer_norm(states).to(states.dtype)  # autocast on a GPU gives norms in float32
         states = states * valid[..., None]
         return states, states if self.config.heads_read == "states" else feed_forward
 
@@ -547,8 +560,9 @@ class DaisyModel(PreTrainedModel):
 class DaisyFeatureExtraction(Pipeline):
     """``pipeline("feature-extraction", model=FOLDER, trust_remote_code=True)`` of waveforms or file names.
 
-    Takes a waveform (N,), ``{"raw": waveform, "sampling_rate": Hz}`` or a file's name, or a list of these; gives the
-    states of the exit layer, as nested lists, or with ``return_tensors=True`` as (1, T, D) tensors.
+    Takes a waveform (N,) or (channels, N), ``{"raw": waveform, "sampling_rate": Hz}`` or a file's name, or a list of
+    these; the mean of channels is heard. Gives the states of the exit layer, as nested lists, or with
+    ``return_tensors=True`` as (1, T, D) tensors, whatever ``batch_size`` is.
     """
 
     _load_processor = False
@@ -556,7 +570,9 @@ class DaisyFeatureExtraction(Pipeline):
     _load_feature_extractor = True
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, exit_policy=None, return_tensors=None, **kwargs):
+    def _sanitize_parameters(self, exit_policy=None, return_tensors=None, **unknown):
+        if unknown:
+            raise TypeError(f"unknown arguments {', '.join(unknown)}: known are exit_policy and return_tensors")
         forward = {} if exit_policy is None else {"exit_policy": exit_policy}
         return {}, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
 
@@ -574,11 +590,14 @@ class DaisyFeatureExtraction(Pipeline):
             waveform, given = inputs, rate
         if given != rate:
             raise ValueError(f"the model takes audio at {rate} Hz, found {given} Hz: resample it")
-        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")
+        waveform = torch.as_tensor(waveform, dtype=torch.float32)
+        if waveform.ndim == 2:
+            waveform = waveform.mean(0)
+        return self.feature_extractor(waveform.numpy(), sampling_rate=rate, return_tensors="pt")
 
     def _forward(self, inputs, **forward):
         return self.model(**inputs, **forward)
 
     def postprocess(self, outputs, return_tensors=False):
-        states = outputs["last_hidden_state"]
+        states = outputs["last_hidden_state"][:, outputs["frame_mask"][0]]  # one recording, padded like its batch
         return states if return_tensors else states.tolist()
