@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from daisy import _files, audio
+from daisy import audio
 from daisy.audio import Channel, Recording
 from daisy.audio.recordings import drop_path
 from daisy.encoder import EarlyExitEncoder
@@ -22,8 +20,9 @@ from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
-from daisy.extraction.places import Folder, Storage, open_place
-from daisy.extraction.run_folder import INDEX_FILES, RunFolder
+from daisy.extraction.places import Storage, open_place
+from daisy.extraction.run_files import number_shards, refuse_others_files, remove_leftovers
+from daisy.extraction.run_folder import INDEX_FILES, RunFolder, is_begun
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_shards
@@ -126,13 +125,13 @@ class Extractor:
             recordings: what to encode.
             shard: index, from 0, and number of shares of the recordings, for processes that write into one folder at
                 once, see `Shard`. Each is given all recordings, and takes its own.
-            overwrite: begin again where the folder holds another run.
+            overwrite: begin again where the folder holds another run, or files of nobody's run.
             progress: called with the number of recordings just dealt with, of the shard's.
             watch: called with the row of each recording that has just been finished.
 
         Raises:
-            OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
-                another process.
+            OutputError: where the folder cannot be written, holds a run with other settings, is being written by
+                another process, or holds files that this run would write and nobody has noted.
             UsageError: where two recordings would have the same output file, or on an impossible shard.
         """
         share = Shard(*shard) if shard is not None else EVERYTHING
@@ -149,16 +148,18 @@ class Extractor:
         place = open_place(self.out, self.store)
         if isinstance(place, Storage):
             place.check_writable()
+        if not overwrite and not is_begun(self.out, share, settings):
+            refuse_others_files(place, share, self.shards, _choose(outputs, ours), self.out)
         with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = [recording for recording in ours if not folder.has(recording)]
-            self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
+            remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
             self._encode(tasks, folder, progress, watch)
             if self.engine.has_workers:
-                self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
+                remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             self.write_index()
             if isinstance(place, Storage):
                 for name in INDEX_FILES:
@@ -193,7 +194,7 @@ class Extractor:
             for indices in audio.batch_by_length(lengths, self._max_batch_samples())
         )
         if self.shards:
-            return fill_shards(batches, self._max_shard_samples(), self._number_shards(folder))
+            return fill_shards(batches, self._max_shard_samples(), number_shards(folder, self.shards))
         return (Task(batches=[batch]) for batch in batches)
 
     def _encode(
@@ -223,32 +224,6 @@ class Extractor:
             else:
                 self._fail(folder, recording, outcome)
         return len(outcomes)
-
-    def _remove_leftovers(self, folder: RunFolder, outputs: Iterable[str]) -> None:
-        """Take away what killed processes left: half-written files, and shard files that nothing was noted of."""
-        place = folder.place
-        if not self.shards:
-            if isinstance(place, Folder):
-                _files.remove_leftovers(self.out / output for output in outputs)
-            return
-        prefix, pattern = self._name_shards(folder.shard)
-        if isinstance(place, Folder):
-            _files.remove_leftovers_of(place.root, prefix)
-        noted = folder.rows.shards()
-        for name in place.list_names(prefix):
-            if pattern.fullmatch(name) and name not in noted:
-                place.remove(name)
-
-    def _number_shards(self, folder: RunFolder) -> Iterator[str]:
-        """Make the names of the shard files to come, after those that are there."""
-        prefix, pattern = self._name_shards(folder.shard)
-        numbers = [int(match[1]) for match in map(pattern.fullmatch, folder.rows.shards()) if match]
-        return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
-
-    def _name_shards(self, share: Shard) -> tuple[str, re.Pattern[str]]:
-        """Say how names of a share's shard files begin, and what they are like."""
-        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
-        return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{self.shards}")
 
     def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
         self.failed[recording.label] = reason = drop_path(recording, error)
@@ -312,6 +287,11 @@ class Extractor:
         layers = 1 if self.encoder.keep == "last" else config.num_layers + 1
         frame_bytes = layers * config.width * STORED_DTYPES[self.dtype].itemsize
         return max(int(self.shard_mb * 1e6 / frame_bytes * config.frame_hop), 1)
+
+
+def _choose(outputs: Mapping[str, str], recordings: Iterable[Recording]) -> Iterator[str]:
+    """Choose some recordings' files, of those that have one."""
+    return (outputs[recording.label] for recording in recordings if recording.label in outputs)
 
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:

@@ -256,6 +256,19 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             here.remove(name)
 
 
+def is_begun(out: Path, shard: Shard, settings: AnySettings) -> bool:
+    """Tell whether a shard's journal is there: of these settings, or of others with which something was finished.
+
+    Raises:
+        OutputError: where it cannot be read, or is damaged.
+    """
+    path = out / shard.journal
+    header = read_header(path)
+    if header is None:
+        return False
+    return not Journal(path, header=header).find_differences(settings) or bool(read_journal(path).rows)
+
+
 def list_journals(out: Path) -> list[Shard]:
     """List the shards whose journals are in a folder, the whole run's first."""
     return _list_shards(out, "")

@@ -10,15 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from daisy import EarlyExitEncoder, OutputError, audio, policies
+from daisy.audio import Recording
 from daisy.errors import UsageError
-from daisy.extraction import Extractor, windows
+from daisy.extraction import Extractor, Shard, windows
 from tests.conftest import tiny_model
 
 POLICY = policies.Entropy(threshold=1.9)
 
 
 def extract(folder, out, used=None, **options):
-    running = {name: options.pop(name) for name in ("overwrite", "progress") if name in options}
+    running = {name: options.pop(name) for name in ("overwrite", "progress", "shard") if name in options}
     extractor = Extractor(used or encoder(), out, checkpoint="0" * 64, **options)
     return extractor.run(audio.find([str(folder)]), **running)
 
@@ -232,6 +233,29 @@ def test_overwriting_leaves_nothing_of_the_run_before(folder, tmp_path):
     extract(folder, out, format="npy", overwrite=True)
     assert not list(out.rglob("*.safetensors"))
     assert len(list(out.rglob("*.npy"))) == 7
+
+
+def test_files_that_no_journal_notes_are_somebody_elses(folder, tmp_path):
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub" / "1.npy").write_bytes(b"mine")
+    for _ in range(2):  # being refused begins nothing
+        with pytest.raises(OutputError, match=r"out: holds sub/1\.npy, which is no file of .*overwrite=True"):
+            extract(folder, out, format="npy")
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["1.npy"]
+    for index in range(3):
+        if Shard(index, 3).takes(Recording(path=folder / "sub" / "1.wav", name="sub/1.wav")):
+            with pytest.raises(OutputError, match=r"holds sub/1\.npy, .*; use another folder$"):
+                extract(folder, out, format="npy", shard=(index, 3))
+        else:
+            extract(folder, out, format="npy", shard=(index, 3))
+    assert (out / "sub" / "1.npy").read_bytes() == b"mine"
+    assert len(extract(folder, out, format="npy", overwrite=True).rows) == 7
+    assert numpy.load(out / "sub" / "1.npy").shape[1] == 32
+    (out / "0.npy").write_bytes(b"lost, and written over: it is the run's")
+    lines = (out / "journal.jsonl").read_text().splitlines(keepends=True)
+    (out / "journal.jsonl").write_text("".join(line for line in lines if "0.npy" not in line))
+    assert extract(folder, out, format="npy").num_resumed == 6
 
 
 def test_names_that_are_no_text(folder, tmp_path, waveforms):

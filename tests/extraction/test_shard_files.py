@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from daisy import EarlyExitEncoder, audio, policies
-from daisy.errors import UsageError
+from daisy.errors import OutputError, UsageError
 from daisy.extraction import Extractor, rebuild_index
 from daisy.extraction.shard_files import KINDS, name_member
 from tests.conftest import tiny_model
@@ -158,6 +158,39 @@ def test_a_stopped_run_keeps_whole_shards_and_a_lost_one_is_made_again(folder, t
     assert again.num_resumed == len(NAMES) - lost
     assert {row.output for row in again.rows} == {row.output for row in report.rows}
     assert all((out / row.shard).is_file() for row in again.rows)
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_shard_files_that_no_journal_notes_are_somebody_elses(folder, tmp_path, store):
+    out, files = tmp_path / "out", tmp_path / ("store" if store else "out")
+    options = {"store": f"file://{files}"} if store else {}
+    files.mkdir()
+    names = [f"shard-{number:06}.tar" for number in range(3)]
+    for name in names:
+        (files / name).write_bytes(b"somebody's audio")
+    for _ in range(2):  # being refused begins nothing
+        with pytest.raises(OutputError, match=r"holds shard-000000\.tar, which is no file of .*overwrite=True"):
+            extract(folder, out, shards="tar", **options)
+    assert {name: (files / name).read_bytes() for name in names} == dict.fromkeys(names, b"somebody's audio")
+    extract(folder, out, shards="tar", shard=(0, 2), **options)  # whose shards have other names
+    with pytest.raises(OutputError, match=r"holds shard-000000\.tar"):
+        extract(folder, out, shards="tar", **options)
+    report = extract(folder, out, shards="tar", overwrite=True, **options)
+    assert {path.name for path in files.glob("shard-*")} == {row.shard for row in report.rows}
+    assert extract(folder, out, shards="tar", **options).num_resumed == len(NAMES)
+    if store:
+        with pytest.raises(OutputError, match=r"store: holds shard-000000\.tar"):
+            extract(folder, tmp_path / "new", shards="tar", **options)
+        assert all((files / row.shard).is_file() for row in report.rows)
+
+
+def test_a_run_that_was_killed_as_it_began_goes_on(folder, tmp_path):
+    extract(folder, tmp_path, shards="tar")
+    header = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "journal.jsonl").write_bytes(header)  # with all shards written, and none noted
+    (tmp_path / "shard-000009.tar").write_bytes(b"")
+    report = extract(folder, tmp_path, shards="tar")
+    assert {path.name for path in tmp_path.glob("shard-*")} == {row.shard for row in report.rows}
 
 
 def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, tmp_path):
