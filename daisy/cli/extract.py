@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import explain, name_same_command, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.console import (
+    explain,
+    name_same_command,
+    report_failures,
+    say,
+    say_table,
+    warn,
+    warn_of_rest,
+    warn_of_sources,
+)
 from daisy.cli.engines import (
     Address,
     CpusPerWorker,
@@ -238,6 +247,7 @@ def say_extraction(report: ExtractionReport, findings: Findings) -> None:
         _say_totals(report)
     if report.num_resumed:
         say(f"{report.num_resumed} of them were finished before")
+    warn_of_sources(report.num_changed, report.num_gone)
     for row in report.rows:
         if row.silent:
             warn(f"note: {row.label}: digital silence; its exit layer means nothing")

@@ -153,7 +153,7 @@ class Extractor:
         with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place) as folder:
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
-            unfinished = [recording for recording in ours if not folder.has(recording)]
+            unfinished = folder.list_unfinished(ours)
             remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
@@ -170,6 +170,8 @@ class Extractor:
             rows=folder.rows.select(folder.rows.sort(label for label in labels if label in folder.rows)),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
+            num_changed=folder.num_changed,
+            num_gone=folder.num_gone,
         )
 
     def _make_tasks(
@@ -178,13 +180,15 @@ class Extractor:
         """Group what can be read by length, longest first; note in the folder what cannot."""
         pending: list[Recording] = []
         lengths = array("q")
+        refused: dict[Recording, AudioError | OutputError] = {}
         for recording in unfinished:
             try:
                 self.check_recording(recording, outputs)
                 lengths.append(self._read_length(recording))
                 pending.append(recording)
             except (AudioError, OutputError) as error:
-                self._fail(folder, recording, error)
+                refused[recording] = error
+        self._fail(folder, refused)
         batches = (
             Batch(
                 recordings=[pending[i] for i in indices],
@@ -218,16 +222,16 @@ class Extractor:
         """Note in the folder what has come out of recordings; returns how many it was."""
         if rows := [outcome for _, outcome in outcomes if isinstance(outcome, Row)]:
             folder.add(*rows)
-        for recording, outcome in outcomes:
-            if isinstance(outcome, Row):
-                watch(outcome)
-            else:
-                self._fail(folder, recording, outcome)
+            for row in rows:
+                watch(row)
+        self._fail(folder, {recording: outcome for recording, outcome in outcomes if not isinstance(outcome, Row)})
         return len(outcomes)
 
-    def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
-        self.failed[recording.label] = reason = drop_path(recording, error)
-        folder.fail(recording.label, reason.message)
+    def _fail(self, folder: RunFolder, errors: Mapping[Recording, AudioError | OutputError]) -> None:
+        """Note in the folder why recordings failed, with one flush to the disk."""
+        reasons = {recording.label: drop_path(recording, error) for recording, error in errors.items()}
+        self.failed.update(reasons)
+        folder.fail({label: reason.message for label, reason in reasons.items()})
 
     def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
         """Refuse a recording whose result could not be written.

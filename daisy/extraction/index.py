@@ -33,6 +33,10 @@ class ExtractionReport:
     """Path to the reason, which does not name it again."""
     num_resumed: int = 0
     """Rows that an earlier run had finished."""
+    num_changed: int = 0
+    """Recordings that an earlier run had finished and that have changed since: they were done again."""
+    num_gone: int = 0
+    """Rows of an earlier run whose recordings are not there any more."""
 
     def totals(self) -> dict[str, float | int | None]:
         """Sum up mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""

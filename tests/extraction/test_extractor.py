@@ -182,8 +182,43 @@ def test_a_changed_recording_is_encoded_again(folder, tmp_path):
     extract(folder, out)
     before = load_file(out / "0.safetensors")["states"]
     soundfile.write(folder / "0.wav", numpy.ones(1000, "float32") * 0.1, 16000)
-    assert extract(folder, out).num_resumed == 6
+    report = extract(folder, out)
+    assert (report.num_resumed, report.num_changed, report.num_gone) == (6, 1, 0)
     assert load_file(out / "0.safetensors")["states"].shape != before.shape
+    report = extract(folder, out)
+    assert (report.num_resumed, report.num_changed, report.num_gone) == (7, 0, 0)
+
+
+def test_results_stay_while_recordings_are_gone(folder, tmp_path):
+    out, recordings = tmp_path / "out", audio.find([folder])
+    extractor = Extractor(encoder(), out, checkpoint="0" * 64)
+    extractor.run(recordings)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.safetensors")}
+    folder.rename(tmp_path / "away")
+    (out / "0.safetensors").unlink()
+    report = extractor.run(recordings)
+    assert (len(report.rows), report.num_resumed, report.num_changed, report.num_gone) == (6, 6, 0, 6)
+    assert {path: error.message for path, error in report.failed.items()} == {str(folder / "0.wav"): "no such file"}
+    (tmp_path / "away").rename(folder)
+    report = extractor.run(recordings)
+    assert (len(report.rows), report.num_resumed, report.num_gone) == (7, 6, 0)
+    del before[out / "0.safetensors"]
+    assert all((path.read_bytes(), path.stat().st_mtime_ns) == content for path, content in before.items())
+
+
+def test_failures_are_noted_together(folder, tmp_path, monkeypatch):
+    for index in range(20):
+        (folder / f"bad{index}.wav").write_text("no audio")
+    out, flushed, sync = tmp_path / "out", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(sync(descriptor)))
+    assert len(extract(folder, out).failed) == 20
+    num_flushed = len(flushed)
+    assert num_flushed < 2 * 7 + 10
+    for index in range(20):
+        (folder / f"bad{index}.wav").unlink()
+    assert not extract(folder, out).failed
+    assert len(flushed) - num_flushed < 10
+    assert json.loads((out / "index.json").read_text())["failed"] == []
 
 
 def test_a_recording_that_changes_while_it_is_encoded_is_encoded_again(folder, tmp_path):
