@@ -43,19 +43,16 @@ def transcribe_in_windows(
 
     Raises:
         UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do.
+        AudioError: as ``read`` and the encoder do, and where memory does not hold one window.
     """
     config = recogniser.model.backbone.config
     cuts = windows.cut(
         count_frames(num_samples, config.conv_layers), *windows.to_frames(window_sec, context_sec, config)
     )
-    per_batch = max(1, int(batch_sec / window_sec))
     exits: list[int] = []
     log_probs: list[Tensor] = []
     scores: list[dict[str, Tensor]] = []
-    for index in range(0, len(cuts), per_batch):
-        spans = [windows.span(window, config) for window in cuts[index : index + per_batch]]
-        out, of_windows = recogniser.run([read(*span) for span in spans])
+    for _, (out, of_windows) in windows.run_together(recogniser.run, read, cuts, config, int(batch_sec / window_sec)):
         exits += out.exit_layer.tolist()
         log_probs += of_windows
         scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
