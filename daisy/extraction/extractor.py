@@ -22,7 +22,7 @@ from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
 from daisy.extraction.places import Storage, open_place
 from daisy.extraction.run_files import number_shards, refuse_others_files, remove_leftovers
-from daisy.extraction.run_folder import INDEX_FILES, RunFolder, is_begun
+from daisy.extraction.run_folder import RunFolder, is_begun
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_shards
@@ -150,7 +150,12 @@ class Extractor:
             place.check_writable()
         if not overwrite and not is_begun(self.out, share, settings):
             refuse_others_files(place, share, self.shards, _choose(outputs, ours), self.out)
-        with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place) as folder:
+        with contextlib.ExitStack() as stack:
+            if overwrite and ours:
+                stack.enter_context(self.engine.open(self.encoder))  # or the earlier run would be gone for nothing
+            folder = stack.enter_context(
+                RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place)
+            )
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
             unfinished = folder.list_unfinished(ours)
@@ -161,9 +166,6 @@ class Extractor:
             if self.engine.has_workers:
                 remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             self.write_index()
-            if isinstance(place, Storage):
-                for name in INDEX_FILES:
-                    place.take(self.out / name, name)
         labels = {one.label for one in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,

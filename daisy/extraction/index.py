@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
+from daisy.extraction.places import open_place
 from daisy.extraction.run_folder import INDEX_FILES, INDEX_LOCK, list_journals
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class ExtractionReport:
 def rebuild_index(out: str | Path) -> ExtractionReport:
     """Write ``index.json`` and ``index.csv`` anew from the journals in a folder, those of all shards.
 
+    They are put into the run's store too, where it has one.
+
     Extractions may still be writing there: the index then holds what they have finished so far.
 
     Args:
@@ -70,7 +73,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         What the index says: every finished recording and every failed one, by path.
 
     Raises:
-        UsageError: where the folder holds no extraction.
+        UsageError: where the folder holds no extraction, or its store cannot be reached from here.
         OutputError: where a journal is damaged, or of other settings than the others, or the index cannot be written.
     """
     out = Path(out)
@@ -88,6 +91,10 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         _files.remove_leftovers([out / name for name in INDEX_FILES])
         _write_json(report, out / "index.json")
         _write_csv(report, out / "index.csv")
+        if settings.store:
+            place = open_place(out, settings.store)
+            for name in INDEX_FILES:
+                place.take(out / name, name)
     return report
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 import tarfile
+import tempfile
 
 import numpy
 import pytest
@@ -13,7 +16,7 @@ from safetensors.torch import load, load_file
 
 from daisy import EarlyExitEncoder, audio, policies
 from daisy.errors import OutputError, UsageError
-from daisy.extraction import Extractor, rebuild_index
+from daisy.extraction import Extractor, rebuild_index, scratch, shard_files
 from daisy.extraction.shard_files import KINDS, name_member
 from tests.conftest import tiny_model
 
@@ -202,6 +205,43 @@ def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, 
         extract(folder, tmp_path)
     extract(folder, tmp_path, overwrite=True)
     assert not list(tmp_path.glob("shard-*"))
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_a_safetensors_shard_that_nobody_could_read_becomes_several(folder, expected, tmp_path, monkeypatch, store):
+    files = tmp_path / ("store" if store else "out")
+    options = {"shards": "safetensors", "shard_mb": 1, **({"store": f"file://{files}"} if store else {})}
+    (whole,) = {row.shard for row in extract(folder, tmp_path / "whole", shards="safetensors", shard_mb=1).rows}
+    size = int.from_bytes((tmp_path / "whole" / whole).read_bytes()[:8], "little")
+    monkeypatch.setattr(shard_files, "MAX_HEADER_BYTES", size - 100)
+    report = extract(folder, tmp_path / "out", **options)
+    assert {row.shard for row in report.rows} == {"shard-000000-0.safetensors", "shard-000000-1.safetensors"}
+    assert {path.name for path in files.glob("shard-*")} == {row.shard for row in report.rows}
+    for row in report.rows:
+        numpy.testing.assert_array_equal(load_file(files / row.shard)[row.output].numpy(), expected[row.path])
+    assert extract(folder, tmp_path / "out", **options).num_resumed == len(NAMES)
+    monkeypatch.setattr(shard_files, "MAX_HEADER_BYTES", 100)
+    message = r"a \.safetensors file of 1 recordings cannot be read: its header has \d+ bytes, and 100 are allowed$"
+    with pytest.raises(OutputError, match=message):
+        extract(folder, tmp_path / "out", overwrite=True, **options)
+
+
+def test_what_killed_processes_have_left_on_the_way_is_taken_away(folder, tmp_path, monkeypatch):
+    place = tmp_path / "tmp"
+    (place / "daisy-of-mine").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    child = os.fork()
+    if child == 0:
+        with scratch.open_scratch() as folder:
+            (folder / "features").mkdir()
+            (folder / "features" / "a.npy").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with scratch.open_scratch() as mine:
+        assert len(list(place.iterdir())) == 3
+        assert len(extract(folder, tmp_path / "out", shards="tar").rows) == len(NAMES)
+        assert {path.name for path in place.iterdir()} == {mine.name, "daisy-of-mine"}
+    assert [path.name for path in place.iterdir()] == ["daisy-of-mine"]
 
 
 def test_impossible_shards(folder, tmp_path):
