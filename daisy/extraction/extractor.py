@@ -7,6 +7,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import ClassVar, Literal
 
 from daisy import audio
@@ -179,7 +180,7 @@ class Extractor:
     def _make_tasks(
         self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
     ) -> Iterator[Task]:
-        """Group what can be read by length, longest first; note in the folder what cannot."""
+        """Group what can be read by length, longest first, but in shard files; note in the folder what cannot."""
         pending: list[Recording] = []
         lengths = array("q")
         refused: dict[Recording, AudioError | OutputError] = {}
@@ -191,13 +192,16 @@ class Extractor:
             except (AudioError, OutputError) as error:
                 refused[recording] = error
         self._fail(folder, refused)
+        groups: Iterable[list[int]] = audio.batch_by_length(lengths, self._max_batch_samples())
+        if self.shards:
+            groups = _shuffle(groups)
         batches = (
             Batch(
                 recordings=[pending[i] for i in indices],
                 outputs=[outputs.get(pending[i].label, "") for i in indices],
                 num_samples=lengths[indices[0]],
             )
-            for indices in audio.batch_by_length(lengths, self._max_batch_samples())
+            for indices in groups
         )
         if self.shards:
             return fill_shards(batches, self._max_shard_samples(), number_shards(folder, self.shards))
@@ -298,6 +302,13 @@ class Extractor:
 def _choose(outputs: Mapping[str, str], recordings: Iterable[Recording]) -> Iterator[str]:
     """Choose some recordings' files, of those that have one."""
     return (outputs[recording.label] for recording in recordings if recording.label in outputs)
+
+
+def _shuffle(batches: Iterable[list[int]]) -> list[list[int]]:
+    """Bring batches into an order of chance, always the same one: each shard file has recordings of all lengths."""
+    shuffled = list(batches)
+    Random(0).shuffle(shuffled)
+    return shuffled
 
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:

@@ -244,6 +244,21 @@ def test_what_killed_processes_have_left_on_the_way_is_taken_away(folder, tmp_pa
     assert [path.name for path in place.iterdir()] == ["daisy-of-mine"]
 
 
+def test_shards_have_recordings_of_all_lengths(tmp_path):
+    (tmp_path / "in").mkdir()
+    for index in range(60):
+        soundfile.write(tmp_path / "in" / f"{index}.wav", numpy.full(1000 + 50 * index, 0.1), 16000)
+    rows = extract(tmp_path / "in", tmp_path / "out", shards="tar", batch_sec=0.01, shard_mb=0.02).rows
+    means = {
+        shard: numpy.mean([row.duration_sec for row in rows if row.shard == shard])
+        for shard in {row.shard for row in rows}
+    }
+    assert len(means) == 4
+    assert numpy.std(list(means.values())) < 0.5 * numpy.std([row.duration_sec for row in rows])
+    again = extract(tmp_path / "in", tmp_path / "again", shards="tar", batch_sec=0.01, shard_mb=0.02).rows
+    assert {row.path: row.shard for row in again} == {row.path: row.shard for row in rows}
+
+
 def test_impossible_shards(folder, tmp_path):
     with pytest.raises(UsageError, match="shards are tar, parquet or safetensors, found 'zip'"):
         extract(folder, tmp_path, shards="zip")
