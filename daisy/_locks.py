@@ -47,12 +47,13 @@ class Lock:
             os.close(self._descriptor)
 
 
-def acquire(path: Path, *, wait: bool = False) -> Lock | None:
+def acquire(path: Path, *, wait: bool = False, warns: bool = True) -> Lock | None:
     """Take a lock.
 
     Args:
         path: of its file.
         wait: until whoever holds it lets go of it.
+        warns: where the file system keeps no locks.
 
     Returns:
         The lock; None where somebody else holds it.
@@ -64,7 +65,7 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
         with _files.refusing(path.parent):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            taken = _flock(descriptor, path, wait)
+            taken = _flock(descriptor, path, wait, warns)
             if taken and _is_there(descriptor, path):
                 _sign(descriptor)
                 return Lock(path, descriptor)
@@ -101,7 +102,19 @@ def describe_holder(path: Path) -> str:
         return "another process"  # which has not signed yet, or has just ended
 
 
-def _flock(descriptor: int, path: Path, wait: bool) -> bool:
+def is_abandoned(path: Path) -> bool:
+    """Tell whether a lock's last holder was a process of this machine that has ended without letting go of it."""
+    try:
+        if fcntl is None or json.loads(path.read_text(encoding="utf-8"))["host"] != socket.gethostname():
+            return False
+        with open(path, "r+b") as stream:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # held, or not signed yet, or on a file system that keeps no locks
+    return True
+
+
+def _flock(descriptor: int, path: Path, wait: bool, warns: bool) -> bool:
     """Whether the lock was free; a file system that keeps no locks gets a warning, and then it was."""
     try:
         if fcntl is None:
@@ -113,7 +126,8 @@ def _flock(descriptor: int, path: Path, wait: bool) -> bool:
         if error.errno not in UNSUPPORTED:
             raise OutputError(f"{path}: cannot be locked ({_files.explain(error)})") from None
         message = f"{path.parent}: this file system keeps no locks; let no two processes write the same there"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        if warns:
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
     return True
 
 

@@ -100,6 +100,14 @@ def warn_of_rest(findings: Findings) -> None:
         warn(line)
 
 
+def warn_of_sources(num_changed: int, num_gone: int) -> None:
+    """Print how many finished recordings have changed since, and how many are gone."""
+    if num_changed:
+        warn(f"note: done again, as their files have another size or time than before: {num_changed} recordings")
+    if num_gone:
+        warn(f"note: kept, although their files are gone: the results of {num_gone} recordings")
+
+
 def report_failures(reasons: Sequence[str], num_done: int) -> None:
     """Print why recordings failed; if any did, end with status 1, or 2 where nothing was done.
 

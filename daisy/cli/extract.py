@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import explain, name_same_command, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.console import (
+    explain,
+    name_same_command,
+    report_failures,
+    say,
+    say_table,
+    warn,
+    warn_of_rest,
+    warn_of_sources,
+)
 from daisy.cli.engines import (
     Address,
     CpusPerWorker,
@@ -238,25 +246,21 @@ def say_extraction(report: ExtractionReport, findings: Findings) -> None:
         _say_totals(report)
     if report.num_resumed:
         say(f"{report.num_resumed} of them were finished before")
-    for row in report.rows:
-        if row.silent:
-            warn(f"note: {row.label}: digital silence; its exit layer means nothing")
+    warn_of_sources(report.num_changed, report.num_gone)
+    for label in report.summary.silent:
+        warn(f"note: {label}: digital silence; its exit layer means nothing")
     warn_of_rest(findings)
     report_failures([f"{path}: {explain(error)}" for path, error in report.failed.items()], len(report.rows))
 
 
 def _say_totals(report: ExtractionReport) -> None:
     """Print how many recordings left at each layer, their mean, and the time."""
-    totals = report.totals()
-    histogram: Counter[int] = Counter()
-    label = "exits  "
-    for row in report.rows:
-        histogram.update(row.window_exits or [row.exit_layer])
-        label = "exits, each window's  " if row.window_exits else label
-    say(label + "  ".join(f"{layer}: {histogram[layer]}" for layer in sorted(histogram)))
+    totals, summary = report.totals(), report.summary
+    label = "exits, each window's  " if summary.has_windows else "exits  "
+    say(label + "  ".join(f"{layer}: {summary.exits[layer]}" for layer in sorted(summary.exits)))
     say(
         f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "
-        f"{totals['mean_exit_layer']:.2f} of {report.rows[0].num_layers} ({totals['depth']:.0%} of the layers), "
+        f"{totals['mean_exit_layer']:.2f} of {summary.num_layers} ({totals['depth']:.0%} of the layers), "
         f"{totals['seconds']:.1f} s, real-time factor {totals['real_time_factor']:.4f}"
     )
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from daisy.cli.console import explain, name_same_command, report_failures, say, say_table, warn, warn_of_rest
+from daisy.cli.console import (
+    explain,
+    name_same_command,
+    report_failures,
+    say,
+    say_table,
+    warn,
+    warn_of_rest,
+    warn_of_sources,
+)
 from daisy.cli.options import (
     BatchSec,
     ChannelText,
@@ -171,6 +180,7 @@ def command(
     _say_report(report, "table" if written else format, limit=None if out is None else MAX_TABLE_ROWS)
     if window is None and any(row.window_exits for row in report.rows):
         note_lost_guarantee(policy, window_sec=window_sec)
+    warn_of_sources(report.num_changed, report.num_gone)
     for row in report.rows:
         if row.silent:
             warn(f"note: {row.label}: digital silence; its exit layer means nothing")

@@ -212,7 +212,7 @@ def _say_units(report: ExtractionReport, units: UnitEncoder) -> None:
     """Print how many units there are, with and without repetitions, and their bitrate."""
     from daisy.units import UnitRow, bitrate, deduplicate
 
-    seconds = sum(row.duration_sec for row in report.rows)
+    seconds = report.summary.audio_sec
     if not seconds:
         return
     frames = kept = 0

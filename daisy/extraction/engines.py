@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from daisy.encoder import EarlyExitEncoder
 from daisy.extraction.batch_encoder import Outcome
+from daisy.extraction.scratch import remove_abandoned
 from daisy.extraction.tasks import Task, TaskEncoder
 
 
@@ -16,6 +20,17 @@ class Engine(Protocol):
     has_workers: bool
     """Whether other processes than this one write files. Those that are killed leave half-written ones, also those of a
     run that was killed before, which may end only after this one has begun."""
+
+    def open(self, encoder: EarlyExitEncoder) -> AbstractContextManager[object]:
+        """Get ready, for as long as the context lasts: before an earlier run is taken away for this one.
+
+        Args:
+            encoder: that will run.
+
+        Raises:
+            UsageError: where nothing could run.
+        """
+        ...
 
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
@@ -42,10 +57,15 @@ class LocalEngine:
 
     has_workers = False
 
+    def open(self, encoder: EarlyExitEncoder) -> AbstractContextManager[object]:
+        """Do nothing: this process is ready."""
+        return contextlib.nullcontext()
+
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
     ) -> Generator[Iterable[Outcome], None, None]:
         """Encode all tasks; without shard files a task's recordings are finished one by one."""
+        remove_abandoned()
         for task in tasks:
             outcomes = task_encoder.encode(task)
             yield list(outcomes) if task.shard else outcomes

@@ -116,7 +116,7 @@ class Extraction:
 
         def load(recording: Recording) -> Tensor:
             entry = self.by_path.get(str(recording.path)) or self._find_moved(recording, wanted)
-            return choose_layer(recording, read_array(recording, self.folder / entry.output), layer)
+            return choose_layer(recording, read_array(recording, self.folder / entry.output, layer), layer)
 
         return load
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import ClassVar, Literal
 
-from daisy import _files, audio
+from daisy import audio
 from daisy.audio import Channel, Recording
 from daisy.audio.recordings import drop_path
 from daisy.encoder import EarlyExitEncoder
@@ -22,8 +21,9 @@ from daisy.extraction.engines import Engine, LocalEngine
 from daisy.extraction.feature_files import check_name, name_outputs
 from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
-from daisy.extraction.places import Folder, Storage, open_place
-from daisy.extraction.run_folder import INDEX_FILES, RunFolder
+from daisy.extraction.places import Storage, open_place
+from daisy.extraction.run_files import number_shards, refuse_others_files, remove_leftovers
+from daisy.extraction.run_folder import RunFolder, is_begun
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_shards
@@ -126,13 +126,13 @@ class Extractor:
             recordings: what to encode.
             shard: index, from 0, and number of shares of the recordings, for processes that write into one folder at
                 once, see `Shard`. Each is given all recordings, and takes its own.
-            overwrite: begin again where the folder holds another run.
+            overwrite: begin again where the folder holds another run, or files of nobody's run.
             progress: called with the number of recordings just dealt with, of the shard's.
             watch: called with the row of each recording that has just been finished.
 
         Raises:
-            OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
-                another process.
+            OutputError: where the folder cannot be written, holds a run with other settings, is being written by
+                another process, or holds files that this run would write and nobody has noted.
             UsageError: where two recordings would have the same output file, or on an impossible shard.
         """
         share = Shard(*shard) if shard is not None else EVERYTHING
@@ -149,51 +149,62 @@ class Extractor:
         place = open_place(self.out, self.store)
         if isinstance(place, Storage):
             place.check_writable()
-        with RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place) as folder:
+        if not overwrite and not is_begun(self.out, share, settings):
+            refuse_others_files(place, share, self.shards, _choose(outputs, ours), self.out)
+        with contextlib.ExitStack() as stack:
+            if overwrite and ours:
+                stack.enter_context(self.engine.open(self.encoder))  # or the earlier run would be gone for nothing
+            folder = stack.enter_context(
+                RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place)
+            )
             folder.check_outputs(outputs)
             folder.forget_failures(ours, others)
-            unfinished = [recording for recording in ours if not folder.has(recording)]
-            self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
+            unfinished = folder.list_unfinished(ours)
+            remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             tasks = self._make_tasks(unfinished, folder, outputs)
             progress(len(ours) - len(unfinished) + len(self.failed))
             self._encode(tasks, folder, progress, watch)
             if self.engine.has_workers:
-                self._remove_leftovers(folder, (outputs[one.label] for one in unfinished if one.label in outputs))
+                remove_leftovers(folder, self.shards, _choose(outputs, unfinished))
             self.write_index()
-            if isinstance(place, Storage):
-                for name in INDEX_FILES:
-                    place.take(self.out / name, name)
         labels = {one.label for one in ours} if share.count > 1 else folder.rows.keys()
         return ExtractionReport(
             settings=settings,
             rows=folder.rows.select(folder.rows.sort(label for label in labels if label in folder.rows)),
             failed=self.failed,
             num_resumed=len(ours) - len(unfinished),
+            num_changed=folder.num_changed,
+            num_gone=folder.num_gone,
         )
 
     def _make_tasks(
         self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
     ) -> Iterator[Task]:
-        """Group what can be read by length, longest first; note in the folder what cannot."""
+        """Group what can be read by length, longest first, but in shard files; note in the folder what cannot."""
         pending: list[Recording] = []
         lengths = array("q")
+        refused: dict[Recording, AudioError | OutputError] = {}
         for recording in unfinished:
             try:
                 self.check_recording(recording, outputs)
                 lengths.append(self._read_length(recording))
                 pending.append(recording)
             except (AudioError, OutputError) as error:
-                self._fail(folder, recording, error)
+                refused[recording] = error
+        self._fail(folder, refused)
+        groups: Iterable[list[int]] = audio.batch_by_length(lengths, self._max_batch_samples())
+        if self.shards:
+            groups = _shuffle(groups)
         batches = (
             Batch(
                 recordings=[pending[i] for i in indices],
                 outputs=[outputs.get(pending[i].label, "") for i in indices],
                 num_samples=lengths[indices[0]],
             )
-            for indices in audio.batch_by_length(lengths, self._max_batch_samples())
+            for indices in groups
         )
         if self.shards:
-            return fill_shards(batches, self._max_shard_samples(), self._number_shards(folder))
+            return fill_shards(batches, self._max_shard_samples(), number_shards(folder, self.shards))
         return (Task(batches=[batch]) for batch in batches)
 
     def _encode(
@@ -217,42 +228,16 @@ class Extractor:
         """Note in the folder what has come out of recordings; returns how many it was."""
         if rows := [outcome for _, outcome in outcomes if isinstance(outcome, Row)]:
             folder.add(*rows)
-        for recording, outcome in outcomes:
-            if isinstance(outcome, Row):
-                watch(outcome)
-            else:
-                self._fail(folder, recording, outcome)
+            for row in rows:
+                watch(row)
+        self._fail(folder, {recording: outcome for recording, outcome in outcomes if not isinstance(outcome, Row)})
         return len(outcomes)
 
-    def _remove_leftovers(self, folder: RunFolder, outputs: Iterable[str]) -> None:
-        """Take away what killed processes left: half-written files, and shard files that nothing was noted of."""
-        place = folder.place
-        if not self.shards:
-            if isinstance(place, Folder):
-                _files.remove_leftovers(self.out / output for output in outputs)
-            return
-        prefix, pattern = self._name_shards(folder.shard)
-        if isinstance(place, Folder):
-            _files.remove_leftovers_of(place.root, prefix)
-        noted = folder.rows.shards()
-        for name in place.list_names(prefix):
-            if pattern.fullmatch(name) and name not in noted:
-                place.remove(name)
-
-    def _number_shards(self, folder: RunFolder) -> Iterator[str]:
-        """Make the names of the shard files to come, after those that are there."""
-        prefix, pattern = self._name_shards(folder.shard)
-        numbers = [int(match[1]) for match in map(pattern.fullmatch, folder.rows.shards()) if match]
-        return (f"{prefix}{number:06}.{self.shards}" for number in itertools.count(max(numbers, default=-1) + 1))
-
-    def _name_shards(self, share: Shard) -> tuple[str, re.Pattern[str]]:
-        """Say how names of a share's shard files begin, and what they are like."""
-        prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
-        return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{self.shards}")
-
-    def _fail(self, folder: RunFolder, recording: Recording, error: AudioError | OutputError) -> None:
-        self.failed[recording.label] = reason = drop_path(recording, error)
-        folder.fail(recording.label, reason.message)
+    def _fail(self, folder: RunFolder, errors: Mapping[Recording, AudioError | OutputError]) -> None:
+        """Note in the folder why recordings failed, with one flush to the disk."""
+        reasons = {recording.label: drop_path(recording, error) for recording, error in errors.items()}
+        self.failed.update(reasons)
+        folder.fail({label: reason.message for label, reason in reasons.items()})
 
     def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
         """Refuse a recording whose result could not be written.
@@ -312,6 +297,18 @@ class Extractor:
         layers = 1 if self.encoder.keep == "last" else config.num_layers + 1
         frame_bytes = layers * config.width * STORED_DTYPES[self.dtype].itemsize
         return max(int(self.shard_mb * 1e6 / frame_bytes * config.frame_hop), 1)
+
+
+def _choose(outputs: Mapping[str, str], recordings: Iterable[Recording]) -> Iterator[str]:
+    """Choose some recordings' files, of those that have one."""
+    return (outputs[recording.label] for recording in recordings if recording.label in outputs)
+
+
+def _shuffle(batches: Iterable[list[int]]) -> list[list[int]]:
+    """Bring batches into an order of chance, always the same one: each shard file has recordings of all lengths."""
+    shuffled = list(batches)
+    Random(0).shuffle(shuffled)
+    return shuffled
 
 
 def _check_seconds(batch_sec: float, max_sec: float) -> None:

@@ -63,7 +63,7 @@ def load_from_dumps(folder: Path, splits: Mapping[str, Sequence[Recording]]) -> 
         if part is None:
             raise AudioError(f"{recording.path}: has no features: {folder} holds no dump of its manifest")
         if part.path not in opened:
-            opened[part.path] = read_array(recording, part.path, mapped=True)
+            opened[part.path] = read_array(recording, part.path)
         array = opened[part.path]
         if part.stop > len(array):
             raise AudioError(f"{recording.path}: {part.path} ends before its features: it is not whole")

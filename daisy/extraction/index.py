@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -14,12 +16,30 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
+from daisy.extraction.places import open_place
 from daisy.extraction.run_folder import INDEX_FILES, INDEX_LOCK, list_journals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 AnySettings = TypeVar("AnySettings", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What is said of all rows together, gathered in one pass: of very many they are read from the journals for it."""
+
+    audio_sec: float
+    seconds: float
+    mean_exit_layer: float | None
+    depth: float | None
+    """Executed share of layers, over utterances."""
+    num_layers: int
+    exits: Counter[int]
+    """How many recordings left at each layer, or windows where there are any."""
+    has_windows: bool
+    silent: list[str]
+    """Labels of silent recordings."""
 
 
 @dataclass(kw_only=True)
@@ -33,29 +53,56 @@ class ExtractionReport:
     """Path to the reason, which does not name it again."""
     num_resumed: int = 0
     """Rows that an earlier run had finished."""
+    num_changed: int = 0
+    """Recordings that an earlier run had finished and that have changed since: they were done again."""
+    num_gone: int = 0
+    """Rows of an earlier run whose recordings are not there any more."""
 
     def totals(self) -> dict[str, float | int | None]:
         """Sum up mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
+        summary = self.summary
+        return {
+            "num_recordings": len(self.rows),
+            "num_failed": len(self.failed),
+            "audio_sec": round(summary.audio_sec, 3),
+            "mean_exit_layer": summary.mean_exit_layer,
+            "depth": summary.depth,
+            "seconds": round(summary.seconds, 3),
+            "real_time_factor": summary.seconds / summary.audio_sec if summary.audio_sec else None,
+        }
+
+    @cached_property
+    def summary(self) -> Summary:
+        """What is said of all rows together, as they were when it was first asked for."""
         durations, times, exits, depths = array("d"), array("d"), array("d"), array("d")
+        histogram: Counter[int] = Counter()
+        silent: list[str] = []
+        num_layers, has_windows = 0, False
         for row in self.rows:
             durations.append(row.duration_sec)
             times.append(row.seconds)
             exits.append(row.mean_exit_layer)
             depths.append(row.mean_exit_layer / row.num_layers)
-        count, audio_sec, seconds = len(self.rows), sum(durations), sum(times)
-        return {
-            "num_recordings": count,
-            "num_failed": len(self.failed),
-            "audio_sec": round(audio_sec, 3),
-            "mean_exit_layer": sum(exits) / count if count else None,
-            "depth": sum(depths) / count if count else None,
-            "seconds": round(seconds, 3),
-            "real_time_factor": seconds / audio_sec if audio_sec else None,
-        }
+            histogram.update(row.window_exits or [row.exit_layer])
+            num_layers, has_windows = max(num_layers, row.num_layers), has_windows or bool(row.window_exits)
+            if row.silent:
+                silent.append(row.label)
+        return Summary(
+            audio_sec=sum(durations),
+            seconds=sum(times),
+            mean_exit_layer=sum(exits) / len(exits) if exits else None,
+            depth=sum(depths) / len(depths) if depths else None,
+            num_layers=num_layers,
+            exits=histogram,
+            has_windows=has_windows,
+            silent=silent,
+        )
 
 
 def rebuild_index(out: str | Path) -> ExtractionReport:
     """Write ``index.json`` and ``index.csv`` anew from the journals in a folder, those of all shards.
+
+    They are put into the run's store too, where it has one.
 
     Extractions may still be writing there: the index then holds what they have finished so far.
 
@@ -66,7 +113,7 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         What the index says: every finished recording and every failed one, by path.
 
     Raises:
-        UsageError: where the folder holds no extraction.
+        UsageError: where the folder holds no extraction, or its store cannot be reached from here.
         OutputError: where a journal is damaged, or of other settings than the others, or the index cannot be written.
     """
     out = Path(out)
@@ -84,6 +131,10 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
         _files.remove_leftovers([out / name for name in INDEX_FILES])
         _write_json(report, out / "index.json")
         _write_csv(report, out / "index.csv")
+        if settings.store:
+            place = open_place(out, settings.store)
+            for name in INDEX_FILES:
+                place.take(out / name, name)
     return report
 
 
@@ -157,7 +208,7 @@ def format_value(value: object) -> str:
 
 def _write_csv(report: ExtractionReport, path: Path) -> None:
     """Write one line per recording."""
-    num_layers = max((row.num_layers for row in report.rows), default=0)
+    num_layers = report.summary.num_layers
     losses = [f"predicted_loss_{layer}" for layer in range(1, num_layers + 1)]
     channel = [] if report.settings.channel == "mean" else ["channel"]
     shard = ["shard"] if report.settings.shards else []

@@ -136,14 +136,16 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
 
 Stamp = tuple[int, int]
 """Size and time of change of a file, by which it is known again."""
+GONE: Stamp = (0, 0)
+"""Of a file that is not there."""
 
 
 def stamp(recording: Recording) -> Stamp:
-    """Read size and time of change of a recording's file; zeros where it is gone."""
+    """Read size and time of change of a recording's file; `GONE` where it is not there."""
     try:
         status = find_file(recording.path).stat()
     except OSError:
-        return (0, 0)
+        return GONE
     return status.st_size, status.st_mtime_ns
 
 

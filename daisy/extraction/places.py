@@ -74,6 +74,8 @@ class Folder:
 
     def list_names(self, prefix: str = "") -> set[str]:
         """List the files in the folder itself."""
+        if not self.root.exists():
+            return set()
         with _files.refusing(self.root, "cannot be read"):
             return {entry.name for entry in os.scandir(self.root) if entry.name.startswith(prefix) and entry.is_file()}
 

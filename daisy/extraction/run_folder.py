@@ -17,7 +17,7 @@ from daisy import _files, _locks
 from daisy.audio import Recording
 from daisy.audio.recordings import parse_label
 from daisy.errors import OutputError, UsageError
-from daisy.extraction.journal import Failure, Journal, Row, merge, parse_row, read_header, read_journal, stamp
+from daisy.extraction.journal import GONE, Failure, Journal, Row, merge, parse_row, read_header, read_journal, stamp
 from daisy.extraction.places import Folder, Place, open_place
 from daisy.extraction.shards import Shard, parse_journal_name
 from daisy.extraction.stored_rows import StoredRows
@@ -77,6 +77,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
         """Failed ones."""
+        self.num_changed = 0
+        """Finished recordings that have changed since, of those that were asked for."""
+        self.num_gone = 0
+        """Finished recordings whose own files are gone, and that stay finished."""
         self._journal = Journal(out / shard.journal)
         self._lock: _locks.Lock | None = None
 
@@ -113,13 +117,26 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """The file in which this shard's results are noted."""
         return self._journal.path
 
-    def has(self, recording: Recording) -> bool:
-        """Tell whether a recording is finished, unchanged since, and its file still there."""
+    def list_unfinished(self, recordings: Iterable[Recording]) -> list[Recording]:
+        """List the recordings that are to be done; `num_changed` and `num_gone` count anew.
+
+        Finished is what has not changed since and has its result's file. A recording that is gone has not changed.
+        """
+        self.num_changed = self.num_gone = 0
+        return [recording for recording in recordings if not self._has(recording)]
+
+    def _has(self, recording: Recording) -> bool:
         label = recording.label
-        if label not in self.rows or self.rows.source(label) != stamp(recording):
+        if label not in self.rows:
+            return False
+        source = stamp(recording)
+        if source not in (GONE, self.rows.source(label)):
+            self.num_changed += 1
             return False
         file = self.rows.file(label)
-        return not file or self.place.has(file)
+        is_there = not file or self.place.has(file)
+        self.num_gone += is_there and source == GONE
+        return is_there
 
     def check_outputs(self, outputs: Mapping[str, str]) -> None:
         """Refuse to write over another recording's file of an earlier run.
@@ -140,14 +157,18 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.rows.note(row, self._journal.path, place)
             self.failures.pop(row.label, None)
 
-    def fail(self, path: str, reason: str) -> None:
-        """Note a recording that failed; once, where it fails in every run for the same reason."""
-        known = self.failures.get(path)
-        if known is None or known.reason != reason:
-            failure = Failure(path=path, reason=reason, at=self._now(path))
-            self._journal.add(failure)
-            self.failures[path] = failure
-            self.rows.drop(path)
+    def fail(self, reasons: Mapping[str, str]) -> None:
+        """Note recordings that failed, by label; once, where one fails in every run for the same reason."""
+        failures = [
+            Failure(path=path, reason=reason, at=self._now(path))
+            for path, reason in reasons.items()
+            if path not in self.failures or self.failures[path].reason != reason
+        ]
+        if failures:
+            self._journal.add(*failures)
+        for failure in failures:
+            self.failures[failure.path] = failure
+            self.rows.drop(failure.path)
 
     def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
         """Let failures that earlier runs noted no longer count, but for those of some recordings.
@@ -161,8 +182,9 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         wanted = {recording.label for recording in recordings}
         files = {str(recording.path) for recording in others}
         gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
+        if gone:
+            self._journal.add(*(Failure(path=path, reason=None, at=self._now(path)) for path in gone))
         for path in gone:
-            self._journal.add(Failure(path=path, reason=None, at=self._now(path)))
             del self.failures[path]
 
     def _now(self, path: str) -> float:
@@ -254,6 +276,19 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         of_all_commands = (*read_subtitles(self.out), *INDEX_FILES, *TRANSCRIPT_FILES, *UNIT_FILES)
         for name in of_all_commands:
             here.remove(name)
+
+
+def is_begun(out: Path, shard: Shard, settings: AnySettings) -> bool:
+    """Tell whether a shard's journal is there: of these settings, or of others with which something was finished.
+
+    Raises:
+        OutputError: where it cannot be read, or is damaged.
+    """
+    path = out / shard.journal
+    header = read_header(path)
+    if header is None:
+        return False
+    return not Journal(path, header=header).find_differences(settings) or bool(read_journal(path).rows)
 
 
 def list_journals(out: Path) -> list[Shard]:

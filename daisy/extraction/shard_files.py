@@ -21,15 +21,21 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from daisy import _files
-from daisy.errors import UsageError
+from daisy.errors import OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Row, Settings, describe_settings
 
 if TYPE_CHECKING:
     import pyarrow
 
 KINDS = ("tar", "parquet", "safetensors")
+MAX_HEADER_BYTES = 100_000_000
+"""Of a .safetensors file: its readers refuse more."""
 GROUP_BYTES = 2**25
 """Of states in a row group of Parquet, which readers take whole."""
+
+
+class HeaderTooLongError(OutputError):
+    """A shard file that nobody could read, as it says too much of its recordings: fewer would fit."""
 
 
 def check_kind(kind: str) -> None:
@@ -81,6 +87,7 @@ def write_shard(
 
     Raises:
         OutputError: where it cannot be written.
+        HeaderTooLongError: where the recordings are too many for the format.
     """
     write_kind = {"tar": _write_tar, "parquet": _write_parquet, "safetensors": _write_safetensors}[kind]
 
@@ -181,6 +188,12 @@ def _write_safetensors(stream: BinaryIO, folder: Path, rows: Sequence[Row], sett
         }
     described = {"format_version": FORMAT_VERSION, **describe_settings(settings)}
     rows_by_output = {row.output: row.public() for row in rows}
-    stream.write(_files.format_tensor_header(tensors, {**described, "recordings": rows_by_output}))
+    header = _files.format_tensor_header(tensors, {**described, "recordings": rows_by_output})
+    if len(header) > MAX_HEADER_BYTES:
+        raise HeaderTooLongError(
+            f"a .safetensors file of {len(rows)} recordings cannot be read: its header has {len(header)} bytes, and "
+            f"{MAX_HEADER_BYTES} are allowed"
+        )
+    stream.write(header)
     for row in rows:
         stream.write(numpy.ascontiguousarray(read_states(folder / row.output)).data)

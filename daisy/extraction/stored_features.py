@@ -170,26 +170,25 @@ def place_by_name(folder: Path, recording: Recording) -> Path:
     return folder / name
 
 
-def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArray[Any]:
+def read_array(recording: Recording, path: Path, layer: int | None = None) -> NDArray[Any]:
     """Read a recording's file of features.
 
     Args:
         recording: for messages.
         path: of a .npy file, or of a .safetensors file with a tensor "states".
-        mapped: leave a .npy file on the disk until parts of it are used.
+        layer: of a .safetensors file with several layers read this one, if it is there.
+
+    Returns:
+        The whole array; a .npy file stays on the disk until parts of it are used. Or the layer's, (T, F).
 
     Raises:
         AudioError: where it cannot be read, or holds no floats.
     """
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="numpy") as file:
-                array: NDArray[Any] = file.get_tensor("states")
-        elif mapped:
-            array = numpy.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+            array = _read_states(path, layer)
         else:  # numpy.load would take archives too
-            with open(path, "rb") as stream:
-                array = numpy.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+            array = numpy.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise AudioError(f"{recording.path}: has no features: {path} is not there") from None
     except (OSError, ValueError, EOFError, SafetensorError) as error:
@@ -199,11 +198,20 @@ def read_array(recording: Recording, path: Path, mapped: bool = False) -> NDArra
     return array
 
 
+def _read_states(path: Path, layer: int | None) -> NDArray[Any]:
+    with safe_open(path, framework="numpy") as file:
+        states = file.get_slice("states")
+        shape = states.get_shape()
+        is_there = len(shape) == 3 and layer is not None and 0 <= layer < shape[0]
+        array: NDArray[Any] = states[layer] if is_there else file.get_tensor("states")
+    return array
+
+
 def holds_layers(folder: Path, recordings: Iterable[Recording]) -> bool:
     """Tell whether files in a folder hold several layers: by the first recording's that can be read."""
     for recording in recordings:
         try:
-            return read_array(recording, place_by_name(folder, recording), mapped=True).ndim == 3
+            return read_array(recording, place_by_name(folder, recording)).ndim == 3
         except AudioError:
             continue  # it is listed when its turn comes
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from daisy.encoder import EarlyExitEncoder
 from daisy.extraction.batch_encoder import Batch, BatchEncoder, Outcome
 from daisy.extraction.journal import Row, Settings
 from daisy.extraction.places import Folder, Place
-from daisy.extraction.shard_files import write_shard
+from daisy.extraction.scratch import open_scratch
+from daisy.extraction.shard_files import HeaderTooLongError, write_shard
 
 MakeBatchEncoder = Callable[[EarlyExitEncoder, Path, Settings, float], BatchEncoder]
 """From what `BatchEncoder` is made of; that class itself, or what makes another kind."""
@@ -45,9 +45,14 @@ class Task:
                 [replace(batch, recordings=batch.recordings[part], outputs=batch.outputs[part])]
                 for part in (slice(middle), slice(middle, None))
             ]
-        stem, dot, ending = self.shard.rpartition(".")
-        names = [f"{stem}-{index}{dot}{ending}" if self.shard else "" for index in range(2)]
+        names = halve_name(self.shard) if self.shard else ["", ""]
         return [Task(batches=half, shard=name) for half, name in zip(halves, names, strict=True)]
+
+
+def halve_name(shard: str) -> list[str]:
+    """Name the two shard files that are written in one's place."""
+    stem, dot, ending = shard.rpartition(".")
+    return [f"{stem}-{index}{dot}{ending}" for index in range(2)]
 
 
 def fill_shards(batches: Iterable[Batch], max_samples: int, names: Iterator[str]) -> Iterator[Task]:
@@ -107,13 +112,13 @@ class TaskEncoder:
         if not task.shard and isinstance(self.place, Folder):
             yield from self._encode_batches(task, self.place.root)
             return
-        with tempfile.TemporaryDirectory(prefix="daisy-") as scratch:
+        with open_scratch() as scratch:
             if task.shard:
-                yield from self._encode_shard(task, Path(scratch))
+                yield from self._encode_shard(task, scratch)
             else:
-                for recording, outcome in self._encode_batches(task, Path(scratch)):
+                for recording, outcome in self._encode_batches(task, scratch):
                     if isinstance(outcome, Row) and outcome.output:
-                        file = Path(scratch) / outcome.output
+                        file = scratch / outcome.output
                         self.place.take(file, outcome.output)
                         file.unlink()
                     yield recording, outcome
@@ -128,12 +133,27 @@ class TaskEncoder:
         with _files.unflushed():
             outcomes = list(self._encode_batches(task, scratch / "features"))
         rows = [outcome for _, outcome in outcomes if isinstance(outcome, Row)]
-        if rows:
-            if isinstance(self.place, Folder):
-                shard = self.place.root / task.shard
-                write_shard(shard, self.settings.shards, scratch / "features", rows, self.settings, self.check)
-            else:
-                write_shard(scratch / task.shard, self.settings.shards, scratch / "features", rows, self.settings)
-                self.place.take(scratch / task.shard, task.shard)
+        shards = self._store(task.shard, rows, scratch) if rows else {}
         for recording, outcome in outcomes:
-            yield recording, replace(outcome, shard=task.shard) if isinstance(outcome, Row) else outcome
+            yield recording, replace(outcome, shard=shards[outcome.output]) if isinstance(outcome, Row) else outcome
+
+    def _store(self, shard: str, rows: Sequence[Row], scratch: Path) -> dict[str, str]:
+        """Put recordings into a shard file, or into more of them where the format does not hold so many.
+
+        Returns:
+            Each recording's output to its shard file.
+        """
+        kind, features = self.settings.shards, scratch / "features"
+        try:
+            if isinstance(self.place, Folder):
+                write_shard(self.place.root / shard, kind, features, rows, self.settings, self.check)
+            else:
+                write_shard(scratch / shard, kind, features, rows, self.settings)
+                self.place.take(scratch / shard, shard)
+                (scratch / shard).unlink()
+        except HeaderTooLongError:
+            if len(rows) == 1:
+                raise
+            middle, (first, second) = len(rows) // 2, halve_name(shard)
+            return self._store(first, rows[:middle], scratch) | self._store(second, rows[middle:], scratch)
+        return {row.output: shard for row in rows}

@@ -8,16 +8,20 @@ near a window's ends, its context, are computed and dropped, so that those that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from daisy.encoder import EarlyExitEncoder
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.models import WhisperConfig
 from daisy.models.kinds import AnyBackboneConfig
 from daisy.models.lengths import count_frames
+from daisy.runtime.memory import run_if_it_fits
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -102,24 +106,55 @@ def run(
         num_samples: of the recording, at least one frame.
         window_sec: of a window, context included.
         context_sec: of the context on either side.
-        batch_sec: seconds of audio that run together.
+        batch_sec: seconds of audio that run together; less where memory does not hold them.
 
     Yields:
         The pieces in order; their frames are as many as those of the recording in one run.
 
     Raises:
         UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do.
+        AudioError: as ``read`` and the encoder do, and where memory does not hold one window.
     """
     config = encoder.backbone.config
     windows = cut(count_frames(num_samples, config.conv_layers), *to_frames(window_sec, context_sec, config))
-    windows_per_batch = max(1, int(batch_sec / window_sec))
-    for index in range(0, len(windows), windows_per_batch):
-        batch = windows[index : index + windows_per_batch]
-        out = encoder([read(*span(window, config)) for window in batch])
+    for batch, out in run_together(encoder, read, windows, config, int(batch_sec / window_sec)):
         for row, window in enumerate(batch):
             yield Piece(
                 states=out.states[row][-1, window.first - window.start : window.last - window.start],
                 exit_layer=int(out.exit_layer[row]),
                 scores={name: values[row] for name, values in out.scores.items()},
             )
+
+
+def run_together(
+    run: Callable[[Sequence[Tensor]], Result],
+    read: Callable[[int, int], Tensor],
+    windows: Sequence[Window],
+    config: AnyBackboneConfig,
+    at_once: int,
+) -> Iterator[tuple[Sequence[Window], Result]]:
+    """Run something on windows, several at once: half as many from where memory does not hold them.
+
+    Args:
+        run: what to call with the windows' waveforms.
+        read: gives samples ``start`` to ``stop`` of the recording.
+        windows: of a recording.
+        config: of the network.
+        at_once: how many; one at least.
+
+    Yields:
+        Windows that ran together, and what came out.
+
+    Raises:
+        AudioError: where memory does not hold one window; as ``read`` and ``run`` do.
+    """
+    index, at_once = 0, max(1, at_once)
+    while batch := windows[index : index + at_once]:
+        result = run_if_it_fits(run, [read(*span(window, config)) for window in batch])
+        if result is not None:
+            index += len(batch)
+            yield batch, result
+        elif len(batch) > 1:
+            at_once = len(batch) // 2
+        else:
+            raise AudioError("one of its windows does not fit into memory: shorter ones need less")

@@ -9,18 +9,15 @@ search, is the whole recording.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from daisy.errors import AudioError
 from daisy.extraction import windows
 from daisy.extraction.windows import Window
 from daisy.models.lengths import count_frames
 from daisy.recognition.recogniser import Recogniser, Transcript
-from daisy.runtime.exit_output import ExitOutput
-from daisy.runtime.memory import run_if_it_fits
 
 
 def transcribe_in_windows(
@@ -47,37 +44,21 @@ def transcribe_in_windows(
 
     Raises:
         UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do, or where memory does not hold a single window.
+        AudioError: as ``read`` and the encoder do, and where memory does not hold one window.
     """
     config = recogniser.model.backbone.config
     cuts = windows.cut(
         count_frames(num_samples, config.conv_layers), *windows.to_frames(window_sec, context_sec, config)
     )
-    per_batch = max(1, int(batch_sec / window_sec))
     exits: list[int] = []
     log_probs: list[Tensor] = []
     scores: list[dict[str, Tensor]] = []
-    for index in range(0, len(cuts), per_batch):
-        spans = [windows.span(window, config) for window in cuts[index : index + per_batch]]
-        for out, of_windows in _run_windows(recogniser, [read(*span) for span in spans]):
-            exits += out.exit_layer.tolist()
-            log_probs += of_windows
-            scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
+    for _, (out, of_windows) in windows.run_together(recogniser.run, read, cuts, config, int(batch_sec / window_sec)):
+        exits += out.exit_layer.tolist()
+        log_probs += of_windows
+        scores += [{name: values[row] for name, values in out.scores.items()} for row in range(len(out))]
     means = {name: torch.stack([of_window[name] for of_window in scores]).nanmean(0) for name in scores[0]}
     return recogniser.write(join_windows(cuts, log_probs), exits, means)
-
-
-def _run_windows(recogniser: Recogniser, waveforms: Sequence[Tensor]) -> Iterator[tuple[ExitOutput, list[Tensor]]]:
-    """Run windows as `Recogniser.run` does; in halves where memory does not hold them."""
-    done = run_if_it_fits(recogniser.run, waveforms)
-    if done is not None:
-        yield done
-    elif len(waveforms) == 1:
-        raise AudioError("a window of it does not fit into memory: take shorter ones")
-    else:
-        middle = len(waveforms) // 2
-        yield from _run_windows(recogniser, waveforms[:middle])
-        yield from _run_windows(recogniser, waveforms[middle:])
 
 
 def join_windows(cuts: Sequence[Window], log_probs: Sequence[Tensor]) -> Tensor:

@@ -116,14 +116,14 @@ class Transcriber:
         names = name_outputs([*ours, *others], "srt") if subtitles else {}
         with RunFolder(out, self.settings, share, overwrite=overwrite, row_type=TranscriptRow) as folder:
             folder.forget_failures(ours, others)
-            unfinished = [recording for recording in ours if not folder.has(recording)]
+            unfinished = folder.list_unfinished(ours)
             progress(len(ours) - len(unfinished))
             for recording, outcome in self._transcribe(unfinished):
                 if isinstance(outcome, TranscriptRow):
                     folder.add(outcome)
                 else:
                     failed[recording.label] = outcome
-                    folder.fail(recording.label, outcome.message)
+                    folder.fail({recording.label: outcome.message})
                 progress(1)
             rebuild_transcripts(out, references=references or {}, names=names)
             labels = {recording.label for recording in ours} if share.count > 1 else folder.rows.keys()
@@ -133,6 +133,8 @@ class Transcriber:
             rows=sorted(rows, key=lambda row: row.sort_key),
             failed=failed,
             num_resumed=len(ours) - len(unfinished),
+            num_changed=folder.num_changed,
+            num_gone=folder.num_gone,
             references=references or {},
         )
 

@@ -34,6 +34,10 @@ class TranscriptReport:
     """Recording to the reason, which does not name it again."""
     num_resumed: int = 0
     """Rows that an earlier run had finished."""
+    num_changed: int = 0
+    """Recordings that an earlier run had finished and that have changed since: they were done again."""
+    num_gone: int = 0
+    """Rows of an earlier run whose recordings are not there any more."""
     references: Mapping[str, str] = field(default_factory=dict)
     """What was said, by `Recording.label`; of some, of all or of none."""
     subtitles: Sequence[str] = ()

@@ -1,6 +1,8 @@
 """The command line, run as a person would: exit status, one-line refusals, no tracebacks."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,21 @@ def test_extract_prints_totals_and_resumes(place):
     totals = json.loads((place / "out" / "index.json").read_text())["totals"]
     assert f"3 recordings, 3.0 s of audio: mean exit layer {totals['mean_exit_layer']:.2f} of 4" in done.stdout
     assert "3 of them were finished before" in run(*arguments).stdout
+
+
+def test_recordings_that_change_or_go_are_told(place):
+    manifest = place / "moving.tsv"
+    shutil.copytree(place / "in", place / "moving")
+    manifest.write_text(f"{place / 'moving'}\n" + "".join(f"{index}.wav\t{8000 * (index + 1)}\n" for index in range(3)))
+    arguments = ("extract", manifest, "-c", place / "tiny.safetensors", "-p", "entropy", "-o", place / "moved")
+    run(*arguments)
+    os.utime(place / "moving" / "0.wav", (1, 1))
+    (place / "moving" / "1.wav").unlink()
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "2 of them were finished before" in done.stdout
+    assert "note: done again, as their files have another size or time than before: 1 recordings" in done.stderr
+    assert "note: kept, although their files are gone: the results of 1 recordings" in done.stderr
 
 
 def test_shards_and_their_index(place):

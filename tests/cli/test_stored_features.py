@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 import daisy
 from daisy import audio
 from daisy.audio import Recording
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.extraction import make_labels, stored_features
 from daisy.extraction.features import make_mfcc
+from daisy.extraction.stored_features import choose_layer, read_array
 from daisy.models.lengths import HUBERT_CONV, count_frames
 from tests.cli.running import run
 from tests.conftest import tiny_model
@@ -260,6 +261,21 @@ def test_which_layer_of_files_of_several_must_be_told_and_be_there(tmp_path):
     numpy.save(folder / "other.npy", numpy.zeros((4, 6)))  # a file of no recording, such as k-means centres
     done = label(tmp_path, folder, "--layer", 1)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_a_file_of_several_layers_one_is_read(tmp_path):
+    states = numpy.random.default_rng(0).standard_normal((3, 25, 6)).astype(numpy.float16)
+    numpy.save(tmp_path / "a.npy", states)
+    save_file({"states": torch.from_numpy(states)}, tmp_path / "a.safetensors")
+    recording = Recording(path=tmp_path / "a.wav", name="a.wav")
+    assert isinstance(read_array(recording, tmp_path / "a.npy"), numpy.memmap)
+    assert read_array(recording, tmp_path / "a.safetensors", 1).shape == (25, 6)
+    assert read_array(recording, tmp_path / "a.safetensors", 3).shape == (3, 25, 6)
+    for name in ("a.npy", "a.safetensors"):
+        frames = choose_layer(recording, read_array(recording, tmp_path / name, 1), 1)
+        numpy.testing.assert_array_equal(frames.numpy(), states[1].astype(numpy.float32))
+        with pytest.raises(AudioError, match="its features are of layers 0 to 2, not 3"):
+            choose_layer(recording, read_array(recording, tmp_path / name, 3), 3)
 
 
 @pytest.mark.parametrize("name", ["0.npy", "5.npy"])

@@ -17,6 +17,7 @@ from daisy.audio import Recording
 from daisy.distributed.extraction import RayEngine
 from daisy.distributed.extraction.engine import MAX_DEATHS, _try_again
 from daisy.distributed.extraction.pool import Attempt
+from daisy.errors import UsageError
 from daisy.extraction.batch_encoder import Batch
 from daisy.extraction.tasks import Task
 from tests.distributed.recordings import NUM_RECORDINGS, make_extractor, read_journal_lines, write_recordings
@@ -138,6 +139,17 @@ def test_a_killed_driver(folder, local, tmp_path, cluster):
     assert report.num_resumed == 4
     assert len(engine.tally.workers) == 1  # of two cores there is room for one
     check_folder(tmp_path, local, finished)
+
+
+def test_an_earlier_run_stays_where_no_worker_could_run(folder, tmp_path, cluster):
+    recordings = audio.find([folder])[:2]
+    make_extractor(tmp_path).run(recordings)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="no machine of the cluster has 1000 cores for a worker"):
+        make_extractor(tmp_path, RayEngine(cpus_per_worker=1000)).run(recordings, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    report = make_extractor(tmp_path, RayEngine(workers=1)).run(recordings, overwrite=True)
+    assert (len(report.rows), report.num_resumed) == (2, 0)
 
 
 def make_task(*batches):

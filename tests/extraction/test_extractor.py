@@ -10,15 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from daisy import EarlyExitEncoder, OutputError, audio, policies
+from daisy.audio import Recording
 from daisy.errors import UsageError
-from daisy.extraction import Extractor, windows
+from daisy.extraction import Extractor, Shard, windows
 from tests.conftest import tiny_model
 
 POLICY = policies.Entropy(threshold=1.9)
 
 
 def extract(folder, out, used=None, **options):
-    running = {name: options.pop(name) for name in ("overwrite", "progress") if name in options}
+    running = {name: options.pop(name) for name in ("overwrite", "progress", "shard") if name in options}
     extractor = Extractor(used or encoder(), out, checkpoint="0" * 64, **options)
     return extractor.run(audio.find([str(folder)]), **running)
 
@@ -181,8 +182,43 @@ def test_a_changed_recording_is_encoded_again(folder, tmp_path):
     extract(folder, out)
     before = load_file(out / "0.safetensors")["states"]
     soundfile.write(folder / "0.wav", numpy.ones(1000, "float32") * 0.1, 16000)
-    assert extract(folder, out).num_resumed == 6
+    report = extract(folder, out)
+    assert (report.num_resumed, report.num_changed, report.num_gone) == (6, 1, 0)
     assert load_file(out / "0.safetensors")["states"].shape != before.shape
+    report = extract(folder, out)
+    assert (report.num_resumed, report.num_changed, report.num_gone) == (7, 0, 0)
+
+
+def test_results_stay_while_recordings_are_gone(folder, tmp_path):
+    out, recordings = tmp_path / "out", audio.find([folder])
+    extractor = Extractor(encoder(), out, checkpoint="0" * 64)
+    extractor.run(recordings)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*.safetensors")}
+    folder.rename(tmp_path / "away")
+    (out / "0.safetensors").unlink()
+    report = extractor.run(recordings)
+    assert (len(report.rows), report.num_resumed, report.num_changed, report.num_gone) == (6, 6, 0, 6)
+    assert {path: error.message for path, error in report.failed.items()} == {str(folder / "0.wav"): "no such file"}
+    (tmp_path / "away").rename(folder)
+    report = extractor.run(recordings)
+    assert (len(report.rows), report.num_resumed, report.num_gone) == (7, 6, 0)
+    del before[out / "0.safetensors"]
+    assert all((path.read_bytes(), path.stat().st_mtime_ns) == content for path, content in before.items())
+
+
+def test_failures_are_noted_together(folder, tmp_path, monkeypatch):
+    for index in range(20):
+        (folder / f"bad{index}.wav").write_text("no audio")
+    out, flushed, sync = tmp_path / "out", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(sync(descriptor)))
+    assert len(extract(folder, out).failed) == 20
+    num_flushed = len(flushed)
+    assert num_flushed < 2 * 7 + 10
+    for index in range(20):
+        (folder / f"bad{index}.wav").unlink()
+    assert not extract(folder, out).failed
+    assert len(flushed) - num_flushed < 10
+    assert json.loads((out / "index.json").read_text())["failed"] == []
 
 
 def test_a_recording_that_changes_while_it_is_encoded_is_encoded_again(folder, tmp_path):
@@ -232,6 +268,29 @@ def test_overwriting_leaves_nothing_of_the_run_before(folder, tmp_path):
     extract(folder, out, format="npy", overwrite=True)
     assert not list(out.rglob("*.safetensors"))
     assert len(list(out.rglob("*.npy"))) == 7
+
+
+def test_files_that_no_journal_notes_are_somebody_elses(folder, tmp_path):
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub" / "1.npy").write_bytes(b"mine")
+    for _ in range(2):  # being refused begins nothing
+        with pytest.raises(OutputError, match=r"out: holds sub/1\.npy, which is no file of .*overwrite=True"):
+            extract(folder, out, format="npy")
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["1.npy"]
+    for index in range(3):
+        if Shard(index, 3).takes(Recording(path=folder / "sub" / "1.wav", name="sub/1.wav")):
+            with pytest.raises(OutputError, match=r"holds sub/1\.npy, .*; use another folder$"):
+                extract(folder, out, format="npy", shard=(index, 3))
+        else:
+            extract(folder, out, format="npy", shard=(index, 3))
+    assert (out / "sub" / "1.npy").read_bytes() == b"mine"
+    assert len(extract(folder, out, format="npy", overwrite=True).rows) == 7
+    assert numpy.load(out / "sub" / "1.npy").shape[1] == 32
+    (out / "0.npy").write_bytes(b"lost, and written over: it is the run's")
+    lines = (out / "journal.jsonl").read_text().splitlines(keepends=True)
+    (out / "journal.jsonl").write_text("".join(line for line in lines if "0.npy" not in line))
+    assert extract(folder, out, format="npy").num_resumed == 6
 
 
 def test_names_that_are_no_text(folder, tmp_path, waveforms):

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 import tarfile
+import tempfile
 
 import numpy
 import pytest
@@ -12,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load, load_file
 
 from daisy import EarlyExitEncoder, audio, policies
-from daisy.errors import UsageError
-from daisy.extraction import Extractor, rebuild_index
+from daisy.errors import OutputError, UsageError
+from daisy.extraction import Extractor, rebuild_index, scratch, shard_files
 from daisy.extraction.shard_files import KINDS, name_member
 from tests.conftest import tiny_model
 
@@ -160,6 +163,39 @@ def test_a_stopped_run_keeps_whole_shards_and_a_lost_one_is_made_again(folder, t
     assert all((out / row.shard).is_file() for row in again.rows)
 
 
+@pytest.mark.parametrize("store", [False, True])
+def test_shard_files_that_no_journal_notes_are_somebody_elses(folder, tmp_path, store):
+    out, files = tmp_path / "out", tmp_path / ("store" if store else "out")
+    options = {"store": f"file://{files}"} if store else {}
+    files.mkdir()
+    names = [f"shard-{number:06}.tar" for number in range(3)]
+    for name in names:
+        (files / name).write_bytes(b"somebody's audio")
+    for _ in range(2):  # being refused begins nothing
+        with pytest.raises(OutputError, match=r"holds shard-000000\.tar, which is no file of .*overwrite=True"):
+            extract(folder, out, shards="tar", **options)
+    assert {name: (files / name).read_bytes() for name in names} == dict.fromkeys(names, b"somebody's audio")
+    extract(folder, out, shards="tar", shard=(0, 2), **options)  # whose shards have other names
+    with pytest.raises(OutputError, match=r"holds shard-000000\.tar"):
+        extract(folder, out, shards="tar", **options)
+    report = extract(folder, out, shards="tar", overwrite=True, **options)
+    assert {path.name for path in files.glob("shard-*")} == {row.shard for row in report.rows}
+    assert extract(folder, out, shards="tar", **options).num_resumed == len(NAMES)
+    if store:
+        with pytest.raises(OutputError, match=r"store: holds shard-000000\.tar"):
+            extract(folder, tmp_path / "new", shards="tar", **options)
+        assert all((files / row.shard).is_file() for row in report.rows)
+
+
+def test_a_run_that_was_killed_as_it_began_goes_on(folder, tmp_path):
+    extract(folder, tmp_path, shards="tar")
+    header = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "journal.jsonl").write_bytes(header)  # with all shards written, and none noted
+    (tmp_path / "shard-000009.tar").write_bytes(b"")
+    report = extract(folder, tmp_path, shards="tar")
+    assert {path.name for path in tmp_path.glob("shard-*")} == {row.shard for row in report.rows}
+
+
 def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, tmp_path):
     for index in range(2):
         extract(folder, tmp_path, shards="safetensors", shard=(index, 2))
@@ -169,6 +205,58 @@ def test_shares_have_shards_of_their_own_and_overwriting_takes_all_away(folder, 
         extract(folder, tmp_path)
     extract(folder, tmp_path, overwrite=True)
     assert not list(tmp_path.glob("shard-*"))
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_a_safetensors_shard_that_nobody_could_read_becomes_several(folder, expected, tmp_path, monkeypatch, store):
+    files = tmp_path / ("store" if store else "out")
+    options = {"shards": "safetensors", "shard_mb": 1, **({"store": f"file://{files}"} if store else {})}
+    (whole,) = {row.shard for row in extract(folder, tmp_path / "whole", shards="safetensors", shard_mb=1).rows}
+    size = int.from_bytes((tmp_path / "whole" / whole).read_bytes()[:8], "little")
+    monkeypatch.setattr(shard_files, "MAX_HEADER_BYTES", size - 100)
+    report = extract(folder, tmp_path / "out", **options)
+    assert {row.shard for row in report.rows} == {"shard-000000-0.safetensors", "shard-000000-1.safetensors"}
+    assert {path.name for path in files.glob("shard-*")} == {row.shard for row in report.rows}
+    for row in report.rows:
+        numpy.testing.assert_array_equal(load_file(files / row.shard)[row.output].numpy(), expected[row.path])
+    assert extract(folder, tmp_path / "out", **options).num_resumed == len(NAMES)
+    monkeypatch.setattr(shard_files, "MAX_HEADER_BYTES", 100)
+    message = r"a \.safetensors file of 1 recordings cannot be read: its header has \d+ bytes, and 100 are allowed$"
+    with pytest.raises(OutputError, match=message):
+        extract(folder, tmp_path / "out", overwrite=True, **options)
+
+
+def test_what_killed_processes_have_left_on_the_way_is_taken_away(folder, tmp_path, monkeypatch):
+    place = tmp_path / "tmp"
+    (place / "daisy-of-mine").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    child = os.fork()
+    if child == 0:
+        with scratch.open_scratch() as folder:
+            (folder / "features").mkdir()
+            (folder / "features" / "a.npy").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with scratch.open_scratch() as mine:
+        assert len(list(place.iterdir())) == 3
+        assert len(extract(folder, tmp_path / "out", shards="tar").rows) == len(NAMES)
+        assert {path.name for path in place.iterdir()} == {mine.name, "daisy-of-mine"}
+    assert [path.name for path in place.iterdir()] == ["daisy-of-mine"]
+
+
+def test_shards_have_recordings_of_all_lengths(tmp_path):
+    (tmp_path / "in").mkdir()
+    for index in range(60):
+        soundfile.write(tmp_path / "in" / f"{index}.wav", numpy.full(1000 + 50 * index, 0.1), 16000)
+    rows = extract(tmp_path / "in", tmp_path / "out", shards="tar", batch_sec=0.01, shard_mb=0.02).rows
+    means = {
+        shard: numpy.mean([row.duration_sec for row in rows if row.shard == shard])
+        for shard in {row.shard for row in rows}
+    }
+    assert len(means) == 4
+    assert numpy.std(list(means.values())) < 0.5 * numpy.std([row.duration_sec for row in rows])
+    again = extract(tmp_path / "in", tmp_path / "again", shards="tar", batch_sec=0.01, shard_mb=0.02).rows
+    assert {row.path: row.shard for row in again} == {row.path: row.shard for row in rows}
 
 
 def test_impossible_shards(folder, tmp_path):

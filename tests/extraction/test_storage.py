@@ -11,7 +11,7 @@ from safetensors.torch import load
 
 from daisy import EarlyExitEncoder, audio, policies
 from daisy.errors import OutputError, UsageError
-from daisy.extraction import Extractor
+from daisy.extraction import Extractor, rebuild_index
 from daisy.extraction.places import Storage
 from tests.conftest import tiny_model
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 def extract(folder, out, store="", **options):
     model = tiny_model()
     encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Entropy(threshold=2.0), keep="last")
-    running = {name: options.pop(name) for name in ("overwrite", "progress") if name in options}
+    running = {name: options.pop(name) for name in ("overwrite", "progress", "shard") if name in options}
     options = {"batch_sec": 0.5, "shard_mb": 0.008, **options}
     return Extractor(encoder, out, checkpoint="0" * 64, store=store, **options).run(audio.find([folder]), **running)
 
@@ -120,6 +120,17 @@ def test_storage_that_shows_halves_gets_whole_files(folder, tmp_path):
     names = {str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert names == {"index.json", "index.csv", *(row.output for row in report.rows)}
     assert extract(folder, tmp_path / "journal", url).num_resumed == 4
+
+
+def test_shares_put_the_index_of_all_into_the_store(folder, tmp_path):
+    pytest.importorskip("fsspec", reason="needs fsspec (the extra storage)")
+    url, index = f"file://{tmp_path}/store", tmp_path / "store" / "index.json"
+    for share in range(2):
+        extract(folder, tmp_path / "journal", url, shard=(share, 2))
+    assert len(json.loads(index.read_text())["recordings"]) == 4
+    index.unlink()
+    rebuild_index(tmp_path / "journal")
+    assert index.read_bytes() == (tmp_path / "journal" / "index.json").read_bytes()
 
 
 def test_what_cannot_be_reached(folder, tmp_path, bucket):

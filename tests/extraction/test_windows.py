@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daisy import EarlyExitEncoder, policies
-from daisy.errors import UsageError
+from daisy.errors import AudioError, UsageError
 from daisy.extraction.windows import Window, cut, run
 from tests.conftest import tiny_model
 
@@ -56,6 +56,29 @@ def test_pieces_are_the_windows_own_runs(model):
     assert int(second.exit_layer[0]) == pieces[1].exit_layer
     torch.testing.assert_close(pieces[1].states, second.states[0][0, 10:30], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pieces[1].scores["entropy"], second.scores["entropy"][0], equal_nan=True)
+
+
+def test_windows_that_memory_does_not_hold_together_run_apart(model):
+    class Small(EarlyExitEncoder):
+        def __call__(self, waveforms):
+            runs.append(len(waveforms))
+            if len(waveforms) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(waveforms)
+
+    waveform = 0.1 * torch.randn(40000, generator=torch.Generator().manual_seed(1))
+    encoder = Small(model.backbone, None, policies.Fixed(layer=2), keep="last")
+    pieces = {}
+    for limit in (6, 2):
+        runs = []
+        read = lambda start, stop: waveform[start:stop]  # noqa: E731
+        pieces[limit] = list(run(encoder, read, len(waveform), window_sec=0.8, context_sec=0.2, batch_sec=4.9))
+        assert runs == ([6] if limit == 6 else [6, 3, 1, 1, 1, 1, 1, 1])
+    for one, other in zip(pieces[6], pieces[2], strict=True):
+        torch.testing.assert_close(one.states, other.states, atol=1e-5, rtol=1e-4)
+    limit = 0
+    with pytest.raises(AudioError, match="^one of its windows does not fit into memory"):
+        list(run(encoder, read, len(waveform), window_sec=0.8, context_sec=0.2))
 
 
 def test_a_long_enough_context_changes_little():

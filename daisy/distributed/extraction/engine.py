@@ -7,8 +7,9 @@ which on some clusters stays at one; and a block that fails would hide which of 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from daisy.distributed.cluster import Share, connect, count_places
 from daisy.distributed.extraction.fence import Fence
 from daisy.distributed.extraction.pool import Attempt, Tally, WorkerPool
 from daisy.distributed.extraction.worker import Job, Worker
+from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, UsageError
 from daisy.extraction.batch_encoder import Outcome
 from daisy.extraction.places import Folder
@@ -69,6 +71,26 @@ class RayEngine:
         self.tally = Tally()
         """Of the last run's workers."""
 
+    @contextlib.contextmanager
+    def open(self, encoder: EarlyExitEncoder) -> Iterator[Any]:
+        """Connect to the cluster, or start one, for as long as the context lasts.
+
+        Args:
+            encoder: that will run.
+
+        Yields:
+            The module ``ray``.
+
+        Raises:
+            UsageError: where Ray is not installed, no cluster answers, or it has no room for a worker.
+        """
+        weights = sum(weight.numel() * weight.element_size() for weight in encoder.state_dict().values())
+        cores = self.workers and self.workers * self.share.cpus
+        with connect(self.address, num_cpus=cores, store_bytes=weights) as ray:
+            if not (self.workers or count_places(ray, self.share)):
+                raise UsageError(f"no machine of the cluster has {self.share} for a worker", remedy="workers")
+            yield ray
+
     def encode(
         self, task_encoder: TaskEncoder, tasks: Iterable[Task], run_file: Path
     ) -> Generator[Iterable[Outcome], None, None]:
@@ -83,12 +105,8 @@ class RayEngine:
         if first is None:
             return  # a cluster would start for nothing
         start = time.monotonic()
-        weights = sum(weight.numel() * weight.element_size() for weight in task_encoder.encoder.state_dict().values())
-        cores = self.workers and self.workers * self.share.cpus
-        with connect(self.address, num_cpus=cores, store_bytes=weights) as ray:
+        with self.open(task_encoder.encoder) as ray:
             size = self.workers or count_places(ray, self.share)
-            if size < 1:
-                raise UsageError(f"no machine of the cluster has {self.share} for a worker", remedy="workers")
             hire = self._make_hiring(ray, task_encoder, run_file)
             pool: WorkerPool[Task] = WorkerPool(
                 ray, hire, size, _try_again, lambda: _describe_room(ray, self.share), start

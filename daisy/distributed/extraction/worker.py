@@ -16,6 +16,7 @@ from daisy.encoder import EarlyExitEncoder
 from daisy.errors import AudioError, OutputError
 from daisy.extraction.journal import Row, Settings
 from daisy.extraction.places import Folder, Place
+from daisy.extraction.scratch import remove_abandoned
 from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder
 
 
@@ -63,6 +64,7 @@ class Worker:
                 f"{job.place}: is not the same folder on {socket.gethostname()}: all machines must see it, on storage "
                 "that they share"
             )
+        remove_abandoned()
         torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS says on this machine
         self.task_encoder = TaskEncoder(
             self.encoder.to(self.device),

@@ -1,0 +1,78 @@
+"""The files that a run writes, and whose files lie under such names already: its own, a killed run's, somebody's."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from daisy import _files
+from daisy.errors import OutputError
+from daisy.extraction.places import Folder, Place
+from daisy.extraction.run_folder import RunFolder, list_journals
+from daisy.extraction.shards import Shard
+
+
+def refuse_others_files(place: Place, share: Shard, kind: str, outputs: Iterable[str], journals: Path) -> None:
+    """Refuse to begin where files lie that the run would replace or take away: nobody has noted that they are its own.
+
+    Where the folder of journals has those of another number of shares, their runs' files may be among them.
+
+    Args:
+        place: of the files.
+        share: that is begun.
+        kind: of shard files; empty: each recording has its own.
+        outputs: the files of the share's recordings.
+        journals: the folder of journals; the share's is not there yet.
+
+    Raises:
+        OutputError: where there is one; or the place or a journal cannot be read.
+    """
+    if kind:
+        prefix, pattern = _name_shards(share, kind)
+        found = min(filter(pattern.fullmatch, place.list_names(prefix)), default=None)
+    elif not journals.is_dir() or all(other.count == share.count for other in list_journals(journals)):
+        found = next(filter(place.has, outputs), None)
+    else:
+        return
+    if found is not None:
+        raise OutputError(
+            f"{place}: holds {found}, which is no file of this run, and which it would replace or take away",
+            remedy="overwrite" if share.count == 1 else "other_out",
+        )
+
+
+def remove_leftovers(folder: RunFolder, kind: str, outputs: Iterable[str]) -> None:
+    """Take away what killed processes left: half-written files, and shard files that nothing was noted of.
+
+    Args:
+        folder: of the run, whose journal was begun where no such files were.
+        kind: of shard files; empty: each recording has its own.
+        outputs: the files that will be written, where each recording has its own.
+    """
+    place = folder.place
+    if not kind:
+        if isinstance(place, Folder):
+            _files.remove_leftovers(place.root / output for output in outputs)
+        return
+    prefix, pattern = _name_shards(folder.shard, kind)
+    if isinstance(place, Folder):
+        _files.remove_leftovers_of(place.root, prefix)
+    noted = folder.rows.shards()
+    for name in place.list_names(prefix):
+        if pattern.fullmatch(name) and name not in noted:
+            place.remove(name)
+
+
+def number_shards(folder: RunFolder, kind: str) -> Iterator[str]:
+    """Make the names of the shard files to come, after those that are there."""
+    prefix, pattern = _name_shards(folder.shard, kind)
+    numbers = [int(match[1]) for match in map(pattern.fullmatch, folder.rows.shards()) if match]
+    return (f"{prefix}{number:06}.{kind}" for number in itertools.count(max(numbers, default=-1) + 1))
+
+
+def _name_shards(share: Shard, kind: str) -> tuple[str, re.Pattern[str]]:
+    """Say how names of a share's shard files begin, and what they are like."""
+    prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
+    return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{kind}")
