@@ -251,7 +251,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
         with open(path, "rb") as stream:
             line = stream.readline()
         return dict(json.loads(line)) if line.endswith(b"\n") else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise OutputError(f"{path}: cannot be read ({_files.explain(error)})") from None
