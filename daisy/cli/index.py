@@ -21,7 +21,7 @@ def command(
     folder of --journal: the index goes to both.
     """
     from daisy.extraction import rebuild_index
-    from daisy.extraction.run_folder import holds_kind
+    from daisy.extraction.run_journals import holds_kind
     from daisy.recognition import transcript_rows
     from daisy.recognition.transcriber import rebuild_transcripts
     from daisy.units import rows

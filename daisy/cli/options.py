@@ -224,7 +224,7 @@ def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:
 
     Times measured again would be others, and the run could not go on.
     """
-    from daisy.extraction.run_folder import read_policies
+    from daisy.extraction.run_journals import read_policies
     from daisy.policies import Deadline, from_config
 
     for config in read_policies(out):

@@ -23,7 +23,8 @@ from daisy.extraction.index import ExtractionReport, rebuild_index
 from daisy.extraction.journal import STORED_DTYPES, Row, Settings
 from daisy.extraction.places import Storage, open_place
 from daisy.extraction.run_files import number_shards, refuse_others_files, remove_leftovers
-from daisy.extraction.run_folder import RunFolder, is_begun
+from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.run_journals import is_begun
 from daisy.extraction.shard_files import check_kind, name_member
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_shards

@@ -17,7 +17,7 @@ from daisy import _files, _locks
 from daisy.errors import AudioError, DaisyError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, Journal, Row, Settings, merge, read_journal
 from daisy.extraction.places import open_place
-from daisy.extraction.run_folder import INDEX_FILES, INDEX_LOCK, list_journals
+from daisy.extraction.run_journals import INDEX_FILES, INDEX_LOCK, list_journals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -10,7 +10,8 @@ from pathlib import Path
 from daisy import _files
 from daisy.errors import OutputError
 from daisy.extraction.places import Folder, Place
-from daisy.extraction.run_folder import RunFolder, list_journals
+from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.run_journals import list_journals
 from daisy.extraction.shards import Shard
 
 

@@ -12,7 +12,8 @@ from daisy.errors import AudioError, DaisyError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.index import settle_on_settings
 from daisy.extraction.journal import merge, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, TRANSCRIPT_FILES, RunFolder, list_journals, read_subtitles
+from daisy.extraction.run_folder import RunFolder
+from daisy.extraction.run_journals import INDEX_LOCK, TRANSCRIPT_FILES, list_journals, read_subtitles
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser

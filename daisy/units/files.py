@@ -16,7 +16,7 @@ from daisy.audio.manifests import format_manifest_name
 from daisy.errors import AudioError, UsageError, unknown_name
 from daisy.extraction.index import ExtractionReport, settle_on_settings, write_members
 from daisy.extraction.journal import FORMAT_VERSION, merge, read_journal
-from daisy.extraction.run_folder import INDEX_LOCK, UNIT_FILES, holds_kind, list_journals
+from daisy.extraction.run_journals import INDEX_LOCK, UNIT_FILES, holds_kind, list_journals
 from daisy.extraction.unit_files import write_dictionary
 from daisy.units.rows import KIND, UnitRow, UnitSettings
 from daisy.units.sequences import deduplicate

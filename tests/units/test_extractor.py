@@ -11,7 +11,7 @@ import torch
 from daisy import audio
 from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction import rebuild_index
-from daisy.extraction.run_folder import UNIT_FILES
+from daisy.extraction.run_journals import UNIT_FILES
 from daisy.units import UnitEncoder, UnitExtractor, rebuild_units, repeat
 from daisy.units.files import FORMS
 from tests.conftest import spread_policy, tiny_model

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daisy.errors import OutputError
-from daisy.extraction.run_folder import LOCK_SUFFIX
+from daisy.extraction.run_journals import LOCK_SUFFIX
 
 
 @dataclass(frozen=True)
