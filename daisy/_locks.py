@@ -93,6 +93,28 @@ def hold(path: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def write_alone(written: Path, path: Path) -> Iterator[None]:
+    """Let nobody else write a file or folder for a while.
+
+    Args:
+        written: what is written.
+        path: of the lock's file; its folder is made where it is not there.
+
+    Raises:
+        OutputError: where somebody does, or the lock cannot be written.
+    """
+    with _files.refusing(written):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = acquire(path)
+    if lock is None:
+        raise OutputError(f"{written}: is being written by {describe_holder(path)}", remedy="wait")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def describe_holder(path: Path) -> str:
     """Say who holds a lock: "process 4711 on node3, since 2026-11-28 10:20:31"."""
     try:

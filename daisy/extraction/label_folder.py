@@ -29,16 +29,8 @@ def lock_folder(out: Path) -> Iterator[None]:
     Raises:
         OutputError: where somebody does, or the folder cannot be written.
     """
-    with _files.refusing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{NOTES}.lock"
-    lock = _locks.acquire(path)
-    if lock is None:
-        raise OutputError(f"{out}: is being written by {_locks.describe_holder(path)}", remedy="wait")
-    try:
+    with _locks.write_alone(out, out / f"{NOTES}.lock"):
         yield
-    finally:
-        lock.release()
 
 
 def claim_folder(

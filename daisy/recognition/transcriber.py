@@ -12,8 +12,10 @@ from daisy.errors import AudioError, DaisyError, UsageError
 from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.index import settle_on_settings
 from daisy.extraction.journal import merge, read_journal
+from daisy.extraction.places import Folder
+from daisy.extraction.run_files import refuse_others_files
 from daisy.extraction.run_folder import RunFolder
-from daisy.extraction.run_journals import INDEX_LOCK, TRANSCRIPT_FILES, list_journals, read_subtitles
+from daisy.extraction.run_journals import INDEX_LOCK, TRANSCRIPT_FILES, is_begun, list_journals, read_subtitles
 from daisy.extraction.shards import EVERYTHING, Shard, take_share
 from daisy.models import CTCHeads
 from daisy.recognition.recogniser import Recogniser
@@ -102,8 +104,8 @@ class Transcriber:
             The texts, in the recordings' order; with a folder those of earlier runs too, by name.
 
         Raises:
-            OutputError: where the folder cannot be written, holds a run with other settings, or is being written by
-                another process.
+            OutputError: where the folder cannot be written, holds a run with other settings or somebody's subtitles, or
+                is being written by another process.
             UsageError: on an impossible shard or windows.
         """
         share = Shard(*shard) if shard is not None else EVERYTHING
@@ -115,6 +117,8 @@ class Transcriber:
         out = Path(out)
         failed: dict[str, DaisyError] = {}
         names = name_outputs([*ours, *others], "srt") if subtitles else {}
+        if subtitles and not overwrite and not is_begun(out, share, self.settings):
+            refuse_others_files(Folder(out), share, "", [names[recording.label] for recording in ours], out)
         with RunFolder(out, self.settings, share, overwrite=overwrite, row_type=TranscriptRow) as folder:
             folder.forget_failures(ours, others)
             unfinished = folder.list_unfinished(ours)

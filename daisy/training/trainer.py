@@ -252,15 +252,8 @@ def _sole_writer(out: Path) -> Iterator[None]:
     if _rank() != 0:
         yield
         return
-    with _files.refusing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    lock = _locks.acquire(out / LOCK)
-    if lock is None:
-        raise OutputError(f"{out}: is being written by {_locks.describe_holder(out / LOCK)}", remedy="wait")
-    try:
+    with _locks.write_alone(out, out / LOCK):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

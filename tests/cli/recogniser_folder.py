@@ -1,6 +1,10 @@
 """A recogniser and recordings with texts, for tests of the command line."""
 
+import importlib.util
+import json
+
 import numpy
+import pytest
 import soundfile
 
 import daisy
@@ -8,6 +12,8 @@ from tests.conftest import tiny_model
 from tests.recognition.conftest import tiny_recogniser
 
 NUM_RECORDINGS = 10
+LABELS = ("--reference", "text.csv")
+needs_jiwer = pytest.mark.skipif(importlib.util.find_spec("jiwer") is None, reason="needs jiwer")
 
 
 def make_recogniser_folder(folder):
@@ -27,3 +33,7 @@ def make_recogniser_folder(folder):
         lines.append(f"speech/{index}.wav,{'abc de' if index % 2 else 'b'}")
     (folder / "text.csv").write_text("\n".join(lines) + "\n")
     (folder / "half.csv").write_text("path,text\nspeech/1.wav,a\n")
+
+
+def read_json(path):
+    return json.loads(path.read_text())

@@ -2,8 +2,11 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pytest
@@ -24,6 +27,24 @@ def run(*arguments, cwd=".", encoding="utf-8"):
             status = end.code
     texts = [stream.buffer.getvalue().decode(encoding, errors="replace") for stream in streams]
     return subprocess.CompletedProcess(arguments, status, *texts)
+
+
+def run_and_interrupt(*arguments, cwd, journal):
+    """The command, and Ctrl-C when the file that it notes its progress in has three lines: settings and two results."""
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= 3:
+                return os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    try:
+        return run(*arguments, cwd=cwd)
+    finally:
+        watcher.join()
 
 
 def run_python(code, *arguments, cwd=".", **environment):

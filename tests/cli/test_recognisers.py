@@ -1,7 +1,6 @@
 """Recognisers on the command line: calibrated, compared and cut."""
 
 import csv
-import importlib.util
 import json
 import re
 
@@ -13,12 +12,10 @@ import daisy
 from daisy import audio
 from daisy.calibration.traces import read_traces
 from daisy.recognition import Recogniser, measure_error_rates
-from tests.cli.recogniser_folder import NUM_RECORDINGS, make_recogniser_folder
+from tests.cli.recogniser_folder import LABELS, NUM_RECORDINGS, make_recogniser_folder, needs_jiwer, read_json
 from tests.cli.running import run
 
 CALIBRATE = ("calibrate", "speech", "-c", "hubert.safetensors", "-p", "entropy")
-needs_jiwer = pytest.mark.skipif(importlib.util.find_spec("jiwer") is None, reason="needs jiwer")
-LABELS = ("--reference", "text.csv")
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +23,6 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recognisers")
     make_recogniser_folder(folder)
     return folder
-
-
-def read_json(path):
-    return json.loads(path.read_text())
 
 
 @needs_jiwer

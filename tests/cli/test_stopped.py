@@ -3,18 +3,14 @@
 import csv
 import json
 import operator
-import os
 import shutil
-import signal
-import threading
-import time
 
 import numpy
 import pytest
 import soundfile
 
 import daisy
-from tests.cli.running import run
+from tests.cli.running import run, run_and_interrupt
 from tests.conftest import tiny_model
 
 NUM_RECORDINGS = 12
@@ -45,24 +41,6 @@ def place(template, tmp_path):
     return shutil.copytree(template, tmp_path / "place")
 
 
-def run_and_interrupt(*arguments, cwd, runs):
-    """The command, and Ctrl-C when its file of full runs has a line of settings and two of runs."""
-
-    def interrupt():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if (cwd / runs).is_file() and (cwd / runs).read_bytes().count(b"\n") >= 3:
-                return os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
-    try:
-        return run(*arguments, cwd=cwd)
-    finally:
-        watcher.join()
-
-
 def read_policy(path):
     return json.loads(path.read_text())
 
@@ -72,7 +50,7 @@ def test_calibrate_goes_on_after_ctrl_c(place):
     call = (*CALIBRATE, *CONDITIONS)
     assert run(*call, "-o", "whole.json", cwd=place).returncode == 0
     assert not list(place.glob("*full-runs*"))
-    stopped = run_and_interrupt(*call, "-o", "p.json", cwd=place, runs="p.json.full-runs")
+    stopped = run_and_interrupt(*call, "-o", "p.json", cwd=place, journal=place / "p.json.full-runs")
     assert stopped.returncode == 130
     (said,) = stopped.stderr.splitlines()
     words = said.split()
@@ -119,7 +97,7 @@ def test_full_runs_are_not_kept_in_the_policy_file(place, full_runs):
 def test_noise_curve_goes_on_after_ctrl_c(place):
     call = (*CURVE, "--tune", "others", "--snr", "clean,10,5,0")
     assert run(*call, "-o", "whole", cwd=place).returncode == 0
-    stopped = run_and_interrupt(*call, "-o", "curve", cwd=place, runs="curve/traces.full-runs")
+    stopped = run_and_interrupt(*call, "-o", "curve", cwd=place, journal=place / "curve/traces.full-runs")
     assert stopped.returncode == 130
     assert stopped.stderr.endswith("of 48 full runs: they are kept in curve, and the same command goes on from there\n")
     done = run(*call, "-o", "curve", cwd=place)

@@ -1,12 +1,7 @@
 """Recognisers that transcribe into a folder: stopped, in shards, in windows, within budgets, with subtitles."""
 
-import importlib.util
 import json
-import os
 import re
-import signal
-import threading
-import time
 
 import numpy
 import pytest
@@ -14,11 +9,9 @@ import soundfile
 
 import daisy
 from daisy.calibration import cost
-from tests.cli.recogniser_folder import NUM_RECORDINGS, make_recogniser_folder
-from tests.cli.running import run
+from tests.cli.recogniser_folder import LABELS, NUM_RECORDINGS, make_recogniser_folder, needs_jiwer, read_json
+from tests.cli.running import run, run_and_interrupt
 
-needs_jiwer = pytest.mark.skipif(importlib.util.find_spec("jiwer") is None, reason="needs jiwer")
-LABELS = ("--reference", "text.csv")
 FIXED = ("-p", "fixed", "--set", "layer=3")
 TRANSCRIBE = ("transcribe", "speech", "-c", "hubert.safetensors", "--batch-sec", "0.3")
 
@@ -28,28 +21,6 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recognisers")
     make_recogniser_folder(folder)
     return folder
-
-
-def read_json(path):
-    return json.loads(path.read_text())
-
-
-def run_and_interrupt(*arguments, cwd, journal):
-    """The command, and Ctrl-C when its journal has a line of settings and two of recordings."""
-
-    def interrupt():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= 3:
-                return os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
-    try:
-        return run(*arguments, cwd=cwd)
-    finally:
-        watcher.join()
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -114,6 +85,11 @@ def test_subtitles_and_rates(place):
     assert "half.csv has no text for 9 of 10 recordings: rates are of the others" in done.stderr
     assert "all: WER " in done.stdout
     assert len(list((place / "titles").glob("*.srt"))) == NUM_RECORDINGS
+    (place / "taken").mkdir()
+    (place / "taken" / "0.srt").write_text("mine")
+    refused = run(*TRANSCRIBE, *FIXED, "--format", "srt", "-o", "taken", cwd=place)
+    assert (refused.returncode, "taken: holds 0.srt, which is no file of this run" in refused.stderr) == (2, True)
+    assert [path.name for path in (place / "taken").iterdir()] == ["0.srt"]
     rows = read_json(place / "titles" / "transcripts.json")["recordings"]
     row = max(rows, key=lambda row: len(row["words"]))
     name = row["path"].rpartition("/")[2].removesuffix(".wav")

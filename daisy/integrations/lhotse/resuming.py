@@ -38,16 +38,8 @@ def hold_lock(beside: Path) -> Iterator[None]:
     Raises:
         OutputError: where somebody does, or the lock cannot be written.
     """
-    with _files.refusing(beside):
-        beside.parent.mkdir(parents=True, exist_ok=True)
-    path = beside.with_name(f"{beside.name}.daisy.lock")
-    lock = _locks.acquire(path)
-    if lock is None:
-        raise OutputError(f"{beside}: is being written by {_locks.describe_holder(path)}", remedy="wait")
-    try:
+    with _locks.write_alone(beside, beside.with_name(f"{beside.name}.daisy.lock")):
         yield
-    finally:
-        lock.release()
 
 
 def begin_manifest(path: Path, cuts: CutSet, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -66,10 +58,8 @@ def begin_manifest(path: Path, cuts: CutSet, settings: Mapping[str, Any], *, ove
     if overwrite:
         if path.exists() and any(os.path.samefile(path, source) for source in _list_sources(cuts)):
             raise OutputError(f"{path}: the cuts are read from it; use another place")
-        with _files.refusing(path):
-            path.unlink(
-                missing_ok=True
-            )  # before the note: a run that is stopped goes on with no cuts of other settings
+        with _files.refusing(path):  # before the note: a run that is stopped goes on with no cuts of other settings
+            path.unlink(missing_ok=True)
     elif path.exists():
         if not read_note(path):
             raise OutputError(f"{path}: was not begun by add_exits; use another place, or overwrite=True")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def extend_shar(
             suffix = cuts.name.removeprefix("cuts").partition(".jsonl")[0]
             of_shard = [f"{field}{suffix}{ENDINGS[FIELDS[field]]}" for field in fields]
             if not all((folder / name).exists() or (collected / name).exists() for name in of_shard):
-                _write_shard(cuts, collected, suffix, fields, extractor, batch_sec, num_workers)
+                with _collect(collected) as part:
+                    _write_fields(cuts, str(part), suffix, fields, extractor, batch_sec, num_workers)
             names += of_shard
         _move(names, collected, folder)
     return CutSet.from_shar(in_dir=folder)
@@ -118,20 +119,13 @@ def _move(names: Sequence[str], collected: Path, folder: Path) -> None:
         collected.rmdir()
 
 
-def _write_shard(
-    cuts: Path,
-    collected: Path,
-    suffix: str,
-    fields: Sequence[str],
-    extractor: DaisyFeatures,
-    batch_sec: float,
-    num_workers: int,
-) -> None:
-    """Write the fields of one shard's cuts, each whole or not at all."""
+@contextlib.contextmanager
+def _collect(collected: Path) -> Iterator[Path]:
+    """Give a place for the files of one shard, and take them over when all are whole."""
     part = collected / UNFINISHED
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir()
-    _write_fields(cuts, str(part), suffix, fields, extractor, batch_sec, num_workers)
+    yield part
     for path in part.iterdir():
         os.replace(path, collected / path.name)
     part.rmdir()
