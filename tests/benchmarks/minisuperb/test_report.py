@@ -2,10 +2,6 @@
 
 import argparse
 import json
-import re
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +9,9 @@ import soundfile
 import torch
 import yaml
 
-from benchmarks.minisuperb import run, runs, settings, tables, tasks, timing
-from benchmarks.minisuperb.corpora import build_corpus
-from benchmarks.minisuperb.runs import Run, finish_runs, read_rows
+from benchmarks.minisuperb import run, settings, tables, tasks
+from benchmarks.minisuperb.runs import Run, read_rows
 from benchmarks.minisuperb.upstreams import Upstream, check_names, list_names, make_upstreams
-from benchmarks.minisuperb.worker import hold_run
 from benchmarks.shared import results
 from daisy.errors import OutputError, UsageError
 
@@ -126,22 +120,6 @@ def test_a_damaged_run_is_named(root):
         read_rows(root / "runs", FACTORS)
 
 
-def test_a_finished_run_is_not_repeated_and_another_not_overwritten(tmp_path):
-    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
-    spec = {"seed": 0, "config": {"a": [1]}, "cache": "somewhere"}
-    make = lambda **changes: Run(  # noqa: E731
-        task="ks", upstream=upstream, seed=0, folder=tmp_path / "r", spec={**spec, **changes}
-    )
-    assert make().prepare(False)
-    assert make().prepare(False)
-    (tmp_path / "r" / "result.json").write_text("{}")
-    assert not make(cache=None).prepare(False)
-    with pytest.raises(OutputError, match="holds a run with another config, seed; give --overwrite"):
-        make(seed=1, config={}).prepare(False)
-    assert make(seed=1).prepare(True)
-    assert not (tmp_path / "r" / "result.json").exists()
-
-
 def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(UsageError, match="unknown upstream 'nevr': did you mean never"):
         make_upstreams(["nevr"], "daisy-mini", "plateau", tmp_path, print)
@@ -210,93 +188,6 @@ def test_policies_are_set_on_recordings_of_ones_own(tmp_path):
     assert other.arguments[-1] != upstreams[0].arguments[-1]
     with pytest.raises(UsageError, match="nowhere"):
         make(names, "nowhere")
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_begins_no_other_run(tmp_path, monkeypatch):
-    begun = []
-
-    def execute(run):
-        begun.append(run.seed)
-        if run.seed == 1:
-            time.sleep(0.1)  # until the main thread waits: a signal just before that is seen only afterwards
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as a terminal does: not this thread
-            time.sleep(0.3)
-        return ""
-
-    monkeypatch.setattr(runs, "execute", execute)
-    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
-    five = [
-        Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed})
-        for seed in range(5)
-    ]
-    with pytest.raises(KeyboardInterrupt):
-        finish_runs(five, jobs=1, overwrite=False)
-    assert begun == [0, 1]
-
-
-def test_runs_are_overwritten_one_by_one_and_not_while_another_process_is_at_them(tmp_path, monkeypatch):
-    there = {}
-
-    def execute(run):
-        there[run.seed] = [(tmp_path / str(seed) / "result.json").is_file() for seed in range(3)]
-        return ""
-
-    monkeypatch.setattr(runs, "execute", execute)
-    upstream = Upstream(name="fbank", arguments=("-u", "fbank"))
-    for rate in (1, 2):
-        three = [
-            Run(task="ks", upstream=upstream, seed=seed, folder=tmp_path / str(seed), spec={"seed": seed, "rate": rate})
-            for seed in range(3)
-        ]
-        if rate == 1:
-            assert finish_runs(three, jobs=1, overwrite=False) == []
-            for run in three:
-                (run.folder / "result.json").write_text("{}")
-                (run.folder / "train").mkdir()
-    with hold_run(three[1].folder):
-        (failure,) = finish_runs(three, jobs=1, overwrite=True)
-    assert re.fullmatch(r"ks fbank seed 1: .*: process \d+ on .* is at this run", failure)
-    assert there == {0: [False, True, True], 1: [False] * 3, 2: [False, True, False]}
-    assert [sorted(path.name for path in run.folder.iterdir()) for run in three] == [
-        ["run.json"],
-        ["result.json", "run.json", "train"],
-        ["run.json"],
-    ]
-    assert [json.loads((run.folder / "run.json").read_text())["rate"] for run in three] == [2, 1, 2]
-
-
-def test_times_are_read_or_refused(tmp_path):
-    read, path = timing.read_factors, tmp_path / "times.json"
-    assert read(path) == {}
-    for content in ("{", '{"real_time_factors": {"ic never clean": 1.0}}'):
-        path.write_text(content)
-        with pytest.raises(OutputError, match=r"times.json: no measured times of known models; remove it"):
-            read(path)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("stand_in")
-def test_upstreams_are_timed_in_turns(tmp_path):
-    pytest.importorskip("s3prl", reason="needs s3prl")
-    folder = build_corpus("ic", tmp_path, limit=3)
-    upstreams = make_upstreams(["never", "fixed-40"], "daisy-mini", "plateau", tmp_path, print)
-    of_before = [("ic", "older", "clean", "a", "cpu"), ("ic", "never", "clean", "a", "cpu")]
-    lines = [dict(zip(timing.OF_TIME, key, strict=True)) | {"real_time_factor": 9.0} for key in of_before]
-    (tmp_path / "times.json").write_text(json.dumps({"times": lines}))
-    threads = torch.get_num_threads()
-    for checkpoint in ("a", "b"):
-        timing.measure(upstreams, {"ic": folder}, checkpoint, "cpu", tmp_path / "times.json")
-    torch.set_num_threads(threads)
-    times = timing.read_factors(tmp_path / "times.json")
-    assert set(times) == {of_before[0]} | {
-        ("ic", name, condition, checkpoint, "cpu")
-        for name in ("never", "fixed-40")
-        for condition in ("clean", "0")
-        for checkpoint in ("a", "b")
-    }
-    assert times[of_before[0]] == 9.0
-    assert 0 < times["ic", "fixed-40", "clean", "a", "cpu"] < times["ic", "never", "clean", "a", "cpu"] < 9
 
 
 @pytest.fixture
