@@ -259,7 +259,9 @@ def test_workers_tell_what_they_have_done(system_model, waveforms):
     with ThreadSystem({"workers": WORKERS}, system_model, Never()) as system:
         for waveform in waveforms:
             system.admit(waveform)
+        # Each worker reports by itself: what b has answered, a may not yet have told that it sent.
         system.wait(lambda: system.told and sum(told.num_exits for told in system.told.values()) == len(waveforms))
+        system.wait(lambda: system.told["a"].num_sent == len(waveforms))
         told = dict(system.told)
     assert told["a"].num_computed == told["a"].num_sent == len(waveforms)
     assert told["b"].num_computed + told["c"].num_computed == len(waveforms)
