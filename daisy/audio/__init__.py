@@ -1,4 +1,4 @@
-"""Recordings: found, read, resampled, batched; and speech made harder to hear."""
+"""Find, read, resample and batch recordings, and make speech harder to hear."""
 
 from daisy.audio.augmentation import Augmentation, Augmenter
 from daisy.audio.batching import batch_by_length

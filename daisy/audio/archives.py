@@ -1,7 +1,7 @@
-"""Recordings inside zip archives, as fairseq's manifests name them: ``archive.zip:offset:length``.
+"""Recordings inside zip archives, with fairseq's names: ``archive.zip:offset:length``.
 
-As fairseq 0.12.2 reads them (fairseq.data.audio.audio_utils: parse_path, read_from_stored_zip): so many bytes from a
-place of the archive on are an audio file, which was stored and not compressed.
+They are read as fairseq 0.12.2 does (fairseq.data.audio.audio_utils: parse_path, read_from_stored_zip): ``length``
+bytes of the archive from byte ``offset`` on are an audio file, which was stored without compression.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Member:
     """Bytes."""
 
     def open(self, buffering: int = -1) -> BinaryIO:
-        """Open the part for reading; ``buffering`` is of `open`.
+        """Open the part for reading; ``buffering`` as in `open`.
 
         Raises:
-            AudioError: where the archive is missing, cannot be read or ends before.
+            AudioError: where the archive is missing, cannot be read, or ends before the part does.
         """
         try:
             descriptor = os.open(self.archive, os.O_RDONLY | os.O_CLOEXEC)
@@ -49,7 +49,7 @@ class Member:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file of its own, of which only what is asked for is read."""
+    """Part of a file that behaves as a file of its own; only the bytes asked for are read."""
 
     def __init__(self, descriptor: int, offset: int, length: int):
         self._descriptor, self._offset, self._length, self._place = descriptor, offset, length, 0
@@ -82,44 +82,44 @@ class _Part(io.RawIOBase):
 
 
 def find_member(path: str | Path) -> Member | None:
-    """Tell which part of an archive a path means; None where it means a file."""
+    """Return the part of an archive that a path names; None if the path names a file."""
     match = PATTERN.fullmatch(str(path))
     return Member(archive=Path(match[1]), offset=int(match[2]), length=int(match[3])) if match else None
 
 
 def find_file(path: str | Path) -> Path:
-    """Find the file in which a recording is: the archive, or its own."""
+    """Find the file that holds a recording: the archive, or the recording's own file."""
     member = find_member(path)
     return member.archive if member else Path(path)
 
 
 def measure(path: str | Path) -> int:
-    """Measure a recording's bytes."""
+    """Return the size of a recording in bytes."""
     member = find_member(path)
     return member.length if member else os.path.getsize(path)
 
 
 def open_bytes(path: str | Path, buffering: int = -1) -> BinaryIO:
-    """Open a recording's bytes for reading; ``buffering`` is of `open`.
+    """Open a recording's bytes for reading; ``buffering`` as in `open`.
 
     Raises:
-        AudioError: as `Member.open` does.
+        AudioError: as in `Member.open`.
     """
     member = find_member(path)
     return member.open(buffering) if member else open(path, "rb", buffering)
 
 
 def open_source(path: str | Path) -> bytes | BinaryIO:
-    """Return what libsndfile reads a recording from: the name of its file, or a part of an archive.
+    """Return what libsndfile reads a recording from: its file name, or a stream of the part of an archive.
 
     Raises:
-        AudioError: as `Member.open` does.
+        AudioError: as in `Member.open`.
     """
     member = find_member(path)
     return member.open() if member else os.fsencode(path)
 
 
 def name_as_file(name: str) -> str:
-    """Make a name that a file of results can be called after: ``a.zip:30:1000`` is ``a_30_1000.zip``, others stay."""
+    """Make a name that a result file can have: ``a.zip:30:1000`` becomes ``a_30_1000.zip``, other names stay."""
     match = PATTERN.fullmatch(name)
     return f"{match[1].removesuffix('.zip')}_{match[2]}_{match[3]}.zip" if match else name

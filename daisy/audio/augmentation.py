@@ -1,7 +1,7 @@
-"""Speech made as hard as it may be met, for training on the units of the clean audio.
+"""Corrupt speech in the ways in which it may be met, for training on the units of the clean audio.
 
-Denoising masked prediction is WavLM's (arXiv:2110.13900, section III-B): what is heard is corrupted, what is asked for
-is not. Here with noise, other talkers, rooms, gain and speed.
+This is the denoising masked prediction of WavLM (arXiv:2110.13900, section III-B): the input is corrupted, the
+targets are not. The corruptions here are noise, other talkers, rooms, gain and speed.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from daisy.audio.files import resample
 from daisy.errors import UsageError
 
 TALKER_SNR_DB = 0.0
-"""Least ratio at which one other talker is mixed in: below it, whose units are asked for is anyone's guess."""
+"""Lowest ratio for a single other talker: below it, nobody could tell whose units are the targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How often and how strongly; the defaults leave speech as it is."""
+    """How often and how strongly speech is corrupted; with the defaults it stays as it is."""
 
     noise_prob: float = 0.0
     """Share of utterances with recorded noise."""
     talkers_prob: float = 0.0
-    """Share of the others with other talkers: one, or babble."""
+    """Share of the other utterances with other talkers: one, or babble."""
     max_talkers: int = 8
-    """Most talkers in a babble; their number is drawn uniformly."""
+    """Largest number of talkers in babble; the number is drawn uniformly."""
     snr_db: tuple[float, float] = (-5.0, 20.0)
     """Range of the signal-to-noise ratio, uniform in dB."""
     reverb_prob: float = 0.0
-    """Share of utterances heard in a room (before the noise)."""
+    """Share of utterances with the reverberation of a room (before the noise)."""
     gain_db: tuple[float, float] = (0.0, 0.0)
     """Range of the gain, uniform in dB."""
     speeds: tuple[float, ...] = (1.0,)
@@ -54,17 +54,17 @@ class Augmentation:
 
 
 class Augmenter:
-    """Corrupts utterances, each in a way of its own.
+    """Corrupts utterances, each in its own way.
 
     Args:
         settings: how often and how strongly.
-        noises: recorded noise, where ``noise_prob`` is above 0.
-        talkers: speech of others, where ``talkers_prob`` is above 0.
-        responses: (R,) room impulse responses, where ``reverb_prob`` is above 0.
-        sample_rate: Hz.
+        noises: recorded noise, if ``noise_prob`` is above 0.
+        talkers: speech of others, if ``talkers_prob`` is above 0.
+        responses: (R,) room impulse responses, if ``reverb_prob`` is above 0.
+        sample_rate: sample rate in Hz.
 
     Raises:
-        UsageError: where the settings ask for what is not given.
+        UsageError: where the settings need recordings or responses that are not given.
     """
 
     def __init__(
@@ -87,30 +87,30 @@ class Augmenter:
         return speeds[int(torch.randint(len(speeds), (1,), generator=generator))]
 
     def change_speed(self, waveform: Tensor, speed: float) -> Tensor:
-        """Play an utterance faster or slower, pitch and tempo alike.
+        """Play an utterance faster or slower, which changes pitch and tempo alike.
 
         Args:
-            waveform: (N,).
-            speed: 1.1 is a tenth faster and higher.
+            waveform: (N,) samples.
+            speed: speed factor; 1.1 is a tenth faster and higher.
 
         Returns:
-            (ceil(N / speed),), the speed taken to a whole number of Hz.
+            (ceil(N / speed),) samples, with the speed rounded to a whole number of Hz.
         """
         return resample(waveform, round(self.sample_rate * speed), self.sample_rate)
 
     def __call__(self, waveform: Tensor, generator: torch.Generator, own: Tensor | None = None) -> Tensor:
-        """Corrupt an utterance by a room, by noise or other talkers, and by a gain, as the settings' chances fall.
+        """Corrupt an utterance by a room, noise or other talkers, and a gain, with the probabilities of the settings.
 
         Args:
             waveform: (N,) clean speech.
-            generator: of all that is drawn.
-            own: of the talkers' recordings the very tensor that the utterance is from, which is no other talker.
+            generator: generator of all draws.
+            own: the very tensor in ``talkers`` that the utterance is taken from, which is left out.
 
         Returns:
-            (N,).
+            (N,) corrupted speech.
 
         Raises:
-            UsageError: where the utterance's own recording is the only one of a talker.
+            UsageError: where ``talkers`` holds no recording other than ``own``.
         """
         settings = self.settings
         room, kind, place, gain = torch.rand(4, generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""Utterances in batches of similar length."""
+"""Put utterances of similar length into batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def batch_by_length(lengths: Sequence[int], max_total: int) -> Iterator[list[int
     """Group utterances of similar length into batches, longest first.
 
     Args:
-        lengths: of the utterances.
-        max_total: at most this length in all in a batch; a longer utterance is a batch by itself.
+        lengths: lengths of the utterances.
+        max_total: largest total length of a batch; a longer utterance is a batch by itself.
 
     Yields:
-        Indices of a batch's utterances.
+        Indices of the utterances in a batch.
     """
     batch: list[int] = []
     total = 0

@@ -1,4 +1,4 @@
-"""What libsndfile reads, block by block: a header's length is believed only once its samples have come."""
+"""Decode files with libsndfile, block by block: a header's length is believed only once its samples have come."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from daisy.audio.streams import as_pipe, find_ogg_streams, is_drained
 from daisy.errors import AudioError, DaisyError
 
 BLOCK_VALUES = 2**20
-"""Samples of all channels that are decoded at once."""
+"""Samples, counted over all channels, that are decoded at once."""
 MAX_SAMPLES_PER_BYTE = 64
-"""More than speech coders reach, 6 kbit/s at 48 kHz: where a header promises more, the samples are counted."""
+"""More than speech coders reach (6 kbit/s at 48 kHz). Where a header promises more, the samples are counted."""
 SAMPLE_RATES = (1000, 1_000_000)
-"""Lowest and highest rate, in Hz, of a recording; what lies outside is a damaged header, and fills the memory."""
+"""Lowest and highest rate of a recording, in Hz; others come from damaged headers, and would fill the memory."""
 UNSUPPORTED = 4
-"""libsndfile's code of a known container with an unknown coding (sndfile.h: SF_ERR_UNSUPPORTED_ENCODING)."""
+"""libsndfile's error code for a known container with an unknown coding (sndfile.h: SF_ERR_UNSUPPORTED_ENCODING)."""
 EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG")
 EXACT_CODINGS = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS", "OPUS")
-"""In these libsndfile finds every place, and gives there what it gives when it reads on from the beginning, in damaged
-files too. Of MP3 the last bits differ, of damaged ADPCM and ALAC everything."""
+"""In these libsndfile can seek to any sample and decodes the same values as when it reads from the beginning, in
+damaged files too. With MP3 the last bits differ, with damaged ADPCM and ALAC everything does."""
 MPEG = "MPEG_LAYER_"
-"""What libsndfile's names of the codings of MP3 and its older kin begin with; WAV files hold them too."""
+"""Beginning of libsndfile's names for the codings of MP3 and its older kin; WAV files hold them too."""
 MP3_FRAME = 1152
-"""Samples of one channel in the longest."""
+"""Samples of one channel in the longest frame."""
 MP3_SLACK = 2 * MP3_FRAME
-"""Samples that `MPEG` may lack: encoders and cutting programs count the frames at its ends differently."""
+"""Samples by which `MPEG` may fall short: encoders and editors count the frames at the ends differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What is known of a file before its samples are decoded."""
+    """Properties of a file that are known before its samples are decoded."""
 
     sample_rate: int
     """Hz."""
     channels: int
     length: int | None
-    """Samples of one channel; None where the header does not tell them, or what it tells cannot be."""
+    """Samples of one channel; None where the header does not give a number, or an impossible one."""
     format: str
-    """libsndfile's name of it, or `media.FORMAT`."""
+    """libsndfile's name of the format, or `media.FORMAT`."""
     coding: str
-    """libsndfile's name of it, or `media.FORMAT`."""
+    """libsndfile's name of the coding, or `media.FORMAT`."""
     claimed_length: int | None
-    """Samples that the header tells, however unlikely; None where it tells none."""
+    """Number of samples that the header gives, however unlikely; None where it gives none."""
     links: tuple[tuple[int, int], ...] = ()
-    """First byte of each stream of an Ogg file that holds several, one after the other, and the byte after its last."""
+    """First byte, and byte after the last, of each stream of an Ogg file that holds several one after the other."""
     can_seek: bool = False
-    """Whether libsndfile finds places in it."""
+    """Whether libsndfile can seek in it."""
     seekable: bool = False
-    """Whether parts can be read, and are the same as in a whole reading."""
+    """Whether parts can be read, with the same samples as when the whole file is read."""
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
     """Reads on from where it is.
 
-    soundfile seeks to its place after every block, which fails at the end of a FLAC file of unknown length and changes
-    the last bits of MP3.
+    soundfile seeks to its current position after every block. This fails at the end of a FLAC file of unknown length,
+    and changes the last bits of MP3.
     """
 
     def seekable(self) -> bool:
@@ -74,7 +74,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def explain_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a reading library raises into an `AudioError` that names the file.
+    """Turn any error of a reading library into an `AudioError` that names the file.
 
     Raises:
         AudioError: with the library's reason.
@@ -85,15 +85,15 @@ def explain_errors(path: Path) -> Iterator[None]:
         raise
     except MemoryError:
         raise AudioError(f"{path}: needs more memory than there is") from None
-    except Exception as error:  # damage raises nearly any kind, AssertionError and TypeError among them
+    except Exception as error:  # damaged files raise nearly any kind, AssertionError and TypeError among them
         raise AudioError(f"{path}: not readable as audio ({_reason(error)})") from None
 
 
 def read_header(path: Path) -> Header:
-    """Read what a file's header says.
+    """Read a file's header.
 
     Raises:
-        AudioError: where there is no readable header, or no rate of speech in it.
+        AudioError: where there is no readable header, or its sample rate is outside of `SAMPLE_RATES`.
     """
     with open_file(path) as (header, _):
         return header
@@ -101,14 +101,14 @@ def read_header(path: Path) -> Header:
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[tuple[Header, soundfile.SoundFile | None]]:
-    """Open a file and read what its header says.
+    """Open a file and read its header.
 
     Yields:
-        The header, and what `decode` takes so that the file need not be opened again: of Ogg that takes as long as
-        decoding a second. None where FFmpeg reads it.
+        The header, and a file object for `decode`, so that the file need not be opened again: with Ogg that takes as
+        long as decoding a second of audio. None where FFmpeg reads the file.
 
     Raises:
-        AudioError: as `read_header` does.
+        AudioError: as in `read_header`.
     """
     _check_file(path)
     with contextlib.ExitStack() as stack:
@@ -129,15 +129,15 @@ def decode(path: Path, header: Header, file: soundfile.SoundFile | None = None) 
     """Decode a file from its beginning to its end.
 
     Args:
-        path: of the file.
-        header: of the file.
-        file: of `open_file`, from which nothing was read yet.
+        path: path of the file.
+        header: header of the file.
+        file: file object from `open_file`, from which nothing was read yet.
 
     Yields:
         Blocks (samples, channels), float32 of full scale 1.
 
     Raises:
-        AudioError: where it is damaged, or ends before its header says.
+        AudioError: where the file is damaged, or ends before its header says.
     """
     count = 0
     with explain_errors(path):
@@ -152,10 +152,10 @@ def decode(path: Path, header: Header, file: soundfile.SoundFile | None = None) 
 
 
 def decode_part(path: Path, start: int, stop: int) -> NDArray[numpy.float32]:
-    """Decode samples ``start`` to ``stop``, (stop - start, channels), of a file whose header says that it is seekable.
+    """Decode samples ``start`` to ``stop``, (stop - start, channels), of a file whose header is ``seekable``.
 
     Raises:
-        AudioError: where they are damaged or missing.
+        AudioError: where these samples are damaged or missing.
     """
     with explain_errors(path):
         samples, _ = soundfile.read(open_source(path), stop - start, start, dtype="float32", always_2d=True)
@@ -165,10 +165,10 @@ def decode_part(path: Path, start: int, stop: int) -> NDArray[numpy.float32]:
 
 
 def count_samples(path: Path, header: Header) -> int:
-    """Count the samples of one channel, by decoding them where the header does not tell.
+    """Count the samples of one channel, by decoding them where the header does not give their number.
 
     Raises:
-        AudioError: as `decode` does.
+        AudioError: as in `decode`.
     """
     if header.length is not None:
         return header.length
@@ -213,10 +213,12 @@ def _describe(path: Path, file: soundfile.SoundFile) -> Header:
 
 
 def _describe_media(path: Path, error: soundfile.LibsndfileError) -> Header:
-    """Describe what FFmpeg reads and libsndfile does not: by the ending, as FFmpeg makes something of nearly any file.
+    """Describe a file that FFmpeg reads and libsndfile does not; its ending or libsndfile's error decides.
+
+    FFmpeg alone would not do: it makes something of nearly any file.
 
     Raises:
-        AudioError, LibsndfileError: where neither does.
+        AudioError, LibsndfileError: where neither reads it.
     """
     if path.suffix.lower() not in media.SUFFIXES and not (error.code == UNSUPPORTED and media.is_available()):
         with open_bytes(path) as stream:
@@ -246,12 +248,12 @@ def _decode_streams(path: Path, header: Header, opened: soundfile.SoundFile | No
     else:
         with contextlib.nullcontext(opened) if opened is not None else _Sequential(open_source(path)) as file:
             if header.claimed_length is not None and header.can_seek:
-                file.seek(0)  # libsndfile skips what Opus puts before the first sample only after a seek
+                file.seek(0)  # libsndfile skips what Opus has before the first sample only after a seek
             yield from _read_blocks(file)
 
 
 def _decode_link(path: Path, header: Header, start: int, stop: int) -> Iterator[Block]:
-    """Decode one of the streams that follow one another in a file."""
+    """Decode one of the streams that follow one another in an Ogg file."""
     with open_bytes(path) as stream:
         stream.seek(start)
         content = io.BytesIO(stream.read(stop - start))
@@ -266,7 +268,7 @@ def _decode_link(path: Path, header: Header, start: int, stop: int) -> Iterator[
 
 
 def _decode_to_the_end(path: Path) -> Iterator[Block]:
-    """Decode an MP3 that does not tell its length, frame by frame: the last may be cut off, as recorded streams are."""
+    """Decode an MP3 without a stated length, frame by frame: the last frame may be cut off, as in recorded streams."""
     with as_pipe(path) as pipe, _Sequential(pipe, closefd=False) as file:
         try:
             yield from _read_blocks(file, MP3_FRAME)
@@ -277,14 +279,14 @@ def _decode_to_the_end(path: Path) -> Iterator[Block]:
 
 def _read_blocks(file: soundfile.SoundFile, size: int | None = None) -> Iterator[Block]:
     size = size or max(1, BLOCK_VALUES // file.channels)
-    remaining = file.frames  # what follows may be no audio
+    remaining = file.frames  # what follows may not be audio
     while remaining > 0 and len(block := file.read(min(size, remaining), dtype="float32", always_2d=True)):
         remaining -= len(block)
         yield block
 
 
 def _is_guessed(path: Path) -> bool:
-    """Whether an MP3's length is guessed from its size and its first frame's bit rate, as no Xing header tells it."""
+    """Whether an MP3's length is guessed from its size and its first frame's bit rate, for lack of a Xing header."""
     with as_pipe(path) as pipe:
         try:
             with _Sequential(pipe, closefd=False) as file:
@@ -294,7 +296,7 @@ def _is_guessed(path: Path) -> bool:
 
 
 def _explain_emptiness(path: Path) -> str:
-    """A recording that was never closed has its samples behind a header that promises none."""
+    """Explain a recording without samples: if it was never closed, its header promises none though samples follow."""
     size = measure(path)
     return f" by its header, though it has {size} bytes: was it never closed?" if size > 4096 else ""
 

@@ -1,4 +1,4 @@
-"""Audio files: read, check, resample, write."""
+"""Read, check, resample and write audio files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from daisy.audio.media import Block
 from daisy.errors import AudioError
 
 MAX_LEVEL = 2.0**31
-"""Of a sample: floats on the scale of 32-bit integers reach it. What is louder is damage; states would be infinite."""
+"""Highest level of a sample, reached by floats on the scale of 32-bit integers. Louder ones are damage; states would
+be infinite."""
 
 
 def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None) -> Tensor:
-    """Read a whole file, resampled where needed.
+    """Read a whole file, and resample it if needed.
 
     Args:
-        path: of the file, in any format that libsndfile reads, or FFmpeg with the extra ``ffmpeg``; or
-            ``archive.zip:offset:length``, as fairseq has it.
-        sample_rate: wanted, in Hz.
-        channel: which to take, counted from 0; None: their mean.
+        path: path of the file, in any format that libsndfile reads, or FFmpeg with the extra ``ffmpeg``; or
+            ``archive.zip:offset:length``, as in fairseq's manifests.
+        sample_rate: wanted sample rate in Hz.
+        channel: channel to take, counted from 0; None: the mean of all.
 
     Returns:
         (N,) float32 samples of full scale 1.
 
     Raises:
-        AudioError: where it is missing, no audio, damaged, empty, lacks the channel, or holds values that are no
-            numbers.
+        AudioError: where the file is missing, not audio, damaged or empty, lacks the channel, or holds NaN or infinity.
     """
     with decoding.open_file(path := Path(path)) as (header, file):
         blocks = [_take_channel(block, channel, path) for block in decoding.decode(path, header, file)]
@@ -43,18 +43,18 @@ def read(path: str | Path, sample_rate: int = 16000, channel: int | None = None)
 
 
 class AudioFile:
-    """A file of which parts are read.
+    """A file that is read in parts.
 
-    It is decoded whole where its rate is not the one asked for, and where libsndfile does not find every place in it:
-    MP3, ADPCM, FLAC of unknown length, several Ogg streams in one file, rare formats, and what FFmpeg reads.
+    It is decoded whole if its sample rate is not the wanted one, or if libsndfile cannot seek to every sample in it:
+    MP3, ADPCM, FLAC of unknown length, several Ogg streams in one file, rare formats, and all that FFmpeg reads.
 
     Args:
-        path: of the file.
-        sample_rate: wanted, in Hz.
-        channel: which to take, counted from 0; None: their mean.
+        path: path of the file.
+        sample_rate: wanted sample rate in Hz.
+        channel: channel to take, counted from 0; None: the mean of all.
 
     Raises:
-        AudioError: as `read` does.
+        AudioError: as in `read`.
     """
 
     def __init__(self, path: str | Path, sample_rate: int = 16000, channel: int | None = None):
@@ -68,14 +68,14 @@ class AudioFile:
         """Read a part of the file.
 
         Args:
-            start: first sample, counted at the wanted rate.
-            stop: the one after the last.
+            start: index of the first sample, at the wanted rate.
+            stop: index after the last sample.
 
         Returns:
-            (stop - start,) float32.
+            (stop - start,) float32 samples.
 
         Raises:
-            AudioError: where they are damaged, missing, or no numbers.
+            AudioError: where the samples are damaged, missing, NaN or infinite.
         """
         if self.whole is not None:
             return self.whole[start:stop]
@@ -85,35 +85,35 @@ class AudioFile:
 
 
 def num_samples(path: str | Path, sample_rate: int = 16000) -> int:
-    """Tell a file's length after resampling: for ordering before anything is read.
+    """Return a file's length after resampling, for ordering files before any is read.
 
     Args:
-        path: of the file.
-        sample_rate: wanted, in Hz.
+        path: path of the file.
+        sample_rate: wanted sample rate in Hz.
 
     Returns:
-        The number of samples that `read` returns. By the header where that tells it, else counted by decoding. An
-        Ogg file's pages are looked at one by one, about 2 ms for ten minutes.
+        The number of samples that `read` returns, from the header if it gives one, else counted by decoding. An Ogg
+        file's pages are visited one by one, about 2 ms for ten minutes.
 
     Raises:
-        AudioError: where there is no readable header, or what must be decoded is damaged.
+        AudioError: where there is no readable header, or a file that must be decoded is damaged.
     """
     header = decoding.read_header(path := Path(path))
     return _resampled_length(decoding.count_samples(path, header), header.sample_rate, sample_rate)
 
 
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """Resample with soxr's filter of high quality: any two rates, aliases 120 dB below.
+    """Resample with soxr's high-quality filter, between any two rates, with aliases 120 dB below.
 
-    Up to 0.91 of the lower rate's band, levels change by less than 0.01 dB; above it they fall steeply.
+    Levels change by less than 0.01 dB up to 0.91 of the lower rate's band, and fall steeply above.
 
     Args:
-        waveform: (N,) float32 on the CPU.
-        rate: its rate, in Hz.
-        target: the rate wanted, in Hz.
+        waveform: (N,) float32 samples on the CPU.
+        rate: sample rate of the waveform in Hz.
+        target: wanted sample rate in Hz.
 
     Returns:
-        (ceil(N * target / rate),) float32; ``waveform`` itself where the rates are the same.
+        (ceil(N * target / rate),) float32 samples; ``waveform`` itself if the rates are the same.
     """
     if rate == target:
         return waveform
@@ -123,11 +123,11 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
 
 
 def encode_wav(waveform: Tensor, sample_rate: int = 16000) -> bytes:
-    """Encode samples as a WAV file of floats: mixtures may pass full scale, and clipping would be another noise.
+    """Encode samples as a WAV file of floats: mixtures may exceed full scale, and clipping would add another noise.
 
     Args:
-        waveform: (N,).
-        sample_rate: its rate, in Hz.
+        waveform: (N,) samples.
+        sample_rate: sample rate in Hz.
 
     Returns:
         The file's content.
@@ -138,7 +138,7 @@ def encode_wav(waveform: Tensor, sample_rate: int = 16000) -> bytes:
 
 
 def _take_channel(block: Block, channel: int | None, path: Path) -> Tensor:
-    """(N,) of a block (N, channels)."""
+    """Take a channel (N,) of a block (N, channels), or the mean of all."""
     if channel is None:
         samples = torch.from_numpy(block)
         return samples.mean(1) if block.shape[1] > 1 else samples[:, 0]
@@ -149,7 +149,7 @@ def _take_channel(block: Block, channel: int | None, path: Path) -> Tensor:
 
 
 def _check_values(waveform: Tensor, path: Path, start: int | None = None) -> None:
-    """Refuse what are no numbers, and what no scale has; ``start`` is where a part begins."""
+    """Refuse NaN, infinity and levels above `MAX_LEVEL`; ``start`` is the first sample's index where a part is read."""
     if bool((waveform.abs() <= MAX_LEVEL).all()):
         return
     if num_bad := int((~waveform.isfinite()).sum()):

@@ -1,4 +1,4 @@
-"""lhotse's manifests of recordings and of cuts: a JSON object a line, of which the audio files are taken."""
+"""Read lhotse's manifests of recordings and cuts, one JSON object per line; only the audio files are used."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def read_lhotse_manifest(path: str | Path) -> list[Recording]:
-    """Read which files a manifest of lhotse lists: of recordings, or of cuts that are whole recordings.
+    """Read the files that a lhotse manifest lists as recordings, or as cuts of whole recordings.
 
     Args:
-        path: of the manifest, ``.jsonl`` or ``.jsonl.gz``.
+        path: path of the manifest, ``.jsonl`` or ``.jsonl.gz``.
 
     Returns:
-        Its recordings, in its order, named by their ids there.
+        The recordings, in the manifest's order, named by their ids there.
 
     Raises:
-        UsageError: where it is no such manifest, or lists something else than whole files as they are: parts of them,
-            several files in one, channels of them, or audio that lhotse changes while it reads.
+        UsageError: where it is not such a manifest, or lists something other than whole, unchanged files: parts of
+            files, several files in one recording, single channels, or audio that lhotse changes while it reads.
     """
     path = Path(path)
     open_text = gzip.open if path.suffix == ".gz" else open

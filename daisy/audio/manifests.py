@@ -1,8 +1,8 @@
-"""fairseq's manifests: the root folder, then a line ``path<TAB>num_samples`` for each recording.
+"""Read and write fairseq's manifests: the root folder, then a line ``path<TAB>num_samples`` for each recording.
 
-What a line means is what fairseq 0.12.2 takes from it (fairseq/data/audio/hubert_dataset.py, load_audio): lines end at
-LF, CR or both; blanks of every kind are stripped at their ends; paths are relative to the root, and a relative root is
-relative to the working folder.
+Lines are interpreted as fairseq 0.12.2 does (fairseq/data/audio/hubert_dataset.py, load_audio): they end at LF, CR or
+both; blanks of every kind are stripped at their ends; paths are relative to the root, and a relative root is relative
+to the working folder.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from daisy.errors import AudioError, UsageError
 from daisy.models.lengths import MIN_SAMPLES
 
 PLAIN_SUFFIXES = (".npy", ".wav", ".flac", ".ogg")
-"""Of other files fairseq takes what follows a colon for a place in an archive (audio_utils.py, parse_path)."""
+"""In other files' paths fairseq takes what follows a colon for a place in an archive (audio_utils.py, parse_path)."""
 BREAKS = {"\t": "a tab", "\n": "a line feed", "\r": "a carriage return"}
-"""What ends a field or a line."""
+"""Characters that end a field or a line."""
 
 
 def read_manifest(path: str | Path) -> list[Recording]:
     """Read a fairseq manifest: the root folder, then ``path<TAB>num_samples`` lines.
 
-    A relative root is taken from the working folder, as fairseq takes it, or from the manifest's own folder where the
-    recordings are only there.
+    A relative root is taken from the working folder, as in fairseq, or from the manifest's own folder if the recordings
+    are only there.
 
     Args:
-        path: of the manifest.
+        path: path of the manifest.
 
     Returns:
-        Its recordings, in its order.
+        The recordings, in the manifest's order.
 
     Raises:
-        UsageError: where it is not one, or it is not clear which folder a relative root means.
+        UsageError: where it is not a manifest, or it is not clear which folder a relative root means.
     """
     return read_manifest_lines(path)[0]
 
 
 def read_manifest_lines(path: str | Path) -> tuple[list[Recording], list[str]]:
-    """Read a fairseq manifest, and the lines of its recordings, without blanks at their ends.
+    """Read a fairseq manifest, and the lines of its recordings without blanks at their ends.
 
     Args:
-        path: of the manifest.
+        path: path of the manifest.
 
     Returns:
-        Its recordings as `read_manifest` returns them, and a line for each.
+        The recordings as `read_manifest` returns them, and a line for each.
 
     Raises:
-        UsageError: as `read_manifest`.
+        UsageError: as in `read_manifest`.
     """
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir() raises on long names
@@ -85,13 +85,13 @@ def format_manifest_root(root: str | Path) -> str:
     """Format a manifest's first line.
 
     Args:
-        root: the folder that its paths are relative to.
+        root: folder that the manifest's paths are relative to.
 
     Returns:
         The line, without its end.
 
     Raises:
-        UsageError: where the folder's name cannot stand in a manifest.
+        UsageError: where the folder's name cannot be written in a manifest.
     """
     text = os.path.abspath(root)
     if reason := _explain_unwritable(text, "\n\r"):
@@ -103,18 +103,18 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
     """Format a recording's line in a fairseq manifest: its path below a root, and its length.
 
     Args:
-        recording: to list.
-        root: the manifest's folder.
-        sample_rate: that fairseq trains at, in Hz.
+        recording: recording to list.
+        root: root folder of the manifest.
+        sample_rate: sample rate in Hz that fairseq trains at.
 
     Returns:
         The line, without its end.
 
     Raises:
-        UsageError: where it is not below the root.
-        AudioError: where fairseq could not use it: its name cannot stand in a manifest, its header is not readable, or
-            says that it is too short, of another rate or of unknown length; where what must be decoded, as its header
-            is not to be believed, is damaged.
+        UsageError: where the recording is not below the root.
+        AudioError: where fairseq could not use it: its name cannot be written in a manifest, its header is unreadable
+            or says that it is too short, of another rate or of unknown length, or, where the header is not credible,
+            decoding finds damage.
     """
     if not recording.path.is_relative_to(root):
         raise UsageError(f"{recording.path}: is not below the root {root}", remedy="root")
@@ -135,10 +135,10 @@ def format_manifest_line(recording: Recording, root: str | Path, sample_rate: in
 
 
 def format_manifest_name(recording: Recording, name: str) -> str:
-    """Format a path below a manifest's root in a form that is read again.
+    """Format a path below a manifest's root so that it is read back correctly.
 
     Raises:
-        AudioError: where it cannot stand in a manifest.
+        AudioError: where the path cannot be written in a manifest.
     """
     reason = _explain_unwritable(name, "\t\n\r")
     is_plain = recording.path.suffix in PLAIN_SUFFIXES and not find_member(recording.path)
@@ -150,7 +150,7 @@ def format_manifest_name(recording: Recording, name: str) -> str:
 
 
 def _explain_unwritable(name: str, breaks: str) -> str:
-    """Why a name cannot stand in a manifest; empty where it can."""
+    """Explain why a name cannot be written in a manifest; empty where it can."""
     for character in breaks:
         if character in name:
             return f"{BREAKS[character]} in the name"
@@ -162,10 +162,10 @@ def _explain_unwritable(name: str, breaks: str) -> str:
 
 
 def _resolve_root(path: Path, root: str, names: Sequence[str]) -> Path:
-    """Find the folder that a root means: one relative to the working folder or, if only it holds them, the manifest's.
+    """Find the folder that a root means: relative to the working folder or, if only it holds them, to the manifest's.
 
     Raises:
-        UsageError: where both hold recordings of that name, and they are not the same, or neither does.
+        UsageError: where both hold recordings of these names and are not the same folder, or neither does.
     """
     theirs, beside = Path.cwd() / root, absolute(path.parent) / root
     if Path(root).is_absolute() or not names or absolute(theirs) == absolute(beside):

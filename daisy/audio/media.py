@@ -1,4 +1,4 @@
-"""What libsndfile does not read, MP4, WebM, WMA, AMR and others, decoded by FFmpeg (PyAV, an optional extra)."""
+"""Decode what libsndfile does not read (MP4, WebM, WMA, AMR and others) with FFmpeg (PyAV, an optional extra)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daisy.audio.archives import open_bytes
 from daisy.errors import AudioError
 
 Block = NDArray[numpy.float32]
-"""(samples, channels), of full scale 1."""
+"""Samples (samples, channels), full scale 1."""
 
 FORMAT = "FFmpeg"
 SUFFIXES = frozenset(
@@ -24,15 +24,15 @@ SUFFIXES = frozenset(
     | {".ogx", ".qt", ".ra", ".rm", ".shn", ".spx", ".tak", ".tta", ".vob", ".weba", ".webm", ".wma", ".wmv"}
     | {".wv"}
 )
-"""File name endings of what FFmpeg reads and libsndfile does not."""
+"""File name endings of formats that FFmpeg reads and libsndfile does not."""
 DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,aac,ac3,aiff,eac3,amr,amrnb,amrwb,ape,avi,caf,dts,dtshd,flv,mpegts,mpeg,"
     "mpc,mpc8,ogg,rm,shn,tak,tta,w64,wav,wv"
 )
-"""Those that read the file which they are given; playlists could name any other, on the network too."""
+"""Demuxers that read only the given file; playlists could name any other, on the network too."""
 INSTALL = "pip install 'daisy-speech[ffmpeg]'"
 MAX_MISSING_SEC = 0.5
-"""By which a stream may be shorter than its header says."""
+"""Seconds by which a stream may be shorter than its header says."""
 
 
 def is_available() -> bool:
@@ -44,7 +44,7 @@ def read_header(path: Path) -> tuple[int, int]:
     """Read the sample rate in Hz and the number of channels of a file's audio.
 
     Raises:
-        AudioError: where there is no audio in it, or PyAV is missing.
+        AudioError: where the file holds no audio, or PyAV is missing.
     """
     for frame in _decode_frames(path):
         return frame.sample_rate, frame.layout.nb_channels
@@ -52,13 +52,13 @@ def read_header(path: Path) -> tuple[int, int]:
 
 
 def decode(path: Path) -> Iterator[Block]:
-    """Decode a file's audio, the stream that FFmpeg thinks best.
+    """Decode a file's audio, from the stream that FFmpeg considers best.
 
     Yields:
         Blocks (samples, channels).
 
     Raises:
-        AudioError: where there is none, PyAV is missing, or the file ends before its header says.
+        AudioError: where there is no audio, PyAV is missing, or the file ends before its header says.
     """
     converter: Any = None
     for frame in _decode_frames(path):
@@ -66,7 +66,7 @@ def decode(path: Path) -> Iterator[Block]:
             converter = importlib.import_module("av").AudioResampler(
                 format="fltp", layout=frame.layout, rate=frame.sample_rate
             )
-        frame.pts = None  # gaps in the times are not filled
+        frame.pts = None  # gaps between time stamps are not filled
         for converted in converter.resample(frame):
             yield numpy.ascontiguousarray(converted.to_ndarray().T)
 
@@ -76,7 +76,7 @@ def _decode_frames(path: Path) -> Iterator[Any]:
         av: Any = importlib.import_module("av")
     except ModuleNotFoundError:
         raise AudioError(f"{path}: {path.suffix.lower()} files need FFmpeg: {INSTALL}") from None
-    # A stream, not a name: names may look like addresses, or be no UTF-8.
+    # A stream, not a name: names may look like addresses, or not be UTF-8.
     with open_bytes(path) as stream, av.open(stream, options={"format_whitelist": DEMUXERS}) as opened:
         container: Any = opened
         if not container.streams.audio:
@@ -88,7 +88,7 @@ def _decode_frames(path: Path) -> Iterator[Any]:
         for frame in container.decode(audio):
             seconds += frame.samples / frame.sample_rate
             yield frame
-        # Of other containers FFmpeg guesses the length, or tells that of the pictures.
+        # For other containers FFmpeg guesses the length, or gives that of the video.
         promised = audio.duration * audio.time_base if container.format.name.startswith("mov") and audio.duration else 0
         if seconds < promised - MAX_MISSING_SEC:
             raise AudioError(f"{path}: ends {float(promised - seconds):.1f} s before its header says")

@@ -1,8 +1,8 @@
-"""Where an MP3's frames begin, and whether the number of them that it tells is to be believed.
+"""Find an MP3's frames, and check whether the number of frames that it states is credible.
 
 The first frame may be a header instead of sound: "Xing" or "Info", four bytes of flags, then the number of frames
-(flag 1) and of their bytes with this one (flag 2), four bytes each, the highest first. libsndfile reads no more than it
-says.
+(flag 1) and the number of their bytes, this frame included (flag 2), four bytes each, most significant first.
+libsndfile reads no more frames than the header states.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import BinaryIO
 
 HEADERS = (b"Xing", b"Info")
 HEADER_PLACES = 4, 42
-"""Where in its frame a header may be: behind four bytes, a checksum of two and side information of up to 32."""
+"""Where in its frame a header may be: after four bytes, a checksum of two and side information of up to 32."""
 MAX_FRAME = 1441
 """Bytes of the longest frame."""
 MIN_MORE = 2 * MAX_FRAME
-"""Bytes behind what a header tells from which on it is not believed: some leave a frame out, their own."""
+"""Bytes after the stated end from which on a header is not believed: some headers leave out one frame, their own."""
 
 
 def seek_frames(source: BinaryIO) -> int:
-    """Go to an MP3's frames, behind the tags with which it begins, or in the chunk "data" of a WAV file.
+    """Seek to an MP3's frames, after the tags at its beginning, or in the chunk "data" of a WAV file.
 
-    libsndfile cannot skip tags above 64 kB, as covers of podcasts make them, where it cannot seek, and reads on behind
-    the chunk. A header is passed over where it tells no number of frames, or where sound follows behind those that it
-    tells, as where ``cat`` has joined files.
+    Where libsndfile cannot seek, it cannot skip tags above 64 kB, such as podcast covers, and reads on after the chunk.
+    A header is skipped if it states no number of frames, or if sound follows after the stated frames, as in files that
+    were joined with ``cat``.
 
     Returns:
-        Most bytes that the frames have.
+        Upper limit of the frames' size in bytes.
     """
     place, size = _find_chunk(source) or (_skip_tags(source, 0), sys.maxsize)
     header = _measure_wrong_header(source, place)
@@ -38,7 +38,7 @@ def seek_frames(source: BinaryIO) -> int:
 
 
 def _find_chunk(source: BinaryIO) -> tuple[int, int] | None:
-    """First byte and size of the chunk "data" of a WAV file; None in other files."""
+    """Find first byte and size of the chunk "data" of a WAV file; None in other files."""
     if not source.read(12).startswith(b"RIFF"):
         return None
     while len(head := source.read(8)) == 8:
@@ -50,10 +50,10 @@ def _find_chunk(source: BinaryIO) -> tuple[int, int] | None:
 
 
 def _skip_tags(source: BinaryIO, place: int) -> int:
-    """Find the first byte behind the ID3v2 tags that begin at a place.
+    """Find the first byte after the ID3v2 tags that begin at a place.
 
-    ID3 2.4, section 3.1: ten bytes, of which the last four tell the length of what follows, in seven bits each; a
-    footer has ten more.
+    ID3 2.4, section 3.1: a tag begins with ten bytes, of which the last four state the length of what follows, in
+    seven bits each; a footer takes ten more.
     """
     source.seek(place)
     while len(head := source.read(10)) == 10 and head.startswith(b"ID3") and max(head[6:]) < 0x80:
@@ -63,7 +63,7 @@ def _skip_tags(source: BinaryIO, place: int) -> int:
 
 
 def _measure_wrong_header(source: BinaryIO, start: int) -> int:
-    """Measure the frame of a header that is not to be believed, in bytes; 0 where there is none."""
+    """Return the size in bytes of the frame with a header that is not credible; 0 where there is no such header."""
     source.seek(start)
     frame = source.read(MAX_FRAME)
     place = max(frame.find(name, *HEADER_PLACES) for name in HEADERS)
@@ -77,7 +77,7 @@ def _measure_wrong_header(source: BinaryIO, start: int) -> int:
 
 
 def _goes_on(source: BinaryIO, place: int, frame: bytes) -> bool:
-    """Whether frames of the version, layer and rate of ``frame`` begin at a place, or behind tags there."""
+    """Whether frames of the version, layer and rate of ``frame`` begin at a place, or after tags there."""
     source.seek(_skip_tags(source, place))
     more = source.read(MIN_MORE)
     differing = (

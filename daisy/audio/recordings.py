@@ -1,4 +1,4 @@
-"""Recordings: which file and channel, whose voice, how often to list it."""
+"""Describe recordings: file and channel, speaker, and how often to list each."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from daisy.errors import AudioError, DaisyError, Remedy, UsageError
 from daisy.models.lengths import MIN_SAMPLES
 
 Channel = Literal["mean", "all"] | int
-"""The mean of a file's channels, each of them as a recording of its own, or one, counted from 0."""
+"""The mean of a file's channels, each channel as a recording of its own, or one channel, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """A file to read, and the name by which its results are known."""
+    """A file to read, and the name that its results get."""
 
     path: Path
-    """Absolute."""
+    """Absolute path."""
     name: str
-    """Path relative to the folder or manifest root that it was found under."""
+    """Path relative to the folder or manifest root under which the file was found."""
     channel: int | None = None
-    """Which channel is heard, counted from 0; None: their mean."""
+    """Channel to take, counted from 0; None: the mean of all."""
     name_of_file: str = ""
-    """Its name before `take_channels` gave each channel one; empty where it gave none."""
+    """The name before `take_channels` gave each channel its own; empty if it did not."""
 
     @property
     def file_name(self) -> str:
-        """The same for a file and for each channel that is taken of it."""
+        """Name that is the same for a file and for each channel that is taken from it."""
         return self.name_of_file or self.name
 
     @property
     def label(self) -> str:
-        """The path, and which channel it is where it is one of them."""
+        """The path, and the channel if it is a single one."""
         return format_label(str(self.path), self.channel)
 
 
@@ -54,17 +54,17 @@ def read_recording(
     max_samples: int | None = None,
     remedy: Remedy | None = None,
 ) -> Tensor:
-    """Read a recording that a network is to run on.
+    """Read a recording for a network.
 
     Args:
-        recording: what to read.
-        sample_rate: of the network, in Hz.
-        min_samples: that one frame sees.
-        max_samples: that the network hears at once; None: any number.
-        remedy: for a recording that is longer.
+        recording: recording to read.
+        sample_rate: sample rate of the network in Hz.
+        min_samples: samples that one frame sees.
+        max_samples: samples that the network takes at once; None: any number.
+        remedy: remedy to name for a recording that is too long.
 
     Returns:
-        (N,) float32.
+        (N,) float32 samples.
 
     Raises:
         AudioError: where it cannot be read, or is too short or too long; the message begins with the path.
@@ -85,17 +85,17 @@ def read_recording(
 
 
 def measure_recording(recording: Recording, sample_rate: int) -> int:
-    """Tell a recording's samples by its header, before it is read.
+    """Return a recording's number of samples by its header, before it is read.
 
     Args:
-        recording: what to measure.
-        sample_rate: at which, in Hz.
+        recording: recording to measure.
+        sample_rate: sample rate in Hz at which to count.
 
     Returns:
         The number of samples.
 
     Raises:
-        AudioError: where there is no readable header: with the fuller reason of reading it, if there is one.
+        AudioError: where there is no readable header, with the fuller reason if reading the file gives one.
     """
     try:
         return files.num_samples(recording.path, sample_rate)
@@ -108,12 +108,12 @@ Refusal = TypeVar("Refusal", bound=DaisyError)
 
 
 def drop_path(recording: Recording, error: Refusal) -> Refusal:
-    """Return the reason alone, for those who name the recording beside it."""
+    """Return the error without the path, for callers that name the recording beside it."""
     return type(error)(error.message.removeprefix(f"{recording.path}: "), remedy=error.remedy, path=error.path)
 
 
 def format_label(path: str, channel: int | None) -> str:
-    """Return a path, and which channel of its file is meant where it is one of them."""
+    """Return a path, with the channel if a single one is meant."""
     return path if channel is None else f"{path} (channel {channel})"
 
 
@@ -123,19 +123,19 @@ def parse_label(label: str) -> str:
 
 
 def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Recording]:
-    """Choose what is heard of recordings of several channels, such as the two sides of a telephone call.
+    """Choose the channels of recordings that have several, such as the two sides of a telephone call.
 
     Args:
-        recordings: of files.
-        channel: "mean"; a number, of every file; or "all", which makes a recording of each channel, named
-            ``call.0.wav``, ``call.1.wav`` after ``call.wav``, also where there is one channel only.
+        recordings: recordings of files.
+        channel: "mean"; a number, which applies to every file; or "all", which makes a recording of each channel, named
+            ``call.0.wav``, ``call.1.wav`` after ``call.wav``, also where there is only one channel.
 
     Returns:
-        The recordings in their order. A file that cannot be read stays one recording: reading it says why. One whose
-        channel was chosen before stays as it is.
+        The recordings in their order. A file that cannot be read stays one recording: reading it gives the reason. A
+        recording whose channel was chosen before stays as it is.
 
     Raises:
-        UsageError: on a number below 0.
+        UsageError: on a channel below 0.
     """
     if channel == "mean":
         return list(recordings)
@@ -147,16 +147,16 @@ def take_channels(recordings: Sequence[Recording], channel: Channel) -> list[Rec
 
 
 def count_repeats(num_samples: Sequence[int], speakers: Sequence[str], power: float) -> list[int]:
-    """Count how often to list each recording, so that nobody's voice outweighs the others'.
+    """Count how often to list each recording, so that no speaker outweighs the others.
 
     Speakers are heard in proportion to (their samples) ** (1 - power), as nearly as whole listings allow: 0 lists
-    everything once, 1 hears all speakers equally long. The speaker with the most samples is listed once. Of one who is
-    to be listed 1.5 times every second recording stands twice, as `weigh_sets` spreads them.
+    everything once, 1 hears all speakers equally long. The speaker with the most samples is listed once. For a speaker
+    to be listed 1.5 times, every second recording is listed twice, spread as in `weigh_sets`.
 
     Args:
-        num_samples: of each recording.
-        speakers: of each recording.
-        power: 0 to 1.
+        num_samples: samples of each recording.
+        speakers: speaker of each recording.
+        power: exponent from 0 to 1.
 
     Returns:
         A number for each recording, at least 1.
@@ -173,13 +173,13 @@ def read_speakers(path: str | Path) -> dict[str, str]:
     """Read a CSV file with the columns ``path`` (as in the manifest) and ``speaker``.
 
     Args:
-        path: of the file.
+        path: path of the CSV file.
 
     Returns:
         Speakers by path.
 
     Raises:
-        UsageError: where it is not one.
+        UsageError: where it is not such a file.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -195,15 +195,15 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
     """Look up each recording's speaker.
 
     Args:
-        recordings: of which to tell the speakers.
-        table: a CSV file of `read_speakers`; without one, every recording counts as another speaker's.
-        root: the folder below which the table's paths are.
+        recordings: recordings to look up.
+        table: CSV file for `read_speakers`; without one, every recording counts as another speaker's.
+        root: folder that the table's paths are relative to.
 
     Returns:
-        A name for each recording.
+        A speaker's name for each recording.
 
     Raises:
-        UsageError: where the file is none, or lacks a recording.
+        UsageError: where the table is not such a file, or lacks a recording.
     """
     if table is None:
         return [str(recording.path) for recording in recordings]
@@ -220,7 +220,7 @@ def assign_speakers(recordings: Sequence[Recording], table: str | Path | None, r
 
 
 def _map_speakers(table: str | Path, rows: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Speakers by path, of which each has one: they are the independent examples of a guarantee."""
+    """Map paths to speakers, one for each: speakers are the independent examples of a guarantee."""
     speakers: dict[str, str] = {}
     for path, speaker in rows:
         if speakers.setdefault(path, speaker) != speaker:
@@ -239,12 +239,12 @@ def _split_channels(recording: Recording) -> list[Recording]:
 
 
 def name_channel(recording: Recording, index: int) -> Recording:
-    """Make a recording of one channel of a file, with a name of its own."""
+    """Make a recording of one channel of a file, with its own name."""
     name = Path(recording.name)
     of_channel = str(name.with_name(f"{name.stem}.{index}{name.suffix}"))
     return replace(recording, name=of_channel, channel=index, name_of_file=recording.name)
 
 
 def absolute(path: Path) -> Path:
-    """Without ".." and without following links, so that a name stays the name it was given."""
+    """Make a path absolute without "..", but follow no links, so that a name stays the name it was given."""
     return Path(os.path.abspath(path))

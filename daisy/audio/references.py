@@ -1,4 +1,4 @@
-"""What was said in recordings, from the forms in which people have it."""
+"""Read reference texts of recordings, in the formats that are in use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daisy.errors import UsageError
 from daisy.models.tokens import SPACE, WORD_START
 
 LETTER_SUFFIXES = (".ltr", ".wrd")
-"""fairseq's, a line for each of the manifest beside it; of letters or SentencePiece's pieces, or of words."""
+"""fairseq's files, with a line for each in the manifest beside them: letters or SentencePiece pieces, or words."""
 TRN = re.compile(r"(?P<text>.*)\((?P<name>[^()]*)\)\s*")
 TEXT_COLUMNS = ("text", "sentence", "transcript", "transcription")
 Key = TypeVar("Key", str, Path)
@@ -25,22 +25,22 @@ FORMS = ".csv, .tsv, .ltr, .wrd, .trn, .txt"
 
 
 def read_references(path: str | Path, recordings: Sequence[Recording], root: str | Path = ".") -> list[str | None]:
-    """Read what was said in recordings.
+    """Read the reference texts of recordings.
 
     Args:
-        path: a CSV file of path and text; fairseq's ``.ltr`` or ``.wrd``, or the manifest (``.tsv``) that lies beside
-            one; sclite's ``.trn``, lines that end in the name in brackets; LibriSpeech's and Kaldi's ``.txt``, lines
-            that begin with the name; or a folder, all ``.trans.txt`` below it. A name is the recording's file name
-            without its ending.
-        recordings: of which to tell.
-        root: folder below which paths are.
+        path: a CSV file of path and text; fairseq's ``.ltr`` or ``.wrd``, or the manifest (``.tsv``) beside one;
+            sclite's ``.trn``, whose lines end in the name in brackets; LibriSpeech's and Kaldi's ``.txt``, whose lines
+            begin with the name; or a folder with ``.trans.txt`` files below it. A name is the recording's file name
+            without its suffix.
+        recordings: recordings to look up.
+        root: folder that paths are relative to.
 
     Returns:
-        The text of each, with single spaces; None where the file has none.
+        The text of each recording, with single spaces; None where the file has none.
 
     Raises:
-        UsageError: where it is none of these files, has a text for none of the recordings, or two texts for one; or
-            where a name could be of two recordings.
+        UsageError: where it is none of these files, has a text for none of the recordings or two texts for one, or a
+            name could belong to two recordings.
     """
     path = Path(path)
     if path.is_dir():
@@ -64,15 +64,15 @@ def require_references(path: str | Path, texts: Sequence[str | None], names: Ite
     """Refuse references that lack one of the recordings.
 
     Args:
-        path: where they come from.
-        texts: of `read_references`.
-        names: of the recordings.
+        path: file that the texts come from.
+        texts: texts from `read_references`.
+        names: names of the recordings.
 
     Returns:
         The texts.
 
     Raises:
-        UsageError: naming the first recording without one.
+        UsageError: where a recording has no text; names the first one.
     """
     for text, name in zip(texts, names, strict=True):
         if text is None:
@@ -81,7 +81,7 @@ def require_references(path: str | Path, texts: Sequence[str | None], names: Ite
 
 
 def _find_by_name(path: Path, by_name: Mapping[str, str], recordings: Sequence[Recording]) -> list[str | None]:
-    """The text of each recording, by its file name without the ending."""
+    """Find the text of each recording by its file name without the suffix."""
     first: dict[str, Path] = {}
     for recording in recordings:
         name = recording.path.stem
@@ -93,7 +93,7 @@ def _find_by_name(path: Path, by_name: Mapping[str, str], recordings: Sequence[R
 
 
 def _collect(path: Path, pairs: Iterable[tuple[Key, str]]) -> dict[Key, str]:
-    """Texts by what they are of, which may stand there twice with the same text only."""
+    """Collect texts by key; a key may occur twice only with the same text."""
     texts: dict[Key, str] = {}
     for key, text in pairs:
         if texts.setdefault(key, text) != text:
@@ -111,13 +111,13 @@ def _read_text(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Lines as fairseq reads them: a text may hold what else Unicode takes for the end of one."""
+    """Split lines as fairseq does: a text may hold other characters that Unicode counts as line ends."""
     lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
     return lines[:-1] if not lines[-1] else lines
 
 
 def _read_table(path: Path, root: Path) -> dict[Path, str]:
-    """Paths and texts of a CSV file."""
+    """Read paths and texts of a CSV file."""
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     try:
         header, lines = list(reader.fieldnames or ()), [(reader.line_num, line) for line in reader]
@@ -128,7 +128,7 @@ def _read_table(path: Path, root: Path) -> dict[Path, str]:
         raise UsageError(f"{path}: must have the columns path and text, found {', '.join(header) or 'nothing'}")
     pairs = []
     for number, line in lines:
-        if None in line or line[column] is None:  # a text with commas would be cut at the first of them
+        if None in line or line[column] is None:  # a text with commas would be cut at the first one
             raise UsageError(
                 f"{path}: line {number} has more or fewer cells than the first line; write a text with commas in "
                 "double quotes"
@@ -139,7 +139,7 @@ def _read_table(path: Path, root: Path) -> dict[Path, str]:
 
 
 def _read_fairseq(path: Path) -> dict[Path, str]:
-    """Paths of a manifest, and the texts of the letters or words beside it."""
+    """Read the paths of a manifest, and the texts in the file of letters or words beside it."""
     manifest = path.with_suffix(".tsv")
     beside = [path] if path.suffix != ".tsv" else [path.with_suffix(suffix) for suffix in LETTER_SUFFIXES]
     texts = next((candidate for candidate in beside if os.path.isfile(candidate)), beside[0])
@@ -161,7 +161,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
 
 
 def _read_named(path: Path) -> Iterator[tuple[str, str]]:
-    """Names and texts of lines that have both."""
+    """Read names and texts from lines that begin or end with a name."""
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue

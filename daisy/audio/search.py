@@ -1,4 +1,4 @@
-"""Recordings found: files, folders with all that is below and linked into them, patterns, manifests."""
+"""Find recordings: in files, folders with all that is below and linked into them, patterns, and manifests."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SUFFIXES = frozenset(
 )
 """File name endings that a folder is searched for, as libsndfile reads them; NIST SPHERE has many."""
 RAW_SUFFIXES = frozenset((".raw", ".pcm", ".vox", ".gsm", ".sln", ".g722"))
-"""Endings of samples without a header, which do not tell their rate."""
+"""Endings of samples without a header, whose sample rate is unknown."""
 IGNORED_FOLDERS = frozenset((".Trash", ".Trashes", "$RECYCLE.BIN", "__MACOSX", ".AppleDouble", "@eaDir"))
-"""What systems keep beside one's files: what was thrown away, and what belongs to other files."""
+"""Folders that systems keep beside a user's files, for deleted files and for data about other files."""
 
 
 @dataclass(kw_only=True)
 class Findings:
-    """What a search has found, and what it has passed over."""
+    """Recordings that a search found, and files that it passed over."""
 
     recordings: list[Recording]
     skipped: Counter[str] = field(default_factory=Counter)
-    """How many files in folders look like audio or video by their ending, and were not taken."""
+    """Number of files in folders that look like audio or video by their ending and were not taken, by ending."""
     unreadable: list[str] = field(default_factory=list)
     """Folders that could not be searched, with the reason."""
 
     def describe_rest(self) -> list[str]:
-        """Make a line of what was skipped, "13 files skipped: .m4a (12), .raw (1)", and one for each unread folder."""
+        """Make a line of the skipped files, "13 files skipped: .m4a (12), .raw (1)", and one for each unread folder."""
         lines = [f"not searched: {reason}" for reason in self.unreadable]
         if self.skipped:
             count = sum(self.skipped.values())
@@ -54,11 +54,11 @@ class Findings:
 
 
 def find(inputs: Sequence[str | Path]) -> list[Recording]:
-    """Find the recordings that files, folders (searched through), globs or manifests name.
+    """Find the recordings that files, folders (searched recursively), globs or manifests name.
 
     Manifests are fairseq's (``.tsv``) and lhotse's (``.jsonl``, ``.jsonl.gz``).
 
-    Files are not opened here: an unreadable one is refused when it is read.
+    Files are not opened here: an unreadable one raises an error when it is read.
 
     Args:
         inputs: paths or patterns.
@@ -73,16 +73,16 @@ def find(inputs: Sequence[str | Path]) -> list[Recording]:
 
 
 def search(inputs: Sequence[str | Path]) -> Findings:
-    """Find recordings as `find` does, and tell what was passed over.
+    """Find recordings as `find` does, and report what was passed over.
 
-    Links to folders are followed. A folder is searched once, under its own name where it lies below the input, and so
-    is a file that lies in several linked folders. What macOS writes beside a file, ``._x.wav``, is no recording.
+    Links to folders are followed. Each folder is searched once, under its own name if it lies below the input; likewise
+    a file that several linked folders hold is taken once. macOS's companion files, ``._x.wav``, are ignored.
 
     Args:
         inputs: paths or patterns.
 
     Returns:
-        The recordings and what is known of the rest.
+        The recordings, and what was passed over.
 
     Raises:
         UsageError: where an input does not exist, or nothing at all was found.
@@ -119,7 +119,7 @@ def _expand(text: str, findings: Findings) -> list[Recording]:
 
 
 def _match(pattern: str) -> list[str]:
-    """What a pattern matches; of several names by which links lead to one place, the shortest."""
+    """Expand a pattern; of several names by which links lead to one file or folder, take the shortest."""
     places: dict[tuple[str, str], str] = {}
     for match in glob.glob(pattern, recursive=True):
         folder, name = os.path.split(match.rstrip(os.sep))
@@ -145,9 +145,9 @@ def _choose_files(root: Path, findings: Findings) -> Iterator[Path]:
 
 
 def _walk(root: Path, findings: Findings) -> list[Path]:
-    """List all files below a folder, and folders that are called like recordings; then what linked folders add.
+    """List all files below a folder, and folders named like recordings; then the files that linked folders add.
 
-    So what lies below the folder keeps its own name, and links, which may lead in circles, add only what nothing but
+    So files below the folder keep their own names, and links, which may be circular, only add files that nothing but
     links leads to.
     """
     searched: set[str] = set()
@@ -165,7 +165,7 @@ def _walk(root: Path, findings: Findings) -> list[Path]:
 
 
 def _walk_unlinked(folder: Path, searched: set[str], linked: list[Path], findings: Findings) -> Iterator[Path]:
-    """Walk through a folder that was not searched yet, without following links; collect those that lead to folders."""
+    """Walk through a folder not searched yet, without following links; collect the links to folders."""
 
     def note(error: OSError) -> None:
         findings.unreadable.append(f"{error.filename} ({error.strerror})")
@@ -176,7 +176,7 @@ def _walk_unlinked(folder: Path, searched: set[str], linked: list[Path], finding
         searched.add(os.path.realpath(place))
         folders[:] = [name for name in folders if name not in IGNORED_FOLDERS and not name.startswith(".Trash-")]
         yield from (Path(place, name) for name in files if not name.startswith("._"))
-        # Listed too, so that reading it says what it is: somebody may take it for a recording.
+        # Folders named like recordings are listed too, so that reading one says what it is.
         yield from (Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES)
         linked += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in searched]

@@ -1,4 +1,4 @@
-"""Files that libsndfile reads to their end only when they are handed over in another way: chained Ogg, endless MP3."""
+"""Find and feed streams that libsndfile reads to the end only by other means: chained Ogg, MP3 of unknown length."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from daisy.errors import AudioError
 def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
     """Find the streams that follow one another in an Ogg file, as radio stations and ``cat`` make them.
 
-    libsndfile reads the first one only. A stream begins with a page, or several that are interleaved, marked as
-    beginning (RFC 3533, section 6: the second bit of the header type).
+    libsndfile reads only the first one. A stream begins with a page, or several interleaved pages, marked as beginning
+    (RFC 3533, section 6: the second bit of the header type).
 
     Returns:
-        First byte of each, and the byte after its last.
+        First byte of each stream, and the byte after its last.
     """
     starts: list[int] = []
     was_beginning = False
@@ -38,7 +38,7 @@ def find_ogg_streams(path: Path) -> list[tuple[int, int]]:
 
 @contextlib.contextmanager
 def as_pipe(path: Path) -> Iterator[int]:
-    """Feed a file through a pipe, which has no size to guess a length from: libsndfile then decodes up to its end."""
+    """Feed a file through a pipe, which has no size to guess a length from: libsndfile then decodes up to the end."""
     receiver, sender = os.pipe()
     feeder = threading.Thread(target=_feed, args=(path, sender), daemon=True)
     feeder.start()
@@ -46,11 +46,11 @@ def as_pipe(path: Path) -> Iterator[int]:
         yield receiver
     finally:
         os.close(receiver)
-        feeder.join(timeout=5)  # it ends as nobody listens, unless a process forked meanwhile holds the pipe open
+        feeder.join(timeout=5)  # ends once nobody reads, unless a process forked meanwhile holds the pipe open
 
 
 def is_drained(pipe: int) -> bool:
-    """Whether everything was read that will ever come through a pipe."""
+    """Whether a pipe is closed and everything in it was read."""
     return not os.read(pipe, 1)
 
 

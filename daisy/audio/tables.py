@@ -1,4 +1,4 @@
-"""Tables that are taken for fairseq manifests, because they end in ``.tsv`` too."""
+"""Recognise tables that look like fairseq manifests because they end in ``.tsv`` too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SHOWN = 6
 
 
 def describe_table(first_line: str) -> str | None:
-    """Say what a file is whose first line names columns.
+    """Describe a file whose first line names columns.
 
     Args:
-        first_line: of the file; a manifest has its root folder there.
+        first_line: first line of the file; in a manifest, the root folder.
 
     Returns:
-        What it is, and where its recordings are; None where it may be a manifest.
+        What the file is, and where its recordings are; None where it may be a manifest.
     """
     columns = first_line.strip("\ufeff\r\n").split("\t")
     if len(columns) < 2 or os.path.isdir(first_line):  # Path.is_dir() raises on long lines

@@ -1,4 +1,4 @@
-"""Transcripts as fairseq's ``audio_finetuning`` reads them: a line of tokens a recording, and their dictionary."""
+"""Write transcripts for fairseq's ``audio_finetuning``: one line of tokens per recording, and their dictionary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daisy.models.tokens import FAIRSEQ_SPECIALS, SPACE
 
 
 def spell(text: str) -> list[str]:
-    """Spell a text as fairseq's letters: | after each word.
+    """Spell a text in fairseq's letters, with | after each word.
 
     Source: fairseq 0.12.2, examples/wav2vec/libri_labels.py.
 
@@ -30,21 +30,21 @@ def write_transcripts(
 ) -> Path:
     """Write a manifest's transcripts, and the dictionary of their tokens where there is none yet.
 
-    Beside ``train.tsv``: ``train.ltr``, a line for each recording, and ``dict.ltr.txt``. A dictionary that is there
-    already, of another split, stays as it is. With SentencePiece its model is copied to ``{labels}.model``, where the
+    Beside ``train.tsv`` this writes ``train.ltr``, with a line for each recording, and ``dict.ltr.txt``. An existing
+    dictionary, from another split, stays as it is. A SentencePiece model is copied to ``{labels}.model``, where the
     fairseq plugin finds it.
 
     Args:
-        manifest: the .tsv file that they belong to.
-        texts: of its recordings, in its order.
+        manifest: the .tsv file that the transcripts belong to.
+        texts: texts of the manifest's recordings, in its order.
         labels: ending of the files, and ``task.labels`` of fairseq.
-        sentencepiece: model whose pieces are the tokens; None: characters.
+        sentencepiece: SentencePiece model whose pieces are the tokens; None: characters.
 
     Returns:
         The dictionary's path.
 
     Raises:
-        UsageError: on an empty text, a character that the dictionary lacks, a model that cannot be read, or another one
+        UsageError: on an empty text, a character that the dictionary lacks, a model that cannot be read, or one other
             than an earlier split's.
         OutputError: where a file cannot be written.
     """
@@ -87,7 +87,7 @@ def _check_specials(used: Iterable[str]) -> None:
 
 
 def _check_symbols(dictionary: Path, used: Iterable[str]) -> None:
-    """Check that all tokens are in a dictionary: fairseq would take others for <unk> without a word."""
+    """Check that all tokens are in a dictionary: fairseq would silently read others as <unk>."""
     try:
         content = dictionary.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Sets of a manifest, folders below its root, that are listed more or less often than others."""
+"""Weight the sets of a manifest, folders below its root, that are listed more or less often than others."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from daisy.errors import UsageError
 
 HALF = Fraction(1, 2)
 MAX_WEIGHT = 1000
-"""Of a set: its lines are written so often, and nobody needs more."""
+"""Largest weight of a set: its lines are written that often, and nobody needs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetShare:
-    """What a set contributes to a manifest."""
+    """Share of a set in a manifest."""
 
     folder: str | None
-    """Below the manifest's root; None: all recordings of no named set."""
+    """Folder below the manifest's root; None: all recordings of no named set."""
     weight: float
     recordings: int
-    """Different lines."""
+    """Number of different lines."""
     listed: int
-    """Lines, those that stand several times counted so often."""
+    """Number of lines, with repetitions."""
     recorded_sec: float
     heard_sec: float
-    """In an epoch, which hears every line once."""
+    """Duration heard in an epoch, which takes every line once."""
 
     def describe(self) -> str:
-        """Describe it in some words, such as ``keywords 74.0 min (weight 2, recorded 37.0 min)``."""
+        """Describe the share in words, such as ``keywords 74.0 min (weight 2, recorded 37.0 min)``."""
         name, recorded = self.folder or "the rest", format_duration(self.recorded_sec)
         weight = "" if self.folder is None else f"weight {self.weight:g}, "
         return f"{name} {format_duration(self.heard_sec)} ({weight}recorded {recorded})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Turn it into what JSON can hold."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
@@ -46,10 +46,10 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """Check the weights of sets.
 
     Args:
-        weights: by folder below a manifest's root.
+        weights: weights by folder below a manifest's root.
 
     Raises:
-        UsageError: where one is not above 0 or is above `MAX_WEIGHT`, or a folder is not below a root.
+        UsageError: where a weight is not above 0 or is above `MAX_WEIGHT`, or a folder is not below a root.
     """
     for folder, weight in weights.items():
         if not 0 < weight <= MAX_WEIGHT:  # neither holds of NaN
@@ -65,10 +65,10 @@ def find_sets(names: Sequence[str], folders: Sequence[str]) -> list[str | None]:
 
     Args:
         names: paths of recordings below the manifest's root.
-        folders: below that root, such as ``keywords`` or ``librispeech/train``.
+        folders: folders below that root, such as ``keywords`` or ``librispeech/train``.
 
     Returns:
-        A folder for each recording, as it was given, or None.
+        For each recording a folder, as it was given, or None.
 
     Raises:
         UsageError: where a folder holds no recording, or is given twice.
@@ -85,20 +85,20 @@ def find_sets(names: Sequence[str], folders: Sequence[str]) -> list[str | None]:
 def weigh_sets(repeats: Sequence[int], sets: Sequence[str | None], weights: Mapping[str, float]) -> list[int]:
     """Count how often to list each recording, where sets have weights.
 
-    A recording of a set with weight w is listed w times as often. Where that is no whole number, those that are listed
-    once more than others are spread evenly over the set, in its order: with 1.5 every second recording stands twice,
+    A recording of a set with weight w is listed w times as often. If that is not a whole number, those that are listed
+    once more than others are spread evenly over the set, in its order: with 1.5 every second recording is listed twice,
     with 0.5 every second one is left out. The same call gives the same lines.
 
     Args:
         repeats: how often each recording is listed without weights.
-        sets: each recording's, of `find_sets`.
-        weights: of the sets, above 0. Recordings of no set stay as they are.
+        sets: set of each recording, from `find_sets`.
+        weights: weights of the sets, above 0. Recordings of no set stay as they are.
 
     Returns:
-        A number for each recording.
+        A count for each recording.
 
     Raises:
-        UsageError: where none of a set's recordings would be listed.
+        UsageError: where no recording of a set would be listed.
 
     Example:
         >>> from daisy import audio
@@ -128,17 +128,17 @@ def measure_shares(
     weights: Mapping[str, float],
     sample_rate: int,
 ) -> list[SetShare]:
-    """Measure how long each set is heard in an epoch of a manifest, those with weights first.
+    """Measure how long each set is heard in an epoch of a manifest, sets with weights first.
 
     Args:
-        num_samples: of each recording.
-        repeats: how often it is listed.
-        sets: it belongs to.
-        weights: of the sets.
-        sample_rate: in Hz.
+        num_samples: samples of each recording.
+        repeats: how often each recording is listed.
+        sets: set that each recording belongs to.
+        weights: weights of the sets.
+        sample_rate: sample rate in Hz.
 
     Returns:
-        A share for each set, and for the recordings of none where there are some.
+        A share for each set, and for the recordings of no set if there are any.
     """
     shares = []
     for folder in [*weights, None]:
@@ -159,7 +159,7 @@ def measure_shares(
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in hours, minutes or seconds, whichever can be read best."""
+    """Format a duration in hours, minutes or seconds, whichever is easiest to read."""
     if seconds >= 36000:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
