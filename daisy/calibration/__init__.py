@@ -1,4 +1,4 @@
-"""Unlabelled audio to policies: full runs, thresholds for a depth or a guaranteed risk, and what layers cost."""
+"""Calibrate policies on unlabelled audio: full runs, thresholds for a depth or a guaranteed risk, costs of layers."""
 
 from daisy.calibration.cost import make_macs_deadline, make_measured_deadline, measure_layer_seconds
 from daisy.calibration.depth import calibrate_depth

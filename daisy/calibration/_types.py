@@ -1,4 +1,4 @@
-"""Types that several modules here share."""
+"""Types that several modules of this package share."""
 
 import numpy
 from numpy.typing import NDArray

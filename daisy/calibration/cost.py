@@ -1,7 +1,7 @@
-"""What each part costs: multiply-accumulates, exact for the shapes and blind to memory; or seconds on this machine.
+"""Count or measure the cost of each part: multiply-accumulates, exact for the shapes but blind to memory, or seconds.
 
-On CPUs the exit loop does a few more (`daisy.runtime.linear.round_up_rows`), at most an eighth and on long batches a
-sixteenth; attention in bfloat16 a quarter.
+On CPUs the exit loop does a few more (`daisy.runtime.linear.round_up_rows`): at most an eighth, and a sixteenth on
+long batches; attention in bfloat16 does up to a quarter more.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TIMED_FRAMES = (50, 100, 200, 400, 800)
 
 
 def count_front_end_macs(config: AnyBackboneConfig) -> Cost:
-    """Count the convolutions, projection to the layers' width, and positional convolution; or a Conformer's spectra.
+    """Count the convolutions, the projection to the layers' width and the positional convolution; or Conformer spectra.
 
-    A convolution is counted at its outputs a frame, times T; the few more that the recording's ends need are left out.
-    A Fourier transform of N samples is N log2 N. Whisper's window is computed whatever is in it.
+    A convolution is counted by its outputs per frame, times T; the few more at the ends of the recording are left out.
+    A Fourier transform of N samples counts as N log2 N. Whisper's window is computed whatever is in it.
     """
     if isinstance(config, ConformerConfig):
         spectrum = config.fft_size * math.log2(config.fft_size) + (config.fft_size // 2 + 1) * config.num_mels
@@ -56,7 +56,7 @@ def count_front_end_macs(config: AnyBackboneConfig) -> Cost:
 def count_layer_macs(config: AnyBackboneConfig, heads: AnyHeadsConfig | None = None, score_stride: int = 1) -> Cost:
     """Count one layer (projections, attention over all frames, feed-forward, convolution) and its classifier.
 
-    Where not every layer has an exit, or a half-rate layer, these are spread over the layers: each has its share.
+    If not every layer has an exit or a half-rate layer, their cost is spread evenly over all layers.
     """
     per_frame = 4.0 * config.width**2 + 2.0 * config.width * config.ffn_width
     per_pair = 2.0 * config.width
@@ -87,15 +87,15 @@ def make_macs_deadline(
     score_stride: int = 1,
     exits: Sequence[int] | None = None,
 ) -> Deadline:
-    """Make a budget of multiply-accumulates for each utterance.
+    """Make a policy with a budget of multiply-accumulates for each utterance.
 
     Args:
-        backbone: what runs.
-        heads: the encoder's exit heads; they cost nothing where ``then`` reads none of their scores.
+        backbone: backbone that runs.
+        heads: exit heads of the encoder; they cost nothing if ``then`` reads none of their scores.
         budget: multiply-accumulates, front end included.
-        then: another rule that may leave earlier.
-        score_stride: of the encoder.
-        exits: of the encoder, where they are not all of the heads', or without heads not all layers.
+        then: another rule, by which utterances may leave earlier.
+        score_stride: score stride of the encoder.
+        exits: exits of the encoder, if not all of the heads', or without heads not all layers.
 
     Returns:
         The policy.
@@ -129,17 +129,19 @@ def make_measured_deadline(
     dtype: Precision = "float32",
     exits: Sequence[int] | None = None,
 ) -> Deadline:
-    """Make a budget of milliseconds for each utterance, from times measured on this machine, utterance by utterance.
+    """Make a policy with a budget of milliseconds for each utterance, from times measured on this machine.
+
+    Utterances are timed one by one.
 
     Args:
-        backbone: what runs.
-        heads: the encoder's exit heads.
-        budget_ms: front end included.
-        then: another rule that may leave earlier.
-        score_stride: of the encoder.
-        repeats: of each measurement, whose median counts.
-        dtype: of the encoder.
-        exits: of the encoder, where they are not all of the heads', or without heads not all layers.
+        backbone: backbone that runs.
+        heads: exit heads of the encoder.
+        budget_ms: milliseconds, front end included.
+        then: another rule, by which utterances may leave earlier.
+        score_stride: score stride of the encoder.
+        repeats: number of repetitions of each measurement, of which the median counts.
+        dtype: dtype of the encoder.
+        exits: exits of the encoder, if not all of the heads', or without heads not all layers.
 
     Returns:
         The policy.
@@ -164,7 +166,7 @@ def make_measured_deadline(
 
 
 def _name_layers(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The exits' layers, where not every layer has one."""
+    """Return the exits' layers, or nothing if every layer has one."""
     layers = tuple(exits) if exits is not None else heads.config.layers if heads else ()
     return layers if len(layers) < backbone.config.num_layers else ()
 
@@ -178,19 +180,19 @@ def measure_layer_seconds(
     repeats: int = 3,
     exits: Sequence[int] | None = None,
 ) -> Tensor:
-    """Time the front end and the layers up to each exit, with their scores, utterance by utterance.
+    """Time the front end and the layers up to each exit, with their scores, one utterance at a time.
 
     Args:
-        backbone: what runs.
-        heads: the exit heads, where ``scores`` has any of theirs.
+        backbone: backbone that runs.
+        heads: exit heads, if ``scores`` names any of theirs.
         waveforms: (N_b,) each.
-        scores: to compute at each layer.
-        score_stride: of the encoder.
-        repeats: of the whole, whose median counts, so that what else the machine did hardly shows.
-        exits: of the encoder, where they are not all of the heads'.
+        scores: scores to compute at each layer.
+        score_stride: score stride of the encoder.
+        repeats: number of repetitions, of which the median counts, so that other work on the machine hardly shows.
+        exits: exits of the encoder, if not all of the heads'.
 
     Returns:
-        (E,) seconds, sums over the utterances; (L,) where every layer has an exit.
+        (E,) seconds, summed over the utterances; (L,) if every layer has an exit.
     """
     encoder = _make_full_encoder(backbone, heads, scores, score_stride, "float32", exits)
     runs = []
@@ -208,7 +210,7 @@ def _make_full_encoder(
     dtype: Precision,
     exits: Sequence[int] | None,
 ) -> EarlyExitEncoder:
-    """One that runs all layers and computes scores, but for the draw, which is made once a batch."""
+    """Make an encoder that runs all layers and computes scores, except the draw, which is made once per batch."""
     names = set(scores) - {"draw"}
     return EarlyExitEncoder(
         backbone, heads, Never(), keep="last", scores=names, score_stride=score_stride, dtype=dtype, exits=exits
@@ -216,19 +218,19 @@ def _make_full_encoder(
 
 
 def _time_layers(encoder: EarlyExitEncoder, waveforms: Sequence[Tensor]) -> list[float]:
-    """Seconds until the front end, and each layer with its scores, was done; sums over the utterances."""
+    """Return the seconds until the front end, and each layer with its scores, were done, summed over the utterances."""
     device = encoder.backbone.device
     sums = [0.0] * (encoder.backbone.config.num_layers + 1)
     for waveform in waveforms:
         waveform = waveform.to(device)
         for _ in range(3 if device.type == "cuda" else 0):
-            encoder([waveform])  # until what is captured is captured
+            encoder([waveform])  # until everything that is captured has been captured
         sums = [sum(pair) for pair in zip(sums, _time_utterance(encoder, waveform), strict=True)]
     return sums
 
 
 def _time_utterance(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
-    """Seconds until the front end was done, and each layer."""
+    """Return the seconds until the front end, and each layer, were done."""
     is_cuda = waveform.device.type == "cuda"
     seconds: list[float] = []
 
@@ -243,7 +245,7 @@ def _time_utterance(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
 
 
 def _fit_cost(times: list[float]) -> Cost:
-    """Non-negative (c0, c1, c2) nearest to times at `TIMED_FRAMES`, in relative terms."""
+    """Fit non-negative (c0, c1, c2) to times at `TIMED_FRAMES`, with the least relative error."""
     from scipy.optimize import nnls
 
     frames = numpy.array(TIMED_FRAMES, dtype=float)

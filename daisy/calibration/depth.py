@@ -1,4 +1,4 @@
-"""Unlabelled audio to a policy with a mean depth; `daisy.calibration.guarantee` bounds its risk."""
+"""Calibrate a policy on unlabelled audio to a mean depth; `daisy.calibration.guarantee` bounds its risk."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from daisy.errors import PolicyError
 from daisy.policies import Policy
 
 STEPS = 40
-"""Of bisection."""
+"""Steps of bisection."""
 
 
 class Setting(NamedTuple):
-    """A policy that was set, and what it does."""
+    """A calibrated policy, and its exits."""
 
     policy: Policy
     exit_layers: Tensor
-    """(B,) of the utterances that it was set on; see `daisy.calibration.families.PolicyFamily.exit_layers`."""
+    """(B,) exits of the calibration utterances; see `daisy.calibration.families.PolicyFamily.exit_layers`."""
 
 
 def calibrate_depth(
     name: str, traces: Traces, target: float, loss: str = "disagreement", **settings: object
 ) -> Setting:
-    """Set a policy to the mean depth on these utterances that is nearest to a target.
+    """Calibrate a policy to the mean depth on these utterances that is nearest to a target.
 
     Args:
         name: as in `fit_family`.
@@ -40,10 +40,10 @@ def calibrate_depth(
         settings: the policy's other settings.
 
     Returns:
-        The policy, and the exits of the utterances that it was set on.
+        The policy, and the exits of the utterances that it was calibrated on.
 
     Raises:
-        PolicyError: on a target out of range, or as `fit_family`.
+        PolicyError: on a target out of range, or as in `fit_family`.
 
     Example:
         >>> import daisy
@@ -65,7 +65,7 @@ def calibrate_depth(
 
 
 def check_depth(target: float) -> None:
-    """Refuse what is no depth.
+    """Refuse a target that is not a depth.
 
     Args:
         target: executed share of the cost of all layers.
@@ -80,7 +80,7 @@ def check_depth(target: float) -> None:
 def find_quantile(family: PolicyFamily, traces: Traces, target: float) -> float:
     """Find the quantile whose mean depth is nearest to a target, halfway between those at which an exit changes.
 
-    At the edge, a score would equal its threshold, and the last bits of other machines or batches would decide.
+    At either end a score would equal its threshold, and the last bits of other machines or batches would decide.
     """
 
     def reached(quantile: float) -> float:
@@ -93,7 +93,7 @@ def find_quantile(family: PolicyFamily, traces: Traces, target: float) -> float:
 
 
 def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tuple[float, float]:
-    """Where something ceases to hold on the way out: the last quantile where it holds, and the first where not."""
+    """Find where a condition ceases to hold between two quantiles: the last one where it holds, the first where not."""
     for _ in range(STEPS):
         middle = (inside + outside) / 2
         if holds(middle):
@@ -104,18 +104,18 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> tupl
 
 
 def mean_depth(exit_layers: Tensor, traces: Traces) -> float:
-    """Compute the mean executed share of the cost of all layers, 0 to 1, of (B,) exit layers; each run counts once."""
+    """Compute the mean executed share, 0 to 1, of the cost of all layers for (B,) exit layers; each run counts once."""
     return float((traces.costs[exit_layers - 1].double() / traces.costs[-1]).mean())
 
 
 def fit_window(threshold: float, histogram: Sequence[float], kind: str = "avg") -> policies.Window:
-    """Choose the layers to look at as DAISY's published code does, from a histogram of exits at this threshold.
+    """Choose the layers to look at from a histogram of exits at this threshold, as DAISY's published code does.
 
     Args:
-        threshold: of the batch's entropy, nats.
-        histogram: exits at each layer 1 to L, counted when every layer was looked at.
-        kind: "avg": the mean exit's floor to its ceiling; "min-max": all layers that were exits; "threshold": from the
-            first to the last layer with at least a tenth of the exits.
+        threshold: threshold on the batch's entropy in nats.
+        histogram: number of exits at each layer 1 to L, counted with every layer looked at.
+        kind: "avg": from the floor of the mean exit to its ceiling; "min-max": all layers that were exits; "threshold":
+            from the first to the last layer with at least a tenth of the exits.
 
     Raises:
         PolicyError: on another kind, or an empty histogram.

@@ -1,4 +1,4 @@
-"""Families of policies, learnt from full runs: one knob from running everything to leaving at once."""
+"""Learn families of policies from full runs, each with one knob from running everything to leaving at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daisy.policies.rules import LookAhead
 from daisy.policies.scores import OF_TEXT, available_scores
 
 NEVER_EXIT = 1e6
-"""Beyond any score or price: with such a setting nobody leaves early."""
+"""Beyond any score or price: with such a setting no utterance leaves early."""
 THRESHOLDS = tuple(name for name, policy in POLICIES.items() if policy.knob)
 """Policies with a threshold on one score."""
 LOOK_AHEAD = {
@@ -28,47 +28,47 @@ LOOK_AHEAD = {
     "plateau": ("entropy", ("entropy",)),
     "regressed_plateau": ("regressed", ("regressed",)),
 }
-"""Look-ahead policies: the score or loss that is predicted, and what from."""
+"""Look-ahead policies: the score or loss that is predicted, and the scores it is predicted from."""
 TEXT_FAMILIES = tuple(name for name in THRESHOLDS if OF_TEXT.intersection(POLICIES[name].scores))
-"""Those that read scores which CTC exits alone give."""
+"""Families that read scores which only CTC exits give."""
 FAMILIES = (*(name for name in THRESHOLDS if name not in TEXT_FAMILIES), *LOOK_AHEAD, "agreement", "fixed")
-"""Those of any exits."""
+"""Families for any exits."""
 CALIBRATED_FAMILIES = (*(name for name in FAMILIES if name != "oracle"), *TEXT_FAMILIES)
-"""Those that can decide for new recordings; the oracle is told what only a full run knows."""
+"""Families that can decide for new recordings; the oracle is told what only a full run knows."""
 FULL_MODEL_FAMILIES = ("forecast", "agreement")
-"""Those that learn from the full model's units."""
+"""Families that learn from the full model's units."""
 MEAN_LOSSES = {
     "mean_disagreement": ("disagreement", "clean_disagreement"),
     "mean_text_disagreement": ("text_disagreement", "clean_text_disagreement"),
 }
-"""Losses that may be learnt beside the traces' own: means of those."""
+"""Losses that may be learnt besides the traces' own: means of these."""
 
 
 class PolicyFamily(NamedTuple):
     """All policies of one kind, from the safest (0, runs everything) to the cheapest (1).
 
-    Its functions are of modules, with what was learnt bound to them, so that it can be pickled.
+    Both functions are defined at module level, with the learnt values bound to them, so that a family can be pickled.
     """
 
     at: Callable[[float], Policy]
     """The policy at a quantile from 0 to 1."""
     exit_layers: Callable[[float], Tensor]
-    """(B,) exits of the utterances that it was learnt from.
+    """(B,) exits of the utterances that the family was learnt from.
 
-    Of policies that look ahead as if they had not seen them (cross-fitting); thresholds, and those of ``agreement``,
-    have.
+    Policies that look ahead decide as if they had not seen these utterances (cross-fitting); thresholds, and those of
+    ``agreement``, have seen them.
     """
 
 
 def check_family(name: str, heads: AnyHeads) -> None:
-    """Refuse a family that needs scores which these heads do not give, before anything runs.
+    """Refuse a family whose scores these heads do not give, before anything runs.
 
     Args:
-        name: of `FAMILIES` or `TEXT_FAMILIES`.
-        heads: whose scores it would read.
+        name: one of `FAMILIES` or `TEXT_FAMILIES`.
+        heads: heads whose scores the family would read.
 
     Raises:
-        CheckpointError: naming the scores.
+        CheckpointError: where scores are missing; names them.
     """
     wanted = set(LOOK_AHEAD[name][1] if name in LOOK_AHEAD else POLICIES[name].scores) - {"final_agreement"}
     lacking = wanted - available_scores(heads)
@@ -77,21 +77,21 @@ def check_family(name: str, heads: AnyHeads) -> None:
 
 
 def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings: object) -> PolicyFamily:
-    """Learn a policy's family from full runs.
+    """Learn a family of policies from full runs.
 
-    Quantiles are shares: about so many of the utterances and layers would let leave.
+    Quantiles are shares: at quantile q, about a share q of the utterances and layers allow an exit.
 
     Args:
-        name: of `FAMILIES` or `TEXT_FAMILIES`, or one of the traces' scores, for a threshold on it.
+        name: one of `FAMILIES` or `TEXT_FAMILIES`, or one of the traces' scores, for a threshold on it.
         traces: full runs on unlabelled audio.
-        loss: what ``forecast`` predicts and ``agreement`` holds: one of the traces' losses, or of `MEAN_LOSSES`.
+        loss: loss that ``forecast`` predicts and ``agreement`` bounds: one of the traces' losses, or of `MEAN_LOSSES`.
         settings: the policy's other settings.
 
     Returns:
         The family, from running everything to leaving at once.
 
     Raises:
-        PolicyError: on a policy that has no such family, or traces that lack what it reads.
+        PolicyError: on a policy that has no such family, or traces that lack scores or losses that it reads.
     """
     if name in LOOK_AHEAD:
         return _of_gains(name, traces, loss, settings)
@@ -111,7 +111,7 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
 
 
 def readable_scores(traces: Traces) -> dict[str, Tensor]:
-    """Return the scores to decide from; a policy that reads none needs their shape."""
+    """Return the scores to decide from, or zeros of their shape if there are none, for policies that read no score."""
     return traces.scores or {"none": torch.zeros(len(traces), traces.num_layers)}
 
 
@@ -139,7 +139,7 @@ def _of_threshold(name: str, traces: Traces, settings: dict[str, Any]) -> Callab
     values = sign * _scores(traces, kind.scores[0], name)[:, :-1].double()
     never = 0.0 if name == "entropy" else -sign * NEVER_EXIT
     values = values[values.isfinite()].sort().values
-    if not len(values):  # of two exits the first has none before it to compare with
+    if not len(values):  # with two exits, the first has none before it to compare with
         values = torch.tensor([sign * never], dtype=torch.float64)
     make = partial(_make_with, name=name, knob=kind.knob, settings=settings)
     return partial(_threshold_at, make=make, sign=sign, values=values, never=never)
@@ -154,7 +154,7 @@ def _threshold_at(quantile: float, make: Callable[[float], Policy], sign: int, v
 
 
 def _of_column(column: str, traces: Traces, loss: str) -> Callable[[float], Policy]:
-    """A threshold on any score; whether low or high values let leave is learnt from what the loss does."""
+    """Learn a threshold on any score; the loss tells whether low or high values allow an exit."""
     values, wanted = traces.scores[column][:, :-1].double(), _scores(traces, loss, column)[:, :-1].double()
     known = values.isfinite()  # some have no value at the first layer
     if not known.any():
@@ -198,7 +198,7 @@ def _exit_at_price(quantile: float, held_out: Tensor, prices: Tensor) -> Tensor:
 
 
 def critical_prices(rule: LookAhead, scores: dict[str, Tensor]) -> Tensor:
-    """Compute the prices at and above which utterances leave, (B, L - 1), at each layer."""
+    """Compute (B, L - 1) prices: the lowest at which each utterance leaves at each layer."""
     columns = []
     for layer in range(1, len(rule.weights) + 1):
         gains = rule.gains({name: values[:, :layer] for name, values in scores.items()}, layer)
@@ -210,23 +210,23 @@ def _of_agreement(traces: Traces, loss: str) -> Callable[[float], Policy]:
     entropy, losses = _scores(traces, "entropy", "agreement"), _scores(traces, loss, "agreement")
     order = entropy[:, :-1].argsort(0)
     sorted_entropy = entropy[:, :-1].gather(0, order)
-    beyond = 2 * sorted_entropy[-1:] - sorted_entropy[-2:][:1]  # as far again, where everybody may leave
+    beyond = 2 * sorted_entropy[-1:] - sorted_entropy[-2:][:1]  # as far again, where every utterance may leave
     bounds = torch.cat([sorted_entropy, beyond])
     counts = torch.arange(1, len(entropy) + 1, dtype=torch.float64)[:, None]
-    accepted_loss = losses[:, :-1].gather(0, order).double().cumsum(0) / counts  # of those up to each entropy
+    accepted_loss = losses[:, :-1].gather(0, order).double().cumsum(0) / counts  # of the utterances up to each entropy
     return partial(_agreement_at, accepted_loss=accepted_loss, bounds=bounds)
 
 
 def _agreement_at(quantile: float, accepted_loss: Tensor, bounds: Tensor) -> Policy:
     allowed = -1.0 if quantile <= 0 else _quantile(accepted_loss.flatten().sort().values, quantile)
     accepted = (accepted_loss <= allowed).long() * torch.arange(1, len(accepted_loss) + 1)[:, None]
-    rows = accepted.amax(0)  # 0: nobody may leave there
+    rows = accepted.amax(0)  # 0: no utterance may leave there
     last, first = (bounds.gather(0, r[None])[0] for r in ((rows - 1).clamp(min=0), rows))
-    # Halfway to who may not, as in `daisy.calibration.depth.find_quantile`.
+    # Halfway to the next entropy, as in `daisy.calibration.depth.find_quantile`.
     thresholds = torch.where(rows > 0, (last + first) / 2, 0.0).nan_to_num(0.0)  # no entropy at the first layer
     return policies.Agreement(threshold=(*thresholds.tolist(), 0.0))
 
 
 def _quantile(values: Tensor, quantile: float) -> float:
-    """Of sorted values, linear between them."""
+    """Return a quantile of sorted values, with linear interpolation."""
     return float(numpy.interp(quantile * (len(values) - 1), numpy.arange(len(values)), values.numpy()))

@@ -1,4 +1,4 @@
-"""Learns what running on would still gain, from full runs, without labels."""
+"""Learn from full runs, without labels, how much running on would still gain."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from daisy.calibration._types import Floats
 from daisy.errors import PolicyError
 
 RIDGE_PENALTY = 0.01
-"""On the squared weights, beside the mean squared error; features are standardised."""
+"""Penalty on the squared weights, added to the mean squared error; features are standardised."""
 FOLDS = 5
 
 
 class Gains(NamedTuple):
-    """A linear forecast; the settings of `daisy.policies.rules.LookAhead` but for the price."""
+    """A linear forecast: the settings of `daisy.policies.rules.LookAhead` without the price."""
 
     features: tuple[str, ...]
     weights: tuple[tuple[tuple[float, ...], ...], ...]
@@ -33,17 +33,17 @@ def fit_gains(
     run_weights: Tensor | None = None,
     penalty: float = RIDGE_PENALTY,
 ) -> Gains:
-    """Fit by ridge regression, from all scores up to each layer, how much lower the loss is at each later one.
+    """Fit by ridge regression, from all scores up to each layer, how much lower the loss is at each later layer.
 
     Args:
-        scores: (B, L) each, of full runs.
-        loss: (B, L), such as the share of frames whose unit is not the full model's.
-        features: which scores to read.
-        run_weights: (B,), how much each run counts, such as the length of its text for error rates; None: all the same.
-        penalty: on the squared weights.
+        scores: (B, L) each, from full runs.
+        loss: (B, L), such as the share of frames whose unit differs from the full model's.
+        features: names of the scores to read.
+        run_weights: (B,) weight of each run, such as the length of its text for error rates; None: equal weights.
+        penalty: penalty on the squared weights.
 
     Raises:
-        PolicyError: where no run counts.
+        PolicyError: where all runs have weight 0.
     """
     losses = loss.double().numpy()
     shares = numpy.ones(len(losses)) if run_weights is None else run_weights.double().numpy()
@@ -59,7 +59,7 @@ def fit_gains(
 
 
 def split_folds(groups: Sequence[str]) -> list[Tensor]:
-    """Split runs into folds, no group in two, and return the indices of each."""
+    """Split runs into folds, with each group in one fold only, and return the indices of each fold."""
     names = sorted(set(groups))
     order = numpy.random.default_rng(0).permutation(len(names))
     fold_of = {name: int(place) % FOLDS for name, place in zip(names, order, strict=True)}
@@ -68,9 +68,9 @@ def split_folds(groups: Sequence[str]) -> list[Tensor]:
 
 
 def _ridge(inputs: Floats, targets: Floats, shares: Floats, penalty: float) -> tuple[Floats, Floats]:
-    """Weights (outputs, inputs) for the inputs as they are, and intercepts (outputs,); rows count by their shares.
+    """Fit weights (outputs, inputs) for unscaled inputs, and intercepts (outputs,); ``shares`` weight the rows.
 
-    Inputs that never vary, or are missing, get no weight.
+    Inputs that never vary or are missing get weight 0.
     """
     inputs = numpy.nan_to_num(inputs)
     mean = shares @ inputs

@@ -1,4 +1,4 @@
-"""Unlabelled audio to a policy whose risk is bounded."""
+"""Calibrate a policy on unlabelled audio so that its risk is bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daisy.policies.rules import LookAhead
 MIN_GROUPS = 4
 LEARN_SHARE = 1 / 3
 EXCESS = ("word_errors", "character_errors")
-"""Losses that the last exit has too: the risk is how much more an earlier one has."""
+"""Losses that are not 0 at the last exit: the risk is how much higher they are at an earlier exit."""
 LOSSES = ("disagreement", "kl_nats", "text_disagreement", *EXCESS)
 METHODS = (*risk.P_VALUES, "conformal")
 NUM_STEPS = 100
@@ -35,7 +35,7 @@ class Certificate(NamedTuple):
 
     policy: Policy
     exit_layers: Tensor
-    """(n,) of those runs."""
+    """(n,) exits of the certifying runs."""
     runs: Traces
 
 
@@ -53,21 +53,21 @@ def calibrate_risk(
     """Find the cheapest policy of a family whose risk is at most ``alpha``, with probability at least 1 - ``delta``.
 
     A third of the groups learn the family, the others certify it; a group is one example, its loss the mean of its
-    runs'. Where there are several conditions the risk is bounded in each of them. A run of all layers is the full model
-    itself: no loss. Of a recogniser's errors those count that are above the last exit's, utterance by utterance.
+    runs'. With several conditions the risk is bounded in each. A run of all layers is the full model itself, without
+    loss. Of a recogniser's errors only those above the last exit's count, utterance by utterance.
 
     Args:
-        name: of `daisy.calibration.families.FAMILIES`.
+        name: one of `daisy.calibration.families.FAMILIES`.
         traces: full runs on unlabelled audio.
         alpha: the risk allowed, from (0, 1).
-        delta: the probability with which it may be missed; ``conformal`` bounds the expected risk, and has none.
+        delta: probability with which the bound may be missed; ``conformal`` bounds the expected risk, and has no delta.
         method: hoeffding-bentkus, betting or conformal (`daisy.calibration.risk`).
-        loss: of `LOSSES`.
-        ceiling: what losses are clipped to, and divided by.
-        seed: of who learns and who certifies.
+        loss: one of `LOSSES`.
+        ceiling: value that losses are clipped to, and divided by.
+        seed: seed of the split into learning and certifying groups.
 
     Returns:
-        The policy, or `Never` where none is certified, with the runs that certified it and their exits.
+        The policy, or `Never` if none is certified, with the runs that certified it and their exits.
 
     Raises:
         PolicyError: on values out of range, an unknown method, or too few groups.
@@ -83,7 +83,7 @@ def calibrate_risk(
 
 
 def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling: float, num_groups: int) -> None:
-    """Refuse what no guarantee can be given for.
+    """Refuse settings for which no guarantee can be given.
 
     Raises:
         PolicyError: on values out of range, an unknown method or loss, or too few groups.
@@ -105,15 +105,15 @@ def check_guarantee(alpha: float, delta: float, method: str, loss: str, ceiling:
 
 
 def make_ladder(name: str, learn: Traces, loss: str = "disagreement") -> list[Policy]:
-    """List a family's policies from the safest to the cheapest, learnt from runs that do not certify."""
+    """List a family's policies from the safest to the cheapest, learnt from runs that take no part in certifying."""
     family = fit_family(name, learn, loss)
     return [family.at(quantile) for quantile in numpy.linspace(0, 1, NUM_STEPS + 1)]
 
 
 def compute_exits(ladder_policies: Sequence[Policy], runs: Traces) -> Tensor:
-    """Compute the exit layers of each run under each policy of a ladder, (n, S)."""
+    """Compute the exit layer of each run under each policy of a ladder, (n, S)."""
     first = ladder_policies[0]
-    if isinstance(first, LookAhead):  # they differ in the price alone: look ahead once
+    if isinstance(first, LookAhead):  # they differ only in the price: look ahead once
         prices = torch.tensor([policy.price for policy in ladder_policies if isinstance(policy, LookAhead)])
         critical = critical_prices(first, runs.scores)
         return 1 + (critical[:, :, None] > prices).long().cumprod(1).sum(1)
@@ -131,20 +131,20 @@ def certify(
     ceiling: float = 1.0,
     seed: int = 0,
 ) -> int | None:
-    """Find the cheapest of S settings, the safest first, whose risk is certified in every condition.
+    """Find the cheapest of S settings, ordered from the safest on, whose risk is certified in every condition.
 
     Args:
         exits: (n, S) exit layers of the runs.
-        runs: those that certify.
+        runs: runs that certify.
         alpha: the risk allowed.
-        delta: the probability with which it may be missed.
-        method: of `METHODS`.
+        delta: probability with which the bound may be missed.
+        method: one of `METHODS`.
         loss: one of the runs' losses.
-        ceiling: what losses are clipped to, and divided by.
-        seed: of the order in which betting sees the groups.
+        ceiling: value that losses are clipped to, and divided by.
+        seed: seed of the order in which betting sees the groups.
 
     Returns:
-        Its index; None where not even the first is certified.
+        The setting's index; None if not even the first is certified.
     """
     groups = list(dict.fromkeys(runs.groups))
     order = numpy.random.default_rng(seed).permutation(len(groups))  # betting must not meet large groups first
@@ -160,13 +160,13 @@ def certify(
 
 
 def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict[str, Any]:
-    """Measure the certified quantity on the certifying runs: by condition, with intervals, and by exit layer.
+    """Measure the certified risk on the certifying runs: by condition, with intervals, and by exit layer.
 
     Args:
-        runs: those that certified.
-        exits: (n,) their exit layers.
-        loss: of `LOSSES`.
-        ceiling: what losses are clipped to, and divided by.
+        runs: runs that certified the policy.
+        exits: (n,) exit layers of these runs.
+        loss: one of `LOSSES`.
+        ceiling: value that losses are clipped to, and divided by.
     """
     by_condition = []
     for condition in dict.fromkeys(runs.conditions):
@@ -189,18 +189,18 @@ def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> 
 
 
 def compute_risks(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> Floats:
-    """Compute each group's mean loss, from [0, 1], under each setting: (groups, S)."""
+    """Compute each group's mean loss, in [0, 1], under each setting: (groups, S)."""
     at_exit = bound_losses(runs.losses[loss], ceiling, loss).gather(1, exits - 1)
     return risk.average_by_group(at_exit.numpy(), runs.groups)
 
 
 def bound_losses(losses: Tensor, ceiling: float, loss: str = "") -> Tensor:
-    """Clip and scale (B, L) losses to [0, 1]; none at the last layer, where nothing was left out.
+    """Clip and scale (B, L) losses to [0, 1]; at the last layer they are 0, because nothing was left out.
 
     Args:
-        losses: at each layer.
-        ceiling: what they are clipped to, and divided by.
-        loss: which they are; of `EXCESS` only what is above the last layer's counts.
+        losses: loss at each layer.
+        ceiling: value that they are clipped to, and divided by.
+        loss: name of the loss; for `EXCESS` only the excess over the last layer's counts.
     """
     values = ((losses - losses[:, -1:] if loss in EXCESS else losses) / ceiling).clamp(0, 1)
     values[:, -1] = 0

@@ -1,4 +1,4 @@
-"""Means and their intervals from resampling whole groups (speakers), whose recordings are alike."""
+"""Compute means, with intervals from resampling whole groups (speakers), because a group's recordings are alike."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Estimate(NamedTuple):
 
 
 class Resample:
-    """Sums over runs: of the runs as they are (row 0), and of groups drawn with replacement (the rows after).
+    """Sums over runs: over the runs as they are (row 0), and over groups drawn with replacement (the other rows).
 
     Args:
-        groups: of each run.
-        draws: bootstrap samples.
+        groups: group of each run.
+        draws: number of bootstrap samples.
     """
 
     def __init__(self, groups: Sequence[str], draws: int = DRAWS):
@@ -38,17 +38,17 @@ class Resample:
         numpy.add.at(self.times, (numpy.arange(1, draws + 1)[:, None], picks), 1)
 
     def sums(self, values: Floats) -> Floats:
-        """Sum (B, ...) values: (1 + draws, ...)."""
+        """Sum (B, ...) values over the runs: (1 + draws, ...)."""
         by_group = numpy.zeros((self.num_groups, *values.shape[1:]))
         numpy.add.at(by_group, self.membership, values)
         return self.times @ by_group
 
     def sum_weights(self, weights: Floats, what: str) -> Floats:
-        """Sum (B,) weights, (1 + draws,): NaN where only groups without weight were drawn, of which there is no mean.
+        """Sum (B,) weights, (1 + draws,): NaN where only groups without weight were drawn, which have no mean.
 
         Args:
-            weights: of the runs.
-            what: is weighted, for the error.
+            weights: weights of the runs.
+            what: name of the weighted quantity, for the error.
 
         Raises:
             UsageError: where no run has any weight.
@@ -59,20 +59,20 @@ class Resample:
         return numpy.where(totals > 0, totals, numpy.nan)
 
     def estimate(self, values: Floats) -> Estimate:
-        """Return row 0 with the interval of the others, but for those that are no number."""
+        """Return row 0 with the interval of the other rows, leaving out NaN."""
         low, high = numpy.nanquantile(values[1:], [0.025, 0.975])
         return Estimate(float(values[0]), float(low), float(high))
 
 
 def bootstrap(values: Sequence[float], groups: Sequence[str]) -> Estimate:
-    """Average over runs, with an interval.
+    """Average values over runs, with an interval.
 
     Args:
-        values: one for each run.
-        groups: the speaker of each.
+        values: value of each run.
+        groups: speaker of each run.
 
     Returns:
-        The mean with its 95 % interval, from resampling groups.
+        The mean with its 95 % interval from resampling groups.
 
     Example:
         >>> from daisy.calibration import bootstrap

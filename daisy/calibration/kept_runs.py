@@ -1,8 +1,8 @@
-"""Full runs on the disk as they are made, so that hours of them are not lost when a program is stopped.
+"""Keep full runs on the disk as they are made, so that hours of work are not lost when a program is stopped.
 
-One file: a line that says what decides the runs, then a JSON line for each batch, flushed to the disk one by one.
-Numbers are kept bit by bit, and batches are the same whenever the recordings are: what comes out in the end is what an
-uninterrupted program would have made, on the same kind of device and with the same number of threads.
+The file has a header line with the settings that determine the runs, then a JSON line for each batch, flushed to the
+disk one by one. Numbers are kept bit-exactly, and the same recordings give the same batches: the result is that of
+an uninterrupted program, on the same kind of device and with the same number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from daisy.errors import OutputError
 
 FORMAT_VERSION = 1
 KIND = "full runs"
-"""What a file of this kind says of itself."""
+"""Kind of file, as its header states it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,18 @@ class BatchRuns:
     losses: dict[str, Tensor]
     """(b, L) each."""
     units: list[Tensor]
-    """(T_b,) of the full model. Of a recogniser all exits' texts, as `daisy.calibration.text_tracing` packs them."""
+    """(T_b,) of the full model. For a recogniser the texts of all exits, packed by `daisy.calibration.text_tracing`."""
 
 
 class KeptRuns(AbstractContextManager["KeptRuns"]):
-    """A file of full runs that goes on where a stopped program ended.
+    """A file of full runs that continues where a stopped program ended.
 
     Args:
-        path: of the file; there may be none yet.
-        settings: what decides the runs of a condition, as JSON holds it: checkpoint, recordings and so on.
+        path: path of the file, which need not exist yet.
+        settings: settings that determine the runs of a condition, as JSON holds them: checkpoint, recordings and so on.
 
     Raises:
-        OutputError: on entering, where the file holds runs of other settings, or something else, or is in use.
+        OutputError: on entering, where the file has other settings or other content, or is in use.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
@@ -77,7 +77,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._batches:
-            self.discard()  # nobody needs a file of nothing
+            self.discard()  # nobody needs an empty file
         if self._lock is not None:
             self._lock.release()
 
@@ -86,19 +86,19 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         return sum(len(indices) for _, indices in self._batches)
 
     def count_used(self) -> int:
-        """Count those that were asked for and there, or added: how far this program has come."""
+        """Count the kept runs that were asked for, and the added ones: how far this program has come."""
         return sum(len(indices) for _, indices in self._used)
 
     def discard(self) -> None:
-        """Take the file away: its runs are needed no more."""
+        """Remove the file once its runs are no longer needed."""
         _files.remove(self.path)
 
     def get(self, condition: str, indices: Sequence[int]) -> BatchRuns | None:
-        """Return the runs of a batch, where there are any; they then count as used, see `count_used`.
+        """Return the kept runs of a batch, or None; they then count as used, see `count_used`.
 
         Args:
-            condition: what the recordings were heard through, with all that decides it.
-            indices: of the batch's utterances among all recordings.
+            condition: name of the condition, with everything that determines it.
+            indices: indices of the batch's utterances among all recordings.
         """
         key = (condition, tuple(indices))
         if key in self._batches:
@@ -109,9 +109,9 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
         """Keep the runs of a batch.
 
         Args:
-            condition: as of `get`.
-            indices: as of `get`.
-            runs: of these utterances.
+            condition: as in `get`.
+            indices: as in `get`.
+            runs: runs of these utterances.
 
         Raises:
             OutputError: where they cannot be written.
@@ -124,18 +124,18 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
             "units": [_encode(units) for units in runs.units],
         }
         key = (condition, tuple(indices))
-        self._used.add(key)  # first: an interrupt while it is written comes when it has been
+        self._used.add(key)  # first, because an interrupt while it is written comes when it has been
         self._batches[key] = runs
         _files.append(self.path, json.dumps(line) + "\n", flush=True)
 
     def _read(self) -> None:
-        """Read what is there, or begin."""
+        """Read the file, or begin it."""
         header, *lines = _files.whole_lines(self.path, repair=False) or [""]
         if not header and (not self.path.exists() or not self.path.stat().st_size):
             _files.write(self.path, (json.dumps(self._header) + "\n").encode())
             return
         self._check_header(header)
-        _files.whole_lines(self.path)  # now that it is known to be one of these files, cut off what is unfinished
+        _files.whole_lines(self.path)  # now that it is known to be such a file, cut off an unfinished line
         try:
             for line in map(json.loads, lines):
                 self._batches[line["condition"], tuple(line["utterances"])] = BatchRuns(
@@ -163,7 +163,7 @@ class KeptRuns(AbstractContextManager["KeptRuns"]):
 
 
 def _encode(values: Tensor) -> str:
-    """A tensor as text, bit by bit: its type, shape and compressed numbers."""
+    """Encode a tensor as text, bit-exactly: its type, shape and compressed numbers."""
     array = numpy.ascontiguousarray(values.cpu().numpy())
     data = base64.b64encode(zlib.compress(array.astype(array.dtype.newbyteorder("<")).tobytes(), 1)).decode()
     return f"{array.dtype.name} {'x'.join(map(str, array.shape))} {data}"

@@ -1,14 +1,14 @@
-"""Bounded losses on calibration data to settings with a guarantee: arithmetic only.
+"""Choose settings with a guarantee from bounded losses on calibration data: arithmetic only.
 
-Settings stand in order, the safest first and the cheapest last, and must not have been chosen by looking at the
-calibration losses. ``losses`` is (n, S): each calibration example's loss, from [0, 1], under each of S settings.
+Settings are ordered, the safest first and the cheapest last, and must not have been chosen by looking at the
+calibration losses. ``losses`` is (n, S): each calibration example's loss, in [0, 1], under each of S settings.
 
 Learn then Test (arXiv:2110.01052): with probability at least 1 - delta over the calibration set, the chosen setting's
-risk is at most alpha. Its p-values: Hoeffding-Bentkus, or Waudby-Smith and Ramdas's betting (arXiv:2010.09686), whose
-supremum over the examples stays valid by Ville's inequality. Conformal risk control (arXiv:2208.02814) bounds the
-expected risk of the chosen setting, over calibration sets too, instead of its probability.
+risk is at most alpha. Its p-values are Hoeffding-Bentkus, or the betting of Waudby-Smith and Ramdas
+(arXiv:2010.09686), whose supremum over the examples stays valid by Ville's inequality. Conformal risk control
+(arXiv:2208.02814) bounds the chosen setting's expected risk, also over calibration sets, instead of its probability.
 
-The examples must be drawn independently: where one speaker has several recordings, an example is a speaker.
+The examples must be drawn independently: if speakers have several recordings, an example is a speaker.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from daisy.calibration._types import Floats
 
 
 def hoeffding_bentkus(losses: ArrayLike, alpha: float) -> float:
-    """Compute a p-value of "the mean is above alpha" for independent losses from [0, 1] (arXiv:2110.01052, equation 6).
+    """Compute a p-value of "the mean is above alpha" for independent losses in [0, 1] (arXiv:2110.01052, equation 6).
 
     Args:
-        losses: (n,).
-        alpha: from (0, 1).
+        losses: (n,) losses.
+        alpha: risk in (0, 1).
     """
     from scipy.stats import binom
 
@@ -41,13 +41,13 @@ def hoeffding_bentkus(losses: ArrayLike, alpha: float) -> float:
 def betting(losses: ArrayLike, alpha: float, delta: float = 0.1) -> float:
     """Compute a p-value of "the mean is above alpha" by betting against it, loss by loss (arXiv:2010.09686, section 4).
 
-    The stake is the predictable plug-in of that paper's equation 26, which is best for one final look at level
-    ``delta``; the p-value is valid for any.
+    The stake is the predictable plug-in of that paper's equation 26, which is best for a single, final look at level
+    ``delta``; the p-value is valid for any level.
 
     Args:
-        losses: (n,), in an order that does not depend on them.
-        alpha: from (0, 1).
-        delta: the level that the stakes are made for.
+        losses: (n,) losses, in an order that does not depend on them.
+        alpha: risk in (0, 1).
+        delta: level that the stakes are chosen for.
     """
     values = numpy.asarray(losses, dtype=numpy.float64)
     count = len(values)
@@ -67,18 +67,18 @@ P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "betting"
 def learn_then_test(
     losses: Sequence[ArrayLike], alpha: float, delta: float, p_value: PValue = hoeffding_bentkus
 ) -> int | None:
-    """Find the last setting, from the safest on, up to which every one is certified (fixed-sequence testing).
+    """Find the last setting up to which every one, from the safest on, is certified (fixed-sequence testing).
 
     Args:
-        losses: (n_c, S) for each condition. A setting is certified only where it is in all of them: its p-value is the
-            largest, which needs no correction for their number, because "some condition's risk is too high" is
-            rejected only where each of them is.
-        alpha: the risk allowed, from (0, 1).
-        delta: the probability with which it may be missed.
-        p_value: of `P_VALUES`.
+        losses: (n_c, S) for each condition. A setting is certified only if it is in all conditions: its p-value is the
+            largest of theirs. This needs no correction for their number, because "some condition's risk is too high" is
+            rejected only if each condition's is.
+        alpha: the risk allowed, in (0, 1).
+        delta: probability with which the bound may be missed.
+        p_value: function from `P_VALUES`.
 
     Returns:
-        Index of a setting, None where not even the first is certified.
+        Index of a setting; None if not even the first is certified.
     """
     conditions = [numpy.asarray(of_one, dtype=numpy.float64) for of_one in losses]
     chosen = None
@@ -92,15 +92,15 @@ def learn_then_test(
 def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
     """Find the last setting whose corrected mean loss is at most alpha (conformal risk control, arXiv:2208.02814).
 
-    Losses that fall where a setting is cheaper are raised to the largest before (that paper's section 4.1), so that
-    the bound holds for any.
+    Losses that fall where a setting is cheaper are raised to the largest so far (that paper's section 4.1), so that the
+    bound holds for any losses.
 
     Args:
         losses: (n_c, S) for each condition; the chosen setting satisfies each.
         alpha: the expected risk allowed.
 
     Returns:
-        Index of a setting, None where not even the first is safe enough.
+        Index of a setting; None if not even the first is safe enough.
     """
     last = []
     for of_one in losses:
@@ -111,7 +111,7 @@ def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
 
 
 def average_by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
-    """Average (n, S) losses of recordings over each group's, a speaker's say: (G, S), in order of first mention."""
+    """Average (n, S) losses of recordings over each group, such as a speaker: (G, S), in order of first mention."""
     values = numpy.asarray(losses, dtype=numpy.float64)
     order = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     places = numpy.array([order[name] for name in groups])
@@ -121,6 +121,6 @@ def average_by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:
 
 
 def _divergence(a: float, b: float) -> float:
-    """Kullback-Leibler divergence of a coin of a from one of b, nats."""
+    """Compute the Kullback-Leibler divergence between Bernoulli distributions with means a and b, in nats."""
     terms = [x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)) if x > 0]
     return sum(terms)

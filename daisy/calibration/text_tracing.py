@@ -1,4 +1,4 @@
-"""Full runs of a recogniser: every score of every exit, its text, and how wrong that is."""
+"""Run a recogniser in full: every score of every exit, its text, and the errors in it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from daisy.policies.scores import WITHOUT_HEADS, HeadOutputs, available_scores
 from daisy.policies.texts import collapse, edit_distance
 
 UNIT_PREFIX = "unit_"
-"""Before the scores of heads on units, which stand beside those of the CTC exits."""
+"""Prefix of the scores of heads on units, which are listed beside those of the CTC exits."""
 TEXT_END = -1
-"""After each exit's tokens, where the texts of an utterance are kept as one tensor."""
+"""Mark after each exit's tokens, where the texts of an utterance are kept as one tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask:
-    """What full runs of a recogniser are measured on."""
+    """What full runs of a recogniser compute and compare with."""
 
     references: Sequence[str] | None = None
-    """What was said in each utterance, in the tokens' case; None where nobody knows."""
+    """Reference text of each utterance, in the tokens' case; None if unknown."""
     with_units: bool = False
     """Whether the scores of the heads on units are computed too, at the CTC exits' layers."""
     scores: tuple[str, ...] | None = None
-    """Of the CTC exits; where None all but the posterior, which takes a beam search at every exit."""
+    """Scores of the CTC exits; None: all but the posterior, which takes a beam search at every exit."""
 
 
 @torch.no_grad()
@@ -53,27 +53,27 @@ def trace_texts(
     kept_as: str = "",
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[Traces, list[str]]:
-    """Run every layer of a recogniser, note every exit's scores and greedily decoded text, and count errors.
+    """Run every layer of a recogniser, record every exit's scores and greedily decoded text, and count errors.
 
     Losses, at each exit:
 
-    - ``text_disagreement``: edit distance in characters to the last exit's text, over that text's characters;
-    - ``clean_text_disagreement``: the same, to the last exit's text on the clean version;
-    - ``word_errors``, ``character_errors``: against what was said, over its words and characters, where that is known.
+    - ``text_disagreement``: edit distance in characters to the last exit's text, over that text's length;
+    - ``clean_text_disagreement``: the same with the last exit's text on the clean version;
+    - ``word_errors``, ``character_errors``: against the reference, over its words or characters, where it is known.
 
-    Distances are over one character at least, and may be above 1. In means over utterances errors are summed before
-    they are divided: `Traces.weights_by_loss`.
+    Distances are divided by one character at least, and may exceed 1. For means over utterances, errors are summed
+    before the division: `Traces.weights_by_loss`.
 
     Args:
-        model: with CTC exits.
-        waveforms: (N_b,) each, at the backbone's rate.
-        names: of the utterances.
-        groups: the speaker of each; the utterance itself where None.
-        task: what was said, and what else is computed. Scores of heads on units are called ``unit_entropy`` and so on.
-        condition: what was done to the utterances.
-        reference: the last exit's texts on clean versions; those on the same input where None.
+        model: model with CTC exits.
+        waveforms: (N_b,) each, at the backbone's sample rate.
+        names: names of the utterances.
+        groups: speaker of each utterance; None: the utterance itself.
+        task: reference texts, and what else is computed. Scores of heads on units are named ``unit_entropy`` etc.
+        condition: name of what was done to the utterances.
+        reference: the last exit's texts on clean versions; None: those on the same input.
         score_stride: heads on units look at every ``score_stride``-th frame; CTC exits at all.
-        batch_sec: as of `daisy.calibration.trace`, and so ``kept``, ``kept_as`` and ``progress``.
+        batch_sec: as in `daisy.calibration.trace`, like ``kept``, ``kept_as`` and ``progress``.
         kept: likewise.
         kept_as: likewise.
         progress: likewise.
@@ -82,7 +82,7 @@ def trace_texts(
         The traces, whose layers are those of the exits, and the last exit's text of each utterance.
 
     Raises:
-        CheckpointError: where the model has no CTC exits, not the heads asked for, or computes what is no number.
+        CheckpointError: where the model lacks CTC exits or the heads asked for, or computes NaN or infinity.
         OutputError: where runs cannot be kept.
     """
     encoders, tokens = _make_encoders(model, task, score_stride), model.tokens
@@ -120,7 +120,7 @@ def trace_texts(
 
 
 def choose_unit_scores(traces: Traces) -> Traces:
-    """Return the same runs with the scores of the heads on units in place of the CTC exits'; those of no head stay."""
+    """Return the same runs with unit heads' scores instead of the CTC exits'; scores that need no head stay."""
     prefix = UNIT_PREFIX
     scores = {name.removeprefix(prefix): values for name, values in traces.scores.items() if name.startswith(prefix)}
     stay = WITHOUT_HEADS | {"final_agreement"}
@@ -130,18 +130,18 @@ def choose_unit_scores(traces: Traces) -> Traces:
 def count_losses(
     texts: Sequence[Sequence[str]], wanted: Sequence[str], references: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compare the texts of every exit with the last exit's, the wanted ones and what was said.
+    """Compare the texts of every exit with the last exit's, the clean version's and the reference.
 
     Args:
-        texts: of each utterance, those of its exits; E each.
-        wanted: the last exit's text of the clean version of each.
-        references: what was said in each; None where nobody knows.
+        texts: for each utterance the E texts of its exits.
+        wanted: the last exit's text on the clean version of each utterance.
+        references: reference text of each utterance; None if unknown.
 
     Returns:
-        Losses (B, E) by name, and weights (B,) of those that are counted among words or characters.
+        Losses (B, E) by name, and weights (B,) of the losses that are counted in words or characters.
 
     Raises:
-        UsageError: where there is not one reference for each utterance.
+        UsageError: where the number of references is not that of utterances.
     """
     losses = {
         "text_disagreement": _divide([[edit_distance(text, row[-1]) for text in row] for row in texts], _last(texts)),
@@ -178,7 +178,7 @@ def _divide(counts: list[list[int]], wanted: Sequence[Sequence[str]]) -> Tensor:
 
 
 def _make_encoders(model: Model, task: TextTask, score_stride: int) -> list[EarlyExitEncoder]:
-    """One with the CTC exits, and where they are asked for one with the heads on units."""
+    """Make an encoder with the CTC exits and, if asked for, one with the heads on units."""
     ctc = model.exit_heads("ctc")
     assert isinstance(ctc, CTCHeads)
     names: Iterable[str] = available_scores(ctc) - {"posterior"} if task.scores is None else task.scores
@@ -186,7 +186,7 @@ def _make_encoders(model: Model, task: TextTask, score_stride: int) -> list[Earl
     encoders = [EarlyExitEncoder(model.backbone, ctc, Never(), keep="last", scores=names, exits=exits)]
     if task.with_units:
         units = model.exit_heads("units")
-        names = available_scores(units) - WITHOUT_HEADS if units else {"entropy"}  # which the encoder then misses
+        names = available_scores(units) - WITHOUT_HEADS if units else {"entropy"}  # the encoder reports it as missing
         encoders.append(
             EarlyExitEncoder(
                 model.backbone, units, Never(), keep="last", scores=names, exits=exits, score_stride=score_stride
@@ -196,7 +196,7 @@ def _make_encoders(model: Model, task: TextTask, score_stride: int) -> list[Earl
 
 
 def _run(encoders: Sequence[EarlyExitEncoder], blank: int, waveforms: list[Tensor]) -> BatchRuns:
-    """Run a batch: the scores of all heads, and the texts of the CTC exits, which are the first encoder's."""
+    """Run a batch: the scores of all heads, and the texts of the CTC exits, which belong to the first encoder."""
     outputs: list[HeadOutputs] = []
     out = encoders[0](waveforms, observe=outputs.append)
     lengths = out.num_frames.tolist()
@@ -211,7 +211,7 @@ def _run(encoders: Sequence[EarlyExitEncoder], blank: int, waveforms: list[Tenso
 
 
 def pack_texts(texts: Sequence[Sequence[int]]) -> Tensor:
-    """Put the tokens of an utterance's exits into one tensor, `TEXT_END` after each exit's."""
+    """Put the tokens of an utterance's exits into one tensor, with `TEXT_END` after each exit's."""
     return torch.tensor([token for text in texts for token in (*text, TEXT_END)])
 
 

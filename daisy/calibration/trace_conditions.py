@@ -1,4 +1,4 @@
-"""Recordings to full runs under every condition: the table that policies are calibrated on and judged from."""
+"""Make full runs of recordings under every condition: the table for calibrating and evaluating policies."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Speech:
     waveforms: list[Tensor]
     names: list[str]
     groups: list[str]
-    """The speaker of each."""
+    """Speaker of each recording."""
     failed: dict[str, str]
-    """Path to the reason."""
+    """Reason by path."""
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -50,12 +50,12 @@ class Speech:
 
 @dataclass(frozen=True, kw_only=True)
 class Noises:
-    """Kinds of noise, and the recordings of those that are recorded."""
+    """Kinds of noise, and the recordings of the recorded kinds."""
 
     kinds: list[str]
     recorded: dict[str, mixing.NoiseBank]
     failed: dict[str, str]
-    """Path of a recording to why it is left out."""
+    """Reason why a recording is left out, by its path."""
 
     def count(self) -> int:
         """Count the recordings."""
@@ -75,16 +75,16 @@ def read_speech(
     """Read recordings; unreadable ones are left out and listed.
 
     Args:
-        recordings: what to read.
-        speakers: CSV file of path and speaker; None: each recording is its own.
-        root: what the paths there are relative to.
-        sample_rate: of the backbone.
-        min_samples: that one frame of the backbone sees.
-        max_samples: that it hears at once; None: any number.
-        strict: refuse the first that cannot be read, and leave none out.
+        recordings: recordings to read.
+        speakers: CSV file of path and speaker; None: each recording has its own speaker.
+        root: folder that the paths there are relative to.
+        sample_rate: sample rate of the backbone in Hz.
+        min_samples: samples that one frame of the backbone sees.
+        max_samples: samples that the backbone takes at once; None: any number.
+        strict: refuse the first unreadable recording, and leave none out.
 
     Raises:
-        UsageError: where the speakers are not all given, or nothing can be read.
+        UsageError: where a recording has no speaker in the file, or no recording can be read.
         AudioError: where one cannot be read, if ``strict``.
     """
     names = audio.assign_speakers(recordings, speakers, root)
@@ -109,12 +109,12 @@ def read_noises(given: Iterable[str], sample_rate: int, *, strict: bool = False)
     """Read kinds of noise; recordings that cannot be read are left out and listed.
 
     Args:
-        given: "white", "pink", "babble", or where recorded noise lies; its kind is the folder's or file's name.
-        sample_rate: of the backbone.
-        strict: refuse the first that cannot be read, and leave none out.
+        given: "white", "pink", "babble", or paths of recorded noise; its kind is the name of the folder or file.
+        sample_rate: sample rate of the backbone in Hz.
+        strict: refuse the first unreadable recording, and leave none out.
 
     Raises:
-        UsageError: where there is none, or where two kinds have one name.
+        UsageError: where a kind has no readable recording, or two kinds have one name.
         AudioError: where one cannot be read, if ``strict``.
     """
     noises = Noises(kinds=[], recorded={}, failed={})
@@ -135,7 +135,7 @@ def read_noises(given: Iterable[str], sample_rate: int, *, strict: bool = False)
 
 
 def _read_bank(text: str, sample_rate: int, failed: dict[str, str], strict: bool) -> mixing.NoiseBank:
-    """Read one kind of noise, and note in ``failed`` what cannot be read."""
+    """Read one kind of noise, and record in ``failed`` what cannot be read."""
     waveforms, reasons = [], {}
     for recording in audio.find([text]):
         try:
@@ -160,19 +160,19 @@ def open_kept_runs(
     score_stride: int,
     task: TextTask | None = None,
 ) -> KeptRuns:
-    """Say where the full runs of recordings are kept, and what decides them.
+    """Describe the file that keeps the full runs of recordings, and the settings that determine them.
 
     Args:
-        path: of the file.
-        checkpoint: digest of the model's (`daisy.checkpoints.digest`).
-        model: what runs.
+        path: path of the file.
+        checkpoint: digest of the model's checkpoint (`daisy.checkpoints.digest`).
+        model: model that runs.
         speech: clean recordings.
-        scores: which are computed; all where None.
-        score_stride: of the frames that the heads look at.
-        task: of a recogniser's runs; what was said decides none of them.
+        scores: scores to compute; None: all.
+        score_stride: stride of the frames that the heads look at.
+        task: task of a recogniser's runs; the references do not affect the runs.
 
     Returns:
-        The file, for `run_conditions`; to be entered.
+        The file for `run_conditions`, which is to be entered as a context manager.
     """
     lengths = json.dumps([len(waveform) for waveform in speech.waveforms])
     settings = {
@@ -213,24 +213,23 @@ def run_conditions(
     kept: KeptRuns | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Traces:
-    """Run the full model on every utterance and condition; losses against the clean version's units or text too.
+    """Run the full model on every utterance and condition; losses also compare with the clean version's units or text.
 
     Args:
-        model: with exit heads.
+        model: model with exit heads.
         speech: clean recordings.
-        conditions: what the recordings are heard through.
-        recorded: noise by kind.
-        scores: which to compute; all where None.
+        conditions: conditions that the recordings are played under.
+        recorded: recorded noise by kind.
+        scores: scores to compute; None: all.
         score_stride: heads look at every ``score_stride``-th frame.
-        seed: of excerpts, talkers and rooms.
+        seed: seed of excerpts, talkers and rooms.
         batch_sec: seconds of audio in a batch.
-        task: runs a recogniser, and compares texts (`daisy.calibration.text_tracing`); None: compares units.
-        kept: where runs are kept on the disk as they are made (`open_kept_runs`): those that are there are not
-            made again.
-        progress: called with the number of runs just done: those that were kept first, then those of clean speech,
-            asked for or not.
+        task: task for running a recogniser and comparing texts (`daisy.calibration.text_tracing`); None: compare units.
+        kept: file that keeps runs on the disk as they are made (`open_kept_runs`); runs found there are not made again.
+        progress: called with the number of runs just done: first all kept runs, then those of clean speech, which are
+            made whether asked for or not.
     """
-    # Of units, or texts: what it returns of clean versions is what it takes as the others' reference.
+    # It traces units or texts; what it returns for clean versions is the reference of the other conditions.
     trace_task: Callable[..., tuple[Traces, list[Any]]] = (
         functools.partial(tracing.trace, scores=None if scores is None else list(scores))
         if task is None
@@ -260,7 +259,7 @@ def run_conditions(
     rate = model.backbone.config.sample_rate
     for condition in wanted[1:]:
         if num_kept[condition] == len(speech.waveforms):
-            waveforms = speech.waveforms  # as long as the mixed ones would be, and none of them runs
+            waveforms = speech.waveforms  # as long as the mixed ones would be, and none of them is run
         else:
             waveforms = apply_condition(condition, speech.waveforms, recorded, seed, rate)
         noisy, _ = trace(waveforms, condition=condition.name, kept_as=names[condition], reference=reference or None)
@@ -269,7 +268,7 @@ def run_conditions(
 
 
 def _name_kept(condition: Condition, digests: Mapping[str, str], seed: int) -> str:
-    """Name a condition with all that decides what is heard: recorded noise by its samples, and the seed."""
+    """Name a condition by everything that determines its audio: recorded noise by its samples, and the seed."""
     if condition == CLEAN:
         return condition.name
     parts = [condition.kind, repr(condition.level), f"seed {seed}"]

@@ -1,11 +1,12 @@
-"""Full runs as a table: every score and loss of every utterance at every layer, of this toolkit's models or of others.
+"""Read and write full runs as a table: every score and loss of every utterance at every layer, of any model.
 
-CSV, one line for each utterance, condition and layer: columns ``utterance`` and ``layer`` (rising whole numbers, the
-same for all); optionally ``group`` (speaker or set; the utterance where missing), ``condition``, ``weight``, ``cost``
-(of running up to this layer; the mean over utterances counts). All other columns are scores, or losses where they are
-named ``loss``, ``errors``, ``word_errors``, ``character_errors``, ``kl_nats`` or end in ``disagreement``. Errors are
-divided by what they are counted among (``words``, of character errors ``characters``) where that is given, which then
-is their weight: the mean over a set is its errors over its words. An empty reference counts as one word.
+The file is CSV, one line for each utterance, condition and layer: columns ``utterance`` and ``layer`` (rising whole
+numbers, the same for all utterances); optionally ``group`` (speaker or set; the utterance if missing), ``condition``,
+``weight``, ``cost`` (of running up to this layer; the mean over utterances counts). All other columns are scores, or
+losses if they are named ``loss``, ``errors``, ``word_errors``, ``character_errors``, ``kl_nats`` or end in
+``disagreement``. Errors are divided by their reference's length (``words``, or ``characters`` for character errors) if
+that is given, and weighted by it: the mean over a set is its errors over its words. An empty reference counts as one
+word.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from daisy.errors import UsageError
 
 KEYS = ("utterance", "group", "condition", "layer", "weight", "words", "characters", "cost")
 COUNTED = {"word_errors": "words", "character_errors": "characters"}
-"""Losses that are counts in the table, and the column that they are among."""
+"""Losses that are counts in the table, and the column with the number that they are counted among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +35,21 @@ class Traces:
 
     utterances: tuple[str, ...]
     groups: tuple[str, ...]
-    """Of each run: its speaker, or what else must not be split."""
+    """For each run its speaker, or another group that must not be split."""
     conditions: tuple[str, ...]
-    """Of each run: "clean", "babble 5 dB" and the like."""
+    """For each run its condition: "clean", "babble 5 dB" and the like."""
     scores: dict[str, Tensor]
-    """(B, L) each: what policies read."""
+    """(B, L) each: scores that policies read."""
     losses: dict[str, Tensor]
-    """(B, L) each: what leaving after a layer costs."""
+    """(B, L) each: losses from leaving after a layer."""
     weights: Tensor
-    """(B,): what a run counts in means of losses."""
+    """(B,): weight of each run in means of losses."""
     costs: Tensor
-    """(L,) rising: of running up to each layer; the layers' own numbers where nothing else is known."""
+    """(L,) rising: cost of running up to each layer; the layers' own numbers if nothing else is known."""
     layers: tuple[int, ...]
-    """(L,) numbers of the layers that may be left."""
+    """(L,) numbers of the layers at which utterances may leave."""
     weights_by_loss: dict[str, Tensor] = field(default_factory=dict)
-    """(B,) what a run counts in means of a loss that is weighted otherwise: by its reference's words, say."""
+    """(B,) weights of runs in means of losses with other weights, such as the reference's number of words."""
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -59,7 +60,7 @@ class Traces:
         return len(self.costs)
 
     def weights_of(self, loss: str) -> Tensor:
-        """Return what each run counts in means of a loss, (B,)."""
+        """Return the weight of each run in means of a loss, (B,)."""
         return self.weights_by_loss.get(loss, self.weights)
 
     def select(self, rows: Sequence[int] | Tensor) -> Traces:
@@ -91,7 +92,7 @@ class Traces:
         return self.select(self.rows_of(condition))
 
     def rows_of(self, condition: str) -> Tensor:
-        """Find where the runs of one condition are."""
+        """Return the indices of the runs of one condition."""
         return torch.tensor([i for i, name in enumerate(self.conditions) if name == condition])
 
     def of_groups(self, groups: Iterable[str]) -> Traces:
@@ -112,13 +113,13 @@ class Traces:
 
 
 def join_traces(parts: Sequence[Traces]) -> Traces:
-    """Put several tables with the same scores and losses together.
+    """Join several tables with the same scores and losses.
 
     Args:
-        parts: the tables, of one model; the first one's costs count.
+        parts: tables of one model; the costs of the first one count.
 
     Returns:
-        All their runs, in order.
+        All runs of the tables, in order.
     """
     first = parts[0]
     return Traces(
@@ -141,7 +142,7 @@ def write_traces(traces: Traces, path: Path) -> None:
 
     Args:
         traces: full runs.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         OutputError: where it cannot be written.
@@ -168,16 +169,16 @@ def write_traces(traces: Traces, path: Path) -> None:
 
 
 def read_traces(path: Path) -> Traces:
-    """Read full runs from CSV: those of `write_traces`, or anybody's.
+    """Read full runs from CSV, written by `write_traces` or another program.
 
     Args:
-        path: of a file as the head of this module describes it.
+        path: path of a file in the format of this module's docstring.
 
     Returns:
         The runs.
 
     Raises:
-        UsageError: on a file that is no such table, naming line or column.
+        UsageError: on a file that is not such a table; names the line or column.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
@@ -226,40 +227,40 @@ def read_traces(path: Path) -> Traces:
 
 
 def is_loss(column: str) -> bool:
-    """Tell whether a column is a loss by its name."""
+    """Tell whether a column is a loss, by its name."""
     return column in ("loss", "errors", "kl_nats", *COUNTED) or column.endswith("disagreement")
 
 
 def _check(path: Path, scores: dict[str, Tensor], losses: dict[str, Tensor], costs: Tensor) -> None:
-    """Refuse what would make a mean meaningless."""
+    """Refuse values that would make a mean meaningless."""
     for name, values in losses.items():
         if not values.isfinite().all():
             raise UsageError(f"{path}: column {name!r} has empty or infinite cells; a loss needs one for every layer")
     for name, values in scores.items():
         if not values[:, 1:].isfinite().all() or values.isinf().any():  # some scores have none at the first layer
             raise UsageError(f"{path}: column {name!r} has infinite cells, or empty ones after the first layer")
-        if len(values[:, 0].isnan().unique()) > 1:  # policies would decide otherwise than they were set
+        if len(values[:, 0].isnan().unique()) > 1:  # policies would decide otherwise than when they were calibrated
             raise UsageError(f"{path}: column {name!r} has empty cells at the first layer of some utterances only")
     if not costs.isfinite().all() or costs[0] <= 0 or not (costs[1:] > costs[:-1]).all():
         raise UsageError(f"{path}: cost must be above 0 and rise from layer to layer, found {costs.tolist()}")
 
 
 def _check_constant(path: Path, table: dict[str, Tensor]) -> None:
-    """Refuse what a recording has one of, and differs between its layers."""
+    """Refuse columns that have one value per recording if they differ between its layers."""
     for name, values in table.items():
         if not ((values == values[:, :1]) | values.isnan()).all():
             raise UsageError(f"{path}: column {name!r} differs between the layers of a recording")
 
 
 def _check_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Refuse weights, by what they are called, of which there could be no mean."""
+    """Refuse weights, given by name, that allow no mean."""
     for name, values in weights.items():
         if not values.isfinite().all() or (values < 0).any() or not values.sum() > 0:
             raise UsageError(f"{path}: {name} must be numbers of at least 0, some above")
 
 
 def _runs(path: Path, lines: list[dict[str, str]]) -> list[list[dict[str, str]]]:
-    """Lines of each utterance and condition, by layer."""
+    """Group the lines of each utterance and condition, ordered by layer."""
     grouped: dict[tuple[str, str], list[dict[str, str]]] = {}
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():

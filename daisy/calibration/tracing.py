@@ -1,4 +1,4 @@
-"""Full runs: every score of every layer, and how far each layer's head is from the full model."""
+"""Run models in full: every score of every layer, and the distance of each layer's head from the full model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOSSES = ("disagreement", "clean_disagreement", "loss", "kl_nats")
 def mix_noise(
     waveforms: Sequence[Tensor], noises: mixing.NoiseBank, snr_db: float | None, seed: int = 0
 ) -> list[Tensor]:
-    """Mix each utterance with an excerpt of its own, the same at every SNR; not at all where ``snr_db`` is None."""
+    """Mix each utterance with an excerpt of its own, the same at every SNR; not at all if ``snr_db`` is None."""
     return conditions.apply_condition(conditions.Condition("noise", snr_db), waveforms, {"noise": noises}, seed)
 
 
@@ -50,38 +50,38 @@ def trace(
     observe: Observe | None = None,
     keep: Keep = "last",
 ) -> tuple[Traces, list[Tensor]]:
-    """Run every layer, note every score, and compare each layer's head with the full model.
+    """Run every layer, record every score, and compare each layer's head with the full model.
 
-    The full model's units are those of HuBERT's own prediction head or, where the checkpoint has none (Hugging Face's,
+    The full model's units are those of HuBERT's own prediction head or, if the checkpoint has none (Hugging Face's,
     fine-tuned ones), of the last exit head. Losses (nats, or shares of frames):
 
-    - ``disagreement``: frames whose unit at this layer is not the full model's on the same input;
-    - ``clean_disagreement``: frames whose unit at this layer is not the reference's;
+    - ``disagreement``: frames whose unit at this layer differs from the full model's on the same input;
+    - ``clean_disagreement``: frames whose unit at this layer differs from the reference's;
     - ``loss``: mean loss of the layer's head against the reference's units;
     - ``kl_nats``: mean divergence from the full model's distribution on the same input to the layer's.
 
     Args:
-        model: with exit heads.
-        waveforms: (N_b,) each, at the backbone's rate.
-        names: of the utterances.
-        groups: the speaker of each; the utterance itself where None.
-        condition: what was done to them.
-        scores: which to compute; where None all that the heads give.
-        reference: (T_b,) units of each, such as the full model's on clean versions; those on the same input where None.
-        score_stride: heads look at every ``score_stride``-th frame, and losses are of these.
+        model: model with exit heads.
+        waveforms: (N_b,) each, at the backbone's sample rate.
+        names: names of the utterances.
+        groups: speaker of each utterance; None: the utterance itself.
+        condition: name of what was done to the utterances.
+        scores: scores to compute; None: all that the heads give.
+        reference: (T_b,) units of each, such as the full model's on clean versions; None: those on the same input.
+        score_stride: heads look at every ``score_stride``-th frame, and losses are over these frames.
         batch_sec: seconds of audio in a batch.
-        kept: where runs are kept on the disk as they are made; those that are there already are not made again.
-        kept_as: what the condition is called there; its own name where empty.
+        kept: file that keeps runs on the disk as they are made; runs found there are not made again.
+        kept_as: name of the condition in that file; if empty, ``condition``.
         progress: called with the number of utterances just run.
         observe: called with each batch that is run: the utterances' indices, the encoder's output, and every layer's
-            `daisy.policies.scores.HeadOutputs`. Kept runs are not run again.
-        keep: which states the output holds, as `EarlyExitEncoder` has it.
+            `daisy.policies.scores.HeadOutputs`. Not called for kept runs.
+        keep: states that the output holds, as in `EarlyExitEncoder`.
 
     Returns:
         The traces, and the full model's units (T_b,) on each utterance.
 
     Raises:
-        CheckpointError: where the model has no exit heads, or computes what is no number.
+        CheckpointError: where the model has no exit heads, or computes NaN or infinity.
         OutputError: where runs cannot be kept.
     """
     if scores is None:  # without heads the encoder says what is missing
@@ -126,7 +126,7 @@ def trace(
 
 
 def make_batches(waveforms: Sequence[Tensor], model: Model, batch_sec: float) -> list[list[int]]:
-    """Put utterances (N_b,) of similar length together: the indices of each batch's."""
+    """Batch utterances (N_b,) of similar length, and return the indices of each batch's utterances."""
     max_samples = int(batch_sec * model.backbone.config.sample_rate)
     return list(audio.batch_by_length([len(waveform) for waveform in waveforms], max_samples))
 
@@ -138,7 +138,7 @@ def _compare_with_full_model(
     wanted: list[Tensor] | None,
     score_stride: int,
 ) -> BatchRuns:
-    """Measure a batch's losses; ``wanted`` are the units (T_b,) that they are measured against besides."""
+    """Compute a batch's losses; those against a reference use the units ``wanted``, (T_b,) each."""
     if final_head is not None:
         logits = final_head(torch.cat([states[-1] for states in out.states]))  # (F, K)
     else:
@@ -162,12 +162,12 @@ def check_numbers(runs: BatchRuns, names: Sequence[str], exits: Sequence[int]) -
     """Refuse runs from which nothing could be concluded.
 
     Args:
-        runs: of a batch.
-        names: of its utterances.
+        runs: runs of a batch.
+        names: names of its utterances.
         exits: layers of the exits.
 
     Raises:
-        CheckpointError: naming the first utterance and what is no number.
+        CheckpointError: where a value is NaN or infinite; names the first utterance and value.
     """
     for name, values in {**runs.scores, **runs.losses}.items():
         finite = values[:, 1:].isfinite()  # some scores have none at the first layer
@@ -178,7 +178,7 @@ def check_numbers(runs: BatchRuns, names: Sequence[str], exits: Sequence[int]) -
 
 
 def _losses(outputs: HeadOutputs, full: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-    """`LOSSES` at one layer, (B,) each, from the full model's (F', K) and the units wanted (F',)."""
+    """Compute `LOSSES` at one layer, (B,) each, from the full model's (F', K) and the units wanted (F',)."""
     log_probs, guesses = outputs.log_probs, outputs.units
     return (
         outputs.mean((guesses != full.argmax(-1)).float()),
