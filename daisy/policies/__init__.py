@@ -1,8 +1,8 @@
-"""Scores so far to who leaves now: pure, vectorised over the batch, usable without a model.
+"""Decide from the scores so far which utterances leave: pure, vectorised over the batch, usable without a model.
 
-A trajectory is (B, l): the score at exits 1 to l. Exits are counted from 1 to E; where every layer has one, exit l is
-at layer l. A policy sees only what was executed; the last exit, which is at the last layer, always ends the run,
-whatever the policy says. docs/policies.md has the table of all of them.
+A trajectory is (B, l): the score at exits 1 to l. Exits are counted from 1 to E; if every layer has one, exit l is
+at layer l. A policy sees only executed exits; the last exit, at the last layer, always ends the run, whatever the
+policy says. docs/policies.md has a table of all policies.
 """
 
 from daisy.policies.base import Policy

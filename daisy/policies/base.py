@@ -1,4 +1,4 @@
-"""What all policies share."""
+"""Base class of all policies."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from daisy.errors import PolicyError
 
 Trajectories = Mapping[str, Tensor]
 PerLayer = float | tuple[float, ...]
-"""One number, or one for each layer."""
+"""One number, or one for each exit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """What all policies share; `decide` is a policy's own."""
+    """Base class of all policies; each policy has its own `decide`."""
 
     name: ClassVar[str]
     scores: ClassVar[tuple[str, ...]] = ()
     knob: ClassVar[str] = ""
-    """The setting that calibration turns, where it is a threshold on the one score; else empty."""
+    """Setting that calibration tunes, if it is a threshold on the one score; else empty."""
     leaves_below: ClassVar[bool] = True
-    """Whether utterances leave at or below that threshold, or at or above it."""
+    """Whether utterances leave at or below that threshold, or (False) at or above it."""
     layered: ClassVar[tuple[str, ...]] = ()
     """Settings that may be one number for each exit."""
     exit_numbers: ClassVar[tuple[str, ...]] = ()
@@ -48,14 +48,14 @@ class Policy(ABC):
         """Refuse impossible settings.
 
         Raises:
-            PolicyError: saying which.
+            PolicyError: where a setting is impossible; names it.
         """
 
     def check(self, num_layers: int) -> None:
-        """Refuse a number of exits that this policy does not fit, which is that of layers where each has one.
+        """Refuse a number of exits that this policy does not fit; that of layers if every layer has an exit.
 
         Raises:
-            PolicyError: saying why.
+            PolicyError: where it does not fit; gives the reason.
         """
         for setting in self.layered:
             value = getattr(self, setting)
@@ -64,27 +64,27 @@ class Policy(ABC):
 
     @abstractmethod
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
-        """Decide who leaves at exit ``layer``.
+        """Decide which utterances leave at exit ``layer``.
 
         Args:
             trajectories: the scores in `reads`, each (B, layer).
-            layer: which exit, 1 to E; where every layer has one, the layer just executed.
+            layer: exit, 1 to E; if every layer has one, the layer just executed.
 
         Returns:
             (B,) bool, or a 0-dimensional bool that holds for the whole batch.
         """
 
     def exit_layers(self, scores: Trajectories) -> Tensor:
-        """Decide from the scores of a full run what the encoder would have done.
+        """Decide from the scores of full runs at which exits the utterances would have left.
 
         Args:
-            scores: those in `reads`, (B, E) each, and any one where it reads none: its shape says how many there are.
+            scores: the scores in `reads`, (B, E) each; if it reads none, any score, whose shape gives B and E.
 
         Returns:
-            (B,) int64, which exit, 1 to E; where every layer has one, that layer.
+            (B,) int64 exits, 1 to E; if every layer has one, the exit layers.
 
         Raises:
-            PolicyError: where there are no scores, or it does not fit so many exits.
+            PolicyError: where there are no scores, or the policy does not fit this number of exits.
 
         Example:
             >>> import torch
@@ -102,7 +102,7 @@ class Policy(ABC):
         return exits
 
     def to_config(self) -> dict[str, Any]:
-        """Return name and settings, for JSON; `from_config` is the inverse."""
+        """Return name and settings for JSON; `from_config` is the inverse."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"name": self.name} | {
             name: value.to_config() if isinstance(value, Policy) else value for name, value in values.items()
@@ -134,21 +134,21 @@ class Policy(ABC):
 
 
 def at(setting: PerLayer, layer: int) -> float:
-    """Return a setting's value at ``layer`` (1 to L)."""
+    """Return a setting's value at exit ``layer`` (1 to E)."""
     return setting[layer - 1] if isinstance(setting, tuple) else setting
 
 
 def count_exit(policy: str, setting: str, layer: Any, exits: Sequence[int]) -> int:
-    """Tell which exit is at a layer, 1 to E.
+    """Return the number, 1 to E, of the exit at a layer.
 
     Args:
-        policy: its name, for the error.
-        setting: that names the layer, for the error.
-        layer: of the network.
+        policy: name of the policy, for the error.
+        setting: name of the setting with the layer, for the error.
+        layer: layer of the network.
         exits: layers of the exits, rising.
 
     Raises:
-        PolicyError: where there is none.
+        PolicyError: where no exit is at this layer.
     """
     if layer not in exits:
         raise PolicyError(f"policy {policy}: no exit at {setting} {layer}; exits are at {', '.join(map(str, exits))}")
@@ -156,7 +156,7 @@ def count_exit(policy: str, setting: str, layer: Any, exits: Sequence[int]) -> i
 
 
 def _frozen(value: object) -> object:
-    """JSON's lists as tuples, so that policies compare equal and cannot change."""
+    """Turn JSON's lists into tuples, so that policies can be compared and cannot change."""
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 

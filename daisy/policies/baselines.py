@@ -1,4 +1,4 @@
-"""A budget that combines with any rule, and what rules are compared with: chance, hindsight, the published code."""
+"""A budget that combines with any rule, and baselines to compare rules with: chance, hindsight, the published code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daisy.policies.rules import Never
 
 @dataclass(frozen=True, kw_only=True)
 class Deadline(Policy):
-    """Leaves at the deepest layer that still fits a budget for each utterance; earlier where another rule says so.
+    """Leaves at the deepest layer within a budget for each utterance; earlier if another rule says so.
 
     The budget may change from call to call: ``encoder.policy = dataclasses.replace(policy, budget=...)``.
     `daisy.calibration.cost` makes one from counted operations or measured times.
@@ -23,15 +23,15 @@ class Deadline(Policy):
     name: ClassVar[str] = "deadline"
 
     budget: float
-    """For an utterance, front end included; milliseconds or multiply-accumulates, as the costs are."""
+    """Budget for an utterance, front end included; milliseconds or multiply-accumulates, like the costs."""
     front_cost: tuple[float, ...]
     """(c0, c1, c2): the front end costs c0 + c1 T + c2 T^2 for T frames."""
     layer_cost: tuple[float, ...]
-    """The same of one layer with its head."""
+    """The same for one layer with its head."""
     then: Policy = field(default_factory=Never)
     """The other rule."""
     layers: tuple[int, ...] = ()
-    """Of the exits, where these are not at all layers."""
+    """Layers of the exits, if not every layer has one."""
 
     def validate(self) -> None:
         self._numbers("budget")
@@ -66,9 +66,9 @@ class Deadline(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Policy):
-    """An exit layer drawn from a histogram, whatever the audio: what a policy must beat to have any information.
+    """Leaves at a layer drawn from a histogram, whatever the audio: a policy with any information must beat it.
 
-    The draw depends on the samples alone (`daisy.policies.scores.make_draws`): exits stay the same in any batch.
+    The draw depends only on the samples (`daisy.policies.scores.make_draws`): exits are the same in any batch.
     """
 
     name: ClassVar[str] = "random"
@@ -76,7 +76,7 @@ class Random(Policy):
     layered: ClassVar[tuple[str, ...]] = ("histogram",)
 
     histogram: tuple[float, ...]
-    """Relative frequency of each exit layer, 1 to L."""
+    """Relative frequency of each exit, 1 to E."""
 
     def validate(self) -> None:
         self._tuple("histogram")
@@ -89,7 +89,7 @@ class Random(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(Policy):
-    """The first layer whose units agree with the last layer's to a given degree: for analysis, from a full run."""
+    """Leaves at the first layer whose units agree enough with the full model's: for analysis, from a full run."""
 
     name: ClassVar[str] = "oracle"
     scores: ClassVar[tuple[str, ...]] = ("final_agreement",)
@@ -97,7 +97,7 @@ class Oracle(Policy):
     leaves_below: ClassVar[bool] = False
 
     degree: float
-    """Share of frames whose unit must be the last layer's, 0 to 1."""
+    """Share of frames whose unit must be the full model's, 0 to 1."""
 
     def validate(self) -> None:
         self._numbers("degree")
@@ -108,10 +108,10 @@ class Oracle(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Window(Policy):
-    """What DAISY's published code does when it is deployed: one entropy for the batch, looked at in a few layers only.
+    """Decides like DAISY's published code in deployment: one entropy for the batch, looked at in a few layers only.
 
-    The batch leaves together, at the first layer of a window whose entropy over all its frames is low enough, at the
-    latest at the window's end. `daisy.calibration.depth.fit_window` makes the window from a histogram.
+    The batch leaves as a whole, at the first layer of a window whose entropy over all frames is low enough, or at the
+    end of the window. `daisy.calibration.depth.fit_window` makes the window from a histogram.
     """
 
     name: ClassVar[str] = "daisy_window"
@@ -119,11 +119,11 @@ class Window(Policy):
     exit_numbers: ClassVar[tuple[str, ...]] = ("first", "last")
 
     threshold: float
-    """Nats."""
+    """Threshold in nats."""
     first: int
     """The first layer that is looked at."""
     last: int
-    """The layer at which whoever is left leaves."""
+    """The layer at which the batch leaves at the latest."""
 
     def validate(self) -> None:
         self._numbers("threshold")

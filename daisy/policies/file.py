@@ -1,11 +1,11 @@
-"""A calibrated policy as a file: its settings, what they were set on, for which model, and what they attained.
+"""Read and write calibrated policies: settings, calibration data, the model they are for, and attained values.
 
-JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of the model it is for),
-``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" where the
-scores are those of CTC exits; without it they are those of heads on units. ``exits`` has the exits' layers where these
-are not all at which such heads stand, and the file is for these alone. A rule set at every layer may serve at some: it
-leaves later then than the file tells, without the guarantee that it may have been given. Its settings that count exits
-keep their layers.
+The file is JSON with ``format_version``, ``policy`` (name and settings), ``checkpoint`` (name and digest of its model),
+``score_stride``, ``target``, ``attained`` and ``data``; the last three are for people. ``heads`` is "ctc" if the scores
+are those of CTC exits; without it they are those of heads on units. ``exits`` lists the exits' layers if these are not
+all layers with such heads; the file is then for these exits alone. A rule that was set at every layer may be used with
+fewer exits: utterances then leave later than the file states, without its guarantee if it had one. Settings that count
+exits keep their layers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from daisy.version import __version__
 
 FORMAT_VERSION = 1
 LOSSES_OF_UNITS = ("disagreement", "kl_nats")
-"""What a guarantee is about that is not about texts."""
+"""Losses of guarantees that are not about texts."""
 
 
 def write_policy(
@@ -44,16 +44,16 @@ def write_policy(
     """Write a policy file, atomically.
 
     Args:
-        path: where.
-        policy: its settings.
+        path: path of the file.
+        policy: calibrated policy.
         checkpoint: name of the model, for people.
-        digest: of the model's file (`daisy.checkpoints.digest`).
+        digest: digest of the model's file (`daisy.checkpoints.digest`).
         target: what was asked for.
         attained: what was measured.
-        data: what on: number of recordings, digest of their contents, conditions.
-        score_stride: of the encoder that it was measured with.
-        heads: whose scores it reads: "units" or "ctc".
-        exits: layers at which utterances left, where these are not all at which such heads stand.
+        data: what it was measured on: number of recordings, digest of their contents, conditions.
+        score_stride: score stride of the encoder in the measurement.
+        heads: heads whose scores the policy reads: "units" or "ctc".
+        exits: layers at which utterances left, if these are not all layers with such heads.
 
     Raises:
         OutputError: where it cannot be written.
@@ -79,9 +79,9 @@ def is_certified(path: str | Path, *, at_all_exits: bool = False, of_texts: bool
     """Tell whether a policy file was made with a guarantee; False where it cannot be read.
 
     Args:
-        path: the file.
-        at_all_exits: count only a guarantee for exits wherever such heads stand.
-        of_texts: count only a guarantee about texts, which are decoded greedily.
+        path: path of the file.
+        at_all_exits: count only guarantees for exits at all layers with such heads.
+        of_texts: count only guarantees about texts, which are decoded greedily.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -101,22 +101,22 @@ def read_policy(
     exits: Sequence[int] | None = None,
     all_exits: Sequence[int] | None = None,
 ) -> tuple[Policy, int]:
-    """Read the policy of a file, and the score stride that it was set with.
+    """Read a policy file, with the score stride that the policy was calibrated at.
 
     Args:
-        path: the file.
-        checkpoint: name of the model that it shall decide for.
-        digest: of that model's file.
-        heads: whose scores it is to read: "units" or "ctc".
-        exits: layers at which utterances may leave, where these are not all at which such heads stand.
-        all_exits: at which such heads stand, and which a file without exits is for.
+        path: path of the file.
+        checkpoint: name of the model that the policy is to be used with.
+        digest: digest of that model's file.
+        heads: heads whose scores it is to read: "units" or "ctc".
+        exits: layers at which utterances may leave, if these are not all layers with such heads.
+        all_exits: all layers with such heads, which a file without ``exits`` is for.
 
     Returns:
-        The policy, and the stride.
+        The policy and the stride.
 
     Raises:
-        PolicyError: where it is no policy file, of a later version, damaged, for another model, or for heads or exits
-            that are others here.
+        PolicyError: where it is not a policy file, of a later version, damaged, or for another model, other heads or
+            other exits.
     """
     path = Path(path)
     try:
@@ -150,7 +150,7 @@ def read_policy(
 
 
 def _keep_layers(policy: Policy, before: Sequence[int], now: Sequence[int]) -> Policy:
-    """Make a policy that was set at all exits leave at the same layers at some of them."""
+    """Make a policy that was calibrated with all exits leave at the same layers with some of them."""
     if compared := policy.reads & COMPARING:
         raise PolicyError(
             f"was calibrated for exits at {_list_layers(before)}, and here they are at others: {policy.name} compares "

@@ -1,7 +1,7 @@
-"""The sentence posterior of arXiv:2309.09546: how sure a beam search is of its first text.
+"""Compute the sentence posterior of arXiv:2309.09546: how sure a beam search is of its best text.
 
-The N best texts of a beam search have scores, log-probabilities summed over the frames. Their softmax is a distribution
-over these N texts; its maximum is the posterior. torchaudio's decoder is flashlight's: the extra "recognition" has it.
+The N best texts of a beam search have scores: log-probabilities summed over the frames. Their softmax is a distribution
+over these N texts; its maximum is the posterior. torchaudio's decoder is flashlight's, in the extra "recognition".
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from daisy.errors import UsageError
 
 NUM_BEST = 10
 BEAM_SIZE = 20
-"""Texts that the search keeps at each frame; the paper's own code searches with a lexicon and 1500."""
+"""Texts that the search keeps at each frame; the paper's own code searches with a lexicon and 1500 texts."""
 BEAM_TOKENS = 12
-"""Of a frame, how many of the likeliest tokens the search goes on with."""
+"""Number of likeliest tokens of a frame that the search continues with."""
 
 
 def load_decoder() -> Any:
@@ -39,17 +39,17 @@ def load_decoder() -> Any:
 
 
 def nbest_posterior(log_probs: Tensor, blank: int) -> float:
-    """Compute the posterior of an utterance.
+    """Compute the sentence posterior of an utterance.
 
     Args:
         log_probs: (T, V) float32 on the CPU.
-        blank: which of the V tokens is the blank.
+        blank: index of the blank among the V tokens.
 
     Returns:
-        Above 0, at most 1.
+        The posterior, above 0 and at most 1.
 
     Raises:
-        UsageError: where there is no decoder.
+        UsageError: where the decoder is not installed.
     """
     best = _make_decoder(log_probs.shape[1], blank)(log_probs.contiguous()[None])[0]
     scores = torch.tensor([hypothesis.score for hypothesis in best], dtype=torch.float64)
@@ -58,7 +58,7 @@ def nbest_posterior(log_probs: Tensor, blank: int) -> float:
 
 @lru_cache(maxsize=8)
 def _make_decoder(num_tokens: int, blank: int) -> Any:
-    """A decoder without words, whose tokens are numbers; flashlight's silence is no other token's."""
+    """Make a decoder without a lexicon, with numbers as tokens; flashlight's silence token is the blank."""
     tokens = [str(index) for index in range(num_tokens)]
     return load_decoder()(
         lexicon=None,

@@ -1,4 +1,4 @@
-"""All policies by name, and as configurations."""
+"""List all policies by name, and make them from configurations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from daisy.policies.rules import (
 )
 
 DEFAULT_POLICY = "forecast"
-"""Where none is named."""
+"""The policy where none is named."""
 POLICIES: dict[str, type[Policy]] = {
     policy.name: policy
     for policy in (
@@ -42,14 +42,14 @@ def make_policy(name: str, settings: Mapping[str, Any]) -> Policy:
     """Make a policy by name and settings.
 
     Args:
-        name: of `POLICIES`.
-        settings: by name; those of a policy within it (`Deadline`'s ``then``) as its configuration.
+        name: one of `POLICIES`.
+        settings: settings by name; those of a policy within it (`Deadline`'s ``then``) as its configuration.
 
     Returns:
         The policy.
 
     Raises:
-        PolicyError: on an unknown name, an unknown, missing or impossible setting.
+        PolicyError: on an unknown name, or an unknown, missing or impossible setting.
 
     Example:
         >>> from daisy.policies import make_policy
@@ -88,7 +88,7 @@ def from_config(config: Mapping[str, Any]) -> Policy:
         The policy.
 
     Raises:
-        PolicyError: as `make_policy` does, and where it is no configuration.
+        PolicyError: as in `make_policy`, and where it is not a configuration.
     """
     if not isinstance(config, Mapping) or not isinstance(config.get("name"), str):
         raise PolicyError(f"a policy's configuration has its name and settings, found {config!r}")

@@ -1,4 +1,4 @@
-"""Rules that read scores: of the layer just executed, or of all so far."""
+"""Rules that read scores of the layer just executed, or of all layers so far."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Entropy(Threshold):
 
 @dataclass(frozen=True, kw_only=True)
 class Regressed(Threshold):
-    """`Entropy` of the loss regressor's estimate: 2 D products an utterance, where the entropy needs D x K a frame."""
+    """`Entropy` with the loss regressor's estimate: 2 D products an utterance, not D x K a frame as for the entropy."""
 
     name: ClassVar[str] = "regressed"
     scores: ClassVar[tuple[str, ...]] = ("regressed",)
@@ -68,7 +68,7 @@ class Confidence(Threshold):
 
 @dataclass(frozen=True, kw_only=True)
 class Margin(Threshold):
-    """Leaves at the first layer whose two likeliest units are far enough apart, on average."""
+    """Leaves at the first layer where the probabilities of the two likeliest units differ enough, on average."""
 
     name: ClassVar[str] = "margin"
     scores: ClassVar[tuple[str, ...]] = ("margin",)
@@ -77,7 +77,7 @@ class Margin(Threshold):
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceConfidence(Threshold):
-    """Leaves at the first exit whose best path is likely enough, in nats a frame: 0 is certain."""
+    """Leaves at the first exit whose best path is likely enough, in nats per frame: 0 is certain."""
 
     name: ClassVar[str] = "sentence_confidence"
     scores: ClassVar[tuple[str, ...]] = ("sentence_confidence",)
@@ -101,10 +101,10 @@ class Score(Policy):
     layered: ClassVar[tuple[str, ...]] = ("threshold",)
 
     column: str
-    """Which score."""
+    """Name of the score."""
     threshold: PerLayer
     below: bool = True
-    """Whether a low score lets leave, or a high one."""
+    """Whether utterances leave at low scores, or (False) at high ones."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -122,9 +122,9 @@ class Score(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Threshold):
-    """Per layer, the largest entropy whose utterances agree with the full model at a set rate on calibration audio.
+    """Leaves at or below the largest entropy, per layer, whose utterances agree with the full model at a set rate.
 
-    Valade's rule for language models (arXiv:2407.21082). 0: nobody leaves there.
+    This is Valade's rule for language models (arXiv:2407.21082), set on calibration audio. 0: no exit there.
     """
 
     name: ClassVar[str] = "agreement"
@@ -134,7 +134,7 @@ class Agreement(Threshold):
 
 @dataclass(frozen=True, kw_only=True)
 class Patience(Policy):
-    """Leaves when the units have stayed the same, but for a share of the frames, for some layers."""
+    """Leaves when the units have stayed the same over some layers, except for a share of the frames."""
 
     name: ClassVar[str] = "patience"
     scores: ClassVar[tuple[str, ...]] = ("change",)
@@ -142,9 +142,9 @@ class Patience(Policy):
     layered: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     tolerance: PerLayer
-    """Share of frames whose unit may differ from the layer before's."""
+    """Share of frames whose unit may differ from that of the layer before."""
     patience: int = 1
-    """Consecutive layers of which that must hold."""
+    """Number of consecutive layers for which that must hold."""
 
     def validate(self) -> None:
         self._numbers("tolerance")
@@ -152,7 +152,7 @@ class Patience(Policy):
 
     def decide(self, trajectories: Trajectories, layer: int) -> Tensor:
         change = trajectories[self.scores[0]]
-        if layer <= self.patience:  # the first layer has none before it
+        if layer <= self.patience:  # the first layer has none before it to compare with
             return change.new_zeros(len(change), dtype=torch.bool)
         allowed = change.new_tensor(
             [at(self.tolerance, at_layer + 1) for at_layer in range(layer - self.patience, layer)]
@@ -162,9 +162,9 @@ class Patience(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class TextPatience(Patience):
-    """Leaves when the text has stayed the same, but for a share of it, for some exits.
+    """Leaves when the text has stayed the same over some exits, except for a share of it.
 
-    Two empty texts are no agreement (`daisy.policies.scores.text_change`).
+    Two empty texts do not count as equal (`daisy.policies.scores.text_change`).
     """
 
     name: ClassVar[str] = "text_patience"
@@ -175,19 +175,19 @@ class TextPatience(Patience):
 class LookAhead(Policy):
     """Leaves when no later layer is predicted to gain its price.
 
-    After each layer a linear forecast, from all scores so far, says how much lower the loss will be at each later one.
-    Where the best of these gains, each less its layers' price, is not above 0, running on does not pay.
-    `daisy.calibration.forecast` learns the weights, without labels, from full runs.
+    After each layer a linear forecast from all scores so far predicts how much lower the loss is at each later one.
+    If the best of these gains, each minus the price of its layers, is not above 0, running on does not pay.
+    `daisy.calibration.forecast` learns the weights from full runs, without labels.
     """
 
-    scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has what was learnt from
+    scores: ClassVar[tuple[str, ...]] = ("entropy",)  # of some heads; `reads` has the scores that were learnt from
 
     price: float
-    """What one more layer must gain of what is predicted, a share of frames or nats; the higher, the earlier exits."""
+    """Least gain per further layer in the predicted loss, a share of frames or nats; the higher, the earlier exits."""
     features: tuple[str, ...]
     """Scores that the forecast reads."""
     weights: tuple[tuple[tuple[float, ...], ...], ...] = field(repr=False)
-    """For layers l = 1 to L - 1, for each later layer, l weights of each feature in turn. 0: not looked at."""
+    """For layers l = 1 to L - 1, for each later layer, l weights of each feature in turn. 0: not read."""
     intercepts: tuple[tuple[float, ...], ...] = field(repr=False)
     """For layers l = 1 to L - 1, one for each later layer."""
 
@@ -234,20 +234,20 @@ class LookAhead(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(LookAhead):
-    """`LookAhead` at the share of frames whose unit is not yet the full model's, from several scores."""
+    """`LookAhead` for the share of frames whose unit is not yet the full model's, from several scores."""
 
     name: ClassVar[str] = "forecast"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(LookAhead):
-    """Leaves when the predicted loss has stopped improving: DAISY's second rule, as a forecast of what is to come.
+    """Leaves when the predicted loss has stopped improving: DAISY's second rule, as a forecast.
 
-    It learns that from the course of the predicted loss so far. The naive form (less than a share of the loss was
-    gained over the last layers) takes noise for a plateau, because there the loss falls slowly from a high level: noisy
-    audio leaves as early as clean audio or earlier, and where the layers of a model differ in what they gain it stops
-    in front of the ones that matter. On networks trained with exits this form does not go deeper under every kind of
-    noise either. `benchmarks.policies.policies` compares them.
+    The forecast reads the predicted loss at the layers so far. The naive form (less than a share of the loss was gained
+    over the last layers) takes noise for a plateau, because there the loss falls slowly from a high level: noisy audio
+    leaves as early as clean audio or earlier, and in models whose layers gain unequally it stops before the important
+    ones. On networks trained with exits, this form does not go deeper under every kind of noise either.
+    `benchmarks.policies.policies` compares them.
     """
 
     name: ClassVar[str] = "plateau"
@@ -255,20 +255,20 @@ class Plateau(LookAhead):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressedPlateau(LookAhead):
-    """`Plateau` of the loss regressor's estimate."""
+    """`Plateau` with the loss regressor's estimate."""
 
     name: ClassVar[str] = "regressed_plateau"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(Policy):
-    """Leaves at a given layer: the static cut, to which every other policy must be compared."""
+    """Leaves at a given layer: the static cut, with which every other policy must be compared."""
 
     name: ClassVar[str] = "fixed"
     exit_numbers: ClassVar[tuple[str, ...]] = ("layer",)
 
     layer: int
-    """Which exit, 1 to E: the layer itself where every layer has one."""
+    """Exit, 1 to E: the layer itself if every layer has one."""
 
     def validate(self) -> None:
         self._whole("layer", 1)

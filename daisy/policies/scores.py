@@ -1,4 +1,4 @@
-"""Head outputs to one number per utterance and exit. A policy names what it reads; nothing else is computed.
+"""Compute from head outputs one number per utterance and exit. A policy names its scores; no others are computed.
 
 | score                | at each exit                                                          | from        |
 |----------------------|-----------------------------------------------------------------------|-------------|
@@ -8,7 +8,7 @@
 | `change`             | share of frames whose unit is not that of the exit before; NaN at 1   | classifier  |
 | `sentence_confidence`| log-probability of the best path, nats a frame                        | CTC         |
 | `text_change`        | share of the text that is not that of the exit before; NaN at 1       | CTC         |
-| `posterior`          | of the likeliest of the N best texts, among them                      | CTC, a beam |
+| `posterior`          | share of the likeliest text among the N best texts                    | CTC, a beam |
 | `regressed`          | the loss regressor's estimate, nats                                   | regressor   |
 | `num_frames`         | frames of the utterance, at every exit                                | no head     |
 | `draw`               | a number from [0, 1) that the samples alone determine                 | no head     |
@@ -36,11 +36,11 @@ from daisy.policies.texts import collapse, edit_distance
 
 
 class Heads(Protocol):
-    """`daisy.models.ExitHeads` or `daisy.models.CTCHeads`, or the same laid out for speed."""
+    """`daisy.models.ExitHeads` or `daisy.models.CTCHeads`, or either of them packed."""
 
     @property
     def config(self) -> AnyHeadsConfig:
-        """Where they stand, and what they read."""
+        """Configuration of the heads: their layers and inputs."""
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
         """Classify (F, D) to (F, K)."""
@@ -50,17 +50,17 @@ class Heads(Protocol):
 
 
 class HeadOutputs:
-    """What the heads make of one layer of a batch; each part is computed when first asked for, once.
+    """Outputs of the heads at one layer of a batch; each part is computed once, when it is first asked for.
 
-    The frames of the batch's utterances stand one after the other, F in all, F' of which the heads look at.
+    The frames of the batch's utterances follow one another, F in all, of which the heads look at F'.
 
     Args:
-        heads: the exit heads; None where only scores are asked for that need none.
-        layer: 1 to L.
-        features: (F, D), what layer ``layer`` gives the heads.
-        layout: of the utterances.
-        previous_units: (F',) units of the exit before; None at the first.
-        draws: (B,) of `make_draws`.
+        heads: exit heads; None if all scores asked for need none.
+        layer: layer of the network, 1 to L.
+        features: (F, D), input of the heads from layer ``layer``.
+        layout: layout of the utterances' frames.
+        previous_units: (F',) units of the exit before; None at the first exit.
+        draws: (B,) draws from `make_draws`.
         stride: the heads look at every ``stride``-th frame of an utterance.
     """
 
@@ -91,17 +91,17 @@ class HeadOutputs:
 
     @cached_property
     def features(self) -> Tensor:
-        """What the heads look at, (F', D)."""
+        """Features of the frames that the heads look at, (F', D)."""
         return self.all_features if self._stride == 1 else self.all_features[self.layout.strided_rows(self._stride)]
 
     @cached_property
     def strided_layout(self) -> FrameLayout:
-        """Where those frames stand."""
+        """Layout of these frames."""
         return self.layout.strided(self._stride)
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """(F', K) float32."""
+        """Log-probabilities of the units, (F', K) float32."""
         return self.heads.unit_logits(self.layer, self.features, self.strided_layout).float().log_softmax(-1)
 
     @cached_property
@@ -111,7 +111,7 @@ class HeadOutputs:
 
     @property
     def units(self) -> Tensor:
-        """(F',) the likeliest."""
+        """The likeliest units, (F',)."""
         return self.best[1]
 
     def mean(self, values: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class FrameMean:
     """A score that is a mean over each utterance's frames.
 
     Args:
-        of_frames: gives the frames' values, (F',).
+        of_frames: function that returns the frames' values, (F',).
     """
 
     def __init__(self, of_frames: Callable[[HeadOutputs], Tensor]):
@@ -157,7 +157,7 @@ def margin(outputs: HeadOutputs) -> Tensor:
 
 @FrameMean
 def change(outputs: HeadOutputs) -> Tensor:
-    """Tell the frames whose likeliest unit differs from the exit before's: 1, else 0; NaN at the first exit."""
+    """Compute 1 for frames whose likeliest unit differs from that at the exit before, else 0; NaN at the first exit."""
     if outputs.previous_units is None:
         return torch.full((len(outputs.features),), torch.nan, device=outputs.features.device)
     return (outputs.units != outputs.previous_units).float()
@@ -165,18 +165,18 @@ def change(outputs: HeadOutputs) -> Tensor:
 
 @FrameMean
 def sentence_confidence(outputs: HeadOutputs) -> Tensor:
-    """Compute the log-probability of the best CTC path, nats a frame.
+    """Compute the log-probability of the best CTC path, in nats per frame.
 
-    Its exponential is the confidence that Wright et al. (arXiv:2309.09546; their code for wav2vec2) weigh losses with.
+    Its exponential is the confidence by which Wright et al. weight losses (arXiv:2309.09546; their code for wav2vec2).
     """
     return outputs.best[0]
 
 
 def text_change(outputs: HeadOutputs) -> Tensor:
-    """Compare the text of the best path with the exit before's: (B,) on the CPU; NaN at the first exit.
+    """Compare the text of the best path with that of the exit before: (B,) on the CPU; NaN at the first exit.
 
-    It is the edit distance in tokens over the tokens of the longer text. Of two empty texts it is 1: exits that write
-    nothing yet would agree otherwise.
+    The score is the edit distance in tokens, divided by the length of the longer text. For two empty texts it is 1:
+    otherwise exits without any text yet would agree.
     """
     if outputs.previous_units is None:
         return torch.full((len(outputs.layout),), torch.nan)
@@ -187,19 +187,19 @@ def text_change(outputs: HeadOutputs) -> Tensor:
 
 
 def posterior(outputs: HeadOutputs) -> Tensor:
-    """Compute the sentence posterior of arXiv:2309.09546, (B,) on the CPU: see `daisy.policies.nbest`."""
+    """Compute the sentence posterior of arXiv:2309.09546, (B,) on the CPU; see `daisy.policies.nbest`."""
     log_probs = outputs.log_probs.cpu().split(_layout(outputs).seqlens_list)
     return torch.tensor([nbest_posterior(frames, _blank(outputs)) for frames in log_probs])
 
 
 def _texts(outputs: HeadOutputs, units: Tensor) -> list[list[int]]:
-    """The tokens of each utterance's best path, from (F',) units."""
+    """Return the tokens of each utterance's best path, from (F',) units."""
     blank = _blank(outputs)
     return [collapse(path.tolist(), blank) for path in units.cpu().split(_layout(outputs).seqlens_list)]
 
 
 def _layout(outputs: HeadOutputs) -> PackedLayout:
-    assert isinstance(outputs.strided_layout, PackedLayout)  # graphs compute no score that the host does
+    assert isinstance(outputs.strided_layout, PackedLayout)  # CUDA graphs compute no score that the host does
     return outputs.strided_layout
 
 
@@ -217,12 +217,12 @@ def regressed(outputs: HeadOutputs) -> Tensor:
 
 def num_frames(outputs: HeadOutputs) -> Tensor:
     """Count the frames of each utterance, (B,) on the CPU."""
-    assert isinstance(outputs.layout, PackedLayout)  # graphs compute the scores of heads only
+    assert isinstance(outputs.layout, PackedLayout)  # CUDA graphs compute only the scores of heads
     return outputs.layout.num_frames.float()
 
 
 def draw(outputs: HeadOutputs) -> Tensor:
-    """Return the utterance's own draw, (B,)."""
+    """Return the draw of each utterance, (B,)."""
     assert outputs.draws is not None
     return outputs.draws
 
@@ -241,15 +241,15 @@ SCORES: dict[str, Callable[[HeadOutputs], Tensor]] = {
 }
 WITHOUT_HEADS = frozenset({"num_frames", "draw"})
 OF_TEXT = frozenset({"sentence_confidence", "text_change", "posterior"})
-"""Scores that CTC exits alone give."""
+"""Scores that only CTC exits give."""
 COMPARING = frozenset({"change", "text_change"})
 """Scores that compare an exit with the one before."""
 ON_HOST = frozenset({"text_change", "posterior"})
-"""Scores that the host computes, for which a GPU is waited for."""
+"""Scores computed on the host, which waits for the GPU first."""
 
 
 def compute_scores(names: Sequence[str], outputs: HeadOutputs) -> Tensor:
-    """Compute some scores, (S, B) float32 where the features are. The means over frames are taken in one go."""
+    """Compute some scores, (S, B) float32 on the features' device. All means over frames are taken in one operation."""
     of_frames = {name: score for name in names if isinstance(score := SCORES[name], FrameMean)}
     means: dict[str, Tensor] = {}
     if of_frames:
@@ -261,7 +261,7 @@ def compute_scores(names: Sequence[str], outputs: HeadOutputs) -> Tensor:
 
 
 def available_scores(heads: AnyHeads | None) -> set[str]:
-    """List all scores that these heads give, or that need none."""
+    """Return the names of all scores that these heads give, or that need none."""
     if heads is None:
         return set(WITHOUT_HEADS)
     absent = set() if heads.config.regressors else {"regressed"}
@@ -269,17 +269,17 @@ def available_scores(heads: AnyHeads | None) -> set[str]:
 
 
 def to_nats_per_frame(threshold: float, num_tokens: int) -> float:
-    """Convert an entropy threshold of the papers to that of the policy entropy.
+    """Convert an entropy threshold of the papers to one of the policy entropy.
 
     HuBERT-EE (arXiv:2204.06328) and Wright et al. (arXiv:2309.09546) divide the sum of the frames' entropies by T V;
-    the latter's files hold the negative. Ours is the mean over the frames.
+    files of the latter hold the negative. The score here is the mean over the frames.
 
     Args:
-        threshold: divided by T V, of either sign.
-        num_tokens: V, the blank included.
+        threshold: threshold divided by T V, of either sign.
+        num_tokens: V, the number of tokens with the blank.
 
     Returns:
-        Nats a frame.
+        The threshold in nats per frame.
 
     Example:
         >>> from daisy.policies.scores import to_nats_per_frame
@@ -290,7 +290,7 @@ def to_nats_per_frame(threshold: float, num_tokens: int) -> float:
 
 
 def check_scores(names: Iterable[str]) -> None:
-    """Refuse what is no score.
+    """Refuse unknown names of scores.
 
     Raises:
         PolicyError: on a name that is no score.
@@ -301,18 +301,18 @@ def check_scores(names: Iterable[str]) -> None:
 
 
 def make_draws(waveforms: Iterable[Tensor]) -> Tensor:
-    """Draw (B,) numbers from [0, 1): as good as random, and the same for the same samples (N_b,) in any batch."""
+    """Draw (B,) numbers from [0, 1): pseudo-random, and the same for the same samples (N_b,) in any batch."""
     content = [waveform.cpu().numpy().tobytes() for waveform in waveforms]
     return torch.tensor([zlib.crc32(samples) >> 8 for samples in content]).float() / 2**24
 
 
 def to_json(values: Tensor) -> list[float | None]:
-    """Convert (n,) values to numbers of six digits; None for what is no number, which JSON cannot hold."""
+    """Convert (n,) values to numbers of six decimals; None for NaN and infinity, which JSON cannot hold."""
     return [round(value, 6) if math.isfinite(value) else None for value in values.tolist()]
 
 
 def list_by_layer(values: Tensor, exits: Sequence[int], last: int) -> list[float | None]:
-    """List (E,) scores of exits over layers 1 to ``last``; None where there is no exit, or no number."""
+    """List (E,) scores of exits over layers 1 to ``last``; None where there is no exit, or the score is not finite."""
     scores: list[float | None] = [None] * last
     for layer, score in zip(exits, to_json(values), strict=True):
         if layer <= last:

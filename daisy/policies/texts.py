@@ -1,4 +1,4 @@
-"""Token sequences: what a CTC path says, and how far two of them are apart."""
+"""Collapse CTC paths to tokens, and compute edit distances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import groupby
 
 
 def collapse(path: Sequence[int], blank: int) -> list[int]:
-    """Turn a CTC path, a token for each frame, into tokens: repetitions count once, blanks not at all.
+    """Turn a CTC path, with a token for each frame, into tokens: repetitions count once, blanks not at all.
 
     Example:
         >>> from daisy.policies.texts import collapse
@@ -20,9 +20,9 @@ def collapse(path: Sequence[int], blank: int) -> list[int]:
 def edit_distance(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Count the insertions, deletions and substitutions that turn one sequence into the other (Levenshtein).
 
-    A column of the table at a time, as bits of an integer: H. Hyyrö, "A bit-vector algorithm for computing Levenshtein
-    and Damerau edit distances", Nordic Journal of Computing 10, 2003. Error rates are jiwer's; this one needs no
-    package and serves inside the exit loop.
+    The table is computed a column at a time, as bits of an integer: H. Hyyrö, "A bit-vector algorithm for computing
+    Levenshtein and Damerau edit distances", Nordic Journal of Computing 10, 2003. Error rates use jiwer; this function
+    needs no package and serves inside the exit loop.
 
     Example:
         >>> from daisy.policies.texts import edit_distance
