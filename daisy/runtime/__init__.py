@@ -1,1 +1,1 @@
-"""The backbone laid out for speed: packed weights, packed batches, CUDA graphs; private to the library."""
+"""The backbone packed for speed: packed weights, packed batches, CUDA graphs; private to the library."""

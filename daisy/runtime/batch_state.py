@@ -1,4 +1,4 @@
-"""The state of one batch in the exit loop."""
+"""Keep the state of one batch in the exit loop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from daisy.runtime.layer_runner import LayerOutput
 
 
 class BatchState:
-    """The mutable state of one batch: who is still in it, what was computed for whom.
+    """The mutable state of one batch: active utterances, and the states and scores computed so far.
 
     Args:
-        layout: of its utterances.
-        exits: layers at which they may leave; scores are of these.
-        score_names: which scores.
-        keep_all: whether the states of all executed layers are kept, or the last's only.
-        score_stride: of the frames that heads look at.
+        layout: layout of the utterances' frames.
+        exits: layers at which utterances may leave; scores are computed at these.
+        score_names: names of the scores.
+        keep_all: whether the states of all executed layers are kept, or only the last layer's.
+        score_stride: stride of the frames that heads look at.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BatchState:
         batch = len(layout)
         self.keep_all, self.score_stride = keep_all, score_stride
         self.exit_numbers = {layer: number for number, layer in enumerate(exits, 1)}
-        """1 to E, by layer."""
+        """Number of each exit, 1 to E, by layer."""
         self.active = torch.arange(batch)
         self.layout = layout
         self.exit_layer = torch.zeros(batch, dtype=torch.int64)
@@ -50,7 +50,7 @@ class BatchState:
         self.draws: Tensor | None = None
 
     def record_states(self, states: Tensor) -> None:
-        """Keep views of a layer's states, (F, D) of those who are active."""
+        """Keep views of a layer's states, (F, D), for the active utterances."""
         for utterance, rows in zip(self.active.tolist(), states.split(self.layout.seqlens_list), strict=True):
             if self.keep_all:
                 self.kept[utterance].append(rows)
@@ -58,7 +58,7 @@ class BatchState:
                 self.kept[utterance] = [rows]
 
     def record_scores(self, layer: int, output: LayerOutput) -> None:
-        """Note layer ``layer``'s scores; a GPU is waited for once."""
+        """Record layer ``layer``'s scores; this waits for a GPU once."""
         self.previous_units = output.units
         place = self.exit_numbers[layer] - 1
         if output.scores is not None:
@@ -76,7 +76,7 @@ class BatchState:
         return {name: table[self._rows[name]] for name in names}
 
     def leave(self, layer: int, leave: Tensor, states: Tensor) -> Tensor:
-        """Take out who leaves, (active,) bool, and return the states of those who stay."""
+        """Remove the utterances that leave, (active,) bool, and return the states of those that stay."""
         if not leave.any():
             return states
         self.exit_layer[self.active[leave]] = layer

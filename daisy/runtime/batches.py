@@ -1,4 +1,4 @@
-"""What callers give as a batch, as a list of waveforms."""
+"""Turn a batch in any of the accepted forms into a list of waveforms."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def split_batch(waveforms: Any, num_samples: Any, mask: Any, min_samples: int) -
     """Check a batch and split it into its waveforms.
 
     Args:
-        waveforms: a list of (N_b,) or (1, N_b) tensors or numpy arrays, one (N,), or a padded (B, N) batch.
+        waveforms: list of (N_b,) or (1, N_b) tensors or numpy arrays, one waveform (N,), or a padded (B, N) batch.
         num_samples: (B,) lengths of a padded batch.
-        mask: (B, N) bool in their place.
-        min_samples: of each waveform: one frame's.
+        mask: (B, N) bool instead of lengths.
+        min_samples: least length of each waveform: one frame's.
 
     Returns:
         (N_b,) float32 each.
 
     Raises:
         AudioError: on an empty batch, a wrong shape or type, lengths that do not fit, an utterance that is too short,
-            or (on the CPU, where looking is cheap) samples that are no numbers.
+            or (on the CPU, where the check is cheap) samples that are NaN or infinite.
     """
     if isinstance(waveforms, numpy.ndarray):
         waveforms = _from_numpy(waveforms)
@@ -105,7 +105,7 @@ def _to_waveform(index: int, given: Any) -> Tensor:
 
 
 def _from_numpy(array: NDArray[Any]) -> Tensor:
-    """The samples, copied only where torch cannot share them: read-only arrays, or strides that run backwards."""
+    """Convert an array, copied only if torch cannot share it: read-only arrays, or strides that run backwards."""
     try:
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(numpy.require(native, requirements=["C", "W"]))

@@ -1,4 +1,4 @@
-"""Products whose result has bfloat16's type but not its error."""
+"""Compute products whose result has bfloat16's type but not its error."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def split_inputs(windows: Tensor, dtype: torch.dtype) -> Tensor:
     """Make inputs for products with `split_weights`: (n, kernel) to (n, K).
 
-    In bfloat16 each sample is two numbers, its rounded value and the remainder, and so is each weight. A column of ones
-    is for the bias, and K a multiple of 8, which products on GPUs want.
+    In bfloat16 each sample, like each weight, is split into two numbers, the rounded value and the remainder. A column
+    of ones is for the bias, and K is a multiple of 8, which suits products on GPUs.
     """
     count = len(windows)
     if dtype == torch.float32:

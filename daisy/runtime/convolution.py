@@ -1,4 +1,4 @@
-"""Convolutions over time as matrix products, or by Fourier transforms where the kernel is long."""
+"""Compute convolutions over time as matrix products, or by Fourier transforms if the kernel is long."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Conv:
     Args:
         weight: (M, C, kernel).
         bias: (M,), or None.
-        stride: between windows.
-        precision: of `make_linear`.
+        stride: stride between windows.
+        precision: as in `make_linear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, precision: Precision = "float32"):
@@ -31,7 +31,7 @@ class Conv:
 
 
 def gather_windows(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Copy what a convolution's outputs see: (T, C) to ((T - kernel) // stride + 1, kernel C)."""
+    """Copy the input window of each output of a convolution: (T, C) to ((T - kernel) // stride + 1, kernel C)."""
     length, channels = x.shape
     count = (length - kernel) // stride + 1
     return x.contiguous().as_strided((count, kernel * channels), (stride * channels, 1)).contiguous()
@@ -40,13 +40,13 @@ def gather_windows(x: Tensor, kernel: int, stride: int) -> Tensor:
 class FourierConv:
     """A grouped convolution with a long kernel and stride 1, by Fourier transforms of overlapping blocks.
 
-    Computes in float32. The multiplications are a few percent of the direct form's; the result is the same but for
+    Computes in float32. The multiplications are a few percent of the direct form's; the result is the same except for
     rounding (overlap-save; e.g. Oppenheim and Schafer, Discrete-Time Signal Processing, 8.7.3).
 
     Args:
         weight: (D, D / groups, kernel).
         bias: (D,), or None.
-        groups: of channels.
+        groups: number of groups of channels.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, groups: int):
@@ -54,7 +54,7 @@ class FourierConv:
         self.groups, self.bias = groups, None if bias is None else bias.detach().float()
         self.block = 2 ** (2 * self.kernel - 1).bit_length()
         self.step = self.block - self.kernel + 1
-        """New frames of a block."""
+        """Number of new frames in a block."""
         spectrum = torch.fft.rfft(weight.detach().float().flip(-1), self.block)  # a convolution, not a correlation
         self.spectrum = spectrum.view(groups, width // groups, group_width, -1).permute(3, 0, 2, 1).contiguous()
 
@@ -71,7 +71,7 @@ class FourierConv:
         return result if self.bias is None else result.add_(self.bias)
 
     def _cut_on_host(self, frames: Tensor, layout: PackedLayout) -> tuple[Tensor, slice | Tensor]:
-        """(F, D) to blocks of single utterances (blocks, D, block), and the rows of their outputs that are frames'."""
+        """Cut (F, D) into blocks of single utterances (blocks, D, block), and find the output rows that are frames."""
         before, blocks = self.kernel // 2, []
         counts = (layout.num_frames + self.step - 1) // self.step
         for utterance, count in zip(frames.split(layout.seqlens_list), counts.tolist(), strict=True):
@@ -83,7 +83,7 @@ class FourierConv:
         return torch.cat(blocks), layout.row_indices((counts.cumsum(0) - counts) * self.step)
 
     def _cut_on_device(self, frames: Tensor, layout: FrameLayout) -> tuple[Tensor, slice | Tensor]:
-        """Likewise, in one go and without a look at the lengths: with a block more an utterance, which is dropped."""
+        """Do the same at once, without the lengths on the host: each utterance gets a block more, which is dropped."""
         counts = (layout.seqlens + self.step - 1) // self.step + 1
         rows = layout.row_indices((counts.cumsum(0) - counts) * self.step)
         blocks = layout.total // self.step + 2 * len(layout)  # at least the sum of the counts

@@ -1,4 +1,4 @@
-"""The front end on CPUs."""
+"""Run the front end on CPUs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from daisy.runtime.front_end import FrontEnd
 from daisy.runtime.linear import round_up_rows
 
 MAX_VALUES_PER_BLOCK = 2**21
-"""Of the first convolution's output that are held at a time: 64 frames of HuBERT Base; more pays for pages."""
+"""Values of the first convolution's output held at a time: 64 frames of HuBERT Base; more costs new memory pages."""
 
 
 class CpuFrontEnd(FrontEnd):
-    """Utterance by utterance, in blocks of frames whose values stay in the caches."""
+    """Convolves utterance by utterance, in blocks of frames whose values stay in the caches."""
 
     def __init__(self, backbone: Backbone, precision: Precision):
         super().__init__(backbone, precision)
@@ -38,12 +38,12 @@ class CpuFrontEnd(FrontEnd):
         return features
 
     def _convolve_utterance(self, waveform: Tensor, features: Tensor) -> None:
-        """(N,) to (T, C), block by block into ``features``."""
+        """Convolve a waveform (N,) block by block into ``features``, (T, C)."""
         first, is_normed = self._make_first(waveform)
         hop, span = self.config.frame_hop, self.config.frame_span
         for start in range(0, len(features), self.block_frames):
             rows = features[start : start + self.block_frames]
-            # Further frames, over zeros past the end, are dropped below.
+            # Extra frames, over zeros past the end, are dropped below.
             count = min(self.block_frames, round_up_rows(len(rows)))
             part = waveform[start * hop : (start + count - 1) * hop + span]
             part = F.pad(part, (0, (count - 1) * hop + span - len(part)))
@@ -53,7 +53,7 @@ class CpuFrontEnd(FrontEnd):
             rows.copy_(x[: len(rows)])
 
     def _make_first(self, waveform: Tensor) -> tuple[Conv, bool]:
-        """Make the first convolution, in float32, and tell whether no norm is left after it."""
+        """Make the first convolution, in float32, and tell whether no separate norm is to follow it."""
         weight, bias, folds = self.weight, self.bias, isinstance(self.norms[0], nn.GroupNorm)
         if folds:
             windows = F.pad(gather_windows(waveform[:, None], self.kernel, self.stride), (0, 1), value=1.0).double()

@@ -1,4 +1,4 @@
-"""The front end on GPUs."""
+"""Run the front end on GPUs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from daisy.runtime.front_end import FrontEnd
 from daisy.runtime.tf32 import allow_tf32_as_convolutions
 
 SLOT_HOPS = 4
-"""Hops of a slot; in the sequence of `CudaFrontEnd` utterances begin with one."""
+"""Number of hops in a slot; in `CudaFrontEnd`'s sequence each utterance begins with a new slot."""
 MAX_VALUES_PER_PASS = 2**29
-"""Of the first convolution's output up to which utterances go together: five minutes of HuBERT Base."""
+"""Values of the first convolution's output up to which utterances run together: five minutes of HuBERT Base."""
 
 
 class CudaFrontEnd(FrontEnd):
-    """On other devices: all utterances at once, as one sequence of slots.
+    """Convolves all utterances at once, as one sequence of slots, on devices other than CPUs.
 
-    A frame sees samples of its own utterance only, so that nothing is padded but a few hops an utterance, whose frames
-    are dropped. A convolution is a product for every ``stride`` taps, over rows that are views of its input.
+    A frame sees samples of its own utterance only, so padding takes only a few hops per utterance, whose frames are
+    dropped. A convolution is a product for every ``stride`` taps, over rows that are views of its input.
     """
 
     def __init__(self, backbone: Backbone, precision: Precision):
@@ -62,12 +62,12 @@ class CudaFrontEnd(FrontEnd):
         return self.convolve(signal, first, slots, layout)
 
     def lay_out_slots(self, num_samples: Tensor) -> PackedLayout:
-        """Count the slots of each utterance, (B,) samples on the CPU."""
+        """Count the slots of each utterance from (B,) samples on the CPU, and return their layout."""
         samples = SLOT_HOPS * self.config.frame_hop
         return PackedLayout((num_samples + samples - 1) // samples, self.device)
 
     def cut_pieces(self, waveforms: Sequence[Tensor], slots: PackedLayout) -> list[Tensor]:
-        """Cut what makes the sequence: waveforms (N_b,), each to the end of its slots, and a kernel of zeros."""
+        """Cut the sequence: waveforms (N_b,), each with zeros to the end of its slots, and a kernel of zeros."""
         samples, silence = SLOT_HOPS * self.config.frame_hop, self.silence
         pairs = zip(waveforms, slots.seqlens_list, strict=True)
         pieces = [
@@ -76,17 +76,17 @@ class CudaFrontEnd(FrontEnd):
         return [*pieces, silence[: self.kernel]]
 
     def make_first(self, signal: Tensor, num_samples: Tensor, slots: FrameLayout) -> Tensor:
-        """Make the first convolution's weights, with each utterance's group norm over time in them.
+        """Make the first convolution's weights, with each utterance's group norm over time folded in.
 
-        Here and in `convolve` nothing looks at a number on the device, or waits for one.
+        Neither this nor `convolve` reads a number on the device, or waits for one.
 
         Args:
-            signal: samples of all slots and a kernel more, float32.
+            signal: samples of all slots and one kernel more, float32.
             num_samples: (B,) on the device.
-            slots: of the utterances.
+            slots: layout of the utterances' slots.
 
         Returns:
-            (B, C, K) of `split_weights`; (1, C, K) where no norm is over time.
+            (B, C, K) from `split_weights`; (1, C, K) if no norm is over time.
         """
         if not isinstance(self.norms[0], nn.GroupNorm):
             bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
@@ -96,7 +96,7 @@ class CudaFrontEnd(FrontEnd):
         ends = (slots.cu_seqlens[:-1] * SLOT_HOPS * self.windows_per_hop + counts)[slots.segment_ids]  # (slots,)
         valid = torch.arange(len(windows), device=self.device).view(slots.total, -1) < ends[:, None]
         padded = F.pad(windows, (0, 1), value=1.0).double().unflatten(0, valid.shape)
-        padded = torch.where(valid[..., None], padded, 0.0)  # a product with 0 would let pass what is no number
+        padded = torch.where(valid[..., None], padded, 0.0)  # 0 times NaN or infinity is NaN
         moments = padded.new_zeros(len(slots), padded.shape[2], padded.shape[2])
         moments.index_add_(0, slots.segment_ids, padded.transpose(1, 2) @ padded)
         return split_weights(*self._fold_group_norm(moments), self.dtype)
@@ -106,9 +106,9 @@ class CudaFrontEnd(FrontEnd):
 
         Args:
             signal: as in `make_first`.
-            first: its result.
-            slots: of the utterances.
-            layout: their frames.
+            first: result of `make_first`.
+            slots: layout of the utterances' slots.
+            layout: layout of their frames.
         """
         inputs = split_inputs(self._windows(signal, slots), self.dtype)  # (windows, K)
         if len(first) == 1:
@@ -124,19 +124,19 @@ class CudaFrontEnd(FrontEnd):
         return x[layout.row_indices(slots.cu_seqlens[:-1] * SLOT_HOPS).clamp(max=len(x) - 1)]
 
     def _windows(self, signal: Tensor, slots: FrameLayout) -> Tensor:
-        """Gather what the first convolution sees, (windows, kernel)."""
+        """Gather the inputs of the first convolution, (windows, kernel)."""
         windows = gather_windows(signal[:, None], self.kernel, self.stride)
         return windows[: slots.total * SLOT_HOPS * self.windows_per_hop]
 
 
 def _convolve_by_taps(x: Tensor, taps: Sequence[Tensor], bias: Tensor | None, stride: int) -> Tensor:
-    """(T, C) to (T / stride, M), of which those that see past the end mean nothing.
+    """Convolve (T, C) to (T / stride, M); rows that see past the end are to be ignored.
 
     Args:
-        x: a whole number of strides.
-        taps: (M, stride C) weights of every ``stride`` taps, the last perhaps of fewer.
+        x: (T, C), with T a multiple of the stride.
+        taps: (M, stride C) weights of every ``stride`` taps, the last perhaps with fewer taps.
         bias: (M,), or None.
-        stride: of the convolution.
+        stride: stride of the convolution.
     """
     rows, (weight, *others) = x.view(len(x) // stride, -1), taps
     first = rows[:, : weight.shape[1]]

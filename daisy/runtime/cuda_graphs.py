@@ -1,9 +1,9 @@
-"""CUDA devices: the front end as one launch, and each layer with its scores, where launches are what takes the time.
+"""Run the front end as one launch on CUDA devices, and each layer with its scores, where launches take the time.
 
-A layer is some dozens of kernels, which a GPU finishes faster than its host can ask for them unless the batch is large.
-A CUDA graph asks once. It has fixed shapes and addresses, so a batch goes through buffers that all graphs share, with
-rows added up to one of the shared sizes (`daisy.runtime.linear.round_up_rows`); these rows are an utterance of their
-own, which nothing else sees. Whether the host is what holds a size up is measured.
+A layer is some dozens of kernels, which a GPU finishes faster than its host can launch them unless the batch is large.
+A CUDA graph takes one launch. It has fixed shapes and addresses, so a batch goes through buffers that all graphs share,
+with rows added up to one of the shared sizes (`daisy.runtime.linear.round_up_rows`); these rows form an utterance of
+their own, which the others do not see. Whether the host is the bottleneck at a size is measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 from daisy.runtime.static_buffers import StaticBuffers, graph_size
 
 MEMORY_FRACTION = 1 / 256
-"""Of the device's memory, what the first convolution's output may take in a graph; it stays allocated."""
+"""Share of the device's memory that the first convolution's output may take in a graph; it stays allocated."""
 
 
 def make_layer_runner(
@@ -36,16 +36,16 @@ def make_layer_runner(
     score_stride: int = 1,
     exits: Sequence[int] | None = None,
 ) -> PackedLayerRunner:
-    """Make the fastest runner that there is for the device, the heads and the scores."""
+    """Make the fastest runner for the device, the heads and the scores."""
     capturable = (heads is None or heads.capturable) and ON_HOST.isdisjoint(score_names)
     kind = GraphLayerRunner if backbone.supports_varlen and capturable else PackedLayerRunner
     return kind(backbone, heads, score_names, score_stride, exits)
 
 
 class GraphLayerRunner(PackedLayerRunner):
-    """Runs stages that are replayed where that pays.
+    """Runs stages, and replays them as CUDA graphs where that is faster.
 
-    One batch at a time; who comes meanwhile, from another thread, goes without graphs.
+    Only one batch at a time uses graphs; a batch that comes meanwhile, from another thread, runs without them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GraphLayerRunner(PackedLayerRunner):
         try:
             with torch.cuda.device(self.backbone.device):
                 if self._stages is None:
-                    with torch.inference_mode(False):  # tensors made in it could not be written to outside
+                    with torch.inference_mode(False):  # tensors made in inference mode could not be written to outside
                         self._stages = _Stages(self._eager)
                 self._stages.graphs.follow(torch.cuda.current_stream())
                 yield self
@@ -102,10 +102,10 @@ class _Stages:
 
 
 class _FrontEndStage:
-    """From waveforms to layer 0.
+    """Runs from waveforms to layer 0.
 
-    In one graph; where that is too large or does not pay, in a graph up to the first convolution's weights, as what
-    comes before the convolutions are small kernels; or without.
+    It runs in one graph; if that is too large or not faster, in a graph up to the first convolution's weights, because
+    the steps before the convolutions are small kernels; or without a graph.
     """
 
     def __init__(self, eager: PackedLayerRunner, buffers: StaticBuffers, graphs: GraphCache):
@@ -149,7 +149,7 @@ class _FrontEndStage:
 
 
 class _LayerStage:
-    """One layer and its scores."""
+    """Runs one layer and its scores."""
 
     def __init__(self, eager: PackedLayerRunner, buffers: StaticBuffers, graphs: GraphCache):
         self._eager, self._buffers, self._graphs = eager, buffers, graphs

@@ -1,4 +1,4 @@
-"""What can be computed in, by name or as torch's dtypes, and where."""
+"""Name the types to compute in, as strings or torch's dtypes, and check devices."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ STATE_DTYPES: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.float32,
 }
-"""Type of the states that come out of each."""
+"""Type of the output states for each precision."""
 
 
 def parse_dtype(dtype: str | torch.dtype, device: torch.device | str = "cpu") -> Precision:
-    """Name what to compute in.
+    """Return the precision that a dtype names.
 
     Args:
         dtype: "float32", "bfloat16", "int8", or torch's dtype of that name.
-        device: of the weights.
+        device: device of the weights.
 
     Raises:
-        UsageError: where it is none of these, or not for this device.
+        UsageError: where the dtype is none of these, or not for this device.
     """
     name = str(dtype).removeprefix("torch.")
     known = get_args(Precision)
@@ -41,16 +41,16 @@ def parse_dtype(dtype: str | torch.dtype, device: torch.device | str = "cpu") ->
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Check that a device is there and works.
+    """Check that a device exists and works.
 
     Args:
-        device: "cpu", "cuda", "cuda:1" and so on, or torch's.
+        device: "cpu", "cuda", "cuda:1" and so on, or torch's device.
 
     Returns:
         The device.
 
     Raises:
-        UsageError: saying why it does not.
+        UsageError: where it does not; with the reason.
     """
     if str(device).partition(":")[0] not in ("cpu", "cuda"):
         raise UsageError(f"device {device}: cpu, cuda, cuda:1 and so on are what there is")
@@ -61,7 +61,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def to_floating(precision: Precision) -> Precision:
-    """Return the precision of what int8 leaves alone."""
+    """Return the precision of the parts that int8 does not change."""
     return "float32" if precision == "int8" else precision
 
 
@@ -69,10 +69,10 @@ def cast_precision(fn: Callable[[Tensor], Tensor]) -> Precision | None:
     """Tell what a function that ``nn.Module`` applies to its weights (``bfloat16()``, ``to(...)``) casts to.
 
     Returns:
-        The precision; None where it only moves weights.
+        The precision; None if the function only moves weights.
 
     Raises:
-        UsageError: where it casts to what daisy does not compute in, such as float16.
+        UsageError: where it casts to a type that daisy does not compute in, such as float16.
     """
     for probe in (torch.empty(0), torch.empty(0, dtype=torch.bfloat16)):
         if (dtype := fn(probe).dtype) != probe.dtype:
@@ -81,7 +81,7 @@ def cast_precision(fn: Callable[[Tensor], Tensor]) -> Precision | None:
 
 
 def without_cast(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Move as ``fn`` does, and leave the type as it is: weights are packed in another, from their full precision."""
+    """Move as ``fn`` does, but keep the type: weights are packed in another type from their full precision."""
 
     def move(tensor: Tensor) -> Tensor:
         moved = fn(tensor)

@@ -1,4 +1,4 @@
-"""The early-exit loop, of which there is no other."""
+"""Run the early-exit loop, the only one in this package."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def run_layers(
     """Run consecutive layers, each utterance until the policy lets it leave.
 
     Args:
-        runner: of the layers and their scores.
-        batch: who is in it; where they leave is noted there.
-        states: of the layer before the first, (F, D).
-        layers: which, rising.
-        policy: that decides.
-        observe: of `EarlyExitEncoder.forward`, as ``on_layer``.
+        runner: runner of the layers and their scores.
+        batch: state of the batch, in which exits are recorded.
+        states: states of the layer before the first, (F, D).
+        layers: layers to run, rising.
+        policy: policy that decides.
+        observe: as in `EarlyExitEncoder.forward`, like ``on_layer``.
         on_layer: likewise.
 
     Returns:
-        The states after the last of the layers of those who have not left, (F', D).
+        The states after the last of these layers for the utterances that have not left, (F', D).
     """
     for layer in layers:
         output = runner.layer(layer, states, batch.layout, batch.previous_units)
@@ -57,7 +57,7 @@ def run_layers(
 
 
 def _decide(policy: Policy, layer: int, batch: BatchState) -> Tensor:
-    """(active,) bool on the CPU: who leaves."""
+    """Decide which utterances leave: (active,) bool on the CPU."""
     number = batch.exit_numbers[layer]
     if number == len(batch.exit_numbers):
         return torch.ones(len(batch.active), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What an early-exit run returns."""
+"""Output of an early-exit run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daisy.models.lengths import make_valid_mask
 
 @dataclass(frozen=True, kw_only=True)
 class ExitOutput:
-    """What an early-exit run returns, for B utterances of a backbone with L layers.
+    """Output of an early-exit run, for B utterances of a backbone with L layers.
 
     ``len(out)`` is B, and ``out[i]`` the output of one utterance, as if it had run alone.
 
@@ -33,11 +33,11 @@ class ExitOutput:
     num_frames: Tensor
     """(B,) int64 on the CPU."""
     states: list[Tensor]
-    """Per utterance, layers 0 to the exit layer: (exit_layer + 1, T_b, D); with ``keep="last"`` (1, T_b, D)."""
+    """For each utterance, layers 0 to the exit layer: (exit_layer + 1, T_b, D); with ``keep="last"`` (1, T_b, D)."""
     scores: dict[str, Tensor]
-    """Each score (B, E) float32 on the CPU, a column for each exit; NaN where that was not reached."""
+    """Each score (B, E) float32 on the CPU, with a column for each exit; NaN where the exit was not reached."""
     exits: tuple[int, ...]
-    """The layers of the exits, E of them: 1 to L where every layer has one."""
+    """The layers of the E exits: 1 to L if every layer has one."""
 
     def __len__(self) -> int:
         return len(self.states)
@@ -60,7 +60,7 @@ class ExitOutput:
 
     @cached_property
     def last_hidden_state(self) -> Tensor:
-        """(B, T, D): each utterance's states of its exit layer, with zeros past its end."""
+        """(B, T, D): each utterance's states at its exit layer, with zeros past its end."""
         return torch.nn.utils.rnn.pad_sequence([states[-1] for states in self.states], batch_first=True)
 
     @cached_property

@@ -1,6 +1,6 @@
-"""The convolutions before the transformer, as matrix products over windows of frames.
+"""Run the convolutions before the transformer, as matrix products over windows of frames.
 
-In a network with group norm, that norm over time is put into the first convolution's weights: mean and variance of
+In a network with group norm, that norm over time is folded into the first convolution's weights: mean and variance of
 an output over the utterance follow from the mean and covariance of the samples under the kernel, 10 x 10 numbers.
 """
 
@@ -18,11 +18,11 @@ from daisy.runtime.dtypes import STATE_DTYPES, Precision
 
 
 class FrontEnd(ABC):
-    """What the front ends of all devices share.
+    """Base class of the front ends of all devices.
 
     Args:
-        backbone: whose convolutions.
-        precision: of all convolutions but the first.
+        backbone: backbone with the convolutions.
+        precision: precision of all convolutions but the first.
     """
 
     def __init__(self, backbone: Backbone, precision: Precision):
@@ -35,14 +35,14 @@ class FrontEnd(ABC):
         (_, self.kernel, self.stride), *self.shapes = self.config.conv_layers
         self.others = [layer.conv for layer in others]
         self.windows_per_hop = self.config.frame_hop // self.stride
-        """Windows of the first convolution."""
+        """Windows of the first convolution per hop."""
 
     def __call__(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Convolve waveforms, (N_b,) float32 of a frame or more each, to features (F, C)."""
+        """Convolve waveforms, (N_b,) float32 with at least a frame each, to features (F, C)."""
         return self._convolve(self.normalize(waveforms))
 
     def normalize(self, waveforms: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Bring each waveform to zero mean and unit variance, where the backbone was trained so."""
+        """Normalize each waveform to zero mean and unit variance, if the backbone was trained so."""
         if not self.config.normalize:
             return waveforms
         eps = self.config.normalize_eps
@@ -50,10 +50,10 @@ class FrontEnd(ABC):
 
     @abstractmethod
     def _convolve(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """As `__call__`, of waveforms as they are."""
+        """Convolve waveforms to features, like `__call__` but without normalizing."""
 
     def _fold_group_norm(self, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the group norm over time into the first convolution.
+        """Fold the group norm over time into the first convolution.
 
         Args:
             moments: (..., kernel + 1, kernel + 1) float64, sums of products of the samples under the kernel and 1.
@@ -67,11 +67,11 @@ class FrontEnd(ABC):
         covariance = moments[..., :-1, :-1] - mean @ mean.transpose(-1, -2)
         variance = ((wide @ covariance) * wide).sum(-1).clamp(min=0)
         gain = norm.weight.double() / (variance + norm.eps).sqrt()
-        shift = norm.bias.double() - gain * (wide @ mean)[..., 0]  # a bias of the convolution would be taken off again
+        shift = norm.bias.double() - gain * (wide @ mean)[..., 0]  # a convolution's bias would be subtracted again
         return (wide * gain[..., None]).float(), shift.float()
 
     def _norm_and_gelu(self, index: int, x: Tensor) -> Tensor:
-        """What follows convolution ``index``, where it is not in the product already; ``x`` is written over."""
+        """Apply norm and GELU after convolution ``index``, unless folded in already; ``x`` is overwritten."""
         norm = self.norms[index]
         if isinstance(norm, nn.LayerNorm):
             x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)

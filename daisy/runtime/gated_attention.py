@@ -1,7 +1,7 @@
-"""Attention with WavLM's gated relative positions, within each utterance of a batch without padding.
+"""Attend with WavLM's gated relative positions, within each utterance of a batch without padding.
 
-torch has no fused kernel that makes the biases as it goes, and one that reads them takes longer than plain products for
-as many weights as stay in a core's cache: so it is those on CPUs, in blocks. Elsewhere the fused kernel reads them.
+torch has no fused kernel that makes the biases as it goes, and one that reads them takes longer than plain products
+over as many weights as stay in a core's cache. CPUs therefore use plain products in blocks, other devices that kernel.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from daisy.models.packing import PackedLayout
 from daisy.models.relative_positions import PositionGate, RelativePositions, view_backwards
 
 BLOCK_WEIGHTS = 1 << 18
-"""Attention's weights of a block on CPUs, float32 or bfloat16: with 2 to 16 times as many, products over 250 to 1500
+"""Attention weights in a block on CPUs, float32 or bfloat16: with 2 to 16 times as many, products over 250 to 1500
 frames took up to twice as long, with a quarter as many a fifth longer (12 heads of 64, one thread)."""
 MIN_BLOCK_QUERIES = 64
 DEVICE_BLOCK_WEIGHTS = 1 << 26
-"""Likewise elsewhere, for memory's sake: 256 MB of float32."""
+"""The same on other devices, to limit memory: 256 MB of float32."""
 MIN_LENGTH = 512
-"""Frames that biases are listed for at first; they are listed again for longer utterances."""
+"""Number of frames for which biases are listed at first; they are listed again for longer utterances."""
 
 
 class PackedBiases:
-    """Biases of distances, listed once for many batches.
+    """Biases by distance, listed once for many batches.
 
     Args:
-        module: whose biases, as they are now.
-        dtype: to list them in.
+        module: module with the biases, as they are now.
+        dtype: type to list them in.
     """
 
     def __init__(self, module: RelativePositions, dtype: torch.dtype):
@@ -50,7 +50,7 @@ class PackedBiases:
 
 
 class PackedGate:
-    """A layer's gate, of whose eight outputs two sums are needed."""
+    """A layer's gate, of whose eight outputs only two sums are needed."""
 
     def __init__(self, module: PositionGate, dtype: torch.dtype):
         linear = module.gru_rel_pos_linear
@@ -59,7 +59,7 @@ class PackedGate:
         self.constant = module.gru_rel_pos_const.detach().flatten().to(dtype)  # (H,)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute gates (F, H) of what comes into attention (F, D)."""
+        """Compute gates (F, H) from the input of attention, (F, D)."""
         sums = F.linear(x.unflatten(1, (len(self.constant), -1)), self.weight, self.bias).sigmoid()
         gates: Tensor = sums[..., 0] * (sums[..., 1] * self.constant - 1) + 2
         return gates
@@ -69,10 +69,10 @@ def attend_gated(projected: Tensor, gates: Tensor, layout: PackedLayout, positio
     """Attend within each utterance.
 
     Args:
-        projected: of `daisy.runtime.attention.attend`.
+        projected: as in `daisy.runtime.attention.attend`.
         gates: (F, H); on CPUs further rows may follow.
-        layout: of the utterances.
-        positions: biases of distances.
+        layout: layout of the utterances' frames.
+        positions: biases by distance.
 
     Returns:
         (F, D), with as many further rows as ``projected``.
@@ -91,7 +91,7 @@ def attend_gated(projected: Tensor, gates: Tensor, layout: PackedLayout, positio
 
 
 def _attend_in_blocks(utterance: Tensor, gates: Tensor, biases: Tensor, rows: Tensor) -> None:
-    """(3, H, T, D / H) with gates (T, H) and biases (H, T, T) into ``rows`` (T, H, D / H), by plain products."""
+    """Attend with plain products: (3, H, T, D / H), gates (T, H), biases (H, T, T) into ``rows`` (T, H, D / H)."""
     queries, keys, values = utterance.contiguous()
     backwards, transposed_keys, gates = queries.flip(1), keys.transpose(1, 2), gates.T.flip(1)[..., None]
     mixed = torch.empty_like(queries)
@@ -104,7 +104,7 @@ def _attend_in_blocks(utterance: Tensor, gates: Tensor, biases: Tensor, rows: Te
 
 
 def _cut_blocks(num_heads: int, length: int, budget: int) -> Iterator[tuple[slice, slice]]:
-    """Cut heads and queries so that each part has no more weights than the budget, where `MIN_BLOCK_QUERIES` allow."""
+    """Cut heads and queries so that no part has more weights than the budget, unless `MIN_BLOCK_QUERIES` needs more."""
     heads = max(1, min(num_heads, budget // length**2))
     queries = length if heads > 1 else max(MIN_BLOCK_QUERIES, budget // length)
     for head in range(0, num_heads, heads):
@@ -113,7 +113,7 @@ def _cut_blocks(num_heads: int, length: int, budget: int) -> Iterator[tuple[slic
 
 
 def _attend_padded(split: Tensor, gates: Tensor, layout: PackedLayout, positions: PackedBiases) -> Tensor:
-    """All utterances in one call, or a few: (F, 3, H, D / H) to (F, D)."""
+    """Attend for all utterances in one call, or a few: (F, 3, H, D / H) to (F, D)."""
     length = layout.max_seqlen
     valid = make_valid_mask(layout.num_frames, length)
     places = valid.flatten().nonzero().squeeze(1).to(split.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""CUDA graphs by function and size: timed when a size is met again, captured when it is once more."""
+"""Cache CUDA graphs by function and size: timed when a size comes again, captured when it comes once more."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from daisy.runtime.tf32 import convolutions_may_use_tf32, hold_tf32, products_may_use_tf32
 
 MAX_GRAPHS = 1024
-"""One for each layer and size, some 100 kB each, and a megabyte with a first convolution's weights."""
+"""Largest number of graphs: one for each layer and size, some 100 kB each, a megabyte with a first convolution."""
 LAUNCH_BOUND_RATIO = 2.0
-"""A graph pays where the device took less than so many times the host's time: it waited for the host."""
+"""A graph pays if the device took less than this many times the host's time: it waited for the host."""
 
 Result = TypeVar("Result")
 
 
 def is_launch_bound(host_ms: float, device_ms: float) -> bool:
-    """Tell whether a device waits for its host, from the time that each takes, so that a graph pays."""
+    """Tell from the times of device and host whether the device waits for the host, so that a graph pays."""
     return device_ms < LAUNCH_BOUND_RATIO * host_ms
 
 
 class GraphCache:
-    """Replays by function and size, and where they are captured. To be made under the device that they are for."""
+    """Replays by function and size, with streams and pool for capturing them. To be made with their device selected."""
 
     def __init__(self) -> None:
         self.stream, self.capture_stream = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -32,13 +32,13 @@ class GraphCache:
         self._replays: dict[tuple[object, ...], Replay] = {}
 
     def follow(self, stream: torch.cuda.Stream) -> None:
-        """Go on, on another stream perhaps, after what was asked for on the one before."""
+        """Continue on a stream, another one perhaps, after the work queued on the previous stream."""
         if stream != self.stream:
             stream.wait_stream(self.stream)
             self.stream = stream
 
     def get(self, *what: object) -> Replay:
-        """Return the replay of a function and a size, under torch's settings as they are, which a graph keeps."""
+        """Return the replay of a function and a size, for torch's current settings, which a graph keeps."""
         with hold_tf32():
             tf32 = products_may_use_tf32(), convolutions_may_use_tf32()
         key = (*what, *tf32, torch.are_deterministic_algorithms_enabled())
@@ -47,7 +47,7 @@ class GraphCache:
         return self._replays[key]
 
     def capture(self, run: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result] | None:
-        """Capture a function, and return the graph and what the function gives; None where there is no memory."""
+        """Capture a function, and return the graph and the function's result; None if there is no memory."""
         graph = torch.cuda.CUDAGraph()
         self.capture_stream.wait_stream(self.stream)
         try:
@@ -58,10 +58,10 @@ class GraphCache:
                     result = run()
                 finally:
                     graph.capture_end()
-        except RuntimeError as error:  # of torch's allocator, or CUDA's own when it makes the graph
+        except RuntimeError as error:  # from torch's allocator, or from CUDA when it makes the graph
             if "out of memory" not in str(error):
                 raise
-            return None  # there is memory for it without a graph, in torch's cache
+            return None  # without a graph there is memory for it, in torch's cache
         self.stream.wait_stream(self.capture_stream)
         self.num_graphs += 1
         return graph, result
@@ -80,9 +80,9 @@ class Replay:
         self._marks: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
     def is_launch_bound(self) -> bool | None:
-        """Tell whether to go by way of buffers; None until two calls went without.
+        """Tell whether to use buffers and a graph; None until two calls ran without.
 
-        Waits for the device once, where the second of these calls has just been timed.
+        Waits for the device once, if the second of these calls has just been timed.
         """
         if self._launch_bound is None and self._marks is not None:
             start, end = self._marks
@@ -91,7 +91,7 @@ class Replay:
         return self._launch_bound
 
     def run_eager_timed(self, run: Callable[[], Result]) -> Result:
-        """Call it without buffers; the second time is timed, as the first meets what is not loaded yet."""
+        """Call a function without buffers. Its second call is timed: the first one loads what is not loaded yet."""
         self._num_eager += 1
         if self._num_eager < 2 or self._launch_bound is not None:
             return run()
@@ -104,7 +104,7 @@ class Replay:
         return result
 
     def __call__(self, run: Callable[[], Result]) -> Result:
-        """Replay it; the first time, run it and then capture it. What it gives is overwritten by the next call."""
+        """Replay the function; the first time, run and then capture it. The next call overwrites the result."""
         if self._captured is not None:
             graph, replayed = self._captured
             graph.replay()

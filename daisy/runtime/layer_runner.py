@@ -1,4 +1,4 @@
-"""A layer and its scores: what the exit loop runs between two decisions."""
+"""Run a layer and its scores, as the exit loop does between two decisions."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from daisy.runtime.packed_backbone import PackedBackbone
 from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 
 MAX_GROUP_FRAMES, MAX_PADDED_FRAMES = 256, 24
-"""Of a Conformer's utterances that go together on a CPU: frames of all, and those that pad the shortest. An utterance
-by itself takes as long as one that has 30 frames more, and from some hundred frames on larger products save nothing
+"""Limits for a Conformer's utterances that run together on a CPU: frames in all, and padding of the shortest. A single
+utterance takes as long as one with 30 frames more, and from some hundred frames on larger products save nothing
 (31.5 M parameters, one thread)."""
 
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What one layer gives."""
+    """Output of one layer."""
 
     states: Tensor
-    """(F, D)."""
+    """States, (F, D)."""
     scores: Tensor | None
-    """(S, B) float32 on the device, of `LayerRunner.score_names`; None where there are none."""
+    """(S, B) float32 on the device, for `LayerRunner.score_names`; None if there are none."""
     units: Tensor | None
-    """(F',) the likeliest, where a score compares them with the next exit's."""
+    """The likeliest units, (F',), if a score compares them with the next exit's."""
     head_outputs: HeadOutputs | None = None
-    """What the scores were made from, where that is still there."""
+    """Head outputs that the scores were computed from, if still available."""
 
 
 class LayerRunner(ABC):
-    """A backbone from waveforms to layer 0, and from layer to layer with the scores that heads give.
+    """Runs a backbone from waveforms to layer 0, and from layer to layer with the scores of the heads.
 
     Args:
-        heads: the exit heads, where a score reads any.
-        score_names: scores; those that need no head are left out.
-        score_stride: of the frames that the heads look at.
-        exits: layers whose scores are computed; of all where None.
+        heads: exit heads, if a score reads any.
+        score_names: names of scores; those that need no head are left out.
+        score_stride: stride of the frames that the heads look at.
+        exits: layers whose scores are computed; None: all.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LayerRunner(ABC):
 
     @contextmanager
     def batch_session(self, with_head_outputs: bool) -> Iterator[LayerRunner]:
-        """Give what runs one batch; ``with_head_outputs``: `LayerOutput.head_outputs` is asked for."""
+        """Yield the runner for one batch; ``with_head_outputs``: whether `LayerOutput.head_outputs` is asked for."""
         yield self
 
     @abstractmethod
@@ -72,11 +72,11 @@ class LayerRunner(ABC):
     def layer(self, layer: int, states: Tensor, layout: PackedLayout, previous_units: Tensor | None) -> LayerOutput:
         """Run layer ``layer`` on the states of the layer before, (F, D).
 
-        Scores are to be read before the next call.
+        Scores must be read before the next call.
         """
 
     def is_exit(self, layer: int) -> bool:
-        """Tell whether scores of a layer are computed."""
+        """Tell whether scores are computed at a layer."""
         return self.exits is None or layer in self.exits
 
     @property
@@ -99,7 +99,7 @@ class LayerRunner(ABC):
 
 
 class PackedLayerRunner(LayerRunner):
-    """The packed backbone, layer by layer."""
+    """Runs the packed backbone, layer by layer."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class PackedLayerRunner(LayerRunner):
 
     @property
     def parts(self) -> tuple[object, object]:
-        """What it was made of: backbone and heads."""
+        """The packed backbone and heads that this runner was made with."""
         return self.backbone, self.heads
 
     def begin(self, waveforms: Sequence[Tensor], layout: PackedLayout) -> Tensor:
@@ -126,7 +126,7 @@ class PackedLayerRunner(LayerRunner):
 
 
 class PlainLayerRunner(LayerRunner):
-    """The plain modules, on padded batches: hooks on them fire, and ``torch.compile`` sees ordinary modules."""
+    """Runs the plain modules on padded batches: hooks on them fire, and ``torch.compile`` sees ordinary modules."""
 
     def __init__(
         self,
@@ -156,11 +156,11 @@ class PlainLayerRunner(LayerRunner):
 
 
 class ConformerLayerRunner(PlainLayerRunner):
-    """A Conformer's layers, and Splitformer's half-rate ones, which need what came into their block.
+    """Runs a Conformer's layers, and Splitformer's half-rate layers, which need the input of their block.
 
-    On CPUs short utterances of about the same length go together, and longer ones alone: padding would cost more than
-    larger products save. Where padding is heard (``mask_padding=False``) all go alone, so that nobody hears any.
-    Nobody leaves inside of a block that has a half-rate layer (`daisy.encoder`): it is still the same batch.
+    On CPUs short utterances of about the same length run together, and longer ones alone: padding would cost more than
+    larger products save. If padding changes results (``mask_padding=False``), each utterance runs alone, without any.
+    No utterance leaves inside a block with a half-rate layer (`daisy.encoder`), so its batch stays the same.
     """
 
     _block_input: Tensor | None = None
@@ -181,7 +181,7 @@ class ConformerLayerRunner(PlainLayerRunner):
         return self._score(layer, states, states, layout, previous_units)
 
     def _find_block_input(self, layer: int, states: Tensor) -> Tensor:
-        """Return what came into a layer's block, which is forgotten where the block ends."""
+        """Return the input of a layer's block, and drop it at the end of the block."""
         assert isinstance(self.backbone, Conformer)
         config = self.backbone.config
         if not config.split_blocks:
@@ -192,7 +192,7 @@ class ConformerLayerRunner(PlainLayerRunner):
         return entered
 
     def _group(self, layout: PackedLayout) -> list[list[int]]:
-        """Who goes together, by number."""
+        """Return groups of utterances to run together, by index."""
         assert isinstance(self.backbone, Conformer)
         if not self.backbone.config.mask_padding:
             return [[index] for index in range(len(layout))]
@@ -202,9 +202,9 @@ class ConformerLayerRunner(PlainLayerRunner):
 
 
 class WhisperLayerRunner(PlainLayerRunner):
-    """Whisper's layers, which go on hearing the silence after an utterance that nobody else sees.
+    """Runs Whisper's layers, which attend to the silence after an utterance too; nothing else sees it.
 
-    Whole windows are kept from layer to layer, of those who are still there.
+    Whole windows are kept from layer to layer, for the utterances that have not left.
     """
 
     _windows: Tensor
@@ -229,7 +229,7 @@ class WhisperLayerRunner(PlainLayerRunner):
 
 
 def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Put utterances of these frames into groups whose padding is small, the longest first."""
+    """Group utterances of these lengths in frames so that padding is small, the longest first."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         longest = lengths[groups[-1][0]] if groups else 0

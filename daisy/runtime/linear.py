@@ -1,7 +1,7 @@
-"""Matrix products with weights laid out once.
+"""Multiply by weights that are laid out once.
 
-On a CPU the products are oneDNN's, with the activation or the residual sum in the same pass, or MKL's, where these save
-more than a pass for activation or sum costs; elsewhere torch's own. Nothing here takes gradients.
+On a CPU the products are oneDNN's, with the activation or the residual sum in the same pass, or MKL's, if these save
+more than a separate pass for activation or sum costs; on other devices torch's own. Nothing here takes gradients.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from daisy.runtime import private_ops
 from daisy.runtime.dtypes import STATE_DTYPES, Precision
 
 MAX_ROWS_WITH_SEPARATE_BIAS = 1024
-"""Rows up to which CUDA's float32 product with a bias in it takes longer than the product and the bias one after the
-other: by half at 3072 inputs, 768 outputs and 512 rows (H200, CUDA 13)."""
+"""Rows up to which CUDA's float32 product with a fused bias takes longer than a product and a separate bias: by half at
+3072 inputs, 768 outputs and 512 rows (H200, CUDA 13)."""
 MKL_MIN_FEATURES = 384
 """Inputs and outputs from which MKL's float32 products, with the passes that follow, take less time than oneDNN's: 5 to
-20 % less at 384 and 768; at 256 it goes both ways (a Xeon with AMX, 150 and 499 rows, one thread)."""
+20 % less at 384 and 768; at 256 results are mixed (a Xeon with AMX, 150 and 499 rows, one thread)."""
 MKL_PACKED_ROWS = 512
-"""Rows that MKL is told to lay weights out for; the layout serves any number, by test."""
+"""Number of rows that MKL lays weights out for; tests show that the layout serves any number."""
 
 
 class Linear(ABC):
     """``x @ weight.T + bias`` for any number of rows."""
 
     def __call__(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """Multiply.
+        """Multiply a matrix by the weights.
 
         Args:
             x: (N, D).
             gelu: whether GELU follows.
-            residual: (N, M), what is added in its place.
+            residual: (N, M), added to the product instead.
 
         Returns:
             (N, M).
@@ -48,25 +48,25 @@ class Linear(ABC):
         return self.multiply(padded_view(x, rows), gelu, residual)[:count]
 
     def padded_rows(self, count: int) -> int:
-        """Return how many rows are multiplied where ``count`` are given; whoever brings as many saves a copy."""
+        """Return how many rows are multiplied if ``count`` are given; callers that pass this many save a copy."""
         return count
 
     @abstractmethod
     def multiply(self, x: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
-        """Multiply as `__call__`, without adding rows: for callers whose numbers of rows are few already."""
+        """Multiply as `__call__` does, without adding rows: for callers with few different numbers of rows."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, precision: Precision = "float32") -> Linear:
-    """Lay out weights for the fastest product there is.
+    """Lay out weights for the fastest product available.
 
     Args:
         weight: (M, D).
         bias: (M,), or None.
-        precision: "int8": weights rounded to 8 bits once, with a scale for each row, inputs at each call, with one
-            scale (torch's dynamic quantisation); on CPUs only.
+        precision: "int8": weights rounded to 8 bits once, with a scale per row, and inputs at each call, with one scale
+            (torch's dynamic quantisation); on CPUs only.
 
     Raises:
-        UsageError: on int8 where this torch has no products for it.
+        UsageError: on int8, if this torch has no int8 products.
     """
     dtype = STATE_DTYPES[precision]
     weight = weight.detach().to(dtype).contiguous()
@@ -88,7 +88,7 @@ def pack_linear(module: nn.Linear, precision: Precision) -> Linear:
 
 
 class TorchLinear(Linear):
-    """torch's own product."""
+    """Uses torch's own product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight, self.bias = weight, bias
@@ -101,7 +101,7 @@ class TorchLinear(Linear):
 
 
 class OneDnnLinear(Linear):
-    """oneDNN's product, with what follows in the same pass."""
+    """Uses oneDNN's product, with activation or sum in the same pass."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight), bias
@@ -113,7 +113,7 @@ class OneDnnLinear(Linear):
     def multiply(self, x: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
         y: Tensor
         if residual is not None:
-            # The overload by name: to find it, torch.ops would print x into an error message that nobody sees.
+            # The overload is named because torch.ops, to find it, would print x into an error message that nobody sees.
             y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
         else:
             name, variant = ("gelu", "none") if gelu else ("none", "")
@@ -122,10 +122,10 @@ class OneDnnLinear(Linear):
 
 
 class MklLinear(Linear):
-    """MKL's product."""
+    """Uses MKL's product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.unread = weight.new_full((1,), torch.nan).expand(weight.shape)  # in place of the weights as they were
+        self.unread = weight.new_full((1,), torch.nan).expand(weight.shape)  # stands in for the unpacked weights
         self.weight, self.bias = torch.ops.mkl._mkl_reorder_linear_weight(weight, MKL_PACKED_ROWS), bias
 
     def multiply(self, x: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
@@ -133,7 +133,7 @@ class MklLinear(Linear):
 
 
 class Int8Linear(Linear):
-    """torch's dynamically quantised product. All rows share a scale, so none is added."""
+    """Uses torch's dynamically quantised product. All rows share a scale, so none is added."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         if not private_ops.has_int8_linear():
@@ -149,7 +149,7 @@ class Int8Linear(Linear):
 
 
 def _finish(y: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
-    """What follows a product that cannot do it itself; ``y`` is written over."""
+    """Apply what a product cannot do itself; ``y`` is overwritten."""
     if residual is not None:
         return y.add_(residual)
     return torch.ops.aten.gelu_(y) if gelu else y
@@ -158,17 +158,17 @@ def _finish(y: Tensor, gelu: bool, residual: Tensor | None) -> Tensor:
 def round_up_rows(count: int) -> int:
     """Round up to the next of eight sizes an octave, sixteen from 256 on: 100 to 104, 1000 to 1024.
 
-    oneDNN compiles code for each shape it meets and keeps that of a thousand. Recordings of many lengths meet more,
-    and then it compiles again and again (docs/results/speed.md has what that costs).
+    oneDNN compiles code for each shape and keeps that of a thousand. Recordings of many lengths have more shapes, and
+    it would compile again and again (docs/results/speed.md gives the cost).
     """
     step = (1 << max(0, count.bit_length() - 4)) // (2 if count >= 256 else 1)
     return -(-count // step) * step
 
 
 def padded_view(x: Tensor, rows: int) -> Tensor:
-    """Add rows that mean nothing: (N, D) to (``rows``, D), what follows x in its memory, or zeros.
+    """Add rows to be ignored: (N, D) to (``rows``, D), with what follows x in its memory, or zeros.
 
-    To be read only: the rows may be another's.
+    The result is read-only: its rows may belong to another tensor.
     """
     if rows == len(x):
         return x

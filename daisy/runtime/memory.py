@@ -1,4 +1,4 @@
-"""What does not fit into memory."""
+"""Run what may not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 def run_if_it_fits(run: Callable[[Sequence[Tensor]], Result], waveforms: Sequence[Tensor]) -> Result | None:
-    """Run something on waveforms; None where memory, a GPU's or the machine's, does not hold it.
+    """Run a function on waveforms; None if memory, a GPU's or the machine's, is too small.
 
     Args:
-        run: what to call.
+        run: function to call.
         waveforms: (N_b,) each.
     """
     try:

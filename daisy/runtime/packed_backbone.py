@@ -1,9 +1,9 @@
-"""The backbone as the exit loop runs it: frames of a batch one after the other, without padding, without gradients.
+"""Run the backbone as in the exit loop: a batch's frames one after the other, without padding, without gradients.
 
-``F`` below is the number of frames of the whole batch. Linear maps, norms and activations do not know where an
-utterance ends and run over all ``F`` rows; attention and convolutions keep to each utterance's own. So nothing is
-computed to make lengths equal, and who has left is gone from the next layer's rows. On CPUs a few rows are added to a
-whole batch, so that oneDNN's products share their shapes (`daisy.runtime.linear.round_up_rows`). The result is
+``F`` below is the number of frames of the whole batch. Linear maps, norms and activations ignore utterances' ends
+and run over all ``F`` rows; attention and convolutions keep to each utterance's own. So nothing is computed to make
+lengths equal, and utterances that have left have no rows in the next layer. On CPUs a few rows are added to a whole
+batch, so that oneDNN's products share their shapes (`daisy.runtime.linear.round_up_rows`). The result equals
 `Backbone`'s.
 """
 
@@ -28,21 +28,21 @@ from daisy.runtime.private_ops import has_varlen_attention
 
 
 def make_front_end(backbone: Backbone, precision: Precision) -> FrontEnd:
-    """Make the front end for the backbone's device, with the weights as they are now."""
+    """Make the front end for the backbone's device, with its current weights."""
     return (CpuFrontEnd if backbone.device.type == "cpu" else CudaFrontEnd)(backbone, precision)
 
 
 class PackedBackbone:
-    """A backbone whose weights are laid out for speed: copies, made for the weights as they are now.
+    """A backbone with weights packed for speed: copies of the weights as they are when it is made.
 
     Args:
-        backbone: the layers.
-        precision: what to compute in. With "int8" an utterance's inputs share a scale, so utterances run one by one.
-        layers: which are wanted, consecutive; where None all. The front end comes with layer 1, and of other layers no
-            weight is looked at.
+        backbone: backbone to pack.
+        precision: precision to compute in. With "int8" an utterance's inputs share a scale, so that each runs alone.
+        layers: consecutive layers to pack; None: all. The front end comes with layer 1; weights of other layers
+            are not read.
 
     Raises:
-        UsageError: on another type, or on "int8" elsewhere than on a CPU.
+        UsageError: on another precision, or on "int8" elsewhere than on a CPU.
     """
 
     def __init__(self, backbone: Backbone, precision: Precision = "float32", layers: range | None = None):
@@ -59,7 +59,7 @@ class PackedBackbone:
         self.layers = {layer: PackedLayer(module, self.config, precision, relative) for layer, module in wanted}
 
     def _pack_front_end(self, backbone: Backbone, precision: Precision) -> None:
-        """Lay out what makes layer 0."""
+        """Pack the parts that compute layer 0."""
         self.front_end = make_front_end(backbone, to_floating(precision))
         projection = backbone.encoder.feature_projection
         transformer = backbone.encoder.transformer
@@ -74,13 +74,13 @@ class PackedBackbone:
 
     @property
     def supports_varlen(self) -> bool:
-        """Whether the host needs no utterance's length to run a layer, which then can be captured."""
-        if self.config.relative_buckets is not None:  # for whose biases that kernel has no place
+        """Whether a layer runs without utterance lengths on the host, so that it can be captured."""
+        if self.config.relative_buckets is not None:  # that kernel takes no biases
             return False
         return has_varlen_attention(self.device, self.dtype, self.config.width // self.config.num_heads)
 
     def embed(self, features: Tensor, layout: FrameLayout) -> Tensor:
-        """Turn what `front_end` makes of waveforms, features (F, C), into layer 0 (F, D)."""
+        """Turn the output of `front_end`, features (F, C), into layer 0 (F, D)."""
         projected = self.projection(features if self.feature_norm is None else self.feature_norm(features))
         states = projected + self.positional(projected, layout).to(self.dtype)
         return states if self.config.pre_norm else self.norm(states)
@@ -91,10 +91,10 @@ class PackedBackbone:
         """Run layer ``layer`` (1 to L).
 
         Args:
-            layer: which.
-            states: of the layer before, (F, D).
-            layout: of the utterances.
-            return_feed_forward: whether the feed-forward block's output before residual and norm is wanted too.
+            layer: number of the layer.
+            states: states of the layer before, (F, D).
+            layout: layout of the utterances' frames.
+            return_feed_forward: whether to return the feed-forward block's output before residual and norm too.
 
         Returns:
             The states, and with ``return_feed_forward`` that output, else the states again; both (F, D).
@@ -125,12 +125,12 @@ class PackedBatchNorm:
         self.gain, self.shift = (values.detach() for values in module.gain_and_shift())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Norm (F, D) to float32, which is what the positional convolution computes in."""
+        """Normalize (F, D), to float32, which the positional convolution computes in."""
         return torch.addcmul(self.shift, x.float(), self.gain)
 
 
 class PackedPositions:
-    """HuBERT's positional convolution, and the norm before it where there is one."""
+    """HuBERT's positional convolution, with the norm before it if there is one."""
 
     def __init__(self, module: PositionalConvolution, groups: int):
         self.conv = FourierConv(module.conv.weight, module.conv.bias, groups)
@@ -166,7 +166,7 @@ class PackedLayer:
     ):
         attention = layer.attention
         projections = attention.q_proj, attention.k_proj, attention.v_proj
-        scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with the keys are weights
+        scale = (config.width // config.num_heads) ** -0.5  # of the queries, whose products with keys are weights
         scaled = list(zip((scale, 1.0, 1.0), projections, strict=True))
         self.inputs = make_linear(
             torch.cat([factor * projection.weight.detach().float() for factor, projection in scaled]),
@@ -184,7 +184,7 @@ class PackedLayer:
         self.gate = None if attention.gate is None else PackedGate(attention.gate, dtype)
 
     def __call__(self, states: Tensor, layout: FrameLayout, return_feed_forward: bool) -> tuple[Tensor, Tensor]:
-        """Run the layer on (F, D) states, as `PackedBackbone.layer`; further rows may follow, which mean nothing."""
+        """Run the layer on (F, D) states, as `PackedBackbone.layer` does; further rows may follow, to be ignored."""
         if self.one_by_one and len(layout) > 1:
             assert isinstance(layout, PackedLayout)  # graphs are for devices, and int8 is for CPUs
             parts = [
@@ -205,9 +205,9 @@ class PackedLayer:
         return (states if self.pre_norm else self.final_norm(states)), feed_forward
 
     def _attend(self, heard: Tensor, layout: FrameLayout) -> Tensor:
-        """Attend within each utterance: what comes into attention, (F, D), to what its output layer reads."""
+        """Attend within each utterance: from the input of attention, (F, D), to the input of its output layer."""
         projected = self.inputs(heard)
         if self.relative is None or self.gate is None:
             return attend(projected, layout, self.num_heads)
-        assert isinstance(layout, PackedLayout)  # it is never captured
+        assert isinstance(layout, PackedLayout)  # such layers are never captured
         return attend_gated(projected, self.gate(heard), layout, self.relative)

@@ -1,4 +1,4 @@
-"""Heads whose weights are laid out for speed."""
+"""Pack the weights of heads for speed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PackedHeads:
     """Exit heads as the exit loop runs them (`daisy.policies.scores.Heads`).
 
     Args:
-        heads: whose weights.
-        precision: what to compute in; with "int8" heads stay in float32.
-        layers: whose heads are wanted; where None all.
+        heads: heads to pack.
+        precision: precision to compute in; with "int8" heads stay in float32.
+        layers: layers whose heads are wanted; None: all.
     """
 
     def __init__(self, heads: ExitHeads, precision: Precision = "float32", layers: range | None = None):
@@ -31,10 +31,10 @@ class PackedHeads:
         self.config, self.regressors = heads.config, heads.regressors
 
     capturable = True
-    """Whether the host needs no number of the batch to run them, so that CUDA graphs can hold them."""
+    """Whether the host needs no number of the batch to run the heads, so that CUDA graphs can hold them."""
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
-        """Classify what layer ``layer`` gives the heads, (F, D), to unit logits (F, K)."""
+        """Classify features of layer ``layer``, (F, D), to unit logits (F, K)."""
         return self.units[layer](features)
 
     predicted_loss = ExitHeads.predicted_loss
@@ -44,9 +44,9 @@ class PackedCTCHeads:
     """CTC exits as the exit loop runs them (`daisy.policies.scores.Heads`).
 
     Args:
-        heads: whose weights.
-        precision: what to compute in; with "int8" heads stay in float32.
-        layers: whose exits are wanted; where None all.
+        heads: heads to pack.
+        precision: precision to compute in; with "int8" heads stay in float32.
+        layers: layers whose exits are wanted; None: all.
     """
 
     predicted_loss = CTCHeads.predicted_loss
@@ -80,7 +80,7 @@ class PackedCTCHeads:
 
 
 class PackedAttention:
-    """A branch's self-attention, with one product for queries, keys and values."""
+    """Self-attention of a branch, with one product for queries, keys and values."""
 
     def __init__(self, branch: AttentionBranch, precision: Precision):
         inner_width, self.num_heads = branch.q_proj.out_features, branch.num_heads

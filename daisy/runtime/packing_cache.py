@@ -1,4 +1,4 @@
-"""Packed copies of modules, made when first asked for and again when the weights have changed."""
+"""Keep packed copies of modules, made when first asked for and again when the weights have changed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 
 Packed = TypeVar("Packed", PackedBackbone, PackedHeads, PackedCTCHeads)
 _packed: WeakKeyDictionary[nn.Module, dict[str, tuple[object, Any]]] = WeakKeyDictionary()
-"""Module to precision to (state of its weights, copies): several encoders of a backbone share them."""
+"""For each module and precision the state of its weights and the copies, shared by several encoders of a backbone."""
 
 
 def pack_backbone(backbone: Backbone, precision: Precision) -> PackedBackbone:
-    """Lay a backbone out for speed, again only when its weights have changed or moved.
+    """Pack a backbone for speed, again only when its weights have changed or moved.
 
-    What changes weights behind autograd's back (``weight.data.mul_(2)``, or in place where they were made under
-    ``torch.inference_mode``) is not noticed: `forget_packed` it.
+    Changes that autograd misses (``weight.data.mul_(2)``, or in place to weights made under ``torch.inference_mode``)
+    are not noticed: call `forget_packed`.
 
     Raises:
-        UsageError: as `PackedBackbone` does.
+        UsageError: as in `PackedBackbone`.
     """
     return _get_or_build(backbone, precision, PackedBackbone)
 
 
 def pack_heads(heads: AnyHeads | None, precision: Precision) -> PackedHeads | PackedCTCHeads | None:
-    """Lay heads out likewise, where there are any."""
+    """Pack heads in the same way, if there are any."""
     if isinstance(heads, CTCHeads):
         return _get_or_build(heads, precision, PackedCTCHeads)
     return None if heads is None else _get_or_build(heads, precision, PackedHeads)
 
 
 def forget_packed(module: nn.Module) -> None:
-    """Lay a backbone or heads out anew at the next use."""
+    """Pack a backbone or heads again at the next use."""
     _packed.pop(module, None)
 
 
@@ -53,7 +53,7 @@ def _get_or_build(module: nn.Module, precision: Precision, build: Callable[..., 
 
 
 def _list_weights(module: nn.Module) -> list[Tensor]:
-    """List parameters and buffers in one walk; ``parameters`` and ``buffers`` take two, at each call of an encoder."""
+    """List parameters and buffers in one walk; ``parameters`` and ``buffers`` need two, at each call of an encoder."""
     weights: list[Tensor | None] = []
     for part in module.modules():
         weights += part._parameters.values()

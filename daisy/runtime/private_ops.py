@@ -1,6 +1,6 @@
-"""torch's private operators, each looked for once, tried, and done without where it is missing or has changed.
+"""Find and test torch's private operators once each, and do without those that are missing or have changed.
 
-They are faster than what torch offers in public, and may go with any release.
+They are faster than torch's public functions, and any release may remove them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _is_right(
     tolerance: float,
     then: Callable[[Tensor], Tensor] = lambda y: y,
 ) -> bool:
-    """Whether ``compute(x, weight, bias)`` is there and is the linear map, with what follows, that it should be."""
+    """Whether ``compute(x, weight, bias)`` exists and gives the expected linear map, followed by ``then``."""
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((24, 32), (16, 32), (16,)))
     try:
@@ -38,7 +38,7 @@ def _is_right(
 
 @cache
 def has_onednn_linear(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN's product with what follows it works here; bfloat16 needs a CPU that multiplies it."""
+    """Tell whether oneDNN's fused product works here; bfloat16 needs a CPU that multiplies it."""
     if not torch.backends.mkldnn.is_available():
         return False
     residual = torch.linspace(-3, 3, 24 * 16).view(24, 16)
@@ -68,7 +68,7 @@ def has_onednn_linear(dtype: torch.dtype) -> bool:
 
 @cache
 def has_mkl_linear() -> bool:
-    """Tell whether torch's packed MKL products are here, with MKL's fast code for this CPU, as for Intel's own."""
+    """Tell whether torch's packed MKL products exist, on an Intel CPU with AVX-512, for which MKL has fast code."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and _is_intel_with_avx512()):
         return False
 
@@ -94,7 +94,7 @@ def _is_intel_with_avx512() -> bool:
 
 @cache
 def has_int8_linear() -> bool:
-    """Tell whether torch's dynamically quantised products are here."""
+    """Tell whether torch's dynamically quantised products exist."""
 
     def compute(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         scales = weight.abs().amax(1).double() / 127
@@ -107,7 +107,7 @@ def has_int8_linear() -> bool:
 
 
 def supports_vnni() -> bool:
-    """Tell whether sums of products of 8 and 8 bits cannot overflow on this CPU; no where torch does not say."""
+    """Tell whether sums of 8-bit products cannot overflow on this CPU; False if torch does not say."""
     try:
         return bool(torch.cpu._is_vnni_supported())
     except AttributeError:
@@ -116,7 +116,7 @@ def supports_vnni() -> bool:
 
 @cache
 def has_varlen_attention(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Tell whether a device has one attention kernel for many lengths, which looks at none on the host."""
+    """Tell whether a device has one attention kernel for many lengths that needs no lengths on the host."""
     if device.type != "cuda" or torch.version.hip is not None or head_width % 8:
         return False
     if dtype != torch.float32 and (head_width > 256 or torch.cuda.get_device_capability(device) < (8, 0)):
@@ -139,17 +139,17 @@ def has_varlen_attention(device: torch.device, dtype: torch.dtype, head_width: i
 
 
 def varlen_attention(queries: Tensor, keys: Tensor, values: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-    """Attend within each utterance, in one kernel; queries are scaled already.
+    """Attend within each utterance, in one kernel; queries are already scaled.
 
-    The operators are those that torch's own attention comes down to (aten/src/ATen/native/transformers/attention.h);
-    called directly, as the public form for many lengths (jagged tensors) costs the host as much as a whole layer.
+    These operators are the ones behind torch's own attention (aten/src/ATen/native/transformers/attention.h); they are
+    called directly because the public form for many lengths (jagged tensors) costs the host as much as a whole layer.
 
     Args:
-        queries: (F, H, D / H), as ``keys`` and ``values``.
-        keys: see there.
-        values: see there.
-        cu_seqlens: (B + 1,) int32, where utterances begin, and F.
-        max_seqlen: at least the frames of any.
+        queries: (F, H, D / H), like ``keys`` and ``values``.
+        keys: likewise.
+        values: likewise.
+        cu_seqlens: (B + 1,) int32, the first frame of each utterance, and F.
+        max_seqlen: at least the number of frames of the longest utterance.
 
     Returns:
         (F, H, D / H).

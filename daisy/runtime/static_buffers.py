@@ -1,4 +1,4 @@
-"""Where CUDA graphs read and write: buffers that all of them share."""
+"""Keep the buffers that all CUDA graphs read and write."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from daisy.runtime.cuda_front_end import SLOT_HOPS
 from daisy.runtime.packed_backbone import PackedBackbone
 
 MAX_UTTERANCES = 32
-"""Of a batch that there are buffers for."""
+"""Largest number of utterances in a batch that uses the buffers."""
 MAX_STATE_VALUES = 2**23
-"""Of a layer's states, up to which they have buffers."""
+"""Largest number of values in a layer's states that the buffers hold."""
 
 
 def graph_size(layout: PackedLayout, rows: int) -> tuple[int, int, int]:
-    """Tell what a graph is made for: rows, utterances, and frames of the longest.
+    """Return the size that a graph is made for: rows, utterances, and frames of the longest utterance.
 
-    A power of two of utterances, and one that has the rows which are left over; of frames likewise.
+    The utterances are a power of two, plus one that has the left-over rows; the frames are a power of two.
     """
     longest = max(layout.max_seqlen, rows - layout.total)
     return rows, (1 << (len(layout) - 1).bit_length()) + 1, 1 << (longest - 1).bit_length()
 
 
 class StaticBuffers:
-    """Samples, layouts, states and units at fixed addresses.
+    """Holds samples, layouts, states and units at fixed addresses.
 
     Args:
-        backbone: for what network.
-        stride: of the frames that heads look at.
+        backbone: backbone that runs.
+        stride: stride of the frames that heads look at.
     """
 
     def __init__(self, backbone: PackedBackbone, stride: int):
@@ -47,29 +47,28 @@ class StaticBuffers:
         self.forget_batch()
 
     def forget_batch(self) -> None:
-        """Let go of the batch."""
+        """Release the batch."""
         self._layout: PackedLayout | None = None
         self._static: StaticLayout | None = None
         self._last_copy: Tensor | None = None
 
     def fits(self, rows: int, layout: PackedLayout) -> bool:
-        """Tell whether there is room."""
+        """Tell whether the buffers have room."""
         return rows <= self.max_rows and len(layout) <= MAX_UTTERANCES
 
     def load_audio(
         self, pieces: Sequence[Tensor], num_samples: Tensor, slots: PackedLayout, num_slots: int
     ) -> tuple[Tensor, Tensor, StaticLayout]:
-        """Take the samples of a batch.
+        """Load the samples of a batch.
 
         Args:
-            pieces: of `CudaFrontEnd.cut_pieces`.
+            pieces: pieces from `CudaFrontEnd.cut_pieces`.
             num_samples: (B,) on the CPU.
-            slots: of the utterances.
-            num_slots: that the graph was made for.
+            slots: layout of the utterances' slots.
+            num_slots: number of slots that the graph was made for.
 
         Returns:
-            The signal, the numbers of samples on the device, with room for more whose numbers mean nothing, and the
-            slots' layout.
+            The signal; the numbers of samples on the device, with further entries to be ignored; and the slots' layout.
         """
         torch.cat(list(pieces), out=self._signal[: sum(map(len, pieces))])
         if (lengths := num_samples.tolist()) != self._loaded_samples:
@@ -82,16 +81,16 @@ class StaticBuffers:
     def load(
         self, layout: PackedLayout, rows: int, states: Tensor | None = None, units: Tensor | None = None
     ) -> StaticLayout:
-        """Take a batch's layout, states (F, D) and units (F',), those that are not there already.
+        """Load a batch's layout, states (F, D) and units (F',), unless they are there already.
 
         Args:
-            layout: of the utterances.
-            rows: that the graph was made for.
-            states: of the layer before; None where there is none yet.
+            layout: layout of the utterances' frames.
+            rows: number of rows that the graph was made for.
+            states: states of the layer before; None if there is none yet.
             units: likewise.
 
         Returns:
-            What graphs see of the layout.
+            The layout that graphs see.
         """
         if self._static is None or layout is not self._layout:
             self._layout, self._static = layout, self._frames.update(layout, rows)
@@ -109,12 +108,12 @@ class StaticBuffers:
 
 
 class _LayoutBuffer:
-    """A layout whose tensors stay where they are.
+    """A layout whose tensors keep their addresses.
 
     Args:
-        max_rows: rows at most.
-        device: of the tensors.
-        stride: of the frames that heads look at.
+        max_rows: largest number of rows.
+        device: device of the tensors.
+        stride: stride of the frames that heads look at.
     """
 
     def __init__(self, max_rows: int, device: torch.device, stride: int = 1):
@@ -124,7 +123,7 @@ class _LayoutBuffer:
         self._loaded_lengths: list[int] = []
 
     def update(self, layout: PackedLayout, rows: int) -> StaticLayout:
-        """Take its utterances, empty ones up to a `graph_size`, and one of the rows that are left over."""
+        """Load the layout's utterances, empty ones up to a `graph_size`, and one with the left-over rows."""
         _, size, longest = graph_size(layout, rows)
         added = torch.zeros(size - len(layout), dtype=torch.int64)
         added[-1] = rows - layout.total
@@ -147,7 +146,7 @@ class _LayoutBuffer:
         return StaticLayout(segment_ids, seqlens, cu_seqlens, longest, self.stride, (of_strided, strided_rows))
 
     def _to_numbers(self, host: PackedLayout, num_strided: int) -> list[Tensor]:
-        """What goes to the device of a layout; its last utterance takes the strided frames that are left over too."""
+        """List a layout's numbers for the device; the last utterance also takes left-over strided frames."""
         numbers = [host.segment_ids, host.seqlens, host.cu_seqlens]
         if num_strided:
             left_over = num_strided - host.strided(self.stride).total

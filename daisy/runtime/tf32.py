@@ -1,6 +1,6 @@
-"""Whether float32 products and convolutions may use TF32, by whichever of torch's two ways it was set.
+"""Read and set whether float32 products and convolutions may use TF32, in either of torch's two ways.
 
-Since torch 2.9 there is ``fp32_precision`` beside ``allow_tf32``; where the former was set, reading the latter fails.
+Since torch 2.9 there is ``fp32_precision`` besides ``allow_tf32``; if the former was set, reading the latter fails.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def convolutions_may_use_tf32() -> bool:
 
 @contextlib.contextmanager
 def allow_tf32_as_convolutions(dtype: torch.dtype) -> Iterator[None]:
-    """Let products use TF32 where convolutions may: torch's defaults differ, and these stand for convolutions.
+    """Let products use TF32 if convolutions may: torch's defaults differ, and these products replace convolutions.
 
-    The setting is the process's: products of other threads see it meanwhile. One thread at a time changes it, and the
-    others wait: what they would read then is not the setting that they come back to.
+    The setting is global: products of other threads see it meanwhile. Only one thread at a time changes it; the others
+    wait, because they would otherwise read a setting that is about to be restored.
 
     Args:
-        dtype: of the products; only float32 ones are concerned.
+        dtype: dtype of the products; only float32 is affected.
     """
     if dtype == torch.float32:
         with hold_tf32():
@@ -52,7 +52,7 @@ def allow_tf32_as_convolutions(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_tf32() -> Iterator[None]:
-    """Keep other threads from changing for a while what products may use; wait for one that has."""
+    """Keep other threads from changing whether products may use TF32; wait for a thread that has changed it."""
     with _SETTING:
         yield
 
