@@ -1,4 +1,4 @@
-"""Policies judged from full runs: tables, figures, the page."""
+"""Evaluate policies on full runs: tables, figures, the page."""
 
 from daisy.evaluation.comparison import Evaluation, evaluate
 from daisy.evaluation.study import Study, compare_policies

@@ -1,4 +1,4 @@
-"""What a figure shows, in a sentence that is made from its numbers."""
+"""Describe a figure in a sentence made from its numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from daisy.evaluation.style import RANKED
 
 
 def choose_spoken(names: Iterable[str]) -> str:
-    """Choose the policy that a title speaks of: the default one, or the next that matters; empty if there is none."""
+    """Choose the policy that a title speaks of: the default one, or the next most important; empty if there is none."""
     names = [name for name in names if name not in ("fixed", "hindsight", "oracle")]
     return min(names, key=lambda name: RANKED.index(name) if name in RANKED else len(RANKED), default="")
 
@@ -18,14 +18,14 @@ def say_exits(policy: str, layers: Sequence[Estimate], names: Sequence[str], of:
     """Say whether a policy goes deeper as audio gets worse.
 
     Args:
-        policy: whose exits.
+        policy: name of the policy.
         layers: mean exit layers, from the best audio to the worst.
-        names: of the first and the last condition, at the ends of a sequence.
+        names: names of the first and the last condition.
         of: what makes audio worse.
 
     Returns:
-        Such as "forecast goes deeper on noise: layer 7.0 clean, 9.2 at -5 dB". Where the two intervals overlap, it says
-        so.
+        A sentence such as "forecast goes deeper on noise: layer 7.0 clean, 9.2 at -5 dB"; it says so if the two
+        intervals overlap.
     """
     best, worst = layers[0], layers[-1]
     ends = f"layer {best.mean:.1f} {_at(names[0])}, {worst.mean:.1f} {_at(names[-1])}"
@@ -37,13 +37,13 @@ def say_exits(policy: str, layers: Sequence[Estimate], names: Sequence[str], of:
 
 
 def say_points(what: str, depth: float, values: Sequence[tuple[str, float]], form: str = ".3f") -> str:
-    """Say what some policies come to at one depth, such as "At 60% of the layers errors are 0.12 (forecast), ...".
+    """Give the values of some policies at one depth, such as "At 60% of the layers errors are 0.12 (forecast), ...".
 
     Args:
-        what: is compared, as the sentence's subject and verb.
-        depth: share of the layers, or of the time, that was executed.
-        values: name and value.
-        form: of the values.
+        what: the compared quantity, as the sentence's subject and verb.
+        depth: executed share of the layers, or of the time.
+        values: name and value of each policy.
+        form: format of the values.
     """
     named = ", ".join(f"{value:{form}} ({name})" for name, value in values)
     return f"At {depth:.0%} {what} {named}"

@@ -1,8 +1,8 @@
-"""Policies judged from full runs: depth and loss, beside the static cut and chance at the same depth.
+"""Evaluate policies on full runs: depth and loss, beside the static cut and chance at the same depth.
 
-Everything is decided from the same traces, so that policies differ in their decisions alone. Intervals resample whole
-groups (speakers), 95 %. A loss that is counted among words, characters or units gives long runs more weight. So do the
-depth of its static cut and chance then: else a policy that only sends long runs deeper would gain over both.
+All policies decide from the same traces, so that only their decisions differ. Intervals (95 %) resample whole groups
+(speakers). A loss that is counted in words, characters or units gives long runs more weight. The depth of its static
+cut and chance is then weighted likewise: else a policy that only sends long runs deeper would gain over both.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from daisy.policies import POLICIES
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One policy on one set of runs."""
+    """Evaluation of one policy on one set of runs."""
 
     policy: str
     condition: str
-    """"all" or the name of one."""
+    """"all" or the name of one condition."""
     num_runs: int
     mean_exit_layer: Estimate
     depth: float
     """Mean executed share of the cost of all layers; each run counts once."""
     depths: dict[str, float]
-    """The same where each run counts as much as it does in a loss."""
+    """The same depth where each run counts as much as it does in a loss."""
     histogram: tuple[int, ...]
-    """Exits at each of the layers that may be left."""
+    """Number of exits at each layer at which utterances may leave."""
     losses: dict[str, Estimate]
     fixed: dict[str, float]
     """The same losses of a static cut at their depth in `depths` (a mixture of two neighbouring layers)."""
     gain: dict[str, Estimate]
-    """How much lower than the static cut's."""
+    """How much lower the losses are than the static cut's."""
     random: dict[str, float]
-    """Expected losses of exits drawn from the policy's, each run's as likely as it counts in the loss."""
+    """Expected losses of exits drawn from the policy's own, where each run is as likely as it counts in the loss."""
     gain_over_random: dict[str, Estimate]
-    """How much lower than those."""
+    """How much lower the losses are than those of random exits."""
     by_exit_layer: dict[str, tuple[float | None, ...]]
-    """The same losses of those who left at each of them; None where nobody did who counts."""
+    """The same losses over the runs that left at each layer; None where no run with any weight left."""
 
 
 def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "all", draws: int = DRAWS) -> Evaluation:
-    """Evaluate what a policy's exits are worth on these runs.
+    """Evaluate a policy's exits on these runs.
 
     Args:
-        name: of the policy.
-        exit_layers: (B,) int64, which of the layers that may be left: 1 to L.
+        name: name of the policy.
+        exit_layers: (B,) int64, exits of the runs, counted from 1 to L.
         traces: B full runs.
-        condition: the name of theirs, or "all".
-        draws: bootstrap samples for the intervals.
+        condition: name of the runs' condition, or "all".
+        draws: number of bootstrap samples for the intervals.
 
     Returns:
-        Depth and losses with their intervals, beside the static cut's and chance's at the same depth.
+        Depth and losses with their intervals, beside those of the static cut and chance at the same depth.
 
     Raises:
         UsageError: where no run has any weight in a loss.
@@ -106,7 +106,7 @@ def evaluate(name: str, exit_layers: Tensor, traces: Traces, condition: str = "a
 
 
 def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> list[Evaluation]:
-    """Evaluate exits on all runs, and on those of each condition where there are several."""
+    """Evaluate exits on all runs and, if there are several conditions, on the runs of each."""
     evaluations = [evaluate(name, exit_layers, traces)]
     conditions = list(dict.fromkeys(traces.conditions))
     for condition in conditions if len(conditions) > 1 else ():
@@ -118,17 +118,17 @@ def evaluate_by_condition(name: str, exit_layers: Tensor, traces: Traces) -> lis
 def trace_frontier(
     tune: Traces, test: Traces, names: Sequence[str], depths: Iterable[float], loss: str
 ) -> list[tuple[float, Evaluation]]:
-    """Tune policies to given depths on some runs, and evaluate them on others.
+    """Tune policies to given depths on some runs, and evaluate them on other runs.
 
     Args:
-        tune: full runs that policies learn and are set on.
+        tune: full runs that policies are learnt and tuned on.
         test: full runs of other speakers.
-        names: of `daisy.calibration.families.FAMILIES`; ``hindsight`` is the best that exits could do at a depth.
+        names: some of `daisy.calibration.families.FAMILIES`; ``hindsight`` is the lowest loss possible at a depth.
         depths: mean executed shares to tune for.
-        loss: what policies that learn a loss learn.
+        loss: loss for the policies that learn one.
 
     Returns:
-        (target depth, verdict), policy after policy.
+        Target depth and evaluation, policy by policy.
     """
     evaluations = []
     for name in names:
@@ -143,9 +143,9 @@ def trace_frontier(
 
 
 def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
-    """Find the (B,) exits of least mean loss at a mean depth: each run's own best layer at one price for all.
+    """Find the (B,) exits with the lowest mean loss at a mean depth: each run's best layer at one price for all.
 
-    Depth is that of `Evaluation.depths`.
+    Depth is as in `Evaluation.depths`.
     """
     weights = traces.weights_of(loss).double()
     values = traces.losses[loss].double()
@@ -164,7 +164,7 @@ def find_best_exits(traces: Traces, target: float, loss: str) -> Tensor:
 def list_families(traces: Traces, loss: str) -> list[str]:
     """List the families that the traces' columns allow, and a threshold on each score that no family reads.
 
-    Scores that the first layer has not got are for families that know so.
+    Scores without a value at the first layer are left to the families that expect this.
     """
     known = set(traces.scores) | set(traces.losses)
     reads = {name: set(POLICIES[name].scores) for name in THRESHOLDS} | {"agreement": {"entropy", loss}, "fixed": set()}
@@ -184,7 +184,7 @@ def list_families(traces: Traces, loss: str) -> list[str]:
 
 
 def cut_at_depth(static: Floats, costs: Floats, depths: Floats) -> Floats:
-    """Interpolate losses of static cuts (R, L), whose costs are (L,), linearly between layers: (R,) at (R,) depths."""
+    """Interpolate losses of static cuts (R, L), which cost (L,), linearly between layers: (R,) at (R,) depths."""
     upper = numpy.clip(numpy.searchsorted(costs, depths), 1, len(costs) - 1)
     share = numpy.clip((depths - costs[upper - 1]) / (costs[upper] - costs[upper - 1]), 0, 1)
     rows = numpy.arange(len(depths))

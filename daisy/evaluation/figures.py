@@ -1,4 +1,4 @@
-"""Figures."""
+"""Draw the figures."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 TITLE_WIDTH = 80
-"""Characters of a title's line."""
+"""Characters per line of a title."""
 FEW_LINES = 3
-"""So many intervals can be drawn as bands and still be told apart."""
+"""Most intervals that can be told apart when drawn as bands."""
 
 
 def format_snr(snr_db: float | None) -> str:
-    """Write a condition as tables and figures say it: "clean", "20 dB" and so on."""
+    """Format a condition as in tables and figures: "clean", "20 dB" and so on."""
     return "clean" if snr_db is None else f"{snr_db:g} dB"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Save a figure as PNG or SVG, by the ending.
+    """Save a figure as PNG or SVG, according to the file name's ending.
 
     Raises:
         OutputError: where it cannot be written.
@@ -42,7 +42,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def make_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    """Make an empty figure in the one style.
+    """Make an empty figure in the style of all figures.
 
     Raises:
         UsageError: where matplotlib is missing.
@@ -70,11 +70,11 @@ def draw_exit_layers_by_snr(
     """Draw mean exit layer against SNR, one curve per policy or kind of noise, with its interval as a band.
 
     Args:
-        snrs_db: conditions in order, None for clean.
-        curves: label to an estimate per condition; of many the eight that matter most are drawn.
-        num_layers: of the backbone, the top of the axis.
-        title: above the figure: what is seen in it.
-        points: label to single utterances' exit layers per condition, drawn faintly.
+        snrs_db: signal-to-noise ratios in order, None for clean.
+        curves: estimates for each condition, by label; of many curves the eight most important are drawn.
+        num_layers: number of layers of the backbone, the top of the axis.
+        title: text above the figure, which says what it shows.
+        points: single utterances' exit layers for each condition, by label, drawn faintly.
     """
     figure, axes = make_axes()
     places = list(range(len(snrs_db)))
@@ -106,16 +106,16 @@ def draw_lines(
     bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     in_order: bool = False,
 ) -> Figure:
-    """Draw curves of (x, y) points; of many the eight that matter most.
+    """Draw curves of (x, y) points; of many curves the eight most important.
 
     Args:
-        curves: label to points.
-        across: what the horizontal axis is.
-        up: what the vertical axis is.
-        title: above the figure: what is seen in it.
+        curves: points by label.
+        across: label of the horizontal axis.
+        up: label of the vertical axis.
+        title: text above the figure, which says what it shows.
         black: labels of curves that others are compared with, drawn black.
-        bands: label to the (low, high) of each point.
-        in_order: the curves have an order, which their colours show.
+        bands: (low, high) of each point, by label.
+        in_order: whether the curves have an order, which their colours show.
     """
     figure, axes = make_axes(8.0, 4.6)
     labels = choose_lines(curves, black)
@@ -134,7 +134,7 @@ def draw_lines(
 def _draw_intervals(
     axes: Axes, x: Sequence[float], ends: Sequence[tuple[float, float]], style: Mapping[str, Any], is_wide: bool
 ) -> None:
-    """Draw the interval of each point, where there are some: as a band, or as thin bars, which cover no other line."""
+    """Draw the intervals of the points, if any: as a band, or as thin bars, which cover no other line."""
     low, high = [low for low, _ in ends], [high for _, high in ends]
     if is_wide and len(ends) > 1:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -143,7 +143,7 @@ def _draw_intervals(
 
 
 def _add_legend(axes: Axes, num_lines: int) -> None:
-    """Name the lines, if there is more than one: below the axes, where a narrow page shows them too."""
+    """Name the lines, if there are several, below the axes, where they fit on a narrow page too."""
     if num_lines > 1:
         figure = axes.get_figure()
         assert figure is not None

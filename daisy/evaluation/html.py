@@ -1,4 +1,4 @@
-"""The one self-contained page: sections with figures and tables, written as HTML."""
+"""Write the self-contained HTML page: sections with figures and tables."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TEMPLATE = Path(__file__).parents[1] / "assets" / "templates" / "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page."""
+    """A section of the page."""
 
     title: str
     text: str = ""
     figures: tuple[tuple[str, Figure], ...] = ()
-    """(caption, figure)."""
+    """Captions and figures."""
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     folded: bool = False
-    """Whether the table is shown only when asked for."""
+    """Whether the table is shown only on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What `write_page` needs."""
+    """Content for `write_page`."""
 
     title: str
     summary: str
@@ -46,10 +46,10 @@ class Page:
 
 
 def check_report_packages() -> None:
-    """Refuse a page with figures where what makes them is missing.
+    """Refuse a page with figures if a package that makes them is missing.
 
     Raises:
-        UsageError: where it is.
+        UsageError: where one is missing.
     """
     for name in ("jinja2", "matplotlib"):
         if find_spec(name) is None:
@@ -57,7 +57,7 @@ def check_report_packages() -> None:
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Write one HTML file with everything in it, which opens without a network, anywhere.
+    """Write one HTML file with everything in it, which opens anywhere without a network.
 
     Raises:
         UsageError: where jinja2 is missing.

@@ -1,4 +1,4 @@
-"""A study as figures and tables."""
+"""Turn a study into figures and tables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from daisy.evaluation.style import MAX_LINES
 
 
 def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | None]) -> list[Section]:
-    """Make the page's parts, a question each.
+    """Make the page's sections, one for each question.
 
     Args:
-        study: what was found on the runs that policies were not tuned on.
-        kinds: of noise, where conditions are "KIND SNR dB"; none for traces of other origin.
-        snrs_db: the ratios, None for clean.
+        study: study of the runs that policies were not tuned on.
+        kinds: kinds of noise, if conditions are "KIND SNR dB"; none for traces of other origin.
+        snrs_db: signal-to-noise ratios, None for clean.
     """
     parts = [_frontier(study)]
     if kinds:
@@ -30,7 +30,7 @@ def make_sections(study: Study, kinds: Sequence[str], snrs_db: Sequence[float | 
 
 
 def format_estimate(value: Estimate, digits: int = 1) -> str:
-    """Write a mean with its interval."""
+    """Format a mean with its interval."""
     return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
 
 
@@ -83,7 +83,7 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _speak_of(study: Study) -> tuple[float, list[Evaluation]]:
-    """The target nearest to the study's depth, and what came of it."""
+    """Return the target nearest to the study's depth, and its evaluations."""
     target = min((target for target, _ in study.frontier), key=lambda target: abs(target - study.depth))
     return target, [evaluation for t, evaluation in study.frontier if t == target]
 
@@ -99,7 +99,7 @@ def _say_losses(study: Study) -> str:
 
 
 def _say_gains(study: Study) -> str:
-    """Which policy is furthest ahead of the static cut."""
+    """Say which policy is furthest ahead of the static cut."""
     target, at_target = _speak_of(study)
     real = [e for e in at_target if e.policy not in ("fixed", "hindsight", "oracle")]
     if not real:
@@ -112,7 +112,7 @@ def _say_gains(study: Study) -> str:
 
 
 def make_numbers_section(study: Study) -> Section:
-    """Make the table of the whole frontier."""
+    """Make the section with the table of the whole frontier."""
     return Section(
         title="Every depth in numbers",
         text="chance draws exits from the policy's own histogram.",
@@ -183,7 +183,7 @@ def _conditions(study: Study) -> Section:
 
 
 def _by_exit_layer(study: Study) -> Section:
-    """Whether early exits are worse than late ones: the loss conditional on the exit layer."""
+    """Show whether early exits are worse than late ones: the loss conditional on the exit layer."""
     overall = [
         evaluation for evaluation in study.evaluations if evaluation.condition == "all" and evaluation.policy != "fixed"
     ]
@@ -223,7 +223,7 @@ def _by_exit_layer(study: Study) -> Section:
 
 
 def _layers(study: Study, kinds: Sequence[str]) -> Section:
-    """Where depth helps: the loss by layer, and the same against the clean audio, a figure for each kind of noise."""
+    """Show where depth helps: the loss by layer, also against the clean audio, in a figure for each kind of noise."""
     figures = []
     for loss in (study.loss, f"clean_{study.loss}"):
         if loss not in next(iter(study.layers.values())):
@@ -245,7 +245,7 @@ def _layers(study: Study, kinds: Sequence[str]) -> Section:
 
 
 def _group_conditions(conditions: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
-    """Group conditions by kind of noise, with clean audio in each, and those of no kind; few enough for a figure."""
+    """Group conditions by kind of noise, each with clean audio, and the rest; few enough for a figure."""
     groups = {kind: [name for name in conditions if name == "clean" or name.startswith(f"{kind} ")] for kind in kinds}
     named = {name for group in groups.values() for name in group}
     groups[""] = [name for name in conditions if name not in named]
@@ -257,7 +257,7 @@ def _group_conditions(conditions: Sequence[str], kinds: Sequence[str]) -> dict[s
 
 
 def list_gains(study: Study) -> tuple[tuple[str, ...], ...]:
-    """List for each policy and target depth how much lower its loss is than the static cut's."""
+    """List how much lower the loss is than the static cut's, for each policy and target depth."""
     targets = list(dict.fromkeys(target for target, _ in study.frontier))
     table = []
     for name in dict.fromkeys(evaluation.policy for _, evaluation in study.frontier):

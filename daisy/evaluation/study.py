@@ -1,6 +1,6 @@
-"""One table of full runs to everything that is asked of it: which policy wins where, and what noise does to exits.
+"""Compare policies on one table of full runs: which policy wins at which depth, and how noise changes the exits.
 
-`daisy noise-curve` makes the table from recordings, `daisy replay` reads anybody's; from there on both do the same.
+`daisy noise-curve` makes the table from recordings, `daisy replay` reads it from a file; the rest is the same.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What was found on the runs that policies were not tuned on."""
+    """Results on the runs that policies were not tuned on."""
 
     loss: str
-    """The loss that policies are compared by."""
+    """Loss by which policies are compared."""
     depth: float
-    """What policies were tuned to in `evaluations`."""
+    """Depth that policies were tuned to in `evaluations`."""
     policies: dict[str, Policy]
-    """As tuned to that depth."""
+    """The policies as tuned to that depth."""
     evaluations: list[Evaluation]
-    """Each policy on all runs and on each condition's."""
+    """Evaluation of each policy on all runs and on those of each condition."""
     frontier: list[tuple[float, Evaluation]]
-    """(target depth, verdict) of each policy, all conditions together."""
+    """Target depth and evaluation of each policy, all conditions together."""
     layers: dict[str, dict[str, list[float]]]
-    """Condition to loss to its mean at each layer: where depth still buys something."""
+    """Mean loss at each layer, by condition and loss: shows where depth still helps."""
     exits: tuple[int, ...]
-    """The layers that may be left."""
+    """The layers at which utterances may leave."""
     num_tuned: int
     num_judged: int
 
@@ -54,21 +54,21 @@ def compare_policies(
     depths: Sequence[float] = DEPTHS,
     loss: str = "",
 ) -> Study:
-    """Tune policies on some runs, judge them on others.
+    """Tune policies on some runs, and evaluate them on others.
 
     Args:
-        tune: full runs, of other speakers than ``test``.
+        tune: full runs of other speakers than in ``test``.
         test: full runs.
-        names: of `daisy.calibration.families.FAMILIES`; all that the columns allow where empty.
+        names: some of `daisy.calibration.families.FAMILIES`; if empty, all that the columns allow.
         depth: mean executed share for the table by condition.
-        depths: those of the frontier.
-        loss: one of the traces' losses; the first where empty.
+        depths: mean executed shares of the frontier.
+        loss: one of the traces' losses; if empty, the first.
 
     Returns:
-        What was found.
+        The results on ``test``.
 
     Raises:
-        UsageError: where the tables have no losses, or not that one; where they have groups in common, or other layers.
+        UsageError: where the tables have no losses or not this one, have groups in common, or have different layers.
         PolicyError: on a policy that the columns do not allow.
     """
     loss = loss or next(iter(test.losses), "")
@@ -107,13 +107,13 @@ def compare_policies(
 
 
 def correlate_with_snr(evaluations: Sequence[Evaluation], policy: str, kind: str, snrs_db: Sequence[float]) -> float:
-    """Correlate mean exit layer and signal-to-noise ratio by rank, clean being the highest; NaN where constant.
+    """Compute the rank correlation of mean exit layer and SNR, clean being the highest; NaN where constant.
 
     Args:
-        evaluations: of a study.
-        policy: whose.
-        kind: of noise.
-        snrs_db: the ratios in the study.
+        evaluations: evaluations of a study.
+        policy: name of the policy.
+        kind: kind of noise.
+        snrs_db: signal-to-noise ratios of the study, in dB.
     """
     from scipy.stats import spearmanr
 
@@ -127,7 +127,7 @@ def correlate_with_snr(evaluations: Sequence[Evaluation], policy: str, kind: str
 
 
 def _average(values: Tensor, weights: Tensor) -> list[float]:
-    """(B, L) losses to their weighted means at each layer."""
+    """Average (B, L) losses with weights, at each layer."""
     means: list[float] = ((values * weights[:, None]).sum(0) / weights.sum()).tolist()
     return means
 

@@ -1,4 +1,4 @@
-"""The one look of all figures: colours that everybody can tell apart, few lines, the default policy strongest."""
+"""Define the look of all figures: colours that everybody can tell apart, few lines, the default policy strongest."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-"""Okabe and Ito's for all kinds of colour vision (2008), with grey for their yellow, which is too light on white."""
+"""Colours of Okabe and Ito (2008) for all kinds of colour vision, with grey instead of yellow, too light on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""One for each colour, so that prints without colour can be read too."""
+"""A marker for each colour, so that prints without colour can be read too."""
 MAX_LINES = 8
-"""In one figure; tables have the others."""
+"""Most lines in one figure; tables have the others."""
 COMPARED: Mapping[str, Any] = MappingProxyType({"fixed": "--", "hindsight": "-.", "oracle": ":"})
-"""What policies are compared with, and its dashes; drawn black."""
+"""What policies are compared with, and the dashes of its line, drawn black."""
 MORE_DASHES = ((0, (1, 4)), (0, (5, 1, 1, 1)))
-"""Of other black lines."""
+"""Dashes of other black lines."""
 POLICIES = (DEFAULT_POLICY, "entropy", "plateau", "confidence", "patience", "regressed", "margin")
-"""Have each a colour of their own, which is the same in every figure."""
+"""Policies that each have a colour of their own, the same in every figure."""
 RANKED = (DEFAULT_POLICY, "fixed", "entropy", "hindsight", "plateau", "confidence", "patience", "regressed")
-"""Which lines stay where there are too many."""
+"""Lines that are kept first if there are too many."""
 Lines = dict[str, dict[str, Any]]
-"""By label what `Axes.plot` takes."""
+"""Arguments of `Axes.plot`, by label."""
 
 
 def choose_lines(labels: Iterable[str], black: Sequence[str] = ()) -> list[str]:
-    """Choose the lines of a figure, in their order: all, or the `MAX_LINES` that matter most.
+    """Choose the lines of a figure, in their order: all, or the `MAX_LINES` most important.
 
     Args:
-        labels: of all lines.
-        black: which of them others are compared with; these stay.
+        labels: labels of all lines.
+        black: labels of lines that others are compared with; these stay.
     """
     labels = list(labels)
     wanted = [DEFAULT_POLICY, *(label for label in black if label not in COMPARED), *RANKED]
@@ -43,11 +43,11 @@ def choose_lines(labels: Iterable[str], black: Sequence[str] = ()) -> list[str]:
 
 
 def style_lines(labels: Sequence[str], black: Sequence[str] = ()) -> Lines:
-    """Give each line its look: policies their colour, the default one most width, black to what they are compared with.
+    """Style each line: a colour for each policy, the default one widest, black for what they are compared with.
 
     Args:
-        labels: of at most `MAX_LINES` lines.
-        black: labels of others, beside `COMPARED`, that lines are compared with.
+        labels: labels of at most `MAX_LINES` lines.
+        black: labels of lines, besides `COMPARED`, that others are compared with.
     """
     colors = {policy: number for number, policy in enumerate(POLICIES) if policy in labels}
     free = iter([number for number in range(len(COLORS)) if number not in colors.values()] * len(labels))
@@ -66,7 +66,7 @@ def style_lines(labels: Sequence[str], black: Sequence[str] = ()) -> Lines:
 
 
 def style_in_order(labels: Sequence[str]) -> Lines:
-    """Give lines that have an order, such as ratios from clean to noisy, one colour map from dark to light."""
+    """Style lines that have an order, such as ratios from clean to noisy, with one colour map from dark to light."""
     from matplotlib import colormaps
 
     last = max(len(labels) - 1, 1)
