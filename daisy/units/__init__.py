@@ -1,4 +1,4 @@
-"""Discrete units of recordings: the full model's, early, or a k-means' on a layer."""
+"""Encode recordings as discrete units: the full model's, by early exit, or those of k-means on a layer."""
 
 from daisy.units.classifiers import HeadUnits, KmeansUnits
 from daisy.units.encoder import UnitEncoder, UnitSequence

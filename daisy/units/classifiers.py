@@ -1,4 +1,4 @@
-"""Which unit a frame is: by the exit layer's unit classifier, or by the nearest centre of a k-means."""
+"""Classify frames as units, with the exit layer's unit classifier or the nearest k-means centre."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from daisy.models.heads import SPECIAL_SYMBOLS
 
 
 class UnitClassifier(Protocol):
-    """Tells units from what a layer gives."""
+    """Finds units from the output of a layer."""
 
     @property
     def num_units(self) -> int:
-        """K."""
+        """Number of units, K."""
 
     @property
     def source(self) -> str:
-        """What decides the units, for a run that goes on: it must be the same."""
+        """Identifies what determines the units; it must be the same for a run to continue."""
 
     def classify(self, layer: int, frames: Tensor) -> Tensor:
-        """Find the units (F,) int64 of frames (F, D) of a layer, on their device."""
+        """Find the units (F,) int64 of a layer's frames (F, D), on their device."""
 
 
 class HeadUnits:
-    """The units that exit heads predict: the full model's, from any layer.
+    """Units that exit heads predict: the full model's, from any layer.
 
-    fairseq's dictionaries have special symbols before the units, which no frame is: units are counted without them, as
+    fairseq's dictionaries have special symbols before the units, which no frame has: units are counted without them, as
     in the .km files that the model was trained on.
 
     Args:
-        heads: unit classifiers of each layer.
+        heads: exit heads with a unit classifier for each layer.
 
     Raises:
-        CheckpointError: where they know no unit but special symbols.
+        CheckpointError: where they have no classes besides special symbols.
     """
 
     source = "heads"
@@ -61,16 +61,16 @@ class HeadUnits:
 
 
 class KmeansUnits:
-    """The nearest centre of a k-means.
+    """Units that are the nearest centre of a k-means.
 
-    Distances are compared as a linear classifier does it, so that the device multiplies once. The centres' mean is
-    taken off first: large dimensions that all frames share would cost digits.
+    Distances are compared in the form of a linear classifier, so that the device multiplies once. The centres' mean is
+    subtracted first: large dimensions that all frames share would cost precision.
 
     Args:
-        centres: (K, D).
+        centres: (K, D) centres.
 
     Raises:
-        UsageError: where they are not finite numbers in rows.
+        UsageError: where they are not a matrix of finite floats.
     """
 
     def __init__(self, centres: Tensor):
@@ -82,7 +82,7 @@ class KmeansUnits:
         self.source = "kmeans:" + hashlib.sha256(centres.detach().cpu().float().numpy().tobytes()).hexdigest()
         mean = centres.detach().double().mean(0).float()
         away = centres.detach().double() - mean.double()
-        # The nearest to x: the largest of (x - m)·(c - m) - |c - m|^2 / 2.
+        # The nearest centre to x has the largest (x - m)·(c - m) - |c - m|^2 / 2.
         self._mean, self._weight, self._bias = mean, away.float(), (-away.square().sum(1) / 2).float()
 
     def classify(self, layer: int, frames: Tensor) -> Tensor:
@@ -95,5 +95,5 @@ class KmeansUnits:
 
 
 def to_text(units: Tensor) -> str:
-    """Write (T,) units with spaces between."""
+    """Write (T,) units, separated by spaces."""
     return " ".join(map(str, units.tolist()))

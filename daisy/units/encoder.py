@@ -1,4 +1,4 @@
-"""Waveforms to units, each utterance at its own exit."""
+"""Encode waveforms as units, each utterance at its own exit."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class UnitSequence:
     """The units of one utterance."""
 
     units: list[int]
-    """One for each frame, 0 to K - 1."""
+    """Unit of each frame, 0 to K - 1."""
     exit_layer: int
-    """Layer that they were read at."""
+    """Layer at which the units were read."""
 
     def deduplicate(self) -> tuple[list[int], list[int]]:
         """Return the units without repetitions, and how many frames each lasts."""
@@ -37,24 +37,25 @@ class UnitSequence:
 
 
 class UnitEncoder:
-    """Runs waveforms as far as their policy says, and tells their units there.
+    """Runs waveforms as far as the policy says, and finds their units there.
 
     Without ``kmeans`` units are those that the exit heads predict: an estimate of the full model's, at any layer. With
-    one they are its nearest centres on a layer: everything up to that layer runs, nothing above it.
+    one they are its nearest centres on a layer: everything up to that layer runs, and nothing above it.
 
     Args:
-        model: with exit heads on units, unless there is a k-means.
-        policy: who leaves when, as `Model.encoder` takes it. Not with ``kmeans``, which is of one layer.
-        kmeans: centres (K, D), of `daisy.units.read_kmeans`.
-        layer: that the k-means is of, 1 to L.
-        scores: to compute besides those that the policy reads.
-        dtype: to compute in; None: the model's.
-        settings: of a policy given by name: ``threshold=1.2``.
+        model: model with exit heads on units, unless there is a k-means.
+        policy: policy that decides when utterances leave, as in `Model.encoder`. Not with ``kmeans``, which is for one
+            layer.
+        kmeans: (K, D) centres from `daisy.units.read_kmeans`.
+        layer: layer that the k-means is for, 1 to L.
+        scores: scores to compute besides those that the policy reads.
+        dtype: type to compute in; None: the model's.
+        settings: settings of a policy given by name: ``threshold=1.2``.
 
     Raises:
-        CheckpointError: where neither heads nor a k-means are there.
+        CheckpointError: where there are neither heads nor a k-means.
         UsageError: on a k-means without a layer, of another width than the layer, or together with a policy.
-        PolicyError: as `Model.encoder` does.
+        PolicyError: as in `Model.encoder`.
 
     Example:
         >>> import daisy, torch
@@ -107,19 +108,19 @@ class UnitEncoder:
 
     @property
     def num_units(self) -> int:
-        """K: units are 0 to K - 1."""
+        """Number of units, K: they are 0 to K - 1."""
         return self.classifier.num_units
 
     @torch.no_grad()
     def __call__(self, waveforms: Waveforms, num_samples: Tensor | Sequence[int] | None = None) -> list[UnitSequence]:
-        """Tell the units of a batch.
+        """Find the units of a batch.
 
         Args:
-            waveforms: as `EarlyExitEncoder.forward` takes them, at the backbone's rate.
+            waveforms: waveforms as in `EarlyExitEncoder.forward`, at the backbone's sample rate.
             num_samples: likewise.
 
         Raises:
-            AudioError: as `EarlyExitEncoder.forward` does.
+            AudioError: as in `EarlyExitEncoder.forward`.
         """
         result = self.encoder(waveforms, num_samples)
         return [
@@ -130,11 +131,11 @@ class UnitEncoder:
 
 @torch.no_grad()
 def classify(classifier: UnitClassifier, result: ExitOutput) -> list[Tensor]:
-    """Tell units (T_b,) int64, on the CPU, from what an encoder returned: one product for each exit layer.
+    """Find units (T_b,) int64, on the CPU, from the output of an encoder, with one product for each exit layer.
 
     Args:
-        classifier: of the states.
-        result: of a `UnitEncoder`'s encoder.
+        classifier: classifier of the states.
+        result: output of a `UnitEncoder`'s encoder.
     """
     units: list[Tensor] = [torch.empty(0)] * len(result)
     exits = result.exit_layer.tolist()
@@ -148,7 +149,7 @@ def classify(classifier: UnitClassifier, result: ExitOutput) -> list[Tensor]:
 
 
 class FeedForwardEncoder(EarlyExitEncoder):
-    """Keeps of the exit layer its feed-forward output before residual and norm, for heads that read that."""
+    """Keeps the exit layer's feed-forward output before residual and norm, for heads that read it."""
 
     @torch.no_grad()
     def forward(

@@ -1,4 +1,4 @@
-"""Many recordings to units on disk: everything that `daisy extract` does, with units in place of features."""
+"""Extract units of many recordings to disk: like `daisy extract`, with units instead of features."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from daisy.units.rows import UnitRow, UnitSettings
 
 
 class UnitExtractor(Extractor):
-    """Tells the units of recordings, and keeps them in a folder: in a journal, and in the forms that are asked for.
+    """Extracts the units of recordings to a folder: to a journal, and in the forms that are asked for.
 
-    A stopped run goes on where it ended, shards write into one folder at once, and what cannot be read is reported: see
-    `daisy.extraction.Extractor`. Forms and repetitions may be others in every run: the journal has one unit for each
-    frame, and what is finished is not computed again.
+    A stopped run continues where it ended, shards write into one folder at once, and unreadable files are reported: see
+    `daisy.extraction.Extractor`. Forms and deduplication may change from run to run: the journal has one unit for each
+    frame, and finished recordings are not computed again.
 
     Args:
-        units: what runs.
-        out: the folder.
-        checkpoint: digest of the model's checkpoint (`daisy.checkpoints.digest`), which a run that goes on must share.
-        forms: of `daisy.units.files.FORMS`.
+        units: encoder that runs.
+        out: output folder.
+        checkpoint: digest of the model's checkpoint (`daisy.checkpoints.digest`), which a continued run must share.
+        forms: some of `daisy.units.files.FORMS`.
         deduplicated: write each run of one unit once, and how many frames it lasts.
-        batch_sec: as of `Extractor`, as the others.
+        batch_sec: as in `Extractor`, like the following arguments.
         max_sec: likewise.
         window_sec: likewise.
         context_sec: likewise.
@@ -92,14 +92,14 @@ class UnitExtractor(Extractor):
         )
 
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
-        """Name nothing: recordings have no files of their own."""
+        """Return no names: recordings have no files of their own."""
         return {}
 
     def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
-        """Refuse a name that a form which is asked for cannot hold.
+        """Refuse a name that one of the requested forms cannot hold.
 
         Raises:
-            AudioError: where it cannot.
+            AudioError: where a form cannot hold the name.
         """
         if "km" in self.forms:
             format_manifest_name(recording, str(recording.path))
@@ -107,15 +107,15 @@ class UnitExtractor(Extractor):
             format_text_name(recording.label)
 
     def choose_batch_encoder(self) -> MakeBatchEncoder:
-        """Choose what encodes recordings and tells their units."""
+        """Choose the batch encoder that finds units."""
         return partial(UnitBatchEncoder, classifier=self.units.classifier)
 
     def write_index(self) -> None:
-        """Write the forms that are asked for, from the journals of all shards."""
+        """Write the requested forms from the journals of all shards."""
         rebuild_units(self.out, self.forms, deduplicated=self.deduplicated)
 
     def make_settings(self) -> UnitSettings:
-        """Say what decides the units, with the encoder's policy as it is now."""
+        """Return the settings that determine the units, with the encoder's current policy."""
         config = self.encoder.backbone.config
         return UnitSettings(
             checkpoint=self.checkpoint,
@@ -135,14 +135,14 @@ class UnitExtractor(Extractor):
 
 
 class UnitBatchEncoder(BatchEncoder):
-    """Encodes batches of recordings and tells their units.
+    """Encodes batches of recordings and finds their units.
 
     Args:
-        encoder: what runs.
-        out: the folder of the run.
-        settings: of the run.
-        batch_sec: seconds of audio that windows run in.
-        classifier: tells the units of its states.
+        encoder: encoder that runs.
+        out: output folder of the run.
+        settings: settings of the run.
+        batch_sec: seconds of audio in a batch of windows.
+        classifier: classifier of the encoder's states.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class UnitBatchEncoder(BatchEncoder):
         self.classifier = classifier
 
     def take(self, result: ExitOutput) -> Sequence[Tensor]:
-        """Tell the units of each utterance."""
+        """Find the units of each utterance."""
         return classify(self.classifier, result)
 
     def finish(self, row: Row, kept: Tensor) -> UnitRow:
@@ -167,19 +167,19 @@ class UnitBatchEncoder(BatchEncoder):
 
     @contextmanager
     def gather(self, recording: Recording) -> Iterator[_UnitGathering]:
-        """Take the states of a long recording, of which only the units are kept."""
+        """Collect the states of a long recording, of which only the units are kept."""
         yield _UnitGathering(self)
 
 
 class _UnitGathering:
-    """The units of the windows of a long recording."""
+    """Units of the windows of a long recording."""
 
     def __init__(self, encoder: UnitBatchEncoder):
         self._encoder = encoder
         self._units: list[Tensor] = []
 
     def append(self, states: Tensor, layer: int) -> None:
-        """Take the next (T, D) states, of some layer."""
+        """Add the next (T, D) states, of some layer."""
         self._units.append(self._encoder.classifier.classify(layer, states).cpu())
 
     def finish(self, row: Row) -> UnitRow:

@@ -1,4 +1,4 @@
-"""Units in the forms that other tools read: made of the journals in a run's folder, those of all shards."""
+"""Write units in the forms that other tools read, from the journals of all shards in a run's folder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Writer = Callable[["Sequences", UnitSettings, Path], None]
 
 
 class Sequences:
-    """The recordings of a run and their units, as they are to be written.
+    """Recordings of a run and their units, as they are to be written.
 
     Args:
-        rows: of the recordings.
+        rows: rows of the recordings.
         deduplicated: whether each run of one unit is written once.
     """
 
@@ -37,19 +37,19 @@ class Sequences:
         self.rows, self.deduplicated = rows, deduplicated
 
     def __iter__(self) -> Iterator[tuple[UnitRow, list[int], list[int] | None]]:
-        """Give each recording, its units, and how many frames each lasts; None where each lasts one."""
+        """Yield each recording, its units, and how many frames each lasts; None if each lasts one."""
         for row in self.rows:
             units = row.list_units()
             yield (row, *deduplicate(units)) if self.deduplicated else (row, units, None)
 
     def lines(self) -> Iterator[tuple[UnitRow, str]]:
-        """Give each recording, and its units with a space between."""
+        """Yield each recording, and its units separated by spaces."""
         for row, units, durations in self:
             yield row, row.units if durations is None else " ".join(map(str, units))
 
 
 def write_jsonl(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
-    """Write ``units.jsonl``: an object with file, units, durations (where deduplicated) and exit_layer a line."""
+    """Write ``units.jsonl``: each line an object with file, units, durations (if deduplicated) and exit_layer."""
 
     def lines() -> Iterator[str]:
         for row, units, durations in sequences:
@@ -61,7 +61,7 @@ def write_jsonl(sequences: Sequences, settings: UnitSettings, out: Path) -> None
 
 
 def write_km(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
-    """Write ``units.km`` and its manifest ``units.tsv``, line by line the same recordings, and ``dict.km.txt``."""
+    """Write ``units.km`` and its manifest ``units.tsv``, with the same recording in each line, and ``dict.km.txt``."""
     rows = sequences.rows
     root = Path(os.path.commonpath({str(Path(row.path).parent) for row in rows})) if rows else out.absolute()
 
@@ -78,28 +78,28 @@ def write_km(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
 
 
 def write_text(sequences: Sequences, settings: UnitSettings, out: Path) -> None:
-    """Write ``units.txt``: lines ``FILE|5 5 12``, the layout of fairseq's quantize_with_kmeans.py of textless NLP.
+    """Write ``units.txt``: lines ``FILE|5 5 12``, the format of quantize_with_kmeans.py in fairseq's textless NLP.
 
-    FILE is the path, with ``(channel 1)`` after it where channels are recordings. That script writes the file's name
+    FILE is the path, followed by ``(channel 1)`` if channels are recordings. fairseq's script writes the file's name
     without folder and suffix, which two recordings may share.
 
     Raises:
-        AudioError: where a path cannot stand in such a line.
+        AudioError: where a path cannot be written in such a line.
     """
     _write_lines(out / "units.txt", (f"{format_text_name(row.label)}|{line}" for row, line in sequences.lines()))
 
 
 def format_text_name(label: str) -> str:
-    """Check that a recording's label can stand before the units of a line.
+    """Check that a recording's label can be written before the units in a line.
 
     Args:
-        label: the path, and the channel where it is one.
+        label: path, and the channel if it is one.
 
     Returns:
-        The label as it is.
+        The unchanged label.
 
     Raises:
-        AudioError: where it has what ends the name or the line.
+        AudioError: where it holds a character that ends the name or the line.
     """
     for character, name in {"|": "|", "\n": "a line feed", "\r": "a carriage return"}.items():
         if character in label:
@@ -134,14 +134,14 @@ def write_parquet(sequences: Sequences, settings: UnitSettings, out: Path) -> No
 
 
 FORMS: dict[str, Writer] = {"jsonl": write_jsonl, "km": write_km, "text": write_text, "parquet": write_parquet}
-"""By name; each writes its files."""
+"""Functions that write the files of a form, by name."""
 
 
 def check_forms(forms: Sequence[str], channel: Channel = "mean") -> None:
-    """Refuse forms that cannot be written, before the long run.
+    """Refuse forms that cannot be written, before a long run.
 
     Raises:
-        UsageError: on an unknown form, none, fairseq's where channels are recordings, or Parquet without pyarrow.
+        UsageError: on an unknown form, none, fairseq's if channels are recordings, or Parquet without pyarrow.
     """
     if not forms:
         raise UsageError(f"no form is asked for: {', '.join(FORMS)}")
@@ -157,27 +157,27 @@ def check_forms(forms: Sequence[str], channel: Channel = "mean") -> None:
 def rebuild_units(
     out: str | Path, forms: Sequence[str] | None = None, *, deduplicated: bool | None = None
 ) -> ExtractionReport:
-    """Write the units in a folder's journals in some forms, and ``units.json``, which sums up.
+    """Write the units in a folder's journals in some forms, and a summary ``units.json``.
 
-    With ``deduplicated`` the forms km and text, which have no place for them, get ``units.durations`` beside them.
+    With ``deduplicated``, ``units.durations`` is written beside the forms km and text, which cannot hold durations.
 
     Args:
-        out: the folder.
-        forms: of `FORMS`; None: those that were written there last.
-        deduplicated: write each run of one unit once, and how many frames it lasts; None: as was written there last.
+        out: output folder of the run.
+        forms: some of `FORMS`; None: those last written there.
+        deduplicated: write each run of one unit once, and how many frames it lasts; None: as last written there.
 
     Returns:
-        The recordings, by path, and what failed.
+        The recordings, by path, and failures.
 
     Raises:
         UsageError: where the folder holds no units, or on forms that cannot be written.
-        OutputError: where a journal is damaged, or of other settings than the others, or a file cannot be written.
-        AudioError: where a recording's name cannot stand in a manifest of fairseq, or in a line of the form text.
+        OutputError: where a journal is damaged, or has settings other than the rest, or a file cannot be written.
+        AudioError: where a recording's name cannot be written in a fairseq manifest, or in a line of the form text.
     """
     out = Path(out)
     if not holds_kind(out, KIND):
         raise UsageError(f"{out}: holds no journal of units (journal.jsonl)")
-    with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
+    with _locks.hold(out / INDEX_LOCK):  # if two shards end at once, the later reads what both have done
         forms, deduplicated = _complete(out, forms, deduplicated)
         journals = [read_journal(out / shard.journal, row_type=UnitRow) for shard in list_journals(out)]
         settings, journals = settle_on_settings(journals, UnitSettings)
@@ -196,7 +196,7 @@ def rebuild_units(
 
 
 def _complete(out: Path, forms: Sequence[str] | None, deduplicated: bool | None) -> tuple[Sequence[str], bool]:
-    """What is to be written where that is not said: as the last time."""
+    """Complete unspecified arguments with those of the last time."""
     last: Mapping[str, Any] = {}
     if forms is None or deduplicated is None:
         with contextlib.suppress(OSError, ValueError):
@@ -208,7 +208,7 @@ def _complete(out: Path, forms: Sequence[str] | None, deduplicated: bool | None)
 
 
 def _write_durations(sequences: Sequences, out: Path, wanted: bool) -> None:
-    """Write a line of durations for each recording, or take those of another run away."""
+    """Write a line of durations for each recording, or remove the durations of an earlier run."""
     if wanted:
         _write_lines(out / DURATIONS, (" ".join(map(str, durations or ())) for _, _, durations in sequences))
     else:
@@ -239,7 +239,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _group(sequences: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Give items in lists of some size, the last of which may be shorter."""
+    """Yield lists of ``size`` items, the last of which may be shorter."""
     group: list[Any] = []
     for item in sequences:
         group.append(item)

@@ -1,4 +1,4 @@
-"""k-means centres from the files that people publish: NumPy, safetensors, torch, and fairseq's joblib."""
+"""Read k-means centres from the files that people publish: NumPy, safetensors, torch, and fairseq's joblib."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch import Tensor
 from daisy.errors import UsageError
 
 NAMES = ("cluster_centers_", "cluster_centers", "centers", "centres", "centroids", "C")
-"""Of the centres among other tensors, or on an object: scikit-learn's, speechbrain's, textless-lib's and others'."""
+"""Names of centres, as tensors or attributes: those of scikit-learn, speechbrain, textless-lib and others."""
 
 
 def read_kmeans(path: str | Path, *, allow_pickle: bool = False) -> Tensor:
     """Read the centres of a k-means.
 
     Args:
-        path: a .npy file of centres; a .npz, .safetensors or torch file of one array, or with one named as in `NAMES`;
-            or a pickled scikit-learn object, as fairseq's learn_kmeans.py writes it with joblib.
-        allow_pickle: read pickled objects, which can run code: only of files you trust.
+        path: path of a .npy file of centres; a .npz, .safetensors or torch file of one array, or with one named as in
+            `NAMES`; or a pickled scikit-learn object, as fairseq's learn_kmeans.py writes it with joblib.
+        allow_pickle: read pickled objects, which can run code: only for files you trust.
 
     Returns:
-        (K, D) float32.
+        (K, D) float32 centres.
 
     Raises:
         UsageError: where there is no such file, it holds no centres, or it needs unpickling that was not allowed.
@@ -48,7 +48,7 @@ def read_kmeans(path: str | Path, *, allow_pickle: bool = False) -> Tensor:
         if path.suffix == ".safetensors":
             return _find_centres(path, load_file(path))
         with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of pickles that it did not write: those are not read here
+            warnings.simplefilter("ignore")  # torch's, about pickles that it did not write: those are not read here
             return _find_centres(path, torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         if isinstance(error, UsageError):
@@ -70,7 +70,7 @@ def _unpickle(path: Path) -> Any:
         raise UsageError(f"{path}: needs scikit-learn and joblib: pip install 'daisy-speech[analysis]'") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn's, of objects of older versions: centres are an array
+            warnings.simplefilter("ignore")  # scikit-learn's, about objects of older versions: centres are an array
             return joblib.load(path)
     except ModuleNotFoundError as error:
         raise UsageError(f"{path}: is an object of {error.name}, which is not installed") from None
@@ -80,7 +80,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _find_centres(path: Path, content: Any) -> Tensor:
-    """The centres in what a file holds."""
+    """Find the centres in the content of a file."""
     if isinstance(content, Mapping):
         named = [content[name] for name in NAMES if name in content]
         arrays = [value for value in content.values() if getattr(value, "ndim", 0) == 2]

@@ -1,4 +1,4 @@
-"""How far unit sequences are from others, and how many bits a second they have."""
+"""Measure error rates and bitrates of unit sequences."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def unit_error_rate(hypotheses: Sequence[Sequence[int]], references: Sequence[Se
     """Compute the edit distance of unit sequences over the references' length, both summed over the utterances.
 
     Args:
-        hypotheses: of each utterance, usually deduplicated.
-        references: of each utterance, likewise.
+        hypotheses: units of each utterance, usually deduplicated.
+        references: reference units of each utterance, likewise.
 
     Returns:
         Insertions, deletions and substitutions per unit of the references.
 
     Raises:
-        UsageError: where there are not as many of both, or no reference has a unit.
+        UsageError: where the numbers of hypotheses and references differ, or no reference has a unit.
 
     Example:
         >>> from daisy.units import unit_error_rate
@@ -37,17 +37,17 @@ def unit_error_rate(hypotheses: Sequence[Sequence[int]], references: Sequence[Se
 
 
 def bitrate(sequences: Iterable[Sequence[int]], seconds: float) -> float:
-    """Compute bits a second: units a second times the entropy of their distribution.
+    """Compute bits per second: units per second times the entropy of their distribution.
 
-    As the ZeroSpeech challenge counts it (arXiv:1904.11469, section 4): all utterances' units are one distribution, and
+    This follows the ZeroSpeech challenge (arXiv:1904.11469, section 4): all utterances' units are one distribution, and
     durations cost nothing.
 
     Args:
-        sequences: of each utterance, deduplicated where that is what is sent.
-        seconds: of audio in all.
+        sequences: units of each utterance, deduplicated if that is what is sent.
+        seconds: total duration of the audio.
 
     Returns:
-        Bits a second.
+        Bits per second.
 
     Raises:
         UsageError: where there is no audio.

@@ -1,4 +1,4 @@
-"""Unit sequences with and without their repetitions."""
+"""Remove and restore repetitions in unit sequences."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def deduplicate(units: Sequence[int]) -> tuple[list[int], list[int]]:
     """Write each run of one unit once.
 
     Args:
-        units: one for each frame.
+        units: unit of each frame.
 
     Returns:
-        The units, no two neighbours of which are the same, and how many frames each lasts.
+        The units, of which no two neighbours are the same, and how many frames each lasts.
 
     Example:
         >>> from daisy.units import deduplicate
@@ -27,17 +27,17 @@ def deduplicate(units: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def repeat(units: Sequence[int], durations: Sequence[int]) -> list[int]:
-    """Undo `deduplicate`: one unit for each frame.
+    """Undo `deduplicate`, to one unit for each frame.
 
     Args:
-        units: without repetitions.
-        durations: frames of each.
+        units: units without repetitions.
+        durations: number of frames of each.
 
     Returns:
         A unit for each frame.
 
     Raises:
-        UsageError: where there are not as many durations as units.
+        UsageError: where the numbers of units and durations differ.
 
     Example:
         >>> from daisy.units import repeat
