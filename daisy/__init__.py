@@ -7,7 +7,7 @@
     out = encoder([waveform])                  # float32 at 16 kHz, a tensor or a numpy array
     out.exit_layer, out.last_hidden_state      # where it stopped, and the representation there
 
-What is exported is imported when it is first used, so that the command line starts without torch.
+Exported names are imported when they are first used, so that the command line starts without torch.
 """
 
 from importlib import import_module

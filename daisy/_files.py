@@ -1,4 +1,4 @@
-"""Writes files so that they are whole or absent: each is first written beside its place, then renamed."""
+"""Write files so that they are whole or absent: each is first written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from daisy.errors import OutputError
 
 Stream = TypeVar("Stream", bound=IO[bytes])
 INNERMOST_LIST = re.compile(r"\[\n([-+.\d\s,eE]+)\n\s*\]")
-"""Of numbers, as indented JSON has it."""
+"""A list of numbers, as indented JSON writes it."""
 LEFTOVER = re.compile(r"(\..*\.[0-9a-f]{8}\.)[0-9a-f]{12}\.part")
-"""A temporary name: what belongs to the file, and what belongs to one writer."""
+"""Name of a temporary file: a part that is the same for all writers of a file, then a part of one writer."""
 
 
 NAME_BYTES = 40
-"""Of a file's name, that its temporary one shows: with all of it long names would pass what file systems take."""
+"""Bytes of a file's name in its temporary name: with all of them, long names would exceed file systems' limits."""
 
 
 _FLUSHED: ContextVar[bool] = ContextVar("_FLUSHED", default=True)
@@ -38,7 +38,7 @@ _FLUSHED: ContextVar[bool] = ContextVar("_FLUSHED", default=True)
 
 @contextlib.contextmanager
 def unflushed() -> Iterator[None]:
-    """Leave it to the system when files are written to the disk: of those that nobody needs after a crash."""
+    """Leave it to the system when files are flushed to the disk: for files that nobody needs after a crash."""
     before = _FLUSHED.set(False)
     try:
         yield
@@ -50,7 +50,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Write a file atomically; ``content`` is the bytes, or a function that writes them to a stream.
 
     Raises:
-        OutputError: where it cannot be written; what stood there before still stands.
+        OutputError: where it cannot be written; the previous content is kept.
     """
     beside = _beside(path)
     try:
@@ -85,10 +85,10 @@ def refusing(path: Path, what: str = "cannot be written") -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work whether a file can be written there.
+    """Check before long work that a file can be written.
 
     Raises:
-        OutputError: where it cannot.
+        OutputError: where it cannot be written.
     """
     if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder")
@@ -102,19 +102,19 @@ def check_writable(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take a file away that nobody needs. Where that fails it stays: no clean-up hides why it was called for."""
+    """Remove a file that nobody needs. If that fails it stays: a clean-up must not hide the error that led to it."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 @contextlib.contextmanager
 def closing_after(stream: Stream) -> Iterator[Stream]:
-    """Close a stream at the end; where something failed before, that is what is raised and not the closing's error."""
+    """Close a stream at the end; an earlier error is raised rather than an error of closing."""
     try:
         yield stream
     except BaseException:
         with contextlib.suppress(OSError):
-            stream.close()  # tries to write what it still holds
+            stream.close()  # tries to write its buffer
         raise
     stream.close()
 
@@ -125,19 +125,19 @@ def explain(error: OSError) -> str:
 
 
 def _beside(path: Path) -> Path:
-    """A name of its own for each writer, on other hosts too."""
+    """Make a temporary name that is unique to each writer, on other hosts too."""
     return path.with_name(f"{_beside_prefix(path.name)}{secrets.token_hex(6)}.part")
 
 
 def _beside_prefix(name: str) -> str:
-    """What a file's temporary names begin with: the beginning of its own for people, and a digest of all of it."""
+    """Make the beginning of a file's temporary names: its first bytes, for people, and a digest of all of it."""
     whole = os.fsencode(name)
     return f".{whole[:NAME_BYTES].decode(errors='ignore')}.{hashlib.sha256(whole).hexdigest()[:8]}."
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Take away what killed writers of some files left beside them. Nobody may be writing them now."""
-    leftovers: dict[Path, dict[str, list[str]]] = {}  # by folder: few, of however many files
+    """Remove what killed writers of some files left beside them. Nobody may be writing these files now."""
+    leftovers: dict[Path, dict[str, list[str]]] = {}  # by folder; few entries, however many files
     for path in paths:
         if (folder := path.parent) not in leftovers:
             leftovers[folder] = _list_leftovers(folder)
@@ -147,7 +147,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 
 def _list_leftovers(folder: Path) -> dict[str, list[str]]:
-    """List the temporary files in a folder, by what says whose they are."""
+    """List the temporary files in a folder, by the part of the name that identifies the file."""
     names: dict[str, list[str]] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -157,11 +157,13 @@ def _list_leftovers(folder: Path) -> dict[str, list[str]]:
 
 
 def remove_leftovers_of(folder: Path, prefix: str) -> None:
-    """Take away what killed writers left of a folder's files whose names begin so. Nobody may be writing them now.
+    """Remove what killed writers left of a folder's files whose names begin with a prefix.
+
+    Nobody may be writing these files now.
 
     Args:
-        folder: of the files.
-        prefix: less than `NAME_BYTES` long.
+        folder: folder of the files.
+        prefix: beginning of the names, less than `NAME_BYTES` long.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -170,37 +172,37 @@ def remove_leftovers_of(folder: Path, prefix: str) -> None:
 
 
 def append(path: Path, lines: str, *, flush: bool = False) -> int:
-    """Append whole lines at once, so that two writers do not cut each other's.
+    """Append whole lines in one call, so that the lines of two writers do not mix.
 
     Args:
-        path: of the file.
-        lines: each with its end.
-        flush: to the disk, before anything else happens.
+        path: path of the file.
+        lines: lines, each with its end.
+        flush: flush to the disk before returning.
 
     Returns:
-        Where in the file they begin, in bytes.
+        Position in the file, in bytes, where the lines begin.
 
     Raises:
         OutputError: where it cannot be written.
     """
-    # Unbuffered: all of it is one call of the system, unless the disk is full.
+    # Unbuffered: everything is one system call, unless the disk is full.
     content = lines.encode()
     with refusing(path), closing_after(open(path, "ab", buffering=0)) as stream:
         rest = memoryview(content)
         while rest:
             rest = rest[stream.write(rest) :]
-        end = stream.tell()  # behind what another writer has appended since it was opened
+        end = stream.tell()  # after what another writer has appended since the file was opened
         if flush:
             os.fsync(stream.fileno())
     return end - len(content)
 
 
 def whole_lines(path: Path, *, repair: bool = True) -> list[str]:
-    """Read the lines of a file; none where there is none. One that a crash cut off is dropped.
+    """Read the lines of a file; none if there is no file. A last line that a crash cut off is dropped.
 
     Args:
-        path: of the file.
-        repair: drop it in the file too: not where another process may be writing it.
+        path: path of the file.
+        repair: drop that line in the file too; not while another process may be writing it.
 
     Raises:
         OutputError: where it cannot be read.
@@ -218,14 +220,14 @@ def whole_lines(path: Path, *, repair: bool = True) -> list[str]:
 
 
 def read_lines(path: Path, *, repair: bool = False) -> Iterator[tuple[int, str]]:
-    """Read the lines of a file one by one; none where there is none. One that a crash cut off is dropped.
+    """Read the lines of a file one by one; none if there is no file. A last line that a crash cut off is dropped.
 
     Args:
-        path: of the file.
-        repair: drop it in the file too, after the last line: not where another process may be writing it.
+        path: path of the file.
+        repair: drop that line in the file too, after the last line; not while another process may be writing it.
 
     Yields:
-        Where a line begins, in bytes, and the line without its end.
+        Position of a line in bytes, and the line without its end.
 
     Raises:
         OutputError: where it cannot be read.
@@ -254,19 +256,19 @@ def _copy_beginning(source: BinaryIO, target: BinaryIO, size: int) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON atomically; a list of numbers is one line."""
+    """Write indented JSON atomically, with each list of numbers on one line."""
     text = INNERMOST_LIST.sub(lambda match: "[" + " ".join(match[1].split()) + "]", json.dumps(value, indent=1))
     write(path, (text + "\n").encode())
 
 
 def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[str, Any]) -> bytes:
-    """Make what a .safetensors file with one tensor has before the tensor's bytes.
+    """Make the header of a .safetensors file with one tensor.
 
     Args:
-        name: of the tensor.
+        name: name of the tensor.
         dtype: "float32" or "float16".
-        shape: of the tensor.
-        metadata: as of `save_tensors`.
+        shape: shape of the tensor.
+        metadata: as in `save_tensors`.
     """
     bits = {"float32": 32, "float16": 16}[dtype]
     described = {"dtype": f"F{bits}", "shape": list(shape), "data_offsets": [0, math.prod(shape) * bits // 8]}
@@ -274,21 +276,21 @@ def tensor_header(name: str, dtype: str, shape: Sequence[int], metadata: dict[st
 
 
 def format_tensor_header(tensors: Mapping[str, dict[str, Any]], metadata: dict[str, Any]) -> bytes:
-    """Make what a .safetensors file has before its tensors' bytes.
+    """Make the header of a .safetensors file: all that comes before the tensors' bytes.
 
     Args:
-        tensors: each one's dtype, shape and data_offsets by name.
-        metadata: as of `save_tensors`.
+        tensors: dtype, shape and data_offsets of each tensor, by name.
+        metadata: as in `save_tensors`.
     """
     text = json.dumps({"__metadata__": {"daisy": json.dumps(metadata)}, **tensors}).encode()
-    text += b" " * (-len(text) % 8)  # the first tensor is aligned
+    text += b" " * (-len(text) % 8)  # aligns the first tensor
     return len(text).to_bytes(8, "little") + text
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> None:
     """Write a .safetensors file atomically, with JSON ``metadata`` under the one key ``daisy``.
 
-    Several keys would come out in another order each time; so the same content is the same bytes.
+    With several keys, their order would differ from call to call; with one, equal content gives equal bytes.
     """
     write(path, safetensors_bytes(tensors, {"daisy": json.dumps(metadata)}))
 
@@ -297,7 +299,7 @@ def save_array(array: NDArray[Any], path: Path) -> None:
     """Write a .npy file atomically."""
 
     def save(stream: BinaryIO) -> None:
-        # numpy writes to files past Python, and then does not tell why it could not.
+        # numpy bypasses Python when it writes to files, and then does not say why it could not.
         numpy.save(SimpleNamespace(write=stream.write), array)
 
     write(path, save)

@@ -1,8 +1,8 @@
-"""Locks between processes: files that one process at a time holds, and that say who does.
+"""Lock files between processes: one process at a time holds a lock, and its file says which.
 
-The system lets go of a lock when its holder ends, however it ends: one that was killed blocks nobody. On network file
-systems a lock holds between hosts where the system's ``flock`` does (NFS since Linux 2.6.12, Lustre mounted with
-``flock``, GPFS). A killed host's locks last until the server's lease ends, on NFS usually 90 s.
+The system releases a lock when its holder ends, however it ends: a killed process blocks nobody. On network file
+systems a lock works between hosts if the system's ``flock`` does (NFS since Linux 2.6.12, Lustre mounted with
+``flock``, GPFS). Locks of a killed host last until the server's lease ends, on NFS usually 90 s.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""What a file system that keeps no locks answers."""
+"""Errors that a file system without locks answers with."""
 
 
 class Lock:
-    """A lock that this process holds, until it is released.
+    """A lock that this process holds until it is released.
 
     Args:
-        path: of its file, which is there as long as it is held.
-        descriptor: of the open file.
+        path: path of the lock file, which exists as long as the lock is held.
+        descriptor: descriptor of the open file.
     """
 
     def __init__(self, path: Path, descriptor: int):
         self.path, self._descriptor = path, descriptor
 
     def release(self) -> None:
-        """Let go of it. Its file is taken away first, while nobody else can hold it."""
+        """Release the lock. Its file is removed first, while nobody else can hold it."""
         _files.remove(self.path)
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
@@ -51,15 +51,15 @@ def acquire(path: Path, *, wait: bool = False, warns: bool = True) -> Lock | Non
     """Take a lock.
 
     Args:
-        path: of its file.
-        wait: until whoever holds it lets go of it.
-        warns: where the file system keeps no locks.
+        path: path of the lock file.
+        wait: wait until the lock is free.
+        warns: warn if the file system keeps no locks.
 
     Returns:
-        The lock; None where somebody else holds it.
+        The lock; None if somebody else holds it.
 
     Raises:
-        OutputError: where its file cannot be written.
+        OutputError: where the lock file cannot be written.
     """
     while True:
         with _files.refusing(path.parent):
@@ -75,15 +75,15 @@ def acquire(path: Path, *, wait: bool = False, warns: bool = True) -> Lock | Non
         os.close(descriptor)
         if not taken:
             return None
-        # Its last holder took the file away between the two calls: there is, or will be, another one.
+        # The last holder removed the file between the two calls: there is, or will be, another file.
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Hold a lock for a while, after waiting for it.
+    """Wait for a lock and hold it during a ``with`` block.
 
     Raises:
-        OutputError: where its file cannot be written.
+        OutputError: where the lock file cannot be written.
     """
     lock = acquire(path, wait=True)
     assert lock is not None
@@ -95,14 +95,14 @@ def hold(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_alone(written: Path, path: Path) -> Iterator[None]:
-    """Let nobody else write a file or folder for a while.
+    """Keep others from writing a file or folder during a ``with`` block.
 
     Args:
-        written: what is written.
-        path: of the lock's file; its folder is made where it is not there.
+        written: file or folder that is written.
+        path: path of the lock file; its folder is made if missing.
 
     Raises:
-        OutputError: where somebody does, or the lock cannot be written.
+        OutputError: where somebody else is writing it, or the lock file cannot be written.
     """
     with _files.refusing(written):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def write_alone(written: Path, path: Path) -> Iterator[None]:
 
 
 def describe_holder(path: Path) -> str:
-    """Say who holds a lock: "process 4711 on node3, since 2026-11-28 10:20:31"."""
+    """Describe who holds a lock: "process 4711 on node3, since 2026-11-28 10:20:31"."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
@@ -125,7 +125,7 @@ def describe_holder(path: Path) -> str:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Tell whether a lock's last holder was a process of this machine that has ended without letting go of it."""
+    """Tell whether a lock's last holder was a process of this machine that ended without releasing it."""
     try:
         if fcntl is None or json.loads(path.read_text(encoding="utf-8"))["host"] != socket.gethostname():
             return False
@@ -137,7 +137,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def _flock(descriptor: int, path: Path, wait: bool, warns: bool) -> bool:
-    """Whether the lock was free; a file system that keeps no locks gets a warning, and then it was."""
+    """Whether the lock was free. On a file system without locks it counts as free, with a warning."""
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -162,7 +162,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Write who holds a lock. It is held without a signature too, on a full disk."""
+    """Write who holds a lock. On a full disk it is held without this signature."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

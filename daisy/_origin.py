@@ -1,6 +1,6 @@
-"""Refuses to run where another package has the import name too: PyPI's ``daisy``, a scheduler for large volumes.
+"""Refuse to run where PyPI's ``daisy``, a scheduler for large volumes with the same import name, is installed too.
 
-Two packages of one name are installed into one folder, overwrite each other's files, and break when one is taken away.
+Two packages of one name share a folder, overwrite each other's files, and break when one is uninstalled.
 """
 
 import sys
@@ -12,14 +12,14 @@ PROGRAMS = ("daisy", "daisy-s3prl")
 
 
 def check(package: str = "daisy", folder: Path = Path(__file__).parents[1]) -> None:
-    """Check that the package that was imported is this one, and alone in its folder.
+    """Check that the imported package is this one, and alone in its folder.
 
     Args:
-        package: name of what was imported.
-        folder: that holds it and the records of what is installed beside it.
+        package: name of the imported package.
+        folder: folder that holds the package and the metadata of the packages installed beside it.
 
     Raises:
-        ImportError: where it is not; in a program of ours it ends with the same line.
+        ImportError: where it is not; programs of this package exit with the same line instead.
     """
     is_ours = (sys.modules[package].__doc__ or "").startswith(OURS)
     if is_ours and not any(folder.glob("daisy-*-info")):

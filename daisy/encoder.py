@@ -35,35 +35,35 @@ from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 from daisy.runtime.packing_cache import forget_packed, pack_backbone, pack_heads
 
 Keep = Literal["all", "last"]
-"""Which states an encoder keeps: of every executed layer, or of the exit layer only."""
+"""Which states an encoder keeps: those of every executed layer, or of the exit layer only."""
 Waveforms = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 """See `EarlyExitEncoder.forward`."""
 
 
 class EarlyExitEncoder(nn.Module):
-    """Runs each utterance until its policy says that it may leave; who left is no longer computed.
+    """Runs each utterance until its policy lets it leave; after its exit nothing more is computed for it.
 
     An utterance's exit and states do not depend on the others in the batch, but for rounding: products of other sizes
     may sum in another order, on CUDA devices also from one call to the next.
 
     Args:
-        backbone: the layers, of a HuBERT, of a Conformer or of Whisper's encoder. The latter two run as plain modules
-            on padded batches, in float32, whatever ``fast`` says.
-        heads: the exit heads, or CTC exits; None where neither the policy nor ``scores`` reads any.
-        policy: decides who leaves (`daisy.policies`); may be set later, as an attribute.
+        backbone: a HuBERT, a Conformer or Whisper's encoder. The latter two run as plain modules on padded batches, in
+            float32, whatever ``fast`` says.
+        heads: exit heads, or CTC exits; None if neither the policy nor ``scores`` reads any.
+        policy: policy that decides when utterances leave (`daisy.policies`); may be set later, as an attribute.
         keep: "all" keeps the states of every executed layer, "last" only the exit layer's.
         scores: scores to compute besides those that the policy reads.
-        score_stride: the heads look at every ``score_stride``-th frame, the first of each utterance on.
-        dtype: what to compute in: float32, bfloat16 (by name or torch's), or "int8"; see `daisy.runtime.dtypes`.
+        score_stride: the heads look at every ``score_stride``-th frame, starting with the first of each utterance.
+        dtype: type to compute in: float32, bfloat16 (by name or torch's), or "int8"; see `daisy.runtime.dtypes`.
             States come out as bfloat16 or float32. ``encoder.bfloat16()`` and ``encoder.float()`` set it too; the
             weights themselves stay as they are, and are packed from their full precision.
-        exits: layers at which utterances may leave, the last among them; where None those at which the heads stand, or
-            all. A policy counts exits, not layers: its trajectories have a column for each, and so have its settings.
+        exits: layers at which utterances may leave, the last among them; None: those with heads, or without heads all.
+            A policy counts exits, not layers: its trajectories and settings have a column or value for each exit.
         fast: False runs the plain modules instead of packed weights: hooks on them fire, ``torch.compile`` sees
-            ordinary modules. It computes in float32, and needs float32 weights.
+            ordinary modules. This computes in float32, and needs float32 weights.
 
     Raises:
-        UsageError: on a dtype or ``keep`` that is none of these, or "int8" elsewhere than on a CPU.
+        UsageError: on a dtype or ``keep`` that is none of these, or on "int8" elsewhere than on a CPU.
         PolicyError: on a score that does not exist, an impossible stride, or a policy that does not fit the backbone.
         CheckpointError: on heads that do not fit the backbone, or missing ones.
 
@@ -112,26 +112,26 @@ class EarlyExitEncoder(nn.Module):
 
     @property
     def score_stride(self) -> int:
-        """Frames between those that the heads look at."""
+        """Distance between the frames that the heads look at."""
         return self._score_stride
 
     @property
     def exits(self) -> tuple[int, ...]:
-        """The layers at which utterances may leave: rising, the last layer at the end."""
+        """The layers at which utterances may leave, in rising order; the last one is the last layer."""
         return self._exits
 
     @property
     def fast(self) -> bool:
-        """Whether packed weights are run, and not the plain modules."""
+        """Whether packed weights are run instead of the plain modules."""
         return self._fast and isinstance(self.backbone, Backbone)
 
     @property
     def policy(self) -> Policy:
-        """What decides who leaves.
+        """The policy that decides when utterances leave.
 
         Raises:
-            PolicyError: when it is set to one that does not fit the backbone.
-            CheckpointError: when it is set to one that reads heads, and there are none.
+            PolicyError: when a policy is set that does not fit the backbone.
+            CheckpointError: when a policy is set that reads heads, and there are none.
         """
         return self._policy
 
@@ -162,15 +162,15 @@ class EarlyExitEncoder(nn.Module):
 
     @property
     def packed(self) -> tuple[PackedBackbone, PackedHeads | PackedCTCHeads | None]:
-        """Backbone and heads laid out for speed, as their weights are now; Conformers and Whisper have no such form."""
+        """Packed copies of backbone and heads, with their current weights; Conformers and Whisper have no such form."""
         assert isinstance(self.backbone, Backbone)
         return pack_backbone(self.backbone, self.dtype), pack_heads(self.heads, self.dtype)
 
     def refresh_weights(self) -> None:
-        """Lay the weights out anew at the next call.
+        """Pack the weights again at the next call.
 
-        Changes of weights are noticed, but for those behind autograd's back: ``weight.data.mul_(2)``, or in place where
-        weights were made under ``torch.inference_mode``.
+        Changed weights are noticed, unless autograd misses the change: ``weight.data.mul_(2)``, or changes in place to
+        weights that were made under ``torch.inference_mode``.
         """
         for module in (self.backbone, self.heads):
             if module is not None:
@@ -192,15 +192,15 @@ class EarlyExitEncoder(nn.Module):
             waveforms: float samples at the backbone's rate, full scale 1.0: a list of waveforms, (N_b,) or (1, N_b)
                 each, as tensors or numpy arrays; one waveform (N,); or a padded (B, N) batch.
             num_samples: (B,) lengths of a padded batch.
-            mask: (B, N) bool in their place, True where a sample belongs to the utterance (Hugging Face's
+            mask: (B, N) bool instead of ``num_samples``, True where a sample belongs to the utterance (Hugging Face's
                 ``attention_mask``); an utterance begins at its row's first sample.
             observe: called with each exit's `daisy.policies.scores.HeadOutputs`.
-            on_layer: called with 0 after the front end and with ``l`` after layer l and its scores, before anybody
-                leaves; a GPU may still be computing.
+            on_layer: called with 0 after the front end and with ``l`` after layer l and its scores, before any exit; a
+                GPU may still be computing.
 
         Raises:
             AudioError: on an empty batch, a wrong shape or type, an utterance shorter than one frame or longer than
-                Whisper's window, or (on the CPU, where looking is cheap) samples that are no numbers.
+                Whisper's window, or (on the CPU, where the check is cheap) samples that are NaN or infinite.
         """
         utterances = split_batch(waveforms, num_samples, mask, self.backbone.config.frame_span)
         utterances = [waveform.to(self.backbone.device) for waveform in utterances]
@@ -248,7 +248,7 @@ class EarlyExitEncoder(nn.Module):
         )
 
     def _layer_runner(self) -> LayerRunner:
-        """What runs layers and scores, with the weights as they are now."""
+        """Choose the runner of layers and scores, with the current weights."""
         if not self.fast:
             if self.backbone.dtype != torch.float32:
                 raise UsageError(f"plain modules {self._why_plain()} need float32 weights, found {self.backbone.dtype}")
@@ -261,7 +261,7 @@ class EarlyExitEncoder(nn.Module):
         return self._runner
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EarlyExitEncoder:
-        """Move the weights as ``nn.Module`` does; a cast sets ``dtype`` in place of casting them."""
+        """Move the weights as ``nn.Module`` does; a cast sets ``dtype`` instead of casting them."""
         precision = cast_precision(fn)
         self._check_dtype(precision or self.dtype)
         super()._apply(fn if precision is None else without_cast(fn), recurse)  # type: ignore[no-untyped-call]
@@ -309,18 +309,18 @@ def _check_fit(backbone: AnyBackbone, heads: AnyHeads, score_stride: int) -> Non
 
 
 def choose_exits(backbone: AnyBackbone, heads: AnyHeads | None, exits: Sequence[int] | None) -> tuple[int, ...]:
-    """Choose where utterances may leave: at heads' layers, and nowhere inside of a block that runs in parallel.
+    """Choose the layers at which utterances may leave: those with heads, but none inside a block that runs in parallel.
 
     Args:
-        backbone: whose layers they are.
-        heads: whose layers may be exits; None: all may.
-        exits: some of these, in any order; None: all.
+        backbone: backbone with these layers.
+        heads: heads, whose layers may be exits; None: all layers may.
+        exits: some of these layers, in any order; None: all of them.
 
     Returns:
-        The layers, rising.
+        The layers, in rising order.
 
     Raises:
-        PolicyError: where one of ``exits`` is no such layer, or the last layer is missing.
+        PolicyError: where one of ``exits`` is not such a layer, or the last layer is missing.
     """
     config = backbone.config
     known = tuple(range(1, config.num_layers + 1)) if heads is None else heads.config.layers

@@ -1,4 +1,4 @@
-"""Everything that daisy refuses. One line each: what, where, what to do.
+"""All errors that daisy raises itself. Each has one line: what is wrong, where, and what to do.
 
 DaisyError
   AudioError         a recording that cannot be read or used; a ValueError too
@@ -45,7 +45,7 @@ Remedy = Literal[
     "window",
     "workers",
 ]
-"""What would help, by name: a caller with words of its own (the command line has options) looks it up."""
+"""What would help, by name. Callers with words of their own look it up: the command line names its options."""
 
 REMEDIES: dict[Remedy, str] = {
     "allow_pickle": "pass allow_pickle=True",
@@ -77,16 +77,16 @@ REMEDIES: dict[Remedy, str] = {
     "window": "pass window_sec and another folder, or raise max_sec",
     "workers": "workers=N waits 5 minutes for one to come",
 }
-"""What a Python program does about it."""
+"""What a Python program can do about it."""
 
 
 class DaisyError(Exception):
-    """Base of all refusals; ``str(error)`` is one line for the person who asked.
+    """Base class of daisy's errors; ``str(error)`` is one line for the user.
 
     Args:
         message: what is wrong, and where.
-        remedy: what would help; ``str(error)`` ends with the line of `REMEDIES`.
-        path: the file or folder that the remedy is applied to, for callers that write it out.
+        remedy: name of what would help; ``str(error)`` then ends with its line in `REMEDIES`.
+        path: file or folder that the remedy applies to, for callers that write it out.
     """
 
     def __init__(self, message: str = "", *, remedy: Remedy | None = None, path: str | Path | None = None):
@@ -118,7 +118,7 @@ class UsageError(DaisyError, ValueError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Make one line for a name that is not known: near matches first, then all of them."""
+    """Write a line for a name that is not known: near matches first, then all known names."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
