@@ -1,6 +1,6 @@
 """The command line: one module per command, each of which only parses, calls the library and prints.
 
-Commands import the library when they run, so that ``--help`` and a wrong option are answered without torch.
+Commands import the library when they run, so that ``--help`` and errors in options do not wait for torch.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from daisy.errors import DaisyError
 from daisy.version import __version__
 
 FAULT = 70
-"""Exit status: EX_SOFTWARE of sysexits.h."""
+"""Exit status of daisy's own faults: EX_SOFTWARE of sysexits.h."""
 
 
 class _Group(TyperGroup):
-    """The commands; a --help that is not given is False, where typer imports pydantic to make None out of None."""
+    """The group of commands; without --help its value is False, as typer would import pydantic to convert None."""
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -95,9 +95,9 @@ def take_common_options(
 
 
 def main() -> None:
-    """Run a command; what daisy refuses is one line on stderr and exit status 2.
+    """Run a command; an error that daisy reports is one line on stderr and exit status 2.
 
-    A fault of daisy's own is a traceback and `FAULT`: status 1 says that recordings were left out, and scripts go on.
+    A fault of daisy's own gives a traceback and `FAULT`; with status 1, recordings were left out and scripts continue.
     """
     set_up_streams()
     try:

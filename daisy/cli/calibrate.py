@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from daisy.evaluation.comparison import Evaluation
 
 MAX_TIMED = 20
-"""Recordings that layers are timed on."""
+"""Number of recordings on which layers are timed."""
 FEW_SPEAKERS = 10
-"""With fewer than these a learnt policy gets a note."""
+"""Number of speakers below which a learnt policy gets a note."""
 
 Inputs = Annotated[
     list[str], typer.Argument(help="Unlabelled speech: files, folders, globs, manifests (.tsv, .jsonl).")
@@ -54,15 +54,15 @@ PolicyName = Annotated[
         "regressed_plateau or fixed; of a recogniser also sentence_confidence, posterior or text_patience.",
     ),
 ]
-MeanDepth = Annotated[float | None, typer.Option(help="Mean executed share of the layers to come to, such as 0.6.")]
+MeanDepth = Annotated[float | None, typer.Option(help="Mean executed share of the layers to reach, such as 0.6.")]
 InTime = Annotated[bool, typer.Option("--time", help="Count --depth in measured time, not in layers.")]
 KeptUnits = Annotated[
     Units,
     typer.Option(
         "--units",
-        help="The full model's units, or a recogniser's text, that forecast or agreement learns to keep: on the same "
-        "input, of the clean recording, or both. In loud noise deeper layers do not bring the clean recording's back, "
-        "so with `clean` noisy recordings leave early.",
+        help="The full model's units, or a recogniser's text, that forecast or agreement learns to keep: those on the "
+        "same input, on the clean recording, or both. In loud noise deeper layers do not recover those of the clean "
+        "recording, so with `clean` noisy recordings exit early.",
     ),
 ]
 Risk = Annotated[float | None, typer.Option(help="Find the cheapest setting whose risk stays below this.")]
@@ -75,24 +75,24 @@ Loss = Annotated[
     LossName | None,
     typer.Option(
         help="The risk: frames whose unit is not the full model's (disagreement), or divergence from its distribution "
-        "(kl_nats); of recognisers edits to the last exit's text (text_disagreement), or errors above its own. If not "
-        "given disagreement; of recognisers text_disagreement, or with --reference character_errors."
+        "(kl_nats); for recognisers edits to the last exit's text (text_disagreement), or errors in excess of its own. "
+        "Default: disagreement; for recognisers text_disagreement, or with --reference character_errors."
     ),
 ]
 Heads = Annotated[
     Literal["ctc", "units"] | None,
-    typer.Option(help="Of a recogniser, whose scores the policy reads: its exits' (ctc), or those of heads on units."),
+    typer.Option(help="For a recogniser, whose scores the policy reads: its exits' (ctc), or those of heads on units."),
 ]
-Ceiling = Annotated[float, typer.Option(help="Nats that a divergence is clipped to; the risk is a share of it.")]
+Ceiling = Annotated[float, typer.Option(help="Nats to which a divergence is clipped; the risk is a share of it.")]
 Snr = Annotated[
-    str, typer.Option(help="Conditions to run: clean and ratios in dB, such as clean,20,10,0. A risk holds in each.")
+    str, typer.Option(help="Conditions to run: clean and SNRs in dB, such as clean,20,10,0. A risk holds in each.")
 ]
-ScoreStride = Annotated[int, typer.Option(min=1, help="Let the exit heads look at every n-th frame only.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise excerpts, and of who certifies a risk.")]
+ScoreStride = Annotated[int, typer.Option(min=1, help="Let the exit heads look only at every n-th frame.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of noise excerpts, and of the split that certifies a risk.")]
 FullRunsFile = Annotated[
     Path | None,
     typer.Option(
-        "--full-runs", help="Keep the full runs in this file, for other goals and policies too; else until it is done."
+        "--full-runs", help="Keep the full runs in this file, also for other goals and policies; otherwise until done."
     ),
 ]
 
@@ -125,9 +125,9 @@ def command(
 ) -> None:
     """Set a policy on unlabelled audio, for a depth or for a risk.
 
-    Writes a policy file for daisy extract --policy: with --depth its mean exit comes to that share of the layers, with
+    Writes a policy file for daisy extract --policy: with --depth its mean exit is at that share of the layers, with
     --risk it is the cheapest setting whose risk stays below that, with a statistical guarantee. Each recording runs
-    once in each condition with all layers; a stopped command goes on from the runs that it has made. Of a recogniser
+    once in each condition with all layers; a stopped command resumes from the runs that it has made. For a recogniser
     texts are compared, and the file is for daisy transcribe, unless --of is a loss of units. Exit status 1: some
     recordings could not be read, and were left out.
     """
@@ -188,7 +188,7 @@ def command(
         say(calibration.note)
     about = _describe_intervals(len(set(speech.groups)), has_speakers=speakers is not None)
     _say_attained(attained, calibration.certified, "time" if time else "layers", loss, about)
-    if calibration.policy.name == policy:  # and not never
+    if calibration.policy.name == policy:  # rather than never
         _warn_of_few_speakers(policy, speech)
     if speakers is None and isinstance(goal, RiskGoal):
         warn(
@@ -215,10 +215,10 @@ def _check_policy(policy: str, units: Units) -> None:
 def _choose_heads(
     model: Model, goal: DepthGoal | RiskGoal, heads: HeadsKind | None, score_stride: int
 ) -> HeadsKind | None:
-    """Choose whose scores decide when a recogniser's exits are left; None where units are compared and not texts."""
+    """Choose whose scores decide when a recogniser exits; return None if units rather than texts are compared."""
     if goal.loss in UNIT_LOSSES:
         if heads == "ctc":
-            model.exit_heads(heads)  # says that there are none
+            model.exit_heads(heads)  # raises an error if there are none
             raise UsageError(f"--heads ctc needs a loss of texts, and --of {goal.loss} is one of units")
         return None
     if heads != "units" and score_stride > 1:
@@ -235,7 +235,7 @@ def _count_costs_in_time(
     reads: HeadsKind | None,
     score_stride: int,
 ) -> Traces:
-    """Replace the traces' costs by seconds that layers take on this machine."""
+    """Replace the traces' costs by measured seconds of the layers on this machine."""
     from daisy.calibration import cost
     from daisy.calibration.families import fit_family
 
@@ -249,7 +249,7 @@ def _count_costs_in_time(
 
 
 def _evaluate(calibration: Calibration) -> list[dict[str, Any]]:
-    """Measure exit layers and losses in each condition, with their intervals."""
+    """Measure exit layers and losses in each condition, with confidence intervals."""
     from daisy.evaluation.comparison import evaluate_by_condition
 
     evaluations = evaluate_by_condition(calibration.policy.name, calibration.exit_layers, calibration.runs)
@@ -302,7 +302,7 @@ def _write(
 
 
 def _describe_intervals(num_groups: int, *, has_speakers: bool) -> str:
-    """Say what intervals come from; one speaker, or recording, gives none."""
+    """Describe what the intervals are based on; with a single speaker or recording there are none."""
     name = "speaker" if has_speakers else "recording"
     if num_groups == 1:
         return f"all of one {name}, so that there are no intervals, and others may differ:"
@@ -310,7 +310,7 @@ def _describe_intervals(num_groups: int, *, has_speakers: bool) -> str:
 
 
 def _say_attained(attained: list[dict[str, Any]], certified: dict[str, Any], unit: str, loss: str, about: str) -> None:
-    """Print what was attained, with intervals; ``certified`` is empty where no risk was asked for."""
+    """Print what was attained, with intervals; ``certified`` is empty if no risk was requested."""
     say(about)
     for line in attained:
         text = f"mean exit layer {_format_interval(line, 'exit_layer', 2)}, {line['depth']:.1%} of the {unit}"
@@ -325,14 +325,14 @@ def _say_attained(attained: list[dict[str, Any]], certified: dict[str, Any], uni
 
 
 def _format_interval(line: dict[str, Any], key: str, digits: int) -> str:
-    """Format a mean with its interval, where it has one."""
+    """Format a mean, with its interval if it has one."""
     if line[f"{key}_low"] == line[f"{key}_high"]:
         return f"{line[key]:.{digits}f}"
     return f"{line[key]:.{digits}f} ({line[f'{key}_low']:.{digits}f} to {line[f'{key}_high']:.{digits}f})"
 
 
 def _warn_of_few_speakers(policy: str, speech: Speech) -> None:
-    """Print a note where a policy that predicts was learnt from few speakers."""
+    """Print a note if a policy that predicts was learnt from few speakers."""
     from daisy.calibration.families import LOOK_AHEAD
 
     num_speakers = len(set(speech.groups))

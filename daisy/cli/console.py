@@ -1,4 +1,4 @@
-"""What commands print: lines, tables, and refusals with the option that helps."""
+"""Output of commands: lines, tables, and error messages with the option that helps."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ HINTS: dict[Remedy, str] = {
     "window": "give --window SEC with another --out, or raise --max-sec",
     "workers": "--workers N waits 5 minutes for one to come",
 }
-"""What to type, for each remedy that the library names."""
+"""Text to type for each remedy that the library names."""
 
 
 def set_up_streams() -> None:
-    """Make stdout and stderr write what their encoding lacks as an escape such as u00e9, where they would raise."""
+    """Make stdout and stderr escape characters outside their encoding, such as u00e9, rather than raise an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -69,12 +69,12 @@ def warn(text: str) -> None:
 
 
 def name_same_command(overwrite: bool) -> str:
-    """Say what goes on with a run that was stopped: what was typed, which must not begin it again."""
+    """Return what resumes a stopped run: the same command, but without an option that would start over."""
     return "the same command without --overwrite" if overwrite else "the same command"
 
 
 def say_table(table: Table) -> None:
-    """Print a table as wide as its contents are: on a narrow terminal its lines run on, and no value is cut."""
+    """Print a table at its natural width: on a narrow terminal its lines run on, and no value is cut."""
     from rich.console import Console
     from rich.text import Text
 
@@ -88,7 +88,7 @@ def say_table(table: Table) -> None:
 
 
 def explain(error: DaisyError) -> str:
-    """Return what a refusal says, with the option or command that helps."""
+    """Return the text of an error, with the option or command that helps."""
     if error.remedy is None:
         return str(error)
     return f"{error.message}; {HINTS[error.remedy].format(path=shlex.quote(str(error.path)))}"
@@ -109,29 +109,29 @@ def warn_of_sources(num_changed: int, num_gone: int) -> None:
 
 
 def report_failures(reasons: Sequence[str], num_done: int) -> None:
-    """Print why recordings failed; if any did, end with status 1, or 2 where nothing was done.
+    """Print why recordings failed; if any did, end with status 1, or 2 if nothing was done.
 
     Args:
-        reasons: a line for each that failed.
-        num_done: number of the others.
+        reasons: a line for each failed recording.
+        num_done: number of the other recordings.
     """
     warn_of_failures(reasons)
     end_with_failures(len(reasons), num_done)
 
 
 def warn_of_failures(reasons: Iterable[str]) -> None:
-    """Print why recordings failed, a line each."""
+    """Print why recordings failed, one line each."""
     for reason in reasons:
         warn(f"failed: {reason}")
 
 
 def end_with_failures(num_failed: int, num_done: int) -> None:
-    """Print how many recordings failed; if any did, end with status 1, or 2 where nothing was done."""
+    """Print how many recordings failed; if any did, end with status 1, or 2 if nothing was done."""
     if num_failed:
         warn(f"{num_failed} of {num_failed + num_done} recordings failed")
         raise typer.Exit(1 if num_done else 2)
 
 
 def format_command_line() -> str:
-    """Return what was typed."""
+    """Return the command line as it was typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -28,15 +28,15 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     set: Annotated[
         list[str] | None,
-        typer.Option(help="KEY=VALUE that weights without a configuration do not tell, such as num_heads=12."),
+        typer.Option(help="KEY=VALUE for what weights without a configuration do not tell, such as num_heads=12."),
     ] = None,
     label_set: Annotated[
         int | None,
-        typer.Option(help="Of fairseq's several label sets, the one whose prediction head is kept, counted from 1."),
+        typer.Option(help="Which of fairseq's several label sets has the prediction head to keep, counted from 1."),
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option(help="Of a fine-tuned model: dict.ltr.txt, vocab.json or a SentencePiece .model of its outputs."),
+        typer.Option(help="For a fine-tuned model: dict.ltr.txt, vocab.json or a SentencePiece .model of its outputs."),
     ] = None,
 ) -> None:
     """Convert another toolkit's checkpoint to daisy's format."""

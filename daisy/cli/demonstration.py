@@ -1,4 +1,4 @@
-"""The bundled clips, clean and with the bundled noise: made, extracted, drawn."""
+"""The demonstration on bundled clips, clean and with bundled noise: mixing, extraction, figure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daisy.extraction import ExtractionReport, Extractor
 from daisy.policies import Policy
 
 FOLDER = Path(__file__).parents[1] / "assets" / "demo"
-"""The clips, the noise, and who made them."""
+"""Folder of the clips, the noise, and their credits."""
 DEPTH = 0.6
 """Mean executed share of the layers, over all clips and conditions."""
 
@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """Exit layers of each clip in each condition of `SNRS_DB`, and where the files are."""
+    """Exit layers of each clip in each condition of `SNRS_DB`, and the paths of the files."""
 
     exit_layers: dict[str, list[int]]
     num_layers: int
@@ -48,15 +48,16 @@ def list_clips() -> list[Path]:
 def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda count: None) -> Demonstration:
     """Write the noisy clips, extract their features as ``daisy extract`` does, and draw exit layer against SNR.
 
-    The default policy is set on these very clips, clean and noisy, without labels, for a mean depth of `DEPTH`.
+    The default policy is set without labels on these same clips, clean and noisy, for a mean depth of `DEPTH`.
 
     Args:
         out: folder to write to.
-        source: a checkpoint with exit heads.
-        progress: called with the number of recordings just run; each is run to set the policy, and extracted then.
+        source: checkpoint with exit heads.
+        progress: called with the number of recordings just run; each is run once to set the policy, and once to
+            extract.
 
     Returns:
-        Where each clip left, and where the figure is.
+        The exit layer of each clip, and the path of the figure.
 
     Raises:
         DaisyError: as loading, extracting and drawing do.
@@ -84,7 +85,7 @@ def run(out: Path, source: str = DEFAULT_CHECKPOINT, progress: Progress = lambda
 
 
 def _mix_clips(clips: dict[str, Tensor], sample_rate: int) -> dict[str, Tensor]:
-    """Mix each clip with noise at each ratio, ratio after ratio; the keys are paths, a folder a ratio."""
+    """Mix each clip with noise at each SNR, one SNR after the other; keys are paths, with a folder for each SNR."""
     noises = mixing.NoiseBank([audio.read(FOLDER / "noise.flac", sample_rate)])
     noisy_clips: dict[str, Tensor] = {}
     for snr_db in SNRS_DB:
@@ -110,14 +111,14 @@ def _choose_policy(model: Model, noisy_clips: dict[str, Tensor], progress: Progr
 def _sort_exit_layers(
     report: ExtractionReport, recordings: list[audio.Recording], names: list[str]
 ) -> dict[str, list[int]]:
-    """Sort exit layers by clip: for each its exit layer at each ratio."""
+    """Return the exit layers of each clip, one for each SNR."""
     by_path = {row.path: row.exit_layer for row in report.rows}
     exit_layers = [by_path[str(recording.path)] for recording in recordings]
     return {name: exit_layers[place :: len(names)] for place, name in enumerate(names)}
 
 
 def _draw(exit_layers: dict[str, list[int]], policy: Policy, num_layers: int, path: Path) -> Path:
-    """Draw the clips' exit layers against SNR, with the mean and its interval."""
+    """Plot the clips' exit layers against SNR, with the mean and its confidence interval."""
     names = list(exit_layers)
     by_ratio = [list(layers) for layers in zip(*exit_layers.values(), strict=True)]
     curve = [intervals.bootstrap(layers, names) for layers in by_ratio]

@@ -1,4 +1,4 @@
-"""Options of commands that may run on a cluster and write to storage, and what they mean."""
+"""Options of commands that may run on a cluster and write to storage, and their parsing."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ EngineName = Annotated[
 ]
 Address = Annotated[
     str,
-    typer.Option(help="The Ray cluster, such as auto or HOST:6379; without it one is started here, for the run."),
+    typer.Option(help="The Ray cluster, such as auto or HOST:6379; default: one started here for the run."),
 ]
-Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster's machines hold.")]
-CpusPerWorker = Annotated[int, typer.Option(help="Cores that each actor asks for, and its threads.")]
-GpusPerWorker = Annotated[float, typer.Option(help="GPUs that each actor asks for and runs on, such as 1 or 0.5.")]
+Workers = Annotated[int, typer.Option(help="Actors of --engine ray; 0: as many as the cluster has room for.")]
+CpusPerWorker = Annotated[int, typer.Option(help="Cores that each actor requests, and its number of threads.")]
+GpusPerWorker = Annotated[float, typer.Option(help="GPUs that each actor requests and runs on, such as 1 or 0.5.")]
 ShardKind = Annotated[
     Literal["tar", "parquet", "safetensors"] | None,
     typer.Option(help="Write shard files instead of a file for each recording; tar is WebDataset's."),
 ]
-ShardMb = Annotated[float, typer.Option(help="Megabytes of states in a shard file, about.")]
+ShardMb = Annotated[float, typer.Option(help="Approximate megabytes of states in a shard file.")]
 OutOrUrl = Annotated[
     str, typer.Option("--out", "-o", help="Folder to write to, or with --journal a URL, such as s3://bucket/run.")
 ]
 JournalFolder = Annotated[
-    Path | None, typer.Option("--journal", help="Folder in which to note what is finished, where --out is a URL.")
+    Path | None, typer.Option("--journal", help="Folder in which to note what is finished if --out is a URL.")
 ]
 
 
 def make_engine(
     name: str, *, address: str, workers: int, cpus: int, gpus: float, device: str, deadline_ms: float | None
 ) -> RayEngine | None:
-    """Make the engine; None: this process.
+    """Create the engine; return None to use this process.
 
     Raises:
-        UsageError: where Ray is not installed, or options are given that mean nothing to this engine.
+        UsageError: if Ray is not installed, or options are given that do not apply to this engine.
     """
     if name == "local":
         if address or workers or cpus != 1 or gpus:
@@ -57,20 +57,20 @@ def make_engine(
     from daisy.distributed.cluster import import_ray
     from daisy.distributed.extraction import RayEngine
 
-    # Ray prints a paragraph to stdout for each worker that dies, whatever it is told of logs.
+    # Ray prints a paragraph to stdout for each worker that dies, regardless of its logging settings.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    import_ray()  # before anything takes long
+    import_ray()  # fails here, before anything takes long
     return RayEngine(address or None, workers=workers or None, cpus_per_worker=cpus, gpus_per_worker=gpus)
 
 
 def parse_out(out: str, journal: Path | None) -> tuple[Path, str]:
-    """Tell where a run's journal is, and its files.
+    """Return the places of a run's journal and of its files.
 
     Returns:
-        The run's folder; and the URL of the files, empty where they are in the folder.
+        The run's folder; and the URL of the files, empty if they are in the folder.
 
     Raises:
-        UsageError: where one of them is missing.
+        UsageError: if one of them is missing.
     """
     if "://" not in out:
         if journal is not None:
@@ -82,7 +82,7 @@ def parse_out(out: str, journal: Path | None) -> tuple[Path, str]:
 
 
 def say_throughput(throughput: Throughput, engine: RayEngine) -> None:
-    """Print how fast the workers were, start-up included, and what became of them."""
+    """Print how fast the workers were, including start-up, and what became of them."""
     tally = engine.tally
     if not tally.workers:
         return

@@ -17,7 +17,7 @@ def command(
     policy: Annotated[
         str,
         typer.Option(
-            "--policy", "-p", help="Which of the checkpoint's policies counts where a call names none; else forecast."
+            "--policy", "-p", help="Which of the checkpoint's policies is the default of a call; forecast if not given."
         ),
     ] = "",
     half: Annotated[bool, typer.Option("--half", help="Write float16 weights.")] = False,
@@ -25,8 +25,8 @@ def command(
 ) -> None:
     """Write a checkpoint in another toolkit's form.
 
-    hf: AutoModel.from_pretrained(FOLDER, trust_remote_code=True) and AutoFeatureExtractor load it, with no daisy
-    installed; exit_layer, predicted_loss and units come beside the states.
+    hf: AutoModel.from_pretrained(FOLDER, trust_remote_code=True) and AutoFeatureExtractor load it without daisy; the
+    output has exit_layer, predicted_loss and units in addition to the states.
     """
     import torch
 

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from daisy.policies import Policy
 
 MAX_TABLE_ROWS = 40
-"""Of more recordings than these only the totals are printed."""
+"""Number of recordings above which only the totals are printed."""
 
 
 PolicyName = Annotated[
@@ -79,13 +79,11 @@ Layers = Annotated[
     Literal["last", "all"], typer.Option(help="Write the exit layer's states, or those of all executed layers.")
 ]
 Format = Annotated[Literal["safetensors", "npy"], typer.Option(help="Format of the files.")]
-StoredDtype = Annotated[Literal["float32", "float16"], typer.Option(help="Type of the states on disk.")]
-Scores = Annotated[
-    str, typer.Option(help="Scores to record besides those that the policy reads, such as entropy,regressed.")
-]
-MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is taken without --window.")]
+StoredDtype = Annotated[Literal["float32", "float16"], typer.Option(help="Data type of the states on disk.")]
+Scores = Annotated[str, typer.Option(help="Scores to record in addition to the policy's, such as entropy,regressed.")]
+MaxSec = Annotated[float, typer.Option(help="Longest recording, in seconds, that is accepted without --window.")]
 WindowSec = Annotated[
-    float | None, typer.Option(help="Run longer recordings in windows of so many seconds, each with its own exit.")
+    float | None, typer.Option(help="Run longer recordings in windows of this many seconds, each with its own exit.")
 ]
 
 
@@ -121,7 +119,7 @@ def command(
 ) -> None:
     """Extract features, each recording at its own exit layer.
 
-    Writes a file per recording, index.json and index.csv. A stopped run goes on where it ended. In a SLURM job array:
+    Writes a file per recording, index.json and index.csv. A stopped run resumes where it ended. In a SLURM job array:
     --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT with --array=0-15. Exit status 1: some
     recordings could not be read; 2: nothing was done.
     """
@@ -192,7 +190,7 @@ def command(
 
 
 def _read_policy(model: Model, checkpoint: str, name: str, settings: list[str]) -> tuple[Policy, int]:
-    """Make the policy of a name or a policy file, and tell the stride of its scores."""
+    """Create the policy from its name or file, and return it with the stride of its scores."""
     from daisy import checkpoints
     from daisy.policies import POLICIES, read_policy
 
@@ -223,7 +221,7 @@ def run_extraction(
     throughput: Throughput | None = None,
     task: str = "extracting",
 ) -> ExtractionReport:
-    """Extract with progress shown, under a name; Ctrl-C is one line and exit status 130."""
+    """Extract with a progress display under the name ``task``; Ctrl-C prints one line and exits with status 130."""
     from daisy.extraction.throughput import Throughput
 
     shard = (share.index, share.count)
@@ -239,7 +237,7 @@ def run_extraction(
 
 
 def say_extraction(report: ExtractionReport, findings: Findings) -> None:
-    """Print exit layers, totals and failures; the exit status says whether there were any."""
+    """Print exit layers, totals and failures, and set the exit status by the failures."""
     if 0 < len(report.rows) <= MAX_TABLE_ROWS:
         _say_recordings(report.rows)
     if report.rows:
@@ -254,7 +252,7 @@ def say_extraction(report: ExtractionReport, findings: Findings) -> None:
 
 
 def _say_totals(report: ExtractionReport) -> None:
-    """Print how many recordings left at each layer, their mean, and the time."""
+    """Print how many recordings exited at each layer, their mean, and the time."""
     totals, summary = report.totals(), report.summary
     label = "exits, each window's  " if summary.has_windows else "exits  "
     say(label + "  ".join(f"{layer}: {summary.exits[layer]}" for layer in sorted(summary.exits)))

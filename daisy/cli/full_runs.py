@@ -1,4 +1,4 @@
-"""Full runs with progress shown, for the commands that decide from them; kept on the disk until these are done."""
+"""Full runs with a progress display, for commands that decide from them; kept on disk until these are done."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 SHOWN = 60
-"""Characters of an output's name in that of its full runs: not more than file systems take, with their endings."""
+"""Characters of an output's name in that of its full runs: few enough for file systems, endings included."""
 
 
 def name_full_runs(out: Path) -> Path:
-    """Name the file beside an output in which its full runs are kept until it is written."""
+    """Name the file beside an output in which its full runs are kept until the output is written."""
     return out.with_name(f"{out.name[:SHOWN]}.full-runs")
 
 
 class FullRuns(AbstractContextManager["FullRuns"]):
-    """Full runs that a command makes and works with.
+    """Full runs that a command makes and uses.
 
-    They are kept as they are made. Where the command is stopped, or refuses what was asked of them, they stay, and the
-    same command goes on from there; when it has done its work they are taken away, unless they are to stay for good.
-    Ctrl-C is one line that says how far it came, and exit status 130.
+    They are kept as they are made. If the command is stopped, or rejects what was requested of them, they stay, and the
+    same command resumes from them; when the command has done its work, they are deleted unless they are to stay for
+    good. Ctrl-C prints one line on the progress, and exits with status 130.
 
     Args:
         stay: keep the files for good.
@@ -76,19 +76,19 @@ class FullRuns(AbstractContextManager["FullRuns"]):
         """Run all layers for every recording and condition; see `daisy.calibration.trace_conditions.run_conditions`.
 
         Args:
-            description: what is shown beside the progress.
-            model: with exit heads.
+            description: text beside the progress.
+            model: model with exit heads.
             speech: clean recordings.
-            conditions: what they are heard through.
-            noises: the recorded ones.
-            path: of the file in which the runs are kept.
-            checkpoint: digest of the model's.
-            score_stride: of the frames that the heads look at.
-            task: of a recogniser; None: units are compared.
-            seed: of excerpts, talkers and rooms.
+            conditions: conditions in which they are run.
+            noises: recorded noises.
+            path: path of the file in which the runs are kept.
+            checkpoint: digest of the model's checkpoint.
+            score_stride: the heads look at every ``score_stride``-th frame.
+            task: task of a recogniser; None: units are compared.
+            seed: seed of excerpts, talkers and rooms.
 
         Raises:
-            OutputError: where the file holds other runs, or cannot be written.
+            OutputError: if the file holds other runs, or cannot be written.
         """
         from daisy.audio.conditions import CLEAN
         from daisy.calibration.trace_conditions import open_kept_runs, run_conditions
@@ -112,7 +112,7 @@ class FullRuns(AbstractContextManager["FullRuns"]):
             )
 
     def _describe(self) -> str:
-        """Say how far it came."""
+        """Describe the progress so far."""
         if not any(map(len, self._kept)):
             return "stopped before the first full run"
         place = self._kept[-1].path

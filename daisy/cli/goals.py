@@ -1,4 +1,4 @@
-"""What daisy calibrate sets a policy for: a mean depth, or a risk with a statistical guarantee."""
+"""Goals of daisy calibrate: a mean depth, or a risk with a statistical guarantee."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     from daisy.policies import Policy
 
 Units = Literal["same", "clean", "both"]
-"""The full model's, on the same input, on the clean recording, or a mean of the two."""
+"""The full model's units: on the same input, on the clean recording, or a mean of the two."""
 PREFIXES: dict[Units, str] = {"same": "", "clean": "clean_", "both": "mean_"}
-"""What the loss in the traces that stands for each begins with."""
+"""Prefix of the corresponding loss in the traces."""
 AGAINST_FULL_MODEL = ("disagreement", "text_disagreement")
-"""Losses that are known against the full model on the clean recording too."""
+"""Losses that are also known against the full model on the clean recording."""
 
 
 MAX_DEPTH_MISS = 0.1
-"""Distance to the depth that was asked for, beyond which a note says so."""
+"""Distance to the requested depth above which a note is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A policy that was set, and the full runs that tell what it does."""
+    """A calibrated policy, and the full runs that show its effect."""
 
     policy: Policy
     exit_layers: Tensor
-    """(n,) of those runs."""
+    """Exit layers in those runs, (n,)."""
     runs: Traces
     certified: dict[str, Any] = field(default_factory=dict)
-    """The risk on those runs, as `daisy.calibration.guarantee.measure_attained` tells it; empty without one."""
+    """The risk on those runs, as returned by `daisy.calibration.guarantee.measure_attained`; empty without one."""
     note: str = ""
-    """What to say of it, where there is anything."""
+    """Note for the user; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,16 @@ class DepthGoal:
     depth: float
     in_time: bool
     units: Units = "same"
-    """Whose units or text a policy that learns them is to keep."""
+    """The full model's units or text that a policy learns to keep, if it learns them."""
     loss: str = "disagreement"
-    """What policies that learn a loss learn."""
+    """Loss that policies learn, if they learn one."""
 
     def check(self, num_speakers: int) -> None:
-        """Refuse what is no depth, and units that the loss is not of.
+        """Reject an invalid depth, or units that do not go with the loss.
 
         Raises:
-            PolicyError: where it is not above 0 and at most 1.
-            UsageError: on such units.
+            PolicyError: if the depth is not above 0 and at most 1.
+            UsageError: if the units do not go with the loss.
         """
         from daisy.calibration.depth import check_depth
 
@@ -75,7 +75,7 @@ class DepthGoal:
         return Calibration(policy=setting.policy, exit_layers=setting.exit_layers, runs=traces, note=note)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the policy file says of it."""
+        """Return the goal as written to the policy file."""
         goal = {"depth": self.depth, "of": "time" if self.in_time else "layers"}
         return goal if self.units == "same" else {**goal, "units": self.units}
 
@@ -89,20 +89,20 @@ class RiskGoal:
     method: str
     loss: str
     ceiling: float
-    """What the loss is clipped to, and divided by."""
+    """Value to which the loss is clipped, and by which it is divided."""
 
     def check(self, num_speakers: int) -> None:
-        """Refuse what no guarantee can be given for.
+        """Reject a goal for which no guarantee can be given.
 
         Raises:
-            PolicyError: on values out of range, or too few speakers.
+            PolicyError: if values are out of range, or there are too few speakers.
         """
         from daisy.calibration.guarantee import check_guarantee
 
         check_guarantee(self.risk, self.delta, self.method, self.loss, self.ceiling, num_speakers)
 
     def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
-        """Set a policy on full runs; where no setting is certified it never leaves early, and its note says so."""
+        """Set a policy on full runs; if no setting is certified, it never exits early, and its note says so."""
         from daisy.calibration.guarantee import calibrate_risk, measure_attained
 
         chosen, exit_layers, runs = calibrate_risk(
@@ -131,7 +131,7 @@ class RiskGoal:
         return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified, note=note)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the policy file says of it."""
+        """Return the goal as written to the policy file."""
         goal = {"risk": self.risk, "method": self.method, "risk_of": self.loss, "ceiling": self.ceiling}
         return goal if self.method == "conformal" else {**goal, "delta": self.delta}
 
@@ -147,10 +147,10 @@ def choose_goal(
     loss: str,
     ceiling: float,
 ) -> DepthGoal | RiskGoal:
-    """Make the goal that the options ask for.
+    """Create the goal that the options ask for.
 
     Raises:
-        UsageError: where they ask for none, or for two.
+        UsageError: if they ask for none, or for two.
     """
     if (depth is None) == (risk is None):
         raise UsageError("give either --depth or --risk")

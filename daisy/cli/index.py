@@ -15,10 +15,10 @@ def command(
 ) -> None:
     """Write an extraction's index anew, from its journals.
 
-    Each run does so when it ends. index.json and index.csv then hold what all shards have finished so far, also while
-    some are still running; so do transcripts.json and transcripts.csv, without the error rates, and the
-    files of units, in the forms that were asked for last. Of a run whose --out is a URL, give the
-    folder of --journal: the index goes to both.
+    Each run does so when it ends. index.json and index.csv then hold what all shards have finished so far, even while
+    some are still running; likewise transcripts.json and transcripts.csv, without the error rates, and the files of
+    units, in the forms that were last requested. For a run whose --out is a URL, give the folder of --journal: the
+    index goes to both.
     """
     from daisy.extraction import rebuild_index
     from daisy.extraction.run_journals import holds_kind

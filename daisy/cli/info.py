@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 REPORTED = ("torch", "torchaudio", "numpy", "fairseq", "fairseq-fixed", "s3prl", "transformers", "ray")
-"""Packages whose versions are shown, where they are installed."""
+"""Packages whose versions are shown if they are installed."""
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
 
 
 def _list_versions() -> str:
-    """Versions of what computes here, as a report of an error needs them."""
+    """Return the versions of software and system that a bug report needs."""
     import platform
     from importlib import metadata
 
@@ -159,7 +159,7 @@ def _describe_policies(model: Model) -> Rows:
 
 
 def _shorten(value: object) -> str:
-    """Return a setting in short: of a list of numbers, how many layers it has."""
+    """Return a setting in short form: for a list of numbers, its number of layers."""
     if not isinstance(value, list | tuple):
         return f"{value:g}" if isinstance(value, int | float) else str(value)
     if all(isinstance(item, str) for item in value):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from daisy.extraction import LabelReport
 
 USUAL_LABEL_RATE, USUAL_SAMPLE_RATE = 50, 16000
-"""What fairseq is told of other rates than these."""
+"""Usual rates; fairseq must be told of others."""
 
 
 def command(
@@ -30,27 +30,27 @@ def command(
             "-t",
             help="What is clustered instead of MFCC: a HuBERT (a checkpoint, daisy-mini), a transformers encoder "
             "(Whisper, wav2vec 2.0, WavLM, ...; a folder or a name on the hub), or a folder of features. "
-            "--checkpoint, -c: older names of this.",
+            "--checkpoint, -c: older names of this option.",
         ),
     ] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", "-c", hidden=True)] = None,
-    layer: Annotated[int | None, typer.Option(help="Which layer of the teacher.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Layer of the teacher.")] = None,
     centre: Annotated[
         bool,
-        typer.Option("--centre", help="Subtract each recording's mean first: units then tell less of who speaks."),
+        typer.Option("--centre", help="Subtract each recording's mean first: units then tell less of the speaker."),
     ] = False,
     label_rate: Annotated[
         float | None,
-        typer.Option(help="Units a second: 50 (if not given) or 100 for MFCC; a teacher's come as they are."),
+        typer.Option(help="Units per second: 50 (default) or 100 for MFCC; a teacher has its own rate."),
     ] = None,
     feature_rate: Annotated[
         float | None,
-        typer.Option(help="Of a folder of features: frames a second; if not given, whichever of 50, 100 and 25 fits."),
+        typer.Option(help="Frames per second of a folder of features; default: whichever of 50, 100 and 25 fits."),
     ] = None,
-    fit_frames: Annotated[int, typer.Option(help="Most frames that k-means is fitted on.")] = 500_000,
+    fit_frames: Annotated[int, typer.Option(help="Maximum number of frames to fit k-means on.")] = 500_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the frames drawn and of k-means.")] = 0,
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Type to compute a teacher's states in.")
+        Literal["float32", "bfloat16"], typer.Option(help="Precision in which a teacher computes.")
     ] = "float32",
     device: Device = "cpu",
     allow_pickle: Annotated[
@@ -61,10 +61,11 @@ def command(
 ) -> None:
     """Make k-means units for fairseq's hubert_pretraining.
 
-    Writes SPLIT.km for each manifest, and dict.km.txt. A folder of features holds a .npy file (frames, width) for each
-    recording, a/b.npy for a/b.flac; or is what daisy extract wrote; or holds fairseq's dumps (SPLIT_0_1.npy and .len).
+    Writes SPLIT.km for each manifest, and dict.km.txt. A folder of features either holds a .npy file (frames, width)
+    for each recording, a/b.npy for a/b.flac; or was written by daisy extract; or holds fairseq's dumps (SPLIT_0_1.npy
+    and .len).
 
-    A stopped run goes on where it ended, also when manifests have changed: a recording that has units keeps them.
+    A stopped run resumes where it ended, even if manifests have changed: a recording that has units keeps them.
     Recordings that cannot be used are skipped and listed (exit status 1); manifests of the others are then written
     beside their units.
     """
@@ -97,7 +98,7 @@ def command(
 
 
 def _say_report(report: LabelReport, out: Path) -> None:
-    """Print what was made, what fairseq must be told, and failures; the exit status says whether there were any."""
+    """Print what was made, what fairseq must be told, and failures; set the exit status by the failures."""
     rate = f"{report.label_rate:.10g}"
     for note in report.notes:
         warn(f"note: {note}")

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from daisy.audio import SetShare
 
 FORMAT_VERSION = 1
-"""Of the notes beside weighted manifests."""
+"""Version of the notes beside weighted manifests."""
 
 
 def command(
     inputs: Annotated[list[str], typer.Argument(help="Recordings: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .tsv file to write.")],
     root: Annotated[Path, typer.Option(help="Folder that the paths in the manifest are relative to.")] = Path("."),
-    sample_rate: Annotated[int, typer.Option(min=1, help="Hz of the model that is trained: task.sample_rate.")] = 16000,
+    sample_rate: Annotated[int, typer.Option(min=1, help="Sample rate of the model in Hz: task.sample_rate.")] = 16000,
     speakers: Annotated[
         Path | None, typer.Option(help="CSV file of path (below the root) and speaker, for --balance.")
     ] = None,
@@ -38,24 +38,24 @@ def command(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="What was said: writes transcripts and their dictionary too. A CSV file of path (below the root) and "
+            help="Transcripts; they and their dictionary are written too. A CSV file of path (below the root) and "
             "text, a .trn, LibriSpeech's .trans.txt or a folder of these."
         ),
     ] = None,
     sentencepiece: Annotated[
-        Path | None, typer.Option(help="With --text: a SentencePiece model whose pieces are the tokens, not letters.")
+        Path | None, typer.Option(help="With --text: a SentencePiece model whose pieces, not letters, are the tokens.")
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="With --text: ending of the transcripts, task.labels; else ltr, or spm of pieces.")
+        str, typer.Option(help="With --text: ending of the transcripts, task.labels; default: ltr, or spm for pieces.")
     ] = "",
 ) -> None:
     """Write a fairseq manifest of recordings.
 
-    Its lines are the root folder, then each recording's path and number of samples. Recordings whose headers or names
-    show that fairseq could not use them are left out and listed; exit status 1 then, or 2 where none is left.
+    Its lines are the root folder, then each recording's path and number of samples. Recordings that fairseq could not
+    use, judged by their headers and names, are left out and listed; the exit status is then 1, or 2 if none is left.
 
-    A weight that is no whole number is kept on average: with 1.5 every second recording of the set is listed twice.
-    With --weight or --balance a file NAME.weights.json beside the manifest tells how long each set is heard.
+    A weight that is not a whole number is kept on average: with 1.5 every second recording of the set is listed twice.
+    With --weight or --balance a file NAME.weights.json beside the manifest says how long each set is heard.
     """
     from daisy import _files, audio
 
@@ -103,7 +103,7 @@ def command(
 
 
 def _parse_weights(texts: list[str]) -> dict[str, float]:
-    """Parse SET=NUMBER, as it was given several times."""
+    """Parse the given SET=NUMBER texts."""
     from daisy import audio
 
     weights: dict[str, float] = {}
@@ -139,7 +139,7 @@ class Listing:
         return cls(lines=lines, names=names, num_samples=counts, repeats=[1] * len(lines))
 
     def balance_speakers(self, speakers: dict[str, str], power: float) -> None:
-        """Repeat the lines of speakers who have less audio than others; the power 1 makes all equal."""
+        """Repeat the lines of speakers with less audio than others; with power 1 all become equal."""
         from daisy import audio
 
         unknown = [name for name in self.names if name not in speakers]
@@ -157,12 +157,12 @@ class Listing:
         return audio.measure_shares(self.num_samples, self.repeats, sets, weights, sample_rate)
 
     def repeat(self, values: list[str]) -> list[str]:
-        """Return what belongs to each line as often as that is listed."""
+        """Repeat the value of each line as often as the line is listed."""
         return [value for value, times in zip(values, self.repeats, strict=True) for _ in range(times)]
 
 
 def _note_weights(out: Path, shares: list[SetShare], settings: dict[str, float | str | None]) -> None:
-    """Note beside a manifest how its recordings were weighted; of one without weights only where an old note lies."""
+    """Write a note on the weights beside a manifest; without weights, only replace an old note."""
     from daisy import _files
 
     path = out.with_suffix(".weights.json")

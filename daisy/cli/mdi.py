@@ -34,7 +34,7 @@ Inputs = Annotated[
 System = Annotated[
     str,
     typer.Option(
-        help="mdi, or what it is compared with: no-exits, random, joint, data, data-exits, one-worker, "
+        help="mdi, or a system to compare it with: no-exits, random, joint, data, data-exits, one-worker, "
         "one-worker-no-exits."
     ),
 ]
@@ -42,35 +42,35 @@ Simulate = Annotated[
     bool,
     typer.Option(
         "--simulate",
-        help="Simulate the system, with layer times measured here; those of a table's runs are 1 ms a layer and "
-        "second of audio. Fidelity is without what --wire takes.",
+        help="Simulate the system, with layer times measured here; for a table's runs they are 1 ms per layer and "
+        "second of audio. Fidelity does not include the effect of --wire.",
     ),
 ]
 Heads = Annotated[
     Literal["units", "ctc"] | None,
-    typer.Option(help="Whose scores the policy reads; else the exits that write texts, of a recogniser."),
+    typer.Option(help="Whose scores the policy reads; for a recogniser the default is the exits that write texts."),
 ]
-PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Which policy lets utterances leave.")]
+PolicyName = Annotated[str, typer.Option("--policy", "-p", help="Policy that decides where utterances exit.")]
 Depths = Annotated[
-    str, typer.Option(help="Exit levels: mean shares of the layers that the policy is set to on the inputs.")
+    str, typer.Option(help="Exit levels: mean shares of the layers to which the policy is set on the inputs.")
 ]
-Level = Annotated[int, typer.Option(min=0, help="Which of them, at the start or for good; 0 is the deepest.")]
+Level = Annotated[int, typer.Option(min=0, help="Exit level, initially or throughout; 0 is the deepest.")]
 Adapt = Annotated[
     Literal["fixed", "rate", "threshold"] | None,
-    typer.Option(help="What follows the source's queues: nothing, the rate, or the exit level; else the topology's."),
+    typer.Option(help="What adapts to the source's queues: nothing, rate, or exit level; default: as in the topology."),
 ]
-Rate = Annotated[float, typer.Option(help="Utterances a second that come in, at the start or for good.")]
+Rate = Annotated[float, typer.Option(help="Utterances per second that arrive, initially or throughout.")]
 Load = Annotated[
-    str, typer.Option(metavar="SEC:TIMES,...", help="Multiply the rate from a second on, such as 30:2,60:0.5.")
+    str, typer.Option(metavar="SEC:TIMES,...", help="Multiply the rate from a time on, such as 30:2,60:0.5.")
 ]
 Tasks = Annotated[int, typer.Option(min=0, help="Utterances to admit, the inputs in turn; 0: each once.")]
-WireType = Annotated[Literal["float32", "bfloat16", "int8"], typer.Option("--wire", help="How states travel.")]
+WireType = Annotated[Literal["float32", "bfloat16", "int8"], typer.Option("--wire", help="Format of sent states.")]
 Kill = Annotated[
     str, typer.Option(metavar="SEC:WORKER,...", help="With --simulate: workers that die, such as 10:attic.")
 ]
-Address = Annotated[str, typer.Option(help="Of a Ray cluster, such as auto; else one is started on this machine.")]
+Address = Annotated[str, typer.Option(help="A Ray cluster, such as auto; default: one started on this machine.")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for mdi.json, mdi.png and mdi.html.")]
-Format = Annotated[Literal["table", "json"], typer.Option(help="What is printed.")]
+Format = Annotated[Literal["table", "json"], typer.Option(help="Format of the printed report.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of arrivals, draws and losses.")]
 
 
@@ -98,11 +98,11 @@ def command(
 ) -> None:
     """Run utterances through workers that hold some layers each.
 
-    Prints throughput, latency, what each worker did, and fidelity: the share of frames whose unit is the full model's
-    or, of a recogniser, 1 less the edit distance to its last exit's text.
+    Prints throughput, latency, statistics of each worker, and fidelity: the share of frames whose unit is the full
+    model's or, for a recogniser, 1 minus the edit distance to its last exit's text, per character of that text.
     The workers are Ray actors, here or on a cluster; speeds and links in the topology are emulated. With --simulate
-    nothing runs but the rules, under simulated time. A run that cannot go on reports what was answered until then. Exit
-    status 1: some recordings could not be read; 2: the run could not go on.
+    only the rules run, in simulated time. A run that cannot continue reports what was answered until then. Exit status
+    1: some recordings could not be read; 2: the run could not continue.
     """
     from daisy import _files, checkpoints
     from daisy.distributed.pipeline.admission import make_admissions
@@ -130,7 +130,7 @@ def command(
     shares = parse_numbers(depths, "--depths")
     if layout.rules.offloading == "routed" and level:
         raise UsageError(f"{system} chooses the level: leave --level out")
-    make_admissions(layout, num_levels=len(shares), **options)  # refuses before anything runs
+    make_admissions(layout, num_levels=len(shares), **options)  # fails before anything runs
     kills = _parse_times(kill, "--kill")
     for _, name in kills:
         layout.worker(name)
@@ -205,7 +205,7 @@ def _read(model: Model, inputs: Sequence[str]) -> Speech:
 
 
 def _prepare(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Prepared, dict[str, str]]:
-    """Run every layer of the inputs once, and set the exit levels."""
+    """Run every layer on each input once, and set the exit levels."""
     from daisy.distributed.pipeline.preparation import prepare
 
     speech = _read(model, inputs)
@@ -219,7 +219,7 @@ def _is_table(inputs: Sequence[str]) -> bool:
 
 
 def _make_workload(model: Model, inputs: Sequence[str], levels: dict[str, Any]) -> tuple[Workload, dict[str, str]]:
-    """Make the simulator's workload, of a table of full runs or of recordings that run here."""
+    """Create the simulator's workload from a table of full runs, or from recordings that are run here."""
     from daisy.calibration.traces import read_traces
     from daisy.distributed.pipeline.preparation import LOSSES, REPEATS, make_measured_workload, measure_seconds
     from daisy.distributed.pipeline.workload import make_levels, make_workload
@@ -247,7 +247,7 @@ def _simulate(
 
 
 def _route(layout: Topology, workload: Workload, options: dict[str, Any], wire: Any) -> Routes | None:
-    """Choose level and shares together, where the system is routed."""
+    """Choose level and shares jointly if the system is routed."""
     from daisy.distributed.pipeline.joint import choose_jointly
 
     if layout.rules.offloading != "routed":

@@ -44,14 +44,14 @@ if TYPE_CHECKING:
     from daisy.models.kinds import AnyHeads
 
 Inputs = Annotated[list[str], typer.Argument(help="Clean speech: files, folders, globs, manifests (.tsv, .jsonl).")]
-Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; else half of the speakers.")]
-Snr = Annotated[str, typer.Option(help="Ratios in dB; clean,20,10,5,0,-5 if not given.")]
+Tune = Annotated[list[str] | None, typer.Option(help="Other speech to tune policies on; default: half the speakers.")]
+Snr = Annotated[str, typer.Option(help="Signal-to-noise ratios in dB; default: clean,20,10,5,0,-5.")]
 Reverberation = Annotated[str, typer.Option(help="Reverberation times of simulated rooms in s, such as 0.3,0.6.")]
 Clipping = Annotated[str, typer.Option(help="Shares of samples that are clipped, in %, such as 1,10.")]
 Loss = Annotated[
     LossName | None,
     typer.Option(
-        help="The loss that policies are compared by. If not given disagreement; of recognisers text_disagreement, or "
+        help="Loss by which policies are compared. Default: disagreement; for recognisers text_disagreement, or "
         "with --reference word_errors."
     ),
 ]
@@ -83,14 +83,14 @@ def command(
     """Measure exit layers, depth and fidelity under noise.
 
     Each recording runs once in each condition with all layers, and policies are decided from these full runs. Writes
-    traces.csv (what daisy replay reads), study.csv and study.json; with --report, a page with figures. traces.csv has
-    the losses disagreement and kl_nats with the full model on the same input, clean_disagreement and loss (nats) with
-    its units on the clean version. Of recognisers they are text_disagreement with the last exit's text,
-    clean_text_disagreement with its text of the clean version, and with --reference word_errors and character_errors,
-    summed before they are divided; the scores of heads on units stand beside as unit_entropy and so on. --loss takes
-    none of those with the clean version: by them compares daisy replay traces.csv --loss clean_disagreement. Noise is
-    mixed at the ratio of mean powers (RMS) over the whole recording. A stopped command goes on from the runs that it
-    has made. Exit status 1: some recordings could not be read, and were left out.
+    traces.csv (the input of daisy replay), study.csv and study.json; with --report, a page with figures. traces.csv has
+    the losses disagreement and kl_nats relative to the full model on the same input, and clean_disagreement and loss
+    (nats) relative to its units on the clean version. For recognisers they are text_disagreement relative to the last
+    exit's text, clean_text_disagreement relative to its text of the clean version, and with --reference word_errors and
+    character_errors, summed before they are divided; scores of heads on units are added as unit_entropy and so on.
+    --loss takes none of the losses relative to the clean version: to compare by them use daisy replay traces.csv --loss
+    clean_disagreement. Noise is mixed at the ratio of mean powers (RMS) over the whole recording. A stopped command
+    resumes from the runs that it has made. Exit status 1: some recordings could not be read, and were left out.
     """
     from daisy import checkpoints
     from daisy.audio.conditions import make_conditions
@@ -155,12 +155,12 @@ def command(
 
 
 def _check_comparison(comparison: Comparison, heads: AnyHeads | None) -> None:
-    """Refuse before the long runs what cannot be compared, or written.
+    """Check before the long runs that the comparison is possible and its files can be written.
 
     Raises:
-        UsageError: on an unknown policy, or as `Comparison.check` does.
-        PolicyError: on what is no depth.
-        OutputError: where a file cannot be written.
+        UsageError: if a policy is unknown, or as `Comparison.check` does.
+        PolicyError: if a depth is invalid.
+        OutputError: if a file cannot be written.
     """
     from daisy.calibration.families import FAMILIES, TEXT_FAMILIES, check_family
 
@@ -169,7 +169,7 @@ def _check_comparison(comparison: Comparison, heads: AnyHeads | None) -> None:
             raise UsageError(unknown_name("policy to compare", name, known))
         if heads is not None:
             check_family(name, heads)
-    comparison.check()  # last, as it makes the folder
+    comparison.check()  # last, as it creates the folder
 
 
 def _read_speech(
@@ -182,10 +182,10 @@ def _read_speech(
     is_split: bool,
     strict: bool,
 ) -> tuple[Speech, Sequence[Recording]]:
-    """Read recordings, and list all that were asked for. Speakers are split where policies are tuned on half of them.
+    """Read recordings, and list all that were requested. Speakers are split if policies are tuned on half of them.
 
     Raises:
-        UsageError: where there are not enough speakers for that.
+        UsageError: if there are not enough speakers for that.
     """
     from daisy import audio
     from daisy.calibration.trace_conditions import read_speech

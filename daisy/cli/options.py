@@ -1,4 +1,4 @@
-"""Options that commands share, and what their texts mean."""
+"""Options that commands share, and their parsing."""
 
 from __future__ import annotations
 
@@ -24,65 +24,65 @@ Inputs = Annotated[
 ]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint, or a bundled model's name.")]
 DeadlineMs = Annotated[
-    float | None, typer.Option(help="Most milliseconds that a recording may take, by times measured at the start.")
+    float | None, typer.Option(help="Maximum milliseconds for a recording, by times measured at the start.")
 ]
-DeadlineMacs = Annotated[float | None, typer.Option(help="Most multiply-accumulates that a recording may take.")]
+DeadlineMacs = Annotated[float | None, typer.Option(help="Maximum multiply-accumulates for a recording.")]
 PolicySettings = Annotated[list[str] | None, typer.Option(help="A setting of the policy, such as threshold=1.2.")]
 BatchSec = Annotated[float, typer.Option(help="Seconds of audio in a batch.")]
 ContextSec = Annotated[
-    float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; 2 if not given.")
+    float | None, typer.Option(help="Seconds at a window's ends that are computed and dropped; default: 2.")
 ]
 ComputeDtype = Annotated[
-    Literal["float32", "bfloat16", "int8"], typer.Option(help="Type to compute in; int8 on CPUs only.")
+    Literal["float32", "bfloat16", "int8"], typer.Option(help="Precision of the computation; int8 on CPUs only.")
 ]
 ShardText = Annotated[
     str,
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Take share I, from 0, of N; all may run at once into one folder, as in a job array.",
+        help="Process share I, from 0, of N; all may run at once into one folder, as in a job array.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds a run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in a folder that holds a run.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")]
 ChannelText = Annotated[
     str,
-    typer.Option("--channel", help="Of stereo: mean of the channels, one of them (0, 1, ...), or all, each by itself."),
+    typer.Option("--channel", help="For stereo: mean of the channels, one of them (0, 1, ...), or all, one by one."),
 ]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 and so on.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, cuda:1 and so on.")]
 Noise = Annotated[
     list[str] | None,
     typer.Option(help="white, pink, babble, or a folder or manifest of recorded noise; may be repeated."),
 ]
 Speakers = Annotated[
-    Path | None, typer.Option(help="CSV file of path and speaker; without it each file is a speaker of its own.")
+    Path | None, typer.Option(help="CSV file of path and speaker; by default each file counts as a speaker of its own.")
 ]
-Root = Annotated[Path, typer.Option(help="Folder that the paths in a CSV file of speakers or texts are relative to.")]
+Root = Annotated[Path, typer.Option(help="Folder to which paths in a CSV file of speakers or texts are relative.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; else it is left out.")
+    bool, typer.Option("--strict", help="Stop at the first recording that cannot be read; otherwise it is left out.")
 ]
 Policies = Annotated[
-    str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; else all that the scores allow.")
+    str, typer.Option(help="Policies to compare, such as entropy,forecast,fixed; default: all that the scores allow.")
 ]
-Depth = Annotated[float, typer.Option(help="Mean executed share of the layers that the table by condition is for.")]
-Depths = Annotated[str, typer.Option(help="Mean executed shares to compare policies at; 0.3,0.4 to 0.9 if not given.")]
+Depth = Annotated[float, typer.Option(help="Mean executed share of the layers for the table by condition.")]
+Depths = Annotated[str, typer.Option(help="Mean executed shares to compare policies at; default: 0.3,0.4 to 0.9.")]
 Report = Annotated[Path | None, typer.Option(help="Write one self-contained HTML page here.")]
 
 DEFAULT_CHECKPOINT = "daisy-mini"
 DEFAULT_POLICY = "forecast"
-"""That of `daisy.policies`, which is not imported here: help needs no torch."""
+"""The default of `daisy.policies`, which is not imported here because help needs no torch."""
 SNRS_DB: tuple[float | None, ...] = (None, 20.0, 10.0, 5.0, 0.0, -5.0)
 """Signal-to-noise ratios of a noise curve; None: clean."""
 
 
 def check_device(name: str) -> str:
-    """Check that a device is there and works.
+    """Check that a device exists and works.
 
     Returns:
-        Its name.
+        The device's name.
 
     Raises:
-        UsageError: saying why it does not.
+        UsageError: if it does not, with the reason.
     """
     from daisy.runtime.dtypes import check_device as check
 
@@ -93,10 +93,10 @@ def check_device(name: str) -> str:
 
 
 def parse_channel(text: str) -> Channel:
-    """Turn "mean", "all" or a channel's number into what `daisy.audio.take_channels` takes.
+    """Convert "mean", "all" or a channel's number for `daisy.audio.take_channels`.
 
     Raises:
-        UsageError: on anything else.
+        UsageError: if the text is anything else.
     """
     if text == "mean":
         return "mean"
@@ -108,10 +108,10 @@ def parse_channel(text: str) -> Channel:
 
 
 def parse_shard(text: str) -> Shard:
-    """Turn "I/N" into a share; everything where none is given.
+    """Parse a share, "I/N"; return the whole if the text is empty.
 
     Raises:
-        UsageError: on anything else.
+        UsageError: if the text is anything else.
     """
     from daisy.extraction import Shard
 
@@ -122,13 +122,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def say_share(share: Shard, num_done: int, recordings: Sequence[Recording], heard: Channel) -> None:
-    """Print how much of everything a share had.
+    """Print the size of a share relative to the whole.
 
     Args:
-        share: which one.
-        num_done: its recordings, whether they could be read or not.
-        recordings: the files of all shares.
-        heard: of files of several channels.
+        share: the share.
+        num_done: number of its recordings, whether they could be read or not.
+        recordings: files of all shares.
+        heard: channel used of multichannel files.
     """
     num_taken = sum(share.takes(recording) for recording in recordings)
     of = f" of {num_taken} of {len(recordings)} files" if heard == "all" else f" of {len(recordings)} recordings"
@@ -136,10 +136,10 @@ def say_share(share: Shard, num_done: int, recordings: Sequence[Recording], hear
 
 
 def check_deadlines(milliseconds: float | None, macs: float | None) -> None:
-    """Refuse two budgets at once.
+    """Reject two budgets at once.
 
     Raises:
-        UsageError: where both are given.
+        UsageError: if both are given.
     """
     if milliseconds is not None and macs is not None:
         raise UsageError("--deadline-ms and --deadline-macs exclude each other")
@@ -155,16 +155,16 @@ def note_lost_guarantee(
     fewer_exits: bool = False,
     search: str = "",
 ) -> None:
-    """Say that a policy file's guarantee does not hold, where options change what its policy sees or does.
+    """Print a note that a policy file's guarantee does not hold if options change what its policy sees or does.
 
     Args:
-        policy: a name or a file.
-        milliseconds: a budget, or None.
-        macs: another, or None.
-        window_sec: of windows; 0 or None: none.
-        precision: to compute in.
-        fewer_exits: whether heads on units decide where exits that write text are, and not at all layers.
-        search: the option by which texts are not decoded greedily; empty: they are.
+        policy: name or file of the policy.
+        milliseconds: time budget, or None.
+        macs: budget of multiply-accumulates, or None.
+        window_sec: seconds of windows; 0 or None: no windows.
+        precision: precision of the computation.
+        fewer_exits: whether heads on units decide where exits that write text are, rather than at all layers.
+        search: option that replaces greedy decoding; empty: greedy decoding.
     """
     from daisy.policies.file import is_certified
 
@@ -189,14 +189,14 @@ def limit_cost(
     begun_in: Path | None,
     threads: int | None = None,
 ) -> None:
-    """Put a recording's budget on top of an encoder's policy, where one is given.
+    """Add a recording's budget to an encoder's policy, if one is given.
 
     Args:
-        encoder: whose policy may leave earlier.
-        milliseconds: measured now, or when the run in ``begun_in`` was begun; None: no such budget.
-        macs: multiply-accumulates; None: no such budget.
-        begun_in: a folder, whose run goes on where it has the same budget; None: there is none.
-        threads: that recordings will run on; None: as many as this process has.
+        encoder: encoder whose policy may exit earlier.
+        milliseconds: time budget, measured now or when the run in ``begun_in`` began; None: no such budget.
+        macs: budget of multiply-accumulates; None: no such budget.
+        begun_in: folder whose run is resumed if it has the same budget; None: no folder.
+        threads: threads on which recordings will run; None: as many as this process has.
     """
     budget = milliseconds if milliseconds is not None else macs
     if budget is None:
@@ -220,9 +220,9 @@ def limit_cost(
 
 
 def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:
-    """Find the measured budget that a folder's run has, if it is ``counted`` but for the costs; None where it has none.
+    """Return the measured budget of a folder's run if only its costs differ from ``counted``; otherwise None.
 
-    Times measured again would be others, and the run could not go on.
+    Times measured again would differ, and the run could not be resumed.
     """
     from daisy.extraction.run_journals import read_policies
     from daisy.policies import Deadline, from_config
@@ -237,10 +237,10 @@ def _find_deadline(out: Path, counted: Deadline) -> Deadline | None:
 
 
 def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
-    """Turn ``KEY=VALUE`` texts into a dictionary.
+    """Parse ``KEY=VALUE`` texts into a dictionary.
 
     Raises:
-        UsageError: on a text without "=".
+        UsageError: if a text has no "=".
     """
     pairs = {}
     for text in texts:
@@ -252,14 +252,14 @@ def parse_pairs(texts: Iterable[str]) -> dict[str, str]:
 
 
 NO_SETTINGS = ("name", "policy", "model", "heads", "exits", "scores", "dtype", "decode")
-"""What the library's functions that take settings by name take besides."""
+"""Further arguments of the library's functions that take settings by name."""
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, float | int]:
-    """Turn ``KEY=NUMBER`` texts into a dictionary; whole numbers stay whole.
+    """Parse ``KEY=NUMBER`` texts into a dictionary; whole numbers stay whole.
 
     Raises:
-        UsageError: on a value that is no number, or what is no setting.
+        UsageError: if a value is not a number, or a key is not a setting.
     """
     settings: dict[str, float | int] = {}
     for key, value in parse_pairs(texts).items():
@@ -273,10 +273,10 @@ def parse_settings(texts: Iterable[str]) -> dict[str, float | int]:
 
 
 def parse_snrs(text: str) -> list[float | None]:
-    """Turn signal-to-noise ratios, "clean,20,0", into [None, 20.0, 0.0].
+    """Parse signal-to-noise ratios, "clean,20,0", into [None, 20.0, 0.0].
 
     Raises:
-        UsageError: on what is neither clean nor a number.
+        UsageError: if one is neither clean nor a number.
     """
     ratios: list[float | None] = []
     for name in parse_names(text):
@@ -288,10 +288,10 @@ def parse_snrs(text: str) -> list[float | None]:
 
 
 def parse_numbers(text: str, option: str) -> list[float]:
-    """Turn an option's list of numbers, "0.3,0.6", into floats.
+    """Parse an option's list of numbers, "0.3,0.6".
 
     Raises:
-        UsageError: on what is no number.
+        UsageError: if one is not a number.
     """
     try:
         return [float(name) for name in parse_names(text)]

@@ -1,4 +1,4 @@
-"""How far a long task is: a bar on a terminal, and a plain line every ten seconds where stderr is none."""
+"""Progress of a long task: a bar on a terminal, otherwise a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from datetime import timedelta
 from types import TracebackType
 
 INTERVAL_SEC = 10.0
-"""Between two lines. A task that takes no longer prints none."""
+"""Seconds between two lines. A shorter task prints none."""
 
 Advance = Callable[[int], None]
 """Called with the number of steps just done."""
 Describe = Callable[[], str]
-"""Says something of a task's state; empty: nothing."""
+"""Returns a remark on a task's state; may be empty."""
 
 
 def _say_nothing() -> str:
@@ -26,15 +26,15 @@ def _say_nothing() -> str:
 
 @contextlib.contextmanager
 def track(description: str, total: int | None = None, detail: Describe = _say_nothing) -> Iterator[Advance]:
-    """Show on stderr how far a task is.
+    """Show the progress of a task on stderr.
 
     Args:
-        description: what is done.
-        total: number of steps; None where that is not known.
-        detail: says more of its state.
+        description: name of the task.
+        total: number of steps; None if unknown.
+        detail: returns a remark on the task's state.
 
     Yields:
-        The function to tell of finished steps.
+        The function to call with numbers of finished steps.
     """
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         with _draw_bar(description, total, detail) as advance:
@@ -70,21 +70,21 @@ def _draw_bar(description: str, total: int | None, detail: Describe) -> Iterator
 
 
 def _print_if_possible(line: str) -> None:
-    """Print to stderr. Where that is a log on a full disk, the task matters more than how far it is."""
+    """Print to stderr; ignore a failure, such as a log on a full disk: the task matters more than its progress."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 class ProgressLines:
-    """A context in which a thread prints how far a task is, and at its end how long it took.
+    """A context in which a thread prints the progress of a task and, at the end, its duration.
 
     Args:
-        description: what is done.
-        total: number of steps; None where that is not known.
-        interval: seconds between two lines; a task that takes no longer prints nothing.
-        clock: tells the seconds since some moment.
-        write: takes a line.
-        detail: says more of its state.
+        description: name of the task.
+        total: number of steps; None if unknown.
+        interval: seconds between two lines; a shorter task prints nothing.
+        clock: returns the time in seconds.
+        write: prints a line.
+        detail: returns a remark on the task's state.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ProgressLines:
         self._clock, self._write, self._detail = clock, write, detail
         self._start = clock()
         self._first: tuple[float, int] | None = None
-        """Time and steps of the first `advance`. Steps that an earlier run had finished come with it."""
+        """Time and steps of the first `advance`, which includes steps finished by an earlier run."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self.report, args=(self._ended.wait,), daemon=True)
 
@@ -127,13 +127,13 @@ class ProgressLines:
         """Print a line at every interval.
 
         Args:
-            wait: waits so many seconds, or less if the task ends, and tells whether it has ended.
+            wait: waits for this many seconds, or less if the task ends, and returns whether it has ended.
         """
         while not wait(self.interval):
             self._write(self.describe())
 
     def describe(self) -> str:
-        """Make the line: "extracting: 130 of 500, 0:01:30 elapsed, 0:04:20 remaining"."""
+        """Return the line "extracting: 130 of 500, 0:01:30 elapsed, 0:04:20 remaining"."""
         now = self._clock()
         parts = [f"{_format_seconds(now - self._start)} elapsed"]
         if self.total is not None or self.done:
@@ -145,7 +145,7 @@ class ProgressLines:
         return f"{self.description}: {', '.join(parts)}"
 
     def _estimate_remaining(self, now: float) -> float | None:
-        """Seconds at the speed since the first steps; None where that is not known, or nothing remains."""
+        """Estimate seconds by the speed since the first steps; return None if unknown, or if nothing remains."""
         if self.total is None or self._first is None or self.done >= self.total:
             return None
         since, before = self._first

@@ -17,9 +17,9 @@ def command(
     ],
     out: Out,
     tune: Annotated[
-        Path | None, typer.Option(help="Another table to tune policies on; else half of the groups.")
+        Path | None, typer.Option(help="Another table to tune policies on; default: half of the groups.")
     ] = None,
-    loss: Annotated[str, typer.Option(help="The loss that policies are compared by; else the table's first.")] = "",
+    loss: Annotated[str, typer.Option(help="Loss by which policies are compared; default: the table's first.")] = "",
     policies: Policies = "",
     depth: Depth = 0.6,
     depths: Depths = "",
@@ -28,10 +28,10 @@ def command(
 ) -> None:
     """Compare exit policies on a table of full runs of any model.
 
-    One line for each utterance and layer (and condition), with the columns utterance and layer, any number of scores
-    (entropy, confidence, margin, change, regressed, ...) and at least one loss (loss, errors, ...disagreement,
-    kl_nats); optional are group (speaker), condition, words (errors are divided by them), weight and cost. Policies are
-    tuned to each depth on one half of the groups and judged on the other.
+    The table has one line for each utterance and layer (and condition), with the columns utterance and layer, any
+    number of scores (entropy, confidence, margin, change, regressed, ...), and one or more losses (loss, kl_nats,
+    errors, ...disagreement); optional columns are group (speaker), condition, words (errors are divided by them),
+    weight and cost. Policies are tuned to each depth on one half of the groups and evaluated on the other.
     """
     from daisy.calibration.traces import read_traces
 

@@ -1,4 +1,4 @@
-"""What noise-curve and replay have in common: policies compared on full runs, written and printed."""
+"""Common parts of noise-curve and replay: compare policies on full runs, write and print the results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Which policies to compare, at which depths, and where to write what comes out.
+    """The policies and depths to compare, and the output files.
 
     Args:
-        out: folder of study.csv and study.json.
-        policies: names with commas between them; empty: all that the scores allow.
-        depth: mean executed share of the layers that the table by condition is for.
-        depths: those to compare at, with commas between them; empty: 0.3 to 0.9.
-        report: the HTML page to write; None: none.
-        title: of the page.
-        loss: what policies are compared by; empty: the first in the table.
-        kinds: of noise, for the page.
+        out: folder for study.csv and study.json.
+        policies: names separated by commas; empty: all that the scores allow.
+        depth: mean executed share of the layers for the table by condition.
+        depths: depths at which to compare, separated by commas; empty: 0.3 to 0.9.
+        report: HTML page to write; None: no page.
+        title: title of the page.
+        loss: loss by which policies are compared; empty: the first in the table.
+        kinds: kinds of noise, for the page.
         snrs_db: signal-to-noise ratios, for the page.
     """
 
@@ -45,12 +45,12 @@ class Comparison:
     snrs_db: Sequence[float | None] = ()
 
     def check(self) -> None:
-        """Refuse before the long runs what cannot be compared, or written.
+        """Check before the long runs that the comparison is possible and its files can be written.
 
         Raises:
-            UsageError: where packages for a page are missing, or on what is no number.
-            PolicyError: on what is no depth.
-            OutputError: where the tables or the page cannot be written.
+            UsageError: if packages for a page are missing, or a value is not a number.
+            PolicyError: if a depth is invalid.
+            OutputError: if the tables or the page cannot be written.
         """
         from daisy import _files
         from daisy.calibration.depth import check_depth
@@ -67,7 +67,7 @@ class Comparison:
         """Return the depths to compare policies at.
 
         Raises:
-            UsageError: on what is no number.
+            UsageError: if a value is not a number.
         """
         from daisy.evaluation.study import DEPTHS
 
@@ -77,9 +77,9 @@ class Comparison:
         """Tune policies on some full runs and compare them on others; write study.csv, study.json and the page.
 
         Raises:
-            UsageError: where either table is empty, or they do not go together.
-            PolicyError: on a policy that the tables do not allow.
-            OutputError: where a file cannot be written.
+            UsageError: if either table is empty, or they do not fit together.
+            PolicyError: if the tables do not allow a policy.
+            OutputError: if a file cannot be written.
         """
         from daisy.evaluation.study import compare_policies
 
@@ -135,7 +135,7 @@ def _write_page(study: Study, comparison: Comparison, path: Path) -> None:
 
 
 def _say_study(study: Study) -> None:
-    """Print the comparison in short."""
+    """Print the comparison in short form."""
     from rich.table import Table
 
     from daisy.evaluation.page import summarize

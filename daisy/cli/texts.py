@@ -1,4 +1,4 @@
-"""Recognisers for calibrate and noise-curve: whether texts are compared or units, and with what was said."""
+"""Recognisers in calibrate and noise-curve: whether texts or units are compared, and with which references."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ Reference = Annotated[
     Path | None,
     typer.Option(
         "--reference",
-        help="What was said: a CSV file of path and text, fairseq's .ltr, a .trn, LibriSpeech's .trans.txt or a folder "
+        help="Transcripts: a CSV file of path and text, fairseq's .ltr, a .trn, LibriSpeech's .trans.txt or a folder "
         "of these.",
     ),
 ]
 
 
 def choose_loss(model: Model, loss: str | None, reference: Path | None, option: str, default: str) -> str:
-    """Choose the loss: of a recogniser one of texts, unless one of units is asked for.
+    """Choose the loss: for a recogniser one of texts, unless one of units is requested.
 
     Args:
-        model: a recogniser where it has CTC exits.
-        loss: what was asked for.
-        reference: of `Reference`.
-        option: that asks for a loss.
-        default: where a recogniser's references are given.
+        model: model, a recogniser if it has CTC exits.
+        loss: requested loss, if any.
+        reference: file of `Reference`, if any.
+        option: name of the option for the loss.
+        default: loss for a recogniser with references.
 
     Raises:
-        UsageError: where loss, model and references do not go together.
+        UsageError: if loss, model and references do not fit together.
     """
     if model.ctc is None or loss in UNIT_LOSSES:
         if reference is not None or loss not in (None, *UNIT_LOSSES):
@@ -63,19 +63,19 @@ def make_text_task(
     with_units: bool,
     policies: Collection[str],
 ) -> TextTask:
-    """Say what full runs of a recogniser are measured on.
+    """Create the task on which full runs of a recogniser are measured.
 
     Args:
-        model: with CTC exits.
-        speech: what runs.
-        recordings: among which it is.
-        reference: of `Reference`.
-        root: what paths there are relative to.
-        with_units: whether the heads on units are looked at too.
-        policies: which are asked for: the posterior is computed for its own only.
+        model: model with CTC exits.
+        speech: speech to run.
+        recordings: recordings that include the speech.
+        reference: file of `Reference`, if any.
+        root: folder to which paths in that file are relative.
+        with_units: whether the heads on units are also evaluated.
+        policies: requested policies; the posterior is computed only for its own.
 
     Raises:
-        UsageError: where what was said is not known of all.
+        UsageError: if there are recordings without a transcript.
     """
     from daisy.audio.references import read_references, require_references
     from daisy.calibration.text_tracing import TextTask

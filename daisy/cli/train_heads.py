@@ -20,18 +20,20 @@ def command(
     checkpoint: Annotated[
         str,
         typer.Option(
-            "--checkpoint", "-c", help="The network: a daisy checkpoint (daisy convert makes one), or a name."
+            "--checkpoint", "-c", help="The network: a daisy checkpoint (see daisy convert), or a bundled model's name."
         ),
     ],
     out: Out,
     valid: Annotated[Path | None, typer.Option(help="Manifest of recordings to validate on.")] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Folder of SPLIT.km and dict.km.txt, as daisy labels writes; else the model's own units."),
+        typer.Option(
+            help="Folder of SPLIT.km and dict.km.txt, as daisy labels writes; default: the model's own units."
+        ),
     ] = None,
-    label_rate: Annotated[float, typer.Option(help="Labels a second.")] = 50.0,
+    label_rate: Annotated[float, typer.Option(help="Labels per second.")] = 50.0,
     noise: Annotated[
-        Path | None, typer.Option(help="Manifest of noise for what the heads hear, held in memory.")
+        Path | None, typer.Option(help="Manifest of noise to add to the heads' input, held in memory.")
     ] = None,
     noise_prob: Annotated[float, typer.Option(help="Share of utterances that get noise.")] = 0.5,
     noise_snr_db: Annotated[tuple[float, float], typer.Option(help="Lowest and highest signal-to-noise ratio, dB.")] = (
@@ -39,20 +41,20 @@ def command(
         20.0,
     ),
     mask_prob: Annotated[float, typer.Option(help="Share of frames masked while the heads learn; 0: none.")] = 0.0,
-    updates: Annotated[int, typer.Option(help="Updates.")] = 800,
+    updates: Annotated[int, typer.Option(help="Number of updates.")] = 800,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.002,
     warmup: Annotated[
         int | None, typer.Option(help="Updates over which the learning rate rises; 40, or a tenth of fewer than 400.")
     ] = None,
     clip_norm: Annotated[float, typer.Option(help="Norm above which gradients are scaled down; 0: never.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Samples in a batch of a process, padding included.")] = 1_024_000,
-    max_sample_size: Annotated[int, typer.Option(help="Longer recordings are cut to so many samples.")] = 250_000,
+    max_tokens: Annotated[int, typer.Option(help="Samples in a batch of a process, with padding.")] = 1_024_000,
+    max_sample_size: Annotated[int, typer.Option(help="Samples to which longer recordings are cut.")] = 250_000,
     regressors: Annotated[
         bool, typer.Option("--regressors/--no-regressors", help="Train loss regressors beside the unit classifiers.")
     ] = True,
-    save_interval: Annotated[int, typer.Option(min=1, help="Updates after which it is saved and validated.")] = 200,
-    log_interval: Annotated[int, typer.Option(min=1, help="Updates after which the losses are logged.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 1,
+    save_interval: Annotated[int, typer.Option(min=1, help="Updates between saves and validations.")] = 200,
+    log_interval: Annotated[int, typer.Option(min=1, help="Updates between logged losses.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 1,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Type to multiply in; weights stay in float32.")
     ] = "float32",
@@ -61,8 +63,8 @@ def command(
 ) -> None:
     """Train exit heads on a frozen network, without fairseq.
 
-    The losses are those of the fairseq plugin. Writes model.safetensors, log.jsonl, TensorBoard's event files where
-    tensorboardX is installed, and training.pt, from which a stopped run goes on. On several GPUs of a machine:
+    The losses are those of the fairseq plugin. Writes model.safetensors, log.jsonl, TensorBoard's event files if
+    tensorboardX is installed, and training.pt, from which a stopped run is resumed. On several GPUs of a machine:
     torchrun --nproc_per_node 4 -m daisy train-heads ... --device cuda
     """
     from daisy import checkpoints
@@ -107,7 +109,7 @@ def command(
 
 
 def _say_report(report: TrainingReport, settings: HeadTraining, out: Path) -> None:
-    """Print what the run has come to."""
+    """Print the results of the run."""
     if report.num_resumed:
         say(f"{report.num_resumed} of {report.num_updates} updates were made before")
     if report.num_left_out:

@@ -53,20 +53,20 @@ if TYPE_CHECKING:
     from daisy.recognition.error_rates import ErrorRates
 
 MAX_TABLE_ROWS = 40
-"""With --out, of more recordings than these only the totals are printed."""
+"""Number of recordings above which, with --out, only the totals are printed."""
 
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-c", help="A daisy checkpoint of a recogniser.")]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Folder for transcripts.json and transcripts.csv; a stopped run goes on there."),
+    typer.Option("--out", "-o", help="Folder for transcripts.json and transcripts.csv; stopped runs resume."),
 ]
 Format = Annotated[
     Literal["table", "json", "csv", "srt"],
-    typer.Option(help="What is printed; with --out, srt writes subtitles of each recording and prints a table."),
+    typer.Option(help="Format of the output; with --out, srt writes subtitles of each recording and prints a table."),
 ]
 PolicyName = Annotated[
     str,
-    typer.Option("--policy", "-p", help="A policy's name, or a file of daisy calibrate; else the checkpoint's own."),
+    typer.Option("--policy", "-p", help="A policy's name, or a daisy calibrate file; default: the checkpoint's own."),
 ]
 Heads = Annotated[
     Literal["ctc", "units"],
@@ -79,13 +79,13 @@ DecoderName = Annotated[
 Beam = Annotated[int, typer.Option(min=0, help="Hypotheses that a beam search keeps; 0 decodes greedily.")]
 Lexicon = Annotated[Path | None, typer.Option(help="With --beam: a file of words and their spellings.")]
 LanguageModel = Annotated[Path | None, typer.Option(help="With --beam: a KenLM model.")]
-LanguageWeight = Annotated[float, typer.Option(help="With --language-model: what its scores are multiplied by.")]
-WordScore = Annotated[float, typer.Option(help="With --lexicon: added for each word.")]
+LanguageWeight = Annotated[float, typer.Option(help="With --language-model: factor on its scores.")]
+WordScore = Annotated[float, typer.Option(help="With --lexicon: score added for each word.")]
 WindowSec = Annotated[
     float | None,
     typer.Option(
         "--window",
-        help="Run longer recordings in windows of so many seconds and join their text; 0: never. If not given 60, and "
+        help="Run longer recordings in windows of this many seconds and join their text; 0: never. Default: 60, or "
         "never with attention decoders.",
     ),
 ]
@@ -121,10 +121,10 @@ def command(
 ) -> None:
     """Recognise speech, each recording at its own exit.
 
-    Prints text, exit layer and confidence; JSON has the words' times too. With --out a stopped run goes on where it
-    ended, and --shard I/N shares the work as in daisy extract. With --reference, word and character error rates, over
-    all and by exit layer; capitals count, but where the recogniser's characters have one case. Exit status 1: some
-    recordings could not be read; 2: nothing was done.
+    Prints text, exit layer and confidence; JSON also has the words' times. With --out a stopped run resumes where it
+    ended, and --shard I/N divides the work as in daisy extract. With --reference, also prints word and character error
+    rates, over all and by exit layer; case counts, unless the recogniser's characters have only one. Exit status 1:
+    some recordings could not be read; 2: nothing was done.
     """
     from daisy import audio, checkpoints
     from daisy.recognition import Recogniser, Transcriber
@@ -135,7 +135,7 @@ def command(
     share, heard = parse_shard(shard), parse_channel(channel)
     findings = audio.search(inputs)
     model = checkpoints.load(checkpoint, device=check_device(device))
-    exits = model.exit_heads("ctc")  # or it says that there are none
+    exits = model.exit_heads("ctc")  # raises an error if there are none
     assert exits is not None
     recordings = audio.take_channels(findings.recordings, heard)
     if format == "srt" and out is None and len(recordings) > 1:
@@ -193,13 +193,13 @@ def command(
 def _read_references(
     model: Model, reference: Path | None, recordings: Sequence[Recording], root: Path
 ) -> dict[str, str]:
-    """What was said by recording, in the tokens' case."""
+    """Read the transcript of each recording, in the tokens' case."""
     from daisy.audio.references import read_references
     from daisy.recognition import count_errors
 
     if reference is None:
         return {}
-    count_errors("a", "a")  # refuses where jiwer is missing, before the long run
+    count_errors("a", "a")  # fails if jiwer is missing, before the long run
     texts = read_references(reference, recordings, root)
     tokens = model.tokens
     assert tokens is not None
@@ -215,7 +215,7 @@ def _make_decoder(
     language_weight: float,
     word_score: float,
 ) -> tuple[AttentionSearch | BeamSearch | None, dict[str, Any]]:
-    """Make the search that the options ask for, and say what decides its texts; None and nothing: greedy."""
+    """Create the search that the options ask for, and return it with its settings; None and {}: greedy decoding."""
     from daisy.recognition import AttentionSearch, BeamSearch
     from daisy.recognition.transcript_rows import describe_decoder
 
@@ -256,7 +256,7 @@ def _run(
     references: Mapping[str, str],
     subtitles: bool,
 ) -> TranscriptReport:
-    """Transcribe with progress shown; Ctrl-C is one line and exit status 130."""
+    """Transcribe with a progress display; Ctrl-C prints one line and exits with status 130."""
     try:
         with track("transcribing", sum(share.takes(recording) for recording in recordings)) as advance:
             return transcriber.run(
@@ -277,7 +277,7 @@ def _run(
 
 
 def _say_report(report: TranscriptReport, format: str, limit: int | None) -> None:
-    """Print the texts in a form; the table with totals and error rates, and of few recordings only."""
+    """Print the texts in a format; a table has totals and error rates, and texts of at most ``limit`` recordings."""
     from daisy.recognition.transcript_files import format_csv, format_json, format_srt
 
     if format == "json":
@@ -309,7 +309,7 @@ def _say_transcripts(report: TranscriptReport) -> None:
 
 
 def _say_totals(report: TranscriptReport) -> None:
-    """Print the mean exit layer, the time, and error rates where there are any."""
+    """Print the mean exit layer, the time, and error rates if there are any."""
     totals = report.totals()
     say(
         f"{totals['num_recordings']} recordings, {totals['audio_sec']:.1f} s of audio: mean exit layer "

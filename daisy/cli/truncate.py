@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Cut a model after one of its exits.
 
-    It becomes a shallow model that stands alone: what it gives is what the policy fixed at that layer gives, without
-    the later layers' weights.
+    The result is a shallow model of its own: its output is that of the policy fixed at that layer, without the later
+    layers' weights.
     """
     import torch
 

@@ -49,24 +49,24 @@ Forms = Annotated[
     str,
     typer.Option(
         "--form",
-        help="What is written, such as jsonl,km: units.jsonl; fairseq's units.km with units.tsv; for text units.txt, "
+        help="Formats to write, such as jsonl,km: units.jsonl; fairseq's units.km with units.tsv; for text units.txt, "
         "lines FILE|5 5 12; units.parquet.",
     ),
 ]
 PolicyName = Annotated[
     str,
     typer.Option(
-        "--policy", "-p", help=f"A policy's name, or a file written by daisy calibrate; {DEFAULT_POLICY} if not given."
+        "--policy", "-p", help=f"A policy's name, or a file written by daisy calibrate; default: {DEFAULT_POLICY}."
     ),
 ]
 Dedup = Annotated[
-    bool, typer.Option("--dedup", help="Write each run of one unit once, and how many frames it lasts (durations).")
+    bool, typer.Option("--dedup", help="Write each run of one unit once, with its number of frames (durations).")
 ]
 Kmeans = Annotated[
     Path | None,
     typer.Option(help="Centres to assign instead of the heads' units: .npy, .safetensors, torch, or fairseq's joblib."),
 ]
-Layer = Annotated[int | None, typer.Option(help="Which layer the k-means is of; layers above it are not run.")]
+Layer = Annotated[int | None, typer.Option(help="The layer that the k-means is for; layers above it are not run.")]
 AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Unpickle --kmeans, which can run code: only for files you trust."),
@@ -104,9 +104,9 @@ def command(
 ) -> None:
     """Write discrete units, each recording at its own exit.
 
-    Each recording leaves at its own layer, and its units are those that the head there predicts; with --kmeans FILE
-    --layer N all run up to layer N, and no features are written. A stopped run goes on where it ended; other forms of
-    what is finished cost nothing. Exit status 1: some recordings could not be read; 2: nothing was done.
+    Each recording exits at its own layer, and its units are those that the head there predicts; with --kmeans FILE
+    --layer N all run up to layer N, and no features are written. A stopped run resumes where it ended; other forms of
+    finished results cost nothing. Exit status 1: some recordings could not be read; 2: nothing was done.
     """
     from daisy import audio, checkpoints
     from daisy.extraction import Settings
@@ -177,7 +177,7 @@ def _check_source(
     deadline_ms: float | None,
     deadline_macs: float | None,
 ) -> None:
-    """Refuse options of heads with a k-means, and the other way round."""
+    """Reject options for heads with a k-means, and the reverse."""
     check_deadlines(deadline_ms, deadline_macs)
     if kmeans is None:
         if layer is not None or allow_pickle:
@@ -219,7 +219,7 @@ def _say_units(report: ExtractionReport, units: UnitEncoder) -> None:
 
     def sequences() -> Iterator[list[int]]:
         nonlocal frames, kept
-        for row in report.rows:  # one by one: of a large corpus there are too many
+        for row in report.rows:  # one by one: a large corpus has too many
             if isinstance(row, UnitRow):
                 sequence, durations = deduplicate(row.list_units())
                 frames += sum(durations)

@@ -1,1 +1,1 @@
-"""Beyond one process, on Ray (the extra ``ray``)."""
+"""Work in more than one process, on Ray (the extra ``ray``)."""

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting one on this machine for as long as it is needed."""
+"""Connect to a Ray cluster, or start one on this machine for as long as it is needed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from daisy.errors import UsageError
 
 MIN_STORE_BYTES = 128 * 2**20
-"""Of the shared memory of a cluster that is started here: Ray refuses less than 75 MiB."""
+"""Minimum shared memory of a cluster that is started here: Ray refuses less than 75 MiB."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker asks the cluster for.
+    """The resources that a worker requests from the cluster.
 
     Args:
-        cpus: processor cores, of which torch uses as many threads.
-        gpus: graphics cards, or a part of one.
+        cpus: number of CPU cores; torch uses as many threads.
+        gpus: number of GPUs, or a fraction of one.
 
     Raises:
-        UsageError: on a worker without a core, or on less than no card.
+        UsageError: if a worker would have no core, or less than 0 GPUs.
     """
 
     cpus: int = 1
@@ -45,7 +45,7 @@ def import_ray() -> Any:
     """Import Ray.
 
     Raises:
-        UsageError: where it is not installed.
+        UsageError: if Ray is not installed.
     """
     try:
         import ray
@@ -56,21 +56,21 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def connect(address: str | None, *, num_cpus: int | None = None, store_bytes: int = 0) -> Iterator[Any]:
-    """Connect to a cluster for a while.
+    """Connect to a Ray cluster within a context.
 
-    A connection that is there already is used, and stays. Without an address, and without one in the environment
-    (``RAY_ADDRESS``), a cluster is started on this machine, which ends with the context.
+    An existing connection is used and stays open. Without an address, given here or in the environment
+    (``RAY_ADDRESS``), a cluster is started on this machine and stopped when the context ends.
 
     Args:
-        address: of the cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".
-        num_cpus: cores of a cluster that is started here; None: those of the machine.
-        store_bytes: that will be put into its shared memory.
+        address: address of the cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".
+        num_cpus: number of cores of a cluster that is started here; None: all cores of the machine.
+        store_bytes: bytes that will be put into the cluster's shared memory.
 
     Yields:
         The module ``ray``.
 
     Raises:
-        UsageError: where Ray is not installed, or no cluster answers.
+        UsageError: if Ray is not installed, or no cluster answers.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -78,8 +78,8 @@ def connect(address: str | None, *, num_cpus: int | None = None, store_bytes: in
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address in (None, "local"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics of use to Ray's makers
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 would starve workers wherever anything else runs
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics to its makers
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would starve workers wherever anything else runs
         settings: dict[str, Any] = {
             "address": "local",
             "num_cpus": num_cpus,
@@ -88,15 +88,15 @@ def connect(address: str | None, *, num_cpus: int | None = None, store_bytes: in
         }
     else:
         settings = {"address": address}
-    # What workers print would be mixed into what the driver prints.
+    # Otherwise the workers' output would be mixed into the driver's.
     settings |= {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
     try:
         ray.init(**settings)
-    except Exception as error:  # of many kinds; that a busy machine took too long to start is a plain one
+    except Exception as error:  # of many kinds; a timeout because the machine is busy is a plain Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if settings["address"] == "local":
             raise UsageError(f"Ray cannot start a cluster on this machine ({reason})") from None
-        # Where the address is told, Ray does not look for the token itself.
+        # With an explicit address, Ray does not look for the token itself.
         hint = "" if os.environ.get("RAY_AUTH_MODE") else "; if it has a token, set RAY_AUTH_MODE=token"
         raise UsageError(f"Ray cannot reach the cluster at {address} ({reason}){hint}") from None
     try:
@@ -106,7 +106,7 @@ def connect(address: str | None, *, num_cpus: int | None = None, store_bytes: in
 
 
 def count_places(ray: Any, share: Share) -> int:
-    """Count the workers that the nodes of a cluster have room for, were nothing else running."""
+    """Count the workers that the nodes of a cluster would have room for if nothing else were running."""
     places = 0
     for node in ray.nodes():
         if node["Alive"]:

@@ -1,4 +1,4 @@
-"""Many recordings to files: features of each, resumable; units for training."""
+"""Extract features or training units of many recordings into files; stopped runs can be resumed."""
 
 from daisy.extraction.datasets import FeatureDataset, ShardDataset, read_shard
 from daisy.extraction.extractor import Extractor

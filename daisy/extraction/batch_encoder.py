@@ -1,4 +1,4 @@
-"""Recordings through the encoder and into their files: several at once, or one long one in windows."""
+"""Encode recordings and write their files: several together, or one long recording in windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from daisy.runtime.exit_output import ExitOutput
 from daisy.runtime.memory import run_if_it_fits
 
 Outcome = tuple[Recording, Row | AudioError]
-"""A recording, and its row or why there is none."""
+"""A recording with its row, or with the error that left it without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,48 +33,48 @@ class Batch:
     """Recordings that are encoded together."""
 
     recordings: Sequence[Recording]
-    """One that runs in windows is by itself."""
+    """A recording that runs in windows is in a batch of its own."""
     outputs: Sequence[str]
-    """Each one's file, a path below the run's folder; empty where recordings have none."""
+    """File of each recording, a path relative to the run's folder; empty if recordings have no files."""
     num_samples: int
-    """Of the longest."""
+    """Number of samples of the longest recording."""
 
 
 class Gathering(Protocol):
-    """Takes what windows of a long recording give."""
+    """Collects the output of a long recording's windows."""
 
     def append(self, states: Tensor, layer: int) -> None:
-        """Take the next (T, D) states, of some layer."""
+        """Add the next states (T, D), from ``layer``."""
 
     def finish(self, row: Row) -> Row:
-        """Store what was taken, and return what is noted of the recording."""
+        """Store the collected states, and return the row to note for the recording."""
 
 
 class BatchEncoder:
-    """Encodes batches of recordings and writes a feature file for each; kinds of it keep something else.
+    """Encode batches of recordings and write a feature file for each; subclasses keep something else.
 
     Args:
-        encoder: what runs.
-        out: the folder to write to.
-        settings: of the run.
-        batch_sec: seconds of audio that windows run in.
+        encoder: encoder to run.
+        out: folder to write to.
+        settings: settings of the run.
+        batch_sec: seconds of audio in windows that run together.
     """
 
     def __init__(self, encoder: EarlyExitEncoder, out: Path, settings: Settings, batch_sec: float):
         self.encoder, self.out, self.settings, self.batch_sec = encoder, out, settings, batch_sec
         self.outputs: Mapping[str, str] = {}
-        """Of the batch at hand: a recording's label to its file's path below the folder, or to nothing."""
+        """For the current batch: a recording's label to its file's path relative to the folder, or to ""."""
         self.stamps: Mapping[str, Stamp] = {}
-        """Of the batch at hand, before it was read: what changes meanwhile is another recording."""
+        """For the current batch, read before its audio: a file that changes later counts as another recording."""
 
     def encode(self, batch: Batch) -> Iterator[Outcome]:
         """Encode recordings together and write their files, one after the other.
 
         Yields:
-            Each recording, and its row or why there is none.
+            Each recording with its row, or with the error that left it without one.
 
         Raises:
-            OutputError: where a file cannot be written.
+            OutputError: if a file cannot be written.
         """
         recordings, window_sec = batch.recordings, self.settings.window_sec
         self.outputs = {one.label: output for one, output in zip(recordings, batch.outputs, strict=True)}
@@ -98,7 +98,7 @@ class BatchEncoder:
             yield from self._encode_waveforms(readable)
 
     def _encode_waveforms(self, readable: Sequence[tuple[Recording, Tensor]]) -> Iterator[Outcome]:
-        """Encode what was read; in halves where memory does not hold it."""
+        """Encode waveforms together; halve the batch if it does not fit into memory."""
         start = time.perf_counter()
         result = run_if_it_fits(self.encoder, [waveform for _, waveform in readable])
         if result is None:
@@ -127,26 +127,26 @@ class BatchEncoder:
                 yield recording, error
 
     def take(self, result: ExitOutput) -> Sequence[Any]:
-        """Take from what the encoder returns what is kept of each utterance; it waits for a GPU."""
+        """Take what is kept of each utterance from the encoder's output; this waits for a GPU."""
         return [states.cpu() for states in result.states]
 
     def finish(self, row: Row, kept: Any) -> Row:
-        """Store what was taken of a recording, and return what is noted of it.
+        """Store what was kept of a recording, and return the row to note for it.
 
         Raises:
-            AudioError: where it cannot be stored.
-            OutputError: where a file cannot be written.
+            AudioError: if it cannot be stored.
+            OutputError: if a file cannot be written.
         """
         write_features(kept, self.out / row.output, self.settings, row)
         return row
 
     def gather(self, recording: Recording) -> AbstractContextManager[Gathering]:
-        """Open what takes a long recording's states, window by window."""
+        """Open a collector of a long recording's states, window by window."""
         width = self.encoder.backbone.config.width
         return StreamedFeatures(self.out / self.outputs[recording.label], self.settings, width)
 
     def _encode_in_windows(self, recording: Recording, window_sec: float) -> Row:
-        """Encode one long recording, whose states go to the disk window by window."""
+        """Encode one long recording; its states go to disk window by window."""
         start, config = time.perf_counter(), self.encoder.backbone.config
         source = audio.AudioFile(recording.path, config.sample_rate, recording.channel)
         silence = SilenceWatch(source)
@@ -206,14 +206,14 @@ class BatchEncoder:
 
 
 def read_for(config: AnyBackboneConfig, recording: Recording) -> Tensor:
-    """Read a recording that a network is to run on as a whole, (N,).
+    """Read a recording on which a network runs as a whole, (N,).
 
     Args:
-        config: of the network.
-        recording: what to read.
+        config: configuration of the network.
+        recording: recording to read.
 
     Raises:
-        AudioError: where it cannot be read, or is too short or too long.
+        AudioError: if it cannot be read, or is too short or too long.
     """
     return audio.read_recording(
         recording,
@@ -225,7 +225,7 @@ def read_for(config: AnyBackboneConfig, recording: Recording) -> Tensor:
 
 
 class SilenceWatch:
-    """Reads a file, and tells whether all that was read was silent."""
+    """Read a file, and remember whether everything read so far was silent."""
 
     def __init__(self, source: audio.AudioFile):
         self._source, self.is_silent = source, True
@@ -237,11 +237,11 @@ class SilenceWatch:
 
 
 def _mean_over_windows(scores: list[dict[str, Tensor]], name: str) -> Tensor:
-    """(E,) means over the windows that reached an exit."""
+    """Average each exit's score (E,) over the windows that reached the exit."""
     return torch.stack([of_window[name] for of_window in scores]).nanmean(0)
 
 
 def executed_scores(result: ExitOutput, index: int) -> dict[str, list[float | None]]:
-    """Return an utterance's scores as lists over layers 1 to its exit layer; None where there is no exit."""
+    """Return an utterance's scores as lists over layers 1 to its exit layer; None for layers without an exit."""
     last = int(result.exit_layer[index])
     return {name: list_by_layer(values[index], result.exits, last) for name, values in result.scores.items()}

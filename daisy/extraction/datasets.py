@@ -1,4 +1,4 @@
-"""What an extraction wrote as torch datasets: recordings by number, or shard files from one end to the other."""
+"""Torch datasets of an extraction's output: recordings by index, or whole shard files in sequence."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from daisy.extraction.extracted_features import INDEX
 from daisy.extraction.shard_files import KINDS, check_kind, read_states
 
 Sample = tuple[Tensor, dict[str, Any]]
-"""States, (T, D) or with all layers (layers, T, D), and what the index says of the recording."""
+"""States, (T, D) or with all layers (layers, T, D), and the recording's row in the index."""
 
 
 class FeatureDataset(Dataset[Sample]):
-    """The recordings of an extraction's index by number: from a file each, or from safetensors shards.
+    """The recordings of an extraction by index, from one file each or from safetensors shards.
 
     Args:
-        folder: of the extraction.
+        folder: folder of the extraction.
 
     Raises:
-        UsageError: where it has no index, or its features cannot be read by number.
+        UsageError: if the folder has no index, or its features cannot be read by index.
 
     Example:
         >>> import daisy, tempfile
@@ -77,14 +77,15 @@ class FeatureDataset(Dataset[Sample]):
 class ShardDataset(IterableDataset[Sample]):
     """Shard files of an extraction, each read once, by one of a ``DataLoader``'s workers.
 
-    With fewer files than workers some have nothing to do. Several processes are given a share of the files each:
+    If there are fewer files than workers, some workers are idle. With several processes, give each a part of the files:
     ``shards[rank::world_size]``. WebDataset reads tar shards too, and shuffles.
 
     Args:
-        shards: files, in the order in which they are read; or an extraction's folder, for those that its index names.
+        shards: files, in the order in which they are read; or an extraction's folder, for the files listed in its
+            index.
 
     Raises:
-        UsageError: where there is none, it has another ending, or pyarrow is missing that reads Parquet.
+        UsageError: if there are no files, a file has another ending, or pyarrow, which reads Parquet, is missing.
 
     Example:
         >>> import daisy, tempfile, torch
@@ -119,22 +120,22 @@ class ShardDataset(IterableDataset[Sample]):
         ours = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
         for shard in ours:
             for states, row in read_shard(shard):
-                # A recording that changed and was extracted again is in two shards, and the index names the newer.
+                # A recording that changed and was extracted again is in two shards; the index names the newer one.
                 if self._listed is None or (shard.name, row["output"]) in self._listed:
                     yield states, row
 
 
 def read_shard(path: str | Path) -> Iterator[Sample]:
-    """Read a shard file from one end to the other.
+    """Read a shard file sequentially.
 
     Args:
-        path: of a file that `daisy.extraction.shard_files` has written.
+        path: path of a file written by `daisy.extraction.shard_files`.
 
     Yields:
-        Each recording's states, and what the index says of it.
+        The states and the row of each recording.
 
     Raises:
-        UsageError: where it has another ending, or pyarrow is missing that reads Parquet.
+        UsageError: if the file has another ending, or pyarrow, which reads Parquet, is missing.
     """
     _check_shard(path := Path(path))
     return {".tar": _read_tar, ".parquet": _read_parquet, ".safetensors": _read_safetensors}[path.suffix](path)
@@ -152,7 +153,7 @@ def _check_shard(path: Path) -> None:
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read an index: settings, and a row for each recording."""
+    """Read an index: the settings, and a row for each recording."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return dict(index["settings"]), [dict(row) for row in index["recordings"]]
@@ -162,7 +163,7 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _read_tar(path: Path) -> Iterator[Sample]:
     with tarfile.open(path, "r|") as archive:
-        while (member := archive.next()) is not None:  # a recording's states, then what is said of it
+        while (member := archive.next()) is not None:  # a recording's states, then its row
             content = _read_member(archive, member)
             yield _parse_states(member.name, content), json.loads(_read_member(archive, archive.next()))
 
@@ -189,7 +190,7 @@ def _read_parquet(path: Path) -> Iterator[Sample]:
             columns = [name for name in table.column_names if name != "states"]
             for states, row in zip(table["states"], table.select(columns).to_pylist(), strict=True):
                 values = numpy.frombuffer(states.as_buffer(), row.pop("dtype")).reshape(row.pop("shape"))
-                if row["channel"] is None:  # as in the index, which has no empty columns
+                if row["channel"] is None:  # as in the index, which omits empty columns
                     del row["channel"]
                 yield torch.from_numpy(values.copy()), {**row, "scores": row["scores"] or {}}
 

@@ -1,4 +1,4 @@
-"""What runs an extraction's tasks: this process, or others (`daisy.distributed.extraction`)."""
+"""Engines that run an extraction's tasks: in this process, or in others (`daisy.distributed.extraction`)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from daisy.extraction.tasks import Task, TaskEncoder
 
 
 class Engine(Protocol):
-    """Runs tasks, and says what came out of each."""
+    """Runs tasks and yields their outcomes."""
 
     has_workers: bool
-    """Whether other processes than this one write files. Those that are killed leave half-written ones, also those of a
-    run that was killed before, which may end only after this one has begun."""
+    """Whether other processes than this one write files. If killed, they leave half-written files; so do workers of an
+    earlier, killed run, which may end only after this one has begun."""
 
     def open(self, encoder: EarlyExitEncoder) -> AbstractContextManager[object]:
-        """Get ready, for as long as the context lasts: before an earlier run is taken away for this one.
+        """Get ready for as long as the context lasts, before an earlier run is deleted to make room for this one.
 
         Args:
-            encoder: that will run.
+            encoder: encoder that will run.
 
         Raises:
-            UsageError: where nothing could run.
+            UsageError: if nothing could run.
         """
         ...
 
@@ -38,22 +38,22 @@ class Engine(Protocol):
         """Encode all tasks and write their files.
 
         Args:
-            task_encoder: what does them.
-            tasks: taken one by one, as there is somebody to do them.
-            run_file: a file of the run, in its folder: whoever sees it sees the folder.
+            task_encoder: encoder of tasks.
+            tasks: tasks, taken one by one as there is room for them.
+            run_file: a file in the run's folder; a machine that sees the file sees the folder.
 
         Yields:
-            A task's outcomes, or those of a part of it, in any order of the tasks; each recording's once. What is
-            yielded is finished: its files are whole. A list is of recordings that were finished together.
+            The outcomes of a task or part of a task, with tasks in any order and each recording once. Yielded outcomes
+                are finished: their files are complete. A list has recordings that were finished together.
 
         Raises:
-            OutputError: where a file cannot be written.
+            OutputError: if a file cannot be written.
         """
         ...
 
 
 class LocalEngine:
-    """Runs tasks in this process, one after the other, in their order."""
+    """Run tasks in this process, one after the other and in order."""
 
     has_workers = False
 

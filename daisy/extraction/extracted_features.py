@@ -1,4 +1,4 @@
-"""Features that an `Extractor` has written, found through the folder's index."""
+"""Features written by an `Extractor`, found through the folder's index."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ INDEX = "index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What an index says of a recording."""
+    """The entry of a recording in an index."""
 
     path: str
     output: str
-    """Relative to the extraction's folder."""
+    """Path relative to the extraction's folder."""
     exits: tuple[int, ...]
-    """Layer at which it left, or each of its windows did."""
+    """Exit layer of the recording, or of each of its windows."""
 
     @classmethod
     def parse(cls, row: dict[str, Any]) -> Entry:
-        """Read a row; raises KeyError, TypeError or ValueError where it is none."""
+        """Parse a row; raises KeyError, TypeError or ValueError if it is invalid."""
         exits = tuple(map(int, row.get("window_exits") or [row["exit_layer"]]))
         return cls(path=str(row["path"]), output=str(row["output"]), exits=exits)
 
 
 class Extraction:
-    """What an extraction's index says.
+    """The index of an extraction.
 
     Args:
-        folder: of the extraction.
+        folder: folder of the extraction.
 
     Raises:
-        UsageError: where the index cannot be read.
+        UsageError: if the index cannot be read.
     """
 
     def __init__(self, folder: Path):
@@ -70,14 +70,14 @@ class Extraction:
             raise UsageError(f"{folder}: holds features of each channel by itself, and units are of a recording")
 
     def choose_layer(self, layer: int | None) -> int:
-        """Check which layer's states are there.
+        """Check that a layer's states are there, and return its number.
 
         Args:
-            layer: that is wanted; None: the one that is there.
+            layer: layer to use; None: the only one that is there.
 
         Raises:
-            UsageError: where recordings have left at several layers and only the last states were kept, or the layer is
-                not there, or must be told.
+            UsageError: if recordings exited at several layers and only the last states were kept, the layer is not
+                there, or a layer must be given.
         """
         exits = sorted({number for entry in self.by_path.values() for number in entry.exits})
         if self.has_all_layers:
@@ -96,21 +96,21 @@ class Extraction:
         return exits[0] if exits else 0
 
     def count_early(self, layer: int, recordings: Iterable[Recording]) -> int:
-        """Count the recordings that left before a layer: it holds no states of theirs there."""
+        """Count the recordings that exited before a layer and so have no states there."""
         entries = {self.by_path.get(str(recording.path)) for recording in recordings}
         return sum(entry is not None and min(entry.exits) < layer for entry in entries)
 
     def list_unlisted(self, recordings: Iterable[Recording]) -> list[Recording]:
-        """List, each once, the recordings that lie elsewhere than those that were extracted."""
+        """List, each once, the recordings whose paths are not those of extracted recordings."""
         once = {recording.path: recording for recording in recordings}
         return [recording for path, recording in once.items() if str(path) not in self.by_path]
 
     def load(self, layer: int, recordings: Sequence[Recording]) -> Load:
-        """Make the function that reads a recording's states at a layer.
+        """Create the function that reads a recording's states at a layer.
 
         Args:
-            layer: wanted.
-            recordings: all that are wanted: what was extracted of one of them is not taken for another's.
+            layer: layer to read.
+            recordings: all recordings of interest; the features of one of them are not used for another.
         """
         wanted = {str(recording.path) for recording in recordings}
 
@@ -121,10 +121,10 @@ class Extraction:
         return load
 
     def _find_moved(self, recording: Recording, wanted: set[str]) -> Entry:
-        """Find a recording by its name, where its audio was elsewhere when it was extracted.
+        """Find a recording by its name, for audio that was elsewhere when it was extracted.
 
         Raises:
-            AudioError: where there is none, or what lies there is another recording of that name.
+            AudioError: if there is none, or the name belongs to another recording.
         """
         (output,) = name_outputs([recording], self.format).values()
         entry = self.by_output.get(output)
@@ -140,7 +140,7 @@ class Extraction:
 
 
 def _is_copy(recording: Recording, path: str) -> bool:
-    """Tell whether a recording's file has the same bytes as another one."""
+    """Return whether a recording's file has the same bytes as another file."""
     try:
         with open_bytes(recording.path) as one, open_bytes(path) as other:
             return one.read() == other.read()

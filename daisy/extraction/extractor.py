@@ -1,4 +1,4 @@
-"""Many recordings to features on disk: batched by length, atomic, going on where a stopped run ended."""
+"""Extract features of many recordings to disk: batched by length, written atomically, resumable."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder, fill_sha
 
 
 class Extractor:
-    """Writes one feature file per recording into a folder, then ``index.json`` and ``index.csv``.
+    """Write one feature file per recording into a folder, then ``index.json`` and ``index.csv``.
 
     Args:
-        encoder: its policy decides the exits, its ``keep`` what is written.
-        out: the folder; each file lies at the recording's name, with the format's ending.
-        checkpoint: digest of the encoder's checkpoint (`daisy.checkpoints.digest`), which a run that goes on must
-            share.
-        format: of the files.
-        dtype: of the states on disk.
+        encoder: encoder; its policy decides the exits, its ``keep`` what is written.
+        out: folder; each file has the recording's name with the format's ending.
+        checkpoint: digest of the encoder's checkpoint (`daisy.checkpoints.digest`), which must be the same to resume a
+            run.
+        format: format of the files.
+        dtype: data type of the states on disk.
         batch_sec: seconds of audio in a batch. On CPUs small batches are the fastest.
-        max_sec: recordings longer than this are refused, unless there are windows: attention's cost grows with the
+        max_sec: recordings longer than this are rejected unless windows are used: attention's cost grows with the
             square of the length.
-        window_sec: recordings longer than this run in windows of so many seconds, see `daisy.extraction.windows`; their
-            exit layer's states only.
-        context_sec: of each window, computed on either side and dropped.
-        channel: what is heard of files of several channels: their "mean", one, counted from 0, or "all", each into a
-            file of its own, ``call.0.safetensors`` and so on.
-        engine: where the encoder runs; None: in this process. `daisy.distributed.extraction.RayEngine` is a cluster's.
-        shards: write shard files of this kind, see `daisy.extraction.shard_files`, instead of a file for each
-            recording: "tar", "parquet" or "safetensors".
-        shard_mb: megabytes (10 ** 6 bytes) of states in a shard file, about.
-        store: URL of storage for the files and the index, such as ``s3://bucket/run``, which fsspec reaches; the folder
-            then has the journals, which say what is finished, and the index too.
+        window_sec: recordings longer than this run in windows of this many seconds, see `daisy.extraction.windows`;
+            only the exit layer's states are kept.
+        context_sec: seconds of context on either side of each window, computed and dropped.
+        channel: channel to use of multichannel files: their "mean", one, counted from 0, or "all", each of which is
+            written to a file of its own, ``call.0.safetensors`` and so on.
+        engine: engine that runs the encoder; None: this process. For a cluster use
+            `daisy.distributed.extraction.RayEngine`.
+        shards: kind of shard files to write instead of a file for each recording: "tar", "parquet" or "safetensors";
+            see `daisy.extraction.shard_files`.
+        shard_mb: approximate megabytes (10 ** 6 bytes) of states in a shard file.
+        store: URL of storage for the files and the index, such as ``s3://bucket/run``, that fsspec can reach; the
+            folder then has the journals, which list what is finished, and a copy of the index.
 
     Raises:
-        UsageError: on an impossible setting.
+        UsageError: if a setting is impossible.
 
     Example:
         >>> import daisy, daisy.audio, tempfile
@@ -118,23 +119,23 @@ class Extractor:
         progress: Callable[[int], None] = lambda count: None,
         watch: Callable[[Row], None] = lambda row: None,
     ) -> ExtractionReport:
-        """Extract what is not finished already, by this run or by any before in the same folder.
+        """Extract what is not yet finished by this or earlier runs in the same folder.
 
-        Recordings that cannot be read, or whose features cannot be stored, do not stop the run; they are in the report,
-        and tried again by the next run.
+        Recordings that cannot be read, or whose features cannot be stored, do not stop the run; they are listed in the
+        report, and the next run tries them again.
 
         Args:
-            recordings: what to encode.
+            recordings: recordings to encode.
             shard: index, from 0, and number of shares of the recordings, for processes that write into one folder at
-                once, see `Shard`. Each is given all recordings, and takes its own.
-            overwrite: begin again where the folder holds another run, or files of nobody's run.
-            progress: called with the number of recordings just dealt with, of the shard's.
-            watch: called with the row of each recording that has just been finished.
+                the same time, see `Shard`. Each process is given all recordings, and takes its own share.
+            overwrite: start over if the folder holds another run, or files that belong to no run.
+            progress: called with the number of the shard's recordings just processed.
+            watch: called with the row of each recording just finished.
 
         Raises:
-            OutputError: where the folder cannot be written, holds a run with other settings, is being written by
-                another process, or holds files that this run would write and nobody has noted.
-            UsageError: where two recordings would have the same output file, or on an impossible shard.
+            OutputError: if the folder cannot be written, holds a run with other settings, is being written by another
+                process, or holds files that this run would write and that no journal lists.
+            UsageError: if two recordings would have the same output file, or the shard is impossible.
         """
         share = Shard(*shard) if shard is not None else EVERYTHING
         if overwrite and share.count > 1:
@@ -154,7 +155,7 @@ class Extractor:
             refuse_others_files(place, share, self.shards, _choose(outputs, ours), self.out)
         with contextlib.ExitStack() as stack:
             if overwrite and ours:
-                stack.enter_context(self.engine.open(self.encoder))  # or the earlier run would be gone for nothing
+                stack.enter_context(self.engine.open(self.encoder))  # before the earlier run is deleted
             folder = stack.enter_context(
                 RunFolder(self.out, settings, share, overwrite=overwrite, row_type=self.row_type, place=place)
             )
@@ -181,7 +182,7 @@ class Extractor:
     def _make_tasks(
         self, unfinished: Sequence[Recording], folder: RunFolder, outputs: dict[str, str]
     ) -> Iterator[Task]:
-        """Group what can be read by length, longest first, but in shard files; note in the folder what cannot."""
+        """Group readable recordings by length, longest first except in shard files; note in the folder the others."""
         pending: list[Recording] = []
         lengths = array("q")
         refused: dict[Recording, AudioError | OutputError] = {}
@@ -215,18 +216,19 @@ class Extractor:
         progress: Callable[[int], None],
         watch: Callable[[Row], None],
     ) -> None:
-        """Let the engine do tasks, and note in the folder what comes out."""
+        """Let the engine run the tasks, and note their outcomes in the folder."""
         task_encoder = TaskEncoder(
             self.encoder, folder.place, self.settings, self.batch_sec, self.choose_batch_encoder()
         )
         with contextlib.closing(self.engine.encode(task_encoder, tasks, folder.journal)) as running:
-            for outcomes in running:  # closed also where it is stopped
-                # What comes one by one is noted one by one, and what is finished together with one flush to the disk.
+            for outcomes in running:  # closed even if stopped
+                # Outcomes that come one by one are noted one by one; those finished together are noted with one flush
+                # to disk.
                 parts = [outcomes] if isinstance(outcomes, list) else ([outcome] for outcome in outcomes)
                 progress(sum(self._note(part, folder, watch) for part in parts))
 
     def _note(self, outcomes: Sequence[Outcome], folder: RunFolder, watch: Callable[[Row], None]) -> int:
-        """Note in the folder what has come out of recordings; returns how many it was."""
+        """Note recordings' outcomes in the folder; return their number."""
         if rows := [outcome for _, outcome in outcomes if isinstance(outcome, Row)]:
             folder.add(*rows)
             for row in rows:
@@ -235,34 +237,34 @@ class Extractor:
         return len(outcomes)
 
     def _fail(self, folder: RunFolder, errors: Mapping[Recording, AudioError | OutputError]) -> None:
-        """Note in the folder why recordings failed, with one flush to the disk."""
+        """Note in the folder why recordings failed, with one flush to disk."""
         reasons = {recording.label: drop_path(recording, error) for recording, error in errors.items()}
         self.failed.update(reasons)
         folder.fail({label: reason.message for label, reason in reasons.items()})
 
     def check_recording(self, recording: Recording, outputs: dict[str, str]) -> None:
-        """Refuse a recording whose result could not be written.
+        """Reject a recording whose result could not be written.
 
         Raises:
-            AudioError, OutputError: where it could not.
+            AudioError, OutputError: if so.
         """
         if recording.label in outputs:
             check_name(self.out / outputs[recording.label])
 
     def name_outputs(self, recordings: Sequence[Recording]) -> dict[str, str]:
-        """Name each recording's file, by `Recording.label`; nothing where recordings have none."""
+        """Return each recording's file by `Recording.label`; empty if recordings have no files."""
         return name_outputs(recordings, self.settings.format, as_text=bool(self.shards))
 
     def choose_batch_encoder(self) -> MakeBatchEncoder:
-        """Choose what encodes recordings and stores what comes out."""
+        """Return the function that creates the batch encoder."""
         return BatchEncoder
 
     def write_index(self) -> None:
-        """Write what is made of all journals of the folder."""
+        """Write the files that are made from all journals of the folder."""
         rebuild_index(self.out)
 
     def make_settings(self) -> Settings:
-        """Say what decides the results, with the encoder's policy as it is now."""
+        """Return the settings that decide the results, with the encoder's current policy."""
         return Settings(
             checkpoint=self.checkpoint,
             policy=self.encoder.policy.to_config(),
@@ -288,12 +290,12 @@ class Extractor:
         return length
 
     def _max_batch_samples(self) -> int:
-        """A batch's samples; what needs windows is by itself."""
+        """Return the samples of a batch; recordings that need windows have batches of their own."""
         seconds = min(self.batch_sec, self.window_sec or self.batch_sec)
         return int(seconds * self.encoder.backbone.config.sample_rate)
 
     def _max_shard_samples(self) -> int:
-        """A shard's samples, by the bytes of their states; where all layers are kept, as if all were executed."""
+        """Return the samples of a shard, by the bytes of their states; with all layers, as if all were executed."""
         config = self.encoder.backbone.config
         layers = 1 if self.encoder.keep == "last" else config.num_layers + 1
         frame_bytes = layers * config.width * STORED_DTYPES[self.dtype].itemsize
@@ -301,12 +303,12 @@ class Extractor:
 
 
 def _choose(outputs: Mapping[str, str], recordings: Iterable[Recording]) -> Iterator[str]:
-    """Choose some recordings' files, of those that have one."""
+    """Yield the files of some recordings, for those that have one."""
     return (outputs[recording.label] for recording in recordings if recording.label in outputs)
 
 
 def _shuffle(batches: Iterable[list[int]]) -> list[list[int]]:
-    """Bring batches into an order of chance, always the same one: each shard file has recordings of all lengths."""
+    """Shuffle batches, always in the same way, so that each shard file has recordings of all lengths."""
     shuffled = list(batches)
     Random(0).shuffle(shuffled)
     return shuffled

@@ -1,7 +1,7 @@
-"""Features as fairseq's scripts dump them: ``SPLIT_RANK_NSHARD.npy`` holds many recordings', one after the other.
+"""Features as dumped by fairseq's scripts: ``SPLIT_RANK_NSHARD.npy`` concatenates those of many recordings.
 
 Source: fairseq 0.12.2, examples/hubert/simple_kmeans/feature_utils.py (get_shard_range, dump_feature): the ``.len``
-file beside has a line for each recording of the shard, the number of its frames; shards follow the manifest's order.
+file beside it has a line for each recording of the shard with its number of frames; shards follow the manifest's order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = re.compile(r"(.+)_(\d+)_(\d+)\.len")
 
 @dataclass(frozen=True)
 class Part:
-    """Where a recording's features are."""
+    """Location of a recording's features."""
 
     path: Path
     start: int
@@ -33,7 +33,7 @@ class Part:
 
 
 def list_dumps(folder: Path) -> dict[str, set[tuple[int, int]]]:
-    """List the dumps in a folder: split to the (rank, number of shards) of its files."""
+    """Return the dumps in a folder: from split to the (rank, number of shards) of its files."""
     dumps: dict[str, set[tuple[int, int]]] = {}
     for path in folder.glob("*.len"):
         if (match := NAME.fullmatch(path.name)) and path.with_suffix(".npy").is_file():
@@ -42,14 +42,14 @@ def list_dumps(folder: Path) -> dict[str, set[tuple[int, int]]]:
 
 
 def load_from_dumps(folder: Path, splits: Mapping[str, Sequence[Recording]]) -> Load:
-    """Make the function that reads a recording's features from dumps.
+    """Create the function that reads a recording's features from dumps.
 
     Args:
-        folder: of the dumps.
-        splits: recordings of each manifest, by its name without the ending, as the dumps were made of them.
+        folder: folder of the dumps.
+        splits: recordings of each manifest that the dumps were made from, by its name without the ending.
 
     Raises:
-        UsageError: where a split has no dump or not all shards of one, or has other recordings than the manifest.
+        UsageError: if a split has no dump, or not all shards of one, or other recordings than the manifest.
     """
     dumps = list_dumps(folder)
     parts: dict[Path, Part] = {}

@@ -1,4 +1,4 @@
-"""Feature files: .safetensors with what an encoder did in its metadata, or .npy."""
+"""Feature files: .safetensors with metadata on the encoder's exits, or .npy."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from daisy.errors import AudioError, OutputError, UsageError
 from daisy.extraction.journal import FORMAT_VERSION, STORED_DTYPES, Row, Settings, describe_settings
 
 ROUNDED_TO_INFINITY = {"float32": math.inf, "float16": 65520.0}
-"""The first number that a stored type rounds to infinity, halfway between its last one and the next there would be."""
+"""Smallest number that a stored type rounds to infinity, halfway between its last one and what would be the next."""
 
 
 UNDECODABLE = re.compile("[\udc80-\udcff]")
-"""What Python makes of bytes in names that are no UTF-8."""
+"""Characters that Python uses for bytes of names that are not UTF-8."""
 
 
 def name_outputs(recordings: Sequence[Recording], format: str, *, as_text: bool = False) -> dict[str, str]:
     """Name each recording's file.
 
     Args:
-        recordings: what will be written.
-        format: the files' ending.
-        as_text: name it in UTF-8, as shard files want it: a byte that is none of it as ``%E9``.
+        recordings: recordings to be written.
+        format: ending of the files.
+        as_text: use UTF-8, as shard files require; other bytes become, for example, ``%E9``.
 
     Returns:
-        A recording's label to its file's path below the run's folder.
+        Path of each recording's file relative to the run's folder, by the recording's label.
 
     Raises:
-        UsageError: where two recordings share one.
+        UsageError: if two recordings would share a file.
     """
     taken: dict[str, str] = {}
     for recording in recordings:
@@ -62,20 +62,20 @@ def name_outputs(recordings: Sequence[Recording], format: str, *, as_text: bool 
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that the file system does not take: an ending longer than the recording's makes it too long.
+    """Reject a name that the file system does not accept, for example because its ending makes it too long.
 
     Args:
-        path: of the file that is to be written.
+        path: path of the file to be written.
 
     Raises:
-        OutputError: saying why not.
+        OutputError: if so, with the reason.
     """
     folder = next((parent for parent in path.parents if os.path.isdir(parent)), path.parent)
     try:
-        os.lstat(folder / path.name)  # in a folder that is not there, every name is taken
+        os.lstat(folder / path.name)  # in a missing folder, every name is accepted
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
-    except OSError as error:  # its name or path is too long, or has characters that it may not have
+    except OSError as error:  # name or path is too long, or has forbidden characters
         reason = _files.explain(error)
         raise OutputError(
             f"no file can be named {path.name} ({len(os.fsencode(path.name))} bytes: {reason}); rename the recording"
@@ -83,18 +83,18 @@ def check_name(path: Path) -> None:
 
 
 def check_storable(states: Tensor, dtype: str, first_layer: int) -> None:
-    """Refuse states that are no numbers, or that the stored type would turn into infinities.
+    """Reject states that are NaN, or that the stored type would turn into infinities.
 
-    Residual streams of pre-norm models have a few very large dimensions. One pass over the states, far below a
-    hundredth of what computing them takes.
+    Residual streams of pre-norm models have a few very large dimensions. The check is one pass over the states, far
+    below a hundredth of the cost of computing them.
 
     Args:
-        states: (layers, T, D) or (T, D) of one layer, in the type that they were computed in.
-        dtype: to be stored in.
-        first_layer: number of the layer that comes first in ``states``.
+        states: (layers, T, D), or (T, D) of one layer, in the type in which they were computed.
+        dtype: type in which to store them.
+        first_layer: number of the first layer in ``states``.
 
     Raises:
-        AudioError: naming the layer and its largest value.
+        AudioError: if so; names the layer and its largest value.
     """
     lowest, highest = map(float, states.aminmax())
     end = ROUNDED_TO_INFINITY[dtype]
@@ -118,14 +118,14 @@ def write_features(states: Tensor, path: Path, settings: Settings, row: Row) -> 
     """Write a recording's states.
 
     Args:
-        states: (layers, T, D), of which ``settings.layers`` "last" keeps the last.
-        path: of the file.
-        settings: of the run.
-        row: of the recording.
+        states: (layers, T, D), of which only the last is kept if ``settings.layers`` is "last".
+        path: path of the file.
+        settings: settings of the run.
+        row: row of the recording.
 
     Raises:
-        AudioError: where the states cannot be stored in that type, see `check_storable`.
-        OutputError: where the file cannot be written.
+        AudioError: if the states cannot be stored in that type, see `check_storable`.
+        OutputError: if the file cannot be written.
     """
     states = states[-1] if settings.layers == "last" else states
     check_storable(states, settings.dtype, row.exit_layer if settings.layers == "last" else 0)
@@ -137,15 +137,15 @@ def write_features(states: Tensor, path: Path, settings: Settings, row: Row) -> 
 
 
 class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
-    """A file as `write_features` makes it, from states that come piece by piece and wait on the disk.
+    """A file like that of `write_features`, from states that arrive piece by piece and are buffered on disk.
 
     Args:
-        path: of the file.
-        settings: of the run.
-        width: of the states, D.
+        path: path of the file.
+        settings: settings of the run.
+        width: width of the states, D.
 
     Raises:
-        OutputError: on entering, appending and finishing, where it cannot be written.
+        OutputError: on entering, appending and finishing, if it cannot be written.
     """
 
     def __init__(self, path: Path, settings: Settings, width: int):
@@ -161,26 +161,26 @@ class StreamedFeatures(AbstractContextManager["StreamedFeatures"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Nothing that it still holds is wanted: the file has been written, or something has failed.
+        # The buffered states are no longer wanted: the file has been written, or something has failed.
         with contextlib.suppress(OSError):
             self._waiting.close()
 
     def append(self, states: Tensor, layer: int) -> None:
-        """Take the next (T, D) states, of some layer.
+        """Add the next states (T, D), from ``layer``.
 
         Raises:
-            AudioError: where they cannot be stored, see `check_storable`.
+            AudioError: if they cannot be stored, see `check_storable`.
         """
         check_storable(states, self.settings.dtype, layer)
         with self._explained():
             self._waiting.write(states.to("cpu", STORED_DTYPES[self.settings.dtype]).contiguous().numpy().data)
 
     def finish(self, row: Row) -> Row:
-        """Write the file, and return the recording's row as it is."""
+        """Write the file, and return the recording's row unchanged."""
         kind = numpy.dtype(self.settings.dtype)
         with self._explained():
             shape = (self._waiting.tell() // kind.itemsize // self.width, self.width)
-            self._waiting.seek(0)  # writes what it still holds
+            self._waiting.seek(0)  # flushes its buffer
 
         def write(stream: BinaryIO) -> None:
             if self.settings.format == "npy":

@@ -1,7 +1,7 @@
-"""What is clustered into units: frames of recordings, computed from their waveforms by MFCC, a HuBERT or a teacher.
+"""Features to be clustered into units: MFCC, a HuBERT's states or a teacher's, computed from waveforms.
 
 MFCC are those of HuBERT's first iteration (arXiv:2106.07447, section IV-B; settings as in fairseq 0.12.2,
-examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 a second).
+examples/hubert/simple_kmeans: 13 coefficients with deltas and double deltas, 100 per second).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from daisy.policies import Fixed
 from daisy.runtime.dtypes import Precision
 
 MFCC_RATE = 16000
-"""Hz at which MFCC are computed, whatever a recording has: 25 ms are 400 samples, as fairseq's recipe has it."""
+"""Sample rate in Hz at which MFCC are computed for all recordings: 25 ms are 400 samples, as in fairseq's recipe."""
 
 Fail = Callable[[Recording, AudioError], None]
-"""Is told of a recording that cannot be used; raises where the work must not go on without it."""
+"""Called with each recording that cannot be used; raises if the work must not continue without it."""
 
 Group = list[tuple[Recording, Tensor]]
 """Recordings whose features were computed together, and their features, (T, F) each."""
@@ -36,36 +36,38 @@ Group = list[tuple[Recording, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Features(ABC):
-    """Frames of recordings, and at which rate they come."""
+    """Frame-level features of recordings, and their frame rate."""
 
     sample_rate: int | None
-    """Hz of the audio that a network of their units is trained on; None where nobody can tell, of stored ones."""
+    """Sample rate in Hz of the audio on which a network is trained with their units; None if unknown, as for stored
+    ones."""
     per_sec: float
-    """Frames, and so units, a second."""
+    """Frames, and so units, per second."""
     width: int
-    """F."""
+    """Number of features, F."""
     centred: bool = False
-    """Whether each recording's mean is taken off."""
+    """Whether each recording's mean is subtracted."""
 
     @abstractmethod
     def make_groups(self, recordings: Iterable[Recording], fail: Fail) -> Iterator[Group]:
-        """Yield features as they are made, not yet checked."""
+        """Yield features as they are computed, unchecked."""
 
     def read_groups(self, recordings: Iterable[Recording], fail: Fail) -> Iterator[Group]:
         """Read the features of recordings.
 
         Args:
-            recordings: in the order in which they are wanted.
-            fail: is told of each that cannot be read, is too short for one frame, or has features that are no numbers.
+            recordings: recordings in the order of the output.
+            fail: called with each recording that cannot be read, is too short for one frame, or has NaN or infinite
+                features.
 
         Yields:
             Recordings that were computed together, and the features of each, (T, F) float32 on the CPU; in order,
-            without those that failed.
+                without those that failed.
         """
         for group in self.make_groups(recordings, fail):
             whole: Group = []
             for recording, frames in group:
-                if not frames.isfinite().all():  # the first centre would be called the nearest to all of them
+                if not frames.isfinite().all():  # else all would get the first centre
                     message = f"{recording.path}: its features are NaN or infinite: no unit is the nearest to them"
                     fail(recording, AudioError(message))
                     continue
@@ -76,7 +78,7 @@ class Features(ABC):
         """Read the features of one recording, (T, F).
 
         Raises:
-            AudioError: where it cannot be used.
+            AudioError: if it cannot be used.
         """
         ((_, frames),) = next(self.read_groups([recording], _raise))
         return frames
@@ -88,16 +90,16 @@ def _raise(_: Recording, error: AudioError) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputedFeatures(Features):
-    """Features that are computed from waveforms."""
+    """Features computed from waveforms."""
 
     sample_rate: int
-    """Hz of the waveforms, and of the audio that a network of their units is trained on."""
+    """Sample rate in Hz of the waveforms, and of the audio on which a network is trained with their units."""
     compute: Callable[[Sequence[Tensor]], list[Tensor]]
-    """(N_b,) waveforms that go together to their (T_b, F) features on the CPU."""
+    """Function from waveforms (N_b,) of a group to their features (T_b, F) on the CPU."""
     min_samples: int
     """Samples of one frame: the shortest usable recording."""
     fit_together: Callable[[Sequence[int]], bool] = lambda num_samples: len(num_samples) == 1
-    """Whether recordings of so many samples, one after the other, are computed together."""
+    """Whether consecutive recordings with these numbers of samples are computed together."""
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """Compute the features of one waveform, (N,) to (T, F)."""
@@ -119,13 +121,13 @@ class ComputedFeatures(Features):
                 waiting = []
             waiting.append((recording, waveform))
             if not self.fit_together([*(len(samples) for _, samples in waiting), self.min_samples]):
-                yield self._compute_group(waiting, fail)  # without reading what comes next: it may not be wanted
+                yield self._compute_group(waiting, fail)  # before reading on: the next may not be wanted
                 waiting = []
         if waiting:
             yield self._compute_group(waiting, fail)
 
     def _compute_group(self, waiting: Group, fail: Fail) -> Group:
-        """Compute a group's features; where they are no numbers, recording by recording, as one may spoil others."""
+        """Compute a group's features; if some are NaN or infinite, one by one, as a recording may spoil others."""
         recordings = [recording for recording, _ in waiting]
         try:
             features = self.compute([waveform for _, waveform in waiting])
@@ -139,13 +141,13 @@ class ComputedFeatures(Features):
 
 
 def make_mfcc(label_rate: float = 100) -> ComputedFeatures:
-    """Make the function that computes MFCC features, (T, 39).
+    """Create MFCC features, (T, 39).
 
     Args:
-        label_rate: 100 a second, or every second of them at 50.
+        label_rate: frames per second: 100, or 50 for every second frame.
 
     Raises:
-        UsageError: on another rate, or where kaldi-native-fbank is missing.
+        UsageError: if the rate is another, or kaldi-native-fbank is missing.
     """
     if label_rate not in (50, 100):
         raise UsageError(f"MFCC units come at 50 or 100 a second, not {label_rate:g}")
@@ -177,24 +179,24 @@ def make_mfcc(label_rate: float = 100) -> ComputedFeatures:
 
 
 def compute_deltas(features: Tensor) -> Tensor:
-    """Compute the slopes of features over five frames, (T, F) to (T, F), by least squares; ends are repeated."""
+    """Compute the slopes of features (T, F) over five frames by least squares, (T, F); the edges are repeated."""
     padded = F.pad(features.T[None], (2, 2), mode="replicate")[0].T
     return (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
 
 
 def make_layer_states(backbone: Backbone, layer: int, precision: Precision = "float32") -> ComputedFeatures:
-    """Make the function that computes the hidden states of one layer of a HuBERT.
+    """Create features from the hidden states of one layer of a HuBERT.
 
     Args:
-        backbone: to run, on any device.
-        layer: 1 to L.
-        precision: to compute in.
+        backbone: backbone to run, on any device.
+        layer: layer, 1 to L.
+        precision: precision of the computation.
 
     Returns:
-        To (T, D), at the rates of the backbone: as many samples and frames a second as it was trained on.
+        Features (T, D), at the backbone's sample and frame rates.
 
     Raises:
-        UsageError: on a layer that the backbone does not have.
+        UsageError: if the backbone does not have the layer.
     """
     check_layer(layer, backbone.config.num_layers, first=1)
     encoder = EarlyExitEncoder(backbone, None, Fixed(layer=layer), keep="last", dtype=precision)
@@ -209,7 +211,7 @@ def make_layer_states(backbone: Backbone, layer: int, precision: Precision = "fl
 
 
 def make_teacher_states(teacher: Teacher) -> ComputedFeatures:
-    """Make the function that computes a teacher's states at HuBERT's frames, (T, D), 50 a second."""
+    """Create features from a teacher's states at HuBERT's frames, (T, D), 50 per second."""
     return ComputedFeatures(
         compute=teacher,
         sample_rate=SAMPLE_RATE,
@@ -221,5 +223,5 @@ def make_teacher_states(teacher: Teacher) -> ComputedFeatures:
 
 
 def centre_features(features: Features) -> Features:
-    """Subtract the mean over the recording: what stays the same all through it, voice and channel, goes."""
+    """Subtract each recording's mean, and with it what is constant in the recording: voice and channel."""
     return replace(features, centred=True)

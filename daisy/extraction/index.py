@@ -1,4 +1,4 @@
-"""What an extraction produced, and its index files."""
+"""The results of an extraction, and its index files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ AnySettings = TypeVar("AnySettings", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What is said of all rows together, gathered in one pass: of very many they are read from the journals for it."""
+    """Statistics over all rows, gathered in one pass, for which very many rows are read from the journals."""
 
     audio_sec: float
     seconds: float
     mean_exit_layer: float | None
     depth: float | None
-    """Executed share of layers, over utterances."""
+    """Executed fraction of the layers, over utterances."""
     num_layers: int
     exits: Counter[int]
-    """How many recordings left at each layer, or windows where there are any."""
+    """Number of recordings, or windows if there are any, that exited at each layer."""
     has_windows: bool
     silent: list[str]
     """Labels of silent recordings."""
@@ -44,22 +44,22 @@ class Summary:
 
 @dataclass(kw_only=True)
 class ExtractionReport:
-    """What a run has produced, earlier runs included; of a shard, what is in it."""
+    """Results of a run, including those of earlier runs; for a shard, those of the shard."""
 
     settings: Settings
     rows: Sequence[Row]
-    """By path. Of very many recordings they are read from the journals whenever they are asked for."""
+    """Rows sorted by path. If there are very many, they are read from the journals on each access."""
     failed: Mapping[str, DaisyError]
-    """Path to the reason, which does not name it again."""
+    """Reason of each failure by path; the reason does not repeat the path."""
     num_resumed: int = 0
-    """Rows that an earlier run had finished."""
+    """Number of rows that an earlier run had finished."""
     num_changed: int = 0
-    """Recordings that an earlier run had finished and that have changed since: they were done again."""
+    """Number of recordings that were finished by an earlier run but have changed since, and were redone."""
     num_gone: int = 0
-    """Rows of an earlier run whose recordings are not there any more."""
+    """Number of rows of an earlier run whose recordings no longer exist."""
 
     def totals(self) -> dict[str, float | int | None]:
-        """Sum up mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
+        """Return mean exit layer, executed share of layers (over utterances), real-time factor; None if nothing ran."""
         summary = self.summary
         return {
             "num_recordings": len(self.rows),
@@ -73,7 +73,7 @@ class ExtractionReport:
 
     @cached_property
     def summary(self) -> Summary:
-        """What is said of all rows together, as they were when it was first asked for."""
+        """Statistics over all rows, as they were at the first access."""
         durations, times, exits, depths = array("d"), array("d"), array("d"), array("d")
         histogram: Counter[int] = Counter()
         silent: list[str] = []
@@ -100,26 +100,26 @@ class ExtractionReport:
 
 
 def rebuild_index(out: str | Path) -> ExtractionReport:
-    """Write ``index.json`` and ``index.csv`` anew from the journals in a folder, those of all shards.
+    """Rewrite ``index.json`` and ``index.csv`` from the journals of all shards in a folder.
 
-    They are put into the run's store too, where it has one.
+    If the run has a store, the files are put there too.
 
-    Extractions may still be writing there: the index then holds what they have finished so far.
+    Extractions may still be writing there: the index then has what they have finished so far.
 
     Args:
-        out: the folder of an extraction.
+        out: folder of an extraction.
 
     Returns:
-        What the index says: every finished recording and every failed one, by path.
+        The content of the index: every finished and every failed recording, by path.
 
     Raises:
-        UsageError: where the folder holds no extraction, or its store cannot be reached from here.
-        OutputError: where a journal is damaged, or of other settings than the others, or the index cannot be written.
+        UsageError: if the folder holds no extraction, or its store cannot be reached from here.
+        OutputError: if a journal is damaged or has other settings than the others, or the index cannot be written.
     """
     out = Path(out)
     if not out.is_dir() or not list_journals(out):
         raise UsageError(f"{out}: holds no extraction's journal (journal.jsonl), of which an index could be made")
-    with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
+    with _locks.hold(out / INDEX_LOCK):  # if two shards end together, the later reads both
         journals = [read_journal(out / shard.journal) for shard in list_journals(out)]
         settings, journals = settle_on_settings(journals, Settings)
         rows, failures = merge(journals)
@@ -141,12 +141,12 @@ def rebuild_index(out: str | Path) -> ExtractionReport:
 def settle_on_settings(
     journals: Sequence[Journal], settings_type: type[AnySettings]
 ) -> tuple[AnySettings, list[Journal]]:
-    """Read the settings that all journals share in which anything is finished, and list the journals of these settings.
+    """Return the settings shared by all journals with finished recordings, and the journals with these settings.
 
-    Others, of runs that came to nothing, count for nothing: neither do the failures that they note.
+    Other journals, of runs that finished nothing, are ignored, including the failures that they note.
 
     Raises:
-        OutputError: where a journal's first line is not of such settings, or journals have several.
+        OutputError: if a journal's first line does not have such settings, or journals with finished recordings differ.
     """
     finished = [journal for journal in journals if journal.rows]
     begun = finished or [journal for journal in journals if journal.header] or journals
@@ -163,7 +163,7 @@ def settle_on_settings(
 
 
 def _write_json(report: ExtractionReport, path: Path) -> None:
-    """Write settings, totals, one object per recording, failures: a line each, as indented JSON takes longer."""
+    """Write settings, totals, recordings and failures, one line each; indented JSON would take longer."""
     content = {
         "format_version": FORMAT_VERSION,
         "settings": asdict(report.settings),
@@ -175,7 +175,7 @@ def _write_json(report: ExtractionReport, path: Path) -> None:
 
 
 def write_members(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON object atomically, a line for each member, and for each member of a list; iterators become lists."""
+    """Write a JSON object atomically, one line per member or member of a list; iterators become lists."""
 
     def write(stream: BinaryIO) -> None:
         for number, (name, value) in enumerate(content.items()):
@@ -191,7 +191,7 @@ def write_members(path: Path, content: Mapping[str, object]) -> None:
 
 
 def _write_list(stream: BinaryIO, members: Iterable[object]) -> None:
-    """As `format_value` formats a list."""
+    """Write a list as `format_value` formats it."""
     end = b"[]"
     for number, member in enumerate(members):
         stream.write((",\n  " if number else "[\n  ").encode() + json.dumps(member).encode())
@@ -200,7 +200,7 @@ def _write_list(stream: BinaryIO, members: Iterable[object]) -> None:
 
 
 def format_value(value: object) -> str:
-    """Format JSON in one line, or a line for each member of a list."""
+    """Format JSON in one line, or with one line per member of a list."""
     if not isinstance(value, list) or not value:
         return json.dumps(value)
     return "[\n" + ",\n".join(f"  {json.dumps(member)}" for member in value) + "\n ]"

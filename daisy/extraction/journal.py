@@ -1,4 +1,4 @@
-"""The journals of an extraction: what was asked, what is finished, what failed; one flushed line per recording."""
+"""The journals of an extraction: its settings, what is finished, what failed; one flushed line per recording."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the content of the files: a run may only go on in a folder that was begun with the same."""
+    """Settings that decide the content of the files: a run may only resume in a folder that was begun with the same."""
 
     checkpoint: str
     """SHA-256 of the checkpoint's file."""
     policy: dict[str, Any]
-    """`Policy.to_config`."""
+    """Configuration of the policy (`Policy.to_config`)."""
     layers: str
     """"last": the exit layer's states, (T, D); "all": layers 0 to the exit layer, (layers, T, D)."""
     scores: list[str]
     """Scores in the index."""
     score_stride: int
-    """Frames between those that scores are made of."""
+    """A score uses every ``score_stride``-th frame."""
     format: str
     dtype: str
     window_sec: float | None = None
-    """Longer recordings run in windows of so many seconds (`daisy.extraction.windows`); None: in one run."""
+    """Longer recordings run in windows of this many seconds (`daisy.extraction.windows`); None: in one run."""
     context_sec: float = 2.0
-    """Of each window, computed on either side and dropped."""
+    """Seconds of context on either side of each window, computed and dropped."""
     precision: str = "float32"
-    """What the encoder computes in."""
+    """Precision in which the encoder computes."""
     channel: Channel = "mean"
-    """What is heard of files of several channels."""
+    """Channel to use of multichannel files."""
     shards: str = ""
     """Kind of shard files (`daisy.extraction.shard_files`); empty: each recording has a file of its own."""
     store: str = ""
-    """URL of where the files are, see `daisy.extraction.places`; empty: in the run's folder."""
+    """URL of the files' place, see `daisy.extraction.places`; empty: the run's folder."""
 
     def __post_init__(self) -> None:
         for name, choices in (("format", FORMATS), ("dtype", tuple(STORED_DTYPES))):
@@ -65,60 +65,60 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One recording's result."""
+    """The result of one recording."""
 
     path: str
     output: str
-    """Relative to the run's folder; empty where it has no file of its own."""
+    """Path relative to the run's folder; empty if the recording has no file of its own."""
     duration_sec: float
     exit_layer: int
-    """Of a recording in windows the deepest."""
+    """Exit layer; for a recording in windows, the deepest one."""
     num_layers: int
     seconds: float
-    """Its share of its batch's time, by length."""
+    """The recording's share of its batch's time, by length."""
     scores: dict[str, list[float | None]] = field(default_factory=dict)
-    """Score to its values at layers 1 to the exit layer."""
+    """Values of each score at layers 1 to the exit layer."""
     window_exits: list[int] = field(default_factory=list)
-    """Exit layer of each window, where there are several."""
+    """Exit layer of each window, if there are several."""
     silent: bool = False
     """All samples were zero: the exit layer means nothing."""
     source: tuple[int, int] = (0, 0)
-    """Size and time of change of the recording's file: a changed one is encoded again."""
+    """Size and modification time of the recording's file: a changed one is encoded again."""
     at: float = 0.0
-    """When it was finished, in seconds of Unix time."""
+    """Unix time in seconds at which the recording was finished."""
     channel: int | None = None
-    """Of the file, counted from 0; None: the mean of all."""
+    """Channel of the file, counted from 0; None: the mean of all."""
     shard: str = ""
-    """The shard file that holds it, under ``output``; empty where it has a file of its own."""
+    """Shard file that holds the recording, under ``output``; empty if it has a file of its own."""
 
     @property
     def file(self) -> str:
-        """The file that holds its features, relative to the run's folder or store; empty where there is none."""
+        """File that holds the features, relative to the run's folder or store; empty if there is none."""
         return self.shard or self.output
 
     @property
     def label(self) -> str:
-        """The recording's, `Recording.label`."""
+        """Label of the recording, `Recording.label`."""
         return format_label(self.path, self.channel)
 
     @property
     def sort_key(self) -> tuple[str, int]:
-        """Where it stands in the index: by path, then by channel."""
+        """Sort key of the index: path, then channel."""
         return self.path, -1 if self.channel is None else self.channel
 
     @property
     def predicted_loss(self) -> list[float | None]:
-        """Nats at layers 1 to the exit layer: the entropy, or else what the regressors say; empty without either."""
+        """Nats at layers 1 to the exit layer: the entropy, or else the regressors' output; empty without either."""
         return self.scores.get("entropy") or self.scores.get("regressed") or []
 
     @property
     def mean_exit_layer(self) -> float:
-        """The mean over its windows."""
+        """Mean exit layer over the recording's windows."""
         return sum(self.window_exits) / len(self.window_exits) if self.window_exits else float(self.exit_layer)
 
     def public(self) -> dict[str, Any]:
-        """Return what the index says of a recording."""
-        said = {**vars(self), "predicted_loss": self.predicted_loss}  # asdict copies every list, number by number
+        """Return the recording's row in the index."""
+        said = {**vars(self), "predicted_loss": self.predicted_loss}  # asdict is slow: it copies every number
         del said["source"], said["at"]
         if self.channel is None:
             del said["channel"]
@@ -128,20 +128,20 @@ class Row:
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
-    """Return what files say of a run's settings: not where they lie."""
+    """Return a run's settings as written to its files: without the place of the files."""
     said = asdict(settings)
     del said["shards"], said["store"]
     return said
 
 
 Stamp = tuple[int, int]
-"""Size and time of change of a file, by which it is known again."""
+"""Size and modification time of a file, used to recognise it."""
 GONE: Stamp = (0, 0)
-"""Of a file that is not there."""
+"""Stamp of a missing file."""
 
 
 def stamp(recording: Recording) -> Stamp:
-    """Read size and time of change of a recording's file; `GONE` where it is not there."""
+    """Read size and modification time of a recording's file; `GONE` if it is missing."""
     try:
         status = find_file(recording.path).stat()
     except OSError:
@@ -150,7 +150,7 @@ def stamp(recording: Recording) -> Stamp:
 
 
 DEFAULTS = {setting.name: setting.default for setting in fields(Settings) if setting.default is not MISSING}
-"""What runs had before they could be asked for anything else."""
+"""Settings of runs from before these could be set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,25 +158,25 @@ class Failure:
     """A recording that could not be extracted."""
 
     path: str
-    """Or path and channel: `Recording.label`."""
+    """Path, or path and channel: `Recording.label`."""
     reason: str | None
-    """Without the path; None: an earlier failure no longer counts, as the recording is no longer asked for."""
+    """Reason, without the path; None: an earlier failure no longer counts, as the recording is no longer requested."""
     at: float = 0.0
-    """When, in seconds of Unix time."""
+    """Unix time in seconds."""
 
     @property
     def label(self) -> str:
-        """The recording's, `Recording.label`."""
+        """Label of the recording, `Recording.label`."""
         return self.path
 
 
 def parse_row(line: str, row_type: type[Row] = Row) -> Row:
-    """Make a row of a journal's line; one of another type loses what this one lacks."""
+    """Create a row from a journal's line; fields unknown to ``row_type`` are dropped."""
     return make_row(json.loads(line), row_type)
 
 
 def make_row(content: dict[str, Any], row_type: type[Row]) -> Row:
-    """Make a row of what a journal's line says."""
+    """Create a row from the content of a journal's line."""
     known = _list_columns(cast("Any", row_type))
     said = {name: value for name, value in content.items() if name in known}
     return row_type(**{**said, "source": tuple(content["source"])})
@@ -189,13 +189,13 @@ def _list_columns(row_type: Any) -> frozenset[str]:  # a type, of which `cache` 
 
 @dataclass
 class Journal:
-    """What a run has noted: a line of settings, then a JSON line for each recording, flushed to the disk line by line.
+    """The notes of a run: a line of settings, then a JSON line per recording, each flushed to disk.
 
     Args:
-        path: of the file.
-        header: the line of settings; empty where there is none.
-        rows: finished recordings by label, as they were read; what is added is with those who add it.
-        failures: others, by label, likewise.
+        path: path of the file.
+        header: line of settings; empty if there is none.
+        rows: finished recordings by label, as read from the file; rows added later are kept by the caller.
+        failures: failed recordings by label, likewise.
     """
 
     path: Path
@@ -204,21 +204,21 @@ class Journal:
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def find_differences(self, settings: AnySettings) -> list[str]:
-        """List the names of the settings that are others here."""
+        """List the names of the settings that differ here."""
         wanted = make_header(settings)
         header = {**DEFAULTS, **self.header}
         return sorted(key for key in wanted if header.get(key) != wanted[key])
 
     def begin(self, settings: AnySettings) -> None:
-        """Write the line of settings, and nothing else."""
+        """Write the line of settings and nothing else."""
         self.header, self.rows, self.failures = make_header(settings), StoredRows(parse_row), {}
         _files.write(self.path, (json.dumps(self.header) + "\n").encode())
 
     def add(self, *events: Row | Failure) -> list[int]:
-        """Note that recordings are finished, or have failed: all of them with one flush to the disk.
+        """Note that recordings are finished or have failed, all with one flush to disk.
 
         Returns:
-            Where the line of each begins, in bytes.
+            Offset in bytes of each one's line.
         """
         lines = [json.dumps(_describe(event)) + "\n" for event in events]
         place = _files.append(self.path, "".join(lines), flush=True)
@@ -236,16 +236,16 @@ def _describe(event: Row | Failure) -> dict[str, Any]:
 
 
 def make_header(settings: AnySettings) -> dict[str, Any]:
-    """Make the first line of a journal, as JSON gives it back."""
+    """Create the first line of a journal, in the form in which JSON returns it."""
     header: dict[str, Any] = json.loads(json.dumps({"format_version": FORMAT_VERSION, **asdict(settings)}))
-    return header  # tuples as lists
+    return header  # with tuples as lists
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """Read the line of settings of a journal, and nothing else; None where there is no whole line.
+    """Read only a journal's line of settings; return None if there is no complete line.
 
     Raises:
-        OutputError: where it cannot be read, or is damaged.
+        OutputError: if it cannot be read or is damaged.
     """
     try:
         with open(path, "rb") as stream:
@@ -260,15 +260,15 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def read_journal(path: Path, *, repair: bool = False, row_type: type[Row] = Row) -> Journal:
-    """Read a journal; an empty one where there is none.
+    """Read a journal; return an empty one if the file is missing.
 
     Args:
-        path: of the file.
-        repair: cut off in the file what a crash has left unfinished. Nobody may be writing it then.
-        row_type: what a finished recording's line is; one of another type loses what this one lacks.
+        path: path of the file.
+        repair: cut off from the file what a crash left unfinished. Nobody may be writing it then.
+        row_type: type of a finished recording's row; fields unknown to it are dropped.
 
     Raises:
-        OutputError: where it cannot be read, or is damaged.
+        OutputError: if it cannot be read or is damaged.
     """
     journal = Journal(path, rows=StoredRows(partial(parse_row, row_type=row_type)))
     try:
@@ -287,10 +287,10 @@ def read_journal(path: Path, *, repair: bool = False, row_type: type[Row] = Row)
 
 
 def merge(journals: Iterable[Journal]) -> tuple[StoredRows, dict[str, Failure]]:
-    """Put journals together: what counts is what was noted last of each recording.
+    """Merge journals; the latest note on each recording counts.
 
     Returns:
-        Finished recordings and failed ones by label; none is in both. The first journal's rows become all of them.
+        Finished and failed recordings by label; none is in both. The first journal's rows object is extended in place.
     """
     rows: StoredRows | None = None
     failures: dict[str, Failure] = {}

@@ -1,4 +1,4 @@
-"""A folder of units: who writes there, and what its ``labels.json`` says that they were made with."""
+"""A folder of units: its lock, and its ``labels.json``, which records how the units were made."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ CENTRES = "kmeans.npy"
 FITTED_ON = "kmeans.keys"
 DIGESTS = "feature_digests"
 DEFAULTS = {"precision": "float32"}
-"""What units had before anything else could be asked for."""
+"""Settings of units from before these could be set."""
 
 
 @contextlib.contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Let nobody else write units into a folder meanwhile.
+    """Keep others from writing units into a folder meanwhile.
 
     Raises:
-        OutputError: where somebody does, or the folder cannot be written.
+        OutputError: if another process does, or the folder cannot be written.
     """
     with _locks.write_alone(out, out / f"{NOTES}.lock"):
         yield
@@ -36,20 +36,20 @@ def lock_folder(out: Path) -> Iterator[None]:
 def claim_folder(
     out: Path, settings: Mapping[str, Any], remarks: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> str | None:
-    """Note what the units in a folder are made with, manifests, centres and stored features by digest.
+    """Record how a folder's units are made, with digests of manifests, centres and stored features.
 
     Args:
         out: the folder.
-        settings: that must be the same as long as the folder holds units.
-        remarks: for people: they may change.
-        files: that will be written.
-        source: whose units they are.
+        settings: settings that must stay the same as long as the folder holds units.
+        remarks: information for people, which may change.
+        files: files to be written.
+        source: source of the units.
 
     Returns:
-        A sentence where k-means was fitted on recordings that are no longer listed; else None.
+        A sentence if k-means was fitted on recordings that are no longer listed; else None.
 
     Raises:
-        OutputError: where the folder holds units made otherwise.
+        OutputError: if the folder holds units made otherwise.
     """
     path, centres = out / NOTES, out / CENTRES
     before = read_notes(path) if path.is_file() else {}
@@ -67,7 +67,7 @@ def claim_folder(
 
 
 def add_notes(out: Path, **notes: Any) -> None:
-    """Note something more."""
+    """Add notes."""
     _files.write_json(out / NOTES, {**read_notes(out / NOTES), **notes})
 
 
@@ -75,7 +75,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     """Read ``labels.json``.
 
     Raises:
-        OutputError: where it cannot be read.
+        OutputError: if it cannot be read.
     """
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
@@ -87,15 +87,15 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 def check_settings(path: Path, before: Mapping[str, object], settings: Mapping[str, object]) -> None:
-    """Check that units in a folder are made as they were begun.
+    """Check that the settings of a folder's units have not changed.
 
     Args:
-        path: of the folder.
-        before: settings that were noted there, or none.
-        settings: of now.
+        path: path of the folder.
+        before: settings recorded there, or none.
+        settings: present settings.
 
     Raises:
-        OutputError: where the folder holds units made otherwise.
+        OutputError: if the folder holds units made otherwise.
     """
     known = {**DEFAULTS, **before} if before else before
     different = sorted(key for key, value in settings.items() if known.get(key, value) != value)
@@ -105,16 +105,16 @@ def check_settings(path: Path, before: Mapping[str, object], settings: Mapping[s
 
 
 def _name_source(before: str, now: str) -> str:
-    """Name what differs of two sources: of one teacher it is the layer."""
+    """Name the difference between two sources: "layer" if they are of the same teacher."""
     return "layer" if before.rpartition(":")[0] == now.rpartition(":")[0] != "" else "teacher"
 
 
 def _check_features(
     out: Path, before: Mapping[str, Any], files: Sequence[UnitFile], source: UnitSource
 ) -> dict[str, dict[str, str]]:
-    """Check that stored features are still those that units were made of; return digests of some, to be noted.
+    """Check that stored features have not changed since units were made from them; return digests of some to record.
 
-    Each manifest has some noted. Features that are no longer there are not missed where nothing is left to label.
+    Each manifest has some digests. Missing features do not matter if nothing is left to label.
     """
     features = source.features
     if not isinstance(features, StoredFeatures):
@@ -129,7 +129,7 @@ def _check_features(
         new |= {} if told else features.digest_some(file.split.recordings)
     if changed := find_changed(noted, known):
         raise OutputError(f"{out}: holds units made with other features of {changed}", remedy="other_out")
-    names_network = source.kind == "extraction"  # its index tells the checkpoint
+    names_network = source.kind == "extraction"  # its index has the checkpoint's digest
     if noted and not known and not names_network and not all(file.has_all_units() for file in files):
         raise OutputError(
             f"{out}: holds units made with features that are gone, of {min(noted)} and others, so that nobody can tell "
@@ -140,13 +140,13 @@ def _check_features(
 
 
 def _check_fitted_on(out: Path, file: UnitFile) -> str | None:
-    """Say where k-means was fitted on recordings that are no longer listed: it stays, units of a folder are of one.
+    """Report if k-means was fitted on recordings that are no longer listed; all units of a folder use one k-means.
 
     Raises:
-        OutputError: where none of them is listed: this is another corpus.
+        OutputError: if none of them is listed: this is another corpus.
     """
     keys_path = out / FITTED_ON
-    fitted_on = set(read_keys(keys_path)) if keys_path.is_file() else set()  # manifests may list a recording repeatedly
+    fitted_on = set(read_keys(keys_path)) if keys_path.is_file() else set()  # manifests may repeat recordings
     gone = len(fitted_on - set(file.split.keys))
     if fitted_on and gone == len(fitted_on):
         raise OutputError(

@@ -20,7 +20,7 @@ from daisy.extraction.units import Frames, fit_kmeans, load_centres, sample_feat
 
 MFCC_LABEL_RATE = 50.0
 Track = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Shows how far a task is: its name and number of steps to a function that is told of finished ones."""
+"""Progress display: from a task's name and number of steps to a function called with numbers of finished steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +29,32 @@ class UnitReport:
 
     manifest: Path
     path: Path
-    """Of the .km file."""
+    """Path of the .km file."""
     num_recordings: int
-    """Lines of the manifest."""
+    """Number of recordings in the manifest."""
     num_labelled: int
-    """Those whose recordings have units."""
+    """Number of those that have units."""
     is_written: bool
-    """Whether the .km file was written: not where none has units, nor where `beside` would not go with it."""
+    """Whether the .km file was written. Not if no recording has units, nor if some have none and `beside` is someone
+    else's."""
     beside: Path
-    """Where the manifest of the labelled recordings is written, if some are not."""
+    """Path for a manifest of the labelled recordings, written if some have no units."""
 
 
 @dataclass(kw_only=True)
 class LabelReport:
-    """What `make_labels` has made."""
+    """The result of `make_labels`."""
 
     label_rate: float
-    """Units a second: what fairseq calls ``task.label_rate``."""
+    """Units per second, fairseq's ``task.label_rate``."""
     sample_rate: int | None
-    """Of the audio, in Hz: fairseq's ``task.sample_rate``; None of stored features, which do not tell it."""
+    """Sample rate of the audio in Hz, fairseq's ``task.sample_rate``; None for stored features, which do not tell
+    it."""
     files: list[UnitReport]
     failed: dict[Path, AudioError] = field(default_factory=dict)
-    """Recordings that could not be used."""
+    """Recordings that could not be used, with the reasons."""
     has_manifests: bool = False
-    """Whether manifests that go with the units line by line were written beside them, as some recordings failed."""
+    """Whether manifests that match the units line by line were written beside them, as some recordings failed."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -76,41 +78,41 @@ def make_labels(
 ) -> LabelReport:
     r"""Make k-means units of recordings, as ``SPLIT.km`` for each manifest, and ``dict.km.txt``.
 
-    A stopped call goes on where it ended, also when manifests have changed: a recording that has units keeps them. What
-    the folder's units are made with stands in its ``labels.json``; to make others takes another folder.
+    A stopped call resumes where it ended, even if manifests have changed: a recording that has units keeps them. The
+    folder's ``labels.json`` records how its units are made; other units need another folder.
 
-    Frames of teachers are aligned with HuBERT's by time, 50 a second; a HuBERT's, and features that are already there,
-    come as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: units of a
-    recording depend on which are listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
+    A teacher's frames are aligned in time with HuBERT's, 50 per second; a HuBERT's frames and stored features are used
+    as they are. Recordings that share one of Whisper's windows of 30 s change each other's states: a recording's units
+    depend on the recordings listed before and after it (`daisy.extraction.teachers.WhisperTeacher`).
 
     Args:
-        manifests: of fairseq; k-means is fitted on recordings of the first.
+        manifests: fairseq manifests; k-means is fitted on recordings of the first.
         out: folder to write to.
-        teacher: whose states are clustered: a bundled model's name; the checkpoint of a HuBERT, daisy's or any that
+        teacher: network or features to cluster: a bundled model's name; the checkpoint of a HuBERT, daisy's or any that
             `daisy.checkpoints.convert` reads; a transformers encoder, as folder or name on the hub (a HuBERT's folder
             and its name on the hub count as two teachers: daisy runs the one, transformers the other); a folder of
             features, as .npy files named like the recordings, as daisy's extraction, or as fairseq's dumps. None: MFCC.
-        layer: of the teacher.
-        clusters: K, number of units.
-        centre: subtract each recording's mean first: units then tell less of who speaks.
-        label_rate: units a second that are expected; MFCC come at 50 (where None) or 100, a teacher's as they come.
-        feature_rate: of a folder of features, frames a second; None: whichever of 50, 100 and 25 fits the lengths.
-        fit_frames: most frames that k-means is fitted on.
-        seed: of the frames drawn and of k-means.
-        precision: to compute a network's states in. bfloat16 changes about one unit in a hundred.
-        device: to compute them on.
+        layer: layer of the teacher.
+        clusters: number of units, K.
+        centre: subtract each recording's mean first; units then carry less speaker information.
+        label_rate: expected units per second; MFCC have 50 (also if None) or 100, a teacher has its own rate.
+        feature_rate: frames per second of a folder of features; None: whichever of 50, 100 and 25 fits the lengths.
+        fit_frames: maximum number of frames on which k-means is fitted.
+        seed: seed of the drawn frames and of k-means.
+        precision: precision in which a network computes. bfloat16 changes about one unit in a hundred.
+        device: device on which a network computes.
         allow_pickle: read checkpoints that hold pickled Python objects (fairseq's do).
-        strict: stop at the first recording that cannot be used; else it has no units, and is in the report.
-        track: shows how far each task is.
+        strict: stop at the first recording that cannot be used; otherwise it has no units, and is listed in the report.
+        track: progress display of each task.
 
     Returns:
-        What was made.
+        The report on the units.
 
     Raises:
-        UsageError: on a request that makes no sense: unknown teachers, missing layers, other rates, no recordings.
-        CheckpointError: where a teacher's checkpoint cannot be read.
-        OutputError: where the folder cannot be written, is being written, or holds units made otherwise.
-        AudioError: with ``strict``.
+        UsageError: if the request makes no sense: unknown teachers, missing layers, other rates, no recordings.
+        CheckpointError: if a teacher's checkpoint cannot be read.
+        OutputError: if the folder cannot be written, is being written, or holds units made otherwise.
+        AudioError: with ``strict``, if a recording cannot be used.
 
     Example:
         >>> import daisy.audio, daisy.extraction, json, pathlib, tempfile
@@ -189,7 +191,7 @@ def _open(
     device: str,
     allow_pickle: bool,
 ) -> UnitSource:
-    """Open a teacher, or MFCC as one."""
+    """Open a teacher, or MFCC in its place."""
     if precision not in ("float32", "bfloat16"):
         raise UsageError(f"precision must be float32 or bfloat16, found {precision!r}")
     if teacher is None:
@@ -213,23 +215,24 @@ def _open(
 
 
 def _without_zero(rate: float) -> float:
-    """Turn 50.0 into 50, and leave 68.9 as it is: older versions noted rates so."""
+    """Turn 50.0 into 50, and leave 68.9 as it is; older versions recorded rates like this."""
     return int(rate) if rate == int(rate) else rate
 
 
 def _save_centres(out: Path, centres: Frames, keys: Sequence[str]) -> None:
-    """Save the centres, (K, F), and on which recordings they were fitted."""
+    """Save the centres, (K, F), and the keys of the recordings on which they were fitted."""
     _files.write(out / FITTED_ON, "".join(f"{key}\n" for key in keys).encode())
     save_centres(centres, out / CENTRES)
     add_notes(out, **{CENTRES: _files.digest(out / CENTRES)})
 
 
 def _finish(files: Sequence[UnitFile], out: Path, report: LabelReport) -> None:
-    """Write the .km files; where recordings were skipped, also manifests that go with them line by line."""
+    """Write the .km files; if recordings were skipped, also manifests that match them line by line."""
     noted = read_notes(out / NOTES)
     ours = noted.get("manifests", [])
     copies = [out / file.split.path.name for file in files]
-    # What lies there and was not written here is somebody's: it stays, and units that do not go with it are not made.
+    # Manifests there that were not written here belong to someone: they stay, and units that do not match are not
+    # written.
     in_place = [
         copy.is_file() and (copy.name not in ours or copy.samefile(file.split.path))
         for copy, file in zip(copies, files, strict=True)

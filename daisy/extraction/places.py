@@ -1,4 +1,4 @@
-"""Where an extraction's files lie: a folder, or storage that fsspec reaches, such as ``s3://bucket/run``."""
+"""Places for an extraction's files: a folder, or storage that fsspec reaches, such as ``s3://bucket/run``."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from daisy import _files
 from daisy.errors import OutputError, UsageError
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
-"""Protocols whose files appear when all their bytes are there; elsewhere a file is renamed to its name at last."""
+"""Protocols whose files appear once complete; elsewhere a file is written under another name, then renamed."""
 
 
 class Place(Protocol):
-    """Where files lie, whole or not at all; their names are relative to it."""
+    """A place for files, each complete or absent; names are relative to the place."""
 
     def take(self, file: Path, name: str) -> None:
         """Put a copy of a file there.
 
         Raises:
-            OutputError: where it cannot be written.
+            OutputError: if it cannot be written.
         """
 
     def list_names(self, prefix: str = "") -> set[str]:
-        """List the files there whose names begin so.
+        """List the files there whose names begin with ``prefix``.
 
         Raises:
-            OutputError: where the place cannot be read.
+            OutputError: if the place cannot be read.
         """
 
     def has(self, name: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
 
     def remove(self, name: str) -> None:
-        """Take a file away, if it is there.
+        """Remove a file, if it is there.
 
         Raises:
-            OutputError: where it stays.
+            OutputError: if it cannot be removed.
         """
 
 
 def open_place(out: Path, store: str) -> Place:
-    """Open the place of a run's files: its folder, unless they have a store.
+    """Open the place of a run's files: its store or, without one, its folder.
 
     Raises:
         UsageError: as `Storage` does.
@@ -80,11 +80,11 @@ class Folder:
             return {entry.name for entry in os.scandir(self.root) if entry.name.startswith(prefix) and entry.is_file()}
 
     def has(self, name: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
         return os.path.isfile(self.root / name)
 
     def remove(self, name: str) -> None:
-        """Take a file away."""
+        """Remove a file."""
         try:
             (self.root / name).unlink()
         except (FileNotFoundError, NotADirectoryError):
@@ -96,13 +96,13 @@ class Folder:
 class Storage:
     """Storage that fsspec reaches, by the usual client of its protocol: s3fs for ``s3://``, and so on.
 
-    Credentials and endpoints are those that the client finds, such as ``AWS_ENDPOINT_URL`` and ``~/.aws``.
+    The client finds credentials and endpoints, for example in ``AWS_ENDPOINT_URL`` and ``~/.aws``.
 
     Args:
-        url: of the place: protocol, bucket and path.
+        url: URL of the place: protocol, bucket and path.
 
     Raises:
-        UsageError: where fsspec or the protocol's client is not installed, or the URL means nothing to it.
+        UsageError: if fsspec or the protocol's client is not installed, or does not understand the URL.
     """
 
     def __init__(self, url: str):
@@ -127,14 +127,14 @@ class Storage:
         return self.url
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "protocol": self.protocol, "_listed": None}  # connections stay behind
+        return {"url": self.url, "protocol": self.protocol, "_listed": None}  # without connections
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._connect()
 
     def take(self, file: Path, name: str) -> None:
-        """Upload a file; under another name first, where half of it could be seen."""
+        """Upload a file, first under another name unless the storage hides incomplete files."""
         path = f"{self._root}/{name}"
         with self._explained(name, "cannot be written"):
             if self.protocol in OBJECT_STORES:
@@ -146,20 +146,20 @@ class Storage:
             self._fs.mv(beside, path)
 
     def check_writable(self) -> None:
-        """Find out before long work whether files can be written there.
+        """Check before long work that files can be written there.
 
         Raises:
-            OutputError: where they cannot.
+            OutputError: if they cannot.
         """
         with self._explained("", "cannot be written"):
             path = f"{self._root}/.{secrets.token_hex(6)}.part"
-            if self.protocol not in OBJECT_STORES:  # there it would make a bucket
+            if self.protocol not in OBJECT_STORES:  # which would create a bucket there
                 self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(path, b"")
             self._fs.rm_file(path)
 
     def list_names(self, prefix: str = "") -> set[str]:
-        """List the files at the place and below."""
+        """List the files at and below the place."""
         with self._explained("", "cannot be read"):
             try:
                 paths = self._fs.find(self._root)
@@ -169,19 +169,19 @@ class Storage:
         return {path[start:] for path in paths if path.startswith(prefix, start)}
 
     def has(self, name: str) -> bool:
-        """Tell whether a file was there when that was first asked: one listing instead of a question for each."""
+        """Return whether a file was there at the first call, by one listing rather than one request per file."""
         if self._listed is None:
             self._listed = self.list_names()
         return name in self._listed
 
     def remove(self, name: str) -> None:
-        """Take a file away."""
+        """Remove a file."""
         with self._explained(name, "cannot be taken away"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
     @contextlib.contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:
-        """Turn the client's errors, which are of many kinds, into refusals."""
+        """Turn the client's errors, which are of many kinds, into `OutputError`."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The files that a run writes, and whose files lie under such names already: its own, a killed run's, somebody's."""
+"""The files that a run writes, and existing files under their names: its own, a killed run's or someone else's."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from daisy.extraction.shards import Shard
 
 
 def refuse_others_files(place: Place, share: Shard, kind: str, outputs: Iterable[str], journals: Path) -> None:
-    """Refuse to begin where files lie that the run would replace or take away: nobody has noted that they are its own.
+    """Refuse to begin if there are files that the run would replace or remove and that no journal lists as its own.
 
-    Where the folder of journals has those of another number of shares, their runs' files may be among them.
+    If the folder has journals of another number of shares, their runs' files may be among them.
 
     Args:
-        place: of the files.
-        share: that is begun.
-        kind: of shard files; empty: each recording has its own.
-        outputs: the files of the share's recordings.
-        journals: the folder of journals; the share's is not there yet.
+        place: place of the files.
+        share: share that begins.
+        kind: kind of shard files; empty: each recording has its own.
+        outputs: files of the share's recordings.
+        journals: folder of the journals; it does not have the share's yet.
 
     Raises:
-        OutputError: where there is one; or the place or a journal cannot be read.
+        OutputError: if there is such a file; or the place or a journal cannot be read.
     """
     if kind:
         prefix, pattern = _name_shards(share, kind)
@@ -45,12 +45,12 @@ def refuse_others_files(place: Place, share: Shard, kind: str, outputs: Iterable
 
 
 def remove_leftovers(folder: RunFolder, kind: str, outputs: Iterable[str]) -> None:
-    """Take away what killed processes left: half-written files, and shard files that nothing was noted of.
+    """Remove what killed processes left: half-written files, and shard files without entries in a journal.
 
     Args:
-        folder: of the run, whose journal was begun where no such files were.
-        kind: of shard files; empty: each recording has its own.
-        outputs: the files that will be written, where each recording has its own.
+        folder: folder of the run, whose journal was begun when there were no such files.
+        kind: kind of shard files; empty: each recording has its own.
+        outputs: files that will be written, if each recording has its own.
     """
     place = folder.place
     if not kind:
@@ -67,13 +67,13 @@ def remove_leftovers(folder: RunFolder, kind: str, outputs: Iterable[str]) -> No
 
 
 def number_shards(folder: RunFolder, kind: str) -> Iterator[str]:
-    """Make the names of the shard files to come, after those that are there."""
+    """Generate the names of new shard files, numbered after the existing ones."""
     prefix, pattern = _name_shards(folder.shard, kind)
     numbers = [int(match[1]) for match in map(pattern.fullmatch, folder.rows.shards()) if match]
     return (f"{prefix}{number:06}.{kind}" for number in itertools.count(max(numbers, default=-1) + 1))
 
 
 def _name_shards(share: Shard, kind: str) -> tuple[str, re.Pattern[str]]:
-    """Say how names of a share's shard files begin, and what they are like."""
+    """Return the prefix and the pattern of the names of a share's shard files."""
     prefix = "shard-" if share.count == 1 else f"shard-{share.index}-of-{share.count}-"
     return prefix, re.compile(rf"{prefix}(\d+)(?:-[01])*\.{kind}")

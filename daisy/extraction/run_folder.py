@@ -1,4 +1,4 @@
-"""The folder of an extraction: who may write there, and what all its journals say is finished."""
+"""The folder of an extraction: its locks, and the finished recordings of all its journals."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 class RunFolder(AbstractContextManager["RunFolder"]):
     """The right to write a shard's results into a folder, for as long as the context lasts.
 
-    Several shards of one number may be written at once, each by one process. What the folder's other journals hold
-    counts as finished, whatever number of shards it was done with.
+    Several shards of the same number may be written at once, each by one process. Recordings in the folder's other
+    journals count as finished, whatever their number of shards.
 
     Args:
         out: the folder.
-        settings: of the run.
-        shard: which share is written.
-        overwrite: begin again where the folder holds another run.
-        row_type: of the journals' lines.
-        place: where recordings' files are; None: in the folder.
+        settings: settings of the run.
+        shard: share to write.
+        overwrite: start over if the folder holds another run.
+        row_type: type of the journals' rows.
+        place: place of the recordings' files; None: the folder.
 
     Raises:
-        OutputError: on entering, where somebody else is writing the same recordings, where the folder cannot be
-            written, or where it holds a run with other settings.
+        OutputError: on entering, if another process is writing the same recordings, the folder cannot be written, or it
+            holds a run with other settings.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.rows = StoredRows(parse_row)
         """Finished recordings of all journals, by label."""
         self.failures: dict[str, Failure] = {}
-        """Failed ones."""
+        """Failed recordings of all journals, by label."""
         self.num_changed = 0
-        """Finished recordings that have changed since, of those that were asked for."""
+        """Number of requested recordings that were finished but have changed since."""
         self.num_gone = 0
-        """Finished recordings whose own files are gone, and that stay finished."""
+        """Number of recordings whose audio files are gone, and that stay finished."""
         self._journal = Journal(out / shard.journal)
         self._lock: _locks.Lock | None = None
 
@@ -93,7 +93,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 self._lock.release()
                 raise
         try:
-            self._read_journals()  # seconds, of large runs: others need not wait for it
+            self._read_journals()  # takes seconds for large runs: without the lock
         except BaseException:
             self._lock.release()
             raise
@@ -107,13 +107,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     @property
     def journal(self) -> Path:
-        """The file in which this shard's results are noted."""
+        """File in which this shard's results are noted."""
         return self._journal.path
 
     def list_unfinished(self, recordings: Iterable[Recording]) -> list[Recording]:
-        """List the recordings that are to be done; `num_changed` and `num_gone` count anew.
+        """List the recordings still to be done, and update `num_changed` and `num_gone`.
 
-        Finished is what has not changed since and has its result's file. A recording that is gone has not changed.
+        A recording is finished if it has not changed since and its result's file exists. Missing audio counts as
+        unchanged.
         """
         self.num_changed = self.num_gone = 0
         return [recording for recording in recordings if not self._has(recording)]
@@ -132,10 +133,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         return is_there
 
     def check_outputs(self, outputs: Mapping[str, str]) -> None:
-        """Refuse to write over another recording's file of an earlier run.
+        """Refuse to overwrite another recording's file of an earlier run.
 
         Raises:
-            UsageError: where a file of an earlier run would be overwritten by another recording's.
+            UsageError: if a recording's file would overwrite another recording's.
         """
         wanted = {output: label for label, output in outputs.items()} if self.rows else {}
         for label in self.rows:
@@ -151,7 +152,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.failures.pop(row.label, None)
 
     def fail(self, reasons: Mapping[str, str]) -> None:
-        """Note recordings that failed, by label; once, where one fails in every run for the same reason."""
+        """Note failed recordings by label, unless the same failure is noted already."""
         failures = [
             Failure(path=path, reason=reason, at=self._now(path))
             for path, reason in reasons.items()
@@ -164,14 +165,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self.rows.drop(failure.path)
 
     def forget_failures(self, recordings: Iterable[Recording], others: Iterable[Recording] = ()) -> None:
-        """Let failures that earlier runs noted no longer count, but for those of some recordings.
+        """Cancel the failures noted by earlier runs, except those of some recordings.
 
         Args:
-            recordings: whose failures stay.
-            others: whose failures stay, and those of all channels of their files.
+            recordings: recordings whose failures stay.
+            others: recordings whose failures stay, with those of all channels of their files.
         """
         if not self.failures:
-            return  # of very many recordings even the sets would be large
+            return  # with very many recordings even the sets are large
         wanted = {recording.label for recording in recordings}
         files = {str(recording.path) for recording in others}
         gone = [path for path in self.failures if path not in wanted and parse_label(path) not in files]
@@ -181,7 +182,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             del self.failures[path]
 
     def _now(self, path: str) -> float:
-        """The time, but after what is known of a recording, also where another host's clock is ahead."""
+        """Return the time, but after the last note on a recording even if that is from a host whose clock is ahead."""
         if path in self.rows:
             known = self.rows.at(path)
         elif path in self.failures:
@@ -194,7 +195,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         """List the shards that other processes are writing.
 
         Raises:
-            OutputError: where they have recordings in common with this one.
+            OutputError: if they have recordings in common with this one.
         """
         live = list_running(self.out)
         for shard in sorted(live, key=lambda shard: shard != self.shard):
@@ -206,13 +207,13 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def _lock_shard(self, shard: Shard) -> _locks.Lock:
         lock = _locks.acquire(self.out / (shard.journal + LOCK_SUFFIX))
-        assert lock is not None  # nobody takes one without the gate's
+        assert lock is not None  # locks are taken only under the folder's lock
         return lock
 
     def _refuse_other_settings(self, running: set[Shard]) -> None:
-        """Refuse to go on in a run with other settings that is not done in vain: has finished anything, or is running.
+        """Refuse to resume a run with other settings if it has finished anything or is running.
 
-        Journals are read only where their first line tells other settings.
+        Journals are read only if their first line has other settings.
         """
         for shard in list_journals(self.out):
             path = self.out / shard.journal
@@ -221,22 +222,21 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
 
     def _begin(self) -> None:
-        """Write the first line of the own journal, unless it is there: whoever begins next goes by it."""
+        """Write the first line of this shard's journal, unless it is there, for processes that begin later."""
         path = self._journal.path
         _files.remove_leftovers([path])
         if read_header(path) is None or self._compare_header(path):
             self._journal.begin(self.settings)
 
     def _compare_header(self, path: Path) -> list[str]:
-        """List the settings that are others by a journal's first line; none where it has none yet."""
+        """List the settings that differ in a journal's first line; empty if it has none yet."""
         header = read_header(path)
         return [] if header is None else Journal(path, header=header).find_differences(self.settings)
 
     def _read_journals(self) -> None:
         """Read what is finished.
 
-        Only the own journal is mended: where the file system keeps no locks, another may be written although nobody
-        seems to.
+        Only this shard's journal is repaired: on file systems without locks, another may be in use without any sign.
         """
         journals = []
         for shard in list_journals(self.out):
@@ -246,12 +246,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise OutputError(f"{self.out}: holds a run with another {', '.join(different)}", remedy="overwrite")
             if shard == self.shard:
                 self._journal = journal
-            if not different:  # else nothing was finished, and what failed has failed in another way
+            if not different:  # otherwise nothing was finished, and failures do not apply
                 journals.append(journal)
         self.rows, self.failures = merge(journals)
 
     def _delete_earlier_run(self) -> None:
-        """Take away what earlier runs left, so that none of it is mistaken for this one's."""
+        """Delete what earlier runs left, so that none of it is mistaken for this run's."""
         here = Folder(self.out)
         for shard in list_journals(self.out):
             path = self.out / shard.journal

@@ -1,4 +1,4 @@
-"""The journals of an extraction's folder, and what is made of them: their names, and what kind of run they are of."""
+"""The journals in an extraction's folder: their names, the kind of their run, and the files made from them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance as AnySettings
 
 FOLDER_LOCK = ".journal.lock"
-"""The lock that is held while locks are taken and journals are begun: for moments."""
+"""Lock held, for moments, while locks are taken and journals are begun."""
 INDEX_LOCK = ".index.lock"
-"""The lock that is held while the index is made of all journals, or all is taken away: for seconds, of large runs."""
+"""Lock held, for seconds in large runs, while the index is made from all journals, or everything is deleted."""
 INDEX_FILES = ("index.json", "index.csv")
-"""What is made of all journals of features."""
+"""Files made from all journals of features."""
 TRANSCRIPT_FILES = ("transcripts.json", "transcripts.csv")
-"""What is made of all journals of transcripts."""
+"""Files made from all journals of transcripts."""
 UNIT_FILES = (
     "units.json", "units.durations", "units.jsonl", "units.km", "units.tsv", "dict.km.txt", "units.txt",
     "units.parquet",
 )  # fmt: skip
-"""What is made of all journals of units, in some form or other."""
+"""Files made from all journals of units, in one form or another."""
 LOCK_SUFFIX = ".lock"
-"""Behind a journal's name it is the lock of the process that writes the journal."""
+"""Suffix of a journal's name for the lock of the process that writes the journal."""
 
 
 def is_begun(out: Path, shard: Shard, settings: AnySettings) -> bool:
-    """Tell whether a shard's journal is there: of these settings, or of others with which something was finished.
+    """Return whether a shard's journal exists with these settings, or with others and finished recordings.
 
     Raises:
-        OutputError: where it cannot be read, or is damaged.
+        OutputError: if it cannot be read or is damaged.
     """
     path = out / shard.journal
     header = read_header(path)
@@ -51,7 +51,7 @@ def list_journals(out: Path) -> list[Shard]:
 
 
 def holds_kind(out: Path, kind: str) -> bool:
-    """Tell whether a folder's journals are of some kind (units or transcripts), and not of features."""
+    """Return whether a folder's journals are of some kind (units or transcripts) rather than of features."""
     return any(header.get("kind") == kind for header in _read_headers(out))
 
 
@@ -59,13 +59,13 @@ def read_policies(out: Path) -> list[dict[str, Any]]:
     """Read the configurations of the policies (`Policy.to_config`) that a folder's journals were begun with.
 
     Raises:
-        OutputError: where a journal is damaged.
+        OutputError: if a journal is damaged.
     """
     return [header["policy"] for header in _read_headers(out) if isinstance(header.get("policy"), dict)]
 
 
 def read_subtitles(out: Path) -> list[str]:
-    """Read which subtitle files a folder's transcripts say that they have; none where these cannot be read."""
+    """Read the names of a folder's subtitle files from its transcripts; none if these cannot be read."""
     try:
         names = json.loads((out / TRANSCRIPT_FILES[0]).read_text(encoding="utf-8"))["subtitles"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -74,16 +74,16 @@ def read_subtitles(out: Path) -> list[str]:
 
 
 def _read_headers(out: Path) -> Iterator[dict[str, Any]]:
-    """Read the first lines of a folder's journals; none where there is no folder."""
+    """Read the first lines of a folder's journals; none if there is no folder."""
     for shard in list_journals(out) if out.is_dir() else ():
         if (header := read_header(out / shard.journal)) is not None:
             yield header
 
 
 def list_running(out: Path) -> set[Shard]:
-    """List the shards that other processes are writing now. Locks that killed ones left are taken away.
+    """List the shards that other processes are writing now, and remove the locks of killed processes.
 
-    The gate's lock must be held.
+    The caller must hold the folder's lock.
     """
     live = set()
     for shard in _list_shards(out, LOCK_SUFFIX):

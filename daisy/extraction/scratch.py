@@ -1,4 +1,4 @@
-"""Folders for files on their way, below the system's temporary folder (``TMPDIR``): also a killed process's go."""
+"""Temporary folders below the system's one (``TMPDIR``); those of killed processes are removed, too."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from daisy import _locks
 
 PREFIX = "daisy-"
 LOCK = ".lock"
-"""In each such folder, the lock of the process that uses it."""
+"""Name of the lock in each such folder, held by the process that uses the folder."""
 
 
 @contextlib.contextmanager
 def open_scratch() -> Iterator[Path]:
-    """Make a folder for as long as the context lasts.
+    """Create a folder for as long as the context lasts.
 
     Raises:
-        OutputError: where nothing can be written there.
+        OutputError: if nothing can be written there.
     """
     lock = None
     try:
@@ -34,7 +34,7 @@ def open_scratch() -> Iterator[Path]:
 
 
 def remove_abandoned() -> None:
-    """Take away the folders of processes of this machine and user that were killed."""
+    """Remove the folders of killed processes of this machine and user."""
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and _locks.is_abandoned(Path(entry, LOCK)) and _is_own_folder(entry):
@@ -42,5 +42,5 @@ def remove_abandoned() -> None:
 
 
 def _is_own_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether it is a folder of this user: others' are not touched, nor what their links lead to."""
+    """Return whether an entry is a folder of this user, and no link: others' folders are not touched."""
     return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()

@@ -1,9 +1,9 @@
-"""Shard files: the features of many recordings in one file, for corpora of which a file each would be too many.
+"""Shard files: the features of many recordings in one file, for corpora with too many recordings for a file each.
 
-- ``tar``: as WebDataset reads it. Of each recording the feature file, then what the index says of it, as JSON.
-- ``parquet``: a line for each recording: the index's columns, and ``states``, the bytes of an array in rows, with
+- ``tar``: as read by WebDataset. For each recording the feature file, then its row in the index, as JSON.
+- ``parquet``: a row for each recording: the index's columns, and ``states``, the bytes of a row-major array, with
   ``shape`` and ``dtype``.
-- ``safetensors``: a tensor for each recording, under the name that the index gives.
+- ``safetensors``: a tensor for each recording, under its name in the index.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 KINDS = ("tar", "parquet", "safetensors")
 MAX_HEADER_BYTES = 100_000_000
-"""Of a .safetensors file: its readers refuse more."""
+"""Maximum header of a .safetensors file; its readers refuse more."""
 GROUP_BYTES = 2**25
-"""Of states in a row group of Parquet, which readers take whole."""
+"""Bytes of states in a row group of Parquet, which readers load as a whole."""
 
 
 class HeaderTooLongError(OutputError):
-    """A shard file that nobody could read, as it says too much of its recordings: fewer would fit."""
+    """A shard file that nobody could read because its header is too long; with fewer recordings it would fit."""
 
 
 def check_kind(kind: str) -> None:
-    """Refuse a kind that is none, or whose library is missing.
+    """Reject an unknown kind, or one whose library is missing.
 
     Raises:
-        UsageError: saying which there are, or what to install.
+        UsageError: if so; the message lists the kinds, or says what to install.
     """
     if kind not in KINDS:
         raise UsageError(f"shards are {', '.join(KINDS[:-1])} or {KINDS[-1]}, found {kind!r}")
@@ -54,13 +54,13 @@ def check_kind(kind: str) -> None:
 
 
 def name_member(output: str) -> str:
-    """Make a file's name in a tar archive: WebDataset takes all behind a name's first dot for its ending.
+    """Return a file's name in a tar archive: WebDataset takes everything after the first dot as the ending.
 
     Args:
-        output: a path with one ending, such as ``sub/call.0.safetensors``.
+        output: path with one ending, such as ``sub/call.0.safetensors``.
 
     Returns:
-        Such as ``sub/call%2E0.safetensors``: no two names become one.
+        A name such as ``sub/call%2E0.safetensors``; different names stay different.
     """
     folder, slash, name = output.rpartition("/")
     stem, dot, ending = name.rpartition(".")
@@ -78,16 +78,16 @@ def write_shard(
     """Write recordings' feature files into one file, atomically.
 
     Args:
-        path: of the shard.
+        path: path of the shard.
         kind: one of `KINDS`.
-        folder: of the feature files, each at its row's output.
-        rows: of the recordings.
-        settings: of the run.
-        check: is called when all is written, before the file gets its name, and may refuse.
+        folder: folder of the feature files, each at its row's output.
+        rows: rows of the recordings.
+        settings: settings of the run.
+        check: called when everything is written, before the file gets its name; it may raise an error.
 
     Raises:
-        OutputError: where it cannot be written.
-        HeaderTooLongError: where the recordings are too many for the format.
+        OutputError: if it cannot be written.
+        HeaderTooLongError: if there are too many recordings for the format.
     """
     write_kind = {"tar": _write_tar, "parquet": _write_parquet, "safetensors": _write_safetensors}[kind]
 
@@ -99,7 +99,7 @@ def write_shard(
 
 
 def read_states(path: Path) -> NDArray[Any]:
-    """Read a feature file as `daisy.extraction.feature_files` writes it."""
+    """Read a feature file written by `daisy.extraction.feature_files`."""
     if path.suffix == ".npy":
         array: NDArray[Any] = numpy.load(path, allow_pickle=False)
         return array
@@ -109,7 +109,7 @@ def read_states(path: Path) -> NDArray[Any]:
 
 
 def _write_tar(stream: BinaryIO, folder: Path, rows: Sequence[Row], settings: Settings) -> None:
-    # Members without owners and times: the same content is the same bytes.
+    # Members have no owners or times, so that the same content gives the same bytes.
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for row in rows:
             member = tarfile.TarInfo(row.output)
@@ -127,7 +127,7 @@ def _write_parquet(stream: BinaryIO, folder: Path, rows: Sequence[Row], settings
     import pyarrow.parquet
 
     schema = make_schema(settings)
-    with pyarrow.parquet.ParquetWriter(stream, schema, compression="NONE") as writer:  # floats compress by little
+    with pyarrow.parquet.ParquetWriter(stream, schema, compression="NONE") as writer:  # floats compress little
         group: list[dict[str, Any]] = []
         size = 0
         for row in rows:
@@ -142,7 +142,7 @@ def _write_parquet(stream: BinaryIO, folder: Path, rows: Sequence[Row], settings
 
 
 def make_schema(settings: Settings) -> pyarrow.Schema:
-    """Make the columns of a Parquet shard, with the run's settings as JSON under the key ``daisy``."""
+    """Create the columns of a Parquet shard, with the run's settings as JSON under the key ``daisy``."""
     import pyarrow
 
     scores = pyarrow.list_(pyarrow.float64())
@@ -168,14 +168,14 @@ def make_schema(settings: Settings) -> pyarrow.Schema:
 
 def _make_line(row: Row, states: NDArray[Any]) -> dict[str, Any]:
     line = {**row.public(), "channel": row.channel, "scores": row.scores or None}
-    # Parquet's text is UTF-8, and names of files need not be.
+    # Parquet's text is UTF-8; file names need not be.
     line["path"] = os.fsencode(line["path"]).decode(errors="replace")
     states = numpy.ascontiguousarray(states)
     return {**line, "states": states.tobytes(), "shape": list(states.shape), "dtype": str(states.dtype)}
 
 
 def _write_safetensors(stream: BinaryIO, folder: Path, rows: Sequence[Row], settings: Settings) -> None:
-    """Write the header, for which a look at each file's shape is enough, then one recording after the other."""
+    """Write the header, for which only each file's shape is read, then one recording after the other."""
     tensors: dict[str, Any] = {}
     end = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Shares of an extraction for processes that run at once: each file is in one of them, by its name alone."""
+"""Shares of an extraction for concurrent processes: each file belongs to one share, by its name alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ JOURNAL_NAME = re.compile(r"journal(?:-(\d+)-of-(\d+))?\.jsonl")
 
 @dataclass(frozen=True)
 class Shard:
-    """A share of the recordings, one of ``count`` that have none in common and together have all.
+    """A share of the recordings, one of ``count`` disjoint shares that together have all recordings.
 
-    A recording's share depends on its file's name and on ``count``, not on what other recordings there are or in which
-    order: so it stays the same when some are added or when a run goes on, and all channels of a file are in one.
-    Shares are equal up to chance: of 100,000 recordings in 100 shares, most have 1,000 give or take 60.
+    A recording's share depends only on its file's name and on ``count``, not on the other recordings or their order: it
+    stays the same when recordings are added or a run is resumed, and all channels of a file are in one share. Shares
+    are equal up to chance: of 100,000 recordings in 100 shares, most have 1,000 give or take 60.
 
     Args:
-        index: which one, 0 to ``count`` - 1.
-        count: how many there are; one has everything.
+        index: index of the share, 0 to ``count`` - 1.
+        count: number of shares; a single one has everything.
 
     Raises:
-        UsageError: on what is no such number.
+        UsageError: if the numbers are invalid.
 
     Example:
         >>> from pathlib import Path
@@ -49,13 +49,13 @@ class Shard:
             raise UsageError(f"{self}: shards are numbered from 0 to {self.count - 1}")
 
     def takes(self, recording: Recording) -> bool:
-        """Tell whether a recording is in this share."""
+        """Return whether a recording is in this share."""
         digest = hashlib.sha256(os.fsencode(recording.file_name)).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
 
     @property
     def journal(self) -> str:
-        """Name of the file in which its results are noted."""
+        """Name of the file in which the share's results are noted."""
         return "journal.jsonl" if self.count == 1 else f"journal-{self.index}-of-{self.count}.jsonl"
 
     def __str__(self) -> str:
@@ -68,19 +68,19 @@ EVERYTHING = Shard(0, 1)
 def take_share(
     recordings: Sequence[Recording], shard: Shard, channel: Channel
 ) -> tuple[list[Recording], list[Recording]]:
-    """Choose a share of some files, and what is heard of them.
+    """Select a share of some files, and the channels to use.
 
     Args:
-        recordings: of files, or already of channels.
-        shard: which share.
-        channel: as of `daisy.audio.take_channels`.
+        recordings: recordings of files, or already of channels.
+        shard: share to select.
+        channel: channel, as in `daisy.audio.take_channels`.
 
     Returns:
-        The share's recordings; and the others. Files of the others are not opened: where each channel is heard, their
-        first stands for all, as it tells which outputs would be shared.
+        The share's recordings, and the others. Files of the others are not opened: if each channel is used, the first
+            stands for all, which is enough to find outputs in common.
 
     Raises:
-        UsageError: on a channel below 0.
+        UsageError: if the channel is below 0.
     """
     ours = [recording for recording in recordings if shard.takes(recording)]
     others = [recording for recording in recordings if not shard.takes(recording)]
@@ -92,7 +92,7 @@ def take_share(
 
 
 def parse_journal_name(name: str) -> Shard | None:
-    """Tell whose journal a file is; None where it is none."""
+    """Return the shard whose journal has this name; None if it is no journal."""
     match = JOURNAL_NAME.fullmatch(name)
     if match is None:
         return None

@@ -1,6 +1,6 @@
-"""Features that are already there: a file for each recording, in a folder of daisy's extraction or of anybody's.
+"""Stored features: a file for each recording, in a folder of daisy's extraction or from another source.
 
-`fairseq_dumps` says which part of which file is a recording's where fairseq's scripts have written them.
+`fairseq_dumps` finds a recording's part of the files that fairseq's scripts write.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from daisy.extraction.feature_files import name_outputs
 from daisy.extraction.features import Fail, Features, Group
 
 Load = Callable[[Recording], Tensor]
-"""Reads a recording's features, (T, F) float32; raises an `AudioError` where there are none to be read."""
+"""Function that reads a recording's features, (T, F) float32; raises an `AudioError` if it cannot."""
 
 FRAME_RATES = (50.0, 100.0, 25.0)
-"""Frames a second that are tried, in this order, where nobody says: HuBERT's, MFCC's, those of eight convolutions."""
+"""Frame rates per second that are tried, in this order, if none is given: HuBERT's, MFCC's, that of eight
+convolutions."""
 TOLERANCE_SEC = 0.1
-"""By which features may be longer or shorter than their recording: an analysis window of MFCC takes 0.025 s at its end,
-convolutions take more. fairseq's recipes allow for as much (`verify_label_lengths`), and so does our plugin."""
+"""Seconds by which features may be longer or shorter than their recording: an MFCC analysis window takes 0.025 s at the
+end, convolutions take more. fairseq's recipes allow for as much (`verify_label_lengths`), and so does our plugin."""
 TOLERANCE_SHARE = 0.01
-"""By which they may differ beyond it: features made of pieces lose a frame at each seam."""
+"""Further fraction of the length by which they may differ: features made of pieces lose a frame at each seam."""
 NUM_SAMPLED = 16
-"""Recordings whose features are looked at before the work begins, and by whose features a folder is known again."""
+"""Recordings whose features are checked before the work begins, and whose digests identify a folder later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +74,29 @@ class StoredFeatures(Features):
 
 
 def find_changed(noted: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Find a recording whose features are others than when their digest was noted.
+    """Find a recording whose features have changed since their digest was recorded.
 
     Args:
-        noted: as `StoredFeatures.digest_some` made them then.
-        now: as it makes them.
+        noted: earlier result of `StoredFeatures.digest_some`.
+        now: present result.
 
     Returns:
-        Its path; None where there is none.
+        The recording's path; None if no features have changed.
     """
     return next((path for path, digest in now.items() if digest != noted.get(path, digest)), None)
 
 
 def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_sec: float | None) -> StoredFeatures:
-    """Make `StoredFeatures` after a look at the first few.
+    """Create `StoredFeatures` after a check of the first few recordings.
 
     Args:
-        load: reads a recording's.
-        recordings: whose features are wanted.
-        folder: that they are in, for messages.
-        per_sec: frames a second; None: the first of `FRAME_RATES` that fits the recordings' lengths.
+        load: function that reads a recording's features.
+        recordings: recordings whose features are wanted.
+        folder: folder of the features, for messages.
+        per_sec: frames per second; None: the first of `FRAME_RATES` that fits the recordings' lengths.
 
     Raises:
-        UsageError: where none of the recordings has features, or most of them do not come at that rate.
+        UsageError: if none of the recordings has features, or most of them do not have that rate.
     """
     if per_sec is not None and per_sec <= 0:
         raise UsageError(f"features come at more than 0 frames a second, not {per_sec:g}")
@@ -108,7 +109,7 @@ def open_stored(load: Load, recordings: Sequence[Recording], folder: Path, per_s
 
 
 def _choose_rate(sample: Sequence[tuple[Recording, Tensor]], rates: Sequence[float], folder: Path) -> float:
-    """Choose the rate that fits most of some recordings, and of several the one that fits best: short ones fit many."""
+    """Choose the rate that fits most of the sampled recordings; among several, the best (many rates fit short ones)."""
     misfits = {rate: _list_misfits(sample, rate) for rate in rates}
     fitting = [rate for rate in rates if 2 * len(misfits[rate]) < len(sample)]
     if not fitting:
@@ -117,7 +118,7 @@ def _choose_rate(sample: Sequence[tuple[Recording, Tensor]], rates: Sequence[flo
 
 
 def _measure_misfit(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) -> float:
-    """Measure by how many seconds features are longer or shorter than their recordings: the median."""
+    """Return the median difference in seconds between the lengths of features and of their recordings."""
     differences = []
     for recording, frames in sample:
         with contextlib.suppress(AudioError):
@@ -126,15 +127,15 @@ def _measure_misfit(sample: Sequence[tuple[Recording, Tensor]], per_sec: float) 
 
 
 def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str | None:
-    """Say why features cannot be of a recording: more or fewer frames than it lasts; None where they can.
+    """Explain why features cannot belong to a recording, by their number of frames; return None if they can.
 
     Args:
-        recording: whose length is read from its header.
-        num_frames: of its features.
-        per_sec: frames a second.
+        recording: recording, whose length is read from its header.
+        num_frames: number of frames of its features.
+        per_sec: frames per second.
 
     Raises:
-        AudioError: where the recording has no readable header.
+        AudioError: if the recording has no readable header.
     """
     seconds = measure_sec(recording)
     if abs(num_frames / per_sec - seconds) <= TOLERANCE_SEC + TOLERANCE_SHARE * seconds:
@@ -146,26 +147,26 @@ def explain_misfit(recording: Recording, num_frames: int, per_sec: float) -> str
 
 
 def measure_sec(recording: Recording) -> float:
-    """Measure how long a recording lasts by its header, in seconds.
+    """Return a recording's length in seconds, from its header.
 
     Raises:
-        AudioError: where it has none that can be read.
+        AudioError: if it has no readable header.
     """
     return audio.num_samples(recording.path, 16000) / 16000
 
 
 def load_by_name(folder: Path, layer: int | None) -> Load:
-    """Make the function that reads a recording's .npy file, which lies where the manifest says that the recording does.
+    """Create the function that reads a recording's .npy file, whose path is that of the recording in the manifest.
 
     Args:
-        folder: of the files. ``a/b.flac`` has its features in ``a/b.npy``, as `Extractor` writes them.
-        layer: which of several, where files hold (layers, T, F).
+        folder: folder of the files. ``a/b.flac`` has its features in ``a/b.npy``, as `Extractor` writes them.
+        layer: layer to read if files hold (layers, T, F).
     """
     return lambda recording: choose_layer(recording, read_array(recording, place_by_name(folder, recording)), layer)
 
 
 def place_by_name(folder: Path, recording: Recording) -> Path:
-    """Return the path of a recording's .npy file in a folder of them."""
+    """Return the path of a recording's .npy file in a folder of such files."""
     (name,) = name_outputs([recording], "npy").values()
     return folder / name
 
@@ -174,20 +175,20 @@ def read_array(recording: Recording, path: Path, layer: int | None = None) -> ND
     """Read a recording's file of features.
 
     Args:
-        recording: for messages.
-        path: of a .npy file, or of a .safetensors file with a tensor "states".
-        layer: of a .safetensors file with several layers read this one, if it is there.
+        recording: recording, for messages.
+        path: path of a .npy file, or of a .safetensors file with a tensor "states".
+        layer: layer to read of a .safetensors file with several, if it is there.
 
     Returns:
-        The whole array; a .npy file stays on the disk until parts of it are used. Or the layer's, (T, F).
+        The whole array, or the layer's, (T, F). A .npy file stays on disk until parts of it are used.
 
     Raises:
-        AudioError: where it cannot be read, or holds no floats.
+        AudioError: if it cannot be read, or holds no floats.
     """
     try:
         if path.suffix == ".safetensors":
             array = _read_states(path, layer)
-        else:  # numpy.load would take archives too
+        else:  # numpy.load would also take archives
             array = numpy.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise AudioError(f"{recording.path}: has no features: {path} is not there") from None
@@ -208,25 +209,25 @@ def _read_states(path: Path, layer: int | None) -> NDArray[Any]:
 
 
 def holds_layers(folder: Path, recordings: Iterable[Recording]) -> bool:
-    """Tell whether files in a folder hold several layers: by the first recording's that can be read."""
+    """Return whether files in a folder hold several layers, judged by the first readable recording."""
     for recording in recordings:
         try:
             return read_array(recording, place_by_name(folder, recording)).ndim == 3
         except AudioError:
-            continue  # it is listed when its turn comes
+            continue  # reported in its turn
     return False
 
 
 def choose_layer(recording: Recording, array: NDArray[Any], layer: int | None) -> Tensor:
-    """Take one layer's features out of a file's content.
+    """Select one layer's features from a file's content.
 
     Args:
-        recording: for messages.
+        recording: recording, for messages.
         array: (T, F), or (layers, T, F), layer 0 first.
-        layer: which of several.
+        layer: layer to select, if there are several.
 
     Raises:
-        AudioError: where it has not that layer, or another shape.
+        AudioError: if it does not have that layer, or has another shape.
     """
     if array.ndim == 3:
         if layer is None:
@@ -248,14 +249,14 @@ def _sample(load: Load, recordings: Iterable[Recording]) -> list[tuple[Recording
         try:
             sample.append((recording, load(recording)))
         except AudioError:
-            continue  # it is listed when its turn comes
+            continue  # reported in its turn
         if len(sample) == NUM_SAMPLED:
             break
     return sample
 
 
 def _refuse_all(load: Load, recordings: Sequence[Recording], folder: Path) -> NoReturn:
-    """Say why no recording's features can be read, by the first one's; what helps it helps all of them."""
+    """Explain why no recording's features can be read, by the example of the first; its remedy helps all."""
     if not recordings:
         raise UsageError(f"{folder}: the manifests list no recordings whose features it could hold")
     try:

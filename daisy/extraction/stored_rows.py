@@ -1,4 +1,4 @@
-"""The rows of journals by label: of many only their places are in memory, and what is asked of all of them."""
+"""Rows of journals by label; if there are many, memory holds only their places and the fields needed of all rows."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from daisy.extraction.journal import Row
 
 MAX_HELD = 10_000
-"""Rows that are in memory whole. Of more none is: they are read from the journals again whenever they are asked for, as
-a row takes kilobytes and its place some hundred bytes."""
+"""Maximum number of rows held in memory. If there are more, none is held: they are read from the journals on each
+access, as a row takes kilobytes and its place some hundred bytes."""
 MAX_OPEN = 64
-"""Journals that are open at once while rows are read."""
+"""Maximum number of journals open at once while rows are read."""
 NUMBERS = struct.Struct("=IIqqqqd")
 Thing = TypeVar("Thing", Path, str)
 
 
 class _Place(NamedTuple):
-    """Where a row is, and what is asked of all rows."""
+    """Place of a row in the journals, and its fields that are needed of all rows."""
 
     journal: int
     shard: int
     start: int
-    """In bytes, of the line in the journal."""
+    """Offset of the line in the journal, in bytes."""
     channel: int
-    """-1: the mean of all."""
+    """Channel; -1: the mean of all."""
     size: int
     changed: int
-    """The recording's file, as `daisy.extraction.journal.stamp`."""
+    """Size and modification time of the recording's file (`daisy.extraction.journal.stamp`)."""
     at: float
     output: str
 
     def pack(self) -> bytes:
-        """Return it in bytes: a tuple takes three times the memory."""
+        """Return the place as bytes; a tuple takes three times the memory."""
         return NUMBERS.pack(*self[:-1]) + self.output.encode(errors="surrogatepass")
 
     @classmethod
@@ -51,10 +51,10 @@ class _Place(NamedTuple):
 class StoredRows(Mapping[str, "Row"]):
     """Rows by label.
 
-    As long as rows are read, journals must stay where they are, and may only grow.
+    While rows are read, journals must stay where they are, and may only grow.
 
     Args:
-        parse: makes a row of a journal's line.
+        parse: function that creates a row from a journal's line.
     """
 
     def __init__(self, parse: Callable[[str], Row]):
@@ -83,12 +83,12 @@ class StoredRows(Mapping[str, "Row"]):
         return _Values(self)
 
     def note(self, row: Row, journal: Path, start: int) -> None:
-        """Note a row, in the place of what is known of its recording.
+        """Note a row, replacing any earlier row of its recording.
 
         Args:
-            row: to note.
-            journal: the file that has it.
-            start: of its line there, in bytes.
+            row: row to note.
+            journal: file that has the row.
+            start: offset of its line there, in bytes.
         """
         size, changed = row.source
         place = _Place(
@@ -114,7 +114,7 @@ class StoredRows(Mapping[str, "Row"]):
             self._held.pop(label, None)
 
     def absorb(self, others: StoredRows) -> None:
-        """Take in the rows of other journals that were noted later than what is known here, or at the same time."""
+        """Add the rows of other journals, except those that were noted before the known row of the same label."""
         journals = [self._journals[path] for path in others._journals.things]
         shards = [self._shards[name] for name in others._shards.things]
         if others._held is None or len(self) + len(others) > MAX_HELD:
@@ -129,11 +129,11 @@ class StoredRows(Mapping[str, "Row"]):
                 self._held[label] = others._held[label]
 
     def at(self, label: str) -> float:
-        """Tell when a row was noted."""
+        """Return the time at which a row was noted."""
         return self._place(label).at
 
     def source(self, label: str) -> tuple[int, int]:
-        """Return what the recording's file was like (`daisy.extraction.journal.stamp`)."""
+        """Return size and modification time of the recording's file (`daisy.extraction.journal.stamp`)."""
         place = self._place(label)
         return place.size, place.changed
 
@@ -142,28 +142,28 @@ class StoredRows(Mapping[str, "Row"]):
         return self._place(label).output
 
     def file(self, label: str) -> str:
-        """Return the file that holds a recording's features; empty where there is none."""
+        """Return the file that holds a recording's features; empty if there is none."""
         place = self._place(label)
         return self._shards.things[place.shard] or place.output
 
     def shards(self) -> set[str]:
-        """List the shard files that hold any of them."""
+        """List the shard files that hold any of the recordings."""
         numbers = {_Place.unpack(packed).shard for packed in self._places.values()}
         return {self._shards.things[number] for number in numbers} - {""}
 
     def sort(self, labels: Iterable[str]) -> list[str]:
-        """Put labels in the order of the index: by path, then by channel."""
+        """Sort labels as in the index: by path, then by channel."""
         return sorted(labels, key=self._sort_key)
 
     def select(self, labels: Sequence[str]) -> Sequence[Row]:
-        """Return some rows; where there are too many to be in memory, they are read whenever they are asked for."""
+        """Return some rows; if there are too many for memory, they are read on each access."""
         return list(self.read(labels)) if self._held is not None else _SelectedRows(self, labels)
 
     def read(self, labels: Iterable[str]) -> Iterator[Row]:
         """Read rows one by one.
 
         Raises:
-            OutputError: where a journal is no longer what it was.
+            OutputError: if a journal has changed in the meantime.
         """
         if self._held is not None:
             for label in labels:
@@ -190,13 +190,13 @@ class StoredRows(Mapping[str, "Row"]):
         return _Place.unpack(self._places[label])
 
     def _sort_key(self, label: str) -> tuple[str, int]:
-        """As `Row.sort_key`."""
+        """Return the same as `Row.sort_key`."""
         channel = self._place(label).channel
         return (label, -1) if channel < 0 else (label.rpartition(" (channel ")[0], channel)
 
 
 class _Numbers(dict[Thing, int]):
-    """Things by number, each of which gets the next one as it is first asked for."""
+    """Numbers of things; each new thing gets the next number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class _Numbers(dict[Thing, int]):
 
 
 class _Values(ValuesView["Row"]):
-    """All rows; journals are opened once, and not for each."""
+    """All rows; each journal is opened once rather than for each row."""
 
     def __init__(self, rows: StoredRows):
         super().__init__(rows)
@@ -220,7 +220,7 @@ class _Values(ValuesView["Row"]):
 
 
 class _SelectedRows(Sequence["Row"]):
-    """Rows in some order, read whenever they are asked for."""
+    """Rows in some order, read on each access."""
 
     def __init__(self, rows: StoredRows, labels: Sequence[str]):
         self._rows, self._labels = rows, labels
@@ -242,7 +242,7 @@ class _SelectedRows(Sequence["Row"]):
 
 
 class _Files(ExitStack):
-    """Files that are read in turn, not too many of them open at once."""
+    """Files that are read alternately, with a limit on open ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an engine's worker does at once: a batch, or as many batches as fill a shard file; and who does it."""
+"""A task of an engine's worker: one batch, or as many batches as fill a shard file; and the encoder of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daisy.extraction.scratch import open_scratch
 from daisy.extraction.shard_files import HeaderTooLongError, write_shard
 
 MakeBatchEncoder = Callable[[EarlyExitEncoder, Path, Settings, float], BatchEncoder]
-"""From what `BatchEncoder` is made of; that class itself, or what makes another kind."""
+"""Function with the arguments of `BatchEncoder`: that class itself, or a function that creates another kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,15 @@ class Task:
 
     batches: Sequence[Batch]
     shard: str = ""
-    """Name of the file that holds them all; empty: each recording has its own."""
+    """Name of the file that holds all recordings; empty: each recording has its own."""
 
     @property
     def num_recordings(self) -> int:
-        """Of all batches."""
+        """Number of recordings in all batches."""
         return sum(len(batch.recordings) for batch in self.batches)
 
     def halve(self) -> list[Task]:
-        """Divide it into two, each with a shard file of its own, or none where it is of one recording."""
+        """Divide the task into two, each with its own shard file; return no tasks if it has only one recording."""
         if len(self.batches) > 1:
             middle = len(self.batches) // 2
             halves = [self.batches[:middle], self.batches[middle:]]
@@ -50,18 +50,18 @@ class Task:
 
 
 def halve_name(shard: str) -> list[str]:
-    """Name the two shard files that are written in one's place."""
+    """Return the names of the two shard files that replace one."""
     stem, dot, ending = shard.rpartition(".")
     return [f"{stem}-{index}{dot}{ending}" for index in range(2)]
 
 
 def fill_shards(batches: Iterable[Batch], max_samples: int, names: Iterator[str]) -> Iterator[Task]:
-    """Group batches into tasks that fill a shard file each.
+    """Group batches into tasks, each of which fills a shard file.
 
     Args:
-        batches: in any order.
-        max_samples: of a shard's recordings; a batch of more is a shard by itself.
-        names: of the shard files.
+        batches: batches in any order.
+        max_samples: samples of a shard's recordings; a longer batch is a shard of its own.
+        names: names of the shard files.
     """
     group: list[Batch] = []
     total = 0
@@ -77,15 +77,15 @@ def fill_shards(batches: Iterable[Batch], max_samples: int, names: Iterator[str]
 
 
 class TaskEncoder:
-    """Encodes tasks: recordings' files go to their place, directly, in shard files or by upload.
+    """Encode tasks, and put recordings' files in their place: directly, in shard files or by upload.
 
     Args:
-        encoder: what runs.
-        place: for the files.
-        settings: of the run.
-        batch_sec: seconds of audio that windows run in.
-        make_batch_encoder: makes what encodes batches into a folder; it can be pickled.
-        check: is called before a shard file gets its name, and may refuse.
+        encoder: encoder to run.
+        place: place for the files.
+        settings: settings of the run.
+        batch_sec: seconds of audio in windows that run together.
+        make_batch_encoder: function that creates the encoder of batches into a folder; it must be picklable.
+        check: called before a shard file gets its name; it may raise an error.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class TaskEncoder:
         """Encode a task's batches.
 
         Yields:
-            Each recording, and its row, when its file is at its place, or why there is none.
+            Each recording with its row, once its file is in place, or with the error that left it without one.
 
         Raises:
-            OutputError: where a file cannot be written.
+            OutputError: if a file cannot be written.
         """
         if not task.shard and isinstance(self.place, Folder):
             yield from self._encode_batches(task, self.place.root)
@@ -129,7 +129,7 @@ class TaskEncoder:
             yield from batch_encoder.encode(batch)
 
     def _encode_shard(self, task: Task, scratch: Path) -> Iterator[Outcome]:
-        """Encode all, then write the shard file: nothing is finished before it is at its place."""
+        """Encode everything, then write the shard file; nothing is finished before the file is in place."""
         with _files.unflushed():
             outcomes = list(self._encode_batches(task, scratch / "features"))
         rows = [outcome for _, outcome in outcomes if isinstance(outcome, Row)]
@@ -138,10 +138,10 @@ class TaskEncoder:
             yield recording, replace(outcome, shard=shards[outcome.output]) if isinstance(outcome, Row) else outcome
 
     def _store(self, shard: str, rows: Sequence[Row], scratch: Path) -> dict[str, str]:
-        """Put recordings into a shard file, or into more of them where the format does not hold so many.
+        """Put recordings into a shard file, or into several if there are too many for the format.
 
         Returns:
-            Each recording's output to its shard file.
+            Shard file of each recording, by the recording's output.
         """
         kind, features = self.settings.shards, scratch / "features"
         try:

@@ -1,4 +1,4 @@
-"""What a teacher is that somebody names: a HuBERT, another encoder of transformers, or features that are there."""
+"""Recognise and open a named teacher: a HuBERT, another encoder of transformers, or stored features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from daisy.runtime.dtypes import Precision
 Kind = Literal["mfcc", "checkpoint", "hubert folder", "transformers", "extraction", "fairseq dumps", "features"]
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 NO_TEACHERS = (".npy", ".len", ".json", ".tsv", ".km", ".txt", ".csv", ".wav", ".flac")
-"""Endings of files that are one of many, or none of all these."""
+"""Endings of files that are no teacher, or only one of its many files."""
 JOURNALS = "*journal*.jsonl"
 KNOWN = (
     "a HuBERT's checkpoint, a folder of a transformers encoder (config.json), or a folder of features (.npy files, "
@@ -37,15 +37,15 @@ KNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSource:
-    """Where units come from."""
+    """A source of units."""
 
     kind: Kind
     features: Features
     identity: str
-    """Tells it and the layer from others."""
+    """Identifies the source and its layer."""
     layer: int | None
     note: str | None = None
-    """What the person who named it should know."""
+    """Information for the user."""
 
 
 def open_teacher(
@@ -58,22 +58,22 @@ def open_teacher(
     device: str = "cpu",
     allow_pickle: bool = False,
 ) -> UnitSource:
-    """Open what can teach, whatever it is.
+    """Open a teacher of any kind.
 
     Args:
-        name: of a bundled model; a checkpoint of a HuBERT, daisy's or one that `daisy.checkpoints.convert` reads; a
-            folder or a name on the hub of a transformers encoder; or a folder of features.
-        layer: whose states are taken; of features, where there are several.
+        name: name of a bundled model; a checkpoint of a HuBERT, daisy's or one that `daisy.checkpoints.convert` reads;
+            a folder or a name on the hub of a transformers encoder; or a folder of features.
+        layer: layer whose states are used; for features, if there are several.
         splits: recordings whose features will be wanted, by their manifest's name.
-        feature_rate: of a folder of features, frames a second; None: what fits the recordings' lengths.
-        precision: that networks compute in.
-        device: that networks run on.
+        feature_rate: frames per second of a folder of features; None: the rate that fits the recordings' lengths.
+        precision: precision in which networks compute.
+        device: device on which networks run.
         allow_pickle: read checkpoints that hold pickled Python objects (fairseq's do).
 
     Raises:
-        UsageError: where it is nothing of all that, or more than one thing, the layer is not there or missing, or
-            transformers is.
-        CheckpointError: where a HuBERT cannot be read.
+        UsageError: if the name is none of these, or several, the layer is wrong or not given, or transformers is
+            missing.
+        CheckpointError: if a HuBERT cannot be read.
     """
     name = str(name)
     kind = recognise(name)
@@ -100,10 +100,10 @@ def open_teacher(
 
 
 def recognise(name: str) -> Kind:
-    """Tell what a teacher is by its name, and by what is there.
+    """Recognise the kind of a teacher from its name, and from existing files.
 
     Raises:
-        UsageError: where that is nothing known, or more than one thing.
+        UsageError: if it is of no known kind, or of several.
     """
     path = Path(name)
     if os.sep not in name and (ASSETS / f"{name}.safetensors").is_file():
@@ -146,10 +146,10 @@ def _recognise_folder(folder: Path) -> Kind:
 
 
 def _load_hubert(kind: Kind, name: str, device: str, allow_pickle: bool) -> tuple[Backbone, str]:
-    """Load a HuBERT of any form, and compute what tells it from others."""
+    """Load a HuBERT of any form, and compute the digest that identifies it."""
     if kind == "hubert folder":
         backbone = checkpoints.convert(name, allow_pickle=allow_pickle).hubert
-        shape = {**backbone.config.to_dict(), "final_norm": backbone.config.final_norm}  # of HuBERTs the same as ever
+        shape = {**backbone.config.to_dict(), "final_norm": backbone.config.final_norm}  # keeps digests of HuBERTs
         digest = ContentDigest.of(shape, backbone.state_dict())
         return backbone.to(device), digest
     path = Path(name).absolute() if os.path.isfile(name) else checkpoints.find(name)
@@ -205,7 +205,7 @@ def _open_extraction(
 
 
 def _refuse_shared_names(folder: Path, recordings: Sequence[Recording]) -> None:
-    """Refuse recordings of several manifests whose features would be looked for in one place."""
+    """Reject recordings of several manifests whose features would be in the same file."""
     taken: dict[str, Recording] = {}
     for recording in recordings:
         (output,) = name_outputs([recording], "npy").values()

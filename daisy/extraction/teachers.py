@@ -1,6 +1,6 @@
 """Teachers: other networks' states at a HuBERT's frames, to be clustered into units (DiceHuBERT, arXiv:2507.02911).
 
-Frames are aligned with HuBERT's by time: a frame of HuBERT gets the teacher's whose middle lies nearest to its own.
+Frames are aligned in time: each frame of HuBERT gets the teacher's frame whose middle is nearest to its own.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ SAMPLE_RATE = 16000
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Where a network's frames lie in time."""
+    """Times of a network's frames."""
 
     hop: float
     """Samples at 16 kHz from one frame to the next."""
     middle: float
-    """Sample at the middle of the first."""
+    """Sample at the middle of the first frame."""
 
 
 HUBERT_TIMES = FrameTimes(hop=compute_frame_hop(HUBERT_CONV), middle=compute_frame_span(HUBERT_CONV) / 2)
 
 
 def pick_nearest(states: Tensor, times: FrameTimes, count: int, start: int = 0) -> Tensor:
-    """Pick the states nearest in time to a HuBERT's frames.
+    """Select the states nearest in time to a HuBERT's frames.
 
     Args:
-        states: (T, D) of a teacher.
-        times: where they lie.
-        count: of the frames wanted.
-        start: sample of the teacher's audio at which HuBERT's begins.
+        states: states of a teacher, (T, D).
+        times: times of their frames.
+        count: number of HuBERT's frames.
+        start: sample of the teacher's audio at which HuBERT's audio begins.
 
     Returns:
         (count, D).
     """
     middles = start + HUBERT_TIMES.middle + HUBERT_TIMES.hop * torch.arange(count, dtype=torch.float64)
-    # of two that are as near, the earlier: torch.round would take the even one
+    # in a tie, the earlier one; torch.round would take the even one
     nearest = torch.ceil((middles - times.middle) / times.hop - 0.5).long()
     return states[nearest.clamp(0, len(states) - 1)]
 
@@ -59,34 +59,34 @@ class Teacher(Protocol):
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width of the states, D."""
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest recording that it takes."""
+        """Number of samples of the shortest usable recording."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights, all layers', and of what else decides the states."""
+        """SHA-256 of the weights of all layers and of everything else that decides the states."""
 
     def fit_together(self, num_samples: Sequence[int]) -> bool:
-        """Tell whether recordings of so many samples, one after the other, are computed together."""
+        """Return whether consecutive recordings with these numbers of samples are computed together."""
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Compute the states of a group: (N_b,) waveforms at 16 kHz to (T_b, D), T_b as many as HuBERT has frames."""
 
 
 class WaveformTeacher:
-    """A layer of transformers' encoders that begin with convolutions on samples: wav2vec 2.0, HuBERT, WavLM, data2vec.
+    """A layer of a transformers encoder with convolutions on samples: wav2vec 2.0, HuBERT, WavLM, data2vec.
 
     Args:
         model: a `transformers.PreTrainedModel`, in any precision, on any device.
-        layer: 0, the input of the first, to its last; layers above the next are not computed, and taken off ``model``.
-        normalize: whether each recording is brought to mean 0 and variance 1, as its feature extractor says.
+        layer: layer, from 0, the input of the first layer; layers above the next one are removed from ``model``.
+        normalize: whether each recording is normalised to mean 0 and variance 1, as its feature extractor specifies.
         bfloat16: multiply in bfloat16.
 
     Raises:
-        UsageError: on a layer that it does not have, or where it takes no samples.
+        UsageError: if the model does not have the layer, or its input is not samples.
     """
 
     def __init__(self, model: Any, layer: int, *, normalize: bool, bfloat16: bool = False):
@@ -103,11 +103,11 @@ class WaveformTeacher:
         self.min_samples = max(MIN_SAMPLES, compute_frame_span(convolutions))
         self.digest = _digest_module(model, kind=config.model_type, normalize=normalize)
         self._is_last = layer == config.num_hidden_layers
-        # One layer more is run: the last one's states are after the final norm in some of these networks.
+        # One more layer is run: in some of these networks the last layer's states are after the final norm.
         model.encoder.layers = model.encoder.layers[: layer + 1]
 
     def fit_together(self, num_samples: Sequence[int]) -> bool:
-        """Tell that each recording is by itself: padding changes the states of many of these networks."""
+        """Return whether there is one recording only: padding changes the states of many of these networks."""
         return len(num_samples) == 1
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class WaveformTeacher:
         """Compute states, (T_b, D) float32 on the CPU.
 
         Raises:
-            UsageError: where the network makes another number of frames than its convolutions.
+            UsageError: if the network's number of frames differs from that of its convolutions.
         """
         return [self._hear(waveform) for waveform in waveforms]
 
@@ -125,7 +125,7 @@ class WaveformTeacher:
             waveform = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
         with torch.autocast(parameter.device.type, torch.bfloat16, enabled=self.bfloat16):
             output = self.model(waveform[None].to(parameter), output_hidden_states=True)
-        # Versions of transformers differ in whether the last of all states are after the final norm; these are.
+        # Whether the last of all states are after the final norm depends on transformers' version; these are.
         at_end = self._is_last and not getattr(self.model.config, "add_adapter", False)
         states = output.last_hidden_state[0] if at_end else output.hidden_states[self.layer][0]
         if len(states) != count_frames(len(waveform), self.convolutions):
@@ -134,32 +134,32 @@ class WaveformTeacher:
 
 
 GAP_SEC = 0.4
-"""Silence between recordings that share a window of Whisper's."""
+"""Seconds of silence between recordings that share a window of Whisper."""
 CONTEXT_SEC = 1.0
-"""By which pieces of a long recording overlap on either side."""
+"""Seconds by which pieces of a long recording overlap on either side."""
 
 
 class WhisperTeacher:
     """A layer of Whisper's encoder. Its windows last 30 s whatever they hold, so short recordings share one.
 
-    They lie one after the other with silence between. Where one lies, and what its neighbours say, changes its states.
-    Measured with layer 4 of Whisper base in 100 clusters on spoken digits: in another order 15 units in 100 are others.
-    The most frequent digit of each unit is that of .85 of the frames. Where each digit has a window of its own it is
-    that of .75 of them, at 28 times the cost. In 50 clusters on keywords of 2.6 s, pauses included, 40 units in 100 are
-    others in another order. A recording that is longer than a window is heard in pieces that overlap.
+    They lie one after the other with silence in between. A recording's position and its neighbours change its states.
+    Measured with layer 4 of Whisper base in 100 clusters on spoken digits, another order changes 15 units in 100. For
+    .85 of the frames, the digit is the most frequent one of their unit; with a window for each digit it is .75, at 28
+    times the cost. In 50 clusters on keywords of 2.6 s, pauses included, another order changes 40 units in 100. A
+    recording longer than a window is processed in overlapping pieces.
 
     Args:
-        encoder: of ``transformers.WhisperModel``, in any precision, on any device.
-        layer: 1 to its last, before the final norm; layers above are not computed.
-        bfloat16: multiply in bfloat16, half of the time where the processor has it.
+        encoder: encoder of ``transformers.WhisperModel``, in any precision, on any device.
+        layer: layer, 1 to the last, before the final norm; layers above are not computed.
+        bfloat16: multiply in bfloat16, which takes half of the time on processors that support it.
 
     Raises:
-        UsageError: on a layer that it does not have.
+        UsageError: if the encoder does not have the layer.
     """
 
     min_samples = MIN_SAMPLES
     times = FrameTimes(hop=320, middle=0)
-    """Mel frames are centred at multiples of 160 samples, and every second of them in the second convolution."""
+    """Mel frames are centred at multiples of 160 samples; the second convolution keeps every second one."""
 
     def __init__(self, encoder: Any, layer: int, *, bfloat16: bool = False):
         from transformers import WhisperFeatureExtractor
@@ -172,7 +172,7 @@ class WhisperTeacher:
         self.gap, self.context = int(GAP_SEC * SAMPLE_RATE), self._round(int(CONTEXT_SEC * SAMPLE_RATE))
 
     def fit_together(self, num_samples: Sequence[int]) -> bool:
-        """Tell whether recordings share a window; one that needs several windows is by itself."""
+        """Return whether recordings share a window; one that needs several windows is computed alone."""
         return len(num_samples) == 1 or sum(map(self._place, num_samples)) <= self.window
 
     def _round(self, num_samples: int) -> int:
@@ -181,7 +181,7 @@ class WhisperTeacher:
         return -(-num_samples // hop) * hop
 
     def _place(self, num_samples: int) -> int:
-        """Count the samples that a recording takes up in a window, the silence after it included."""
+        """Count the samples of a recording in a window, including the silence after it."""
         return self._round(num_samples + self.gap)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
@@ -198,7 +198,7 @@ class WhisperTeacher:
         return [pick_nearest(states, self.times, count, start) for count, start in zip(counts, starts, strict=True)]
 
     def _hear_in_pieces(self, waveform: Tensor) -> Tensor:
-        """Compute a long recording's states: of each piece those that hear enough before and after."""
+        """Compute a long recording's states; of each piece, use those with enough context on both sides."""
         num_frames, hop = count_frames(len(waveform), HUBERT_CONV), int(HUBERT_TIMES.hop)
         step = (self.window - 2 * self.context - self._round(1)) // hop
         parts = []
@@ -212,7 +212,7 @@ class WhisperTeacher:
 
     @torch.no_grad()
     def _hear(self, window: Tensor) -> Tensor:
-        """Run one window of samples to (1500, D)."""
+        """Run one window of samples, and return its states (1500, D)."""
         weight = self.encoder.conv1.weight
         features = self.mel(window.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -221,10 +221,10 @@ class WhisperTeacher:
 
 
 def check_layer(layer: int, last: int, *, first: int) -> None:
-    """Refuse a layer that a teacher does not have.
+    """Reject a layer that a teacher does not have.
 
     Raises:
-        UsageError: where it is not ``first`` to ``last``.
+        UsageError: if it is not ``first`` to ``last``.
     """
     if not first <= layer <= last:
         raise UsageError(f"the teacher has layers {first} to {last}, found layer {layer}")
@@ -235,12 +235,12 @@ def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16:
 
     Args:
         name: folder, or name on the hub.
-        layer: of its encoder.
-        device: to run on.
+        layer: layer of its encoder.
+        device: device to run on.
         bfloat16: multiply in bfloat16.
 
     Raises:
-        UsageError: where it cannot be loaded, lacks weights of its encoder, is of no known kind, or transformers is
+        UsageError: if it cannot be loaded, lacks weights of its encoder, is of no known kind, or transformers is
             missing.
     """
     try:
@@ -273,13 +273,13 @@ def load_teacher(name: str | Path, layer: int, device: str = "cpu", *, bfloat16:
 
 
 def unknown_kind(model_type: str) -> str:
-    """Say that a network is none that can teach."""
+    """Return the message that a network cannot be a teacher."""
     return f"models of type {model_type} cannot teach; Whisper and encoders of waveforms (wav2vec 2.0, WavLM, …) can"
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep transformers from printing what of a model it does not use: what is missing is refused."""
+    """Keep transformers from printing the unused parts of a model; missing weights raise an error anyway."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""How fast an extraction is while it runs, and how deep."""
+"""Speed and depth of an extraction while it runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from daisy.extraction.journal import Row
 
 
 class Throughput:
-    """Counts what is finished.
+    """Counts finished recordings.
 
     Args:
-        clock: tells the seconds since some moment.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -23,23 +23,23 @@ class Throughput:
         self._layers = 0.0
 
     def add(self, row: Row) -> None:
-        """Count a recording that has just been finished."""
+        """Count a recording that was just finished."""
         self.audio_sec += row.duration_sec
         self.num_recordings += 1
         self._layers += row.mean_exit_layer
 
     @property
     def audio_hours_an_hour(self) -> float:
-        """Since this was made."""
+        """Audio hours per hour since this object was created."""
         return self.audio_sec / max(self._clock() - self._start, 1e-9)
 
     @property
     def mean_exit_layer(self) -> float | None:
-        """Of what was counted; None before there is any."""
+        """Mean exit layer of the counted recordings; None before the first."""
         return self._layers / self.num_recordings if self.num_recordings else None
 
     def describe(self) -> str:
-        """Make the line: "1,234 audio hours an hour, mean exit layer 6.52"; empty before there is anything."""
+        """Return the line "1,234 audio hours an hour, mean exit layer 6.52"; empty before the first recording."""
         if not self.num_recordings:
             return ""
         rate = self.audio_hours_an_hour

@@ -1,13 +1,13 @@
-"""Files of units as fairseq reads them: ``SPLIT.km``, a line for each recording of a manifest, and ``dict.km.txt``.
+"""Files of units as read by fairseq: ``SPLIT.km``, a line for each recording of a manifest, and ``dict.km.txt``.
 
-What is finished is kept by recording, not by line: a manifest may lose lines, gain some or change their order.
+Finished units are kept by recording, not by line: a manifest may lose lines, gain some or change their order.
 
-``SPLIT.km.part``  lines ``@KEY 5 5 12``, appended as recordings are finished; all there is until the split is whole,
-                   and afterwards where it has units of recordings that the manifest no longer lists
+``SPLIT.km.part``  lines ``@KEY 5 5 12``, appended as recordings are finished; the only file until the split is
+                   complete, and kept later if it has units of recordings that the manifest no longer lists
 ``SPLIT.km``       the units alone, in the manifest's order
 ``SPLIT.km.keys``  the key of each of its lines
 
-KEY stands for a recording's path and its length in the manifest: audio that got another length is labelled anew.
+KEY is made from a recording's path and its length in the manifest: audio whose length changes is labelled again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from daisy.extraction.units import Frames, assign_units
 
 KEY_DIGITS = 24
 MARK = b"@"
-"""What lines with a key begin with. Older versions wrote them without, in the manifest's order."""
+"""First byte of lines with a key. Older versions wrote lines without keys, in the manifest's order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class Split:
     path: Path
     recordings: list[Recording]
     lines: list[bytes]
-    """Of the recordings, as the manifest has them."""
+    """Lines of the recordings, as in the manifest."""
     keys: list[str]
-    """Of the recordings: their paths and lengths."""
+    """Keys of the recordings, made from path and length."""
     digest: str
     """SHA-256 of the manifest."""
 
     @property
     def name(self) -> str:
-        """Of the split, as fairseq calls it."""
+        """Name of the split, as in fairseq."""
         return self.path.stem
 
     @classmethod
@@ -56,7 +56,7 @@ class Split:
         """Read a manifest.
 
         Raises:
-            UsageError: where it is not one.
+            UsageError: if it is not a manifest.
         """
         recordings, listed = read_manifest_lines(path)
         lines = [line.encode() for line in listed]
@@ -64,14 +64,14 @@ class Split:
         return cls(path=path, recordings=recordings, lines=lines, keys=keys, digest=_files.digest(path))
 
     def write_part(self, path: Path, indices: Iterable[int]) -> None:
-        """Write a manifest of some of the recordings; its root is absolute.
+        """Write a manifest of some of the recordings, with an absolute root.
 
         Raises:
-            OutputError: where it cannot be written.
+            OutputError: if it cannot be written.
         """
         paths = [os.fsencode(recording.path) for recording in self.recordings]
         names = [b"/" + os.fsencode(recording.name) for recording in self.recordings]
-        if paths and all(map(bytes.endswith, paths, names)):  # no name begins with "..", say
+        if paths and all(map(bytes.endswith, paths, names)):  # false if a name begins with "..", for example
             root, lines = paths[0].removesuffix(names[0]) or b"/", self.lines
         else:
             rests = [b"".join(line.partition(b"\t")[1:]) for line in self.lines]
@@ -87,29 +87,29 @@ def _make_key(recording: Recording, line: bytes) -> str:
 
 @dataclass
 class UnitFile:
-    """The units of a split on the disk."""
+    """The units of a split on disk."""
 
     split: Split
     folder: Path
-    """Where units are written."""
+    """Folder to which units are written."""
     failed: dict[Path, str] = field(default_factory=dict)
-    """Recordings that cannot be used, and why."""
+    """Reasons why recordings cannot be used."""
     labelled: list[int] = field(default_factory=list)
-    """Indices of the recordings that have units, once `label` has gone through all."""
+    """Indices of the recordings that have units, available after `label`."""
 
     @property
     def path(self) -> Path:
-        """Of the .km file."""
+        """Path of the .km file."""
         return self.folder / f"{self.split.name}.km"
 
     @property
     def keys_path(self) -> Path:
-        """Of the keys of its lines."""
+        """Path of the keys of its lines."""
         return self.path.with_name(self.path.name + ".keys")
 
     @property
     def part_path(self) -> Path:
-        """Of the finished lines, until all are there."""
+        """Path of the finished lines, until the split is complete."""
         return self.path.with_name(self.path.name + ".part")
 
     @property
@@ -118,10 +118,10 @@ class UnitFile:
         return self.path.is_file() and self.keys_path.is_file() and read_keys(self.keys_path) == self.split.keys
 
     def check_corpus(self) -> None:
-        """Check that units that are there are of recordings that the manifest lists: of one at least.
+        """Check that the manifest lists at least one recording of the units that are there.
 
         Raises:
-            OutputError: where they are another corpus's, which would take their place.
+            OutputError: if they belong to another corpus, whose units would be replaced.
         """
         there = self._find_keys()
         if there and there.isdisjoint(self.split.keys):
@@ -131,11 +131,11 @@ class UnitFile:
             )
 
     def has_all_units(self) -> bool:
-        """Tell whether every recording of the manifest has its units, here or in the part."""
+        """Return whether every recording of the manifest has its units, here or in the part."""
         return self._find_keys().issuperset(self.split.keys)
 
     def _find_keys(self) -> set[str]:
-        """Find the keys of all recordings that have units."""
+        """Return the keys of all recordings that have units."""
         there = set(read_keys(self.keys_path)) if self.keys_path.is_file() else set()
         if self.part_path.is_file():
             with _files.refusing(self.part_path):
@@ -143,13 +143,13 @@ class UnitFile:
         return there
 
     def adopt_older(self, same_manifest: bool) -> None:
-        """Take over what an older version left, whose lines have no keys: they are in the manifest's order.
+        """Convert an older version's files, whose lines have no keys and are in the manifest's order.
 
         Args:
-            same_manifest: whether the manifest is, to the last bit, the one that the lines were made of.
+            same_manifest: whether the manifest is exactly the one from which the lines were made.
 
         Raises:
-            OutputError: where it is not, or where the lines do not fit it.
+            OutputError: if it is not, or the lines do not match it.
         """
         keyless = self.path if self.path.is_file() and not self.keys_path.is_file() else None
         if keyless is None and self.part_path.is_file():
@@ -169,18 +169,18 @@ class UnitFile:
         _files.write(keyless, b"".join(MARK + key.encode() + b" " + line for key, line in pairs))
 
     def label(self, features: Features, centres: Frames, fail: Fail) -> Iterator[int]:
-        """Label every recording that has no line yet. Goes on where a stopped call ended.
+        """Label every recording that has no line yet, resuming a stopped call.
 
         Args:
-            features: that the centres were fitted on.
-            centres: (K, F).
-            fail: is told of each recording that cannot be used; it gets no line.
+            features: features on which the centres were fitted.
+            centres: centres, (K, F).
+            fail: called with each recording that cannot be used; it gets no line.
 
         Yields:
-            The number of lines just gone through, or those that were there.
+            The number of lines just processed, or, first, of those that were there.
 
         Raises:
-            OutputError: where it cannot be written.
+            OutputError: if it cannot be written.
         """
         keys = self.split.keys
         if self.is_whole:
@@ -207,9 +207,9 @@ class UnitFile:
         stream: BinaryIO,
         known: dict[str, int],
     ) -> Iterator[int]:
-        """Label recordings, each once, and yield how many lines of the manifest are theirs.
+        """Label recordings, each once, and yield their numbers of lines in the manifest.
 
-        Recordings that were computed together are written at once: who is stopped goes on with the same neighbours.
+        Recordings that were computed together are written together, so that a resumed call has the same groups.
         """
         times = Counter(self.split.keys)
         key_of = {id(recording): key for key, recording in pending.items()}
@@ -237,25 +237,25 @@ class UnitFile:
         yield passed
 
     def finish(self) -> None:
-        """Write the .km file, lines in the manifest's order; recordings without units have none.
+        """Write the .km file, with lines in the manifest's order and none for recordings without units.
 
         Raises:
-            OutputError: where it cannot be written.
+            OutputError: if it cannot be written.
         """
         if self.is_whole:
             return
         keys = [self.split.keys[index] for index in self.labelled]
         with _files.refusing(self.part_path):
             known = _find_lines(self.part_path)
-            # Keys first: a .km file is never there without its own; who is stopped here finds all lines in the part.
+            # Keys first: a .km file is never without its keys, and a call stopped here finds all lines in the part.
             _files.write(self.keys_path, _join_keys(keys))
             with open(self.part_path, "rb") as part:
                 _files.write(self.path, lambda stream: _copy_lines(part, (known[key] for key in keys), stream))
-            if known.keys() <= set(keys):  # or a manifest that lists less for once would cost the others' units
+            if known.keys() <= set(keys):  # otherwise other recordings' units would be lost
                 self.part_path.unlink()
 
     def _reopen(self) -> None:
-        """Bring the lines of a .km file that was whole for another manifest into the part."""
+        """Move the lines of a .km file that was complete for another manifest into the part."""
         if not self.path.is_file():
             self.part_path.touch()
             return
@@ -280,7 +280,7 @@ class UnitFile:
 
 
 def write_dictionary(num_clusters: int, folder: Path) -> None:
-    """Write ``dict.km.txt``: each unit and a count, which fairseq wants and does not read."""
+    """Write ``dict.km.txt``: each unit and a count, which fairseq requires but does not read."""
     _files.write(folder / "dict.km.txt", "".join(f"{unit} 1\n" for unit in range(num_clusters)).encode())
 
 
@@ -289,10 +289,10 @@ def _join_keys(keys: Sequence[str]) -> bytes:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read the keys of recordings, a line each.
+    """Read the keys of recordings, one per line.
 
     Raises:
-        OutputError: where the file cannot be read, or holds anything else.
+        OutputError: if the file cannot be read, or holds anything else.
     """
     with _files.refusing(path, "cannot be read"):
         lines = path.read_bytes().splitlines()
@@ -302,7 +302,7 @@ def read_keys(path: Path) -> list[str]:
 
 
 def _find_lines(path: Path) -> dict[str, int]:
-    """Find where in a part each key's line begins, after cutting off what a stopped call left unfinished."""
+    """Return the offset of each key's line in a part, after cutting off what a stopped call left unfinished."""
     with open(path, "r+b") as stream:
         places: dict[str, int] = {}
         place = 0
@@ -317,7 +317,7 @@ def _find_lines(path: Path) -> dict[str, int]:
 
 
 def _copy_lines(part: BinaryIO, places: Iterable[int], target: BinaryIO) -> None:
-    """Copy the units of the lines that begin at some places."""
+    """Copy the units of the lines at some offsets."""
     for place in places:
         part.seek(place)
         target.write(part.readline()[1 + KEY_DIGITS + 1 :])

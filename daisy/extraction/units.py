@@ -1,4 +1,4 @@
-"""k-means units for fairseq's ``hubert_pretraining``: centres, and which is nearest. `unit_files` writes them."""
+"""k-means units for fairseq's ``hubert_pretraining``: centres, and the nearest centre. `unit_files` writes them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def sample_features(
     """Compute the features of randomly drawn recordings until there are enough frames.
 
     Args:
-        recordings: to draw from. Their order and number decide, with the seed, which are drawn.
-        features: to compute.
-        max_frames: enough; the last recording is taken whole.
-        seed: of the drawing.
-        progress: is told 1 with each recording.
-        fail: is told of each that cannot be used; the next one drawn takes its place.
+        recordings: recordings to draw from. Their order and number, with the seed, decide which are drawn.
+        features: features to compute.
+        max_frames: number of frames that is enough; the last recording is used completely.
+        seed: seed of the draws.
+        progress: called with 1 for each recording.
+        fail: called with each recording that cannot be used; the next one drawn takes its place.
 
     Returns:
-        (S, F), and the indices of the recordings that they are of.
+        Features (S, F), and the indices of the recordings that they come from.
 
     Raises:
-        UsageError: where there are no recordings, or none can be used.
+        UsageError: if there are no recordings, or none can be used.
     """
     if not recordings:
         raise UsageError("the first manifest lists no recordings: there is nothing to fit k-means on")
@@ -55,7 +55,7 @@ def sample_features(
         fail(recording, error)
 
     count = position = 0
-    once = {recordings[index].path: recordings[index] for index in order}  # a balanced manifest lists some many times
+    once = {recordings[index].path: recordings[index] for index in order}  # a balanced manifest repeats some
     for group in features.read_groups(once.values(), note):
         computed.update((recording.path, frames.numpy().astype(numpy.float32)) for recording, frames in group)
         while position < len(order) and count < max_frames:
@@ -78,15 +78,15 @@ def fit_kmeans(features: Frames, num_clusters: int, seed: int) -> Frames:
     """Fit k-means with fairseq's settings.
 
     Args:
-        features: (S, F).
-        num_clusters: K.
-        seed: of the first centres and of the batches.
+        features: features, (S, F).
+        num_clusters: number of clusters, K.
+        seed: seed of the first centres and of the batches.
 
     Returns:
         Centres (K, F).
 
     Raises:
-        UsageError: where there are fewer frames than clusters, or scikit-learn is missing.
+        UsageError: if there are fewer frames than clusters, or scikit-learn is missing.
     """
     try:
         from sklearn.cluster import MiniBatchKMeans
@@ -114,15 +114,15 @@ def save_centres(centres: Frames, path: Path) -> None:
 
 
 def load_centres(path: Path, num_clusters: int, width: int) -> Frames:
-    """Load the centres (K, F) that `save_centres` wrote, or published ones.
+    """Load centres (K, F) written by `save_centres`, or published ones.
 
     Args:
-        path: of the file.
-        num_clusters: K that is asked for: the dictionary will have as many units.
-        width: F of the features.
+        path: path of the file.
+        num_clusters: expected K, the number of units in the dictionary.
+        width: width of the features, F.
 
     Raises:
-        UsageError: where it holds anything else.
+        UsageError: if it holds anything else.
     """
     try:
         with open(path, "rb") as stream:

@@ -1,8 +1,8 @@
-"""Long recordings in overlapping windows: time grows with the length and not with its square, memory not at all.
+"""Long recordings in overlapping windows: time is linear rather than quadratic in the length, memory constant.
 
-What changes against one run: attention and the positional convolution see at most the window; statistics over time
-(group norm, the waveform's normalisation) are the window's own; and each window leaves at its own layer. The frames
-near a window's ends, its context, are computed and dropped, so that those that are kept have seen both sides.
+The differences from a single run: attention and the positional convolution see at most the window; statistics over time
+(group norm, the waveform's normalisation) are the window's own; and each window exits at its own layer. The frames near
+a window's ends, its context, are computed and dropped, so that all kept frames have context on both sides.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What a window gives."""
+    """The output of a window."""
 
     states: Tensor
-    """(frames kept, D), of the exit layer."""
+    """States of the exit layer, (kept frames, D)."""
     exit_layer: int
     scores: dict[str, Tensor]
-    """Each (L,), NaN where not executed; of all the window's frames."""
+    """Scores, (L,) each, over all frames of the window; NaN where not executed."""
 
 
 def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) -> tuple[int, int]:
     """Convert a window and its context to frames.
 
     Raises:
-        UsageError: where the context leaves nothing to keep, or Whisper cannot hear so long a window.
+        UsageError: if the context leaves nothing to keep, or the window is too long for Whisper.
     """
     if not (math.isfinite(window_sec) and math.isfinite(context_sec)):
         raise UsageError(f"window and context must be seconds, found {window_sec:g} and {context_sec:g}")
@@ -69,19 +69,20 @@ def to_frames(window_sec: float, context_sec: float, config: AnyBackboneConfig) 
 
 
 def cut(num_frames: int, length: int, context: int) -> list[Window]:
-    """Cut a recording into windows of at most ``length`` frames whose kept parts follow one another.
+    """Cut a recording into windows of at most ``length`` frames whose kept parts are contiguous.
 
     Args:
-        num_frames: of the recording.
-        length: of a window, context included.
-        context: frames computed on either side and dropped, less than half of them; none at the recording's own ends.
+        num_frames: frames of the recording.
+        length: frames of a window, including context.
+        context: frames computed and dropped on either side, less than half of ``length``; none at the recording's own
+            ends.
     """
     if num_frames <= length:
         return [Window(0, 0, num_frames, num_frames)]
     step = length - 2 * context
     *firsts, last = range(0, num_frames - context, step)
     windows = [Window(max(0, first - context), first, first + step, first + step + context) for first in firsts]
-    return [*windows, Window(num_frames - length, last, num_frames, num_frames)]  # no shorter than the others
+    return [*windows, Window(num_frames - length, last, num_frames, num_frames)]  # as long as the others
 
 
 def span(window: Window, config: AnyBackboneConfig) -> tuple[int, int]:
@@ -101,19 +102,20 @@ def run(
     """Run a recording window by window.
 
     Args:
-        encoder: what runs.
-        read: gives samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the backbone's rate.
-        num_samples: of the recording, at least one frame.
-        window_sec: of a window, context included.
-        context_sec: of the context on either side.
-        batch_sec: seconds of audio that run together; less where memory does not hold them.
+        encoder: encoder to run.
+        read: function that returns samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the
+            backbone's rate.
+        num_samples: samples of the recording, at least one frame.
+        window_sec: seconds of a window, including context.
+        context_sec: seconds of context on either side.
+        batch_sec: seconds of audio that run together; fewer if they do not fit into memory.
 
     Yields:
-        The pieces in order; their frames are as many as those of the recording in one run.
+        The pieces in order; together they have as many frames as the recording in a single run.
 
     Raises:
-        UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do, and where memory does not hold one window.
+        UsageError: if the context leaves nothing of the window.
+        AudioError: as ``read`` and the encoder do, and if one window does not fit into memory.
     """
     config = encoder.backbone.config
     windows = cut(count_frames(num_samples, config.conv_layers), *to_frames(window_sec, context_sec, config))
@@ -133,20 +135,20 @@ def run_together(
     config: AnyBackboneConfig,
     at_once: int,
 ) -> Iterator[tuple[Sequence[Window], Result]]:
-    """Run something on windows, several at once: half as many from where memory does not hold them.
+    """Run a function on windows, several at once; halve their number if they do not fit into memory.
 
     Args:
-        run: what to call with the windows' waveforms.
-        read: gives samples ``start`` to ``stop`` of the recording.
-        windows: of a recording.
-        config: of the network.
-        at_once: how many; one at least.
+        run: function to call with the windows' waveforms.
+        read: function that returns samples ``start`` to ``stop`` of the recording.
+        windows: windows of a recording.
+        config: configuration of the network.
+        at_once: number of windows to run together, at least 1.
 
     Yields:
-        Windows that ran together, and what came out.
+        Windows that ran together, and their result.
 
     Raises:
-        AudioError: where memory does not hold one window; as ``read`` and ``run`` do.
+        AudioError: if one window does not fit into memory; as ``read`` and ``run`` do.
     """
     index, at_once = 0, max(1, at_once)
     while batch := windows[index : index + at_once]:

@@ -1,4 +1,4 @@
-"""Extraction by a pool of Ray actors, on one machine or a cluster of them."""
+"""Extraction by a pool of Ray actors, on one machine or on a cluster."""
 
 from daisy.distributed.extraction.engine import RayEngine
 

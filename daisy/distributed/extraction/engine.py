@@ -1,8 +1,8 @@
-"""Runs an extraction's tasks by a pool of Ray actors.
+"""Run the tasks of an extraction on a pool of Ray actors.
 
-Ray's actors and not Ray Data: batches are of about equal frames before Ray sees them, results are files that the actors
-write, and what must survive a crash is in the run's journal. Of Ray Data nothing would be used but its pool of actors,
-which on some clusters stays at one; and a block that fails would hide which of its batches was being encoded.
+Ray actors are used rather than Ray Data: batches already have about equal numbers of frames, the actors write the
+results to files, and the run's journal holds all that must survive a crash. Only Ray Data's actor pool would be of use,
+and on some clusters it stays at one actor; a failed block would also hide which of its batches was being encoded.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from daisy.extraction.places import Folder
 from daisy.extraction.tasks import Task, TaskEncoder
 
 MAX_TASK_DEATHS = 2
-"""Workers that may die while they do a task of several recordings, before it is halved."""
+"""Number of workers that may die on a task of several recordings before the task is halved."""
 MAX_DEATHS = 5
-"""Workers that may die while they encode one recording by itself, before it counts as the reason."""
+"""Number of workers that may die while encoding one recording alone before the recording is taken to be the cause."""
 
 
 class RayEngine:
-    """An extraction's engine whose batches run in actors; results are those of the local engine.
+    """An extraction engine that encodes batches in Ray actors; its results are those of the local engine.
 
-    A killed worker, or a machine that leaves, loses nothing finished, and at most the batch that it was encoding is
-    encoded again. Where a machine cannot write, or does not see the run's folder, others do its work. All machines must
-    see the run's folder and the recordings under the same paths, and have daisy installed.
+    If a worker is killed or a machine leaves, no finished work is lost, and at most the batch being encoded is encoded
+    again. If a machine cannot write, or does not see the run's folder, others do its work. All machines must see the
+    run's folder and the recordings under the same paths, and have daisy installed.
 
     Args:
-        address: of the cluster, such as "auto" or "HOST:6379"; None: the one that this process is connected to, or that
-            ``RAY_ADDRESS`` names, or one that is started on this machine for as long as the run takes.
-        workers: number of actors, from beginning to end, which wait for places; None: as many as the machines that the
-            cluster has now would hold, if nothing else ran there.
-        cpus_per_worker: cores that each asks for, and torch's threads.
-        gpus_per_worker: GPUs that each asks for and runs on; 0: it runs on its cores. A part of one shares it.
+        address: address of the cluster, such as "auto" or "HOST:6379"; None: the cluster that this process is connected
+            to, or that ``RAY_ADDRESS`` names, or else one that is started on this machine for the duration of the run.
+        workers: number of actors throughout the run; they wait until there is room for them. None: as many as the
+            machines now in the cluster would hold if nothing else ran there.
+        cpus_per_worker: cores that each worker requests; torch uses as many threads.
+        gpus_per_worker: GPUs that each worker requests and runs on; a fraction shares a GPU; 0 runs on CPU.
 
     Raises:
-        UsageError: on impossible numbers.
+        UsageError: if a number is impossible.
 
     Example:
         >>> from daisy.distributed.extraction import RayEngine
@@ -69,20 +69,20 @@ class RayEngine:
         self.address, self.workers = address, workers
         self.share = Share(cpus_per_worker, gpus_per_worker)
         self.tally = Tally()
-        """Of the last run's workers."""
+        """Tally of the last run's workers."""
 
     @contextlib.contextmanager
     def open(self, encoder: EarlyExitEncoder) -> Iterator[Any]:
         """Connect to the cluster, or start one, for as long as the context lasts.
 
         Args:
-            encoder: that will run.
+            encoder: encoder that will run.
 
         Yields:
             The module ``ray``.
 
         Raises:
-            UsageError: where Ray is not installed, no cluster answers, or it has no room for a worker.
+            UsageError: if Ray is not installed, no cluster answers, or the cluster has no room for a worker.
         """
         weights = sum(weight.numel() * weight.element_size() for weight in encoder.state_dict().values())
         cores = self.workers and self.workers * self.share.cpus
@@ -97,13 +97,13 @@ class RayEngine:
         """Encode all tasks.
 
         Raises:
-            UsageError: where Ray is not installed, no cluster answers, or no worker starts.
-            OutputError: where no worker can write, or sees the folder.
+            UsageError: if Ray is not installed, no cluster answers, or no worker starts.
+            OutputError: if no worker can write, or none sees the folder.
         """
         tasks, self.tally = iter(tasks), Tally()
         first = next(tasks, None)
         if first is None:
-            return  # a cluster would start for nothing
+            return  # no need to start a cluster
         start = time.monotonic()
         with self.open(task_encoder.encoder) as ray:
             size = self.workers or count_places(ray, self.share)
@@ -129,15 +129,15 @@ class RayEngine:
         )
         encoder = ray.put(task_encoder.encoder)
         kind = ray.remote(Worker).options(
-            num_cpus=self.share.cpus,  # as it is asked for, Ray sets OMP_NUM_THREADS to it, unless the machine has
+            num_cpus=self.share.cpus,  # Ray then sets OMP_NUM_THREADS to it, unless the machine has set that
             num_gpus=self.share.gpus,
-            max_restarts=0,  # the pool replaces it, and knows what it was doing
+            max_restarts=0,  # the pool replaces the actor, and knows its task
         )
         return lambda: kind.remote(encoder, job, self.share.cpus, "cuda" if self.share.gpus else "cpu")
 
 
 def _try_again(attempt: Attempt[Task]) -> list[Attempt[Task]]:
-    """After a worker's death try a task again, then its halves; one recording that kills worker after worker never."""
+    """After a worker's death retry a task, later its halves; give up a recording that kills worker after worker."""
     if attempt.task.num_recordings == 1:
         return [attempt] if attempt.deaths < MAX_DEATHS else []
     if attempt.deaths < MAX_TASK_DEATHS:

@@ -1,4 +1,4 @@
-"""Keeps a worker whose driver was killed from writing into what another run has begun meanwhile."""
+"""Keep a worker whose driver was killed from writing into the folder of a run that has begun since."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from daisy.extraction.run_journals import LOCK_SUFFIX
 
 @dataclass(frozen=True)
 class Fence:
-    """The signature of the driver in the lock of the run's journal: whoever takes the lock next signs it anew.
+    """The driver's signature in the lock of the run's journal; the next holder of the lock replaces the signature.
 
-    Feature files of a recording are the same whoever writes them. Shard files of one name are not, as each run groups
-    what is unfinished.
+    The feature files of a recording are the same whichever run writes them. Shard files of the same name are not,
+    because each run groups the unfinished recordings anew.
 
     Args:
-        lock: the lock's file.
-        signature: what it says while the driver holds it.
+        lock: path of the lock file.
+        signature: content of the lock file while the driver holds the lock.
     """
 
     lock: Path
@@ -31,12 +31,13 @@ class Fence:
         return cls(lock, _read(lock))
 
     def check(self) -> None:
-        """Refuse to go on where another run has begun.
+        """Raise an error if another run has begun.
 
-        A lock that another machine's signature has not come to yet, as network file systems have it, says nothing.
+        An empty or unreadable lock file proves nothing: on network file systems another machine's signature may arrive
+        late.
 
         Raises:
-            OutputError: where it has.
+            OutputError: if another run has begun.
         """
         if _read(self.lock) not in (b"", self.signature):
             raise OutputError(f"{self.lock.parent}: another run has begun there, and this worker's is over")

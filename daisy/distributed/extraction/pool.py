@@ -1,4 +1,4 @@
-"""A pool of Ray actors of a fixed size that replaces those that die, and does again what they were doing."""
+"""A pool of Ray actors of a fixed size that replaces actors that die and repeats their tasks."""
 
 from __future__ import annotations
 
@@ -13,83 +13,84 @@ from daisy.errors import DaisyError, OutputError, UsageError
 
 Task = TypeVar("Task")
 QUEUE = 2
-"""Tasks that a worker has: the one that it does and the next, so that it need not wait for the driver. Of a worker that
-dies only the first is done again: the next has not begun, unless the worker died before it could send the first one's
-result."""
+"""Number of tasks that a worker holds: the current one and the next, so that it need not wait for the driver. A
+worker's death counts against its current task only: the next has not begun, unless the worker died before it could send
+the first one's result."""
 MAX_FAILED_STARTS = 3
-"""Workers in a row that end before they are ready: then something is wrong with all of them. Likewise of those that
-cannot write: after so many no more are started in their places, and what so many machines cannot write ends the run."""
+"""Workers in a row that may end before they are ready; after that, something is wrong with all of them. The limit also
+holds for workers that cannot write: after so many, no more are started in their places, and a result that so many
+machines cannot write ends the run."""
 START_SEC = 300.0
-"""Within which one worker at least must be ready."""
+"""Seconds within which at least one worker must be ready."""
 WAIT_SEC = 5.0
-"""Between two looks at whether any worker is ready, while nothing is finished."""
+"""Seconds between two checks whether any worker is ready, while nothing finishes."""
 
 
 @dataclass(eq=False)
 class Attempt(Generic[Task]):
-    """A task, and what has become of it so far."""
+    """A task and its history so far."""
 
     task: Task
     deaths: int = 0
-    """Workers that died while they did it."""
+    """Workers that died while they did the task."""
     refused_by: set[str] = field(default_factory=set)
-    """Machines that could not write what came of it."""
+    """Machines that could not write the task's results."""
 
 
 class WorkerProcess(NamedTuple):
-    """Where a worker runs."""
+    """The process in which a worker runs."""
 
     node: str
-    """Ray's name of the machine."""
+    """Ray's ID of the node."""
     host: str
     pid: int
 
 
 @dataclass
 class Tally:
-    """What became of a run's workers."""
+    """Statistics on a run's workers."""
 
     start_sec: float = 0.0
-    """Until the first was ready, of a cluster that was started for the run too."""
+    """Seconds until the first worker was ready, including the start of a cluster for this run."""
     end_sec: float = 0.0
-    """Until the last result, counted from the same moment."""
+    """Seconds until the last result, counted from the same moment."""
     lost: int = 0
-    """Workers that died, or could not write."""
+    """Workers that died or could not write."""
     repeated: int = 0
-    """Tasks that were begun again as their worker was lost."""
+    """Tasks that were repeated because their worker was lost."""
     refusals: list[str] = field(default_factory=list)
-    """Why workers could not write: what is wrong with their machines."""
+    """Reasons why workers could not write, with the names of their machines."""
     workers: list[WorkerProcess] = field(default_factory=list)
-    """Each that was ready, in that order."""
+    """Workers that became ready, in that order."""
 
 
 @dataclass(eq=False)
 class _Member(Generic[Task]):
-    """An actor, and what it has been given: the first is what it does now."""
+    """An actor and its tasks; the first one is in progress."""
 
     actor: Any
     is_ready: bool = False
     host: str = ""
-    """Where it is, once it is ready."""
+    """Name of the machine, once the actor is ready."""
     attempts: list[Attempt[Task]] = field(default_factory=list)
 
 
 class WorkerPool(Generic[Task]):
-    """Does tasks by actors, each actor one after the other.
+    """Run tasks on actors; each actor runs one task at a time.
 
-    A killed actor, or one whose machine leaves, is replaced, and what it was doing is done by another one. While no
-    place is free for the replacement the others go on. Likewise of an actor that cannot write: its machine's disk is
-    full, say, or does not have the run's folder.
+    If an actor is killed or its machine leaves, the actor is replaced and another one repeats its task. The others
+    continue while there is no room for the replacement. The same holds for an actor that cannot write, for example
+    because its machine's disk is full or does not have the run's folder.
 
     Args:
-        ray: the module, connected.
-        make_actor: creates an actor with the methods ``prepare()``, which returns its `WorkerProcess`, and
-            ``encode(task)``.
+        ray: the ``ray`` module, connected to a cluster.
+        make_actor: function that creates an actor with the methods ``prepare()``, which returns its `WorkerProcess`,
+            and ``encode(task)``.
         size: number of actors.
-        try_again: makes of an attempt during which a worker died those that are to follow; of none, the task is given
-            up.
-        describe: says what workers ask for, in the refusal where none starts.
-        since: moment, of `time.monotonic`, from which the tally counts; None: now.
+        try_again: maps an attempt during which a worker died to the attempts to follow; if there are none, the task is
+            given up.
+        describe: returns the workers' request, for the error if none starts.
+        since: time by `time.monotonic` from which the tally counts; None: now.
     """
 
     def __init__(
@@ -106,19 +107,19 @@ class WorkerPool(Generic[Task]):
         self._start = time.monotonic() if since is None else since
         self._again: deque[Attempt[Task]] = deque()
         self._asked: dict[Any, tuple[_Member[Task], Attempt[Task] | None]] = {}
-        """Who has been asked for what, in that order; None: to get ready."""
+        """Each pending call's actor and attempt, in the order of the calls; None: the actor's preparation."""
         self._team: list[_Member[Task]] = []
         self._failed_starts = 0
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Do tasks, taken one by one as workers have room for them.
+        """Run tasks, taken one by one as workers have room for them.
 
         Yields:
-            A task and its result, in the order in which they are finished; None of a task that is given up.
+            A task and its result, in the order in which they finish; the result of a task that is given up is None.
 
         Raises:
-            DaisyError: that a worker raised; an `OutputError` only where no other worker can do better.
-            UsageError: where no worker starts.
+            DaisyError: any that a worker raised; an `OutputError` only if no other worker can do better.
+            UsageError: if no worker starts.
         """
         remaining = (Attempt(task) for task in tasks)
         last_ready = time.monotonic()
@@ -128,7 +129,7 @@ class WorkerPool(Generic[Task]):
             while self._hand_out(remaining):
                 self._ray.wait(list(self._asked), timeout=WAIT_SEC)
                 done, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
-                for reference in done:  # in the order in which they were asked for
+                for reference in done:  # in the order of the calls
                     yield from self._take(reference)
                 if any(member.is_ready for member in self._team):
                     last_ready = time.monotonic()
@@ -144,7 +145,7 @@ class WorkerPool(Generic[Task]):
         self._asked[member.actor.prepare.remote()] = member, None
 
     def _hand_out(self, remaining: Iterator[Attempt[Task]]) -> bool:
-        """Give tasks to workers that have room, evenly: nobody gets a second one before all have a first.
+        """Give tasks to workers that have room; no worker gets a second one before all have a first.
 
         Returns:
             Whether anything remains to be done.
@@ -160,9 +161,9 @@ class WorkerPool(Generic[Task]):
         return not self._is_done(remaining)
 
     def _is_done(self, remaining: Iterator[Attempt[Task]]) -> bool:
-        """Tell whether every task has its outcome: then no worker need get ready any more.
+        """Return whether every task has its outcome, so that no further worker need become ready.
 
-        To know, it may take the next task from ``remaining``, and puts it among those to be asked for.
+        To find out, this may take the next task from ``remaining`` and queue it.
         """
         if any(attempt for _, attempt in self._asked.values()):
             return False
@@ -171,7 +172,7 @@ class WorkerPool(Generic[Task]):
         return not self._again
 
     def _take(self, reference: Any) -> Iterator[tuple[Task, Any]]:
-        """Yield a task's result; where there is none as its worker has died, see to it that it is done again."""
+        """Yield a task's result; if there is none because its worker died, arrange for the task to be repeated."""
         member, attempt = self._asked.pop(reference)
         try:
             result = self._ray.get(reference)
@@ -180,7 +181,7 @@ class WorkerPool(Generic[Task]):
                 raise error.cause if isinstance(error.cause, DaisyError) else error from None
             self._dismiss(member, attempt, error.cause)
             return
-        except self._ray.exceptions.RayError as error:  # its process or machine is gone, or cannot be reached
+        except self._ray.exceptions.RayError as error:  # its process or machine is gone or unreachable
             if member in self._team:
                 self._replace(member, error)
             if attempt is not None and not self._put_back(member, attempt):
@@ -197,8 +198,8 @@ class WorkerPool(Generic[Task]):
             yield attempt.task, result
 
     def _replace(self, member: _Member[Task], error: Exception) -> None:
-        """Get another worker for one that is dead."""
-        self._ray.kill(member.actor)  # where it only could not be reached
+        """Replace a dead worker."""
+        self._ray.kill(member.actor)  # it may only have been unreachable
         self._team.remove(member)
         if member.is_ready:
             self.tally.lost += 1
@@ -210,14 +211,14 @@ class WorkerPool(Generic[Task]):
         self._hire()
 
     def _dismiss(self, member: _Member[Task], attempt: Attempt[Task] | None, refusal: OutputError) -> None:
-        """Let a worker go that cannot write, and see to it that what it was asked for is done again."""
+        """Remove a worker that cannot write, and queue its task again."""
         if attempt is not None:
             attempt.refused_by.add(member.host)
             if len(attempt.refused_by) >= MAX_FAILED_STARTS:
                 raise refusal from None
             self._again.appendleft(attempt)
             self.tally.repeated += 1
-        if member not in self._team:  # its task before this one was refused, too
+        if member not in self._team:  # its previous task was refused, too
             return
         self._ray.kill(member.actor)
         self._team.remove(member)
@@ -229,7 +230,7 @@ class WorkerPool(Generic[Task]):
             raise refusal from None
 
     def _put_back(self, member: _Member[Task], attempt: Attempt[Task]) -> bool:
-        """Put back what a dead worker was asked for; False where it was begun and is given up."""
+        """Queue a dead worker's task again; return False if the task had begun and is given up."""
         was_begun = member.attempts[0] is attempt
         if not was_begun:
             self._again.append(attempt)

@@ -1,4 +1,4 @@
-"""What runs in an actor: the encoder on the actor's share of a machine."""
+"""The code that runs in an actor: the encoder on the actor's share of a machine."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from daisy.extraction.tasks import MakeBatchEncoder, Task, TaskEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all tasks of a run have in common, but for the encoder."""
+    """Everything that the tasks of a run have in common, except the encoder."""
 
     place: Place
-    """For the files; a folder by its absolute path."""
+    """Place for the files; a folder has an absolute path."""
     settings: Settings
     batch_sec: float
     make_batch_encoder: MakeBatchEncoder
     run_file: Path
-    """In the run's folder: where the files go there, a worker must see it."""
+    """File in the run's folder; workers must see it if the output goes to that folder."""
     fence: Fence | None
-    """Around shard files in a folder; in storage there is none."""
+    """Protects shard files in a folder; None for object storage."""
 
 
 class Worker:
-    """Encodes tasks and writes their files; of the results it returns rows only.
+    """Encode tasks and write their files; return only rows of the results.
 
     Args:
-        encoder: what runs.
-        job: the run.
-        threads: of torch.
-        device: to run on.
+        encoder: encoder to run.
+        job: settings of the run.
+        threads: threads of torch.
+        device: device to run on.
     """
 
     def __init__(self, encoder: EarlyExitEncoder, job: Job, threads: int, device: str):
@@ -52,10 +52,10 @@ class Worker:
         """Get ready to encode.
 
         Returns:
-            Where this is.
+            The process in which this worker runs.
 
         Raises:
-            OutputError: where this machine does not see the run's folder.
+            OutputError: if this machine does not see the run's folder.
         """
         node = import_ray().get_runtime_context().get_node_id()
         job = self.job
@@ -80,7 +80,7 @@ class Worker:
         """Encode a task.
 
         Returns:
-            For each of its batches' recordings the row, or why there is none.
+            For each recording of the task, its row or the error.
         """
         outcomes = {recording.label: outcome for recording, outcome in self.task_encoder.encode(task)}
         return [outcomes[recording.label] for batch in task.batches for recording in batch.recordings]

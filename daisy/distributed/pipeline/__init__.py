@@ -1,1 +1,1 @@
-"""Model-distributed inference with exits: workers that hold some layers each, and data that leave when confident."""
+"""Model-distributed inference with exits: each worker holds some layers, and confident utterances leave early."""

@@ -1,4 +1,4 @@
-"""What the source lets in, and how early it may leave."""
+"""Decide at the source which tasks are admitted, and how early they may leave."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from daisy.distributed.pipeline.topology import Topology
 from daisy.errors import UsageError
 
 MIN_RATE, MAX_RATE = 1e-3, 1e5
-"""Tasks a second, between which an adapting rate stays."""
+"""Range of an adapted rate, in tasks per second."""
 
 
 def make_admissions(topology: Topology, *, rate: float, **settings: Any) -> list[Admission]:
-    """Make each source's admission.
+    """Create the admission of each source.
 
     Args:
-        topology: the sources, of which some may have a rate of their own.
-        rate: of the others.
-        settings: of `Admission`.
+        topology: the sources, some of which may have rates of their own.
+        rate: tasks per second of the other sources.
+        settings: further arguments of `Admission`.
 
     Raises:
         UsageError: as `Admission` does.
@@ -30,21 +30,21 @@ def make_admissions(topology: Topology, *, rate: float, **settings: Any) -> list
 
 
 class Admission:
-    """The source's rate and exit level.
+    """The rate and exit level of a source.
 
-    Levels are settings of the exit policy from 0, where least leaves early, on. In the mode ``rate`` the level stays
-    and the rate follows the source's queues; in the mode ``threshold`` it is the other way round.
+    Levels are settings of the exit policy, counted from 0, the one with the latest exits. In ``rate`` mode the level is
+    constant and the rate follows the source's queues; in ``threshold`` mode it is the other way round.
 
     Args:
-        rules: of the whole system.
-        rate: tasks a second at the start, or for good.
-        level: at the start, or for good.
-        num_levels: how many there are.
-        load: times in seconds, rising, and what the rate is multiplied by from then on: a load that changes.
-        even: whether tasks come at even intervals; else they come independently of each other (a Poisson process).
+        rules: rules of the whole system.
+        rate: tasks per second, initially or throughout.
+        level: exit level, initially or throughout.
+        num_levels: number of exit levels.
+        load: times in seconds, each with a factor on the rate from then on, for a load that changes.
+        even: whether tasks arrive at even intervals; otherwise they arrive independently (a Poisson process).
 
     Raises:
-        UsageError: on a rate or load that is not above 0, or a level that does not exist.
+        UsageError: if a rate or load is not above 0, or the level does not exist.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Admission:
         self._load, self._even = sorted(load), even
 
     def adapt(self, waiting: int) -> None:
-        """Move rate or level one step by the tasks in the source's two queues."""
+        """Adapt the rate or level by one step, given the number of tasks in the source's two queues."""
         rules = self.rules
         low, high = waiting < rules.low_mark, waiting > rules.high_mark
         if rules.admission == "rate":
@@ -79,7 +79,7 @@ class Admission:
             self.level = min(max(self.level + high - low, 0), self.num_levels - 1)
 
     def next_interval(self, now: float, random: Random) -> float:
-        """Draw the seconds until the next task comes, at ``now`` seconds after the start."""
+        """Draw the seconds until the next task arrives, at ``now`` seconds after the start."""
         factor = 1.0
         for begins, times in self._load:
             if now >= begins:

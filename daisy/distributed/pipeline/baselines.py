@@ -1,4 +1,4 @@
-"""What model-distributed inference with exits is compared with, each a change of topology and rules."""
+"""Systems to compare with model-distributed inference with exits, each a change of topology and rules."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SYSTEMS: dict[str, Callable[[Topology], Topology]] = {
     "one-worker": keep_source_only,
     "one-worker-no-exits": lambda topology: _with_rules(keep_source_only(topology), exits=False),
 }
-"""By name: ``mdi`` is the topology as it is; ``no-exits`` the same, every task running all layers; ``random`` offloads
-at random; ``joint`` routes by shares that were chosen together with the exit level (`daisy.distributed.pipeline.joint`,
+"""Systems by name. ``mdi`` is the topology as it is; ``no-exits`` runs all layers of every task; ``random`` offloads at
+random; ``joint`` routes by shares that were chosen together with the exit level (`daisy.distributed.pipeline.joint`,
 ours, after the idea in the abstract of DTO-EE, arXiv:2412.08284); ``data`` and ``data-exits`` give each worker the
 whole model and distribute utterances; ``one-worker`` is the source's worker alone."""
 
 
 def make_system(name: str, topology: Topology) -> Topology:
-    """Make one of `SYSTEMS` of a topology.
+    """Return a topology changed into one of `SYSTEMS`.
 
     Raises:
-        UsageError: on an unknown name.
+        UsageError: if the name is unknown.
     """
     if name not in SYSTEMS:
         raise UsageError(unknown_name("system", name, SYSTEMS))

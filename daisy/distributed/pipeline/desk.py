@@ -1,4 +1,4 @@
-"""The source's side: admission, the ledger, and who is thought alive; without a clock, a network or a model."""
+"""The source's side: admission, the ledger, and liveness of workers, without a clock, a network or a model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from daisy.distributed.pipeline.topology import Topology
 from daisy.errors import UsageError
 
 MakeTask = Callable[[int, int, int], Task]
-"""Number of the task, exit level and priority to the task."""
+"""Function of number, exit level and priority that makes a task."""
 
 
 class Begin(NamedTuple):
-    """A task that a worker is to begin."""
+    """A task that a worker shall begin."""
 
     worker: str
     incarnation: int
@@ -25,22 +25,22 @@ class Begin(NamedTuple):
 
 
 class Death(NamedTuple):
-    """A worker that is thought dead."""
+    """A worker that is presumed dead."""
 
     worker: str
     incarnation: int
 
 
 class Desk:
-    """What admits tasks, follows them, and begins them again.
+    """Admits tasks, tracks them, and begins them again if needed.
 
     Args:
         topology: the workers, sources and rules.
-        random: where its draws come from.
-        admission: of `daisy.distributed.pipeline.admission.make_admissions`.
+        random: random number generator.
+        admission: arguments of `daisy.distributed.pipeline.admission.make_admissions`.
 
     Raises:
-        UsageError: see there.
+        UsageError: as `make_admissions` does.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class Desk:
         self._gone: set[str] = set()
         self._statuses: dict[str, Status] = {}
         self._waiting: list[Task] = []
-        """For somebody who holds the first stage."""
+        """Tasks that wait for a living worker that holds the first stage."""
         self._first_holders = [worker.name for worker in topology.workers if 0 in topology.stages_of(worker.name)]
 
     def begin_watch(self, now: float) -> None:
-        """Count every worker as heard of: its silence is counted from here on."""
+        """Count every worker as heard from; its silence counts from now on."""
         self._heard = dict.fromkeys(self._heard, now)
 
     def next_interval(self, source: int, now: float) -> float:
-        """Draw the seconds until a source's next task comes."""
+        """Draw the seconds until a source's next task arrives."""
         return self.admissions[source].next_interval(now, self._random)
 
     def admit(self, source: int, make_task: MakeTask, now: float) -> list[Begin]:
-        """Let a task of a source in."""
+        """Admit a task of a source."""
         where = self.topology.sources[source]
         task = make_task(self.ledger.num_admitted, self.admissions[source].level, where.priority)
         self.ledger.admit(task, where.worker, self._incarnations[where.worker], now)
@@ -81,29 +81,29 @@ class Desk:
         return self._begin([task])
 
     def _adapt(self, source: int) -> None:
-        """Let a source's rate or exit level follow its queues."""
+        """Adapt a source's rate or exit level to its queues."""
         status = self._statuses.get(self.topology.sources[source].worker)
         self.admissions[source].adapt((status.waiting if status else 0) + len(self._waiting))
 
     def hear(self, status: Status, now: float) -> None:
-        """Note what a worker says of itself."""
+        """Record a worker's status."""
         if status.worker in self._alive and status.incarnation == self._incarnations[status.worker]:
             self._heard[status.worker], self._statuses[status.worker] = now, status
 
     def moved(self, task: Task, worker: str, incarnation: int, now: float) -> list[Begin]:
-        """Note that a task has come to a worker."""
+        """Record that a task has reached a worker."""
         again = self.ledger.moved(task.number, task.attempt, task.hops, worker, incarnation, now)
         return self._begin([again]) if again is not None else []
 
     def answer(self, answer: Answer, now: float) -> bool:
-        """Note an answer; tell whether it is the one that counts."""
+        """Record an answer; return whether it is the one that counts."""
         return self.ledger.answer(answer, now)
 
     def check(self, now: float) -> tuple[list[Death], list[Begin]]:
-        """Look for workers that are silent and tasks that are overdue.
+        """Look for silent workers and overdue tasks.
 
         Returns:
-            The deaths that were noticed now, and what is to be begun again.
+            The newly noticed deaths, and the tasks to begin again.
         """
         deaths, begins = [], []
         for worker in sorted(self._alive):
@@ -114,7 +114,7 @@ class Desk:
         return deaths, begins + self._begin(self.ledger.list_overdue(self.rules.restart_after_sec, now))
 
     def lose(self, death: Death, now: float) -> list[Begin]:
-        """Note a death, and return what is to be begun again."""
+        """Record a death, and return the tasks to begin again."""
         if death.worker not in self._alive or death.incarnation != self._incarnations[death.worker]:
             return []
         self._alive.discard(death.worker)
@@ -122,20 +122,20 @@ class Desk:
         return self._begin(self.ledger.lose(death.worker, death.incarnation, now))
 
     def welcome(self, worker: str, incarnation: int, now: float) -> list[Begin]:
-        """Note that a worker was started anew, and return what has waited for it."""
+        """Record that a worker was restarted, and return the tasks that have waited for it."""
         self._incarnations[worker], self._heard[worker] = incarnation, now
         self._alive.add(worker)
         return self._begin([])
 
     def give_up(self, worker: str) -> None:
-        """Note that a dead worker cannot be started anew."""
+        """Record that a dead worker cannot be restarted."""
         self._gone.add(worker)
 
     def refuse_if_stuck(self) -> None:
-        """Refuse to wait where a stage has no living holder within reach, and none will be started.
+        """Raise an error if a stage has no living holder within reach, and none will be restarted.
 
         Raises:
-            UsageError: naming the layers.
+            UsageError: in that case; names the layers.
         """
         starting = set(self._incarnations) - self._gone if self.rules.respawn_sec is not None else set()
         usable, at = self._alive | starting, set(self._first_holders)
@@ -151,7 +151,7 @@ class Desk:
                 )
 
     def _begin(self, tasks: Sequence[Task]) -> list[Begin]:
-        """Send tasks, and those that wait, to their source's worker or, where it is dead, to another first holder."""
+        """Send waiting and given tasks to their source's worker or, if that is dead, to another first-stage holder."""
         begins, waiting = [], []
         for task in [*self._waiting, *tasks]:
             source = self.ledger.source_of(task)

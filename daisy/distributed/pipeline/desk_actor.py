@@ -1,6 +1,6 @@
 """The Ray actor of the source's desk.
 
-A plain class: Ray is imported where it is started (`daisy.distributed.pipeline.system`).
+A plain class: Ray is imported where the actor is started (`daisy.distributed.pipeline.system`).
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from daisy.distributed.pipeline.workload import SAMPLE_RATE
 from daisy.errors import UsageError
 
 Handle = Any
-"""Of a Ray actor."""
+"""Handle of a Ray actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSetup:
-    """What the desk's actor needs."""
+    """Settings of the desk's actor."""
 
     topology: Topology
     admission: Mapping[str, Any]
-    """Of `daisy.distributed.pipeline.admission.make_admissions`."""
+    """Arguments of `daisy.distributed.pipeline.admission.make_admissions`."""
     num_tasks: int | None
-    """To admit in all; None: as many as come in ``seconds``."""
+    """Tasks to admit in all; None: as many as arrive in ``seconds``."""
     seconds: float | None
     seed: int
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     num_answered: int
     is_done: bool
@@ -52,24 +52,24 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A run's records, and what was counted."""
+    """Records and counts of a run."""
 
     records: list[Record]
     num_admitted: int
     num_restarts: int
     num_late: int
     done: Mapping[str, Mapping[int, WorkerReport]]
-    """What each incarnation of a worker has told of itself last."""
+    """Last report of each incarnation of a worker."""
     began: float
-    """When, of the clock of the desk's machine."""
+    """Start time, by the clock of the desk's machine."""
 
 
 class DeskActor:
-    """The source's process: admits utterances, follows them, and notices deaths.
+    """The source's process: admits utterances, tracks them, and notices deaths.
 
     Args:
-        setup: of the run.
-        waveforms: (N,) each, packed for links, taken in turn.
+        setup: settings of the run.
+        waveforms: waveforms, (N,) each, packed for links and taken in turn.
     """
 
     def __init__(self, setup: RunSetup, waveforms: Sequence[NDArray[Any]]):
@@ -88,7 +88,7 @@ class DeskActor:
         self._began = time.monotonic()
 
     def start(self, handles: Mapping[str, tuple[int, Handle]]) -> None:
-        """Begin to admit."""
+        """Start admitting tasks."""
         with self._lock:
             self._handles.update(handles)
             self._began = time.monotonic()
@@ -98,41 +98,41 @@ class DeskActor:
         threading.Thread(target=self._guard, args=(self._watch,), daemon=True).start()
 
     def _guard(self, work: Callable[..., None], *arguments: int) -> None:
-        """Run a thread's work; where that breaks down, so does the run, which would be waited for in vain."""
+        """Run a thread's work; if that fails, end the run, which would otherwise be waited for in vain."""
         try:
             work(*arguments)
         except Exception as error:
             self.refuse(f"the source broke down: {error!r}")
 
     def hear(self, status: Status, report: WorkerReport) -> None:
-        """Note what a worker says of itself, and what it has done."""
+        """Record a worker's status and report."""
         with self._lock:
             self._done[status.worker][status.incarnation] = report
             self._desk.hear(status, self._now())
 
     def moved(self, task: Task, worker: str, incarnation: int) -> None:
-        """Note where a task is now."""
+        """Record where a task is now."""
         with self._lock:
             self._begin(self._desk.moved(task, worker, incarnation, self._now()))
 
     def answer(self, answer: Answer) -> None:
-        """Note an answer."""
+        """Record an answer."""
         with self._lock:
             self._desk.answer(answer, self._now())
 
     def refuse(self, reason: str) -> None:
-        """Note why the run cannot go on."""
+        """Record why the run cannot continue."""
         with self._lock:
             self._error = self._error or reason
 
     def welcome(self, worker: str, incarnation: int, handle: Handle) -> None:
-        """Note that a worker was started anew."""
+        """Record that a worker was restarted."""
         with self._lock:
             self._handles[worker] = (incarnation, handle)
             self._begin(self._desk.welcome(worker, incarnation, self._now()))
 
     def give_up(self, worker: str, reason: str) -> None:
-        """Note that a worker could not be started anew: others do its work, if there are any."""
+        """Record that a worker could not be restarted; others do its work, if there are any."""
         with self._lock:
             self._desk.give_up(worker)
             try:
@@ -141,7 +141,7 @@ class DeskActor:
                 self._error = self._error or f"{error}; {reason}"
 
     def poll(self) -> Progress:
-        """Say how far the run is, and which deaths were noticed since the last time."""
+        """Return the progress of the run, and the deaths noticed since the last call."""
         with self._lock:
             deaths, self._deaths = self._deaths, []
             ledger = self._desk.ledger
@@ -153,7 +153,7 @@ class DeskActor:
             )
 
     def collect(self) -> Collected:
-        """Return what the ledger says."""
+        """Return the records of the ledger."""
         with self._lock:
             ledger = self._desk.ledger
             records = [replace(record, task=replace(record.task, payload=None)) for record in ledger.records.values()]
@@ -185,7 +185,7 @@ class DeskActor:
         )
 
     def _arrive(self, source: int) -> None:
-        """Admit a source's tasks, each at its time whatever the last one took."""
+        """Admit each task of a source at its time, however long the previous one took."""
         due = self._now()
         while True:
             with self._lock:
@@ -201,7 +201,7 @@ class DeskActor:
     def _begin(self, begins: Sequence[Begin]) -> None:
         for begin in begins:
             incarnation, handle = self._handles[begin.worker]
-            if incarnation == begin.incarnation:  # else it will be begun again when the death is noticed
+            if incarnation == begin.incarnation:  # otherwise it is begun again when the death is noticed
                 handle.receive.remote(begin.task, begin.incarnation)
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""What answers keep of the full model's output."""
+"""Measure how much of the full model's output the answers keep."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from daisy.policies.texts import collapse, edit_distance
 
 
 def measure_fidelity(report: RunReport, prepared: Prepared, tokens: Tokens | None = None) -> list[float]:
-    """Compare each answer with the full model's: units, or texts where CTC exits decided.
+    """Compare each answer with the full model's: by units, or by texts if CTC exits decided.
 
     Args:
-        report: of a run; its n-th task was waveform n modulo their number.
-        prepared: what ran.
-        tokens: of a recogniser.
+        report: report of a run, whose n-th task was waveform n modulo their number.
+        prepared: utterances of that run.
+        tokens: tokens of a recogniser.
 
     Returns:
-        Of each record, the share of frames whose units agree; or 1 less the edit distance to the last exit's text, over
-        that text's characters, 0 at least.
+        For each record, the share of frames whose units agree; or 1 minus the edit distance to the last exit's text
+        divided by that text's number of characters, at least 0.
     """
     if prepared.heads == "units":
         return compare_units(report, prepared.units, prepared.settings.score_stride)
@@ -32,7 +32,7 @@ def measure_fidelity(report: RunReport, prepared: Prepared, tokens: Tokens | Non
 
 
 def compare_units(report: RunReport, units: Sequence[Tensor], score_stride: int = 1) -> list[float]:
-    """As `measure_fidelity`, with units (T_b,), of which heads looked at every ``score_stride``-th."""
+    """Like `measure_fidelity`, with units (T_b,), of which heads looked at every ``score_stride``-th."""
     shares = []
     for record in report.records:
         left: Left = record.answer.payload
@@ -43,7 +43,7 @@ def compare_units(report: RunReport, units: Sequence[Tensor], score_stride: int 
 
 
 def compare_texts(report: RunReport, texts: Sequence[str], tokens: Tokens) -> list[float]:
-    """As `measure_fidelity`, with the last exit's texts."""
+    """Like `measure_fidelity`, with the last exit's texts."""
     shares = []
     for record in report.records:
         left: Left = record.answer.payload

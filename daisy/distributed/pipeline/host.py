@@ -1,8 +1,9 @@
-"""A worker on a real machine: its state machine with a thread that computes, one for each link, and one that tells.
+"""A worker on a real machine: its state machine, a thread that computes, one for each link, and one for status.
 
-Links are modelled in the sender where the topology declares delay, rate or loss: a task occupies its link for bytes /
-rate, once more for each loss, then waits for the delay, beside the time that the real network takes. A declared speed
-is modelled too: after each stage the worker waits until the processor time that it took would be over at that speed.
+Where the topology declares delay, rate or loss of a link, the sender emulates them: a task occupies its link for bytes
+/ rate, once more for each loss, then waits for the delay, in addition to the time that the real network takes. A
+declared speed is emulated too: after each stage the worker waits until the measured processor time would have passed at
+that speed.
 """
 
 from __future__ import annotations
@@ -25,43 +26,43 @@ from daisy.distributed.pipeline.topology import Link
 from daisy.distributed.pipeline.worker import Sending, Worker
 
 MAX_ON_THE_WAY = 64
-"""Tasks of a worker that wait for a link's delay at a time."""
+"""Tasks of a worker that may wait for a link's delay at the same time."""
 
 
 class Peers(Protocol):
-    """How a worker reaches the others."""
+    """Communication of a worker with the others."""
 
     def send(self, sending: Sending, sender: str) -> Status:
-        """Hand a task to a neighbour, and return what that says of itself.
+        """Send a task to a neighbour, and return the neighbour's status.
 
         Raises:
-            ConnectionError: where that incarnation of the neighbour does not answer.
+            ConnectionError: if that incarnation of the neighbour does not answer.
         """
 
     def tell(self, status: Status, report: WorkerReport) -> None:
-        """Tell neighbours and source how things stand, and the source what was done so far; it may get lost."""
+        """Send the status to neighbours and source, and the report so far to the source; the message may get lost."""
 
     def report_moved(self, sending: Sending) -> None:
         """Tell the source where a task is now."""
 
     def report_answer(self, answer: Answer) -> None:
-        """Tell the source what came of a task."""
+        """Send a task's answer to the source."""
 
     def report_failure(self, reason: str) -> None:
-        """Tell the source that a task cannot be computed: no other worker could do better."""
+        """Tell the source that a task cannot be computed, by this or any other worker."""
 
 
 class Host:
-    """Runs a worker.
+    """Run a worker.
 
     Args:
         machine: the worker's queues and decisions.
-        model: its share of the model.
+        model: the worker's share of the model.
         stages: layers of each stage of the system.
-        links: to its neighbours, by name.
-        peers: how it reaches them.
-        speed: emulated, of one core; None: as fast as it is.
-        random: of losses on links.
+        links: links to the worker's neighbours, by name.
+        peers: communication with the others.
+        speed: emulated speed, relative to one core; None: no emulation.
+        random: generator for losses on links.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Host:
     ):
         self.machine, self.model, self.stages, self.peers = machine, model, stages, peers
         self._report = WorkerReport()
-        """Replaced and never changed: threads hand it out as it was."""
+        """Replaced and never modified, so that threads can hand it out."""
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._links, self._speed, self._random = links, speed, random
         self._changed = threading.Condition()
@@ -99,7 +100,7 @@ class Host:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads; what is in the queues is lost."""
+        """End the threads; tasks in the queues are lost."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -108,26 +109,26 @@ class Host:
         self._couriers.shutdown(wait=False, cancel_futures=True)
 
     def accept(self, task: Task, sender: str = "", incarnation: int = 1) -> Status:
-        """Take a task in, of an incarnation of a neighbour or, without one, of the source; say how things stand."""
+        """Take in a task from a neighbour or, without a sender, from the source; return the status."""
         self._note("accepted", task)
         self._change(lambda: self.machine.accept(task, sender, incarnation))
         with self._changed:
             return self.machine.status()
 
     def hear(self, status: Status) -> None:
-        """Note what a neighbour says of itself."""
+        """Record a neighbour's status."""
         self._change(lambda: self.machine.hear(status))
 
     def lose(self, neighbour: str, incarnation: int) -> None:
-        """Note that a neighbour is dead."""
+        """Record that a neighbour is dead."""
         self._change(lambda: self.machine.lose(neighbour, incarnation))
 
     def welcome(self, neighbour: str, incarnation: int) -> None:
-        """Note that a neighbour was started anew."""
+        """Record that a neighbour was restarted."""
         self._change(lambda: self.machine.welcome(neighbour, incarnation))
 
     def _change(self, change: Callable[[], None]) -> None:
-        """Change the machine, and go on with what can be begun then."""
+        """Change the machine, and begin what is then possible."""
         with self._changed:
             change()
             self._go_on()
@@ -149,7 +150,7 @@ class Host:
             try:
                 self._run_stage(task)
             except Exception as error:  # whatever it was, this task's answer would be waited for in vain
-                # First of all: what failed may be the machine itself, and fail again as it is changed.
+                # Report first: the machine itself may have failed, and may fail again as it is changed.
                 self.peers.report_failure(f"worker {self.machine.name}, task {task.number}: {error!r}")
                 self._change(self.machine.abandon)
 
@@ -176,7 +177,7 @@ class Host:
             self.peers.report_answer(answer)
 
     def run_paced(self, task: Task) -> tuple[float, Package | Left]:
-        """Run a task's stage at the emulated speed; return the seconds and what came of it."""
+        """Run a task's stage at the emulated speed; return the seconds and the result."""
         begun, processor = time.perf_counter(), time.thread_time()
         outcome = self.model.run(task.payload, self.stages[task.stage], task.level)
         if self._speed is not None:
@@ -185,7 +186,7 @@ class Host:
         return time.perf_counter() - begun, outcome
 
     def _transmit(self, neighbour: str) -> None:
-        """Put one task after the other on a link."""
+        """Send tasks over a link, one after the other."""
         link = self._links[neighbour]
         while (sending := self._senders[neighbour].get()) is not None:
             repeats = 1
@@ -201,7 +202,7 @@ class Host:
             self._change(lambda: self.machine.free_link(neighbour))
 
     def _deliver(self, sending: Sending, begun: float, arrives: float) -> None:
-        """Hand a task over after the link's delay."""
+        """Deliver a task after the link's delay."""
         time.sleep(max(arrives - time.perf_counter(), 0.0))
         try:
             status = self.peers.send(sending, self.machine.name)
@@ -221,7 +222,7 @@ class Host:
         self.peers.report_moved(sending)
 
     def _tell(self) -> None:
-        """Say at intervals how things stand."""
+        """Send the status at intervals."""
         while not self._stopping:
             with self._changed:
                 status, report = self.machine.status(), self._report
@@ -229,11 +230,11 @@ class Host:
             time.sleep(self.machine.rules.status_sec)
 
     def get_report(self) -> WorkerReport:
-        """Return what was done so far."""
+        """Return the report so far."""
         return dataclasses.replace(self._report, events=list(self._events))
 
     def _count(self, **done: Any) -> None:
-        """Add to the report; each link's thread does."""
+        """Add to the report; called by each link's thread."""
         with self._changed:
             self._report = self._report.add(WorkerReport(**done))
 

@@ -1,9 +1,10 @@
-"""Exit level and routes chosen together: ours, after the idea that DTO-EE's abstract tells (arXiv:2412.08284).
+"""Choose exit level and routes jointly: ours, after an idea in the abstract of DTO-EE (arXiv:2412.08284).
 
-That abstract says that thresholds and offloading are optimised jointly for delay and accuracy; how could not be read.
-Here a stage's utterances are shared among those who hold it so that a queueing estimate of the mean delay is least, for
-each exit level: each worker, and each direction of a link, is one M/M/1 queue. Then the level is taken whose fidelity
-less a price on delay is best. The choice is made once, from the utterances' full runs and times; nothing adapts while
+The abstract says that thresholds and offloading are optimised jointly for delay and accuracy; we could not read how.
+Here, for each exit level, a stage's utterances are divided among its holders so that a queueing estimate of the mean
+delay is minimal: each worker, and each direction of a link, is one M/M/1 queue. Then the level with the best fidelity
+minus a price on delay is chosen. The choice is made once, from full runs and times of the utterances; nothing adapts
+during the run.
 it runs.
 """
 
@@ -18,18 +19,19 @@ from daisy.distributed.pipeline.worker import Routes
 from daisy.distributed.pipeline.workload import Wire, Workload
 
 STEPS = 400
-"""Of the search for shares."""
+"""Steps of the search for shares."""
 STEP = 0.1
-"""Share that may move at a step, at first."""
+"""Share that may move in one step, initially."""
 PRICE_PER_SEC = 0.1
-"""Fidelity that a second of mean delay is worth (ours)."""
+"""Fidelity that one second of mean delay is worth (ours)."""
 FULL_LOAD = 0.98
-"""Of a worker, beyond which its queue's estimate goes on as a straight line, so that overload can be compared."""
+"""Load of a worker above which the estimate of its queue is continued as a straight line, so that overloads can be
+compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A level, shares, and what they were expected to do."""
+    """A level, the shares, and their expected delay and fidelity."""
 
     level: int
     routes: Routes
@@ -49,12 +51,12 @@ def choose_jointly(
     """Choose exit level and routes.
 
     Args:
-        topology: the workers.
+        topology: the workers and links.
         workload: utterances like those to come.
-        rate: tasks a second of sources that the topology gives none.
-        levels: to choose from; where None all.
-        wire: how states travel.
-        price_per_sec: fidelity that a second of mean delay is worth.
+        rate: tasks per second of sources without a rate in the topology.
+        levels: levels to choose from; None: all.
+        wire: format of states on links.
+        price_per_sec: fidelity that one second of mean delay is worth.
     """
     if levels is None:
         levels = range(workload.num_levels) if topology.rules.exits else [RUN_ALL]
@@ -69,7 +71,7 @@ def choose_jointly(
 def _share_out(
     topology: Topology, workload: Workload, rate: float, level: int, wire: Wire
 ) -> tuple[dict[int, dict[str, float]], float]:
-    """Shares of each stage that make the estimated delay least, and that delay."""
+    """Return the shares of each stage that minimise the estimated delay, and that delay."""
     flow = _Flow(topology, workload, rate, level, wire)
     shares = {stage: {name: 1 / len(holders) for name in holders} for stage, holders in enumerate(flow.holders)}
     best, step = flow.delay(shares), STEP
@@ -94,7 +96,7 @@ def _share_out(
 
 
 class _Flow:
-    """What is known of a level: arrivals at each stage, times, transfers."""
+    """Arrival rates, times and transfer sizes of each stage at one level."""
 
     def __init__(self, topology: Topology, workload: Workload, rate: float, level: int, wire: Wire):
         rates = {source.worker: source.rate or rate for source in topology.sources}
@@ -116,7 +118,7 @@ class _Flow:
         self.speed = {worker.name: worker.speed or 1.0 for worker in topology.workers}
 
     def delay(self, shares: dict[int, dict[str, float]]) -> float:
-        """Estimate the mean delay of a task: waiting, service and transfer at all its stages."""
+        """Estimate the mean delay of a task: waiting, service and transfer over all its stages."""
         load = dict.fromkeys(self.speed, 0.0)
         for stage, by_worker in shares.items():
             for name, share in by_worker.items():
@@ -134,7 +136,7 @@ class _Flow:
         return total / self.rate
 
     def _transfer(self, one: str, other: str, stage: int, flow: float) -> float:
-        """Seconds over a link, with the wait of ``flow`` tasks a second for each other."""
+        """Return the seconds over a link, including queueing at ``flow`` tasks per second."""
         link = self.topology.link(one, other)
         if link is None:
             return 1e3
@@ -143,5 +145,5 @@ class _Flow:
 
 
 def _headroom(load: float) -> float:
-    """1 - load, and in overload something that still falls."""
+    """Return 1 - load or, in overload, a value that keeps falling."""
     return 1 - load if load < FULL_LOAD else (1 - FULL_LOAD) / (1 + 50 * (load - FULL_LOAD))

@@ -1,4 +1,4 @@
-"""The source's book of admitted tasks: each is answered exactly once, whoever dies and whatever comes late."""
+"""The source's ledger of admitted tasks: each is answered exactly once, despite deaths and late answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daisy.distributed.pipeline.tasks import Answer, Task
 @dataclass
 class _Entry:
     task: Task
-    """As it was admitted; a new attempt begins from here."""
+    """The task as admitted; a new attempt starts from here."""
     source: str
     began: float
     worker: str
@@ -20,7 +20,7 @@ class _Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A task that was answered."""
+    """An answered task."""
 
     task: Task
     answer: Answer
@@ -33,8 +33,8 @@ class Record:
 class Ledger:
     """Admitted tasks, where they were last seen, and the answers that count.
 
-    The source keeps a task's input until it is answered. Of several attempts the first answer counts; later ones are
-    counted and dropped.
+    The source keeps a task's input until the task is answered. If there are several attempts, the first answer counts;
+    later ones are counted and dropped.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Ledger:
         return len(self._open)
 
     def admit(self, task: Task, worker: str, incarnation: int, now: float) -> None:
-        """Note a task that is let in at a worker."""
+        """Record a task that is admitted at a worker."""
         if task.number in self._admitted:
             raise ValueError(f"task {task.number} was admitted before")
         self.num_admitted += 1
@@ -58,10 +58,10 @@ class Ledger:
         self._open[task.number] = _Entry(task, worker, now, worker, incarnation)
 
     def moved(self, number: int, attempt: int, hops: int, worker: str, incarnation: int, now: float) -> Task | None:
-        """Note that an attempt has come to a worker.
+        """Record that an attempt has reached a worker.
 
         Returns:
-            A new attempt to begin, where that worker has died meanwhile; else None.
+            A new attempt to begin if that worker has died in the meantime; else None.
         """
         entry = self._open.get(number)
         if entry is None or attempt != entry.task.attempt or hops <= entry.hops:
@@ -70,7 +70,7 @@ class Ledger:
         return self._restart(number, now) if (worker, incarnation) in self._dead else None
 
     def answer(self, answer: Answer, now: float) -> bool:
-        """Note an answer; tell whether it is the one that counts."""
+        """Record an answer; return whether it is the one that counts."""
         entry = self._open.pop(answer.number, None)
         if entry is None:
             self.num_late += 1
@@ -85,15 +85,15 @@ class Ledger:
         return True
 
     def lose(self, worker: str, incarnation: int, now: float) -> list[Task]:
-        """Note a death, and return new attempts at what was last seen there."""
+        """Record a death, and return new attempts at the tasks last seen there."""
         self._dead.add((worker, incarnation))
         lost = [n for n, entry in self._open.items() if (entry.worker, entry.incarnation) == (worker, incarnation)]
         return [self._restart(number, now) for number in lost]
 
     def list_overdue(self, seconds: float, now: float) -> list[Task]:
-        """Return new attempts at what was begun so long ago, and has no answer.
+        """Return new attempts at tasks that were begun at least ``seconds`` ago and have no answer.
 
-        Each further attempt has twice as long: else a system that is only slow would be kept busy with repetitions.
+        The limit doubles with each attempt, so that a merely slow system is not kept busy with repetitions.
         """
         late = [
             number
@@ -103,13 +103,13 @@ class Ledger:
         return [self._restart(number, now) for number in late]
 
     def begin(self, number: int, worker: str, incarnation: int) -> None:
-        """Note where a new attempt was begun."""
+        """Record where a new attempt was begun."""
         if number in self._open:
             entry = self._open[number]
             entry.worker, entry.incarnation = worker, incarnation
 
     def source_of(self, attempt: Task) -> str | None:
-        """Return the worker at which a task came in; None where it has its answer, or a later attempt."""
+        """Return the worker at which a task came in; None if the task is answered or has a later attempt."""
         entry = self._open.get(attempt.number)
         return entry.source if entry is not None and entry.task.attempt == attempt.attempt else None
 

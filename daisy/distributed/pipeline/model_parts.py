@@ -1,4 +1,4 @@
-"""Some layers of a model, their exit heads, and no other weights: what is sent to a worker, and built there."""
+"""Part of a model: some layers and their exit heads, without other weights, as sent to and built on a worker."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads
 OF_LAYERS = re.compile(r"(?:encoder\.transformer\.)?layers\.(\d+)\.|(?:units|regressors)\.(\d+)\.")
 """Names of weights that belong to one layer, counted from 0."""
 OF_EXITS = re.compile(r"(?:classifiers|attentions)\.(\d+)\.")
-"""Likewise of CTC exits, counted from 1."""
+"""Names of weights of CTC exits, counted from 1."""
 OF_BLOCKS = re.compile(r"half_rate\.(\d+)\.")
-"""Likewise of a Conformer's blocks, which are with their last layer; counted from 1."""
+"""Names of weights of a Conformer's blocks, counted from 1; they belong to the last layer of the block."""
 ALWAYS = ("mask_embedding", "encoder.transformer.layer_norm.", "encoder.transformer.rel_attn_embed.", "subsampling.0.")
-"""Weights that every part has: what tells a backbone its device and type, the final norm, WavLM's positions."""
+"""Weights that every part has: the one that shows a backbone's device and dtype, the final norm, WavLM's positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +48,23 @@ class ModelPart:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights."""
+        """Bytes of the weights."""
         tensors = (*self.backbone_weights.values(), *self.head_weights.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = None) -> ModelPart:
-    """Cut layers ``first`` to ``last`` out of a model, with the front end where they begin at 1, and their heads.
+    """Cut out layers ``first`` to ``last`` of a model, with their heads and, if ``first`` is 1, with the front end.
 
     Args:
-        model: whole.
-        first: from 1.
-        last: to L.
-        heads: which heads; see `daisy.checkpoints.Model.exit_heads`.
+        model: the whole model.
+        first: first layer, from 1.
+        last: last layer, up to L.
+        heads: kind of heads; see `daisy.checkpoints.Model.exit_heads`.
 
     Raises:
-        UsageError: on layers that the model does not have, or as `check_cuts` does.
-        CheckpointError: where it is Whisper's encoder.
+        UsageError: if the model does not have these layers, or as `check_cuts` does.
+        CheckpointError: if the model is Whisper's encoder.
     """
     config = model.backbone.config
     if isinstance(config, WhisperConfig):
@@ -84,14 +84,14 @@ def cut_model(model: Model, first: int, last: int, heads: HeadsKind | None = Non
 
 
 def check_cuts(config: AnyBackboneConfig, ends: Iterable[int]) -> None:
-    """Refuse to hand a Splitformer's states on inside of a block: its half-rate layer needs what came into the block.
+    """Refuse to pass on a Splitformer's states inside a block: its half-rate layer needs the input of the block.
 
     Args:
-        config: of the backbone.
-        ends: layers after which states may be handed on.
+        config: configuration of the backbone.
+        ends: layers after which states may be passed on.
 
     Raises:
-        UsageError: naming the layer.
+        UsageError: if a block is cut; names the layer.
     """
     if isinstance(config, ConformerConfig) and config.split_blocks:
         for end in ends:
@@ -103,7 +103,7 @@ def check_cuts(config: AnyBackboneConfig, ends: Iterable[int]) -> None:
 
 
 def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict[str, Tensor]:
-    """Copies of a module's weights that belong to some layers, or with layer 1 to none."""
+    """Copy a module's weights that belong to some layers, and with layer 1 also those that belong to none."""
     weights = {}
     for name, tensor in module.state_dict().items():
         layer = 0
@@ -119,7 +119,7 @@ def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict
 
 
 def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHeads | None]:
-    """Build the modules of a part; layers that are not in it have no memory (torch's device "meta")."""
+    """Build the modules of a part; layers outside it take no memory (torch's device "meta")."""
     with torch.device("meta"):
         backbone: AnyBackbone = (
             Backbone(part.backbone) if isinstance(part.backbone, BackboneConfig) else Conformer(part.backbone)

@@ -1,12 +1,13 @@
-"""Who computes the next stage of a task.
+"""Decide which worker computes the next stage of a task.
 
-``queues`` is our reading of MDI-Exit's description. A task whose next stage is held here too is sent to a neighbour
-only while more tasks wait for sending here than wait there; then surely where the wait here is longer than transfer and
-wait there, else with the ratio of the two as probability, by a number that the task drew when it came into the output
-queue. A task whose next stage is not held here goes to the neighbour where it would be done first (ours).
+``queues`` is our reading of MDI-Exit's description. If this worker also holds the task's next stage, the task is sent
+to a neighbour only while more tasks wait for sending here than wait there. It is then sent for certain if the wait here
+is longer than transfer plus wait there, and otherwise with the ratio of the two as its probability, by a number that
+the task drew when it entered the output queue. If this worker does not hold the next stage, the task goes to the
+neighbour that would finish it first (ours).
 
-``random`` draws one of those who hold the stage, this worker among them. ``routed`` draws by given shares, which
-`daisy.distributed.pipeline.joint` chooses. Both keep what was drawn.
+``random`` draws one of the holders of the stage, including this worker. ``routed`` draws by given shares, which
+`daisy.distributed.pipeline.joint` chooses. Both keep the drawn worker unless it dies or a transfer to it fails.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ class Candidate:
     queued: int
     """Tasks that wait there or are on their way."""
     wait_sec: float
-    """What these will take."""
+    """Seconds that these tasks will take."""
     transfer_sec: float
-    """Until the task would be there."""
+    """Seconds until the task would arrive there."""
     service_sec: float
-    """What it would take then."""
+    """Seconds to compute it there."""
 
     @property
     def done_sec(self) -> float:
-        """Until it would be done there."""
+        """Seconds until it would be finished there."""
         return self.transfer_sec + self.wait_sec + self.service_sec
 
 
 def choose_first_done(candidates: Sequence[Candidate], limit: int) -> str | None:
-    """Choose the neighbour where a task would be done first, of those with fewer than ``limit`` tasks."""
+    """Choose the neighbour that would finish a task first, among those with fewer than ``limit`` tasks."""
     free = [candidate for candidate in candidates if candidate.queued < limit]
     return min(free, key=lambda candidate: candidate.done_sec).name if free else None
 
@@ -45,14 +46,14 @@ def choose_first_done(candidates: Sequence[Candidate], limit: int) -> str | None
 def choose_by_queues(
     candidates: Sequence[Candidate], draw: float, num_here: int, wait_here_sec: float, limit: int
 ) -> str | None:
-    """Choose a neighbour for a task that could be done here too, or None to keep it.
+    """Choose a neighbour for a task whose next stage this worker also holds, or return None to keep the task.
 
     Args:
-        candidates: who holds its next stage.
-        draw: the task's own number from [0, 1).
-        num_here: tasks that wait for sending here, this one among them.
-        wait_here_sec: until it would be begun here.
-        limit: of tasks at a neighbour.
+        candidates: neighbours that hold the task's next stage.
+        draw: the task's own number in [0, 1).
+        num_here: tasks that wait for sending here, including this one.
+        wait_here_sec: seconds until the task would be begun here.
+        limit: tasks at which a neighbour is full.
     """
     best = choose_first_done([candidate for candidate in candidates if num_here > candidate.queued], limit)
     if best is None:
@@ -63,6 +64,6 @@ def choose_by_queues(
 
 
 def draw_holder(holders: Sequence[str], random: Random, shares: Mapping[str, float] | None = None) -> str:
-    """Draw one of those who hold a stage, evenly or by shares; evenly where none of them has a share."""
+    """Draw one of the holders of a stage, by shares if given; evenly if no holder has a share."""
     weights = [1.0 if shares is None else shares.get(name, 0.0) for name in holders]
     return random.choices(holders, weights if sum(weights) > 0 else None)[0]

@@ -1,4 +1,4 @@
-"""What a run needs of a model and recordings: full runs, exit levels, what the full model says, times of layers."""
+"""Prepare a model and recordings for a run: full runs, exit levels, the full model's output, times of layers."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from daisy.errors import UsageError
 from daisy.policies import Never, Policy
 
 LOSSES: dict[HeadsKind, str] = {"units": "disagreement", "ctc": "text_disagreement"}
-"""What exits cost, by the heads that decide."""
+"""Loss of an exit, by the kind of heads that decide."""
 REPEATS = 3
-"""Passes over all utterances, of which the median counts: a worker too comes to each from another one, and what was
-run a moment ago would be found in the caches."""
+"""Passes over all utterances, of which the median counts. A pass runs all utterances because a worker, too, changes
+between them; a repeated one would be found in the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Utterances that are ready to be put through a system, real or simulated."""
+    """Utterances that are ready for a real or simulated system."""
 
     waveforms: list[Tensor]
-    """(N_b,) each."""
+    """Waveforms, (N_b,) each."""
     traces: Traces
     heads: HeadsKind
-    """Whose scores decide."""
+    """Kind of heads whose scores decide."""
     units: list[Tensor]
-    """(T_b,) of the full model; none with CTC exits."""
+    """Units (T_b,) of the full model; empty with CTC exits."""
     texts: list[str]
-    """Of the last CTC exit; none with heads on units."""
+    """Texts of the last CTC exit; empty with heads on units."""
     settings: ExitSettings
 
     @property
     def loss(self) -> str:
-        """What fidelity is 1 less of."""
+        """Name of the loss; fidelity is 1 minus this loss."""
         return LOSSES[self.heads]
 
 
@@ -63,22 +63,22 @@ def prepare(
     wire: Wire = "float32",
     progress: Callable[[int], None] = lambda count: None,
 ) -> Prepared:
-    """Run every layer of every utterance once, and set the exit levels.
+    """Run every layer on every utterance once, and set the exit levels.
 
     Args:
-        model: with exit heads on units, or a recogniser.
-        waveforms: (N_b,) each, at the model's rate.
-        names: of the utterances.
-        heads: whose scores decide: those on units, or CTC exits.
-        policy: that is set to ``depths`` on these very utterances.
-        depths: mean executed shares of the layers, one for each level.
-        levels: policies in their place, from the one that leaves least early on.
-        wire: how states are to travel.
+        model: model with exit heads on units, or a recogniser.
+        waveforms: waveforms, (N_b,) each, at the model's sample rate.
+        names: names of the utterances.
+        heads: kind of heads whose scores decide: those on units, or CTC exits.
+        policy: policy that is set to ``depths`` on these same utterances.
+        depths: mean fractions of the layers to execute, one for each level.
+        levels: policies to use instead, latest exits first.
+        wire: format of states on links.
         progress: called with the number of utterances just run.
 
     Raises:
-        PolicyError, CheckpointError: as `daisy.calibration.trace` and `daisy.calibration.calibrate_depth`.
-        UsageError: where the model hears another rate than a pipeline counts seconds by.
+        PolicyError, CheckpointError: as `daisy.calibration.trace` and `daisy.calibration.calibrate_depth` do.
+        UsageError: if the model's sample rate is not the one by which a pipeline counts seconds.
     """
     if model.backbone.config.sample_rate != SAMPLE_RATE:
         raise UsageError(f"pipelines are for {SAMPLE_RATE} Hz; the model hears {model.backbone.config.sample_rate} Hz")
@@ -101,18 +101,18 @@ def prepare(
 def measure_seconds(
     model: Model, prepared: Prepared, progress: Callable[[int], None] = lambda count: None
 ) -> list[list[float]]:
-    """Measure the processor time of front end and layers, with the scores that the levels read.
+    """Measure the processor time of the front end and each layer, including the scores that the levels read.
 
     Args:
-        model: what runs.
-        prepared: its recordings.
+        model: model to run.
+        prepared: the utterances.
         progress: called with 1 after each of `REPEATS` runs of each recording.
 
     Returns:
-        (n, L + 1) seconds of one thread, the front end first: what an emulated speed divides.
+        Seconds of one thread, (n, L + 1), the front end first; an emulated speed divides them.
 
     Raises:
-        UsageError: where the model is not on the CPU, whose time this is.
+        UsageError: if the model is not on the CPU, whose time is measured.
     """
     if model.backbone.device.type != "cpu":
         raise UsageError("layer times for simulating and joint routing are measured on the CPU: put the model there")
@@ -142,14 +142,14 @@ def measure_seconds(
 
 
 def _time_layers(encoder: EarlyExitEncoder, waveform: Tensor) -> list[float]:
-    """Processor seconds of the front end and of each layer."""
+    """Return the processor seconds of the front end and of each layer."""
     marks = [time.thread_time()]
     encoder([waveform], on_layer=lambda layer: marks.append(time.thread_time()))
     return [end - begin for begin, end in itertools.pairwise(marks)]
 
 
 def make_measured_workload(model: Model, prepared: Prepared, seconds: Sequence[Sequence[float]]) -> Workload:
-    """Make the simulator's workload of what was prepared and measured."""
+    """Create the simulator's workload from prepared utterances and measured times."""
     return make_workload(
         prepared.traces,
         prepared.settings.levels,

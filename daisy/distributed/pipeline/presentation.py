@@ -1,4 +1,4 @@
-"""A run as a table, a figure and sections of the page."""
+"""Present a run as a table, figures and sections of a page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_WINDOWS = 30
-"""Of the curves over time."""
+"""Windows of the curves over time."""
 
 
 def list_workers(report: RunReport) -> list[tuple[str, ...]]:
-    """List what each worker did: name, utilisation, stages computed, exits, tasks and bytes sent, deaths."""
+    """List each worker's name, utilisation, stages computed, exits, tasks and bytes sent, and deaths."""
     table = report.to_json()["workers"]
     return [
         (
@@ -36,7 +36,7 @@ WORKER_COLUMNS = ("worker", "busy", "stages computed", "exits", "tasks sent", "M
 
 
 def describe(report: RunReport) -> list[str]:
-    """Say in a few lines what a run came to."""
+    """Summarise a run in a few lines."""
     table = report.to_json()
     latency = table["latency_sec"]
     kept = "" if table["fidelity"] is None else f", fidelity {table['fidelity']:.4f}"
@@ -60,10 +60,10 @@ def describe(report: RunReport) -> list[str]:
 
 
 def draw_latencies(report: RunReport) -> Figure:
-    """Draw the share of utterances that were answered within so many seconds.
+    """Draw the share of utterances answered within a time (the distribution of latency).
 
     Raises:
-        UsageError: where matplotlib is missing.
+        UsageError: if matplotlib is missing.
     """
     latencies = report.latencies()
     points = [(seconds, (index + 1) / len(latencies)) for index, seconds in enumerate(latencies)]
@@ -74,7 +74,7 @@ def draw_time(report: RunReport) -> Figure:
     """Draw throughput, median latency and level over time, each as a share of its largest value.
 
     Raises:
-        UsageError: where matplotlib is missing.
+        UsageError: if matplotlib is missing.
     """
     windows = report.windows(max(report.seconds / NUM_WINDOWS, 1e-3))
     curves = {}
@@ -87,7 +87,7 @@ def draw_time(report: RunReport) -> Figure:
 
 
 def make_sections(report: RunReport) -> list[Section]:
-    """Make the page's parts."""
+    """Create the sections of the page."""
     exits = report.to_json()["exit_layers"]
     return [
         Section(

@@ -1,9 +1,9 @@
 """The rules of model-distributed inference as settings, each constant with its source.
 
-The design follows MDI-Exit (arXiv:2408.05247) as far as it can be read: workers hold consecutive layers, have an input
-and an output queue, leave a task by a threshold, and decide by queue lengths, service times and transfer delays who
-computes what; either the arrival rate or the threshold adapts. Its algorithms and constants could not be read: the
-rules here are our reading of that description, and every number is ours.
+The design follows MDI-Exit (arXiv:2408.05247) as far as we could read it: workers hold consecutive layers, have an
+input and an output queue, let a task exit by a threshold, and use queue lengths, service times and transfer delays to
+decide which worker computes a task; either the arrival rate or the threshold adapts. We could not read its algorithms
+and constants: the rules here are our reading of that description, and every number is ours.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Literal, get_args
 from daisy.errors import UsageError, unknown_name
 
 Offloading = Literal["queues", "random", "routed"]
-"""Who computes the next stage: see `daisy.distributed.pipeline.offloading`."""
+"""How to choose the worker for the next stage; see `daisy.distributed.pipeline.offloading`."""
 Admission = Literal["fixed", "rate", "threshold"]
 """What adapts at the source: nothing, the arrival rate at a fixed exit level, or the exit level at a fixed rate."""
 RUN_ALL = -1
-"""The exit level at which nothing leaves before the last layer."""
+"""The exit level at which no task leaves before the last layer."""
 COUNTS = ("output_limit", "neighbour_limit", "low_mark", "high_mark", "adapt_every")
 SECONDS = ("status_sec", "dead_after_sec", "restart_after_sec")
 FACTORS = ("speed_up", "slow_down", "memory")
@@ -27,39 +27,39 @@ FACTORS = ("speed_up", "slow_down", "memory")
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What decides. All numbers are ours."""
+    """Rules of a system. All numbers are ours."""
 
     offloading: Offloading = "queues"
     admission: Admission = "fixed"
     exits: bool = True
     """Whether tasks may leave before the last layer."""
     output_limit: int = 4
-    """A worker that also holds the next stage keeps a task where its output queue is longer than this."""
+    """A worker that also holds the next stage keeps a task if its output queue is longer than this."""
     neighbour_limit: int = 4
-    """No task is sent to a neighbour with so many waiting or on their way: they wait where a choice is still open, and
-    a jam reaches the source, whose admission reads its own queues."""
+    """No task is sent to a neighbour with this many tasks waiting or on their way. Tasks then wait where a choice is
+    still open, and congestion reaches the source, whose admission reads its own queues."""
     low_mark: int = 4
-    """Admission: below so many tasks queued at the source the rate rises, or less is left early."""
+    """Admission: with fewer tasks queued at the source the rate rises, or exits become later."""
     high_mark: int = 8
-    """Admission: above so many the rate falls, or more is left early."""
+    """Admission: with more tasks queued at the source the rate falls, or exits become earlier."""
     speed_up: float = 1.05
     """Admission: the rate is multiplied by this below the low mark."""
     slow_down: float = 1.05
-    """Admission: the rate is divided by this above the high mark. With these marks and factors a bottleneck is kept
-    busy for about 90 % of the time in the simulator."""
+    """Admission: the rate is divided by this above the high mark. With these marks and factors a bottleneck is busy for
+    about 90 % of the time in the simulator."""
     adapt_every: int = 1
-    """Admission: so many tasks are let in between two steps. Counted in tasks and not in seconds, steps fit fast and
-    slow systems alike."""
+    """Admission: number of tasks admitted between two steps. Steps are counted in tasks rather than seconds so that
+    they suit both fast and slow systems."""
     memory: float = 0.8
-    """Of moving averages of service times and transfer delays: the share of the past."""
+    """Weight of the past in moving averages of service times and transfer delays."""
     status_sec: float = 0.1
-    """Between two messages of a worker to its neighbours and to the source."""
+    """Seconds between two messages of a worker to its neighbours and to the source."""
     dead_after_sec: float = 1.0
-    """A worker that was silent for so long is dead."""
+    """Seconds of silence after which a worker counts as dead."""
     restart_after_sec: float = 120.0
-    """A task without an answer for so long is begun again, whoever has it: the first answer counts."""
+    """Seconds without an answer after which a task is begun again, wherever it is; the first answer counts."""
     respawn_sec: float | None = 1.0
-    """How long after its death was noticed a worker is started anew; None: never."""
+    """Seconds between the notice of a worker's death and its restart; None: no restart."""
 
     def __post_init__(self) -> None:
         for name, values in (("offloading", get_args(Offloading)), ("admission", get_args(Admission))):
@@ -95,10 +95,10 @@ class Rules:
             raise UsageError(f"rule {name} must be a {wanted}, at least 0, found {value!r}")
 
     def replace(self, **changes: object) -> Rules:
-        """Return the same rules but for some.
+        """Return a copy with some rules changed.
 
         Raises:
-            UsageError: on a rule that does not exist, or an impossible value.
+            UsageError: if a rule does not exist or a value is impossible.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:

@@ -1,4 +1,4 @@
-"""What a run of the simulator or of the real system has shown, as numbers."""
+"""The results of a run of the simulator or of the real system, as numbers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from daisy.errors import UsageError
 
 @dataclass(kw_only=True)
 class WorkerReport:
-    """What a worker did, or one of its incarnations."""
+    """Statistics of a worker, or of one of its incarnations."""
 
     busy_sec: float = 0.0
     num_computed: int = 0
-    """Stages of tasks."""
+    """Stages computed."""
     num_exits: int = 0
-    """Tasks that left here."""
+    """Tasks that exited here."""
     num_sent: int = 0
     bytes_sent: int = 0
     num_deaths: int = 0
     events: list[Event] = field(default_factory=list)
-    """The latest ones, in their order; of a real worker, of its last incarnation."""
+    """The latest events, in order; for a real worker, those of its last incarnation."""
 
     def add(self, later: WorkerReport) -> WorkerReport:
-        """Return what was done together with what a later incarnation did, whose events it has."""
+        """Return the sum with a later incarnation's report, with the events of the later one."""
         return WorkerReport(
             busy_sec=self.busy_sec + later.busy_sec,
             num_computed=self.num_computed + later.num_computed,
@@ -47,33 +47,33 @@ class RunReport:
 
     seconds: float
     records: list[Record]
-    """In the order of the answers."""
+    """Records in the order of their answers."""
     workers: dict[str, WorkerReport]
     fidelity: list[float]
-    """Of each record; empty where it was not measured."""
+    """Fidelity of each record; empty if it was not measured."""
     work: list[float]
     """Seconds of audio of each record."""
     num_admitted: int
     num_restarts: int = 0
     num_late: int = 0
-    """Answers that came when the task had one already."""
+    """Answers to tasks that had one already."""
     began: float = 0.0
-    """The moment from which records count, of the clock of the workers' events."""
+    """The time from which records count, by the clock of the workers' events."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-    """Why the run could not go on, where it could not: then the rest is what was done until then."""
+    """Why the run could not continue, if so; the other fields then cover the run up to that point."""
 
     @property
     def throughput(self) -> float:
-        """Answered tasks a second."""
+        """Answered tasks per second."""
         return len(self.records) / self.seconds if self.seconds else 0.0
 
     def latencies(self) -> list[float]:
-        """List the seconds from admission to answer, rising."""
+        """Return the seconds from admission to answer, in ascending order."""
         return sorted(record.answered - record.admitted for record in self.records)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the single records."""
+        """Return everything except the individual records."""
         exits = Counter(record.answer.exit_layer for record in self.records)
         latencies = self.latencies()
         return {
@@ -108,7 +108,7 @@ class RunReport:
         }
 
     def windows(self, seconds: float) -> list[dict[str, float]]:
-        """Cut the run into windows by the time of the answer, with throughput, latency, level and fidelity of each."""
+        """Divide the run into windows by time of answer; return throughput, latency, level and fidelity of each."""
         rows = []
         last = self.records[-1].answered if self.records else 0.0
         count = max(1, math.ceil(last / seconds))
@@ -141,10 +141,10 @@ class RunReport:
 
 
 class RunEndedError(UsageError):
-    """A run that could not go on.
+    """A run that could not continue.
 
     Args:
-        report: of what was done until then; its ``error`` says why.
+        report: report of the run up to that point; its ``error`` gives the reason.
     """
 
     def __init__(self, report: RunReport):
@@ -156,12 +156,12 @@ PERCENTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def percentile(rising: Sequence[float], share: float) -> float:
-    """Return the smallest of rising values that at least a share of them do not pass; 0 of none."""
+    """Return the smallest of ascending values that at least a share of them do not exceed; 0 if there are none."""
     if not rising:
         return 0.0
     return rising[min(len(rising) - 1, max(0, -int(-share * len(rising) // 1) - 1))]
 
 
 def mean(values: Sequence[float]) -> float:
-    """Average; 0 of none."""
+    """Return the average; 0 if there are no values."""
     return sum(values) / len(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""A machine's cores under simpy, which the workers on it share."""
+"""A machine's cores under simpy, shared by the workers on it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Generator
 from typing import Any
 
 Event = Any
-"""Of simpy, which has no types and is imported where it is used."""
+"""Event of simpy, which has no type annotations and is imported where it is used."""
 
 
 class Machine:
-    """As long as there are enough cores each worker computes as fast as alone; then all slow down alike.
+    """While there are enough cores, each worker computes as fast as alone; beyond that, all slow down equally.
 
     Args:
-        env: of simpy.
-        cores: of the machine; None: there are always enough.
+        env: simpy's environment.
+        cores: cores of the machine; None: always enough.
     """
 
     def __init__(self, env: Any, cores: int | None):
         self._env, self._cores = env, cores
         self._wanted = 0
-        """Cores that would be busy, were there enough."""
+        """Number of cores that would be busy if there were enough."""
         self._changed: Event = env.event()
 
     def compute(self, seconds: float, threads: int, death: Event) -> Generator[Event, Any, None]:
-        """Compute what takes so many seconds alone, on so many cores, until the worker's death at most."""
+        """Do a computation that takes ``seconds`` alone on ``threads`` cores; stop early if the worker dies."""
         if self._cores is None:
             yield self._env.timeout(seconds)
             return
@@ -39,4 +39,4 @@ class Machine:
     def _want(self, cores: int) -> None:
         self._wanted += cores
         changed, self._changed = self._changed, self._env.event()
-        changed.succeed()  # whoever computes goes on at another rate
+        changed.succeed()  # other computations continue at another rate

@@ -17,21 +17,21 @@ from daisy.distributed.pipeline.worker import Routes, Sending, Worker
 from daisy.distributed.pipeline.workload import Wire, Workload
 
 BYTES_PER_UNIT = 2
-"""An answer has the unit of each frame."""
+"""Bytes of a unit; an answer has one unit per frame."""
 
 
 class SimulatedWorkers:
-    """Workers that compute, send and tell how things stand.
+    """Workers that compute, send tasks and exchange their status.
 
     Args:
-        env: of simpy.
+        env: simpy's environment.
         topology: the workers and links.
-        workload: utterances.
-        desk: gets answers, and what workers say of themselves.
-        seed: of all draws.
-        wire: how states travel.
-        routes: with ``routed`` offloading, who is to compute which share.
-        costs: of a real system.
+        workload: the utterances.
+        desk: desk that gets answers and the workers' status.
+        seed: seed of all draws.
+        wire: format of states on links.
+        routes: with ``routed`` offloading, each worker's share of each stage.
+        costs: costs of a real system.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SimulatedWorkers:
         }
         self.workers: dict[str, Worker] = {}
         self._deaths: dict[str, Event] = {}
-        """Of the incarnations that live."""
+        """Event of the death of each living incarnation."""
         for place in topology.workers:
             self._start(place.name, 1)
 
@@ -72,7 +72,7 @@ class SimulatedWorkers:
         self.workers[name], self._deaths[name] = self._make_worker(name, incarnation), self.env.event()
 
     def _end(self, name: str) -> None:
-        """Let a worker die, if it lives."""
+        """Let a worker die, if it is alive."""
         if self.workers.pop(name, None) is not None:
             self._deaths.pop(name).succeed()
             self.reports[name].num_deaths += 1
@@ -108,7 +108,7 @@ class SimulatedWorkers:
         self._hand_in_now(begin)
 
     def _hand_in_now(self, begin: Begin) -> None:
-        if self._is_alive(begin.worker, begin.incarnation):  # else the desk will hear of its death
+        if self._is_alive(begin.worker, begin.incarnation):  # otherwise the desk will notice its death
             self._note("accepted", begin.worker, begin.task)
             self.workers[begin.worker].accept(begin.task)
             self._go_on(begin.worker)
@@ -117,7 +117,7 @@ class SimulatedWorkers:
         self.reports[name].events.append(Noted(kind, task.number, task.attempt, task.stage, self.env.now, seconds))
 
     def _go_on(self, name: str) -> None:
-        """Begin what a worker can begin now: transfers on free links, and the next task."""
+        """Begin what a worker can begin now: transfers over free links, and the next task."""
         worker = self.workers[name]
         for sending in worker.choose():
             self.env.process(self._send(name, worker.incarnation, sending))
@@ -198,7 +198,7 @@ class SimulatedWorkers:
             self._go_on(name)
 
     def _tell(self, name: str, incarnation: int) -> Generator[Event, Any, None]:
-        """Let a worker say at intervals how things stand."""
+        """Send a worker's status at intervals."""
         while self._is_alive(name, incarnation):
             status = self.workers[name].status()
             self.desk.hear(status, self.env.now)

@@ -1,10 +1,10 @@
 """Model-distributed inference under simpy: the same workers and desk as in the real system, in simulated time.
 
-What is simulated: service times as the workload has them divided by a worker's speed, cores that workers of a machine
-share where the topology counts them, links with delay, rate and loss (each direction carries one task at a time),
-messages about queues, which take a link's delay, deaths and new starts. What a real system takes besides, for calls,
-copies and caches, is taken from one (`daisy.distributed.pipeline.timeline.measure_costs`), or is nothing. What workers
-tell the source of themselves takes no time.
+The simulation covers service times (those of the workload divided by a worker's speed), cores shared by the workers of
+a machine if the topology counts them, links with delay, rate and loss (each direction carries one task at a time),
+messages about queues, which take a link's delay, deaths and restarts. The further costs of a real system, for calls,
+copies and caches, are measured on one (`daisy.distributed.pipeline.timeline.measure_costs`) or taken as zero. Workers'
+messages to the source take no time.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ NO_COSTS = Costs()
 
 
 class Simulation(SimulatedWorkers):
-    """One run.
+    """One simulated run.
 
     Args:
         topology: the workers, sources and rules.
-        workload: utterances, taken in turn.
-        rate: tasks a second of sources that the topology gives none.
-        level: exit level at the start.
-        seed: of all draws.
-        wire: how states travel.
-        load: times, and what the rate is multiplied by from then on.
-        even: whether tasks come at even intervals.
-        kills: seconds and workers to kill.
-        routes: with ``routed`` offloading, who is to compute which share.
-        costs: of a real system.
+        workload: the utterances, taken in turn.
+        rate: tasks per second of sources without a rate in the topology.
+        level: initial exit level.
+        seed: seed of all draws.
+        wire: format of states on links.
+        load: times in seconds, each with a factor on the rate from then on.
+        even: whether tasks arrive at even intervals.
+        kills: times in seconds and workers to kill.
+        routes: with ``routed`` offloading, each worker's share of each stage.
+        costs: costs of a real system.
 
     Raises:
-        UsageError: where simpy is missing, workload and topology are of different models, or a worker to
-            kill does not exist.
+        UsageError: if simpy is missing, workload and topology belong to different models, or a worker to kill does not
+            exist.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Simulation(SimulatedWorkers):
         self._num_left = 0
 
     def run(self, *, num_tasks: int | None = None, seconds: float | None = None) -> RunReport:
-        """Admit tasks, and go on until all are answered.
+        """Admit tasks, and continue until all are answered.
 
         Args:
-            num_tasks: to admit in all; or
-            seconds: for which to admit.
+            num_tasks: tasks to admit in all; or
+            seconds: time for which to admit tasks.
 
         Raises:
-            RunEndedError: where a stage has lost its last worker for good, with the report of what was answered before.
-            UsageError: where neither or both are given.
+            RunEndedError: if a stage has lost its last worker for good; the error has the report of the run so far.
+            UsageError: if neither or both are given.
         """
         if (num_tasks is None) == (seconds is None):
             raise UsageError("a run has a number of tasks or a number of seconds")
@@ -160,7 +160,7 @@ class Simulation(SimulatedWorkers):
 
     def _start_anew(self, name: str, incarnation: int) -> Generator[Event, Any, None]:
         respawn_sec = self.topology.rules.respawn_sec
-        assert respawn_sec is not None  # else nobody starts anew
+        assert respawn_sec is not None  # without it no worker restarts
         yield self.env.timeout(respawn_sec)
         self._start(name, incarnation)
         for worker in self.workers.values():

@@ -1,4 +1,4 @@
-"""Runs a worker's share of the model on utterances, one by one, until they leave or its layers end."""
+"""Run a worker's share of the model on one utterance at a time, until the utterance exits or the layers end."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from daisy.runtime.packed_heads import PackedCTCHeads, PackedHeads
 
 @dataclass(frozen=True, kw_only=True)
 class ExitSettings:
-    """When utterances leave: the same for all parts of a system."""
+    """Settings of exits, the same for all parts of a system."""
 
     levels: tuple[Policy, ...]
-    """From the one that leaves least early on."""
+    """Policies, latest exits first."""
     exits: tuple[int, ...]
-    """Layers at which utterances may leave."""
+    """Layers at which utterances may exit."""
     score_stride: int = 1
     precision: Precision = "float32"
-    """What layers compute in."""
+    """Precision in which layers compute."""
     wire: Wire = "float32"
-    """How states travel."""
+    """Format of states on links."""
 
     @property
     def score_names(self) -> list[str]:
-        """Scores that some level reads."""
+        """Names of the scores that at least one level reads."""
         return sorted({name for level in self.levels for name in level.reads})
 
     def policy(self, level: int) -> Policy:
@@ -61,18 +61,18 @@ class Package:
     """An utterance on its way: its waveform, or states with the scores so far."""
 
     waveform: NDArray[Any] | None = None
-    """(N,), of `daisy.distributed.pipeline.wire.pack_waveform`."""
+    """Waveform (N,), by `daisy.distributed.pipeline.wire.pack_waveform`."""
     states: PackedStates | None = None
-    """(T, D), after the last layer that was run."""
+    """States (T, D) after the last executed layer."""
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Of the exits so far."""
+    """Scores at the exits so far."""
     previous_units: NDArray[numpy.int32] | None = None
-    """(T',) of the last exit, where a score compares with them."""
+    """Units (T',) of the last exit, if a score compares with them."""
     draw: float | None = None
 
     @property
     def num_bytes(self) -> int:
-        """What goes over the link, but for names and lengths."""
+        """Bytes that go over the link, except names and lengths."""
         arrays = (self.waveform, self.previous_units)
         size = sum(array.nbytes for array in arrays if array is not None)
         size += 0 if self.states is None else self.states.num_bytes
@@ -81,17 +81,17 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """An utterance that has left."""
+    """An utterance that has exited."""
 
     exit_layer: int
     units: NDArray[numpy.int32] | None
-    """(T',) the likeliest at the exit, of the frames that heads look at; None without heads."""
+    """Most likely units (T',) at the exit, of the frames that heads look at; None without heads."""
     states: NDArray[Any] | None = None
-    """(T, D) of the exit layer, where they are wanted."""
+    """States (T, D) of the exit layer, if wanted."""
 
     @property
     def num_bytes(self) -> int:
-        """What the answer takes: two bytes a unit, and the states."""
+        """Bytes of the answer: two per unit, and the states."""
         units = 0 if self.units is None else 2 * self.units.size
         return units + (0 if self.states is None else self.states.nbytes)
 
@@ -99,18 +99,18 @@ class Left:
 def make_exit_settings(
     model: Model, levels: Sequence[Policy], *, heads: HeadsKind | None = None, wire: Wire = "float32", **settings: Any
 ) -> ExitSettings:
-    """Check that policies fit a model, and put together what its parts need.
+    """Check that policies fit a model, and collect the settings that its parts need.
 
     Args:
-        model: that is cut.
-        levels: policies, from the one that leaves least early on.
-        heads: whose scores they read; see `daisy.checkpoints.Model.exit_heads`.
-        wire: how states travel.
+        model: model that is cut into parts.
+        levels: policies, latest exits first.
+        heads: kind of heads whose scores they read; see `daisy.checkpoints.Model.exit_heads`.
+        wire: format of states on links.
         settings: ``exits``, ``score_stride`` and ``dtype`` of `daisy.EarlyExitEncoder`.
 
     Raises:
-        UsageError: without levels.
-        PolicyError, CheckpointError: as `daisy.EarlyExitEncoder`.
+        UsageError: if there are no levels.
+        PolicyError, CheckpointError: as `daisy.EarlyExitEncoder` does.
     """
     if not levels:
         raise UsageError("a pipeline needs at least one exit policy")
@@ -126,13 +126,13 @@ def make_exit_settings(
 
 
 class StageModel:
-    """Runs some layers of utterances, one by one, until they leave or the layers end.
+    """Run some layers on one utterance at a time, until the utterance exits or the layers end.
 
     Args:
         part: the layers.
-        settings: when utterances leave.
-        device: where to compute.
-        keep_states: whether answers have the exit layer's states.
+        settings: settings of exits.
+        device: device to compute on.
+        keep_states: whether answers include the exit layer's states.
     """
 
     def __init__(self, part: ModelPart, settings: ExitSettings, device: str = "cpu", *, keep_states: bool = False):
@@ -142,22 +142,22 @@ class StageModel:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights that are really there."""
+        """Bytes of the weights that this part really has."""
         modules = [self.backbone, *([] if self.heads is None else [self.heads])]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not tensor.is_meta)
 
     @torch.no_grad()
     def run(self, package: Package, layers: range, level: int) -> Package | Left:
-        """Run layers of this part.
+        """Run layers of this part on an utterance.
 
         Args:
-            package: an utterance before these layers.
-            layers: consecutive ones.
-            level: the exit level.
+            package: utterance before these layers.
+            layers: consecutive layers.
+            level: exit level.
 
         Returns:
-            The utterance after them, or what came of it where it left.
+            The utterance after these layers or, if it exited, the result.
         """
         batch, states = self._begin(package)
         observed: list[HeadOutputs] = []
@@ -228,5 +228,5 @@ class StageModel:
 
 
 def _note(observed: list[HeadOutputs], seen: HeadOutputs) -> None:
-    """Keep the last exit's outputs only."""
+    """Keep only the last exit's outputs."""
     observed[:] = [seen]

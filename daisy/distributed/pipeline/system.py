@@ -1,4 +1,4 @@
-"""The real system on Ray: start the actors, run, replace who dies, and report."""
+"""The real system on Ray: start the actors, run, restart dead workers, and report."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from daisy.errors import UsageError
 
 POLL_SEC = 0.1
 MAX_STARTS = 5
-"""In a row that end before the worker is ready."""
+"""Starts in a row that may fail before a worker is given up."""
 START_TIMEOUT_SEC = 300.0
-"""After which a worker that is not ready counts as not started: a small board loads torch for half a minute."""
+"""Seconds after which a worker that is not ready counts as failed: a small board takes half a minute to load torch."""
 CALLS_AT_ONCE = 32
-"""Of an actor: more than its neighbours can have open."""
+"""Concurrent calls of an actor: more than neighbours open."""
 PLACE_SHARE = 0.001
-"""Of a place's resource that a worker takes."""
+"""Amount of a place's custom resource that a worker takes."""
 Handle = Any
 
 
 @dataclass
 class _Started:
-    """A worker that runs."""
+    """A running worker."""
 
     incarnation: int
     handle: Handle
@@ -52,21 +52,21 @@ class _Started:
 
 
 class System:
-    """Workers on Ray, ready to run; leave it as a context to end them.
+    """Workers on Ray, ready to run; a context manager that ends them.
 
     Args:
         topology: the workers, sources and rules.
-        model: whose layers are given out.
-        settings: when utterances leave; see `daisy.distributed.pipeline.stages.make_exit_settings`.
-        heads: whose scores decide.
-        address: of a Ray cluster ("auto", "ray://…"); None: one that is started here, and ends with the context.
-        seed: of all draws.
-        routes: with ``routed`` offloading, who is to compute which share.
-        device: where workers compute.
-        keep_states: whether answers have the exit layer's states.
+        model: model whose layers are distributed.
+        settings: settings of exits; see `daisy.distributed.pipeline.stages.make_exit_settings`.
+        heads: kind of heads whose scores decide.
+        address: address of a Ray cluster ("auto", "ray://…"); None: start one here that ends with the context.
+        seed: seed of all draws.
+        routes: with ``routed`` offloading, each worker's share of each stage.
+        device: device on which workers compute.
+        keep_states: whether answers include the exit layer's states.
 
     Raises:
-        UsageError: where Ray is missing or cannot be reached, or model and topology do not go together.
+        UsageError: if Ray is missing or cannot be reached, or model and topology do not fit together.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class System:
         self._connection.close()
 
     def _check_places(self, workers: Sequence[Place]) -> None:
-        """Refuse places that no node of the cluster has: Ray would wait for one to come."""
+        """Refuse places that no node of the cluster has; Ray would wait for such a node to join."""
         there = self._ray.cluster_resources()
         for place in workers:
             if place.place is not None and place.place not in there:
@@ -129,12 +129,12 @@ class System:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process of each worker."""
+        """Process ID of each worker."""
         return {name: worker.pid for name, worker in self._workers.items()}
 
     @property
     def weight_bytes(self) -> dict[str, int]:
-        """Bytes of weights that each worker holds."""
+        """Bytes of weights on each worker."""
         return {name: worker.weight_bytes for name, worker in self._workers.items()}
 
     def run(
@@ -150,27 +150,27 @@ class System:
         progress: Callable[[int], None] = lambda count: None,
         watch: Callable[[int], None] | None = None,
     ) -> RunReport:
-        """Put utterances through.
+        """Send utterances through the system.
 
-        A system runs once: queues and reports are of this run.
+        A system runs only once: its queues and reports are of this run.
 
         Args:
-            waveforms: (N_b,) each, taken in turn.
-            num_tasks: how many to admit; where None each waveform once, or as many as come in ``seconds``.
-            seconds: for which to admit.
-            rate: tasks a second of sources that the topology gives none, at the start or for good.
-            level: exit level, at the start or for good.
-            load: times, and what the rate is multiplied by from then on.
-            even: whether tasks come at even intervals.
+            waveforms: waveforms, (N_b,) each, taken in turn.
+            num_tasks: tasks to admit; None: each waveform once, or as many as arrive in ``seconds``.
+            seconds: time for which to admit tasks.
+            rate: tasks per second of sources without a rate in the topology, initially or throughout.
+            level: exit level, initially or throughout.
+            load: times in seconds, each with a factor on the rate from then on.
+            even: whether tasks arrive at even intervals.
             progress: called with the number of tasks answered since the last call.
-            watch: called at each look with the number of tasks answered so far; tests kill workers there.
+            watch: called at each poll with the number of tasks answered so far; tests kill workers there.
 
         Returns:
-            The report; fidelity is empty (`daisy.distributed.pipeline.fidelity`).
+            The report; its fidelity is empty (see `daisy.distributed.pipeline.fidelity`).
 
         Raises:
-            RunEndedError: where a stage has lost its last worker for good, with the report of what was answered before.
-            UsageError: where rate, level or load are impossible, or the source's process was lost.
+            RunEndedError: if a stage has lost its last worker for good; the error has the report of the run so far.
+            UsageError: if rate, level or load are impossible, or the source's process was lost.
         """
         admission: dict[str, Any] = {
             "num_levels": len(self.settings.levels),
@@ -179,7 +179,7 @@ class System:
             "load": tuple(load),
             "even": even,
         }
-        make_admissions(self.topology, **admission)  # refuses here and not in the actor
+        make_admissions(self.topology, **admission)  # fails here rather than in the actor
         setup = RunSetup(
             topology=self.topology,
             admission=admission,
@@ -205,7 +205,7 @@ class System:
         return report
 
     def _place(self, name: str) -> dict[str, Any]:
-        """Make the options of an actor that is to be where a worker is: at its place, or on this machine."""
+        """Return the options of an actor that shall run where a worker does: at its place, or on this machine."""
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": CALLS_AT_ONCE}
         place = self.topology.worker(name).place
         if place is not None:
@@ -216,7 +216,7 @@ class System:
         return {**options, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
     def _follow(self, progress: Callable[[int], None], watch: Callable[[int], None] | None) -> str:
-        """Wait until all is answered, and start anew who dies; return why the run cannot go on, if it cannot."""
+        """Wait until all tasks are answered, and restart dead workers; return why the run cannot continue, or ""."""
         answered = 0
         while True:
             time.sleep(POLL_SEC)
@@ -228,7 +228,7 @@ class System:
             for death in seen.deaths:
                 self._num_deaths[death.worker] += 1
                 self._ray.kill(self._workers[death.worker].handle)  # it may only have been slow
-                if self.topology.rules.respawn_sec is not None:  # which takes seconds: the others work on
+                if self.topology.rules.respawn_sec is not None:  # in a thread, as it takes seconds: the others work on
                     threading.Thread(target=self._replace, args=(death,), daemon=True).start()
             if seen.error or seen.is_done:
                 return seen.error
@@ -266,13 +266,13 @@ class System:
         return {name: (worker.incarnation, worker.handle) for name, worker in self._workers.items()}
 
     def _connect(self, name: str, handles: Mapping[str, tuple[int, Handle]]) -> Any:
-        """Tell a worker where its neighbours are; returns what can be waited for."""
+        """Tell a worker where its neighbours are; return the reference of that call."""
         wanted = {neighbour.name for neighbour in self.topology.neighbours_of(name)}
         mine = {other: handle for other, handle in handles.items() if other in wanted}
         return self._workers[name].handle.connect.remote(mine, self._desk)
 
     def _replace(self, death: Death) -> None:
-        """Start a worker anew, and tell everybody; again, where it dies before the desk knows of it."""
+        """Restart a worker and inform the others; repeat this if the worker dies before the desk knows of it."""
         name, reason = death.worker, ""
         for start in range(1, MAX_STARTS + 1):
             time.sleep(self.topology.rules.respawn_sec or 0.0)
@@ -284,7 +284,7 @@ class System:
                 self._workers[name] = self._await(self._start(name, incarnation), incarnation)
                 self._introduce(name)
                 return
-            except self._ray.exceptions.RayTaskError as error:  # nobody has died: a call to it or the desk broke down
+            except self._ray.exceptions.RayTaskError as error:  # nobody died: a call to it or the desk failed
                 self._ray.kill(self._workers[name].handle)
                 self._desk.refuse.remote(f"worker {name} could not be started anew ({_last_line(error)})")
                 return
@@ -297,7 +297,7 @@ class System:
             self._desk.give_up.remote(name, reason)
 
     def _introduce(self, name: str) -> None:
-        """Connect a worker that was started anew, both ways."""
+        """Connect a restarted worker with the others, in both directions."""
         handles = self._handles()
         incarnation = handles[name][0]
         self._ray.get(self._connect(name, handles))
@@ -324,7 +324,7 @@ class System:
         )
 
     def _report_worker(self, name: str, told: Mapping[int, WorkerReport]) -> WorkerReport:
-        """Sum up what a worker's incarnations did, as far as those that died had told of it."""
+        """Sum the reports of a worker's incarnations; those that died count as far as they had reported."""
         worker, done = self._workers[name], dict(told)
         with contextlib.suppress(self._ray.exceptions.RayError):  # it may die at the end
             done[worker.incarnation] = self._ray.get(worker.handle.get_report.remote())

@@ -1,4 +1,4 @@
-"""What moves between workers: tasks, answers, and what workers say of themselves."""
+"""Messages between workers: tasks, answers, and workers' status."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ class Task:
     """An utterance on its way through the stages."""
 
     number: int
-    """Of the admitted task; an attempt to do it again has the same."""
+    """Number of the admitted task; repeated attempts have the same."""
     stage: int = 0
-    """Which is to be computed next, from 0."""
+    """Stage to compute next, counted from 0."""
     work: float = 1.0
-    """Its size, in seconds of audio, say: service times are of a unit of it."""
+    """Size of the task, for example in seconds of audio; service times are per unit of it."""
     num_bytes: int = 0
-    """What it takes on a link as it is now."""
+    """Bytes on a link, in the task's current form."""
     level: int = 0
-    """Of the exit policy that it may leave by; see `daisy.distributed.pipeline.rules.RUN_ALL`."""
+    """Level of the exit policy by which the task may exit; see `daisy.distributed.pipeline.rules.RUN_ALL`."""
     priority: int = 0
-    """Higher ones go first."""
+    """Tasks with a higher priority go first."""
     attempt: int = 1
-    """How often it was begun."""
+    """Number of this attempt, from 1."""
     hops: int = 0
-    """How many links this attempt has crossed."""
+    """Links that this attempt has crossed."""
     payload: Any = None
-    """Waveform or states; rules do not look at it."""
+    """Waveform or states; the rules do not read it."""
 
     def replace(self, **changes: Any) -> Task:
-        """Return the same task but for some fields."""
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of a task."""
+    """The result of a task."""
 
     number: int
     attempt: int
     exit_layer: int
     worker: str
-    """Who computed the last layer."""
+    """Worker that computed the last layer."""
     num_bytes: int = 0
-    """Of the answer."""
+    """Bytes of the answer."""
     payload: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a worker says of itself to its neighbours and to the source."""
+    """The status that a worker sends to its neighbours and to the source."""
 
     worker: str
     incarnation: int
-    """Which start of this worker it is, from 1."""
+    """Number of this start of the worker, from 1."""
     queued: int
-    """Tasks in its input queue, the one in work included."""
+    """Tasks in the input queue, including the one in progress."""
     backlog_sec: float
-    """What these will take, by measured service times."""
+    """Seconds that these tasks will take, by measured service times."""
     waiting: int
     """Tasks in both queues."""
     service_sec: Mapping[int, float] = field(default_factory=dict)
-    """Measured seconds for a unit of work, by stage."""
+    """Measured seconds per unit of work, by stage."""
     received: Mapping[str, int] = field(default_factory=dict)
-    """Tasks that have come from each neighbour: what it sent besides is still on its way."""
+    """Tasks received from each neighbour; any further tasks that it sent are still on their way."""

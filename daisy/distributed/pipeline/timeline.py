@@ -1,4 +1,4 @@
-"""Where an utterance's time goes between admission and answer, and what of it a simulation must be told."""
+"""Break down the time from an utterance's admission to its answer, and measure the costs that a simulation needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from daisy.distributed.pipeline.workload import Workload
 
 MAX_EVENTS = 50_000
-"""That a worker keeps, the latest: some megabytes."""
+"""Number of latest events that a worker keeps: some megabytes."""
 PARTS = ("admission", "queued", "computing", "waiting_to_send", "link", "hop", "answering")
-"""Of a latency: from the desk to the first worker; in queues for a processor; computing; for a link; on it, as the
-topology declares it; what a transfer takes besides; from the last worker to the desk."""
+"""Parts of a latency: from the desk to the first worker; in queues for a processor; computing; waiting for a link; on
+the link, as declared in the topology; further time of the transfer; from the last worker to the desk."""
 
 
 class Event(NamedTuple):
@@ -26,34 +26,34 @@ class Event(NamedTuple):
 
     kind: Literal["accepted", "begun", "computed", "sent"]
     number: int
-    """Of the task."""
+    """Number of the task."""
     attempt: int
     stage: int
     at: float
-    """Seconds of the machine's monotonic clock: of several machines they cannot be compared."""
+    """Seconds of the machine's monotonic clock; not comparable between machines."""
     seconds: float = 0.0
-    """Of ``computed`` what it took, of ``sent`` what the link takes as it is declared."""
+    """For ``computed`` the seconds that it took, for ``sent`` those that the declared link takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a real system takes beside the workload's times and the links, as it was measured; or nothing."""
+    """Measured costs of a real system in addition to the workload's times and the links; or none."""
 
     admission_sec: float = 0.0
-    """From the desk to a worker."""
+    """Seconds from the desk to a worker."""
     hop_sec: float = 0.0
-    """From worker to worker, beside the link."""
+    """Seconds from worker to worker, in addition to the link."""
     answer_sec: float = 0.0
-    """From a worker to the desk."""
+    """Seconds from a worker to the desk."""
     slowdown: Mapping[tuple[str, int], float] = field(default_factory=dict)
-    """Worker and stage to how many times longer it takes than the workload says."""
+    """Factor by which a worker takes longer for a stage than the workload says, by (worker, stage)."""
 
 
 class Division(NamedTuple):
-    """A latency by its parts."""
+    """A latency divided into its parts."""
 
     seconds: dict[str, float]
-    """Of each of `PARTS`; they sum up to it."""
+    """Seconds of each of `PARTS`, which sum to the latency."""
     num_hops: int
 
 
@@ -61,10 +61,10 @@ def break_down(report: RunReport) -> list[Division]:
     """Divide latencies into their parts.
 
     Args:
-        report: of a run on machines that share a clock, or of a simulation.
+        report: report of a run on machines that share a clock, or of a simulation.
 
     Returns:
-        One of each record whose workers have told all of it.
+        A division for each record that the workers' events cover completely.
     """
     events: dict[tuple[int, int], list[Event]] = defaultdict(list)
     for worker in report.workers.values():
@@ -79,7 +79,7 @@ def break_down(report: RunReport) -> list[Division]:
 
 
 def _order(event: Event) -> tuple[float, int, int]:
-    """By time; at one moment as one thing leads to the other."""
+    """Sort by time; put simultaneous events in causal order."""
     return event.at, event.stage, ("sent", "accepted", "begun", "computed").index(event.kind)
 
 
@@ -107,17 +107,17 @@ def _divide(record: Record, events: Iterable[Event], began: float) -> Division:
 
 
 def average_parts(divisions: Sequence[Division]) -> dict[str, float]:
-    """Average each part; nothing of none."""
+    """Average each part; return {} if there are no divisions."""
     return {part: sum(one.seconds[part] for one in divisions) / len(divisions) for part in PARTS if divisions}
 
 
 def measure_costs(report: RunReport, topology: Topology, workload: Workload) -> Costs:
-    """Measure in a run what a simulation of it must be told: medians, and each worker's times beside the workload's.
+    """Measure the costs of a run for its simulation: medians, and workers' times relative to the workload's.
 
     Args:
-        report: of a real run.
-        topology: that ran.
-        workload: utterances of the run, whose n-th task was utterance n modulo their number.
+        report: report of a real run.
+        topology: topology of the run.
+        workload: workload of the run, whose n-th task was utterance n modulo their number.
     """
     divisions = break_down(report)
     return Costs(
@@ -129,7 +129,7 @@ def measure_costs(report: RunReport, topology: Topology, workload: Workload) -> 
 
 
 def _measure_slowdown(report: RunReport, topology: Topology, workload: Workload) -> dict[tuple[str, int], float]:
-    """By worker and stage, all its seconds by those that the workload says."""
+    """For each worker and stage, divide its total seconds by the workload's."""
     levels = {record.answer.number: record.task.level for record in report.records}
     real: dict[tuple[str, int], float] = defaultdict(float)
     said: dict[tuple[str, int], float] = defaultdict(float)
@@ -147,6 +147,6 @@ def _measure_slowdown(report: RunReport, topology: Topology, workload: Workload)
 
 
 def _median(values: Iterable[float]) -> float:
-    """Half of them are at most this; 0 of none, or where clocks differ by more than it takes."""
+    """Return the median; 0 if there are no values, or if it is negative because clocks differ."""
     known = list(values)
     return max(median(known), 0.0) if known else 0.0

@@ -1,4 +1,4 @@
-"""Who holds which layers, how fast they are, and how they are connected: a topology."""
+"""A topology: which worker holds which layers, how fast the workers are, and how they are connected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daisy.distributed.pipeline.worker import Neighbour
 from daisy.errors import UsageError, unknown_name
 
 HERE = "here"
-"""The machine of workers that have no place of their own."""
+"""Name of the machine of workers without a place of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,44 +21,44 @@ class Place:
 
     name: str
     first: int
-    """First layer that it holds; from layer 1 on it has the front end too."""
+    """First layer that the worker holds; with layer 1 it also has the front end."""
     last: int
     speed: float | None = None
-    """Emulated: of one core of the machine that it runs on. None: as fast as it is."""
+    """Emulated speed, relative to one core of the machine that the worker runs on. None: no emulation."""
     place: str | None = None
-    """Custom resource of the Ray node that it is to run on."""
+    """Custom resource of the Ray node that the worker shall run on."""
     threads: int = 1
-    """Of torch."""
+    """Threads of torch."""
 
     @property
     def machine(self) -> str:
-        """Whose cores it shares with others."""
+        """Machine whose cores it shares with others."""
         return self.place or HERE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A connection of two workers, the same in both directions; each direction has the whole rate."""
+    """A link between two workers, the same in both directions; each direction has the full rate."""
 
     between: tuple[str, str]
     delay_sec: float = 0.0
     bytes_per_sec: float = float("inf")
     loss: float = 0.0
-    """Share of the transmissions that get lost; they are repeated, which takes the link's time again."""
+    """Fraction of transmissions that get lost; they are repeated, which takes the link's time again."""
 
     @property
     def sec_per_byte(self) -> float:
-        """Seconds that a byte takes, with repetitions."""
+        """Seconds per byte, including repetitions."""
         return 1 / (self.bytes_per_sec * (1 - self.loss))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where data come in."""
+    """A worker at which data come in."""
 
     worker: str
     rate: float | None = None
-    """Tasks a second; None: what the run says."""
+    """Tasks per second; None: the rate of the run."""
     priority: int = 0
 
 
@@ -67,7 +67,8 @@ class Topology:
     """A system of workers.
 
     Raises:
-        UsageError: where it cannot work: a layer that nobody holds or reaches, an unknown name, an impossible number.
+        UsageError: if it cannot work: a layer that no worker holds or that cannot be reached, an unknown name, an
+            impossible number.
     """
 
     num_layers: int
@@ -75,30 +76,30 @@ class Topology:
     links: tuple[Link, ...]
     sources: tuple[Source, ...]
     cuts: tuple[int, ...] = ()
-    """Further layers after which a task may change hands."""
+    """Further layers after which a task may move to another worker."""
     rules: Rules = field(default_factory=Rules)
     cores: Mapping[str, int] = field(default_factory=dict)
-    """Machine to its cores, which workers there share; of others there are enough. Only the simulator reads it."""
+    """Cores of a machine, shared by its workers; other machines have enough. Only the simulator reads it."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     @cached_property
     def stages(self) -> tuple[range, ...]:
-        """The layers of each stage: cut wherever a worker's layers begin or end."""
+        """The layers of each stage: cut wherever a worker's layers begin or end, and after each of ``cuts``."""
         ends = {worker.last for worker in self.workers} | {worker.first - 1 for worker in self.workers}
         edges = sorted((ends | set(self.cuts) | {self.num_layers}) - {0})
         return tuple(range(first + 1, last + 1) for first, last in zip([0, *edges], edges, strict=False))
 
     def stages_of(self, name: str) -> range:
-        """Number the stages that a worker holds."""
+        """Return the numbers of the stages that a worker holds."""
         return self._stages_by_worker[name]
 
     def worker(self, name: str) -> Place:
         """Return a worker by name.
 
         Raises:
-            UsageError: where there is none.
+            UsageError: if there is none.
         """
         if name not in self._workers_by_name:
             raise UsageError(unknown_name("worker", name, self._workers_by_name))
@@ -109,12 +110,12 @@ class Topology:
         return self._links_by_worker[one].get(other)
 
     def takers_of(self, name: str, stage: int, among: Collection[str]) -> set[str]:
-        """Return who of some workers can take a stage of a task that is at a worker: itself, and its neighbours."""
+        """Return which workers of ``among`` can take a stage of a task at a worker: itself or its neighbours."""
         takers = {neighbour.name for neighbour in self.neighbours_of(name) if stage in neighbour.stages}
         return (takers | ({name} if stage in self.stages_of(name) else set())) & {*among}
 
     def neighbours_of(self, name: str) -> list[Neighbour]:
-        """List those whom a worker has a link to, as its state machine knows them."""
+        """List the workers that a worker has a link to, in the form that its state machine uses."""
         return [
             Neighbour(
                 name=other,
@@ -146,7 +147,7 @@ class Topology:
 
 
 def _check(topology: Topology) -> None:
-    """Refuse what cannot work."""
+    """Raise an error if a topology cannot work."""
     names = [worker.name for worker in topology.workers]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"a topology has at least one worker, and names only once; found {names}")
@@ -187,9 +188,9 @@ def _check(topology: Topology) -> None:
 
 
 def _check_way(topology: Topology, source: str) -> None:
-    """Refuse a source from which some task could come to where nobody takes its next stage.
+    """Refuse a source if one of its tasks could reach a worker from which no worker can take the next stage.
 
-    Whoever can have computed a stage must hold the next one or have a link to somebody who does.
+    Every worker that may have computed a stage must hold the next one or have a link to a worker that does.
     """
     everybody = {worker.name for worker in topology.workers}
     at = {source}
@@ -216,13 +217,13 @@ def hold_everything(topology: Topology) -> Topology:
 
 
 def _join_paths(topology: Topology, source: str) -> list[Link]:
-    """Link a worker to those whom it reaches through others: what comes through has the delays and times of all links.
+    """Link a worker to those that it reaches through others, with the delays and times of all links on the path.
 
-    Two such paths over one link do not wait for each other.
+    Two such paths over the same link do not wait for each other.
     """
     paths = {source: Link(between=(source, source))}
     reached = [source]
-    for name in reached:  # grows while it is gone through: those with the fewest links between come first
+    for name in reached:  # grows during the loop: workers with the fewest links in between come first
         for neighbour in topology.neighbours_of(name):
             if neighbour.name not in paths:
                 sec_per_byte = paths[name].sec_per_byte + neighbour.sec_per_byte

@@ -34,18 +34,18 @@ KINDS: dict[str, type] = {
     "rules": dict,
     "cores": dict,
 }
-"""What is in a topology."""
+"""Top-level keys of a topology and their types."""
 
 
 def read_topology(path: str | Path, num_layers: int) -> Topology:
-    """Read a topology.
+    """Read a topology file.
 
     Args:
-        path: of a YAML file, as the head of this module describes it.
-        num_layers: of the model.
+        path: path of a YAML file; see the top of this module.
+        num_layers: layers of the model.
 
     Raises:
-        UsageError: where it cannot be read, or cannot work; or PyYAML is missing.
+        UsageError: if the file cannot be read, the topology cannot work, or PyYAML is missing.
     """
     try:
         import yaml
@@ -65,14 +65,14 @@ def read_topology(path: str | Path, num_layers: int) -> Topology:
 
 
 def parse_topology(content: Mapping[str, Any], num_layers: int) -> Topology:
-    """Make a topology of what YAML or JSON says.
+    """Create a topology from the content of YAML or JSON.
 
     Args:
-        content: as the head of this module describes it.
-        num_layers: of the model.
+        content: see the top of this module.
+        num_layers: layers of the model.
 
     Raises:
-        UsageError: where it cannot work.
+        UsageError: if the topology cannot work.
     """
     _check_keys("topology", content, {*KINDS, "source"})
     for name, kind in KINDS.items():

@@ -1,7 +1,7 @@
-"""How utterances travel from worker to worker.
+"""Number formats of utterances on links between workers.
 
-States: float32, bfloat16, or int8 with a scale for each frame. Waveforms: float32 with float32 states, else int16, as
-most were recorded.
+States: float32, bfloat16, or int8 with a scale for each frame. Waveforms: float32 with float32 states, otherwise int16,
+in which most were recorded.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from daisy.errors import UsageError, unknown_name
 
 INT8_MAX = 127
 INT16_SCALE = 32768
-"""As decoders divide 16-bit samples by: what was recorded so comes back as it was."""
+"""Divisor of 16-bit samples, the same as in decoders: 16-bit recordings are restored exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedStates:
-    """States of an utterance as they travel."""
+    """States of an utterance, packed for a link."""
 
     wire: Wire
     values: NDArray[Any]
-    """(T, D): float32; the bits of bfloat16 as int16; or int8."""
+    """Values (T, D): float32; the bits of bfloat16 as int16; or int8."""
     scales: NDArray[numpy.float32] | None = None
-    """(T,) of int8: what a frame's values are multiplied by."""
+    """Scales (T,) of int8, by which a frame's values are multiplied."""
 
     @property
     def num_bytes(self) -> int:
-        """What goes over the link."""
+        """Bytes that go over the link."""
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
@@ -55,10 +55,10 @@ def unpack_waveform(packed: NDArray[Any]) -> Tensor:
 def pack_states(states: Tensor, wire: Wire) -> PackedStates:
     """Pack states (T, D) for a link.
 
-    In int8 each frame's largest value becomes 127 (ours; the paper's learnt bottleneck is not built).
+    In int8 each frame's largest absolute value becomes 127 (ours; the paper's learnt bottleneck is not implemented).
 
     Raises:
-        UsageError: on another wire.
+        UsageError: if the format is unknown.
     """
     states = states.detach().cpu()
     if wire == "float32":
@@ -74,8 +74,8 @@ def pack_states(states: Tensor, wire: Wire) -> PackedStates:
 
 
 def unpack_states(packed: PackedStates) -> Tensor:
-    """Undo `pack_states`, but for what rounding took: (T, D) float32, or bfloat16 as it came."""
-    values = torch.from_numpy(numpy.array(packed.values))  # what comes out of an object store cannot be written to
+    """Undo `pack_states`, except for rounding: (T, D) float32, or bfloat16 if packed so."""
+    values = torch.from_numpy(numpy.array(packed.values))  # arrays from an object store are read-only
     if packed.wire == "bfloat16":
         return values.view(torch.bfloat16)
     if packed.scales is not None:

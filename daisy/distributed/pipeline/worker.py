@@ -1,7 +1,7 @@
-"""A worker's queues and decisions, without a clock, a network or a model: those belong to whoever runs it.
+"""A worker's queues and decisions, without a clock, a network or a model; its caller has those.
 
-The simulator and the real system call the same methods: `accept` and `finish` put tasks into queues, `take` gives the
-one to compute next, `choose` those to send now, `delivered` and `failed` say what became of them.
+The simulator and the real system call the same methods: `accept` and `finish` put tasks into queues, `take` returns the
+task to compute next, `choose` those to send now, and `delivered` and `failed` report the outcome of sending.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from daisy.distributed.pipeline.rules import Rules
 from daisy.distributed.pipeline.tasks import Status, Task
 
 Routes = Mapping[int, Mapping[str, float]]
-"""Stage to worker to the share of tasks that it is to compute."""
+"""Share of the tasks that a worker shall compute, by stage and worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """A neighbour and the link to it, as the topology declares them."""
+    """A neighbour and the link to it, as declared in the topology."""
 
     name: str
     stages: range
-    """That it holds."""
+    """Stages that the neighbour holds."""
     delay_sec: float = 0.0
     sec_per_byte: float = 0.0
 
 
 @dataclass
 class _Peer:
-    """What is known of a neighbour."""
+    """The known state of a neighbour."""
 
     declared: Neighbour
     dead: bool = False
-    """The source says so, of this incarnation and for good."""
+    """The source has declared this incarnation dead, which is final."""
     suspect: bool = False
-    """A task could not be sent there, and nothing has been heard since."""
+    """A task could not be sent there, and the neighbour has not been heard from since."""
     incarnation: int = 1
     link_busy: bool = False
     extra_sec: float = 0.0
-    """Moving average of what a transfer took beyond what the link's declaration says."""
+    """Moving average of a transfer's seconds in addition to those of the declared link."""
     status: Status | None = None
     num_sent: int = 0
-    """To its present incarnation."""
+    """Tasks sent to its present incarnation."""
     pending: deque[float] = field(default_factory=deque)
-    """Seconds of work of the tasks that were sent and that its status does not count yet."""
+    """Seconds of work of the tasks that were sent and that the neighbour's status does not count yet."""
 
 
 @dataclass(eq=False)
@@ -58,30 +58,30 @@ class _Waiting:
     task: Task
     draw: float
     target: str | None
-    """Whom it was drawn for, where that is decided once."""
+    """Worker drawn for the task, if a single draw decides."""
 
 
 class Sending(NamedTuple):
-    """A task that is to be sent."""
+    """A task to be sent."""
 
     neighbour: str
     incarnation: int
-    """Of the neighbour, whom it is meant for."""
+    """Incarnation of the neighbour for which the task is meant."""
     task: Task
 
 
 class Worker:
-    """One worker.
+    """The state machine of one worker.
 
     Args:
-        name: of the worker.
-        stages: that it holds.
-        neighbours: that it has links to.
-        rules: of the whole system.
-        random: where its draws come from.
-        service_sec: seconds for a unit of work by stage, of all stages, until they are measured.
-        routes: with ``routed`` offloading, who is to compute which share of each stage.
-        incarnation: which start of this worker it is.
+        name: name of the worker.
+        stages: stages that the worker holds.
+        neighbours: workers to which it has links.
+        rules: rules of the whole system.
+        random: random number generator.
+        service_sec: seconds per unit of work for every stage, used until they are measured.
+        routes: with ``routed`` offloading, each worker's share of each stage.
+        incarnation: number of this start of the worker, from 1.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Worker:
         self._received: dict[str, int] = {}
 
     def accept(self, task: Task, sender: str = "", incarnation: int = 1) -> None:
-        """Take a task in: of a neighbour into the input queue, of the source (no sender) wherever it is best.
+        """Take in a task: from a neighbour into the input queue, from the source (no sender) into the better queue.
 
         Args:
-            task: that has come. One that is here already is dropped: its sender had to think that it got lost.
-            sender: which neighbour sent it.
-            incarnation: of the sender. What a dead one sent is not counted: it is not asked after any more.
+            task: the task. A duplicate is dropped: its sender had reason to think that the task was lost.
+            sender: name of the neighbour that sent it.
+            incarnation: incarnation of the sender. Tasks from a dead incarnation are not counted as received from it.
         """
         if not sender:
             self._place(task)
@@ -124,10 +124,10 @@ class Worker:
             self._input.append(task)
 
     def take(self) -> Task | None:
-        """Begin the next task, if there is one and none is in work.
+        """Begin the next task, if there is one and none is in progress.
 
-        The highest priority goes first, then whoever came first. With an empty input queue it is one that waits for
-        sending and could be done here as well.
+        The highest priority goes first, then the earliest arrival. If the input queue is empty, a task that waits for
+        sending but could also be done here is taken.
         """
         if self._running is not None:
             return None
@@ -143,11 +143,11 @@ class Worker:
         return self._running
 
     def finish(self, seconds: float, task: Task | None) -> None:
-        """Note that the task in work was computed.
+        """Record that the task in progress was computed.
 
         Args:
-            seconds: what it took.
-            task: what goes on with its next stage; None where it has left.
+            seconds: seconds that it took.
+            task: the task with its next stage; None if it has exited.
         """
         assert self._running is not None, "no task is in work"
         stage, work = self._running.stage, self._running.work
@@ -158,13 +158,13 @@ class Worker:
             self._place(task)
 
     def abandon(self) -> None:
-        """Note that the task in work cannot be computed."""
+        """Record that the task in progress cannot be computed."""
         self._running = None
 
     def choose(self) -> list[Sending]:
-        """Choose the tasks to send now, at most one for each link that is free, and take these links.
+        """Choose the tasks to send now, at most one for each free link, and occupy these links.
 
-        The caller sends them, and calls `free_link` when the link is free again, and `delivered` or `failed`.
+        The caller sends the tasks, calls `free_link` when the link is free again, and calls `delivered` or `failed`.
         """
         chosen: list[Sending] = []
         for waiting in sorted(self._output, key=lambda waiting: -waiting.task.priority):  # stable: first come first
@@ -180,17 +180,17 @@ class Worker:
         return chosen
 
     def free_link(self, neighbour: str) -> None:
-        """Note that a link can take the next task."""
+        """Record that a link can take the next task."""
         self._peers[neighbour].link_busy = False
 
     def delivered(self, neighbour: str, num_bytes: int, seconds: float) -> None:
-        """Note that a task has come to a neighbour, and what that took."""
+        """Record that a task has reached a neighbour, and how long that took."""
         peer = self._peers[neighbour]
         extra = seconds - peer.declared.delay_sec - num_bytes * peer.declared.sec_per_byte
         peer.extra_sec = self._average(peer.extra_sec, extra)
 
     def failed(self, sending: Sending) -> None:
-        """Take a task back that could not be sent; the neighbour gets none until it is heard of again."""
+        """Take back a task that could not be sent; the neighbour gets no more tasks until it is heard from again."""
         peer = self._peers[sending.neighbour]
         if peer.incarnation == sending.incarnation and not peer.dead:
             peer.suspect = True
@@ -200,7 +200,7 @@ class Worker:
         self._place(sending.task.replace(hops=sending.task.hops - 1))
 
     def hear(self, status: Status) -> None:
-        """Note what a neighbour says of itself."""
+        """Record a neighbour's status."""
         self.welcome(status.worker, status.incarnation)
         peer = self._peers.get(status.worker)
         if peer is None or status.incarnation < peer.incarnation:
@@ -211,7 +211,7 @@ class Worker:
             peer.pending.popleft()
 
     def lose(self, neighbour: str, incarnation: int) -> None:
-        """Note that an incarnation of a neighbour is dead; what was meant for it is decided anew."""
+        """Record that an incarnation of a neighbour is dead; decide again on the tasks meant for it."""
         self.welcome(neighbour, incarnation)
         peer = self._peers.get(neighbour)
         if peer is None or peer.incarnation != incarnation or peer.dead:
@@ -224,16 +224,16 @@ class Worker:
             self._place(waiting.task)
 
     def welcome(self, neighbour: str, incarnation: int) -> None:
-        """Note that a neighbour was started anew."""
+        """Record that a neighbour was restarted."""
         peer = self._peers.get(neighbour)
         if peer is not None and incarnation > peer.incarnation:
             peer.incarnation, peer.dead, peer.suspect = incarnation, False, False
             peer.status, peer.num_sent = None, 0
             peer.pending.clear()
-            self._received.pop(neighbour, None)  # it counts what it has sent from 0 on
+            self._received.pop(neighbour, None)  # the neighbour counts its sent tasks from 0 again
 
     def status(self) -> Status:
-        """Say how things stand."""
+        """Return the worker's status."""
         queued = self._input + ([self._running] if self._running is not None else [])
         return Status(
             worker=self.name,
@@ -246,7 +246,7 @@ class Worker:
         )
 
     def _place(self, task: Task) -> None:
-        """Put a task whose next stage is to be computed into one of the queues, if it is in none yet."""
+        """Put a task whose next stage is to be computed into one of the queues, unless it is here already."""
         if self._has(task):
             return
         held = task.stage in self.stages
@@ -267,14 +267,14 @@ class Worker:
             self._output.append(_Waiting(task, self._random.random(), target))
 
     def _has(self, task: Task) -> bool:
-        """Whether this attempt of a task is in a queue or in work."""
+        """Return whether this attempt of a task is in a queue or in progress."""
         here = [*self._input, *(waiting.task for waiting in self._output)]
         if self._running is not None:
             here.append(self._running)
         return any((other.number, other.attempt) == (task.number, task.attempt) for other in here)
 
     def _choose_for(self, waiting: _Waiting) -> str | None:
-        """Who gets a task of the output queue now, if anybody."""
+        """Return the neighbour that gets a task of the output queue now, or None."""
         task, limit = waiting.task, self.rules.neighbour_limit
         candidates = [
             self._as_candidate(self._peers[name], task)
@@ -289,7 +289,7 @@ class Worker:
         return choose_by_queues(candidates, waiting.draw, len(self._output), wait_here, limit)
 
     def _holders(self, stage: int) -> Sequence[str]:
-        """List living neighbours that hold a stage."""
+        """List reachable neighbours that hold a stage."""
         return [
             name
             for name, peer in self._peers.items()
@@ -308,7 +308,7 @@ class Worker:
         )
 
     def _service_of(self, peer: _Peer, stage: int) -> float:
-        """Seconds that a neighbour takes for a unit of work, as far as is known."""
+        """Return a neighbour's seconds per unit of work, as far as is known."""
         measured = peer.status.service_sec.get(stage) if peer.status else None
         return self._service(stage) if measured is None else measured
 

@@ -1,6 +1,6 @@
 """The Ray actor of a worker.
 
-A plain class: Ray is imported where it is started (`daisy.distributed.pipeline.system`).
+A plain class: Ray is imported where the actor is started (`daisy.distributed.pipeline.system`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from daisy.distributed.pipeline.worker import Routes, Sending, Worker
 from daisy.distributed.pipeline.workload import SAMPLE_RATE
 
 Handle = Any
-"""Of a Ray actor."""
+"""Handle of a Ray actor."""
 SEND_TIMEOUT_SEC = 30.0
-"""After which a neighbour counts as not answering."""
+"""Seconds after which a neighbour counts as not answering."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """What a worker's actor needs."""
+    """Settings of a worker's actor."""
 
     name: str
     incarnation: int
@@ -47,8 +47,8 @@ class WorkerActor:
     """A worker's process.
 
     Args:
-        setup: who it is.
-        part: its layers.
+        setup: settings of the worker.
+        part: the worker's layers.
     """
 
     def __init__(self, setup: WorkerSetup, part: ModelPart):
@@ -86,11 +86,11 @@ class WorkerActor:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return the process's number, and how many bytes of weights it holds."""
+        """Return the process ID, and the number of bytes of weights."""
         return {"pid": os.getpid(), "weight_bytes": self._model.num_bytes}
 
     def connect(self, handles: Mapping[str, tuple[int, Handle]], desk: Handle) -> None:
-        """Learn where the others are, and begin."""
+        """Receive the handles of the others, and begin."""
         self._handles.update(handles)
         starts = self._desk is None
         self._desk = desk
@@ -100,21 +100,21 @@ class WorkerActor:
             self._host.start()
 
     def receive(self, task: Task, incarnation: int, sender: str = "", sender_incarnation: int = 1) -> Status | None:
-        """Take a task in, of the source where there is no sender; None where it was for an earlier incarnation."""
+        """Take in a task, from the source if no sender is given; return None if it was for an earlier incarnation."""
         if incarnation != self.setup.incarnation:
             return None
         return self._host.accept(task, sender, sender_incarnation)
 
     def hear(self, status: Status) -> None:
-        """Note what a neighbour says of itself."""
+        """Record a neighbour's status."""
         self._host.hear(status)
 
     def lose(self, neighbour: str, incarnation: int) -> None:
-        """Note that a neighbour is dead."""
+        """Record that a neighbour is dead."""
         self._host.lose(neighbour, incarnation)
 
     def get_report(self) -> WorkerReport:
-        """Return what was done so far."""
+        """Return the report so far."""
         return self._host.get_report()
 
     def send(self, sending: Sending, sender: str) -> Status:
@@ -153,7 +153,7 @@ class WorkerActor:
         self._desk.refuse.remote(reason)
 
     def _measure(self, stages: Sequence[range], speed: float) -> dict[int, float]:
-        """Time each held stage on a second of silence, to begin with."""
+        """Time each held stage on one second of silence, as a first estimate."""
         package: Any = Package(waveform=numpy.zeros(SAMPLE_RATE, dtype=numpy.float32))
         held = self.setup.topology.stages_of(self.setup.name)
         if held.start > 0:
@@ -162,7 +162,7 @@ class WorkerActor:
         for stage in held:
             if not isinstance(package, Package):
                 break
-            self._model.run(package, stages[stage], -1)  # the first time is slow
+            self._model.run(package, stages[stage], -1)  # the first run is slow
             begun = time.thread_time()
             package = self._model.run(package, stages[stage], -1)
             seconds[stage] = (time.thread_time() - begun) / speed

@@ -1,4 +1,4 @@
-"""What is put through a system: utterances with their exits, fidelity, size and times, as plain numbers."""
+"""The utterances that a system processes, with their exits, fidelity, sizes and times as plain numbers."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from daisy.policies import Policy
 
 Wire = Literal["float32", "bfloat16", "int8"]
-"""How states travel: see `daisy.distributed.pipeline.wire`."""
+"""Format of states on links; see `daisy.distributed.pipeline.wire`."""
 BYTES_PER_SAMPLE: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "int8": 2}
 BYTES_PER_VALUE: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 BYTES_PER_FRAME: dict[Wire, int] = {"float32": 0, "bfloat16": 0, "int8": 4}
-"""Beside the values: int8 has a scale."""
+"""Bytes per frame in addition to the values: int8 has a scale."""
 SAMPLE_RATE = 16000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """n utterances under V exit levels, of a model with L layers."""
+    """n utterances under V exit levels, for a model with L layers."""
 
     names: tuple[str, ...]
     exit_layers: tuple[tuple[int, ...], ...]
-    """(V, n): where each would leave."""
+    """Layer at which each utterance exits, (V, n)."""
     fidelity: tuple[tuple[float, ...], ...]
-    """(n, L): what an exit after each layer keeps of the full model's output, 0 to 1."""
+    """How much of the full model's output an exit after each layer keeps, (n, L), from 0 to 1."""
     num_frames: tuple[int, ...]
-    """(n,)"""
+    """Frames, (n,)."""
     num_samples: tuple[int, ...]
-    """(n,), of the waveforms."""
+    """Samples of the waveforms, (n,)."""
     seconds: tuple[tuple[float, ...], ...]
-    """(n, L + 1): what the front end and each layer take on a worker of speed 1."""
+    """Seconds of the front end and of each layer on a worker of speed 1, (n, L + 1)."""
     width: int
-    """Of the states."""
+    """Width of the states."""
 
     def __post_init__(self) -> None:
         n, num_layers = len(self.names), self.num_layers
@@ -64,49 +64,49 @@ class Workload:
         return len(self.exit_layers)
 
     def exit_layer(self, level: int, utterance: int) -> int:
-        """Tell where an utterance leaves."""
+        """Return the layer at which an utterance exits."""
         return self.num_layers if level == RUN_ALL else self.exit_layers[level][utterance]
 
     def work(self, utterance: int) -> float:
-        """Return an utterance's size: its seconds of audio."""
+        """Return an utterance's size, in seconds of audio."""
         return self.num_samples[utterance] / SAMPLE_RATE
 
     def wire_bytes(self, utterance: int, stage: int, wire: Wire) -> int:
-        """Count what an utterance takes on a link before a stage: its waveform, or states."""
+        """Return an utterance's bytes on a link before a stage: those of its waveform, or of its states."""
         if stage == 0:
             return BYTES_PER_SAMPLE[wire] * self.num_samples[utterance]
         return self.num_frames[utterance] * (BYTES_PER_VALUE[wire] * self.width + BYTES_PER_FRAME[wire])
 
     def stage_seconds(self, utterance: int, layers: range, exit_layer: int) -> float:
-        """Return what a stage takes, of which only the layers up to the exit are run."""
+        """Return the seconds of a stage, of which only the layers up to the exit are run."""
         row = self.seconds[utterance]
         front = row[0] if layers[0] == 1 else 0.0
         return front + sum(row[layers[0] : min(layers[-1], exit_layer) + 1])
 
     def mean_seconds(self, stages: Sequence[range]) -> list[float]:
-        """Return what each whole stage takes for a unit of work, as an average."""
+        """Return the average seconds of each whole stage per unit of work."""
         everyone = range(len(self.names))
         work = sum(map(self.work, everyone))
         return [sum(self.stage_seconds(i, layers, layers[-1]) for i in everyone) / work for layers in stages]
 
     def mean_fidelity(self, level: int) -> float:
-        """Average what is kept at a level."""
+        """Return the average fidelity at a level."""
         kept = [row[self.exit_layer(level, i) - 1] for i, row in enumerate(self.fidelity)]
         return sum(kept) / len(kept)
 
     def survival(self, level: int, layer: int) -> float:
-        """Return the share of utterances that run beyond a layer."""
+        """Return the fraction of utterances that run beyond a layer."""
         return sum(self.exit_layer(level, i) > layer for i in range(len(self.names))) / len(self.names)
 
 
 def make_levels(policy: str, traces: Traces, depths: Sequence[float], loss: str = "disagreement") -> list[Policy]:
-    """Set a policy to mean depths on full runs: the exit levels, from the deepest on.
+    """Set a policy to mean depths on full runs, and return these exit levels, the deepest first.
 
     Args:
-        policy: as in `daisy.calibration.calibrate_depth`.
+        policy: name of the policy; see `daisy.calibration.calibrate_depth`.
         traces: full runs.
-        depths: executed shares of the layers.
-        loss: see there.
+        depths: fractions of the layers to execute.
+        loss: name of the loss; see there.
 
     Raises:
         PolicyError: as `daisy.calibration.calibrate_depth` does.
@@ -126,21 +126,22 @@ def make_workload(
     samples_per_frame: int = 320,
     loss: str = "disagreement",
 ) -> Workload:
-    """Make a workload of full runs.
+    """Create a workload from full runs.
 
     Args:
-        traces: full runs, with the score ``num_frames`` if lengths matter; else each has as many frames as one second.
-        levels: exit policies, from the one that leaves least early on.
-        width: of the states.
-        layer_seconds: of front end and layers, (L + 1): for a second of audio, which is what they take of each
-            utterance in proportion to its length; or (n, L + 1): of each utterance. Where empty, each layer takes 1 ms
-            a second of audio, and the front end as long as four layers.
-        num_samples: (n,) of the waveforms; where None from the frames.
-        samples_per_frame: of the model's hop.
-        loss: what fidelity is 1 less of, 0 at least.
+        traces: full runs, with the score ``num_frames`` if lengths matter; otherwise each has as many frames as one
+            second.
+        levels: exit policies, latest exits first.
+        width: width of the states.
+        layer_seconds: seconds of the front end and each layer: (L + 1) per second of audio, scaled to each utterance's
+            length, or (n, L + 1) per utterance. If empty, each layer takes 1 ms per second of audio, and the front end
+            as long as four layers.
+        num_samples: samples of the waveforms, (n,); None: computed from the frames.
+        samples_per_frame: hop of the model, in samples.
+        loss: name of the loss; fidelity is 1 minus this loss, at least 0.
 
     Raises:
-        UsageError: where the loss is not there.
+        UsageError: if the full runs do not have that loss.
     """
     from daisy.calibration.families import readable_scores
 
@@ -174,7 +175,7 @@ def make_workload(
 
 
 def _spread(of_exits: Tensor, layers: Sequence[int]) -> list[list[float]]:
-    """Values (n, E) of exits as (n, L): a layer without an exit has the one before's, or 0."""
+    """Expand values (n, E) of exits to (n, L): a layer without an exit has the value of the exit before it, or 0."""
     columns = torch.zeros(len(of_exits), layers[-1], dtype=of_exits.dtype)
     for place, layer in enumerate(layers):
         columns[:, layer - 1 :] = of_exits[:, place : place + 1]
