@@ -1,16 +1,16 @@
 """Measurements behind the README's and docs' figures; each script runs as ``python -m benchmarks.PACKAGE.SCRIPT``.
 
-shared      recordings, results files, full runs, paired timing, other people's HuBERT
-speed       latency beside peers, where the time goes, memory, the s3prl upstream's cache
+shared      recordings, results files, full runs, paired timing, other libraries' HuBERT
+speed       latency compared with other libraries, where the time goes, memory, the cache of the s3prl upstream
 policies    exits under noise, fidelity against depth, the risk guarantee, daisy extract on the noisy test sets
-units       discrete units at early exits: edit distance, bitrate and time, beside other people's tools
-recognition recognisers that exit: error rates, policies and the guarantee
+units       discrete units at early exits: edit distance, bitrate and time, compared with other tools
+recognition recognisers with early exits: error rates, policies and the guarantee
 training    what pre-training and exit heads learnt, and which units to train on
-robustness  files damaged at random, and kills at random moments: is anything lost or wrong?
+robustness  randomly damaged files and kills at random moments: is anything lost or wrong?
 minisuperb  MiniSUPERB's tasks on early-exit upstreams
-distributed several processes and machines: extraction, and one network on many workers
-results     what was measured: one JSON file a measurement, and its figure
+distributed several processes and machines: extraction, and one network split over many workers
+results     the measurements: one JSON file each, and its figure
 
-From the root of the repository. ``benchmarks/real_run.sh`` runs all but ``distributed``, ``robustness`` and what takes
-a GPU; ``benchmarks.readme`` renders the tables.
+Run them from the root of the repository. ``benchmarks/real_run.sh`` runs all except ``distributed``, ``robustness`` and
+whatever needs a GPU; ``benchmarks.readme`` renders the tables.
 """

@@ -1,7 +1,7 @@
-"""Draws the figures of the README and docs anew from results/*.json; nothing is measured.
+"""Redraws the figures of the README and docs from results/*.json; nothing is measured.
 
 python -m benchmarks.figures                      # all; also: make figures
-python -m benchmarks.figures policies heads       # of these results
+python -m benchmarks.figures policies heads       # only these results
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIGURES: dict[str, Callable[..., Any]] = {
     "latency_cuda": partial(benchmarks.speed.figures.draw_latency, name="latency_cuda"),
     "memory": benchmarks.speed.figures.draw_memory,
 }
-"""Results to what draws them."""
+"""Maps results to the functions that draw them."""
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""States of our backbone against fairseq's own HuBERT, layer by layer, single unpadded utterances.
+"""Compares states of our backbone with those of fairseq's own HuBERT, layer by layer, on single unpadded utterances.
 
-Of other networks, and of other libraries: `benchmarks.parity_backbones`.
+`benchmarks.parity_backbones` does so for other networks and other libraries.
 
 python -m benchmarks.parity            # the shared small HuBERT, and random Base and Large: 3 minutes
 """
@@ -31,13 +31,13 @@ from daisy.checkpoints.converters.fairseq import from_parts
 
 LARGE = {**FAIRSEQ_SHAPES["large"], "final_dim": 768}
 RANDOM = {"base, random": ({"final_dim": 256}, False), "large, random": (LARGE, True)}
-"""Name to fairseq's options, and whether waveforms are normalised."""
+"""Maps a name to fairseq's options, and to whether waveforms are normalised."""
 RANDOM_UTTERANCES, RANDOM_SEC = 2, 5
 SHARED_UNITS = 100
 
 
 def make_random_pair(options: dict[str, Any], normalize: bool) -> tuple[nn.Module, Model]:
-    """Make fairseq's model with random weights, and ours from them."""
+    """Make fairseq's model with random weights, and convert it to ours."""
     dictionary = Dictionary()
     for unit in range(500):
         dictionary.add_symbol(str(unit))
@@ -49,7 +49,7 @@ def make_random_pair(options: dict[str, Any], normalize: bool) -> tuple[nn.Modul
 
 
 def load_shared_pair() -> tuple[nn.Module, Model]:
-    """Load the shared small HuBERT by fairseq, and convert it."""
+    """Load the shared small HuBERT with fairseq, and convert it to ours."""
     path = SHARED / "models" / "hubert_mini.pt"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "dict.km.txt").write_text("".join(f"{unit} 1\n" for unit in range(SHARED_UNITS)))
@@ -58,11 +58,11 @@ def load_shared_pair() -> tuple[nn.Module, Model]:
 
 
 def compare(name: str, theirs: nn.Module, ours: Model, waveforms: Sequence[Tensor]) -> list[Row]:
-    """Compare all layers: the largest difference over the utterances, in the layer's standard deviations."""
+    """Compare all layers: the largest difference over the utterances, in standard deviations of the layer."""
     num_layers = ours.backbone.config.num_layers
 
     def run(waveform: Tensor) -> list[Tensor]:
-        if ours.backbone.config.normalize:  # fairseq's task does it
+        if ours.backbone.config.normalize:  # fairseq does this in its task
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape)
         outputs = [*range(1, num_layers), None]  # with pre-norm, None adds the final norm
         return [theirs.extract_features(waveform[None], output_layer=layer)[0][0] for layer in outputs]

@@ -1,10 +1,11 @@
-"""States of our wav2vec 2.0, WavLM, data2vec and Whisper against every library's that has them, layer by layer.
+"""Compares our wav2vec 2.0, WavLM, data2vec and Whisper with every library that has them, layer by layer.
 
     python -m benchmarks.parity_backbones --quick       # base size, five seconds of speech; no results file
-    python -m benchmarks.parity_backbones               # all: 20 minutes of a core; results/parity_backbones.json
+    python -m benchmarks.parity_backbones               # all: 20 minutes on one core; results/parity_backbones.json
 
-Random weights of the published sizes, converted from what the library saves; two pieces of the bundled clips, one of
-them longer than the 800 frames from which on all of WavLM's distances are alike. Of HuBERT: `benchmarks.parity`.
+Networks have random weights and published sizes, and are converted from what the library saves. The input is two pieces
+of the bundled clips; one is longer than 800 frames, from which distance on WavLM's relative positions are the same. For
+HuBERT see `benchmarks.parity`.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ NAME = "parity_backbones"
 
 @torch.no_grad()
 def compare_layers(ours: Model, run: Callable[[Tensor], Sequence[Tensor]], waveforms: Sequence[Tensor]) -> Tensor:
-    """Compare layers: the largest difference over waveforms, in the layer's standard deviations.
+    """Compute each layer's largest difference over the waveforms, in standard deviations of the layer.
 
     Args:
-        ours: a model.
-        run: theirs, from a waveform (N,) to the states of its last layers, (T, D) each, those of 1 to L at least.
+        ours: our model.
+        run: their network, from a waveform (N,) to the states of its last layers, (T, D) each, at least layers 1 to L.
         waveforms: (N_b,) each.
 
     Returns:
-        (L,).
+        (L,) differences.
     """
     num_layers = ours.backbone.config.num_layers
     encoder = EarlyExitEncoder(ours.backbone, None, Never())
@@ -56,7 +57,7 @@ def compare_layers(ours: Model, run: Callable[[Tensor], Sequence[Tensor]], wavef
 
 
 def measure(network: str, source: str, size: Size, waveforms: Sequence[Tensor]) -> list[Row]:
-    """Compare a network of one library: a row for each layer; none where that library is not installed."""
+    """Compare a network of one library: a row for each layer, or none if that library is not installed."""
     pair = make_pair(network, source, size)
     if pair is None:
         return []
@@ -72,11 +73,11 @@ def measure(network: str, source: str, size: Size, waveforms: Sequence[Tensor]) 
 
 def main() -> None:
     parser = make_parser(__doc__, quick="base size and five seconds; nothing is written")
-    parser.add_argument("--networks", nargs="+", choices=list(SOURCES), help="only these; nothing is written")
+    parser.add_argument("--networks", nargs="+", choices=list(SOURCES), help="only these networks; nothing is written")
     parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=get_args(Size))
     arguments = parser.parse_args()
-    logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
-    warnings.simplefilter("ignore")  # of WavLM's masks
+    logging.disable(logging.INFO)  # fairseq and s3prl log their whole configurations
+    warnings.simplefilter("ignore")  # about WavLM's masks
     joined = torch.cat([audio.read(path, SAMPLE_RATE) for path in list_clips()])
     waveforms = [joined[: seconds * SAMPLE_RATE] for seconds in PIECES_SEC[: 1 if arguments.quick else None]]
     rows: list[Row] = []
@@ -84,7 +85,7 @@ def main() -> None:
         for size in ("base",) if arguments.quick else arguments.sizes:
             for source in SOURCES[network]:
                 rows += measure(network, source, size, waveforms)
-                gc.collect()  # networks of gigabytes, with hooks that refer to them
+                gc.collect()  # free networks of gigabytes that their hooks keep in reference cycles
     if not (arguments.quick or arguments.networks):
         write_result(NAME, rows)
 

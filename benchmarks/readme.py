@@ -39,7 +39,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def render_page(text: str) -> str:
-    """Render every table of a page anew."""
+    """Render every table of a page again."""
     return BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
 
 

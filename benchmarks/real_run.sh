@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The real run, start to end: a small HuBERT is pre-trained with exits on units of Whisper, variants of that training are
-# compared, heads are trained on it by both of fairseq's commands, it is shipped as daisy-mini, and the figures of
-# docs/results are measured, but for those of GPUs, of other processors, and of several processes and machines
-# (benchmarks.distributed), and those of files damaged and processes killed (benchmarks.robustness). Days on two cores. A
-# stopped run goes on where it ended. Needs the shared recordings and model (../shared, or DAISY_SHARED; docs/results/data.md
-# lists them), and the teacher: TEACHER, a folder or a name as `daisy labels` takes it.
+# The complete run: a small HuBERT is pre-trained with exits on units of Whisper, variants of that training are compared,
+# heads are trained on it by both of fairseq's commands, it is shipped as daisy-mini, and the figures of docs/results are
+# measured, except those of GPUs, of other processors, of several processes and machines (benchmarks.distributed), and of
+# damaged files and killed processes (benchmarks.robustness). It takes days on two cores; a stopped run continues where it
+# stopped. It needs the shared recordings and model (../shared, or DAISY_SHARED; docs/results/data.md lists them), and the
+# teacher: TEACHER, a folder or a name as `daisy labels` takes it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shared=$(realpath "${DAISY_SHARED:-../shared}")
@@ -14,7 +14,7 @@ export PATH=$PWD/.venv/bin:$PATH
 bin=$PWD/.venv/bin
 runs=$PWD/runs
 export OMP_NUM_THREADS=1
-# The bundled network before this one, of version 0.1, from the repository's history.
+# The previous bundled network, of version 0.1, from the repository's history.
 old_asset=9304c38:daisy/assets/daisy-mini.safetensors
 old_network=$runs/daisy-mini-0.1.safetensors
 [ -f "$old_network" ] || git cat-file -e "$old_asset" 2>/dev/null || {
@@ -33,7 +33,7 @@ manifest() { # NAME FOLDER... [options]
     shift
     [ -f "$runs/$name.tsv" ] || "$bin/daisy" manifest "$@" --root "$data" --out "$runs/$name.tsv"
 }
-# Heads, and what is fitted on states, learn from the first three sets; the network from all.
+# Heads, and everything fitted on states, learn from the first three sets; the network learns from all sets.
 manifest data/train "$data"/{librispeech,commands,keywords}/train
 manifest data/valid "$data"/{librispeech,commands,keywords}/dev
 manifest data/noise "$data/noise/train"
@@ -52,8 +52,8 @@ TEACHER=$teacher TEACHER_LAYER=4 UNITS=200 WARM_START=$runs/hubert_mini.safetens
     task.noise_prob=0.55 lr_scheduler.warmup_updates=100
 hubert=$runs/pretrain/exits.safetensors
 
-# Other heads for the same network: on clean audio, by fairseq-train; denoising heads, by fairseq-hydra-train. One core each.
-# Both take the checkpoint with the least loss on the dev sets that training.heads measures.
+# Other heads for the same network: on clean audio by fairseq-train, and denoising heads by fairseq-hydra-train, one core
+# each. Both keep the checkpoint with the least loss on the dev sets that training.heads measures.
 clean() {
     "$bin/fairseq-train" "$runs/data" --user-dir fairseq_plugins --task hubert_pretraining --labels '[]' --label-rate 50 \
         --max-sample-size 250000 --min-sample-size 4000 --pad-audio --cpu --seed 1 \
@@ -95,7 +95,7 @@ measure training.plain
 measure speed.s3prl_cache
 measure parity
 measure parity_backbones
-code=early-exit-transformer # a clone of the public code, if there is one
+code=early-exit-transformer # a clone of the public code, if it exists
 if [ -d "$code" ]; then measure recognition.parity "$code"; fi
 measure policies.forecasts daisy-mini
 measure policies.policies daisy-mini
@@ -109,7 +109,7 @@ minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2
 minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2 --data noisy
 minisuperb --tasks ks sid --upstreams {forecast,fixed,random}-{80,40} --seeds 0 1 2
 minisuperb --tasks ic --upstreams fixed-40 --seeds 0 1 2
-minisuperb --tasks ic ks --upstreams fixed-40 --seeds 0 1 2 --data noisy # where policies run less than layer 7
+minisuperb --tasks ic ks --upstreams fixed-40 --seeds 0 1 2 --data noisy # policies run fewer layers than 7 here
 minisuperb --tasks asr_english --upstreams never forecast-60 fixed-60 fbank
 for data in small noisy; do
     minisuperb --tasks ks sid --upstreams forecast-60@random-60 --seeds 0 1 2 --data $data

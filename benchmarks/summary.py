@@ -1,4 +1,4 @@
-"""The README's few figures: what exits save, what they keep, on which network, and what they cost downstream."""
+"""The README's key figures: what exits save, what they keep, on which network, and what they cost downstream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daisy import checkpoints
 from daisy.cli.options import DEFAULT_POLICY
 
 DEPTH = 0.6
-"""That policies are set for."""
+"""Mean depth that policies are set for."""
 FULL, STATIC = "never", "fixed-60"
 TITLES = {
     "ks": "keywords",
@@ -26,9 +26,9 @@ TITLES = {
     "ss": "separation (dB)",
     "asr": "recognition (errors)",
 }
-"""Of the tasks, in the table's order."""
+"""Titles of the tasks, in the table's order."""
 METRICS = {"ic": "slot_accuracy"}
-"""Where the task's first is near the floor for everybody."""
+"""Metrics that replace a task's first, where that is near the floor for every upstream."""
 
 
 def render_summary() -> str:
@@ -56,7 +56,7 @@ def say_time() -> str:
 
 
 def say_units() -> str:
-    """Say how many frames keep the full model's unit, beside the static cut, the best mixture of cuts and chance."""
+    """Say how many frames keep the full model's unit, and compare with the static cut, the best mixture and chance."""
     by_target = {row["target_depth"]: row for row in read_result("policies")["rows"] if row["policy"] == DEFAULT_POLICY}
     row = by_target.pop(DEPTH)
     gains = [100 * other["gain"] for other in by_target.values()]
@@ -70,7 +70,7 @@ def say_units() -> str:
 
 
 def say_network() -> str:
-    """Say which network the figures are of, and what heads on a frozen one keep beside it."""
+    """Say which network the figures come from, and what heads on a frozen network keep in comparison."""
     rows = [row for row in read_result("exits")["rows"] if "policy" in row and row["task"] == "agreement"]
     frozen, trained = choose_depth(rows, DEFAULT_POLICY)
     return (
@@ -83,24 +83,24 @@ def say_network() -> str:
 
 
 class TaskMeans(NamedTuple):
-    """One of MiniSUPERB's tasks, trained on clean and noisy audio: means over test conditions and seeds."""
+    """One MiniSUPERB task, trained on clean and noisy audio: means over test conditions and seeds."""
 
     title: str
     full: float
     exits: float
     depth: float
-    """Of the exits."""
+    """Mean depth of the exits."""
     cut: float
-    """Static cut at their depth in each condition; the shallowest that was run where they run fewer layers there."""
+    """Static cut at their depth in each condition; the shallowest one if they run fewer layers than it does."""
     shallow: float
-    """Static cut of `STATIC`."""
+    """Value of the static cut `STATIC`."""
     shallow_depth: float
     is_beaten: bool
     """Whether the exits are worse than a cut that runs fewer layers."""
 
 
 def compare_tasks() -> list[TaskMeans]:
-    """Compare the default policy with the full model and static cuts, in the tasks that have the same seeds of each."""
+    """Compare the default policy with the full model and static cuts, in tasks with the same seeds for all three."""
     model = checkpoints.digest("daisy-mini")[:12]
     rows = [
         row
@@ -124,7 +124,7 @@ def compare_tasks() -> list[TaskMeans]:
 def _compare(
     title: str, sign: int, full: list[Row], exits: list[Row], shallow: list[Row], cuts: list[Row]
 ) -> TaskMeans:
-    """Compare a task's rows; its metric is better the larger it is times ``sign``."""
+    """Compare the rows of a task, whose metric times ``sign`` is better when larger."""
     value, shallow_value = (_average(rows, "value") for rows in (exits, shallow))
     depth, shallow_depth = (_average(rows, "depth") for rows in (exits, shallow))
     return TaskMeans(
@@ -140,7 +140,7 @@ def _compare(
 
 
 def _average_cut(cuts: list[Row], exits: list[Row]) -> float:
-    """Average over conditions what static cuts reach at the depth of the exits in that condition."""
+    """Average, over conditions, what static cuts reach at the depth of the exits in the same condition."""
     reached = []
     for condition in dict.fromkeys(row["condition"] for row in exits):
         points = []
@@ -155,7 +155,7 @@ def _average_cut(cuts: list[Row], exits: list[Row]) -> float:
 
 
 def say_downstream(tasks: list[TaskMeans]) -> str:
-    """Say what the table of tasks shows, and where exits lose to a shallower cut."""
+    """Say what the table of tasks shows, and where exits do worse than a shallower cut."""
     beaten = " and ".join(task.title for task in tasks if task.is_beaten)
     lost = f" On {beaten} exits lose to the static cut that runs fewer layers." if beaten else ""
     return (
@@ -167,7 +167,7 @@ def say_downstream(tasks: list[TaskMeans]) -> str:
 
 
 def render_tasks(tasks: list[TaskMeans]) -> str:
-    """Render each task with all layers, with exits, and with static cuts; in brackets the share of the layers run."""
+    """Render each task with all layers, with exits and with static cuts; in brackets the share of layers run."""
     lines = [
         [
             task.title,
@@ -187,7 +187,7 @@ def _average(rows: list[Row], field: str) -> float:
 
 
 def render_latency_summary() -> str:
-    """Render every peer's time over ours at full depth, by precision: least and greatest of all other settings."""
+    """Render every library's time over ours at full depth, by precision: least and greatest over all other settings."""
     lines, peers = [], []
     for name, device in (("latency", "CPU"), ("latency_cuda", "GPU")):
         rows = read_result(name)["rows"]

@@ -1,4 +1,4 @@
-"""Tables about parity with other people's networks: parity{,_backbones,_recognition}.json."""
+"""Tables that compare our states with other libraries': parity{,_backbones,_recognition}.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render_parity() -> str:
 
 
 def render_parity_backbones() -> str:
-    """Render the largest difference from every library's networks of other kinds."""
+    """Render the largest difference from every library's other networks."""
     result = read_result("parity_backbones")
     differences: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in result["rows"]:
@@ -35,7 +35,7 @@ def render_parity_backbones() -> str:
 
 
 def render_parity_recognition() -> str:
-    """Render the largest difference from the public code's Conformers and decoders."""
+    """Render the largest difference from the Conformers and decoders of the public code."""
     result = read_result("parity_recognition")
     networks: dict[tuple[str, str], list[Row]] = {}
     for row in result["rows"]:

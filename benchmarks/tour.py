@@ -1,4 +1,4 @@
-"""Runs docs/tour.ipynb anew, so that it shows what today's code gives.
+"""Runs docs/tour.ipynb again, so that it shows the output of the current code.
 
 python -m benchmarks.tour            # also: make tour
 """
@@ -12,7 +12,7 @@ from daisy import _files
 
 PATH = ROOT / "docs" / "tour.ipynb"
 MAX_SEC = 1800
-"""Of a cell, and of the kernel's start: on a busy machine they take ten times as long."""
+"""Time limit of a cell and of the kernel's start; on a busy machine they take ten times as long."""
 
 
 def read_tour() -> Any:
@@ -23,7 +23,7 @@ def read_tour() -> Any:
 
 
 def run_tour(book: Any) -> None:
-    """Run a notebook in a kernel of this Python; its outputs then have no trace of when and where that was."""
+    """Run a notebook in a kernel of this Python; its outputs keep no trace of when and where it ran."""
     import nbclient
 
     resources = {"metadata": {"path": PATH.parent}}

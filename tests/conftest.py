@@ -41,20 +41,20 @@ HOSTS = {
     "tests/s3prl_upstream/": "s3prl",
     "tests/benchmarks/minisuperb/": "s3prl",
 }
-"""Where tests import for seconds, or start what they share, and what."""
+"""Folders of tests that import or start a library for seconds, and the library."""
 
 
 def find_group(nodeid):
-    """Tests that run in one process of pytest-xdist, which shares no fixture with others: all of a host, or a module's.
+    """Return the group of a test: tests of a group run in one process of pytest-xdist, and share fixtures only there.
 
-    It is a host's name, or the module's path.
+    The group is the name of the library that the tests wait for, or else the module's path.
     """
     module = nodeid.split("::")[0]
     return next((host for path, host in HOSTS.items() if module.startswith(path)), module)
 
 
 def pytest_collection_modifyitems(items):
-    """Hosts' tests begin first, as they take longest."""
+    """Run the tests that need a slow library first, as they take longest."""
     items.sort(key=lambda item: find_group(item.nodeid) not in HOSTS.values())
 
 
@@ -84,13 +84,13 @@ ODD = dataclasses.replace(POST_NORM, num_layers=3, width=16, num_heads=2, pos_ke
 KINDS = {"post-norm": POST_NORM, "pre-norm": PRE_NORM, "odd": ODD}
 RARE = dict(pos_batch_norm=True, projection_norm=False, layer_norm_eps=0.05, normalize=True, normalize_eps=1e-7)
 RARE_KINDS = {name: dataclasses.replace(config, **RARE) for name, config in list(KINDS.items())[:2]}
-"""What transformers has, and neither torchaudio nor fairseq."""
+"""Configurations that transformers has, and neither torchaudio nor fairseq."""
 KIN_KINDS = {
     "WavLM": dataclasses.replace(POST_NORM, relative_buckets=16, relative_max_distance=30),
     "WavLM, pre-norm": dataclasses.replace(PRE_NORM, relative_buckets=320, relative_max_distance=800),
     "data2vec": dataclasses.replace(POST_NORM, conv_norm="layer", pos_stack=3, pos_kernel=5),
 }
-"""Networks that differ from HuBERT in positions alone."""
+"""Networks that differ from HuBERT only in their positions."""
 
 
 @pytest.fixture(params=KINDS, ids=str)
@@ -132,14 +132,14 @@ def model(config):
 
 @pytest.fixture
 def waveforms():
-    """Seven utterances of one frame to a second and a half; speech-like in having loud and quiet stretches."""
+    """Seven utterances of one frame to a second and a half; like speech, they have loud and quiet stretches."""
     generator = torch.Generator().manual_seed(7)
     lengths = [400, 719, 720, 5000, 16000, 16100, 24000]
     return [torch.randn(n, generator=generator) * (1 + torch.sin(torch.arange(n) / 900)) * 0.1 for n in lengths]
 
 
 def spread_policy(model, waveforms):
-    """An entropy policy at whose threshold utterances leave at different layers."""
+    """Return an entropy policy whose threshold makes utterances exit at different layers."""
     scores = EarlyExitEncoder(model.backbone, model.heads, policies.Never(), scores=["entropy"])(waveforms).scores
     lowest = scores["entropy"][:, :-1].min(1).values.sort().values
     policy = policies.Entropy(threshold=float(lowest[3:5].mean()))  # between two: rounding decides nothing
@@ -148,7 +148,7 @@ def spread_policy(model, waveforms):
 
 
 def assert_same_output(output, expected, tolerance=0.0):
-    """Two `ExitOutput`s: the same exits, states and scores but for a share of a typical value; not a number too."""
+    """Check that two `ExitOutput`s have the same exits, and states and scores within a tolerance; NaN equals NaN."""
     assert output.exit_layer.tolist() == expected.exit_layer.tolist()
     assert output.num_frames.tolist() == expected.num_frames.tolist()
     assert output.scores.keys() == expected.scores.keys()
@@ -171,7 +171,7 @@ PREPARED = (
     *("sklearn.cluster", "pyroomacoustics", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("scipy.stats", "jinja2", "rich.progress", "rich.table", "jiwer", "torchaudio"),
 )
-"""What commands import, where it is installed."""
+"""Modules that commands import, if installed."""
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +223,7 @@ def traces():
 
 
 class Products(TorchDispatchMode):
-    """Notes each of oneDNN's matrix products: rows, what is done to the result, and the weights' shape."""
+    """Records each of oneDNN's matrix products: number of rows, activation, and shape of the weights."""
 
     def __init__(self):
         super().__init__()
@@ -241,7 +241,7 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C interrupts, also where pytest was started with the signal ignored, as in a shell's background."""
+    """Let Ctrl-C interrupt, even if pytest was started with the signal ignored, as in a shell's background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

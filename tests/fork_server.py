@@ -1,10 +1,10 @@
-"""Programs without Python's start: a process that has imported what they need forks for each of them.
+"""Runs programs without Python's start-up: a process that has imported what they need is forked for each of them.
 
     python fork_server.py serve DESCRIPTOR MODULE ...   serves at a listening socket, until its standard input is closed
     python fork_server.py SOCKET PROGRAM ...            runs a program there as if it ran here
 
-A fork is a process of its own, as a user's is: arguments, folder, environment, hydra and fairseq's registries are new,
-and the program's own entry point runs in it. Only the seconds of importing are saved.
+A fork is a process of its own, like a user's: arguments, folder, environment, hydra and fairseq's registries are new,
+and the program's own entry point runs in it. Only the time for imports is saved.
 """
 
 import json
@@ -24,7 +24,7 @@ def serve(descriptor, modules):
 
     for module in modules:
         importlib.import_module(module)
-    gc.freeze()  # what was imported is not looked at again in every fork
+    gc.freeze()  # the imported objects are not scanned again in every fork
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks that have ended are not waited for
     with socket.socket(fileno=descriptor) as listener:
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
@@ -34,11 +34,11 @@ def serve(descriptor, modules):
                 connection.sendall(bytes([answer(connection)]))
                 os._exit(0)
             connection.close()
-    os._exit(0)  # the teardown of what was imported takes a second
+    os._exit(0)  # tearing down the imported modules takes a second
 
 
 def answer(connection):
-    """Run what a client asks for, in its folder, with its environment and streams; returns the exit status."""
+    """Run a client's request, with its folder, environment and streams, and return the exit status."""
     length, streams, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as stream:
         request = json.loads(stream.read(int.from_bytes(length, "big")))
@@ -56,7 +56,7 @@ def answer(connection):
 
 
 def status_of(program, *arguments):
-    """What Python would exit with."""
+    """Return the exit status that Python would have."""
     import traceback
 
     try:
@@ -72,7 +72,7 @@ def status_of(program, *arguments):
 
 
 def run_program(name, *arguments):
-    """A console script, or ``python`` with ``-m`` or ``-c``."""
+    """Run a console script, or ``python`` with ``-m`` or ``-c``."""
     import importlib.metadata
     import runpy
 
@@ -90,7 +90,7 @@ def run_program(name, *arguments):
 
 
 def ask(path, arguments):
-    """Run a program in a fork of the server, with this process's streams; returns its exit status."""
+    """Run a program in a fork of the server, with this process's streams, and return its exit status."""
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
     content = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
@@ -104,5 +104,5 @@ def ask(path, arguments):
 if __name__ == "__main__":
     if sys.argv[1] != "serve":
         sys.exit(ask(sys.argv[1], sys.argv[2:]))
-    del sys.path[0]  # this folder, whose packages have the names of those that they test
+    del sys.path[0]  # this folder: its packages have the names of those that they test
     serve(int(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Programs that users call, as small files of a folder that ask a process to fork (`tests.fork_server`)."""
+"""Programs that users call, as small files in a folder that let another process fork (`tests.fork_server`)."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def start_programs(folder, names, modules):
-    """Write programs of these names into a folder; they run in forks of one process that has imported the modules."""
+    """Write programs with these names into a folder; they run in forks of one process that has imported the modules."""
     path = folder / "socket"
     for name in names:
         (folder / name).write_text(

@@ -1,4 +1,4 @@
-"""What the documentation of the public names promises, and that its examples run."""
+"""Requirements on the documentation of public names, and a check that its examples run."""
 
 import dataclasses
 import doctest

@@ -1,4 +1,4 @@
-"""Refusals as Python users meet them: one line, kinds that they can catch, the same on the far side of a process."""
+"""Errors as Python users see them: one line, types that can be caught, and the same across processes."""
 
 import ast
 import pickle

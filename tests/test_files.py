@@ -1,4 +1,4 @@
-"""Files that are whole or absent, on disks that are full, read-only, or take no longer names."""
+"""Files are complete or absent, on disks that are full, read-only, or limit the length of names."""
 
 import io
 import os

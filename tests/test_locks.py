@@ -1,4 +1,4 @@
-"""Locks between processes: one holder at a time, named, and a killed one blocks nobody."""
+"""Locks between processes: one named holder at a time, and a killed one blocks nobody."""
 
 import errno
 import fcntl

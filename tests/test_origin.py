@@ -1,4 +1,4 @@
-"""Where PyPI's unrelated package of the same import name is installed too, one line says so."""
+"""One line warns if PyPI's unrelated package with the same import name is also installed."""
 
 import shutil
 import subprocess

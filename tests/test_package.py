@@ -1,4 +1,4 @@
-"""What the package promises as a whole."""
+"""Guarantees of the package as a whole."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What is public can be pickled, copied, saved by torch and sent to a process that is spawned."""
+"""Public objects can be pickled, copied, saved by torch and sent to a spawned process."""
 
 import copy
 import dataclasses

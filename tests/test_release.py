@@ -1,4 +1,4 @@
-"""What a release states in several places is the same in all of them."""
+"""Facts about a release that are stated in several places agree."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""docs/tour.ipynb runs as it stands, says what is true, and is small."""
+"""docs/tour.ipynb runs unchanged, makes true statements, and is small."""
 
 import base64
 import json

@@ -1,7 +1,7 @@
-"""Checks what `make dist` built: nothing of the packages is missing, and an installed one works.
+"""Checks the output of `make dist`: no file of the packages is missing, and an installed package works.
 
-python tools/check_dist.py files dist        # on the checkout: every tracked file of the packages is in wheel and sdist
-python check_dist.py installed CHECKOUT      # in an environment that has the package: what people do first
+python tools/check_dist.py files dist        # in the checkout: every tracked file of the packages is in wheel and sdist
+python check_dist.py installed CHECKOUT      # in an environment with the package installed: the usual first steps
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGES = ("daisy", "fairseq_plugins", "s3prl_upstream")
 BESIDE = ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "setup.py")
-"""What the sdist has besides."""
+"""Further files in the sdist."""
 
 
 def check_files(dist: Path) -> None:
@@ -32,13 +32,13 @@ def check_files(dist: Path) -> None:
 
 
 def refuse_missing(path: Path, missing: set[str]) -> None:
-    """End with status 1 where files are missing."""
+    """Exit with status 1 if files are missing."""
     if missing:
         sys.exit(f"{path}: without {', '.join(sorted(missing)[:10])}{' and others' if len(missing) > 10 else ''}")
 
 
 def check_installed(checkout: Path) -> None:
-    """Check version, bundled model, its features, and the plugin's configurations, away from the checkout."""
+    """Check the version, the bundled model, its features and the plugin's configurations, away from the checkout."""
     program = Path(sys.executable).parent / "daisy"
     with tempfile.TemporaryDirectory() as folder:
 
@@ -60,7 +60,7 @@ def check_installed(checkout: Path) -> None:
 
 
 def run_python(code: str, folder: str) -> str:
-    """Run Python in a folder, and return what it printed."""
+    """Run Python code in a folder, and return its output."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout
 

@@ -1,1 +1,1 @@
-"""What several processes and machines do together: the same results, at what cost, and through which failures."""
+"""Runs on several processes and machines: whether results stay the same, at what cost, and through which failures."""

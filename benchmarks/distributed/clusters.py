@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on this machine, each with resources and a raylet of its own."""
+"""Ray clusters of several nodes on this machine; each node has its own resources and its own raylet."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ START_SEC = 120.0
 
 
 class Cluster:
-    """A head, and nodes that join and leave it; all are processes of this one.
+    """A head node, and nodes that join and leave it; all are child processes of this process.
 
     Args:
-        folder: for Ray's files.
-        num_cpus: cores of the head.
+        folder: folder for Ray's files.
+        num_cpus: number of cores of the head node.
     """
 
     def __init__(self, folder: Path, num_cpus: int):
         self._folder = folder
         self.nodes: list[subprocess.Popen[bytes]] = []
-        # Port 0 lets Ray choose a free one, which it then says.
+        # Port 0 lets Ray choose a free port, which it then prints.
         head = self._start("--head", "--port=0", "--include-dashboard=false", f"--temp-dir={folder}", cpus=num_cpus)
         self.address = self._read_address(head)
 
     def add_node(self, num_cpus: int) -> int:
-        """Let a node join; returns its number."""
+        """Add a node to the cluster, and return its number."""
         self._start(f"--address={self.address}", cpus=num_cpus)
         return len(self.nodes) - 1
 
     def kill_node(self, number: int) -> None:
-        """Take a node away as a power cut does: all of its processes at once, its workers too."""
-        self.nodes[number].send_signal(signal.SIGSTOP)  # so that it tells nobody
+        """Kill a node as a power cut would: all of its processes at once, including its workers."""
+        self.nodes[number].send_signal(signal.SIGSTOP)  # so that it cannot notify anyone
         for pid in [*list_descendants(self.nodes[number].pid), self.nodes[number].pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.nodes[number].wait()
 
     def stop(self) -> None:
-        """Take all nodes away."""
+        """Stop all nodes."""
         for number in reversed(range(len(self.nodes))):
             if self.nodes[number].poll() is None:
                 self.kill_node(number)
@@ -74,11 +74,11 @@ class Cluster:
 
 @contextlib.contextmanager
 def start_cluster(num_cpus: int) -> Iterator[Cluster]:
-    """Start a head with so many cores, to which nodes may be added; all end with the context."""
+    """Start a head node with that many cores, to which nodes can be added; all stop when the context ends."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = None
         before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        # A token of its own: the nodes and the drivers that are started meanwhile know each other by it.
+        # Use a separate token: the nodes and drivers that are started in this context authenticate with it.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         try:
             cluster = Cluster(Path(folder), num_cpus)
@@ -93,7 +93,7 @@ def start_cluster(num_cpus: int) -> Iterator[Cluster]:
 
 
 def list_descendants(pid: int) -> list[int]:
-    """List the processes that a process has started, and those that they have."""
+    """List all descendants of a process: its children, their children and so on."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""Memory of the process that hands out an extraction, by number of recordings; what encodes is left out.
+"""Memory of the process that distributes an extraction, by number of recordings, without any encoding.
 
     python -m benchmarks.distributed.driver_memory FOLDER        # prints JSON
 
-Everything is as in `daisy extract` but for the engine: it takes the tasks, and gives rows that it has made up, each
-with two scores at six layers.
+Everything is as in `daisy extract` except the engine, which takes the tasks and returns made-up rows, each with two
+scores at six layers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LAYER = 6
 
 
 class MadeUp:
-    """An engine that encodes nothing."""
+    """An engine that encodes nothing and returns made-up rows."""
 
     has_workers = False
 
     def __init__(self) -> None:
         self.begin_bytes = self.end_bytes = 0
-        """When the first task is there, and when all are done."""
+        """Memory when the first task arrives, and when all tasks are done."""
 
     def open(self, encoder: EarlyExitEncoder) -> AbstractContextManager[object]:
         return nullcontext()
@@ -69,12 +69,12 @@ def make_row(recording: Recording, output: str, shard: str) -> Row:
 
 
 def read_bytes() -> int:
-    """Read the memory that this process has now."""
+    """Read how much memory this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Measure this process; bytes are beyond those that it had before."""
+    """Measure the memory of this process, in bytes above what it used before."""
     encoder = daisy.load("daisy-mini").encoder("fixed", layer=LAYER, keep="last", scores=["entropy", "regressed"])
     before = read_bytes()
     recordings = audio.find([folder])
@@ -93,7 +93,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="recordings")
+    parser.add_argument("folder", type=Path, help="folder of recordings")
     print(json.dumps(measure(parser.parse_args().folder)))
 
 

@@ -1,18 +1,18 @@
-"""Extraction on Ray: equal to the local engine, its overhead, speed and memory, and what kills do to it.
+"""Extraction on Ray: agreement with the local engine, overhead, speed, memory, and the effect of kills.
 
     python -m benchmarks.distributed.extraction                     # results/distributed_extraction.json
-    python -m benchmarks.distributed.extraction --minutes 9         # as much as goes; the same command goes on
-    python -m benchmarks.distributed.extraction --parts kills       # one part of it
+    python -m benchmarks.distributed.extraction --minutes 9         # for 9 minutes; the same command continues
+    python -m benchmarks.distributed.extraction --parts kills       # one part
     python -m benchmarks.distributed.extraction --quick             # a few recordings; no results file
 
-- equality: exits, index and states beside the local engine's.
-- speed: the local engine, one and two workers, in turns, on a cluster that runs already; a worker's start is apart.
-- memory: of the process that hands out the work, at 1,000 and 100,000 recordings of 0.1 s.
-- driver: the same without a model and without encoding, up to 1,000,000 recordings: what the numbers of them cost.
-- kills: workers and drivers at random moments; a worker is killed with its process, a driver likewise.
-- nodes: two nodes on this machine, one of which leaves in the middle.
+- equality: exits, index and states compared with those of the local engine.
+- speed: the local engine, one and two workers, in turns, on a running cluster; the start of workers is separate.
+- memory: peak memory of the process that distributes the work, with 1,000 and 100,000 recordings of 0.1 s.
+- driver: the same without a model and without encoding, up to 1,000,000 recordings: the cost of their number alone.
+- kills: workers and drivers killed at random moments, each with its whole process.
+- nodes: two nodes on this machine, one of which is killed in the middle of the run.
 
-Processes that are killed are those that this one has started. Each extraction is a process of its own.
+Only processes that this script has started are killed. Each extraction runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PARTS = ("equality", "speed", "memory", "driver", "kills", "nodes")
 SPEED_TURNS = 3
 SHORT_SEC = 0.1
 KILLS_AT_ONCE = 5
-"""In a step of the part kills."""
+"""Number of kills in one step of the part kills."""
 MAX_LINKS = 50_000
-"""Names of a file; file systems have limits."""
+"""Maximum number of hard links to a file; file systems have limits."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def list_steps(part: str, place: Path, inputs: Path, quick: bool) -> Iterator[Step]:
-    """List the measurements of a part."""
+    """List the measurements of one part."""
     if part == "equality":
         yield _make_step(part, {}, lambda order, out, cluster: measure_equality(order, out), place, inputs)
     elif part == "speed":
@@ -109,7 +109,7 @@ def _make_step(
     inputs: Path,
     num_cpus: int = 2,
 ) -> Step:
-    """Make a step that has a cluster and a folder of its own."""
+    """Make a step that has its own cluster and folder."""
 
     def run_it() -> list[Row]:
         with (
@@ -122,7 +122,7 @@ def _make_step(
 
 
 def write_inputs(manifest: Path, limit: int) -> Path:
-    """Write a manifest of at most so many recordings of each shared set's test split."""
+    """Write a manifest with at most ``limit`` recordings of the test split of each shared set."""
     lines = [str(DATA)]
     for set_name in TEST_SETS:
         for row in read_index(set_name, "test", limit):
@@ -133,7 +133,7 @@ def write_inputs(manifest: Path, limit: int) -> Path:
 
 
 def measure_equality(order: Order, place: Path) -> list[Row]:
-    """Extract with both engines and compare what they wrote."""
+    """Extract with both engines and compare their output."""
     local = run(replace(order, out=str(place / "local")))
     ray = run(replace(order, out=str(place / "ray"), workers=2))
     return [
@@ -151,7 +151,7 @@ def measure_equality(order: Order, place: Path) -> list[Row]:
 
 
 def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
-    """Measure seconds and audio hours an hour; all beyond the start of Ray's workers counts as overhead."""
+    """Measure seconds and hours of audio per hour; everything except the start of Ray's workers counts as overhead."""
     seconds: dict[int, list[float]] = {0: [], 1: [], 2: []}
     starts: dict[int, list[float]] = {0: [], 1: [], 2: []}
     busy: dict[int, list[float]] = {0: [], 1: [], 2: []}
@@ -181,7 +181,7 @@ def measure_speed(order: Order, place: Path, turns: int) -> list[Row]:
 
 
 def measure_memory(order: Order, place: Path, count: int, workers: int) -> list[Row]:
-    """Measure the peak of the process that hands out the work, at a number of short recordings."""
+    """Measure the peak memory of the process that distributes the work, for a number of short recordings."""
     inputs = write_short_recordings(place / "in", count)
     result = run(
         replace(order, inputs=str(inputs), out=str(place / "out"), workers=workers, layer=1, shards="safetensors")
@@ -200,7 +200,7 @@ def measure_memory(order: Order, place: Path, count: int, workers: int) -> list[
 
 
 def measure_driver(place: Path, count: int) -> list[Row]:
-    """Measure a process of its own that encodes nothing (`benchmarks.distributed.driver_memory`)."""
+    """Measure `benchmarks.distributed.driver_memory`, which encodes nothing, in a process of its own."""
     with tempfile.TemporaryDirectory(dir=place) as folder:
         inputs = write_short_recordings(Path(folder) / "in", count)
         command = module_command("benchmarks.distributed.driver_memory", [str(inputs)])
@@ -210,7 +210,7 @@ def measure_driver(place: Path, count: int) -> list[Row]:
 
 
 def write_short_recordings(folder: Path, count: int) -> Path:
-    """Write a short recording, and give it so many names: a new one whenever it has as many as it may have."""
+    """Write short recordings as hard links to one file, or to several where links are limited."""
     folder.mkdir()
     samples = make_noise(int(SHORT_SEC * 16000), torch.Generator().manual_seed(0))
     for index in range(count):

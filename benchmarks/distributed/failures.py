@@ -1,4 +1,4 @@
-"""What kills of workers, drivers and nodes do to an extraction."""
+"""Effects of killing workers, drivers and nodes during an extraction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from daisy.errors import DaisyError
 
 
 def kill_often(order: Order, place: Path, count: int, generator: random.Random) -> list[Row]:
-    """Fill folder after folder, killing workers and drivers on the way, until so many have been killed."""
+    """Fill one folder after another, killing workers and drivers meanwhile, until there are ``count`` kills."""
     expected = run(replace(order, out=str(place / "local"), batch_sec=2.0))
     killed: Counter[str] = Counter()
     faults: list[dict[str, float]] = []
@@ -59,8 +59,8 @@ def fill_folder(
     """Extract to the end, with kills at random moments.
 
     Returns:
-        What was done again: ``batch``, those that a killed worker had begun and, at most, one for each worker of a
-        killed driver; ``file``, recordings whose whole files were there. And the kills.
+        What was repeated, and the kills. ``batch`` counts the batches that a killed worker had begun and, at most, one
+        for each worker of a killed driver; ``file`` counts the recordings whose files were already complete.
     """
     out, status = Path(order.out), Path(f"{order.out}.status")
     victims: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def fill_folder(
 
 
 def read_workers(status: Path) -> list[int]:
-    """Read the workers' processes that still run; none before something is finished."""
+    """Read the process IDs of the workers that are still running; empty before any recording is finished."""
     try:
         workers = json.loads(status.read_text())["workers"]
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def read_workers(status: Path) -> list[int]:
 
 
 def read_repeated(status: Path) -> int:
-    """Read how many batches a driver has begun again."""
+    """Read how many batches a driver has repeated."""
     try:
         return int(json.loads(status.read_text())["repeated"])
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def read_repeated(status: Path) -> int:
 
 
 def stamp_files(out: Path) -> dict[str, int]:
-    """Tell when each feature file was written."""
+    """Return the time at which each feature file was written."""
     stamps = {}
     for path in out.rglob("[!.]*.safetensors"):
         with contextlib.suppress(FileNotFoundError):
@@ -120,7 +120,7 @@ def stamp_files(out: Path) -> dict[str, int]:
 
 
 def lose_a_node(order: Order, place: Path, cluster: Cluster) -> list[Row]:
-    """Extract on two nodes; when both have begun, one is taken away."""
+    """Extract on two nodes, and kill one as soon as both have begun."""
     expected = run(replace(order, out=str(place / "local"), batch_sec=2.0))
     second = cluster.add_node(1)
     status, out = place / "status", place / "out"
@@ -149,7 +149,7 @@ def lose_a_node(order: Order, place: Path, cluster: Cluster) -> list[Row]:
 
 
 def read_nodes(status: Path) -> set[str]:
-    """Read the nodes on which workers are ready."""
+    """Read the nodes whose workers are ready."""
     try:
         return {worker["node"] for worker in json.loads(status.read_text())["workers"]}
     except (OSError, ValueError):

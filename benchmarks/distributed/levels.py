@@ -1,4 +1,4 @@
-"""Part levels of `benchmarks.distributed.mdi`: what exit levels keep, also of recordings that they were not set on."""
+"""Part levels of `benchmarks.distributed.mdi`: fidelity of exit levels, also on recordings not used to set them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daisy.distributed.pipeline.workload import make_workload
 
 
 def list_levels(bench: Bench) -> Iterator[Step]:
-    """Part levels: on the utterances that all parts use, and on those of the split that none does."""
+    """Part levels: the utterances that all parts use, and those of the split that no part uses."""
     for recordings in ("set on", "held out"):
         yield Step(
             key={"part": "levels", "recordings": recordings},
@@ -23,7 +23,7 @@ def list_levels(bench: Bench) -> Iterator[Step]:
 
 
 def measure_levels(bench: Bench, recordings: str) -> Iterator[Row]:
-    """A row for each level, and one without exits, of full runs: without workers, and with float32 states."""
+    """Make a row for each exit level, and one without exits, from full runs without workers and with float32 states."""
     levels, traces = bench.prepared.settings.levels, bench.prepared.traces
     if recordings == "held out":
         names = list(map(str, range(len(bench.others))))

@@ -1,24 +1,23 @@
-"""Model-distributed inference with exits against what it is compared with; the simulator against the real system.
+"""Model-distributed inference with exits, compared with other systems; the simulator, compared with the real system.
 
     python -m benchmarks.distributed.mdi                      # results/mdi.json
-    python -m benchmarks.distributed.mdi --minutes 9          # as much as goes; the same command goes on
-    python -m benchmarks.distributed.mdi --parts kills        # one part of it
+    python -m benchmarks.distributed.mdi --minutes 9          # for 9 minutes; the same command continues
+    python -m benchmarks.distributed.mdi --parts kills        # one part
     python -m benchmarks.distributed.mdi --quick              # a few runs; no results file
 
-Needs the extra ray. Utterances are 40 of the 80 of speechocean762's dev split, of 3.6 s on average,
-again and again, and exit levels are set on them. Workers are Ray actors of one
-machine: their speeds are emulated (after each stage a worker waits until the processor time that it took would be over
-at that speed), and delay, rate and loss of links are modelled in the sender. So keep the sum of all speeds well below
-the number of cores.
+Needs the extra ray. The utterances are 40 of the 80 in the dev split of speechocean762, 3.6 s long on average, repeated
+again and again; the exit levels are set on them. The workers are Ray actors on one machine whose speeds are emulated:
+after each stage a worker waits until the processor time that it took would be over at that speed. Delay, rate and loss
+of the links are modelled in the sender. So keep the sum of all speeds well below the number of cores.
 
-- levels: what each exit level keeps of these utterances, and of the 40 others, of full runs;
-- throughput: the rate follows the source's queue at a fixed exit level: how many utterances a second, at what fidelity;
-- fidelity: the exit level follows the queue at a low and a high rate: how much of the full model's output is kept;
+- levels: fidelity of each exit level on these utterances, and on the 40 others, from full runs;
+- throughput: the rate follows the source's queue at a fixed exit level: utterances per second, and their fidelity;
+- fidelity: the exit level follows the queue, at a low and a high rate: how much of the full model's output is kept;
 - loads: both kinds of admission under a load that doubles and halves;
-- simulator: the same runs simulated: throughput, median latency, and where the time goes, beside the real;
-- scale: simulated only, 1 to 1,000 workers;
-- wires: each utterance through the stages without workers: what travels, and what rounding it costs;
-- kills: a worker is killed ten times under load, and every admitted utterance answered once.
+- simulator: the same runs simulated: throughput, median latency and where the time goes, compared with the real runs;
+- scale: 1 to 1,000 workers, simulated only;
+- wires: each utterance through the stages without workers: how much data travels, and what rounding it costs;
+- kills: a worker is killed ten times under load, and every admitted utterance must be answered once.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ from daisy.distributed.pipeline.workload import SAMPLE_RATE, Wire
 
 
 def list_throughput(bench: Bench) -> Iterator[Step]:
-    """Part throughput: each system on each topology."""
+    """List the part throughput: each system on each topology."""
     for name, system in bench.pairs:
         yield Step(
             key={"part": "throughput", "topology": name, "system": system},
@@ -68,7 +67,7 @@ def list_throughput(bench: Bench) -> Iterator[Step]:
 
 
 def measure_throughput(bench: Bench, name: str, system: str) -> Iterator[Row]:
-    """The rate follows the source's queues, from what the simulator says that the system can do on."""
+    """Let the rate follow the source's queues, starting from the system's capacity according to the simulator."""
     topology = bench.make(name, system, admission="rate")
     options: dict[str, Any] = {"num_tasks": 40 if bench.quick else 300, "level": LEVEL}
     options["rate"] = bench.find_capacity(topology, LEVEL)
@@ -81,10 +80,10 @@ def measure_throughput(bench: Bench, name: str, system: str) -> Iterator[Row]:
 
 
 def list_fidelity(bench: Bench) -> Iterator[Step]:
-    """Part fidelity: at a low and a high rate.
+    """List the part fidelity: at a low and a high rate.
 
-    Low is 1.2 times what the source's worker does alone at the deepest level, high nine tenths of what mdi does at the
-    level of the part throughput.
+    The low rate is 1.2 times what the source's worker achieves alone at the deepest level; the high rate is nine tenths
+    of what mdi achieves at the level of the part throughput.
     """
     for load in ("low", "high"):
         for name, system in bench.pairs:
@@ -97,7 +96,7 @@ def list_fidelity(bench: Bench) -> Iterator[Step]:
 
 
 def measure_fidelity(bench: Bench, load: str, name: str, system: str) -> Iterator[Row]:
-    """The exit level follows the source's queues."""
+    """Let the exit level follow the source's queues."""
     share, by, level = (1.2, "one-worker", 0) if load == "low" else (0.9, "mdi", LEVEL)
     one = bench.make(name, by, admission="rate")
     key = {"part": "fidelity", "load": load, "topology": name}
@@ -107,9 +106,9 @@ def measure_fidelity(bench: Bench, load: str, name: str, system: str) -> Iterato
 
 
 def list_loads(bench: Bench) -> Iterator[Step]:
-    """Part loads: the rate doubles after a third of the time and falls to a quarter of that after two thirds.
+    """List the part loads: the rate doubles after a third of the time and falls to a quarter of that after two thirds.
 
-    With an adapting rate, the load is what the source's rate is multiplied by.
+    If the rate adapts, the load is a factor of the source's rate.
     """
     for admission in ("rate", "threshold"):
         yield Step(
@@ -119,7 +118,7 @@ def list_loads(bench: Bench) -> Iterator[Step]:
 
 
 def measure_load(bench: Bench, admission: str) -> Iterator[Row]:
-    """A row for each third of the time; the rate is 60 % of what the system can do at the deepest level."""
+    """Make a row for each third of the time; the rate is 60 % of the system's capacity at the deepest level."""
     capable = bench.make("three", "mdi", admission="rate")
     key = {"part": "loads", "topology": "three"}
     rate = bench.remember(key, lambda: 0.6 * bench.find_capacity(capable, 0))
@@ -127,12 +126,12 @@ def measure_load(bench: Bench, admission: str) -> Iterator[Row]:
     topology = bench.make("three", "mdi", admission=admission)
     load = [(seconds, 2.0), (2 * seconds, 0.5)]
     report = bench.run(topology, seconds=3 * seconds, rate=rate, load=load)
-    for window in report.windows(seconds)[:3]:  # what was still in work then is answered in further ones
+    for window in report.windows(seconds)[:3]:  # utterances still in progress then are answered in further windows
         yield {"rate": rate, **window}
 
 
 def list_simulator(bench: Bench) -> Iterator[Step]:
-    """Part simulator: three set-ups."""
+    """List the part simulator: three set-ups."""
     for name, system in [("three", "mdi"), ("five", "mdi"), ("three", "data-exits")][: 1 if bench.quick else 3]:
         yield Step(
             key={"part": "simulator", "topology": name, "system": system},
@@ -141,10 +140,10 @@ def list_simulator(bench: Bench) -> Iterator[Step]:
 
 
 def measure_simulator(bench: Bench, name: str, system: str) -> Iterator[Row]:
-    """Run at a fixed rate of 70 % of what the simulator says that a system can do, and simulate that run.
+    """Run at a fixed rate, 70 % of a system's capacity according to the simulator, and simulate that run.
 
-    What calls, copies and caches cost is measured in a run before, of each utterance once, ("simulated") and in the
-    run itself ("in_place"); "plain" knows nothing of it.
+    The costs of calls, copies and caches are measured in an earlier run with each utterance once ("simulated"), and in
+    the run itself ("in_place"); "plain" ignores these costs.
     """
     topology = bench.make(name, system)
     calm: dict[str, Any] = {"rate": 0.3, "level": LEVEL, "num_tasks": 12 if bench.quick else 60}
@@ -169,7 +168,7 @@ def measure_simulator(bench: Bench, name: str, system: str) -> Iterator[Row]:
 
 
 def describe_times(kind: str, report: RunReport) -> Row:
-    """Name throughput, median latency, utilisation, and the parts of a mean latency."""
+    """Make the fields of a row: throughput, median latency, utilisation, and the parts of the mean latency."""
     table = report.to_json()
     parts = average_parts(break_down(report))
     return {
@@ -181,7 +180,7 @@ def describe_times(kind: str, report: RunReport) -> Row:
 
 
 def list_scale(bench: Bench) -> Iterator[Step]:
-    """Part scale: rows of four stages, each worker linked to its own row's next and the neighbouring row's."""
+    """List the part scale: rows of four stages, each worker linked to the next stage in its own and the next row."""
     for num_workers in (1, 4, 20, 100) if bench.quick else (1, 4, 20, 100, 400, 1000):
         yield Step(
             key={"part": "scale", "num_workers": num_workers},
@@ -190,7 +189,7 @@ def list_scale(bench: Bench) -> Iterator[Step]:
 
 
 def measure_scale(bench: Bench, num_workers: int) -> Iterator[Row]:
-    """Simulated only."""
+    """Measure a system of that many workers, simulated only."""
     num_tasks = 200 if bench.quick else 20 * max(num_workers, 20)
     begun = time.perf_counter()
     report = bench.simulate(make_rows(num_workers), num_tasks=num_tasks, rate=1.0, level=LEVEL)
@@ -200,7 +199,7 @@ def measure_scale(bench: Bench, num_workers: int) -> Iterator[Row]:
 
 
 def list_wires(bench: Bench) -> Iterator[Step]:
-    """Part wires."""
+    """List the part wires."""
     for name in ("three",) if bench.quick else ("three", "five"):
         for wire in get_args(Wire):
             yield Step(
@@ -210,7 +209,7 @@ def list_wires(bench: Bench) -> Iterator[Step]:
 
 
 def measure_wire(bench: Bench, name: str, wire: Wire) -> Iterator[Row]:
-    """All layers, so that every utterance goes over every link."""
+    """Run all layers, so that every utterance passes over every link."""
     settings = dataclasses.replace(bench.prepared.settings, wire=wire)
     topology = bench.make(name, "no-exits")
     stages = [
@@ -236,12 +235,12 @@ def measure_wire(bench: Bench, name: str, wire: Wire) -> Iterator[Row]:
 
 
 def list_kills(bench: Bench) -> Iterator[Step]:
-    """Part kills."""
+    """List the part kills."""
     yield Step(key={"part": "kills", "topology": "three", "system": "mdi"}, measure=lambda: measure_kills(bench))
 
 
 def measure_kills(bench: Bench) -> Iterator[Row]:
-    """Workers in turn, each after it has been started anew."""
+    """Kill random workers one at a time, at least 12 s apart."""
     num_kills = 2 if bench.quick else 10
     killed: list[str] = []
     last = [0.0]
@@ -252,7 +251,7 @@ def measure_kills(bench: Bench) -> Iterator[Row]:
             victim = draw.choice(sorted(system.pids))
             try:
                 os.kill(system.pids[victim], signal.SIGKILL)
-            except ProcessLookupError:  # it is still being replaced
+            except ProcessLookupError:  # the worker is still being replaced
                 return
             killed.append(victim)
             last[0] = time.monotonic()

@@ -1,8 +1,8 @@
-"""One extraction in a process of its own; prints what it took, as JSON.
+"""Run one extraction in a process of its own, and print its time, memory and counts as JSON.
 
     python -m benchmarks.distributed.run_extraction '{"inputs": "recordings", "out": "features", "workers": 2}'
 
-Other scripts start it so: see `Order` for what may be asked.
+Other scripts start it in this way; see `Order` for the options.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from daisy.extraction import Extractor
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What is to be extracted, and how.
+    """Options of one extraction.
 
     Args:
         inputs: a folder or a manifest.
         out: the folder to fill.
         checkpoint: a bundled model's name, or a file.
-        layer: at which all recordings leave; 0: as the default policy has it.
-        workers: of Ray; 0: the local engine.
-        address: of a Ray cluster; empty: one is started.
-        batch_sec: of audio.
-        shards: kind of shard files; empty: a file each.
-        shard_mb: their size.
-        status: a file for the workers' processes, whenever something is finished; empty: none.
+        layer: layer at which all recordings leave; 0 uses the default policy.
+        workers: number of Ray workers; 0 uses the local engine.
+        address: address of a Ray cluster; if empty, one is started.
+        batch_sec: seconds of audio in a batch.
+        shards: kind of shard files; if empty, each recording has its own file.
+        shard_mb: size of the shards in MB.
+        status: file that lists the workers' processes, rewritten whenever a recording is finished; empty for none.
     """
 
     inputs: str
@@ -58,17 +58,17 @@ class Order:
 
 
 def start(order: Order) -> subprocess.Popen[str]:
-    """Begin an extraction."""
+    """Start an extraction in a process of its own."""
     command = module_command("benchmarks.distributed.run_extraction", [json.dumps(asdict(order))])
     environment = {**module_environment(), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def run(order: Order) -> dict[str, Any]:
-    """Extract, and return what it took.
+    """Run an extraction in a process of its own, and return its measurements.
 
     Returns:
-        ``seconds`` without Python's own start, ``start_sec`` of them until a worker was ready, ``peak_bytes`` of this
+        ``seconds`` without Python's start-up, ``start_sec`` (those until a worker was ready), ``peak_bytes`` of its
         process, ``audio_sec``, ``num_recordings``, ``num_resumed``, and Ray's ``lost``, ``repeated`` and ``nodes``.
     """
     process = start(order)
@@ -80,7 +80,7 @@ def run(order: Order) -> dict[str, Any]:
 
 
 def extract(order: Order) -> dict[str, Any]:
-    """Do what is asked for, in this process."""
+    """Run the extraction in this process."""
     torch.set_num_threads(1)
     recordings = audio.find([order.inputs])
     policy = {"layer": order.layer} if order.layer else {}
@@ -120,12 +120,12 @@ def extract(order: Order) -> dict[str, Any]:
 
 
 def compare_folders(out: Path, expected: Path) -> dict[str, float]:
-    """Compare what an extraction wrote with what the local engine did.
+    """Compare the output of an extraction with that of the local engine.
 
     Returns:
-        ``lost``: recordings that are not in the index as the local engine has them, but for times; ``double``: lines of
-        the journal beyond one for each recording; ``max_abs_diff_over_std``: the largest difference of the others'
-        states, in standard deviations of a recording's.
+        ``lost``: number of recordings whose index entry differs from the local engine's, apart from times; ``double``:
+        number of journal lines beyond one for each recording; ``max_abs_diff_over_std``: the largest difference of the
+        other recordings' states, in standard deviations of a recording's states.
     """
     index, expected_index = read_index_file(out), read_index_file(expected)
     kept = set(index) & set(expected_index)
@@ -142,7 +142,7 @@ def compare_folders(out: Path, expected: Path) -> dict[str, float]:
 
 
 def read_index_file(out: Path) -> list[tuple[str, str, float, int]]:
-    """Read path, output, duration and exit layer of each recording; refuse failures."""
+    """Read path, output, duration and exit layer of each recording; raise an error if any recording failed."""
     index = json.loads((out / "index.json").read_text())
     if index["failed"]:
         raise DaisyError(f"{out}: {len(index['failed'])} recordings failed")

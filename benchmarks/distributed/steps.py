@@ -1,4 +1,4 @@
-"""Long measurements in steps: each writes its rows when it ends, and the same command goes on with the others."""
+"""Long measurements in steps: each step writes its rows when it ends, and the same command continues with the rest."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ class Step:
     """One measurement.
 
     Args:
-        key: fields that all of its rows have, and no other step's.
-        measure: makes the rows.
+        key: fields that all of its rows have, and that no row of another step has.
+        measure: function that makes the rows.
     """
 
     key: dict[str, Any]
     measure: Callable[[], Iterable[Row]]
 
     def owns(self, row: Row) -> bool:
-        """Tell whether a row is of this step."""
+        """Tell whether a row belongs to this step."""
         return all(row.get(name) == value for name, value in self.key.items())
 
 
 def add_options(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
-    """Add what `run_steps` is told on the command line."""
+    """Add the command-line options of `run_steps`."""
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
-    parser.add_argument("--again", action="store_true", help="measure also what has rows already")
+    parser.add_argument("--again", action="store_true", help="repeat measurements that have rows already")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin nothing more after so many; the same command goes on"
+        "--minutes", type=float, default=float("inf"), help="start no step after this time; the same command continues"
     )
 
 
 def run_steps(
     name: str, steps: Iterable[Step], arguments: argparse.Namespace, *, data: str = "", data_before: str = ""
 ) -> None:
-    """Measure what has no rows in results/NAME.json yet, and write them there step by step; with --quick only print.
+    """Run the steps without rows in results/NAME.json, and write their rows there; with --quick only print them.
 
     Args:
-        name: of the result.
-        steps: to measure.
-        arguments: of `add_options`, and ``quick``.
-        data: identifies what all steps are measured on; rows say so in their field ``data``.
-        data_before: what rows without that field were measured on.
+        name: name of the result.
+        steps: steps to measure.
+        arguments: parsed options of `add_options`, and ``quick``.
+        data: identifier of the data that all steps are measured on; rows have it in their field ``data``.
+        data_before: identifier of the data that rows without that field were measured on.
 
     Raises:
-        DaisyError: where there are rows of other data.
+        DaisyError: if there are rows of other data.
     """
     begun = time.monotonic()
     rows: list[Row] = [] if arguments.quick else read_rows_beside(name)

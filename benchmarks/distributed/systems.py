@@ -1,4 +1,4 @@
-"""The systems of `benchmarks.distributed.mdi`: topologies, and how one is run or simulated and described."""
+"""The systems of `benchmarks.distributed.mdi`: topologies, and how to run, simulate and describe a system."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from daisy.distributed.pipeline.workload import Wire, Workload
 
 SET = "speechocean762"
 NUM_UTTERANCES = 40
-"""Of its dev split, which has 80."""
+"""Number of utterances from the dev split, which has 80."""
 DATA_BEFORE = "40 recordings c7537ebd"
-"""What rows were measured on that do not say so: these."""
+"""Identifies the recordings that rows without a field ``data`` were measured on."""
 NUM_LAYERS = 12
 DEPTHS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""Exit levels."""
+"""Mean depths that the exit levels are set for."""
 LEVEL = 3
-"""Of the part throughput."""
+"""Exit level of the part throughput."""
 
 
 def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _link(one: str, other: str, rate_mbit: float) -> dict[str, Any]:
 
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "three": {  # three boards, one of half the speed, in a good wireless network
+    "three": {  # three boards, one of them half as fast, in a good wireless network
         "source": "a",
         "workers": {
             "a": {"layers": "1-4", "speed": 0.2},
@@ -52,7 +52,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link("a", "b", 20), _link("a", "c", 20)],
     },
-    "five": {  # a pipeline of three stages, two of them held twice
+    "five": {  # a pipeline of three stages, two of which have two workers each
         "source": "a",
         "workers": {
             "a": {"layers": "1-3", "speed": 0.2},
@@ -63,7 +63,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
         },
         "links": [_link(one, other, 10) for one, other in ("ab", "ac", "bd", "be", "cd", "ce")],
     },
-    "sensor": {  # a board with the front end and a layer, and four weaker ones, on links that waveforms would fill
+    "sensor": {  # a board with the front end and a layer, and four slower ones, on links that waveforms would saturate
         "source": "a",
         "workers": {
             "a": {"layers": "1", "speed": 0.1},
@@ -76,41 +76,41 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all parts share."""
+    """Data and settings that all parts share."""
 
     model: Model
     prepared: Prepared
     others: list[Tensor]
-    """(N_b,) each: utterances of the same split that no part but levels looks at."""
+    """(N_b,) each: utterances of the same split that only the part levels uses."""
     data: str
-    """Identifies the utterances that are prepared."""
+    """Identifier of the prepared utterances."""
     quick: bool
     wire: Wire = "int8"
 
     @cached_property
     def workload(self) -> Workload:
-        """Of these utterances, with layer times of this machine."""
+        """The workload of these utterances, with layer times measured on this machine."""
         return make_measured_workload(self.model, self.prepared, measure_seconds(self.model, self.prepared))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Topologies and the systems that are compared on each."""
+        """The topologies, and the systems that are compared on each."""
         if self.quick:
             return [("three", "mdi"), ("three", "one-worker")]
         return [(name, system) for name in TOPOLOGIES for system in SYSTEMS]
 
     def remember(self, key: Mapping[str, str], choose: Callable[[], float]) -> float:
-        """Return the rate of rows with these fields that there are already: all are at one rate, also measured anew."""
+        """Return the rate of earlier rows with these fields, so that all are at one rate; else choose one."""
         known = [] if self.quick else read_rows_beside("mdi")
         rates = [row["rate"] for row in known if all(row.get(name) == value for name, value in key.items())]
         return float(rates[0]) if rates else choose()
 
     def find_capacity(self, topology: Topology, level: int) -> float:
-        """Find what a system whose rate adapts comes to, by simulating it for long."""
+        """Find the throughput that a system with an adapting rate settles at, by a long simulation."""
         return steady_throughput(self.simulate(topology, num_tasks=600, rate=1.0, level=level))
 
     def make(self, name: str, system: str, **rules: Any) -> Topology:
-        """Make a system of a topology."""
+        """Make the topology of a system."""
         topology = make_system(system, parse_topology(TOPOLOGIES[name], NUM_LAYERS))
         return dataclasses.replace(topology, rules=topology.rules.replace(**rules))
 
@@ -127,7 +127,7 @@ class Bench:
         return report
 
     def simulate(self, topology: Topology, **options: Any) -> RunReport:
-        """Simulate it."""
+        """Simulate the system."""
         options, routes = self._route(topology, options)
         num_tasks = options.pop("num_tasks")
         return Simulation(topology, self.workload, wire=self.wire, routes=routes, **options).run(num_tasks=num_tasks)
@@ -141,7 +141,7 @@ class Bench:
 
 
 def make_bench(quick: bool) -> Bench:
-    """Read model and utterances, and set the exit levels."""
+    """Load the model and the utterances, and set the exit levels."""
     model, split = daisy.load("daisy-mini"), read_index(SET, "dev")
     used = spread_evenly(split, 12 if quick else NUM_UTTERANCES)
     waveforms, others = (
@@ -152,13 +152,13 @@ def make_bench(quick: bool) -> Bench:
 
 
 def identify(names: Iterable[str]) -> str:
-    """Identify recordings: how many they are, and a digest of their names in this order."""
+    """Identify recordings by their number and a digest of their names in this order."""
     known = list(names)
     return f"{len(known)} recordings {hashlib.sha256(chr(10).join(known).encode()).hexdigest()[:8]}"
 
 
 def describe(report: RunReport, **more: Any) -> Row:
-    """Make a row of a run."""
+    """Make the row of a run."""
     table = report.to_json()
     return {
         "throughput": table["throughput"],
@@ -175,7 +175,7 @@ def describe(report: RunReport, **more: Any) -> Row:
 
 
 def steady_throughput(report: RunReport) -> float:
-    """Utterances a second in the last two thirds of the admissions, when an adapting rate has found its place."""
+    """Compute utterances per second in the last two thirds of the admissions, when an adapting rate has settled."""
     third = sorted(record.admitted for record in report.records)[len(report.records) // 3]
     last = max(record.admitted for record in report.records)
     inside = sum(third <= record.answered <= last for record in report.records)
@@ -183,7 +183,7 @@ def steady_throughput(report: RunReport) -> float:
 
 
 def make_rows(num_workers: int) -> Topology:
-    """Make a system of that many workers: one with the whole model, or rows of four with three layers each."""
+    """Make a system of that many workers: one with the whole model, or rows of four workers with three layers each."""
     if num_workers == 1:
         return parse_topology({"workers": {"w": {"speed": 0.2}}, "rules": {"admission": "rate"}}, NUM_LAYERS)
     rows, size = num_workers // 4, NUM_LAYERS // 4

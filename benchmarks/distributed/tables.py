@@ -1,4 +1,4 @@
-"""Tables about several processes and machines: distributed_extraction.json and mdi.json."""
+"""Tables about several processes and machines, from distributed_extraction.json and mdi.json."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LATENCY: Columns = {"median latency (s)": format_field("median_latency_sec", ".2
 
 
 def _read(name: str, part: str) -> tuple[Result, list[Row]]:
-    """Read a result, and its rows of a part.
+    """Read a result, and the rows of one of its parts.
 
     Raises:
-        FileNotFoundError: where the part was not measured yet.
+        FileNotFoundError: if the part has not been measured yet.
     """
     result = read_result(name)
     rows = [row for row in result["rows"] if part in (row.get("measure"), row.get("part"))]
@@ -97,7 +97,7 @@ KILLS: Columns = {
 
 
 def render_levels() -> str:
-    """Render what each exit level keeps of the utterances that it was set on, and of others."""
+    """Render the fidelity of each exit level on the utterances that it was set on, and on others."""
     result, rows = _read("mdi", "levels")
     levels = [row for row in rows if row["recordings"] == "set on"]
     others = {row["level"]: row for row in rows if row["recordings"] == "held out"}
@@ -115,7 +115,7 @@ def render_levels() -> str:
 
 
 def render_memory() -> str:
-    """Render the peak memory of the process that hands out the work."""
+    """Render the peak memory of the process that distributes the work."""
     result, rows = _read("distributed_extraction", "memory")
     lines = [[row["engine"], f"{row['num_recordings']:,}", f"{row['peak_bytes'] / 1e9:.2f}"] for row in rows]
     for row in _read("distributed_extraction", "driver")[1]:
@@ -124,7 +124,7 @@ def render_memory() -> str:
 
 
 def render_failures() -> str:
-    """Render what was lost and repeated where processes and nodes were killed."""
+    """Render what was lost and repeated when processes and nodes were killed."""
     result, kills = _read("distributed_extraction", "kills")
     nodes = _read("distributed_extraction", "nodes")[1]
     workers, drivers = (sum(row[name] for row in kills) for name in ("killed_workers", "killed_drivers"))

@@ -1,7 +1,7 @@
-"""The tasks' corpora, built from the shared recordings in the layouts that s3prl's tasks read.
+"""Builds the tasks' corpora from the shared recordings, in the layouts that s3prl's tasks read.
 
-Training audio is clean (but for enhancement, whose input is noisy), or at the ratios of the test audio; test audio
-comes clean and at 20, 10 and 0 dB of recorded noise that no training audio holds.
+Training audio is clean (except for enhancement, whose input is noisy), or noisy at the ratios of the test audio. Test
+audio is clean and at 20, 10 and 0 dB of recorded noise that no training audio contains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daisy import _files
 from daisy.errors import OutputError, UsageError
 
 RECIPE = 2
-"""Goes up when the same seed makes other corpora."""
+"""Increased whenever the same seed makes other corpora."""
 BUILDERS: dict[str, Callable[[Draft], None]] = {
     "asr": build_recognition("mboshi"),
     "asr_english": build_recognition("robotutor", "speechocean762", max_train=900),
@@ -38,23 +38,23 @@ def build_corpus(
     overwrite: bool = False,
     training: str = "clean",
 ) -> Path:
-    """Build a task's corpus, whole or absent: beside, then renamed. One that is there with the same settings stays.
+    """Build a task's corpus in a temporary folder and rename it when it is complete; keep one with the same settings.
 
     Args:
-        task: of `BUILDERS`.
-        root: folder that holds the tasks' corpora.
-        seed: of pieces, noise excerpts and pairs.
-        limit: recordings a split at most, to try things out.
-        overwrite: build again what other settings built.
-        training: "clean", or "noisy": train and dev audio clean and at the test sets' ratios, by chance, with noise of
-            the train split. Enhancement's has noise anyway.
+        task: name of a task in `BUILDERS`.
+        root: folder of all tasks' corpora.
+        seed: seed of pieces, noise excerpts and pairs.
+        limit: maximum number of recordings per split, for trials.
+        overwrite: whether to replace a corpus that was built with other settings.
+        training: "clean", or "noisy": train and dev audio is, at random, clean or at one of the test sets' ratios, with
+            noise of the train split. Enhancement always has noise.
 
     Returns:
-        The corpus's folder.
+        Path of the corpus.
 
     Raises:
-        OutputError: where a corpus with other settings is there, or the folder cannot be written.
-        UsageError: where there is no such task.
+        OutputError: if a corpus with other settings exists, or the folder cannot be written.
+        UsageError: if there is no such task.
     """
     if task not in BUILDERS:
         raise UsageError(f"no corpus for {task!r}: there are {', '.join(BUILDERS)}")
@@ -83,14 +83,14 @@ def build_corpus(
 
 
 def replace_folder(final: Path, fill: Callable[[Path], None]) -> Path:
-    """Fill a folder beside the one that it then replaces, so that this is whole or as it was.
+    """Fill a temporary folder that then replaces another, so that the latter is either complete or unchanged.
 
     Args:
-        final: the folder.
-        fill: called with an empty folder.
+        final: folder to replace.
+        fill: function that fills an empty folder.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: if the folder cannot be written.
     """
     beside = final.with_name(f".{final.name}.part")
     try:

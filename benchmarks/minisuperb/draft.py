@@ -1,4 +1,4 @@
-"""A corpus that is being built, and the lists that several tasks' readers want."""
+"""A corpus that is being built, and the lists that several tasks' readers need."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class Draft:
     out: Path
     """Empty folder to write into."""
     final: Path
-    """Where that folder will lie when it is whole, for lists of absolute paths."""
+    """Final path of that folder, for lists of absolute paths."""
     seed: int
-    """Of pieces, noise excerpts and pairs."""
+    """Seed of pieces, noise excerpts and pairs."""
     limit: int | None
-    """Recordings a split at most."""
+    """Maximum number of recordings per split."""
     training: str
-    """Kind of training audio, of `sources.TRAINING`."""
+    """Kind of training audio, a key of `sources.TRAINING`."""
 
     def read_clips(self, set_name: str, split: str) -> list[Clip]:
         """Read recordings of a shared set's split."""
         return sources.read_clips(set_name, split, self.limit)
 
     def degrade(self, clip: Clip, split: str, snr_db: float | None) -> Clip:
-        """Mix test audio with test noise at a ratio, train and dev audio with train noise where its draw says so."""
+        """Mix test audio with test noise at a ratio, and train or dev audio with train noise, if drawn at random."""
         if split == "test":
             return sources.add_noise(clip, snr_db, "test", self.seed)
         return sources.add_training_noise(clip, self.training, self.seed)
 
     def save(self, waveforms: Mapping[Path | str, Tensor]) -> None:
-        """Write recordings, by their paths in the corpus."""
+        """Write recordings, given by their paths in the corpus."""
         sources.save_waveforms({self.out / path: waveform for path, waveform in waveforms.items()})
 
     def write_lines(self, path: Path | str, lines: Iterable[str]) -> None:
@@ -53,7 +53,7 @@ class Draft:
 
 
 def list_versions(split: str) -> dict[str, float | None]:
-    """List the versions of a split that a corpus has, and their ratios: of test audio one for each condition."""
+    """Return the versions of a split in a corpus and their ratios: one for each condition of test audio, else one."""
     if split != "test":
         return {split: None}
     return {f"test-{name}": snr_db for name, snr_db in CONDITIONS.items()}

@@ -16,23 +16,23 @@ from benchmarks.minisuperb.sources import CONDITIONS, Clip, cut_piece, cut_piece
 from benchmarks.shared.recordings import SAMPLE_RATE
 
 SLOTS = {"action": "coffeeDrink", "object": "size", "location": "roast"}
-"""s3prl's three columns, which it names in its code, to the orders' slots that fill them best."""
+"""Maps the three columns that s3prl's code names to the slots of the orders that fit them best."""
 SILENCE, UNKNOWN, BACKGROUND = "_silence_", "_unknown_", "_background_noise_"
 UNKNOWN_WORDS = {"train": 150, "dev": 12, "test": 28}
-"""Pieces of read speech in each split at most, of recordings that are spread evenly: 113, 11 and 24."""
+"""Maximum number of pieces of read speech per split, from evenly spread recordings; this gives 113, 11 and 24."""
 SILENCES = 28
 TRAIN, DEV, TEST = 1, 2, 3
-"""VoxCeleb1's numbers of its parts."""
+"""VoxCeleb1's numbers for its parts."""
 MIN_RECORDINGS, MAX_RECORDINGS = 10, 20
-"""Of a reading speaker."""
+"""Number of recordings of a librispeech speaker."""
 
 
 def build_recognition(*sets: str, max_train: int | None = None) -> Callable[[Draft], None]:
-    """Return what builds ASR: LibriSpeech layout, character dictionary and length tables.
+    """Return a function that builds ASR: LibriSpeech layout, character dictionary and length tables.
 
     Args:
         sets: shared sets with text.
-        max_train: training recordings of each set at most, as `spread_evenly` has it.
+        max_train: maximum number of training recordings per set, chosen by `spread_evenly`.
     """
 
     def build(draft: Draft) -> None:
@@ -64,10 +64,10 @@ def _write_librispeech(draft: Draft, split: str, clips: list[Clip]) -> None:
 
 
 def build_speakers(draft: Draft) -> None:
-    """Build SID: VoxCeleb1 layout, its list of (1 train, 2 dev, 3 test, path).
+    """Build SID: VoxCeleb1 layout, and its list with lines of a part (1 train, 2 dev, 3 test) and a path.
 
-    Speakers of whom there are ten recordings or more: the six of digits, three of librispeech's train split and six of
-    its test split. Whole recordings go to one part, and are then cut into 2 s.
+    Its speakers have ten recordings or more: the six of digits, three of librispeech's train split and six of its test
+    split. Each recording belongs to one part as a whole, and is then cut into pieces of 2 s.
     """
     speakers = {**_split_digits(), **_split_readers(draft.seed)}
     lists: dict[str, list[str]] = {name: [] for name in CONDITIONS}
@@ -85,7 +85,7 @@ def build_speakers(draft: Draft) -> None:
 
 
 def _split_digits() -> dict[str, dict[int, list[Clip]]]:
-    """Split the digits' speakers: takes 0 to 4 are for test, 9 for dev."""
+    """Split the digits speakers' recordings: takes 0 to 4 are for test, 9 for dev."""
     speakers: dict[str, dict[int, list[Clip]]] = {}
     for clip in sources.read_clips("digits", "train") + sources.read_clips("digits", "test"):
         take = int(clip.name.split("_")[-1])
@@ -95,7 +95,7 @@ def _split_digits() -> dict[str, dict[int, list[Clip]]]:
 
 
 def _split_readers(seed: int) -> dict[str, dict[int, list[Clip]]]:
-    """Split librispeech's speakers: two fifths of the recordings are for test, one for dev."""
+    """Split the librispeech speakers' recordings: two fifths are for test, one for dev."""
     recordings: dict[str, list[Clip]] = {}
     for clip in sources.read_clips("librispeech", "train") + sources.read_clips("librispeech", "test"):
         recordings.setdefault(f"librispeech {clip.speaker}", []).append(clip)
@@ -110,15 +110,15 @@ def _split_readers(seed: int) -> dict[str, dict[int, list[Clip]]]:
 
 
 def _cut_speech(recordings: list[Clip], limit: int | None) -> Iterator[Clip]:
-    """Yield pieces of 2 s, few where recordings are limited."""
+    """Yield pieces of 2 s; only a few if the number of recordings is limited."""
     pieces = [piece for recording in recordings for piece in cut_pieces(recording, 2.0)]
     yield from pieces if limit is None else pieces[: max(2, limit // 10)]
 
 
 def build_keywords(draft: Draft) -> None:
-    """Build KS: Speech Commands layout, a folder a word, background noise beside those of training, and test folders.
+    """Build KS: Speech Commands layout, a folder per word, background noise in the training folder, and test folders.
 
-    Unknown words are pieces of read speech, silence is recorded noise.
+    Unknown words are pieces of read speech; silence is recorded noise.
     """
     for split, count in UNKNOWN_WORDS.items():
         others = [cut_piece(clip, 3.0, draft.seed) for clip in sources.read_clips("librispeech", split, count)]
@@ -137,7 +137,7 @@ def build_keywords(draft: Draft) -> None:
 
 
 def _save_background(draft: Draft) -> None:
-    """Save training noise in seconds, which s3prl cuts out of longer ones at random: so a cache knows them again."""
+    """Save training noise in pieces of 1 s: s3prl cuts longer ones at random, and a cache would not recognise these."""
     recordings = sources.load_noise_bank("train").recordings
     seconds = [piece for noise in recordings for piece in cut_pieces(Clip("", noise), 1.0)[:2]]
     whole = [piece for piece in seconds if len(piece.waveform) == SAMPLE_RATE]
@@ -146,7 +146,7 @@ def _save_background(draft: Draft) -> None:
 
 
 def _name_for(split: str, name: str) -> str:
-    """Return a file name that Speech Commands' rule, a hash of what is before ``_nohash_``, puts into a split."""
+    """Return a file name that Speech Commands' rule, a hash of the part before ``_nohash_``, assigns to a split."""
     for attempt in range(10000):
         stem = f"{name}{attempt:04d}"
         share = int(hashlib.sha1(stem.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
@@ -156,7 +156,7 @@ def _name_for(split: str, name: str) -> str:
 
 
 def build_commands(draft: Draft) -> None:
-    """Build IC: Fluent Speech Commands layout; three of the orders' slots in s3prl's columns, none where not said."""
+    """Build IC: Fluent Speech Commands layout; three slots of the orders fill s3prl's columns, "none" where absent."""
     clips = {split: draft.read_clips("commands", split) for split in ("train", "dev", "test")}
     known = {column: {clip.slots.get(slot, "none") for clip in clips["train"]} for column, slot in SLOTS.items()}
     for name, snr_db in CONDITIONS.items():
@@ -165,7 +165,7 @@ def build_commands(draft: Draft) -> None:
             for clip in clips[split]:
                 values = {column: clip.slots.get(slot, "none") for column, slot in SLOTS.items()}
                 if any(value not in known[column] for column, value in values.items()):
-                    continue  # s3prl has no class for what training never says
+                    continue  # s3prl has no class for values that do not occur in training
                 path = f"wavs/{split}/{clip.name}.wav"
                 if name == "clean" or split == "test":
                     draft.save({Path(name) / path: draft.degrade(clip, split, snr_db).waveform})

@@ -12,16 +12,16 @@ from benchmarks.minisuperb.draft import Draft, list_versions
 from benchmarks.minisuperb.sources import Clip, add_noise, cut_piece, cut_pieces, make_generator
 
 PIECE_SEC = {"train": 2.0, "dev": 4.0, "test": 4.0}
-"""Of the tasks with a recurrent network over 100 frames a second, which is what costs time."""
+"""Length of pieces in the tasks with a recurrent network over 100 frames per second, which dominates the cost."""
 VOICEBANK_SNRS_DB = (0.0, 5.0, 10.0, 15.0)
-"""VoiceBank-DEMAND's for training."""
+"""Ratios of VoiceBank-DEMAND's training set."""
 PAIRS = {"train": 2400, "dev": 40, "test": 60}
 LEVEL, MAX_GAIN_DB = 0.05, 2.5
-"""Of the first talker (RMS), and how much louder or softer the second is at most."""
+"""Level of the first talker (RMS), and the maximum difference of the second talker's in dB."""
 
 
 def build_enhancement(draft: Draft) -> None:
-    """Build SE: VoiceBank layout, noisy/wav.scp and clean/wav.scp; of each recording a piece, for training two."""
+    """Build SE: VoiceBank layout, noisy/wav.scp and clean/wav.scp; one piece per recording, two in training."""
     for split, seconds in PIECE_SEC.items():
         recordings = draft.read_clips("librispeech", split)
         if split == "train":
@@ -36,17 +36,17 @@ def build_enhancement(draft: Draft) -> None:
 def _mix_noise(
     clips: Iterable[Clip], ratios: Sequence[float | None], noise_split: str, seed: int
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield clips with and without noise, at one ratio after the other."""
+    """Yield clips with and without noise, cycling through the ratios."""
     for index, clip in enumerate(clips):
         degraded = add_noise(clip, ratios[index % len(ratios)], noise_split, seed)
         yield clip.name, {"noisy": degraded.waveform, "clean": clip.waveform}
 
 
 def build_separation(draft: Draft) -> None:
-    """Build SS: LibriMix layout, mix_clean, s1 and s2; pieces as long as the shorter talker's ("min").
+    """Build SS: LibriMix layout, mix_clean, s1 and s2; mixtures are as long as the shorter talker's piece ("min").
 
-    In the noisy test sets the lists of ``mix_clean`` hold the mixture with noise, LibriMix's mix_both: so the same
-    configuration reads them.
+    In the noisy test sets, the lists of ``mix_clean`` hold the mixture with noise, LibriMix's mix_both, so that the
+    same configuration reads them.
     """
     for split, count in PAIRS.items():
         recordings = draft.read_clips("librispeech", split)
@@ -60,14 +60,14 @@ def build_separation(draft: Draft) -> None:
 def _mix_talkers(
     draft: Draft, pairs: Iterable[tuple[Tensor, Tensor]], split: str, snr_db: float | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the sums of two talkers, as they are heard, and either by itself."""
+    """Yield the mixture of each pair of talkers, with noise if there is any, and each talker alone."""
     for index, (first, second) in enumerate(pairs):
         mixed = draft.degrade(Clip(f"{index:04d}", first + second), split, snr_db)
         yield mixed.name, {"mix_clean": mixed.waveform, "s1": first, "s2": second}
 
 
 def _draw_pairs(clips: list[Clip], count: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Draw pieces of two speakers, equally loud but for up to `MAX_GAIN_DB`."""
+    """Draw pairs of pieces by different speakers; their levels differ by at most `MAX_GAIN_DB`."""
     pairs: list[tuple[Tensor, Tensor]] = []
     while len(pairs) < count:
         first, second = (clips[index] for index in torch.randint(len(clips), (2,), generator=generator).tolist())
@@ -80,7 +80,7 @@ def _draw_pairs(clips: list[Clip], count: int, generator: torch.Generator) -> li
 
 
 def _write_mixtures(draft: Draft, split: str, mixtures: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
-    """Write mixtures, by name and kind of audio, and Kaldi's lists of each kind."""
+    """Write mixtures, given by name and kind of audio, and Kaldi's lists for each kind."""
     lists: dict[str, list[str]] = {}
     for name, audio in mixtures:
         paths = {kind: Path(split) / "wav" / kind / f"{name}.wav" for kind in audio}

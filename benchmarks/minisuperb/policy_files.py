@@ -1,4 +1,4 @@
-"""Policy files that upstreams read, set on full runs of dev audio."""
+"""Policy files for upstreams, set on full runs of dev audio."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from daisy.policies import write_policy
 from daisy.policies.scores import SCORES
 
 WITH_BABBLE = conditions.make_conditions(("babble",), SNRS_DB_COARSE)
-"""What recordings of one's own are heard under."""
+"""Conditions in which a user's own recordings are run."""
 
 
 class PolicyFiles:
-    """Policy files of one model; the full runs are made when the first that needs them is asked for.
+    """Policy files of one model; the full runs are made when a file first needs them.
 
     Args:
         model: daisy checkpoint, or a bundled model's name.
-        policy: the rule that random exits are drawn from.
-        folder: for the files.
-        progress: called with what takes long.
-        limit: recordings of a set at most, to try things out.
-        recordings: files, folders or globs to set policies on; none: the shared dev sets.
+        policy: name of the policy whose histogram random exits are drawn from.
+        folder: folder for the files.
+        progress: called with a message before each long step.
+        limit: maximum number of recordings per set, for trials.
+        recordings: files, folders or globs to set policies on; if empty, the shared dev sets.
 
     Raises:
-        UsageError: where there are no such recordings.
+        UsageError: if there are no such recordings.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class PolicyFiles:
         self.recordings = audio.find(list(recordings)) if recordings else []
 
     def get(self, kind: str, depth: float) -> Path:
-        """Return a policy's file, written where it is not there yet, or was set on other runs.
+        """Return the path of a policy file, after writing it if it does not exist or was set on other runs.
 
         Args:
             kind: "never", "fixed", a policy that is calibrated, "random..." or "daisy_window".
-            depth: mean executed share of the layers.
+            depth: mean share of the layers that run.
         """
         folder = self.folder
         if self.recordings and kind not in ("never", "fixed"):
@@ -76,10 +76,10 @@ class PolicyFiles:
         return path
 
     def _keep_calibrated(self, kind: str, depth: float, path: Path) -> None:
-        """Set a policy where it is not there yet, or was set on other runs than today's, which a file beside it names.
+        """Set a policy if it does not exist or was set on other than the current runs, which a file beside it names.
 
-        The path stays the same, which is part of what a finished run is. A policy of before there were such files
-        counts as today's.
+        The path stays the same, because it is part of a finished run's identity. A policy from before such files
+        existed counts as current.
         """
         noted = path.with_suffix(".runs")
         if not path.is_file() or (noted.is_file() and noted.read_text(encoding="utf-8") != self.name_of_runs):
@@ -88,16 +88,16 @@ class PolicyFiles:
 
     @cached_property
     def name_of_runs(self) -> str:
-        """Name the full runs that policies are set on: others, also those of another version, have another name."""
+        """Name of the full runs that policies are set on; other runs, or another version, have another name."""
         if self.recordings:
-            return digest_runs([], None, WITH_BABBLE, SCORES)  # the folder's name says which recordings
+            return digest_runs([], None, WITH_BABBLE, SCORES)  # the folder's name identifies the recordings
         return name_calibration_runs(self.model, "recorded")
 
     @cached_property
     def runs(self) -> Traces:
-        """Dev audio of three sets, clean and with training noise at 20, 10 and 0 dB, as other benchmarks have it.
+        """Full runs of dev audio of three sets, clean and in training noise at 20, 10 and 0 dB, as in other benchmarks.
 
-        Recordings of one's own instead are heard clean and with babble of themselves at these ratios.
+        A user's own recordings are run clean and with babble made from them at these ratios instead.
         """
         source = "your audio" if self.recordings else "the shared dev audio (--calibrate-on takes your own)"
         self.progress(f"setting policies: full runs of {source}")
@@ -128,7 +128,7 @@ class PolicyFiles:
             self._write(chosen, depth, path)
 
     def _write(self, chosen: Setting, depth: float, path: Path) -> None:
-        """Write a policy with what it was set to and what it does there."""
+        """Write a policy with its setting and its results on these runs."""
         evaluations = comparison.evaluate_by_condition(chosen.policy.name, chosen.exit_layers, self.runs)
         write_policy(
             path,
@@ -154,10 +154,10 @@ class PolicyFiles:
 
 
 def digest_recordings(recordings: Sequence[audio.Recording]) -> str:
-    """Digest which recordings these are: policies that were set on others are others.
+    """Compute a digest that identifies the recordings; policies set on different recordings are different.
 
     Raises:
-        UsageError: where one is gone.
+        UsageError: if a recording no longer exists.
     """
     try:
         states = [(str(recording.path.resolve()), recording.path.stat().st_size) for recording in recordings]

@@ -1,11 +1,11 @@
-r"""Corpora of MiniSUPERB's tasks: small ones of the shared recordings, or the published ones from your own folders.
+r"""Corpora of MiniSUPERB's tasks: small ones from the shared recordings, or the published ones from your own folders.
 
-    python -m benchmarks.minisuperb.prepare                                # small; run.py does it by itself
+    python -m benchmarks.minisuperb.prepare                                # small; run.py does this by itself
     python -m benchmarks.minisuperb.prepare --published --librispeech DIR --librilight DIR --voxceleb DIR \
         --voicebank DIR --libri2mix DIR
 
-With --published it says what each folder lacks, and draws MiniSUPERB's samples of those that are whole. KS, IC and PR
-of SUPERB read their corpora as they are: link those to runs/minisuperb/published/corpora/TASK.
+With --published it lists what each folder lacks, and draws MiniSUPERB's samples from those that are complete. SUPERB's
+KS, IC and PR use their corpora unchanged: link those to runs/minisuperb/published/corpora/TASK.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ OUT = RUNS / "minisuperb"
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--tasks", nargs="+", choices=list(corpora.BUILDERS), help="all but asr_english if not given")
+    parser.add_argument("--tasks", nargs="+", choices=list(corpora.BUILDERS), help="default: all but asr_english")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--seed", type=int, default=0, help="of pieces, noise excerpts and pairs")
-    parser.add_argument("--overwrite", action="store_true", help="build again what other settings built")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pieces, noise excerpts and pairs")
+    parser.add_argument("--overwrite", action="store_true", help="replace corpora built with other settings")
     parser.add_argument("--published", action="store_true", help="the published corpora, from these folders:")
     for name, corpus in published.CORPORA.items():
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=corpus.title)
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_small(arguments: argparse.Namespace) -> None:
-    """Build corpora of the shared recordings."""
+    """Build corpora from the shared recordings."""
     root = arguments.out / "small" / "corpora"
     for task in arguments.tasks or USUAL:
         folder = corpora.build_corpus(task, root, arguments.seed, overwrite=arguments.overwrite)
@@ -44,7 +44,7 @@ def prepare_small(arguments: argparse.Namespace) -> None:
 
 
 def prepare_published(arguments: argparse.Namespace) -> bool:
-    """Build the lists of the published corpora, or say what they lack; return whether all are built."""
+    """Build the lists of the published corpora, or print what they lack; return whether all are built."""
     folders = {name: getattr(arguments, name) for name in published.CORPORA}
     missing = {name: published.find_missing(name, folder) for name, folder in folders.items()}
     root = arguments.out / "published" / "corpora"

@@ -1,8 +1,8 @@
-"""A user's own LibriSpeech, Libri-light, VoxCeleb1, VoiceBank-DEMAND and Libri2Mix: what is missing, and their samples.
+"""A user's own LibriSpeech, Libri-light, VoxCeleb1, VoiceBank-DEMAND and Libri2Mix: missing parts, and samples.
 
 MiniSUPERB (arXiv:2305.19011) trains on 10 hours of Libri-light, 11 utterances of each VoxCeleb1 speaker, and 1,000
-recordings each of VoiceBank-DEMAND (seed 8830) and Libri2Mix (seed 7); dev and test sets are whole. The draws are made
-as its scripts make them, so that the same corpora give the same samples. Corpora are linked, never copied or changed.
+recordings each of VoiceBank-DEMAND (seed 8830) and Libri2Mix (seed 7); dev and test sets are complete. Samples are
+drawn as in its scripts, so that the same corpora give the same samples. Corpora are linked, never copied or changed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ LETTERS = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a corpus's folder must hold."""
+    """A part that a corpus's folder must contain."""
 
     pattern: str
-    """As of `Path.glob`."""
+    """Pattern of `Path.glob`."""
     count: int
-    """At least so many."""
+    """Minimum number of matches."""
     what: str
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that a user has to bring."""
+    """A corpus that users have to provide."""
 
     task: str
     title: str
@@ -101,11 +101,11 @@ CORPORA = {
 
 
 def find_missing(name: str, folder: Path | None) -> list[str]:
-    """Find what a corpus lacks, a line each: nothing where it is whole.
+    """List what a corpus lacks, one line per part; empty if it is complete.
 
     Args:
-        name: of `CORPORA`.
-        folder: where the user has it; None where they did not say.
+        name: name of a corpus in `CORPORA`.
+        folder: the user's folder; None if not given.
     """
     corpus = CORPORA[name]
     if folder is None:
@@ -121,10 +121,10 @@ def find_missing(name: str, folder: Path | None) -> list[str]:
 
 
 def draw_names(names: Iterable[str], count: int, seed: int) -> list[str]:
-    """Draw so many of the names: the first of the sorted names, shuffled by Python's generator; sorted again.
+    """Draw ``count`` names as MiniSUPERB does: sort, shuffle with Python's generator, take the first, and sort again.
 
     Raises:
-        UsageError: where there are fewer.
+        UsageError: if there are fewer names.
     """
     ordered = sorted(names)
     if len(ordered) < count:
@@ -134,10 +134,10 @@ def draw_names(names: Iterable[str], count: int, seed: int) -> list[str]:
 
 
 def draw_speakers(lines: Iterable[str], count: int, seed: int) -> list[str]:
-    """Draw so many training utterances of each speaker of a VoxCeleb1 split list; lines of dev and test stay.
+    """Draw ``count`` training utterances of each speaker from a VoxCeleb1 split list; lines of dev and test are kept.
 
     Raises:
-        UsageError: where a speaker has fewer, or a line is none.
+        UsageError: if a speaker has fewer, or a line is malformed.
     """
     import pandas
 
@@ -228,15 +228,15 @@ BUILDERS: dict[str, Callable[[Path, dict[str, Path]], None]] = {
 
 
 def build_corpus(task: str, root: Path, folders: dict[str, Path]) -> Path:
-    """Build a task's lists, whole or absent, from corpora that `find_missing` found whole.
+    """Build a task's lists, completely or not at all, from corpora in which `find_missing` finds nothing missing.
 
     Args:
-        task: of `BUILDERS`.
-        root: folder that holds the tasks' corpora.
-        folders: of the user's corpora, by name of `CORPORA`.
+        task: name of a task in `BUILDERS`.
+        root: folder of all tasks' corpora.
+        folders: the user's folders, by names in `CORPORA`.
 
     Raises:
-        OutputError: where they cannot be written.
-        UsageError: where a sample cannot be drawn.
+        OutputError: if they cannot be written.
+        UsageError: if a sample cannot be drawn.
     """
     return replace_folder(root / task, lambda folder: BUILDERS[task](folder, folders))

@@ -9,17 +9,17 @@ from benchmarks.minisuperb.tasks import TASKS, TITLES, UNSCORED
 from benchmarks.shared.results import Row
 
 FLOOR, FULL = "fbank", "never"
-"""Reference figures of the score: 0 and 1000."""
+"""Upstreams whose figures score 0 and 1000."""
 
 
 def score_upstreams(table: pandas.DataFrame) -> list[Row]:
-    """Score each upstream in each condition, where it has all tasks that the full model has.
+    """Score each upstream in each condition, if it has all tasks that the full model has.
 
     Reference figures: fbank (0) and the full model (1000) of the same table, task and condition. A metric in which the
     full model is not clearly ahead of fbank is left out (`score.is_ahead`).
 
     Args:
-        table: of `report.average_seeds`.
+        table: table of `report.average_seeds`.
     """
     rows = []
     for condition, part in table.groupby("condition", sort=False):
@@ -38,7 +38,7 @@ def score_upstreams(table: pandas.DataFrame) -> list[Row]:
 
 
 def _gather_scores(part: pandas.DataFrame, condition: str) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """Gather what counts of a condition: (upstream, featurizer) to task to metric to value."""
+    """Gather the scored values of a condition: (upstream, featurizer) to task to metric to value."""
     name = next(name for name, title in TITLES.items() if title == condition)
     by_upstream: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for line in part.itertuples():
@@ -56,7 +56,7 @@ def _counts(task: str, name: str, condition: str) -> bool:
 
 
 def _select_comparable(values: Scores, floor: Scores, best: Scores) -> dict[str, dict[str, float]]:
-    """Select metrics that have reference figures apart from each other; tasks that have any."""
+    """Select the metrics whose reference figures are clearly apart, and the tasks that have any."""
     selected: dict[str, dict[str, float]] = {}
     for task in values:
         for metric in TASKS[task].metrics:

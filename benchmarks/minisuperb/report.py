@@ -1,4 +1,4 @@
-"""The table of all finished runs: CSV, Markdown and HTML for people."""
+"""The table of all finished runs, as CSV, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCORE_NOTE = (
 
 
 def average_seeds(rows: list[Row]) -> pandas.DataFrame:
-    """Average over seeds: a line for each task, upstream, featurizer, condition and metric."""
+    """Average over seeds: a row for each task, upstream, featurizer, condition and metric."""
     grouped = pandas.DataFrame(rows).groupby([*KEYS, "condition", "metric"], sort=False, dropna=False)
     table = grouped.agg(
         value=("value", "mean"),
@@ -49,11 +49,11 @@ def average_seeds(rows: list[Row]) -> pandas.DataFrame:
 
 
 def interpolate_static_cut(points: Iterable[tuple[float, float]], depth: float) -> float | None:
-    """Interpolate what the static cut reaches at a depth: linear between fixed layers; None beyond those that were run.
+    """Interpolate the static cut's value at a depth, linearly between fixed layers; None outside those that were run.
 
     Args:
-        points: (depth, value) of each.
-        depth: 0 to 1.
+        points: (depth, value) of each fixed layer.
+        depth: depth from 0 to 1.
     """
     ordered = sorted(set(points))
     if len(ordered) < 2 or not ordered[0][0] - 1e-6 <= depth <= ordered[-1][0] + 1e-6:
@@ -62,12 +62,12 @@ def interpolate_static_cut(points: Iterable[tuple[float, float]], depth: float) 
 
 
 def is_static(upstream: str) -> bool:
-    """Tell whether an upstream stops at a fixed layer, and the task was trained on it."""
+    """Tell whether an upstream stops at a fixed layer, in training as well as in the test."""
     return "@" not in upstream and upstream.startswith(("fixed-", FULL))
 
 
 def add_static_cut(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Put beside each line the static cut at the same depth in the same condition."""
+    """Add to each row the static cut's value at the same depth in the same condition."""
     static = table[table.upstream.map(is_static)]
     keys = ["task", "featurizer", "condition", "metric"]
     points = {key: list(zip(part.depth, part.value, strict=True)) for key, part in static.groupby(keys)}
@@ -79,7 +79,7 @@ def add_static_cut(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def make_task_section(table: pandas.DataFrame, task: str) -> Section:
-    """Make the section of one task: value, and exit layer, in each condition."""
+    """Make the section of one task: value and exit layer in each condition."""
     of_task = table[table.task == task]
     conditions = list(dict.fromkeys(of_task.condition))
     metrics = list(dict.fromkeys(of_task.metric))
@@ -156,8 +156,8 @@ def write_report(rows: list[Row], folder: Path) -> list[Path]:
     """Write table.csv (flat rows), table.md and table.html.
 
     Raises:
-        OutputError: where they cannot be written.
-        UsageError: where jinja2 is missing.
+        OutputError: if they cannot be written.
+        UsageError: if jinja2 is missing.
     """
     paths = [folder / f"table.{kind}" for kind in ("csv", "md", "html")]
     _files.write(paths[0], pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())

@@ -1,12 +1,12 @@
-"""MiniSUPERB's tasks on early-exit upstreams: one command, one table. Goes on where it stopped.
+"""Runs MiniSUPERB's tasks on early-exit upstreams and makes one table. Continues where it stopped.
 
     python -m benchmarks.minisuperb.run daisy-mini --seeds 0 1 2 --jobs 2
     python -m benchmarks.minisuperb.run daisy-mini --tasks ks ic --upstreams never forecast-60 fixed-60 fbank
     python -m benchmarks.minisuperb.run hubert.safetensors --data published     # after prepare.py --published
     python -m benchmarks.minisuperb.run daisy-mini --quick                      # a few steps of everything
 
-A finished run is not repeated, an interrupted one goes on, a failed one is reported and begun again by the next call.
-The table has every finished run of the folder, so that a long comparison may be made in several calls.
+A finished run is not repeated, an interrupted one continues, a failed one is reported and repeated by the next call.
+The table contains every finished run in the folder, so that a long comparison can be split into several calls.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ QUICK_STEPS, QUICK_LIMIT = 4, 6
 TIMES = "real_time_factors.json"
 OF_UPSTREAM = ("task", "upstream", "featurizer")
 OF_RUN = (*OF_UPSTREAM, "seed")
-"""Fields that tell the rows of a run."""
+"""Fields that identify the rows of a run."""
 NOISY_ANYHOW = ("se",)
 """Tasks whose training audio is the same with ``--data noisy``."""
 MODEL = "daisy-mini"
-"""Of which, in the default folder, the checked-in results are."""
+"""Model of the checked-in results, in the default folder."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, quick="a few steps on a few recordings; no results file")
     parser.add_argument("model", nargs="?", default=MODEL, help="daisy checkpoint, or a bundled model's name")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help=f"some of {', '.join(TASKS)}")
     parser.add_argument(
         "--upstreams",
         nargs="+",
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"such as {', '.join(list_names(DEFAULT_POLICY))}, or with other percentages;\n"
         "A@B: tested with A's exits, trained with B's",
     )
-    parser.add_argument("--policy", default=DEFAULT_POLICY, help="which rule is set to 80, 60 and 40 %% depth")
+    parser.add_argument("--policy", default=DEFAULT_POLICY, help="policy that is set to 80, 60 and 40 %% depth")
     parser.add_argument("--featurizer", default="dynamic", choices=("stock", "dynamic", "dynamic-s"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument(
@@ -75,36 +75,36 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=(),
         metavar="AUDIO",
-        help="files, folders or globs to set the policies on, clean and with babble; else the shared dev sets",
+        help="files, folders or globs to set the policies on, clean and with babble; default: the shared dev sets",
     )
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--jobs", type=parse_positive, default=1, help="runs at a time, each on one core")
+    parser.add_argument("--jobs", type=parse_positive, default=1, help="parallel runs, each on one core")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-cache", action="store_true", help="run the upstream in every epoch")
     parser.add_argument("--drop-cache", action="store_true", help="remove the tasks' caches when all runs are finished")
     parser.add_argument(
         "--time", action="store_true", help="time the upstreams on test audio at the end; best on idle cores"
     )
-    parser.add_argument("--overwrite", action="store_true", help="begin runs with other settings anew")
-    parser.add_argument("--table", action="store_true", help="run nothing: only make the table of what is finished")
+    parser.add_argument("--overwrite", action="store_true", help="restart runs that have other settings")
+    parser.add_argument("--table", action="store_true", help="run nothing: only make the table of finished runs")
     return parser.parse_args()
 
 
 def name_root(arguments: argparse.Namespace) -> Path:
-    """Return where corpora, policies, caches and runs lie."""
+    """Return the folder of corpora, policies, caches and runs."""
     return (arguments.out / (f"quick-{arguments.data}" if arguments.quick else arguments.data)).resolve()
 
 
 def name_cache(task: str, arguments: argparse.Namespace) -> Path:
-    """Return where full runs of a task's audio are kept, which all of daisy's upstreams take their exits from."""
+    """Return the folder of the full runs of a task's audio, from which all daisy upstreams take their exits."""
     return ((name_root(arguments) if arguments.quick else arguments.out) / "cache" / task).resolve()
 
 
 def choose_tasks(arguments: argparse.Namespace) -> list[str]:
-    """Choose the tasks that are asked for, each possible.
+    """Return the requested tasks, after checking that each can be run.
 
     Raises:
-        UsageError: where one is not known, has no corpus here, or cannot be run by this s3prl.
+        UsageError: if a task is unknown, has no corpus here, or cannot be run by this s3prl.
     """
     published = arguments.data == "published"
     if published and arguments.time:
@@ -133,10 +133,10 @@ def _exists(module: str) -> bool:
 
 
 def prepare_corpus(task: str, arguments: argparse.Namespace, root: Path) -> Path:
-    """Return where a task's corpus lies; one of the shared recordings is built where it is not there yet.
+    """Return the folder of a task's corpus; build it first if it consists of shared recordings and does not exist.
 
     Raises:
-        UsageError: where a published corpus was not prepared.
+        UsageError: if a published corpus has not been prepared.
     """
     if arguments.data == "published":
         folder = (arguments.out / "published" / "corpora" / task).resolve()
@@ -168,7 +168,7 @@ def make_runs(
 def make_spec(
     task: str, corpus: Path, config: dict[str, Any], upstream: Upstream, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Make what run.json says of the runs of a task on an upstream, but for the seed."""
+    """Make the run.json of a task's runs on an upstream, without the seed."""
     published = arguments.data == "published"
     featurizer = arguments.featurizer if upstream.exits else "stock"
     is_cached = upstream.exits and not arguments.no_cache
@@ -196,19 +196,19 @@ def make_spec(
 
 
 def read_policy_file(arguments: Sequence[str]) -> dict[str, Any] | None:
-    """Read the policy file of a command line."""
+    """Read the policy file that a command line names."""
     if "-g" not in arguments:
         return None
     return json.loads(Path(arguments[arguments.index("-g") + 1]).read_text(encoding="utf-8"))
 
 
 def is_of_model(digest: str, spec: dict[str, Any]) -> bool:
-    """Tell whether a run is of a model; log-mel features are of any."""
+    """Tell whether a run belongs to a model; log-mel features belong to any."""
     return spec["checkpoint"] in (None, digest)
 
 
 def belongs_to_table(arguments: argparse.Namespace, digest: str, spec: dict[str, Any]) -> bool:
-    """Tell whether a finished run is of this model and of today's configuration and corpus."""
+    """Tell whether a finished run belongs to this model and to the current configuration and corpus."""
     if not is_of_model(digest, spec) or arguments.quick:
         return is_of_model(digest, spec)
     of_run = digest_task(spec["config"], Path(spec["corpus"]), spec["recipe"])
@@ -216,10 +216,10 @@ def belongs_to_table(arguments: argparse.Namespace, digest: str, spec: dict[str,
 
 
 def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
-    """Finish the runs that are asked for, and time their upstreams; return what went wrong with some.
+    """Finish the requested runs, and time their upstreams; return error messages.
 
     Raises:
-        UsageError: where s3prl is missing, or something that is asked for is not possible.
+        UsageError: if s3prl is missing, or a request cannot be fulfilled.
     """
     if importlib.util.find_spec("s3prl") is None:
         raise UsageError("needs s3prl: pip install 'daisy-speech[s3prl,superb,fairseq]'")
@@ -252,16 +252,16 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[str]:
 
 
 def read_rows_of_other_folders(name: str, rows: list[Row], made: list[Row], digest: str) -> list[Row]:
-    """Read the rows of results/NAME.json whose runs, of the same network and settings, were made in other folders.
+    """Read the rows of results/NAME.json from runs of the same network and settings that were made in other folders.
 
-    Log-mel features are of no network; their rows stay where all versions are the same. Rows from before settings were
-    written with them stay until there is a run of their task and upstream.
+    Log-mel features belong to no network; their rows stay if all versions are the same. Rows from before settings were
+    stored with them stay until there is a run of their task and upstream.
 
     Args:
-        name: of the file.
-        rows: of this folder, that go into the table.
-        made: of all runs of the network in this folder, those with other settings too.
-        digest: of the network.
+        name: name of the file.
+        rows: rows of this folder that go into the table.
+        made: rows of all runs of the network in this folder, including those with other settings.
+        digest: digest of the network.
     """
     if not (RESULTS / f"{name}.json").is_file():
         return []
@@ -288,7 +288,7 @@ def _choose(row: Row, fields: Sequence[str]) -> tuple[Any, ...]:
 def main() -> None:
     arguments = parse_arguments()
     root = name_root(arguments)
-    timing.read_factors(root / TIMES)  # refuses before anything is run
+    timing.read_factors(root / TIMES)  # raises errors before anything is run
     failures = measure(arguments, root) if arguments.time or not arguments.table else []
     digest = checkpoints.digest(arguments.model)
     rows = read_rows(root / "runs", timing.read_factors(root / TIMES), partial(belongs_to_table, arguments, digest))

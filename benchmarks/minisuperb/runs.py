@@ -1,4 +1,4 @@
-"""Runs of a task on an upstream: what they are, how they are finished, and the rows of those that are."""
+"""Runs of a task on an upstream: their identity, how to finish them, and the rows of finished runs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from daisy import _files
 from daisy.errors import OutputError
 
 NOT_IDENTITY = ("cache",)
-"""Settings that are not part of what a run is."""
+"""Settings that are not part of a run's identity."""
 MAX_WORDS = 30
-"""Of a failed run's output that are shown."""
+"""Maximum number of words shown of a failed run's output."""
 console = Console()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One row's work."""
+    """A run, which makes the rows of one task, upstream and seed."""
 
     task: str
     upstream: Upstream
@@ -46,14 +46,14 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What the progress bar says."""
+        """Label in the progress bar."""
         return f"{self.task} {self.upstream.name} seed {self.seed}"
 
     def is_finished(self, overwrite: bool) -> bool:
-        """Tell whether there is nothing left to do.
+        """Tell whether the run is finished.
 
         Raises:
-            OutputError: where the folder holds a run with other settings, which is not to be overwritten.
+            OutputError: if the folder holds a run with other settings, and ``overwrite`` is not set.
         """
         changed = self._list_changes()
         if changed and not overwrite:
@@ -61,10 +61,10 @@ class Run:
         return not changed and (self.folder / "result.json").is_file()
 
     def prepare(self, overwrite: bool) -> bool:
-        """Write run.json, in place of what a run with other settings left; return whether there is anything left to do.
+        """Write run.json, replacing a run with other settings; return whether there is anything left to do.
 
         Raises:
-            OutputError: as `is_finished` does, or where another process is at this run.
+            OutputError: as in `is_finished`, or if another process is working on this run.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold_run(self.folder):
@@ -76,7 +76,7 @@ class Run:
         return True
 
     def _list_changes(self) -> list[str]:
-        """List the settings that are others than those of the run that the folder holds."""
+        """List the settings in which this run differs from the run in the folder."""
         path = self.folder / "run.json"
         if not path.is_file():
             return []
@@ -85,7 +85,7 @@ class Run:
         return sorted(key for key in keys if before.get(key) != now.get(key))
 
     def _remove_files(self) -> None:
-        """Remove all that the folder holds but its lock; run.json goes last, which tells whose the rest is."""
+        """Remove everything in the folder except its lock; run.json, which identifies the rest, goes last."""
         paths = [path for path in self.folder.iterdir() if path.name not in (LOCK, "run.json")]
         for path in [*paths, self.folder / "run.json"]:
             if path.is_dir():
@@ -95,7 +95,7 @@ class Run:
 
 
 def execute(run: Run) -> str:
-    """Finish a run in a process of its own; return what went wrong, or nothing."""
+    """Finish a run in a process of its own; return an error message, or an empty string."""
     environment = {**module_environment(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     command = module_command("benchmarks.minisuperb.worker", [str(run.folder)])
     log = run.folder / "stderr.log"
@@ -108,14 +108,14 @@ def execute(run: Run) -> str:
 
 
 def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
-    """Finish all runs, task by task; return what went wrong with some.
+    """Finish all runs, task by task; return the error messages of failed runs.
 
-    Ctrl-C ends those at work and begins no other.
+    Ctrl-C stops the current runs and starts no others.
 
     Args:
-        runs: finished ones among them are left alone.
-        jobs: runs at a time.
-        overwrite: whether a run with other settings is begun anew.
+        runs: runs to finish; finished ones are skipped.
+        jobs: number of parallel runs.
+        overwrite: whether to restart runs that have other settings.
     """
     unfinished = [run for run in runs if not run.is_finished(overwrite)]
     console.print(f"{len(unfinished)} runs to do, {len(runs) - len(unfinished)} finished before")
@@ -142,7 +142,7 @@ def finish_runs(runs: list[Run], *, jobs: int, overwrite: bool) -> list[str]:
             for future in [pool.submit(finish, run) for run in unfinished]:
                 future.result()
         except KeyboardInterrupt:
-            stopped.set()  # the workers have had Ctrl-C too
+            stopped.set()  # the workers have received Ctrl-C too
             raise
     return failures
 
@@ -153,12 +153,12 @@ def read_rows(
     """Read the rows of all finished runs: one for each metric, test set and seed.
 
     Args:
-        folder: of the runs.
-        factors: of `timing.read_factors`.
-        belongs: asked with a run's run.json whether it belongs into the table.
+        folder: folder of the runs.
+        factors: real-time factors from `timing.read_factors`.
+        belongs: tells, given a run's run.json, whether the run belongs in the table.
 
     Raises:
-        OutputError: where a run's files cannot be read.
+        OutputError: if a run's files cannot be read.
     """
     rows = []
     for path in sorted(folder.glob("*/*/*/*/result.json")):

@@ -1,9 +1,9 @@
-"""MiniSUPERB's score (arXiv:2305.19011): where a model stands between log-mel features and a reference model.
+"""MiniSUPERB's score (arXiv:2305.19011): a model's position between log-mel features and a reference model.
 
-As we read it, from memory: per task the mean over its metrics of (s - s_fbank) / (s_best - s_fbank), then the mean over
-tasks, times 1000. So log-mel features have 0 and the reference 1000, and a metric where less is better needs no sign.
-The paper's reference figures could not be read: ours are those of the same table, the full model for s_best. Where the
-reference is hardly better than log-mel features, the way between them says nothing, and the metric is left out.
+Our reading, from memory: for each task the mean over its metrics of (s - s_fbank) / (s_best - s_fbank), then the mean
+over tasks, times 1000. So log-mel features score 0 and the reference 1000, and metrics where less is better need no
+sign. We could not read the paper's reference figures: ours are from the same table, with the full model as s_best. If
+the reference is hardly better than log-mel features, the difference means nothing, and the metric is left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from daisy.errors import UsageError
 
 Scores = Mapping[str, Mapping[str, float]]
-"""Task to metric to value."""
+"""Maps a task to its metrics and their values."""
 MIN_LEAD = 0.02
-"""Of the reference over log-mel features, relative to what these have, for a metric to count."""
+"""Minimum lead of the reference over log-mel features, relative to the latter, for a metric to count."""
 
 
 def is_ahead(floor: float, best: float, higher_is_better: bool) -> bool:
@@ -25,15 +25,15 @@ def is_ahead(floor: float, best: float, higher_is_better: bool) -> bool:
 
 
 def score_task(values: Mapping[str, float], floor: Mapping[str, float], best: Mapping[str, float]) -> float:
-    """Score a task: its share of the way from log-mel features (0) to the reference (1).
+    """Score a task: the model's share of the difference between log-mel features (0) and the reference (1).
 
     Args:
-        values: metric to the model's value.
-        floor: the same of log-mel features.
-        best: the same of the reference.
+        values: the model's values by metric.
+        floor: values of log-mel features.
+        best: values of the reference.
 
     Raises:
-        UsageError: where a metric is missing, or features and reference do not differ in it.
+        UsageError: if a metric is missing, or features and reference do not differ in it.
     """
     if not values:
         raise UsageError("a score needs at least one metric")
@@ -48,15 +48,15 @@ def score_task(values: Mapping[str, float], floor: Mapping[str, float], best: Ma
 
 
 def score_model(values: Scores, floor: Scores, best: Scores) -> float:
-    """Score a model over the tasks that ``values`` has: 0 for log-mel features, 1000 for the reference.
+    """Score a model over the tasks in ``values``: 0 for log-mel features, 1000 for the reference.
 
     Args:
-        values: of the model.
-        floor: of log-mel features.
-        best: of the reference model.
+        values: values of the model.
+        floor: values of log-mel features.
+        best: values of the reference model.
 
     Raises:
-        UsageError: as `score_task`, or where there is no task.
+        UsageError: as in `score_task`, or if there is no task.
     """
     if not values:
         raise UsageError("a score needs at least one task")

@@ -1,4 +1,4 @@
-"""Recordings that the tasks are made of: the shared sets, pieces of them, and their noisy versions."""
+"""Source recordings of the tasks: the shared sets, pieces of them, and their noisy versions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from daisy.audio import mixing
 CONDITIONS: dict[str, float | None] = {
     "clean" if snr_db is None else f"{snr_db:g}": snr_db for snr_db in SNRS_DB_COARSE
 }
-"""Name of a test set to the decibels that its noise is below the speech."""
+"""Maps the name of a test set to its signal-to-noise ratio in dB."""
 TRAINING: dict[str, tuple[float | None, ...]] = {"clean": (None,), "noisy": tuple(CONDITIONS.values())}
-"""Kind of training audio to the ratios that its recordings are drawn from, in decibels."""
+"""Maps a kind of training audio to the ratios, in dB, that its recordings are drawn from."""
 PEAK = 0.99
 
 
@@ -38,12 +38,12 @@ class Clip:
 
 
 def make_generator(*key: object) -> torch.Generator:
-    """Make a generator with the same draws for the same key, on every machine."""
+    """Make a generator that draws the same numbers for the same key on every machine."""
     return torch.Generator().manual_seed(zlib.crc32("/".join(map(str, key)).encode()))
 
 
 def read_clips(set_name: str, split: str, limit: int | None = None) -> list[Clip]:
-    """Read recordings of a shared set's split; at most ``limit``, as `spread_evenly` has it."""
+    """Read recordings of a shared set's split; at most ``limit``, chosen by `spread_evenly`."""
     return [
         Clip(
             name=f"{set_name}-{Path(row['path']).stem}",
@@ -58,7 +58,7 @@ def read_clips(set_name: str, split: str, limit: int | None = None) -> list[Clip
 
 
 def cut_piece(clip: Clip, seconds: float, seed: int) -> Clip:
-    """Cut at most so many seconds out of a recording, from a place that its name and the seed decide."""
+    """Cut at most ``seconds`` out of a recording, at a position decided by its name and the seed."""
     length = min(len(clip.waveform), round(seconds * SAMPLE_RATE))
     generator = make_generator(seed, clip.name, "piece")
     start = int(torch.randint(len(clip.waveform) - length + 1, (1,), generator=generator))
@@ -66,7 +66,7 @@ def cut_piece(clip: Clip, seconds: float, seed: int) -> Clip:
 
 
 def cut_pieces(clip: Clip, seconds: float) -> list[Clip]:
-    """Cut a recording into pieces of so many seconds, without a shorter rest; what is shorter itself stays whole."""
+    """Cut a recording into pieces of ``seconds`` and drop the rest; a shorter recording stays whole."""
     length = round(seconds * SAMPLE_RATE)
     if len(clip.waveform) <= length:
         return [clip]
@@ -76,31 +76,31 @@ def cut_pieces(clip: Clip, seconds: float) -> list[Clip]:
 
 @cache
 def load_noise_bank(split: str) -> mixing.NoiseBank:
-    """Load the recorded noise of a split, once; no source recording is in both."""
+    """Load the recorded noise of a split, once; no source recording is in both splits."""
     return read_noises(split)
 
 
 def draw_noise(clip: Clip, split: str, seed: int) -> Tensor:
-    """Draw an excerpt as long as a recording, the same at every ratio."""
+    """Draw a noise excerpt as long as a recording; it is the same at every ratio."""
     return load_noise_bank(split).draw(len(clip.waveform), make_generator(seed, clip.name, "noise"))
 
 
 def add_noise(clip: Clip, snr_db: float | None, split: str, seed: int) -> Clip:
-    """Mix a recording with noise of a split; None: with none."""
+    """Mix a recording with noise of a split; with none if the ratio is None."""
     if snr_db is None:
         return clip
     return replace(clip, waveform=mixing.mix(clip.waveform, draw_noise(clip, split, seed), snr_db))
 
 
 def add_training_noise(clip: Clip, training: str, seed: int) -> Clip:
-    """Mix a recording of a train or dev split with noise of the train split, where its draw says so."""
+    """Mix a recording of a train or dev split with noise of the train split, if drawn at random."""
     ratios = TRAINING[training]
     index = int(torch.randint(len(ratios), (1,), generator=make_generator(seed, clip.name, "ratio")))
     return add_noise(clip, ratios[index], "train", seed)
 
 
 def save_waveforms(waveforms: Mapping[Path, Tensor]) -> None:
-    """Write 16-bit files; where one would be cut off at full scale, all are scaled down alike."""
+    """Write 16-bit files; if one would clip, all are scaled down alike."""
     loudest = max(float(waveform.abs().max()) for waveform in waveforms.values())
     gain = min(1.0, PEAK / loudest) if loudest > 0 else 1.0
     for path, waveform in waveforms.items():

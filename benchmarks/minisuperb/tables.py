@@ -13,17 +13,17 @@ from benchmarks.shared.results import Row, read_result
 from daisy.cli.options import DEFAULT_POLICY
 
 UPSTREAMS = ("never", "hubert", DEFAULT_POLICY, "plateau", "fixed", "random", "daisy_window", "fbank")
-"""First words of upstreams' names, in the tables' order."""
+"""First words of the upstreams' names, in the order of the tables."""
 
 
 COMPARED = (f"{DEFAULT_POLICY}-60", "never", "fixed-60", "random-60")
-"""The default policy, the full model, and what stands beside."""
+"""The default policy, the full model, and the other upstreams it is compared with."""
 NEAR_THE_FLOOR = ("ic", "accuracy")
-"""Orders right in all slots: a few of 63."""
+"""Share of orders with all slots right: a few of 63."""
 
 
 def render_minisuperb(name: str) -> str:
-    """Render each task's upstreams in each condition: mean over seeds, their deviation, and the mean exit layer."""
+    """Render each task's upstreams in each condition: mean and deviation over seeds, and the mean exit layer."""
     result = read_result(name)
     rows = [row for row in result["rows"] if row["value"] is not None]
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
@@ -44,7 +44,7 @@ def render_minisuperb(name: str) -> str:
 
 
 def render_differences() -> str:
-    """Render how far the default policy's exits are above the full model, and what they are to beat, in percent."""
+    """Render the lead of the default policy's exits over the full model and over their competitors, in percent."""
     result = read_result("minisuperb")
     signs = {
         (name, metric.name): 1 if metric.higher_is_better else -1 for name, t in TASKS.items() for metric in t.metrics
@@ -73,7 +73,7 @@ def _average(rows: list[Row], field: str = "value") -> float:
 
 
 def _compare(of: dict[str, list[Row]], sign: int) -> list[str]:
-    """Compare the means of the first of `COMPARED` with the others', and with the static cut at its depth."""
+    """Compare the means of the first of `COMPARED` with those of the others, and with the static cut at its depth."""
     ours, of_full, _, of_random = (of[upstream] for upstream in COMPARED)
     mine, full, random = (_average(rows) for rows in (ours, of_full, of_random))
     gain = sign * (mine - full) / abs(full)

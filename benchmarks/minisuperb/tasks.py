@@ -1,4 +1,4 @@
-"""The tasks: which of s3prl's downstreams runs each, where its test sets lie, and what it prints as its result."""
+"""The tasks: s3prl's downstream for each, the paths of its test sets, and how to read its results from the output."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ EVALUATED = "config.downstream_expert."
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number that s3prl prints after going through a split."""
+    """A number that s3prl prints at the end of a split."""
 
     name: str
     pattern: str
-    """Regular expression of a whole line, ``{split}`` in it; its last group is the number."""
+    """Regular expression of a whole line, with ``{split}``; its last group is the number."""
     higher_is_better: bool
     unit: float = 1.0
-    """What s3prl's number is divided by: 100 for percent."""
+    """Divisor of s3prl's number: 100 for percent."""
     at_hand: bool = True
     """Whether the score counts it on the shared recordings."""
     published: bool = True
     """Whether the score counts it on the published corpora."""
 
     def read_all(self, text: str, split: str) -> list[float]:
-        """Read all that a log says of a split, in order."""
+        """Read all values for a split from a log, in order."""
         line = re.compile(f"^{self.pattern.format(split=re.escape(split))}$", re.MULTILINE | re.IGNORECASE)
         return [float(match.group(line.groups)) / self.unit for match in line.finditer(text)]
 
     def read_last(self, text: str, split: str, where: Path) -> float:
-        """Read the last that a log says of a split.
+        """Read the last value for a split from a log.
 
         Raises:
-            OutputError: where it says nothing.
+            OutputError: if the log has none.
         """
         values = self.read_all(text, split)
         if not values:
@@ -58,14 +58,14 @@ def _make_average(name: str, shown: str) -> Metric:
 
 
 def score_slots(folder: Path, split: str) -> dict[str, float]:
-    """Score the share of slots that are right: of a few dozen orders, hardly any has all three.
+    """Compute the share of slots that are right: of a few dozen orders, hardly any has all three right.
 
     Args:
-        folder: where s3prl wrote its table of predictions and of the truth, a line an utterance, its name first.
-        split: s3prl's name.
+        folder: folder of s3prl's tables of predictions and truth; each line begins with an utterance's name.
+        split: s3prl's name of the split.
 
     Raises:
-        OutputError: where the tables are not there or do not match.
+        OutputError: if the tables are missing or do not match.
     """
     try:
         predicted, true = (
@@ -84,32 +84,32 @@ class Task:
 
     name: str
     downstream: str
-    """s3prl's name, or of a folder in ``downstream/``."""
+    """s3prl's name, or the name of a folder in ``downstream/``."""
     metrics: tuple[Metric, ...]
-    """The first is the dev curve's."""
+    """The dev curve shows the first."""
     where: Callable[[str], tuple[str, Mapping[str, str]]]
-    """Condition to s3prl's split, and to what in the configuration points at other audio: path below the corpus."""
+    """Maps a condition to s3prl's split, and to the configuration's keys for other audio: paths below the corpus."""
     test_audio: str = ""
-    """Test recordings below the corpus of the shared recordings, a pattern."""
+    """Pattern of the test recordings below the corpus of shared recordings."""
     pooled: bool = False
-    """Whether the downstream model does nothing before its mean over time that the mean could not come before."""
+    """Whether the downstream model's mean over time can be taken first without changing its output."""
     in_score: bool = False
     """Whether MiniSUPERB's score counts it."""
     published_split: str = "test"
     score_more: Callable[[Path, str], dict[str, float]] | None = None
-    """Further metrics, from what s3prl wrote into a test set's folder."""
+    """Computes further metrics from s3prl's files in a test set's folder."""
     needs: str = ""
     """A module that s3prl's wheel may lack."""
     config: str = ""
-    """The task whose configuration it has, where that is another's."""
+    """Task whose configuration is used, if that is another's."""
 
     def locate_test_set(self, condition: str | None, corpus: Path, folder: Path) -> tuple[str, str]:
-        """Return s3prl's split and override for a test set.
+        """Return s3prl's split and overrides for a test set.
 
         Args:
-            condition: of `CONDITIONS`, or None for the published corpus's own test set.
-            corpus: where the task's corpus lies.
-            folder: where s3prl shall write.
+            condition: a key of `CONDITIONS`, or None for the published corpus's own test set.
+            corpus: folder of the task's corpus.
+            folder: folder for s3prl's output.
         """
         split, places = (self.published_split, {}) if condition is None else self.where(condition)
         changes = [f"args.expdir={str(folder)!r}"]
@@ -191,17 +191,17 @@ TASKS = {
 }
 TASKS["asr_english"] = replace(TASKS["asr"], name="asr_english", in_score=False, config="asr")
 AT_HAND = tuple(name for name in TASKS if name != "pr")
-"""Tasks with a corpus of the shared recordings; none has phonemes."""
+"""Tasks with a corpus made of shared recordings, none of which have phonemes."""
 USUAL = tuple(name for name in AT_HAND if name != "asr_english")
-"""Those of them that run where none are named."""
+"""Those of them that run by default."""
 TITLES = {"test": "test", **{name: format_snr(snr_db) for name, snr_db in CONDITIONS.items()}}
-"""Test sets' names in tables; "test" is a published corpus's own."""
+"""Names of test sets in tables; "test" is a published corpus's own."""
 UNSCORED = {("se", "clean")}
-"""Test sets where a task asks for nothing: there is no noise to take away."""
+"""Test sets without anything to do: there is no noise to remove."""
 
 
 def list_conditions(published: bool) -> list[str | None]:
-    """List a task's test sets: those of the corpora at hand, or a published corpus's own, which is None."""
+    """List a task's test sets: those of the shared recordings, or None for a published corpus's own."""
     return [None] if published else list(CONDITIONS)
 
 
@@ -209,7 +209,7 @@ def read_configuration(task: Task, corpus: Path, published: bool) -> str:
     """Read the task's s3prl configuration as YAML text, with the corpus's paths.
 
     Raises:
-        OutputError: where there is none.
+        OutputError: if there is none.
     """
     path = HERE / "config" / ("published" if published else "small") / f"{task.config or task.name}.yaml"
     if not path.is_file():
@@ -218,12 +218,12 @@ def read_configuration(task: Task, corpus: Path, published: bool) -> str:
 
 
 def choose_checkpoint(folder: Path, total_steps: int, published: bool) -> Path:
-    """Choose what s3prl saved as best on dev; on the shared recordings the last.
+    """Return the checkpoint that s3prl saved as best on dev, or the last one on the shared recordings.
 
-    Their dev sets are so small that a tie, or luck, would choose, and s3prl keeps the earliest of equals.
+    Their dev sets are so small that ties or luck would decide, and s3prl keeps the earliest of equals.
 
     Raises:
-        OutputError: where the training did not end.
+        OutputError: if the training did not finish.
     """
     end = folder / f"states-{total_steps}.ckpt"
     if not end.is_file():

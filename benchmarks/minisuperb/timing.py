@@ -1,4 +1,4 @@
-"""Upstream seconds for a second of test audio: all upstreams in one run, one recording after the other."""
+"""Seconds that upstreams take per second of test audio: all upstreams in one run, alternating by recording."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ENTRIES = {
     "hubert_local": "s3prl.upstream.hubert.hubconf",
     "fbank": "s3prl.upstream.baseline.hubconf",
 }
-"""Where s3prl.hub has its entries from; to import the hub itself takes many seconds."""
+"""Modules of the entries in s3prl.hub; importing the hub itself takes many seconds."""
 OF_TIME = ("task", "upstream", "condition", "checkpoint", "device")
-"""Fields that tell measured times."""
+"""Fields that identify measured times."""
 Factors = dict[tuple[str | None, ...], float]
 """Real-time factors by the values of `OF_TIME`."""
 
 
 def read_recordings(task: str, corpus: Path, condition: str) -> list[Tensor]:
-    """Read test recordings of a task, evenly from its list."""
+    """Read test recordings of a task, evenly spread over its list."""
     paths = sorted(corpus.glob(TASKS[task].test_audio.format(condition=condition)))
     chosen = dict.fromkeys(torch.linspace(0, len(paths) - 1, MAX_RECORDINGS).round().int().tolist())
     return [audio.read(paths[index], SAMPLE_RATE) for index in chosen]
@@ -51,9 +51,9 @@ def load_models(upstreams: list[Upstream], device: str) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def time_models(models: Mapping[str, nn.Module], waveforms: list[Tensor], device: str) -> dict[str, list[float]]:
-    """Time upstreams, which take turns recording by recording: real-time factors by name, one a repeat."""
+    """Time upstreams, which alternate by recording; return their real-time factors by name, one per repeat."""
     seconds = {name: [0.0] * (REPEATS + 1) for name in models}
-    for repeat in range(REPEATS + 1):  # the first warms up
+    for repeat in range(REPEATS + 1):  # the first is a warm-up
         for waveform in waveforms:
             waveform = waveform.to(device)
             for name, model in models.items():
@@ -67,17 +67,17 @@ def time_models(models: Mapping[str, nn.Module], waveforms: list[Tensor], device
 
 
 def measure(upstreams: list[Upstream], corpora: dict[str, Path], checkpoint: str, device: str, path: Path) -> None:
-    """Time these upstreams on the tasks' test audio, on one thread, and write the medians in place of their older ones.
+    """Time upstreams on the tasks' test audio, on one thread, and write the medians, replacing their older ones.
 
     Args:
-        upstreams: to time.
-        corpora: of the tasks.
+        upstreams: upstreams to time.
+        corpora: folders of the tasks' corpora.
         checkpoint: digest of the upstreams' model.
-        device: to time them on.
-        path: of the file, where all that was measured before stays, too.
+        device: device to run on.
+        path: path of the file; earlier measurements of others are kept.
 
     Raises:
-        OutputError: where the file holds something else.
+        OutputError: if the file holds something else.
     """
     factors = read_factors(path)
     torch.set_num_threads(1)
@@ -93,10 +93,10 @@ def measure(upstreams: list[Upstream], corpora: dict[str, Path], checkpoint: str
 
 
 def read_factors(path: Path) -> Factors:
-    """Read what was measured.
+    """Read the measured real-time factors.
 
     Raises:
-        OutputError: where the file holds something else, such as times that do not say of which model they are.
+        OutputError: if the file holds something else, such as times that do not name their model.
     """
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""The upstreams that are compared: policies set on dev audio, and the full model for stock s3prl."""
+"""The upstreams that are compared: exit policies set on dev audio, and the full model for stock s3prl."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from daisy.errors import UsageError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """What a task is trained and tested on."""
+    """An upstream that a task is trained and tested on."""
 
     name: str
     arguments: tuple[str, ...]
-    """Of the command line, from -u on."""
+    """Options of the command line, from -u on."""
     policy: str = ""
     target_depth: float | None = None
     exits: bool = True
-    """Whether it is daisy's: with a cache, another featurizer and a log of exits."""
+    """Whether it is a daisy upstream, with a cache, another featurizer and a log of exits."""
     training: tuple[str, ...] = ()
-    """Arguments while the task is trained, where they are others."""
+    """Options while the task is trained, if they differ."""
 
 
 def list_names(policy: str) -> tuple[str, ...]:
-    """List what is compared where nothing else is asked for; any whole percentage may stand for 80, 60 and 40."""
+    """List the upstreams that are compared by default; any whole percentage can replace 80, 60 and 40."""
     percents = [f"{depth:.0%}"[:-1] for depth in reversed(DEPTHS_COARSE)]
     kinds = [f"{kind}-{percent}" for kind in (policy, "fixed", _name_random(policy)) for percent in percents]
     return ("never", *kinds, "daisy_window-60", "hubert", "fbank")
 
 
 def _name_random(policy: str) -> str:
-    """Name random exits by a policy's histogram."""
+    """Return the name of random exits drawn from a policy's histogram."""
     return "random" if policy == DEFAULT_POLICY else f"random_{policy}"
 
 
 def check_names(names: Sequence[str], policy: str) -> None:
-    """Refuse names that are none.
+    """Refuse invalid names of upstreams.
 
     Raises:
-        UsageError: on an unknown policy or name, or two that do not go together.
+        UsageError: if a policy or name is unknown, or two names cannot be combined.
     """
     if policy not in FAMILIES or policy == "fixed":
         raise UsageError(unknown_name("policy", policy, set(FAMILIES) - {"fixed"}))
@@ -72,19 +72,19 @@ def make_upstreams(
     limit: int | None = None,
     recordings: Sequence[str] = (),
 ) -> list[Upstream]:
-    """Make the upstreams of these names; their files are written where they are not there yet.
+    """Make the upstreams with these names; their files are written if they do not exist.
 
     Args:
-        names: of `list_names`, or with other percentages; "A@B" is tested with A's exits and trained with B's.
+        names: as in `list_names`, or with other percentages; "A@B" is tested with A's exits and trained with B's.
         model: daisy checkpoint, or a bundled model's name.
-        policy: the rule that is set to depths.
-        folder: for the files.
-        progress: called with what takes long.
-        limit: recordings of a set at most, to try things out.
-        recordings: files, folders or globs to set policies on; none: the shared dev sets.
+        policy: policy that is set to depths.
+        folder: folder for the files.
+        progress: called with a message before each long step.
+        limit: maximum number of recordings per set, for trials.
+        recordings: files, folders or globs to set policies on; if empty, the shared dev sets.
 
     Raises:
-        UsageError: as `check_names` does, or where there are no such recordings.
+        UsageError: as in `check_names`, or if there are no such recordings.
     """
     check_names(names, policy)
     folder = folder / checkpoints.digest(model)[:12]
@@ -109,11 +109,11 @@ def _make_upstream(name: str, model: str, files: PolicyFiles) -> Upstream:
 
 
 def make_stock_checkpoint(model: str, path: Path) -> Path:
-    """Make a checkpoint of the form that stock s3prl's ``hubert_local`` reads, where it is not there yet.
+    """Write a checkpoint in the form that stock s3prl's ``hubert_local`` reads, if it does not exist.
 
     Raises:
-        UsageError: where fairseq or s3prl is missing.
-        CheckpointError: where the model has no prediction head.
+        UsageError: if fairseq or s3prl is missing.
+        CheckpointError: if the model has no prediction head.
     """
     if path.is_file():
         return path

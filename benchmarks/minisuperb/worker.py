@@ -1,8 +1,8 @@
-"""One run: trains a task on an upstream, scores it on every test set, and writes result.json. Goes on where it stopped.
+"""One run: trains a task on an upstream, scores every test set, and writes result.json. Continues where it stopped.
 
-    python -m benchmarks.minisuperb.worker FOLDER        # holds run.json, which run.py writes
+    python -m benchmarks.minisuperb.worker FOLDER        # with the run.json that run.py writes
 
-One process for training and all test sets: s3prl's start takes longer than many of them.
+Training and all test sets share a process, because s3prl takes longer to start than many test sets take.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from daisy import _files, _locks
 from daisy.errors import OutputError
 
 RunDownstream = Callable[[Sequence[str]], None]
-"""Called with run_downstream's command line."""
+"""Function that takes run_downstream's command line."""
 LOCK = ".lock"
-"""In the folder of a run that a process is at."""
+"""Lock file in the folder of a run that a process is working on."""
 
 
 def load_s3prl() -> RunDownstream:
@@ -40,7 +40,7 @@ def load_s3prl() -> RunDownstream:
 
 
 def run_logged(folder: Path, name: str, call: Callable[[], None]) -> str:
-    """Run something; what it prints goes to a file, after what an earlier run printed, and is returned."""
+    """Run a function; append what it prints to a file, and return it."""
     path = folder / f"{name}.log"
     with open(path, "a", encoding="utf-8", buffering=1) as stream, contextlib.redirect_stdout(stream):
         call()
@@ -48,7 +48,7 @@ def run_logged(folder: Path, name: str, call: Callable[[], None]) -> str:
 
 
 def train(spec: dict[str, Any], folder: Path, run: RunDownstream) -> dict[str, Any]:
-    """Train to the last step; a training that is whole is left alone. Seconds are of one run, or unknown."""
+    """Train to the last step, unless that is done. Seconds are of a single run, or None if the training was resumed."""
     out, config, done = folder / "train", folder / "config.yaml", folder / "train.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def train(spec: dict[str, Any], folder: Path, run: RunDownstream) -> dict[str, A
     runner = spec["config"]["runner"]
     resumed = any(out.glob("states-*.ckpt"))
     start, used = time.perf_counter(), time.process_time()
-    if (out / f"states-{runner['total_steps']}.ckpt").is_file():  # killed between its end and the file that says so
+    if (out / f"states-{runner['total_steps']}.ckpt").is_file():  # killed after its end, before train.json was written
         text = (folder / "train.log").read_text(encoding="utf-8")
     else:
         text = run_logged(folder, "train", lambda: run([*options, *make_cache_options(spec)]))
@@ -77,7 +77,7 @@ def train(spec: dict[str, Any], folder: Path, run: RunDownstream) -> dict[str, A
 
 
 def evaluate(spec: dict[str, Any], folder: Path, condition: str | None, run: RunDownstream) -> dict[str, Any]:
-    """Score one test set; one that was scored is left alone."""
+    """Score one test set, unless that is done."""
     task, name = TASKS[spec["task"]], condition or "test"
     out = folder / f"test-{name}" if condition else folder / "test"
     done = out / "result.json"
@@ -105,10 +105,10 @@ def evaluate(spec: dict[str, Any], folder: Path, condition: str | None, run: Run
 
 
 def read_exits(folder: Path, split: str) -> dict[str, Any] | None:
-    """Read what the exit log sums up of a split; None for upstreams without exits.
+    """Read the exit log's summary of a split; None for upstreams without exits.
 
     Raises:
-        OutputError: where the summary cannot be read.
+        OutputError: if the summary cannot be read.
     """
     path = folder / "exits_summary.json"
     if not path.is_file():
@@ -120,14 +120,14 @@ def read_exits(folder: Path, split: str) -> dict[str, Any] | None:
 
 
 def make_cache_options(spec: dict[str, Any]) -> list[str]:
-    """Make the options that say where the upstream's states are kept; they are not part of what a run is."""
+    """Make the options for caching the upstream's states; they are not part of a run's identity."""
     if not spec["cache"]:
         return []
     return ["--cache", spec["cache"], "--cache-full", *(["--cache-mean"] if TASKS[spec["task"]].pooled else [])]
 
 
 def remove_broken(folder: Path) -> None:
-    """Remove checkpoints that a kill cut off while s3prl wrote them: it would go on from the newest, and fail."""
+    """Remove checkpoints truncated by a kill while s3prl wrote them: it would resume from the newest, and fail."""
     import torch
 
     for path in sorted(folder.glob("*.ckpt")):
@@ -139,10 +139,10 @@ def remove_broken(folder: Path) -> None:
 
 @contextlib.contextmanager
 def hold_run(folder: Path) -> Iterator[None]:
-    """Keep other processes from the run of a folder for a while.
+    """Keep other processes from working on the run in a folder, within a context.
 
     Raises:
-        OutputError: where one is at it.
+        OutputError: if another process is working on it.
     """
     path = folder / LOCK
     lock = _locks.acquire(path)
@@ -158,7 +158,7 @@ def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict[
     """Finish the run that a folder's run.json describes.
 
     Raises:
-        DaisyError: where s3prl refuses or ends without a result, or another process is at this run.
+        DaisyError: if s3prl fails or ends without a result, or another process is working on this run.
     """
     with hold_run(folder):
         spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))

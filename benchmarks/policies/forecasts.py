@@ -1,12 +1,12 @@
-"""What the look-ahead policies could be learnt with, and on which noise: compared on dev audio alone, cross-fitted.
+"""Learners and training noise for the look-ahead policies: compared on dev audio alone, with cross-fitting.
 
     python -m benchmarks.policies.forecasts daisy-mini
 
-Learners: the ridge regression that ships (`daisy.calibration.forecast`), with other penalties, fewer scores, or a
-target between forecast's and plateau's (disagreement and entropy, each by its spread); and gradient boosted trees.
-Noise: recorded alone, or white, pink and babble too. A price for each depth is set on the kinds that were learnt from;
-the agreement with the full model is judged on all of them beside a static cut, and whether the exit follows the noise,
-each utterance by models that did not see its speaker.
+Learners: the ridge regression that ships (`daisy.calibration.forecast`); the same with other penalties, fewer scores,
+or a target between forecast's and plateau's (disagreement and entropy, each divided by its spread); and gradient
+boosted trees. Noise: recorded alone, or also white, pink and babble. The price for each depth is set on the kinds used
+for learning. The agreement with the full model, compared with a static cut, and how well exits follow the noise are
+judged on all kinds, each utterance by models that did not see its speaker.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENTROPY_SHARES = (0.25, 0.5, 0.75)
 FEWER_SCORES = (("entropy", "change"), ("entropy",))
 TREES = {"max_iter": 60, "max_depth": 3, "learning_rate": 0.1, "min_samples_leaf": 20}
 Learner = Callable[[str, Traces, Traces], Tensor]
-"""Policy, runs to learn from, runs to predict for: critical prices (B, L - 1)."""
+"""Takes a policy, runs to learn from and runs to predict for; returns critical prices (B, L - 1)."""
 
 
 def make_ridge(
@@ -46,9 +46,9 @@ def make_ridge(
     """Make a ridge regression.
 
     Args:
-        penalty: of the weights' squares.
-        scores: inputs; the policy's where empty.
-        entropy_share: how far the target lies from the loss towards the entropy, 0 to 1.
+        penalty: penalty on the weights' squares.
+        scores: input scores; the policy's own if empty.
+        entropy_share: weight of the entropy in the target, next to the loss, 0 to 1.
     """
 
     def predict_prices(name: str, learning: Traces, others: Traces) -> Tensor:
@@ -65,7 +65,7 @@ def make_ridge(
 
 
 def predict_by_trees(name: str, learning: Traces, others: Traces) -> Tensor:
-    """Predict critical prices (B, L - 1) by one small ensemble for each layer and later layer."""
+    """Predict critical prices (B, L - 1) with one small ensemble for each pair of a layer and a later layer."""
     target, features = LOOK_AHEAD[name]
     loss = get_target(learning, target).numpy()
     columns = []
@@ -85,12 +85,12 @@ def predict_by_trees(name: str, learning: Traces, others: Traces) -> Tensor:
 
 
 def get_target(runs: Traces, target: str) -> Tensor:
-    """Return the loss or score (B, L) that is predicted."""
+    """Return the loss or score (B, L) to predict."""
     return runs.losses[target] if target in runs.losses else runs.scores[target]
 
 
 def cross_fit(learner: Learner, name: str, runs: Traces, is_learnable: list[bool]) -> Tensor:
-    """Predict critical prices (B, L - 1) by models that learn from the learnable rows of other speakers."""
+    """Predict critical prices (B, L - 1) with models that learn from the learnable rows of other speakers."""
     prices = torch.zeros(len(runs), runs.num_layers - 1, dtype=torch.float64)
     for fold in forecast.split_folds(runs.groups):
         held_out = set(fold.tolist())
@@ -100,12 +100,12 @@ def cross_fit(learner: Learner, name: str, runs: Traces, is_learnable: list[bool
 
 
 def exit_at(price: float, prices: Tensor) -> Tensor:
-    """Return the (B,) exits at a price: the first layer whose critical price (B, L - 1) it reaches."""
+    """Return the (B,) exits at a price: the first layer whose critical price, in (B, L - 1), it reaches."""
     return 1 + (prices > price).long().cumprod(1).sum(1)
 
 
 def find_price(prices: Tensor, target: float, runs: Traces) -> float:
-    """Find the price at which runs have a mean depth, by bisection."""
+    """Find, by bisection, the price at which runs have a given mean depth."""
     low, high = float(prices.min()), float(prices.max())
     for _ in range(STEPS):
         price = (low + high) / 2
@@ -117,7 +117,7 @@ def find_price(prices: Tensor, target: float, runs: Traces) -> float:
 
 
 def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable: list[bool]) -> Row:
-    """Measure a policy that is set on the rows that were learnt from, on all rows."""
+    """Measure a policy on all rows; it is set on the rows used for learning."""
     rows = torch.tensor(is_learnable).nonzero()[:, 0]
     exits = exit_at(find_price(prices[rows], target, runs.select(rows)), prices)
     evaluations = comparison.evaluate_by_condition(name, exits, runs)
@@ -134,7 +134,7 @@ def measure(prices: Tensor, name: str, target: float, runs: Traces, is_learnable
 
 
 def list_learners(quick: bool) -> Iterator[tuple[str, str, str, Learner]]:
-    """Yield policy, kinds of noise to learn from, and a learner with its name."""
+    """Yield policies, kinds of noise to learn from, and learners with their names."""
     learners: dict[str, Learner] = {f"ridge, {penalty:g}": make_ridge(penalty) for penalty in PENALTIES}
     if not quick:
         learners["boosted trees"] = predict_by_trees

@@ -1,12 +1,12 @@
-"""Does the guarantee hold? Calibrated and tested on random halves of real audio, split by speaker, again and again.
+"""Does the guarantee hold? Repeated calibration and test on random halves of real audio, split by speaker.
 
     python -m benchmarks.policies.guarantee daisy-mini
 
-Runs of benchmarks/shared/full_runs.py: dev and test audio of five sets. In each split half of the speakers calibrate (a
-third of them learn the policy, two thirds certify it), the other half tests. A violation is a test risk, the mean over
-the test speakers, above the target. With clean audio alone, and with all SNRs of recorded noise; and what a certificate
-from clean audio is worth under noise. Beside it what the same audio would choose without certifying: the cheapest
-setting whose mean loss is below the target.
+Uses the runs of benchmarks/shared/full_runs.py: dev and test audio of five sets. In each split, half of the speakers
+calibrate (a third of them to learn the policy, two thirds to certify it), and the other half tests. A violation is a
+test risk, the mean over the test speakers, above the target. Measured with clean audio alone, and with all SNRs of
+recorded noise; and what a certificate from clean audio is worth under noise. For comparison: the choice from the same
+audio without certification, the cheapest setting whose mean loss is below the target.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ POLICIES = ("forecast", "entropy")
 
 
 def split_conditions(runs: Traces, exits: Tensor) -> Iterator[tuple[Traces, Tensor]]:
-    """Yield each condition's runs, and their rows of the exits (B, S)."""
+    """Yield the runs of each condition, and their rows of the exits (B, S)."""
     for condition in dict.fromkeys(runs.conditions):
         rows = runs.rows_of(condition)
         yield runs.select(rows), exits[rows]
 
 
 def compute_losses(runs: Traces, exits: Tensor, loss: str) -> NDArray[numpy.floating[Any]]:
-    """Compute the (groups, S) losses of each speaker under each setting's exits (B, S)."""
+    """Compute the (groups, S) losses of each speaker, given the exits (B, S) of each setting."""
     return guarantee.compute_risks(runs, exits, loss, CEILING[loss])
 
 
@@ -51,7 +51,7 @@ def choose_uncertified(runs: Traces, exits: Tensor, loss: str, alpha: float) -> 
 
 
 def measure_split(pool: Traces, noisy: Traces, policy: str, seed: int) -> list[Row]:
-    """Measure one split: settings that are chosen and their test risks, for every method, loss and target."""
+    """Measure one split: the chosen settings and their test risks, for every method, loss and target."""
     calibrating, test = pool.halves(seed)
     learning, certifying = calibrating.split(guarantee.LEARN_SHARE, seed)
     noisy_test = noisy.of_groups(test.groups)
@@ -97,7 +97,7 @@ def _measure_loss(
 
 
 def summarise(pool: str, policy: str, rows: list[Row], splits: int) -> list[Row]:
-    """Summarise all splits of a pool of audio: a row of guarantee.json for each loss, target and method."""
+    """Summarise all splits of a pool of audio: one row of guarantee.json for each loss, target and method."""
     settings = ((loss, alpha, method) for loss in TARGETS for alpha in TARGETS[loss] for method in guarantee.METHODS)
     summaries = []
     for loss, alpha, method in settings:

@@ -1,7 +1,8 @@
-"""Ways to decide who leaves, old and new, each learnt from full runs: what `benchmarks.policies.ideas` compares.
+"""Old and new ways to decide the exits, each learnt from full runs: `benchmarks.policies.ideas` compares them.
 
-An idea learns from some runs and decides for others at any price of a layer. Most give each run and layer the price
-at and above which it leaves there (*critical price*); `stop_optimally` and `cut_by_layer` solve anew for each price.
+Each learns from some runs and decides the exits of others at any price per layer. Most assign to each run and layer the
+price at and above which the run exits there (*critical price*); `stop_optimally` and `cut_by_layer` solve the problem
+again for each price.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from benchmarks.policies.idea_runs import MORE_SCORES, Runs
 Floats = NDArray[numpy.float64]
 PRESENT_SCORES = ("entropy", "confidence", "margin", "change")
 SCALAR_PENALTY = 0.01
-"""Times the number of runs, on squared weights of standardised scores, as `daisy.calibration.forecast` has it."""
+"""Penalty on squared weights of standardised scores, times the number of runs, as in `daisy.calibration.forecast`."""
 STATES_PENALTY = 1.0
-"""Likewise, of the hundreds of pooled states."""
+"""The same for the hundreds of pooled states."""
 NETWORK = {"hidden_layer_sizes": (64,), "alpha": 1.0, "early_stopping": True, "max_iter": 300, "random_state": 0}
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """When some runs leave, at any price."""
+    """Exits of some runs at any price."""
 
     exits: Callable[[float], NDArray[numpy.int64]]
-    """Price to exit layers (B,), 1 to L; the higher the price, the earlier."""
+    """Maps a price to exit layers (B,), 1 to L; the higher the price, the earlier the exits."""
     low: float
     high: float
-    """Prices at which nearly nobody and nearly everybody leaves at once."""
+    """Prices at which almost no run and almost every run exits at once."""
 
 
 Learner = Callable[[Runs, Runs, Floats], Decisions]
-"""Runs to learn from, runs to decide for, and the loss (B, L) of the first."""
+"""Takes runs to learn from, runs to decide for, and the loss (B, L) of the first."""
 
 
 def decide_by_prices(prices: Floats) -> Decisions:
-    """Make decisions of critical prices (B, L - 1): at the first layer whose critical price is not above the price."""
+    """Make decisions from critical prices (B, L - 1): exit at the first whose critical price is at most the price."""
 
     def exits(price: float) -> NDArray[numpy.int64]:
         left: NDArray[numpy.int64] = 1 + (prices > price).cumprod(1).sum(1)
@@ -56,40 +57,40 @@ def decide_by_prices(prices: Floats) -> Decisions:
 
 
 def decide_by_curves(curves: Sequence[Floats]) -> Decisions:
-    """Make decisions of predicted gains, (B, L - l) for l = 1 to L - 1: what later layers gain, best by the layer."""
+    """Make decisions from predicted gains of later layers, (B, L - l) for l = 1 to L - 1: the best gain per layer."""
     return decide_by_prices(
         numpy.stack([(gains / numpy.arange(1, gains.shape[1] + 1)).max(1) for gains in curves], axis=1)
     )
 
 
 def get_scores(runs: Runs, names: Sequence[str]) -> Floats:
-    """Return scores (B, L, names); 0 where layer 1 has none."""
+    """Return scores (B, L, names); 0 at layer 1 for scores that it lacks."""
     columns = [runs.traces.scores[name].double().numpy() for name in names]
     size = (len(runs), runs.traces.num_layers)
     return numpy.nan_to_num(numpy.stack(columns, axis=2)) if columns else numpy.zeros((*size, 0))
 
 
 def read_threshold(learning: Runs, others: Runs, loss: Floats, name: str, sign: int = 1) -> Decisions:
-    """Leave where one score is low enough, or high enough (``sign`` -1): the policy of that name."""
+    """Exit when one score is low enough, or high enough (``sign`` -1), like the policy of that name."""
     prices = sign * others.traces.scores[name][:, :-1].double().numpy()
-    return decide_by_prices(numpy.nan_to_num(prices, nan=float(numpy.nanmax(prices))))  # nobody where there is none
+    return decide_by_prices(numpy.nan_to_num(prices, nan=float(numpy.nanmax(prices))))  # no exit where it is absent
 
 
 def calibrate_layers(learning: Runs, others: Runs, loss: Floats, gain: bool) -> Decisions:
-    """Map each layer's entropy to the loss that is to be expected there, rising; leave where that is low enough.
+    """Map each layer's entropy to the expected loss there, by isotonic regression; exit when that is low enough.
 
     Args:
         learning: see `Learner`.
         others: see `Learner`.
         loss: see `Learner`.
-        gain: map to what each later layer gains over this one instead, and leave where none gains its price.
+        gain: map to the gain of each later layer over this one instead, and exit when none is worth its price.
     """
     seen, new = (get_scores(runs, ["entropy"])[:, :, 0] for runs in (learning, others))
     if not gain:
         expected = [
             _fit_isotonic(seen[:, layer], loss[:, layer]).predict(new[:, layer]) for layer in range(loss.shape[1] - 1)
         ]
-        return decide_by_prices(numpy.stack(expected, axis=1) + 1e-6 * new[:, :-1])  # steps have an order too
+        return decide_by_prices(numpy.stack(expected, axis=1) + 1e-6 * new[:, :-1])  # breaks ties within the steps
     curves = []
     for layer in range(loss.shape[1] - 1):
         wanted = loss[:, layer, None] - loss[:, layer + 1 :]
@@ -105,7 +106,7 @@ def _fit_isotonic(inputs: Floats, targets: Floats) -> IsotonicRegression:
 
 
 def look_ahead(learning: Runs, others: Runs, loss: Floats, names: Sequence[str]) -> Decisions:
-    """Predict what each later layer gains from all scores so far, as `forecast` does."""
+    """Predict the gain of each later layer from all scores so far, like `forecast`."""
     seen, new = (get_scores(runs, names) for runs in (learning, others))
     curves = []
     for layer in range(1, loss.shape[1]):
@@ -117,18 +118,18 @@ def look_ahead(learning: Runs, others: Runs, loss: Floats, names: Sequence[str])
 
 
 def predict_course(learning: Runs, others: Runs, loss: Floats, name: str) -> Decisions:
-    """Predict how much lower a score is at each later layer, from that score so far, as `plateau` does."""
+    """Predict how much lower a score will be at each later layer, from the same score so far, like `plateau`."""
     return look_ahead(learning, others, get_scores(learning, [name])[:, :, 0], [name])
 
 
 def choose_before(learning: Runs, others: Runs, loss: Floats, layer: int) -> Decisions:
-    """Choose the exit from one layer's pooled states: nothing later is looked at (as in arXiv:2507.07954).
+    """Choose the exit from one layer's pooled states, without looking at later layers (as in arXiv:2507.07954).
 
     Args:
         learning: see `Learner`.
         others: see `Learner`.
         loss: see `Learner`.
-        layer: whose states, 0 (before any layer runs) on. Nobody leaves before it.
+        layer: layer of the states, from 0 (before any layer runs). No run exits before it.
     """
     fitted = _fit_ridge(_pool(learning, layer), loss, STATES_PENALTY)
     expected = fitted.predict(_pool(others, layer))
@@ -141,14 +142,14 @@ def choose_before(learning: Runs, others: Runs, loss: Floats, layer: int) -> Dec
 
 
 def read_states(learning: Runs, others: Runs, loss: Floats, names: Sequence[str], network: bool = False) -> Decisions:
-    """Predict the gains from the layer's pooled states and some scores so far.
+    """Predict the gains from the current layer's pooled states and some of the scores so far.
 
     Args:
         learning: see `Learner`.
         others: see `Learner`.
         loss: see `Learner`.
-        names: of scores.
-        network: by a small network in place of ridge regression.
+        names: names of the scores.
+        network: use a small network instead of ridge regression.
     """
     seen, new = (get_scores(runs, names) for runs in (learning, others))
     curves = []
@@ -168,10 +169,10 @@ def read_states(learning: Runs, others: Runs, loss: Floats, names: Sequence[str]
 
 
 def stop_optimally(learning: Runs, others: Runs, loss: Floats, names: Sequence[str]) -> Decisions:
-    """Solve the stopping problem backwards: is leaving now better than going on and deciding again later?
+    """Solve the stopping problem backwards: is exiting now better than continuing and deciding again later?
 
-    For each layer, the last first, ridge regression from all scores so far predicts how much less going on costs, all
-    later decisions and their prices included (Longstaff and Schwartz's regression for American options).
+    For each layer, from the last to the first, ridge regression on all scores so far predicts how much less continuing
+    costs, including all later decisions and their prices (Longstaff and Schwartz's regression for American options).
     """
     seen, new = (get_scores(runs, names) for runs in (learning, others))
     num_layers = loss.shape[1]
@@ -191,7 +192,7 @@ def stop_optimally(learning: Runs, others: Runs, loss: Floats, names: Sequence[s
 
 
 def cut_by_layer(learning: Runs, others: Runs, loss: Floats, name: str = "entropy") -> Decisions:
-    """Give each layer the threshold of a score that costs least, the last layer's first: `entropy` with a list."""
+    """Learn each layer's cheapest threshold of a score, from the last layer to the first: `entropy` with a list."""
     seen, new = (get_scores(runs, [name])[:, :, 0] for runs in (learning, others))
     num_layers = loss.shape[1]
     orders = [seen[:, layer].argsort() for layer in range(num_layers)]
@@ -202,7 +203,7 @@ def cut_by_layer(learning: Runs, others: Runs, loss: Floats, name: str = "entrop
             scores, order = seen[:, layer - 1], orders[layer - 1]
             excess = (loss[:, layer - 1] - value - price)[order].cumsum()
             best = int(excess.argmin())
-            # Where all of them leave, so does whoever has a higher score than all that were learnt from.
+            # If all of them exit, so do runs with a higher score than any that was learnt from.
             threshold = numpy.inf if best == len(order) - 1 else scores[order[best]]
             threshold = threshold if excess[best] < 0 else -numpy.inf
             value = numpy.where(scores <= threshold, loss[:, layer - 1], value + price)
@@ -223,18 +224,18 @@ class _LeastSquares:
         self.solution = numpy.linalg.solve(gram, self.inputs.T)
 
     def fit(self, targets: Floats) -> Floats:
-        """Return weights, the intercept last."""
+        """Return the weights, with the intercept last."""
         return numpy.append(self.solution @ (targets - targets.mean()), targets.mean())
 
     def predict(self, fitted: Floats, inputs: Floats | None = None) -> Floats:
-        """Predict for the inputs learnt from, or others."""
+        """Predict for the inputs it was fitted on, or for others."""
         standardised = self.inputs if inputs is None else (inputs - self.mean) / self.deviation
         predicted: Floats = standardised @ fitted[:-1] + fitted[-1]
         return predicted
 
 
 def _gains(loss: Floats, layer: int) -> Floats:
-    """How much lower the loss is at each later layer than at ``layer`` (1 to L - 1): (B, L - layer)."""
+    """Compute how much lower the loss is at each later layer than at ``layer`` (1 to L - 1): (B, L - layer)."""
     return loss[:, layer - 1, None] - loss[:, layer:]
 
 
@@ -272,11 +273,11 @@ IDEAS: dict[str, tuple[Learner, bool]] = {
     "states and scores": (partial(read_states, names=PRESENT_SCORES), True),
     "states and scores, network": (partial(read_states, names=PRESENT_SCORES, network=True), True),
 }
-"""Ideas, those of today first, and whether they learn a loss."""
+"""Ideas, starting with the existing policies, and whether they learn a loss."""
 
 
 def list_ideas(runs: Runs, quick: bool = False) -> dict[str, tuple[Learner, bool]]:
-    """List the ideas that a network's scores allow (some have no loss regressors); ``quick``: those soon learnt."""
+    """List the ideas possible with a network's scores (some have no loss regressors); ``quick``: only the fast ones."""
     left_out: tuple[str, ...] = ("network",) if quick else ()
     if "regressed" not in runs.traces.scores:
         left_out += ("regress",)

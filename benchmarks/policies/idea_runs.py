@@ -1,7 +1,7 @@
-"""Full runs with more in them than policies read today: what `benchmarks.policies.ideas` learns and judges from.
+"""Full runs with more content than existing policies read: `benchmarks.policies.ideas` learns and judges from them.
 
-Beside the scores and losses of `daisy.calibration.trace` there are scores at other time scales, and the mean and
-standard deviation over time of every layer's states, layer 0's too. Runs are kept in runs/ideas.
+In addition to the scores and losses of `daisy.calibration.trace`, there are scores at other time scales, and the mean
+and standard deviation over time of every layer's states, including layer 0. Runs are kept in runs/ideas.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from daisy.policies.scores import HeadOutputs
 from daisy.runtime.exit_output import ExitOutput
 
 MORE_SETS = ("an4", "speechocean762")
-"""With named speakers and three splits."""
+"""Sets with named speakers and three splits."""
 SETS = {
     "dev": (*TRAINING_SETS, *MORE_SETS),
     "test": (*TRAINING_SETS, *MORE_SETS, "digits", "mboshi"),
 }
-"""Of each split."""
+"""Sets of each split."""
 LIMIT = 40
-"""Recordings of each set and split at most, as `spread_evenly` has it."""
+"""Maximum number of recordings per set and split, chosen by `spread_evenly`."""
 SNRS_DB = (20.0, 10.0, 0.0)
 NOISE_KINDS = ("recorded", *GENERATED)
 CONDITIONS = make_conditions(NOISE_KINDS, (None, *SNRS_DB))
 WINDOW = 25
-"""Frames, half a second."""
+"""Number of frames: half a second."""
 CACHE = RUNS / "ideas"
 LOSSES = ("disagreement", "clean_disagreement")
 MORE_SCORES = ("entropy_worst_window", "entropy_upper_tenth", "entropy_spread", "step_nats")
@@ -53,7 +53,7 @@ MORE_SCORES = ("entropy_worst_window", "entropy_upper_tenth", "entropy_spread", 
 
 @dataclass(frozen=True)
 class Runs:
-    """B full runs."""
+    """A batch of B full runs."""
 
     traces: Traces
     """Scores and the losses `LOSSES`, against the full model's units on the same input and on the clean recording."""
@@ -70,12 +70,12 @@ class Runs:
 
 
 def load_runs(model: Path | str, split: str, limit: int = LIMIT) -> Runs:
-    """Load the runs of a split that were made before, or make them.
+    """Load the runs of a split, or make them if they do not exist.
 
     Args:
-        model: the network.
+        model: network to run.
         split: "dev", with recorded noise of the train split, or "test", with that of the test split.
-        limit: recordings of each set at most.
+        limit: maximum number of recordings per set.
     """
     made_of = zlib.crc32(repr((SETS[split], CONDITIONS, MORE_SCORES, WINDOW)).encode())
     path = CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{limit}-{made_of:08x}.npz"
@@ -109,17 +109,17 @@ def run_layers(
     condition: Condition,
     reference: Sequence[Tensor] | None = None,
 ) -> tuple[Runs, list[Tensor]]:
-    """Run every layer of recordings (N_b,) under one condition.
+    """Run every layer on recordings (N_b,) in one condition.
 
     Args:
-        model: with exit heads.
-        waveforms: what is heard.
+        model: model with exit heads.
+        waveforms: the audio in this condition.
         utterances: the same recordings, for their names.
-        condition: its name.
-        reference: units (T_b,) of the clean recordings; those on the same input where None.
+        condition: name of the condition.
+        reference: units (T_b,) of the clean recordings; if None, those on the same input.
 
     Returns:
-        The runs, and the full model's units (T_b,) of each.
+        The runs, and the full model's units (T_b,) for each.
     """
     num_layers, width = model.backbone.config.num_layers, model.backbone.config.width
     more = {name: torch.zeros(len(waveforms), num_layers) for name in MORE_SCORES}
@@ -151,8 +151,9 @@ def measure_time_scales(outputs: HeadOutputs, previous: HeadOutputs | None) -> d
     """Compute `MORE_SCORES` of a layer, (B,) each, in nats.
 
     Args:
-        outputs: of the layer.
-        previous: of the layer before; ``step_nats``, the divergence of its units from this layer's, is 0 without it.
+        outputs: head outputs of the layer.
+        previous: head outputs of the layer before; without it ``step_nats``, the divergence of its units from this
+            layer's, is 0.
     """
     log_probs = outputs.log_probs
     entropies = -(log_probs.exp() * log_probs).sum(-1)
@@ -169,7 +170,7 @@ def measure_time_scales(outputs: HeadOutputs, previous: HeadOutputs | None) -> d
 
 
 def _smooth(values: Tensor) -> Tensor:
-    """Means of all windows of `WINDOW` frames, or of all frames where there are fewer: (T',)."""
+    """Average all windows of `WINDOW` frames, or all frames if there are fewer: (T',)."""
     return F.avg_pool1d(values[None], min(WINDOW, len(values)), 1)[0]
 
 

@@ -1,13 +1,13 @@
-"""Ideas for policies beside those there are, and how much there is to gain at all: exits judged by two losses.
+"""Ideas for new policies, and the maximum possible gain: exits judged by two losses.
 
     python -m benchmarks.policies.ideas runs/exits.safetensors
 
-Losses are shares of frames whose unit is not the full model's: on the same input, or on the clean recording. Ideas
-learn one of them or the mean of both from dev audio, clean and with training noise; a price for each mean depth is set
-on dev recordings of speakers not learnt from. The exits are judged by both losses on test audio of seven sets, clean
-and with four kinds of noise at 20, 10 and 0 dB, clean runs counting as much as those of one ratio. `hindsight` is the
-best that exits could be. With --dry dev audio is judged, each speaker by what others taught, and nothing is written:
-for development, as the test audio is for final figures.
+Losses are shares of frames whose unit differs from the full model's: on the same input, or on the clean recording. Each
+idea learns one of them, or their mean, from dev audio, clean and with training noise; the price for each mean depth is
+set on dev recordings of speakers not used for learning. Exits are judged by both losses on test audio of seven sets,
+clean and with four kinds of noise at 20, 10 and 0 dB; clean runs together weigh as much as those of one ratio.
+`hindsight` makes the best possible exits. With --dry, dev audio is judged, each speaker by what was learnt from others,
+and nothing is written: this is for development, as the test audio is for final figures.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ TARGETS = {
     "clean recording": {"clean_disagreement": 1.0},
     "both": {"disagreement": 0.5, "clean_disagreement": 0.5},
 }
-"""What is learnt: weights of losses."""
+"""Targets of learning: weights of losses."""
 FIELDS = {"disagreement": "", "clean_disagreement": "clean_"}
-"""Prefixes of a row's fields, by the loss that judges."""
+"""Prefixes of a row's fields, by judging loss."""
 
 
 def get_target(runs: Runs, name: str) -> Floats:
@@ -46,13 +46,13 @@ def get_target(runs: Runs, name: str) -> Floats:
 
 
 def balance(runs: Runs) -> Runs:
-    """Repeat clean runs, so that they are as many as those of one ratio, all kinds of noise together."""
+    """Repeat clean runs until they are as many as those of one ratio with all kinds of noise."""
     times = [len(NOISE_KINDS) if condition == "clean" else 1 for condition in runs.traces.conditions]
     return runs.select(numpy.repeat(numpy.arange(len(runs)), times))
 
 
 def cross_fit(learner: Learner, runs: Runs, loss: Floats) -> Decisions:
-    """Decide for each run by what runs of other speakers teach."""
+    """Decide for each run with what was learnt from runs of other speakers."""
     folds = [fold.numpy() for fold in forecast.split_folds(runs.traces.groups)]
     parts = []
     for fold in folds:
@@ -69,7 +69,7 @@ def cross_fit(learner: Learner, runs: Runs, loss: Floats) -> Decisions:
 
 
 def find_price(decisions: Decisions, target: float, num_layers: int) -> float:
-    """Find the price at which runs have a mean depth, by bisection."""
+    """Find, by bisection, the price at which runs have a given mean depth."""
     low, high = decisions.low, decisions.high
     for _ in range(STEPS):
         price = (low + high) / 2
@@ -81,7 +81,7 @@ def find_price(decisions: Decisions, target: float, num_layers: int) -> float:
 
 
 def judge(exits: NDArray[numpy.int64], runs: Runs) -> Row:
-    """Judge exits (B,) by each loss: agreement beside the static cut's, chance's and the best mixture of cuts'."""
+    """Judge exits (B,) by each loss: agreement, and that of the static cut, chance and the best mixture of cuts."""
     evaluation = comparison.evaluate("idea", torch.from_numpy(exits), runs.traces)
     layers = evaluation.depth * runs.traces.num_layers
     fields: Row = {"depth": evaluation.depth}
@@ -100,7 +100,7 @@ def judge(exits: NDArray[numpy.int64], runs: Runs) -> Row:
 
 
 def follow_noise(exits: NDArray[numpy.int64], runs: Runs) -> Row:
-    """Average the exit layer by ratio, and correlate the two by rank for each kind of noise, clean being highest."""
+    """Average the exit layer by ratio, and rank-correlate the two for each kind of noise, with clean as the highest."""
     conditions = numpy.asarray(runs.traces.conditions)
     layer_in = {condition.name: float(exits[conditions == condition.name].mean()) for condition in CONDITIONS}
     fields: Row = {"layers_clean": layer_in["clean"]}
@@ -121,7 +121,7 @@ def make_row(idea: str, learnt: str, target: float, exits: NDArray[numpy.int64],
 
 
 def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:
-    """Measure hindsight and each idea at each depth, on test runs, or on dev runs where there are none."""
+    """Measure hindsight and each idea at each depth, on test runs, or on dev runs if there are none."""
     judged = dev if test is None else test
     for loss, learnt in (("disagreement", "same input"), ("clean_disagreement", "clean recording")):
         for target in DEPTHS:
@@ -138,7 +138,7 @@ def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:
 
 
 def print_row(row: Row) -> None:
-    """Print a row to read while it runs."""
+    """Print a row as progress."""
     cells = [
         f"{row[f'{prefix}agreement']:.3f} over {other} {row[f'{prefix}over_{other}']:+.3f} "
         f"({row[f'{prefix}over_{other}_low']:+.3f} {row[f'{prefix}over_{other}_high']:+.3f})"

@@ -61,7 +61,7 @@ def make_row(policy: str, set_name: str, evaluation: Evaluation) -> Row:
 
 
 def measure_regimes(runs: Traces) -> list[Row]:
-    """Measure where depth still buys something: what layers keep, and where hindsight would leave at `DEPTH`."""
+    """Measure where depth still helps: fidelity of the layers, and where hindsight would exit at `DEPTH`."""
     exits = {loss: comparison.find_best_exits(runs, DEPTH, loss) for loss in ("disagreement", "clean_disagreement")}
     rows = []
     for condition in dict.fromkeys(runs.conditions):
@@ -99,7 +99,7 @@ def correlate(policy: str, evaluations: Sequence[Evaluation]) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], path: Path = RESULTS / "noise_curve.png") -> None:
-    """Draw the exit layer against the ratio of recorded noise."""
+    """Draw the mean exit layer against the ratio of recorded noise."""
     of_all = [row for row in rows if row["set"] == "all" and row["noise"] in ("none", "recorded")]
     curves = {
         policy: [

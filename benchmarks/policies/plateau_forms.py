@@ -1,4 +1,4 @@
-"""Forms of the plateau policy that were tried and do not ship, compared by policies.py."""
+"""Variants of the plateau policy that were tried and do not ship; policies.py compares them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daisy.policies.base import Policy, Trajectories
 
 @dataclass(frozen=True, kw_only=True)
 class NaivePlateau(Policy):
-    """Leaves when the predicted loss fell by less than a share of itself over the last layers."""
+    """Exits when the entropy fell by less than a given share of itself over the last layers."""
 
     name: ClassVar[str] = "plateau, naive"
     scores: ClassVar[tuple[str, ...]] = ("entropy",)
@@ -33,7 +33,7 @@ class NaivePlateau(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class TypicalPlateau(Policy):
-    """Leaves when the predicted loss fell by so many deviations less than is usual at this layer."""
+    """Exits when the entropy fell by a given number of deviations less than is usual at this layer."""
 
     name: ClassVar[str] = "plateau, against what is usual"
     scores: ClassVar[tuple[str, ...]] = ("entropy",)
@@ -51,7 +51,7 @@ class TypicalPlateau(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class LevelPlateau(NaivePlateau):
-    """The naive form, and the predicted loss is low as well."""
+    """The naive form, with the condition that the entropy is also low."""
 
     name: ClassVar[str] = "plateau and level"
     level: float
@@ -61,7 +61,7 @@ class LevelPlateau(NaivePlateau):
 
 
 def fit_plateau_forms(tune: Traces) -> dict[str, PolicyFamily]:
-    """Fit the forms on full runs: one family each, from the safest (0) to the cheapest (1)."""
+    """Fit the variants on full runs: one family each, from the safest (0) to the cheapest (1)."""
     entropy = tune.scores["entropy"]
     falls = torch.cat([torch.zeros(len(tune), 1), entropy[:, :-1] - entropy[:, 1:]], dim=1)
     means, spreads = tuple(falls.mean(0).tolist()), tuple((falls.std(0) + 1e-6).tolist())

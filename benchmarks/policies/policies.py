@@ -1,11 +1,12 @@
-"""Every policy at every depth: fidelity beside the static cut, chance, oracle and hindsight.
+"""Every policy at every depth: fidelity, compared with the static cut, chance, oracle and hindsight.
 
     python -m benchmarks.policies.policies daisy-mini
 
-Also the other forms of plateau, the window of the published code by batch size, and what a decision costs. Times are of
-the front end, the layers and the scores that a policy reads, on one core, relative to all layers without scores. Tuned
-on dev audio (librispeech, commands, keywords; clean and with noise of the train split), judged on test audio of five
-sets, clean and with recorded, white, pink and babble noise at 20 to -5 dB (benchmarks/shared/full_runs.py).
+Also measures the variants of plateau, the window of the published code by batch size, and the cost of a decision. Times
+cover the front end, the layers and the scores that a policy reads, on one core, relative to all layers without scores.
+Policies are tuned on dev audio (librispeech, commands, keywords; clean and with noise of the train split) and judged on
+test audio of five sets, clean and with recorded, white, pink and babble noise at 20 to -5 dB
+(benchmarks/shared/full_runs.py).
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from daisy.policies import Policy
 BATCHES = (1, 8, 32)
 TIMED_DECISIONS = 200
 TIMED = 24
-"""Recordings that layers are timed on."""
+"""Number of recordings for timing the layers."""
 CHANCE = f"chance, of {DEFAULT_POLICY}'s histogram"
 DRAWN = (DEFAULT_POLICY, "entropy", "plateau", "confidence", "patience", "fixed", "hindsight", CHANCE)
-"""The eight of the figure; the table has all."""
+"""The eight policies in the figure; the table has all."""
 
 
 def select_noise(runs: Traces) -> Traces:
@@ -58,18 +59,18 @@ def select_noise(runs: Traces) -> Traces:
 
 
 def measure_frontier(tune: Traces, test: Traces, times: Mapping[str, Tensor]) -> list[Row]:
-    """Measure every policy, and the other forms of plateau, tuned for each depth and judged on other runs.
+    """Measure every policy and the variants of plateau, tuned for each depth and judged on other runs.
 
     Args:
-        tune: what policies learn and are set on.
-        test: what they are judged on.
-        times: of leaving at each layer, by policy; see `measure_policy_times`.
+        tune: runs that policies learn and are set on.
+        test: runs that they are judged on.
+        times: time until the exit at each layer, by policy; see `measure_policy_times`.
     """
     families = {name: fit_family(name, tune, LOSS) for name in list_families(tune)}
     forms = {family.at(0.5).name: family for family in fit_plateau_forms(tune).values()}
     static, rows = average_exits(test, LOSS), []
     for name, family in {**families, "hindsight": None, **forms}.items():
-        of_layers = times["plateau" if name in forms else name]  # which read the entropy too
+        of_layers = times["plateau" if name in forms else name]  # the variants read the entropy too
         for target in DEPTHS:
             exits = find_exits(family, tune, test, target, LOSS)
             row = make_row(target, comparison.evaluate(name, exits, test))
@@ -89,14 +90,14 @@ def list_families(tune: Traces) -> list[str]:
 
 
 def time_layers(model: Model, tune: Traces, limit: int | None = None) -> dict[str, Tensor]:
-    """Time leaving at each layer by each policy, on recordings of all test sets."""
+    """Time the exit at each layer for each policy, on recordings of all test sets."""
     utterances = spread_evenly(read_utterances(TEST_SETS, "test"), limit or TIMED)
     waveforms = [utterance.waveform for utterance in utterances]
     return measure_policy_times(model.backbone, model.heads, waveforms, [*list_families(tune), "hindsight"], tune, LOSS)
 
 
 def measure_on_dev(tune: Traces) -> list[Row]:
-    """Measure what the default was chosen by: the audio that policies are set on, those that learn cross-fitted."""
+    """Measure what the default was chosen by: runs that policies are set on, cross-fitted for those that learn."""
     rows = []
     for name in FAMILIES:
         family = fit_family(name, tune)
@@ -123,7 +124,7 @@ def make_row(target: float, evaluation: Evaluation) -> Row:
 
 
 def measure_windows(tune: Traces, test: Traces) -> list[Row]:
-    """Measure the published form against exits of each utterance: one entropy threshold, batches as they come."""
+    """Compare the published form, one entropy threshold with one exit per batch, with exits of each utterance."""
     threshold = calibrate_threshold(tune, DEPTH)
     by_utterance = policies.Entropy(threshold=threshold).exit_layers(test.scores)
     single = comparison.evaluate("entropy", by_utterance, test)
@@ -140,7 +141,7 @@ def measure_windows(tune: Traces, test: Traces) -> list[Row]:
 
 
 def make_timed_policies(tune: Traces) -> dict[str, Policy]:
-    """Make a policy of every kind, for timing."""
+    """Make a policy of every kind for timing."""
     chosen = {name: calibrate_depth(name, tune, DEPTH).policy for name in FAMILIES if name != "oracle"}
     cost = (1.0, 1.0, 0.001)
     chosen["deadline"] = policies.Deadline(budget=1e3, front_cost=cost, layer_cost=cost)
@@ -150,7 +151,7 @@ def make_timed_policies(tune: Traces) -> dict[str, Policy]:
 
 
 def time_decisions(tune: Traces, num_utterances: int = 32) -> list[Row]:
-    """Time the decisions at all layers, in microseconds an utterance, by batch size; heads not included."""
+    """Time the decisions at all layers, in microseconds per utterance, by batch size; heads not included."""
     rows = []
     for name, policy in make_timed_policies(tune).items():
         for size in (1, num_utterances):

@@ -1,15 +1,15 @@
-"""Rows about exits on full runs, as several files of results have them."""
+"""Row fields about exits on full runs, shared by several results files."""
 
 from __future__ import annotations
 
 from daisy.evaluation.comparison import Evaluation
 
 LOSS = "disagreement"
-"""Share of frames whose unit is not the full model's: what policies are compared by."""
+"""Share of frames whose unit differs from the full model's; policies are compared by it."""
 
 
 def make_agreement_fields(evaluation: Evaluation) -> dict[str, float]:
-    """Make the fields for a policy's agreement with the full model's units, beside the static cut's and chance's."""
+    """Make the fields for a policy's agreement with the full model's units, and that of the static cut and chance."""
     losses = evaluation.losses
     return {
         "unit_agreement": 1 - losses[LOSS].mean,
@@ -21,7 +21,7 @@ def make_agreement_fields(evaluation: Evaluation) -> dict[str, float]:
 
 
 def make_gain_fields(evaluation: Evaluation) -> dict[str, float]:
-    """Make the fields for how much above the static cut and chance a policy is, with intervals."""
+    """Make the fields for a policy's lead over the static cut and chance, with intervals."""
     gain, over_random = evaluation.gain[LOSS], evaluation.gain_over_random[LOSS]
     return {
         **{"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high},

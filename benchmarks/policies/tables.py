@@ -17,17 +17,17 @@ SHOWN_POLICIES = ("forecast", "plateau", "entropy")
 
 
 def _list_snrs(rows: list[Row]) -> list[float | None]:
-    """List the ratios of the rows, clean first."""
+    """List the ratios in the rows, starting with clean."""
     return [None, *dict.fromkeys(row["snr_db"] for row in rows if row["snr_db"] is not None)]
 
 
 def _format_gain(row: Row) -> str:
-    """Format how much above the static cut a policy is, with its interval."""
+    """Format a policy's lead over the static cut, with its interval."""
     return f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
 
 
 def render_exits(kinds: tuple[str, ...] = ()) -> str:
-    """Render the mean exit layer of three policies by SNR, for some kinds of noise; all where none is given."""
+    """Render the mean exit layer of three policies by SNR, for some kinds of noise, or for all if none is given."""
     result = read_result("noise_curve")
     rows = [row for row in result["rows"] if row["set"] == "all"]
     snrs = _list_snrs(rows)
@@ -72,7 +72,7 @@ def render_exits_sentence() -> str:
 
 
 def render_policies(name: str) -> str:
-    """Render each policy's fidelity at each depth, and how much above the static cut's, from results/NAME.json."""
+    """Render each policy's fidelity at each depth, and its lead over the static cut, from results/NAME.json."""
     result = read_result(name)
     targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
     lines = []
@@ -84,7 +84,7 @@ def render_policies(name: str) -> str:
 
 
 def render_forecasts() -> str:
-    """Render what look-ahead policies were learnt with and on: fidelity, and how well the exit follows the noise."""
+    """Render the learners and training noise of look-ahead policies: fidelity, and how well exits follow the noise."""
     result = read_result("forecasts")
     targets = list(dict.fromkeys(row["target_depth"] for row in result["rows"]))
     learnt: dict[tuple[str, str, str], list[str]] = {}
@@ -97,7 +97,7 @@ def render_forecasts() -> str:
 
 
 def render_default_policy() -> str:
-    """Render the default policy at each depth, with intervals, beside what it is compared with."""
+    """Render the default policy at each depth, with intervals and comparisons."""
     result = read_result("policies")
     rows = {(row["policy"], row["target_depth"]): row for row in result["rows"]}
     header = [
@@ -124,7 +124,7 @@ def render_default_policy() -> str:
 
 
 def render_regimes() -> str:
-    """Render where depth still buys something."""
+    """Render where depth still helps."""
     result = read_result("regimes")
     header = [
         "condition", "full model's units, layer 1 to 12", "clean audio's units, layer 1 to the best",
@@ -154,7 +154,7 @@ def render_regimes_sentence() -> str:
 
 
 def render_headroom_sentence() -> str:
-    """Say which share of what hindsight gains at its depth the default policy gets, set for 60 % of the layers."""
+    """Say what share of hindsight's gain at its depth the default policy reaches, set for 60 % of the layers."""
     rows = [row for row in read_result("ideas")["rows"] if row["learnt"] == "same input"]
     (policy,) = (row for row in rows if (row["idea"], row["target_depth"]) == (DEFAULT_POLICY, 0.6))
     hindsight = sorted((row["depth"], row["agreement"]) for row in rows if row["idea"] == "hindsight")
@@ -167,7 +167,7 @@ def render_headroom_sentence() -> str:
 
 
 def render_headroom() -> str:
-    """Render how much above the static cut, and above chance of its own histogram, hindsight is at each depth."""
+    """Render hindsight's lead over the static cut, and over chance with its own histogram, at each depth."""
     result = read_result("ideas")
     rows = {(row["learnt"], row["target_depth"]): row for row in result["rows"] if row["idea"] == "hindsight"}
     header = ["depth"]
@@ -186,7 +186,7 @@ def render_headroom() -> str:
 
 
 def render_ideas(target: float) -> str:
-    """Render what each idea gains at one depth, in the full model's and in the clean audio's units."""
+    """Render each idea's gain at one depth, in the full model's and in the clean audio's units."""
     result = read_result("ideas")
     header = ["idea", "learns", "depth"]
     for units in ("full model's units", "clean audio's units"):
@@ -209,12 +209,12 @@ def _format_over(row: Row, name: str) -> str:
 
 
 def _list_layers(row: Row) -> str:
-    """List the mean exit layers, clean first, the loudest noise last."""
+    """List the mean exit layers, from clean to the loudest noise."""
     return ", ".join(f"{row[name]:.1f}" for name in row if name.startswith("layers"))
 
 
 def render_guarantee() -> str:
-    """Render the share of splits whose test risk was above the target, and the depth that was bought."""
+    """Render the share of splits whose test risk exceeded the target, and the resulting depth."""
     result = read_result("guarantee")
     header = [
         "audio", "policy", "risk of", "target", "method", "nothing certified", "violations",
@@ -239,7 +239,7 @@ def _format_risk(row: Row) -> str:
 
 
 def render_guarantee_sentence() -> str:
-    """Say how often certified risks were missed, with and without a bound on how probable that is."""
+    """Say how often certified risks were missed, with and without a bound on that probability."""
     rows = read_result("guarantee")["rows"]
     tested = [row for row in rows if row["method"] != "conformal"]
     could_fail = [row for row in tested if row["uncertified_violations"] > 0 and row["none_certified"] < 1]
@@ -273,7 +273,7 @@ def render_windows() -> str:
 
 
 def render_decisions() -> str:
-    """Render microseconds an utterance to decide."""
+    """Render microseconds per utterance for a decision."""
     result = read_result("decisions")
     cells: dict[str, list[str]] = {}
     for row in result["rows"]:

@@ -1,4 +1,4 @@
-"""The window of layers of DAISY's published code, by batch size, compared by policies.py."""
+"""The layer window of DAISY's published code, by batch size; policies.py compares it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from daisy.calibration.traces import Traces
 
 WINDOW_KINDS = ("avg", "min-max", "threshold")
 HISTOGRAM_BATCH = 32
-"""Utterances in a batch, of which there is one exit, while the histogram of exits is made."""
+"""Utterances in a batch, which has one exit, when the histogram of exits is made."""
 
 
 def calibrate_threshold(tune: Traces, depth: float) -> float:
-    """Calibrate the entropy (nats) at and below which an utterance leaves, for a mean depth."""
+    """Calibrate, for a mean depth, the entropy (nats) at and below which an utterance exits."""
     return calibrate_depth("entropy", tune, depth).policy.to_config()["threshold"]
 
 
 def fit_windows(threshold: float, tune: Traces) -> dict[str, policies.Window]:
-    """Fit the published choices of layers to look at, from exits of batches that look at all of them."""
+    """Fit the published choices of the layers to check, from exits of batches that check all layers."""
     histogram = numpy.zeros(tune.num_layers)
     everywhere = policies.Window(threshold=threshold, first=1, last=tune.num_layers)
     order = numpy.random.default_rng(1).permutation(len(tune))
@@ -31,7 +31,7 @@ def fit_windows(threshold: float, tune: Traces) -> dict[str, policies.Window]:
 
 
 def exit_alone(window: policies.Window, runs: Traces) -> Tensor:
-    """Compute the (B,) exits of a window when every utterance is a batch."""
+    """Compute the (B,) exits of a window when every utterance is its own batch."""
     layers = range(1, runs.num_layers + 1)
     inside = tuple(window.threshold if window.first <= layer < window.last else 0.0 for layer in layers)
     return policies.Entropy(threshold=inside).exit_layers(runs.scores).clamp(max=window.last)

@@ -1,1 +1,1 @@
-"""Recognisers that exit, trained on the text at hand, judged at every exit; first ``benchmarks.recognition.train``."""
+"""Recognisers with early exits, trained on the available text and judged at every exit; run ``train`` first."""

@@ -1,4 +1,4 @@
-"""The recordings with text among the shared ones: manifests to train on, and speech to judge on."""
+"""The shared recordings with text: manifests for training, and speech for judging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daisy import _files, audio
 from daisy.calibration.trace_conditions import Speech
 
 SPLITS = {"train": "train", "valid": "dev"}
-"""Names of the manifests, and the splits that they list."""
+"""Maps the names of the manifests to the splits that they list."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Corpus:
 
     sets: tuple[str, ...]
     column: str
-    """Of their index: what was said."""
+    """Column of the sets' index with the transcript."""
 
     def read_rows(self, split: str, limit: int | None = None) -> list[tuple[str, Row]]:
-        """Read the lines of the sets' indices that have a text, and the set of each; at most ``limit`` a set."""
+        """Read the lines with a text from the sets' indices, and the set of each; at most ``limit`` per set."""
         return [
             (name, row)
             for name in self.sets
@@ -32,7 +32,7 @@ class Corpus:
         ]
 
     def find_text(self, row: Row) -> str:
-        """Return what was said, as it is trained on: upper case, single spaces."""
+        """Return the transcript as used for training: upper case, single spaces."""
         return " ".join(str(row[self.column]).upper().split())
 
 
@@ -44,7 +44,7 @@ CORPORA = {
 
 
 def write_manifests(corpus: Corpus, folder: Path, limit: int | None = None) -> None:
-    """Write manifests and transcripts of the training and the dev splits, where they are not there yet."""
+    """Write manifests and transcripts of the train and dev splits, if they do not exist."""
     for name, split in SPLITS.items():
         manifest = folder / f"{name}.tsv"
         if manifest.is_file():
@@ -59,7 +59,7 @@ def write_manifests(corpus: Corpus, folder: Path, limit: int | None = None) -> N
 
 
 def read_texts(corpus: Corpus, split: str, limit: int | None = None) -> tuple[Speech, list[str]]:
-    """Read a split's recordings, and what was said in each; names begin with the set."""
+    """Read a split's recordings and their transcripts; names begin with the set."""
     rows = corpus.read_rows(split, limit)
     speech = Speech(
         waveforms=[read_waveform(name, row["path"]) for name, row in rows],
@@ -71,5 +71,5 @@ def read_texts(corpus: Corpus, split: str, limit: int | None = None) -> tuple[Sp
 
 
 def find_sets(names: Iterable[str]) -> list[str]:
-    """Find the set of each utterance."""
+    """Return the set of each utterance."""
     return [name.split("/")[0] for name in names]

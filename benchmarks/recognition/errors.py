@@ -1,9 +1,9 @@
-"""Word and character error rates of every recogniser at every exit, set by set, clean and under noise.
+"""Word and character error rates of every recogniser at every exit, by set, clean and under noise.
 
     python -m benchmarks.recognition.errors
     python -m benchmarks.recognition.errors --only "daisy-mini, frozen"   # the others' rows stay
 
-Trainings of benchmarks/recognition/train.py must be there. Test splits; intervals resample speakers.
+The systems of benchmarks/recognition/train.py must be trained. Uses the test splits; intervals resample speakers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOSSES = {"wer": "word_errors", "cer": "character_errors"}
 
 
 def measure_exits(runs: Traces, draws: int = DRAWS) -> list[Row]:
-    """Measure the error rates of some runs at every exit, each with its interval; of one speaker there is none."""
+    """Measure the error rates of some runs at every exit, with intervals if there are several speakers."""
     resample = Resample(runs.groups, draws)
     rows: list[Row] = [{"exit_layer": layer} for layer in runs.layers]
     is_one = len(set(runs.groups)) == 1
@@ -43,7 +43,7 @@ def measure_exits(runs: Traces, draws: int = DRAWS) -> list[Row]:
 
 
 def measure_system(name: str, limit: int | None = None, folder: Path = FOLDER) -> list[Row]:
-    """Measure a recogniser on each set of the test split, on all together, and in each condition."""
+    """Measure a recogniser on each set of the test split, and on all together, in each condition."""
     runs = load_runs(name, "test", limit, folder)
     sets = numpy.array(find_sets(runs.utterances))
     conditions = numpy.array(runs.conditions)
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=ON_CPUS)
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_beside("early_exit_asr", timed=False)  # refuses before anything is measured
+        read_rows_beside("early_exit_asr", timed=False)  # raises errors before anything is measured
     rows = []
     for name in arguments.only:
         rows += measure_system(name, 4 if arguments.quick else None)

@@ -1,6 +1,6 @@
 """Full runs of the recognisers on speech with text, made once and kept beside the checkpoint.
 
-Their files are named by digests of the checkpoint and of what else decides them.
+File names contain digests of the checkpoint and of the other inputs of the runs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from daisy.policies.scores import SCORES, available_scores
 CONDITIONS = conditions.make_conditions(("recorded",), SNRS_DB_COARSE)
 NOISE_SPLIT = {"dev": "train", "test": "test"}
 WITH_POSTERIOR = ("Conformer, six exits", "daisy-mini, joint", "daisy-mini, frozen")
-"""The systems whose posterior is computed: it takes a beam search at every exit."""
+"""The systems whose posterior is computed, which takes a beam search at every exit."""
 
 
 def name_runs(name: str, split: str, model_path: Path) -> Path:
-    """Name the file of a system's runs of all recordings of a split."""
+    """Return the path for a system's runs on all recordings of a split."""
     scores = set(SCORES) - (set() if name in WITH_POSTERIOR else {"posterior"})
     recordings = CORPORA[SYSTEMS[name].corpus].read_rows(split)
     digest = digest_runs(recordings, NOISE_SPLIT[split], CONDITIONS, scores)
@@ -36,12 +36,12 @@ def name_runs(name: str, split: str, model_path: Path) -> Path:
 
 
 def load_runs(name: str, split: str, limit: int | None = None, folder: Path = FOLDER) -> Traces:
-    """Load what was run before, or run it: clean and with recorded noise, all exits' scores and errors.
+    """Load or make the runs, clean and with recorded noise: scores and errors of all exits.
 
-    Where the network has heads on units their scores are there too. Runs of all recordings are kept.
+    Scores of heads on units are included if the network has such heads. Runs on all recordings are kept.
 
     Raises:
-        UsageError: where the system is not trained yet.
+        UsageError: if the system has not been trained.
     """
     model_path = find_model(name, folder)
     if not model_path.is_file():

@@ -1,10 +1,11 @@
-"""Does the guarantee on error rates hold? Calibrated and tested on halves of the speakers, again and again.
+"""Does the guarantee on error rates hold? Repeated calibration and test on halves of the speakers.
 
     python -m benchmarks.recognition.guarantee
 
-Dev and test audio together, clean. In each split half of the speakers calibrate, the other half tests; a violation is a
-test risk above the target. The risk is the error rate above the last exit's, of each recording, clipped to 0 to 1, or,
-without labels, the edit distance to the last exit's text. Few speakers certify little: the largest target is for them.
+Uses dev and test audio together, clean. In each split, half of the speakers calibrate and the other half tests; a
+violation is a test risk above the target. The risk is each recording's error rate above the last exit's, clipped to 0
+to 1, or, without labels, the edit distance to the last exit's text. Few speakers certify little, hence the largest
+target.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def measure_split(
 
 
 def find_least_target(num_speakers: int) -> float:
-    """Find, in steps of 0.005, the least target that so many speakers certify where none has any loss."""
+    """Find, in steps of 0.005, the least target that so many speakers can certify when none has any loss."""
     targets = numpy.arange(0.005, 1.0, 0.005)
     return next((float(t) for t in targets if risk.betting(numpy.zeros(num_speakers), t, DELTA) <= DELTA), 1.0)
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--splits", type=parse_positive, default=200)
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_beside("early_exit_asr_guarantee", timed=False)  # refuses before anything is measured
+        read_rows_beside("early_exit_asr_guarantee", timed=False)  # raises errors before anything is measured
     rows = []
     for system in arguments.only:
         rows += measure_system(system, 5 if arguments.quick else arguments.splits)

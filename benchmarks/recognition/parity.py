@@ -3,9 +3,9 @@
     git clone https://github.com/augustgw/early-exit-transformer
     python -m benchmarks.recognition.parity early-exit-transformer        # results/parity_recognition.json
 
-That code is run as it is, from a folder of its own, and nothing of it is kept here: its networks are built at the
-published size with random weights, saved as its training saves them, and read as `daisy convert` reads such files. Both
-hear the same waveforms, alone, each through its own spectra; their log-probabilities are compared at each exit.
+That code is run unchanged, from its own folder, and none of it is kept here: its networks are built at the published
+size with random weights, saved as its training saves them, and read as `daisy convert` reads such files. Both get the
+same waveforms, one at a time, and compute their own spectra; their log-probabilities are compared at each exit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from daisy.errors import UsageError
 
 NAME = "parity_recognition"
 PIECES_SEC = (3.01, 9.0)
-"""The first has an odd number of frames, which a half-rate layer pads."""
+"""The first piece has an odd number of frames, which a half-rate layer pads."""
 SHAPE: dict[str, Any] = {
     "n_enc_exits": 6,
     "n_enc_layers": 2,
@@ -44,7 +44,7 @@ SHAPE: dict[str, Any] = {
     "drop_prob": 0.1,
     "device": "cpu",
 }
-"""The public code's names and defaults."""
+"""Options by the public code's names, with its defaults."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "Early_conformer": {"src_pad_idx": 0},
     "Splitformer": {"src_pad_idx": 0},
@@ -56,10 +56,10 @@ TEXT = (1, 17, 40, 40, 5, 200, 2)
 
 
 def build(code: Path, name: str) -> nn.Module:
-    """Build one of their networks with random weights, its batch norms as after some training.
+    """Build one of their networks with random weights; its batch norms have statistics as if after training.
 
     Raises:
-        UsageError: where the folder is not that code.
+        UsageError: if the folder does not contain that code.
     """
     if not (code / "models" / "model" / "early_exit.py").is_file() or not (code / PIECES).is_file():
         raise UsageError(f"{code}: is no clone of https://github.com/augustgw/early-exit-transformer")
@@ -75,7 +75,7 @@ def build(code: Path, name: str) -> nn.Module:
 
 @torch.no_grad()
 def run_theirs(network: nn.Module, waveform: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (E, T, V) of their CTC exits, and (E, U, V) of their decoders, if they have any."""
+    """Compute log-probabilities (E, T, V) of their CTC exits, and (E, U, V) of their decoders, if there are any."""
     loader = import_module("util.data_loader")
     mel = loader.melspec_transform(loader.spec_transform(waveform[None], SPECTRA), SPECTRA)  # (1, mels, frames)
     lengths = torch.tensor([mel.shape[2]])
@@ -87,7 +87,7 @@ def run_theirs(network: nn.Module, waveform: Tensor) -> tuple[Tensor, Tensor | N
 
 @torch.no_grad()
 def run_ours(model: checkpoints.Model, waveform: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As `run_theirs`."""
+    """Compute the same as `run_theirs` with our model."""
     assert model.ctc is not None
     states, _ = model.backbone(waveform[None])
     layers = model.ctc.config.layers
@@ -99,7 +99,7 @@ def run_ours(model: checkpoints.Model, waveform: Tensor) -> tuple[Tensor, Tensor
 
 
 def measure(code: Path, name: str, waveforms: list[Tensor]) -> list[Row]:
-    """Compare a network: a row for each exit, and for each decoder."""
+    """Compare a network: one row for each exit and each decoder."""
     theirs = build(code, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.pt"

@@ -1,13 +1,13 @@
-"""Error rate against depth and measured time, of every policy on the recognisers' exits.
+"""Error rate against depth and measured time, for every policy on the recognisers' exits.
 
     python -m benchmarks.recognition.policies
 
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 90 % of the layers, and judged on test
-audio, clean and with noise of the test split. No policy learns from texts that somebody wrote. Beside each stand the
-static cut, exits drawn at random and the best mixture of two static cuts at its depth, and the static cut in its time.
-"DAISY" policies read the heads on units, which know of no text. Times are of the front end, the layers and the scores
-that a policy reads, on one core, relative to all layers without scores. Depths and times count recordings as often as
-the errors do, by their characters.
+audio, clean and with noise of the test split. No policy learns from human transcripts. Each is compared with the static
+cut, random exits and the best mixture of two static cuts at its depth, and with the static cut in the same time.
+"DAISY" policies read the heads on units, which know no text. Times cover the front end, the layers and the scores that
+a policy reads, on one core, relative to all layers without scores. Depths and times weight recordings as the errors do,
+by their number of characters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from daisy.policies import DEFAULT_POLICY
 
 LOSS = "character_errors"
 LEARNT = "text_disagreement"
-"""What policies learn that learn a loss: edits to the last exit's text, which take no labels."""
+"""Target of the policies that learn a loss: edits to the last exit's text, which need no labels."""
 JUDGED = (
     "Conformer, six exits",
     "Splitformer, six exits",
@@ -55,7 +55,7 @@ JUDGED = (
     "English: daisy-mini, joint",
 )
 DRAWN_SYSTEM = "daisy-mini, frozen"
-"""Fine-tuning takes the heads on units away, and with them DAISY's own exit."""
+"""Fine-tuning removes the heads on units, and with them DAISY's own exit."""
 ON_TEXT = (
     "fixed", "entropy", "confidence", "sentence_confidence", "posterior", "text_patience", "plateau", "forecast",
     "oracle",
@@ -64,30 +64,30 @@ ON_UNITS = ("entropy", "forecast")
 DRAWN = (
     DEFAULT_POLICY, "entropy", "posterior", "text_patience", "DAISY: entropy", "DAISY: forecast", "fixed", "hindsight",
 )  # fmt: skip
-"""The eight of the figure; the table has all."""
+"""The eight policies in the figure; the table has all."""
 ACROSS = {"depth": "the layers", "time": "the time, of all layers without scores"}
-"""Fields of rows that the error rate is drawn against."""
+"""Fields of rows on the horizontal axes."""
 TIMED = 12
-"""Recordings that layers are timed on."""
+"""Number of recordings for timing the layers."""
 ALL_CONDITIONS = "clean to 0 dB"
 
 
 def name_policy(policy: str, heads: HeadsKind) -> str:
-    """Say which heads a policy reads."""
+    """Return a policy's name with the heads that it reads."""
     return f"DAISY: {policy}" if heads == "units" else policy
 
 
 def measure_frontier(
     tune: Traces, test: Traces, times: Mapping[str, Tensor], static_times: Tensor, heads: HeadsKind
 ) -> list[Row]:
-    """Tune policies to depths, and return a row for each and condition.
+    """Tune policies to depths, and make a row for each policy, depth and condition.
 
     Args:
-        tune: what policies learn and are set on.
-        test: what they are judged on.
-        times: of leaving at each exit, by policy; see `measure_policy_times`.
-        static_times: those of the static cut.
-        heads: what policies read.
+        tune: runs that policies learn and are set on.
+        test: runs that they are judged on.
+        times: time until each exit, by policy; see `measure_policy_times`.
+        static_times: the same for the static cut.
+        heads: heads that the policies read.
     """
     rows = []
     for name, of_exits in times.items():
@@ -111,13 +111,13 @@ def measure_frontier(
 
 
 def compare_with_cuts(exits: Tensor, runs: Traces, times: Tensor, static_times: Tensor) -> Row:
-    """Compute the time of exits (B,), and the error rates of static cuts that cost as much.
+    """Compute the time of exits (B,), and the error rates of static cuts at the same depth and time.
 
     Args:
-        exits: counted from 1.
-        runs: that left there.
-        times: (E,) of leaving at each exit by the policy.
-        static_times: likewise by a static cut.
+        exits: index of each exit, from 1.
+        runs: runs that left there.
+        times: (E,) time until each exit with the policy.
+        static_times: (E,) the same with a static cut.
     """
     static, time = average_exits(runs, LOSS), average_time(times, exits, runs, LOSS)
     weights = runs.weights_of(LOSS).double()
@@ -151,10 +151,10 @@ def measure_system(system: str, limit: int | None = None, folder: Path = FOLDER)
 
 
 def draw(rows: Sequence[Row], path: Path = RESULTS / "early_exit_asr.png") -> None:
-    """Draw the figure of the recogniser that has all policies.
+    """Draw the figure for the recogniser that has all policies.
 
     Raises:
-        UsageError: where it has not.
+        UsageError: if its rows are missing.
     """
     if missing := set(DRAWN) - {row["policy"] for row in rows if row["system"] == DRAWN_SYSTEM}:
         raise UsageError(f"{DRAWN_SYSTEM}: no rows of {', '.join(sorted(missing))}: measure it anew")
@@ -162,7 +162,7 @@ def draw(rows: Sequence[Row], path: Path = RESULTS / "early_exit_asr.png") -> No
 
 
 def make_figure(rows: Sequence[Row], system: str) -> Figure:
-    """Draw a recogniser's error rate against the share of the layers, and against that of the time."""
+    """Draw a recogniser's error rate against the share of the layers, and against the share of the time."""
     chosen = [row for row in rows if (row["system"], row["condition"]) == (system, ALL_CONDITIONS)]
     styles = style_lines([name for name in DRAWN if any(row["policy"] == name for row in chosen)])
     spoken = min(
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", default=list(JUDGED))
     arguments = parser.parse_args()
     if not arguments.quick:
-        read_rows_beside("early_exit_asr_policies")  # refuses before anything is measured
+        read_rows_beside("early_exit_asr_policies")  # raises errors before anything is measured
     torch.set_num_threads(1)
     rows = []
     for system in arguments.only:

@@ -1,4 +1,4 @@
-"""The recognisers that are compared, and how each is trained."""
+"""The recognisers that are compared, and the training of each."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 
 EXITS = (2, 4, 6, 8, 10, 12)
 LONG, SHORT = 1500, 750
-"""Updates from scratch; the short ones are Mboshi's and those of the comparison with three seeds."""
+"""Updates from scratch; the short runs are Mboshi's and those of the comparison with three seeds."""
 SEEDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class System:
-    """What differs from its configuration in fairseq_plugins/config."""
+    """A recogniser: how it differs from its configuration in fairseq_plugins/config."""
 
     config: str
     updates: int
     overrides: tuple[str, ...] = ()
     start: str = ""
-    """Of a HuBERT with exits: a checkpoint, or the system that it goes on from."""
+    """A HuBERT with exits to start from: a checkpoint, or the name of another system."""
     corpus: str = "an4"
     needs_gpu: bool = False
 
 
 def of_depth(layers: int, exits: tuple[int, ...], updates: int = LONG, seed: int = 1) -> System:
-    """Make a Conformer of some layers from scratch."""
+    """Make a Conformer with that many layers, trained from scratch."""
     return System(
         "conformer_mini_ctc",
         updates,
@@ -54,10 +54,10 @@ SYSTEMS = {
     "English: Conformer, six exits": System("conformer_mini_ctc", 20_000, corpus="english", needs_gpu=True),
 }
 ON_CPUS = [name for name, system in SYSTEMS.items() if not system.needs_gpu]
-"""The systems that are trained where no others are asked for."""
+"""The systems that are trained by default."""
 
 
 def list_ancestors(name: str) -> list[str]:
-    """List the systems that must be trained before this one, and this one, first to last."""
+    """List the systems that must be trained before this one, and this one, in order."""
     start = SYSTEMS[name].start
     return [*(list_ancestors(start) if start in SYSTEMS else ()), name]

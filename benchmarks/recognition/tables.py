@@ -10,7 +10,7 @@ from benchmarks.shared.rendering import render_result
 from benchmarks.shared.results import Row, read_result
 
 DEPTH = 0.6
-"""At which policies are compared."""
+"""Depth at which policies are compared."""
 
 
 def render_exits() -> str:
@@ -53,7 +53,7 @@ def _format_errors(row: Row) -> str:
 
 
 def render_policies() -> str:
-    """Render policies near 60 % of the layers: what they run and take, and their error beside the static cut's."""
+    """Render policies near 60 % of the layers: their depth, time and error, and the static cut's error."""
     result = read_result("early_exit_asr_policies")
     nearest: dict[tuple[str, str], Row] = {}
     for row in result["rows"]:
@@ -83,7 +83,7 @@ def _format_gain(row: Row, other: str) -> str:
 
 
 def render_guarantee() -> str:
-    """Render how often certified risks were missed, and the depth that they leave."""
+    """Render how often certified risks were missed, and the depth that remains."""
     result = read_result("early_exit_asr_guarantee")
     fields = ("violations", "mean_test_risk", "depth", "none_certified")
     lines = [

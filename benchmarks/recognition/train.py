@@ -1,11 +1,11 @@
-"""Trains the recognisers of benchmarks/recognition/systems.py, each on one CPU core. Goes on where it stopped.
+"""Trains the recognisers of benchmarks/recognition/systems.py, each on one CPU core. Continues where it stopped.
 
     python -m benchmarks.recognition.train --jobs 2
     python -m benchmarks.recognition.train --only "daisy-mini, frozen"
     python -m benchmarks.recognition.train --device cuda
 
-Two cores take about four hours, by the time of an update; each training stands in runs/recognition/NAME, with its log.
-On a GPU a Conformer learns from all English sets too.
+This takes about four hours on two cores, estimated from the time of an update; each training is in
+runs/recognition/NAME, with its log. On a GPU a Conformer is also trained on all English sets.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ FOLDER = RUNS / "recognition"
 QUICK_FOLDER = RUNS / "recognition_quick"
 QUICK_UPDATES = 3
 QUICK_RECORDINGS = 4
-"""Of each set."""
+"""Number of recordings per set."""
 
 
 def find_model(name: str, folder: Path = FOLDER) -> Path:
-    """Say where a system's checkpoint is, or will be."""
+    """Return the path of a system's checkpoint."""
     return folder / name.replace(",", "").replace(":", "").replace(" ", "_") / "model.safetensors"
 
 
 def train(name: str, *, device: str = "cpu", folder: Path = FOLDER, quick: bool = False) -> Path:
-    """Train a system, from where it stopped, and return its checkpoint; the system that it goes on from must be there.
+    """Train or resume a system, and return its checkpoint; the system that it starts from must be trained.
 
     Args:
-        name: of `SYSTEMS`.
+        name: name of a system in `SYSTEMS`.
         device: "cpu" or "cuda".
-        folder: below which all is kept.
-        quick: a few updates on a few recordings.
+        folder: folder of all trainings.
+        quick: whether to make a few updates on a few recordings only.
 
     Raises:
-        OutputError: where the training fails, or was begun with other settings.
+        OutputError: if the training fails, or was started with other settings.
     """
     system, model, plugin = SYSTEMS[name], find_model(name, folder), ROOT / "fairseq_plugins"
     start = find_model(system.start, folder) if system.start in SYSTEMS else system.start
@@ -83,10 +83,10 @@ def train(name: str, *, device: str = "cpu", folder: Path = FOLDER, quick: bool 
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Note what a system is trained with, and refuse to go on with what was begun otherwise.
+    """Store a system's training settings, and refuse to resume a training with others.
 
     Raises:
-        OutputError: where it was.
+        OutputError: if the stored settings differ.
     """
     settings = json.loads(json.dumps(settings))
     if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != settings:
@@ -97,8 +97,8 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__, quick="a few updates on a few recordings, in a folder of its own")
-    parser.add_argument("--only", nargs="+", metavar="SYSTEM", help="else all that the device can train")
-    parser.add_argument("--jobs", type=parse_positive, default=1, help="trainings at a time, each on one core")
+    parser.add_argument("--only", nargs="+", metavar="SYSTEM", help="default: all that the device can train")
+    parser.add_argument("--jobs", type=parse_positive, default=1, help="parallel trainings, each on one core")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
     names = arguments.only or (ON_CPUS if arguments.device == "cpu" else list(SYSTEMS))

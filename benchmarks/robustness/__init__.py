@@ -1,1 +1,1 @@
-"""What damaged files, and kills at any moment, do to a run: seeded, many cases, and an exit status that tells."""
+"""Effects of damaged files, and of kills at any moment: many seeded cases, and an exit status that reports errors."""

@@ -2,8 +2,9 @@
 
     python -m benchmarks.robustness.audio --count 500 --seed 0
 
-Each file is read whole, in parts and by its header, in a process whose memory is limited and whose crashes are seen;
-then all are extracted in one run, in windows too. Prints a table and what went wrong; exit status 1 if anything did.
+Each file is read as a whole, in parts and by its header, in a process with limited memory whose crashes are detected;
+then all are extracted in one run, also in windows. Prints a table and all problems; the exit status is 1 if there were
+any.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from daisy import AudioError, EarlyExitEncoder, audio, checkpoints, policies
 from daisy.extraction import Extractor
 
 PART = 5003
-"""Samples in a part."""
+"""Number of samples in a part."""
 MEMORY_BYTES = 2**30
-"""That reading a file may take; those here decode to less than 1 MB."""
+"""Memory limit for reading a file; the files here decode to less than 1 MB."""
 TIMEOUT_SEC = 600
 LENGTH_SLACK = 4 * 1152
-"""By which the header of an MP3 may be wrong, in samples at 16 kHz: two frames at 8 kHz."""
+"""Tolerance of an MP3 header's length, in samples at 16 kHz: two frames at 8 kHz."""
 
 
 def main() -> None:
-    """Damage files, have them read, and print what came of it."""
+    """Damage files, have them read, and print the results."""
     parser = make_parser(__doc__)
-    parser.add_argument("--count", type=parse_positive, default=500, help="How many files.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the recordings and of the damage.")
-    parser.add_argument("--keep", type=Path, help="Write the files here, and leave them.")
+    parser.add_argument("--count", type=parse_positive, default=500, help="Number of files.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the recordings and of the damage.")
+    parser.add_argument("--keep", type=Path, help="Folder for the files, which are then kept.")
     parser.add_argument("--read", nargs=3, metavar=("FOLDER", "FIRST", "RESULTS"), help=argparse.SUPPRESS)
     parser.add_argument("--extract", nargs=2, metavar=("FOLDER", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -62,12 +63,12 @@ def run(folder: Path, count: int, seed: int) -> tuple[Counter[tuple[str, str]], 
     """Damage files and read them.
 
     Args:
-        folder: to work in.
-        count: of files.
-        seed: of the damage.
+        folder: folder to work in.
+        count: number of files.
+        seed: seed of the damage.
 
     Returns:
-        How many files of an ending came to what, and a line for each thing that went wrong.
+        The number of files by ending and outcome, and a line for each problem.
     """
     files = folder / "files"
     make_files(files, count, seed)
@@ -91,7 +92,7 @@ def make_files(folder: Path, count: int, seed: int) -> None:
 
 
 def have_them_read(folder: Path, count: int, results_path: Path) -> Iterator[dict]:
-    """Read all files in processes of their own; after one that crashes another goes on behind the file."""
+    """Read all files in separate processes; if one crashes, another continues after the file."""
     first = 0
     while first < count:
         command = module_command("benchmarks.robustness.audio", ["--read", str(folder), str(first), str(results_path)])
@@ -109,7 +110,7 @@ def have_them_read(folder: Path, count: int, results_path: Path) -> Iterator[dic
 
 
 def read_files(folder: Path, first: int, results_path: Path) -> None:
-    """Read files, with a limit of the memory, and write a JSON line for each: libsndfile itself prints to stdout."""
+    """Read files with limited memory, and write a JSON line for each to a file, as libsndfile prints to stdout."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
     with open(results_path, "w", encoding="utf-8") as stream:
@@ -118,7 +119,7 @@ def read_files(folder: Path, first: int, results_path: Path) -> None:
 
 
 def read_file(path: Path) -> dict:
-    """Read a file in all ways, and tell what came of it."""
+    """Read a file in all ways, and return the outcome."""
     problems: list[str] = []
     whole, parts, length = (attempt(way, path, problems) for way in (audio.read, read_in_parts, audio.num_samples))
     if isinstance(whole, torch.Tensor):
@@ -138,7 +139,7 @@ def read_file(path: Path) -> dict:
 
 
 def attempt(way, path: Path, problems: list[str]):
-    """Return what a way of reading gives, or why it refuses; note refusals that are none of ours."""
+    """Return the result of one way of reading, or why the file is refused; note errors that are not daisy's own."""
     try:
         return way(path)
     except AudioError as error:
@@ -159,7 +160,7 @@ def read_in_parts(path: Path) -> torch.Tensor:
 
 
 def describe(result) -> str:
-    """Say what was read, in short."""
+    """Describe a result in short."""
     return f"{len(result)} samples" if isinstance(result, torch.Tensor) else str(result)
 
 
@@ -179,7 +180,7 @@ def have_them_extracted(folder: Path, out: Path, count: int) -> list[str]:
 
 
 def check_features(out: Path, count: int) -> list[str]:
-    """Check that extractions have dealt with every file, and that their features are numbers."""
+    """Check that the extractions have processed every file, and that all features are finite."""
     problems = []
     for run_folder in sorted(out.iterdir()):
         index = json.loads((run_folder / "index.json").read_text())
@@ -215,7 +216,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def print_table(counts: Counter[tuple[str, str]]) -> None:
-    """Print how many files of each ending were read, refused, and crashed their reader."""
+    """Print how many files of each ending were read, were refused, and crashed their reader."""
     outcomes = ("read", "refused", "crashed")
     print(f"{'':8}" + "".join(f"{outcome:>9}" for outcome in outcomes))
     for ending in sorted({ending for ending, _ in counts}):

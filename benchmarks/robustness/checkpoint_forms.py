@@ -1,4 +1,4 @@
-"""The forms of checkpoints that daisy reads, of one tiny model, and the ways in which they are damaged."""
+"""The forms of checkpoints that daisy reads, all of one tiny model, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daisy.checkpoints import Model
 from daisy.checkpoints.converters import fairseq
 
 OTHER_VALUES = (0, -1, 1, 3, 2**20, 10**12, 0.5, -1e-5, 1e300, float("nan"), True, False, None, "x", "", [], [1, 2], {})
-"""What a damaged configuration may say in place of a value."""
+"""Values that replace others in a damaged configuration."""
 OTHER_TYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool)
 NO_NUMBERS = (float("nan"), float("inf"), -float("inf"))
 BYTE_DAMAGES = ("flip anywhere", "flip header", "cut end", "cut piece", "zero piece")
@@ -41,7 +41,7 @@ UNITS = 11
 
 @cache
 def make_model() -> Model:
-    """Make the model that is damaged, with random weights."""
+    """Make the model to be damaged, with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads = HeadsConfig(num_layers=SHAPE.num_layers, width=SHAPE.width, num_units=UNITS)
@@ -55,10 +55,10 @@ def make_model() -> Model:
 
 
 class Form(ABC):
-    """One checkpoint of a form, and what is done to it.
+    """A checkpoint in one form, and the damage done to it.
 
     Args:
-        generator: of the damage.
+        generator: random generator of the damage.
     """
 
     name: ClassVar[str]
@@ -70,9 +70,9 @@ class Form(ABC):
     def __init__(self, generator: torch.Generator):
         self.generator = generator
         self.hides_damage = False
-        """Whether numbers were changed of which this form has no checksum."""
+        """Whether numbers without a checksum in this form were changed."""
         self.is_rounded = False
-        """Whether weights were rounded, likewise."""
+        """Whether weights without a checksum in this form were rounded."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -81,18 +81,18 @@ class Form(ABC):
 
     @abstractmethod
     def make_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Make the tensors by this form's names, and its configuration."""
+        """Make the tensors, under this form's names, and its configuration."""
 
     @abstractmethod
     def write(self, folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         """Write a checkpoint of this form."""
 
     def find(self, folder: Path) -> Path:
-        """Return what is given to the reader."""
+        """Return the path to give to the reader."""
         return folder / self.file_name
 
     def write_damaged(self, folder: Path) -> str:
-        """Write a checkpoint, damaged in one way, and return which."""
+        """Write a checkpoint with one kind of damage, and return its description."""
         folder.mkdir(parents=True)
         tensors, config = self.make_parts()
         if self._draw(2):
@@ -150,7 +150,7 @@ class Form(ABC):
         return name
 
     def _damage_configuration(self, config: dict[str, Any], kind: str) -> str:
-        while True:  # into sections, sometimes
+        while True:  # sometimes descends into sections
             name = sorted(config)[self._draw(len(config))]
             if not isinstance(config[name], dict) or not config[name] or not self._draw(3):
                 break
@@ -163,7 +163,7 @@ class Form(ABC):
 
 
 class OwnForm(Form):
-    """daisy's own."""
+    """daisy's own form."""
 
     name, is_converted, has_checksums = "daisy", False, True
 
@@ -178,7 +178,7 @@ class OwnForm(Form):
 
 
 class OlderForm(OwnForm):
-    """daisy's own, from before it had a digest."""
+    """daisy's own form from before it had a digest."""
 
     name, has_checksums = "daisy, older", False
 
@@ -189,7 +189,7 @@ class OlderForm(OwnForm):
 
 
 class HuggingFaceForm(Form):
-    """A folder with safetensors."""
+    """A Hugging Face folder with safetensors."""
 
     name, file_name = "Hugging Face", "model.safetensors"
 
@@ -233,7 +233,7 @@ class HuggingFaceForm(Form):
 
 
 class FairseqForm(Form):
-    """A file of torch.save's, whose records have checksums."""
+    """A file written by torch.save, whose records have checksums."""
 
     name, file_name, has_checksums = "fairseq", "hubert.pt", True
 
@@ -262,7 +262,7 @@ class FairseqForm(Form):
 
 
 class TorchaudioForm(Form):
-    """A state dict, which has no configuration."""
+    """A state dict without a configuration."""
 
     name, file_name, has_checksums, overrides = "torchaudio", "hubert.pth", True, {"num_heads": "4"}
 
@@ -276,12 +276,12 @@ class TorchaudioForm(Form):
 
 
 FORMS = (OwnForm, OlderForm, HuggingFaceForm, OwnForm, FairseqForm, TorchaudioForm)
-"""In turn: every third is daisy's own."""
+"""The forms in turn: every third is daisy's own."""
 
 
 @cache
 def _save_once() -> Path:
-    """Write the model in daisy's form, and return the file, which ends with the process."""
+    """Write the model in daisy's form, and return the file, which is removed when the process ends."""
     import atexit
     import shutil
     import tempfile
@@ -294,7 +294,7 @@ def _save_once() -> Path:
 
 @cache
 def _convert_once() -> dict[str, Tensor]:
-    """Read the undamaged weights in fairseq's form: its weight norm rounds those of the positional convolution."""
+    """Read the undamaged weights in fairseq's form, whose weight norm rounds those of the positional convolution."""
     config = FairseqForm(torch.Generator()).make_parts()[1]
     model = fairseq.from_parts(config["model"], config["task"], fairseq.weights(make_model()))
     return model.state_dict()

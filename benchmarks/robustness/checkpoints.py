@@ -1,10 +1,10 @@
-"""Damaged checkpoints: each is refused in one line, or gives a model whose weights are all right.
+"""Damaged checkpoints: each is refused with a one-line message, or gives a model with all weights right.
 
     python -m benchmarks.robustness.checkpoints --count 200 --seed 0
 
-Bytes are changed, cut off and zeroed; tensors dropped, renamed, retyped, reshaped and filled with what is no number;
-configurations changed: of daisy's own files, as they are and as older versions wrote them, and of what `daisy convert`
-reads. Prints a table and what went wrong; exit status 1 if anything did.
+Bytes are changed, cut off and zeroed; tensors are dropped, renamed, retyped, reshaped and filled with NaN or infinity;
+configurations are changed. This is done to daisy's own files, current and older, and to the sources of `daisy convert`.
+Prints a table and all problems; the exit status is 1 if there were any.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from daisy.checkpoints import Model, convert
 from daisy.errors import DaisyError
 
 HALF_PRECISION = 2**-8
-"""Of the largest weight, by which others may differ where they were retyped to float16 or bfloat16."""
+"""Tolerance for weights that were retyped to float16 or bfloat16, relative to the largest weight."""
 
 
 def main() -> None:
-    """Damage checkpoints, have them read, and print what came of it."""
+    """Damage checkpoints, have them read, and print the results."""
     parser = make_parser(__doc__)
-    parser.add_argument("--count", type=parse_positive, default=200, help="How many checkpoints.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the damage.")
-    parser.add_argument("--keep", type=Path, help="Write the files here, and leave them.")
+    parser.add_argument("--count", type=parse_positive, default=200, help="Number of checkpoints.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the damage.")
+    parser.add_argument("--keep", type=Path, help="Folder for the files, which are then kept.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counts, problems = run(arguments.keep or Path(folder), arguments.count, arguments.seed)
@@ -43,15 +43,15 @@ def main() -> None:
 
 
 def run(folder: Path, count: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
-    """Damage checkpoints, of all forms in turn, and read them.
+    """Damage checkpoints of all forms in turn, and read them.
 
     Args:
-        folder: to work in.
-        count: of checkpoints.
-        seed: of the damage.
+        folder: folder to work in.
+        count: number of checkpoints.
+        seed: seed of the damage.
 
     Returns:
-        How many of a form came to what, and a line for each thing that went wrong.
+        The number of checkpoints by form and outcome, and a line for each problem.
     """
     counts: Counter[tuple[str, str]] = Counter()
     problems = []
@@ -67,7 +67,7 @@ def run(folder: Path, count: int, seed: int) -> tuple[Counter[tuple[str, str]], 
 
 
 def judge(form: Form, folder: Path) -> tuple[str, str]:
-    """Read a damaged checkpoint, and return what came of it and what is wrong with that, if anything."""
+    """Read a damaged checkpoint; return the outcome and what is wrong with it, if anything."""
     path = form.find(folder)
     try:
         model = convert(path, overrides=form.overrides) if form.is_converted else daisy.load(path)
@@ -81,15 +81,15 @@ def judge(form: Form, folder: Path) -> tuple[str, str]:
 
 
 def find_wrong_weights(form: Form, model: Model) -> str:
-    """Say what is wrong with a model's weights; nothing: an empty text."""
+    """Describe what is wrong with a model's weights; empty if nothing is."""
     weights = model.state_dict()
     if wrong := [name for name, weight in weights.items() if not bool(weight.isfinite().all())]:
         return f"not finite: {wrong[0]}"
-    if form.hides_damage:  # of a form without checksums: other numbers, in a model that computes
+    if form.hides_damage:  # in forms without checksums: other numbers, in a model that computes
         return ""
     for name, weight in weights.items():
         if name == "backbone.mask_embedding" and not bool(weight.any()):
-            continue  # a source may lack it, which is said; only training with masks reads it
+            continue  # a source may lack it, with a message; only training with masks reads it
         original = form.weights[name]
         if weight.shape != original.shape:
             return f"{name} is {tuple(weight.shape)}"
@@ -101,7 +101,7 @@ def find_wrong_weights(form: Form, model: Model) -> str:
 
 @torch.no_grad()
 def find_wrong_states(model: Model) -> str:
-    """Say which of a model's states of a noise are no numbers."""
+    """Name the model's states of noise input that are not finite."""
     num_samples = max(4000, 3 * model.backbone.config.frame_span)
     waveform = 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
     states = model.encoder("never")([waveform]).states[0]

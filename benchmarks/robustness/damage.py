@@ -1,4 +1,4 @@
-"""Recordings in many formats, and the ways in which files are damaged."""
+"""Recordings in many formats, and ways to damage files."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ FORMATS = (
     ("sds", "SDS", "PCM_16"),
     ("ircam", "IRCAM", "FLOAT"),
 )
-"""Ending, and libsndfile's format and coding."""
+"""File ending, and libsndfile's format and coding."""
 HEADER_BYTES = 120
-"""Where most formats have their sizes, rates and numbers of channels."""
+"""Number of first bytes, where most formats have their sizes, rates and numbers of channels."""
 EXTREMES = (0, 1, 2, 0x7F, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, 0xFFFFFFFF)
-"""What damaged fields of four bytes hold."""
+"""Values for damaged fields of four bytes."""
 
 
 def write_original(path: Path, format: str, subtype: str, generator: numpy.random.Generator) -> None:
@@ -52,12 +52,12 @@ def write_original(path: Path, format: str, subtype: str, generator: numpy.rando
     options = {"bitrate_mode": "VARIABLE", "compression_level": 0.5} if format == "MP3" else {}
     try:
         soundfile.write(path, samples, rate, format=format, subtype=subtype, **options)
-    except soundfile.LibsndfileError:  # not every coding has every rate and number of channels
+    except soundfile.LibsndfileError:  # not every coding supports every rate and number of channels
         soundfile.write(path, samples[:, 0], 16000, format=format, subtype=subtype)
     content = bytearray(path.read_bytes())
     peak = content.find(b"PEAK", 0, HEADER_BYTES)
     if peak >= 0:
-        content[peak + 12 : peak + 16] = bytes(4)  # the time of writing, which is no damage of the seed's
+        content[peak + 12 : peak + 16] = bytes(4)  # the time of writing, which does not depend on the seed
         path.write_bytes(content)
 
 
@@ -72,44 +72,44 @@ def mutate(content: bytes, generator: numpy.random.Generator) -> bytes:
 
 
 def flip_anywhere(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Change 1 to 50 bytes."""
+    """Change 1 to 50 bytes anywhere."""
     for place in generator.integers(0, len(data), int(generator.integers(1, 51))):
         data[int(place)] ^= int(generator.integers(1, 256))
 
 
 def flip_header(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Change 1 to 4 of the first bytes."""
+    """Change 1 to 4 bytes of the header."""
     for place in generator.integers(0, min(HEADER_BYTES, len(data)), int(generator.integers(1, 5))):
         data[int(place)] ^= int(generator.integers(1, 256))
 
 
 def set_field(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Set four bytes near the beginning to an extreme number, of either byte order: sizes, rates, channels."""
+    """Set four bytes near the beginning to an extreme number, in either byte order: sizes, rates, channels."""
     place = int(generator.integers(0, min(HEADER_BYTES, len(data)) - 4))
     order = "<I" if generator.random() < 0.5 else ">I"
     data[place : place + 4] = struct.pack(order, int(generator.choice(EXTREMES)))
 
 
 def cut_end(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Cut the file off anywhere."""
+    """Cut the file off at a random position."""
     del data[int(generator.integers(1, len(data))) :]
 
 
 def cut_piece(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Take up to a third out of it."""
+    """Remove a piece of up to a third of the file."""
     start = int(generator.integers(0, len(data)))
     del data[start : start + int(generator.integers(1, 1 + len(data) // 3))]
 
 
 def zero_piece(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Fill up to a third with zeros, as file systems do after a crash."""
+    """Fill up to a third of the file with zeros, as file systems do after a crash."""
     start = int(generator.integers(0, len(data)))
     stop = min(len(data), start + int(generator.integers(1, 1 + len(data) // 3)))
     data[start:stop] = bytes(stop - start)
 
 
 def overwrite_piece(data: bytearray, generator: numpy.random.Generator) -> None:
-    """Fill up to 4 kB with random bytes."""
+    """Overwrite up to 4 kB with random bytes."""
     start = int(generator.integers(0, len(data)))
     stop = min(len(data), start + int(generator.integers(1, 4096)))
     data[start:stop] = generator.bytes(stop - start)

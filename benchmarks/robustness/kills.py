@@ -1,13 +1,13 @@
-"""Kill extractions at random moments, and see that nothing is lost, repeated or damaged.
+"""Kills extractions at random moments, and checks that nothing is lost, repeated or damaged.
 
     python -m benchmarks.robustness.kills --count 60 --seed 0
 
-Two shards write into one folder at the same time. One of them, or both, are killed (SIGKILL) and begun again, and so on
-until both have ended; then another folder is begun, until all kills are done. Of each folder is checked that every
-recording's file is there and equals an uninterrupted run's bit by bit; that the journals hold each recording once; that
-the index is whole, and the same when it is made anew; that no lock and no half-written file is left; and that another
-run finds everything finished. The seed decides the recordings and the moments; how far a process is by then, the
-machine does. Processes are forks of this one, which has imported everything: starting Python 60 times takes minutes.
+Two shards write into one folder at the same time. One of them, or both, are killed (SIGKILL) and restarted, until both
+have finished; then the next folder is begun, until all kills are done. The checks for each folder: every recording's
+file exists and equals that of an uninterrupted run bit by bit; the journals list each recording once; the index is
+complete, and the same when it is rebuilt; no lock and no partial file is left; and another run finds everything
+finished. The seed decides the recordings and the moments; how far a process is by then depends on the machine.
+Processes are forked from this one, which has imported everything: starting Python 60 times would take minutes.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "npy, all layers": {"format": "npy", "layers": "all"},
     "windows, float16": {"window_sec": 0.6, "context_sec": 0.1, "dtype": "float16"},
 }
-"""What is extracted, in turn: settings that are not the usual ones."""
+"""Settings of the extractions, in turn, that are not the usual ones."""
 
 
 @dataclass
 class Outcome:
-    """What became of the extractions of one kind."""
+    """Result of the extractions of one kind."""
 
     kills: int = 0
     folders: int = 0
@@ -66,9 +66,9 @@ class Outcome:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--count", type=parse_positive, default=60, help="number of kills; 60 if not given")
-    parser.add_argument("--seed", type=int, default=0, help="of recordings and moments; 0 if not given")
+    parser.add_argument("--seed", type=int, default=0, help="seed of recordings and moments; 0 if not given")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # forks inherit no threads
+    torch.set_num_threads(1)  # threads are not inherited by forks
     with tempfile.TemporaryDirectory() as name:
         outcomes = kill_often(Path(name), arguments.count, random.Random(arguments.seed))
     faults = [fault for outcome in outcomes.values() for fault in outcome.faults]
@@ -83,12 +83,12 @@ def main() -> None:
 
 
 def kill_often(place: Path, count: int, generator: random.Random) -> dict[str, Outcome]:
-    """Fill folder after folder until so many processes have been killed.
+    """Fill one folder after another until ``count`` processes have been killed.
 
     Args:
         place: an empty folder.
         count: number of kills.
-        generator: of the recordings and the moments.
+        generator: random generator of the recordings and the moments.
     """
     recordings = write_recordings(place / "recordings", generator.randrange(2**32))
     outcomes = {kind: Outcome() for kind in KINDS}
@@ -117,12 +117,12 @@ def write_recordings(folder: Path, seed: int) -> list[Recording]:
 
 
 def extract(kind: str, recordings: list[Recording], out: Path, shard: tuple[int, int] | None = None) -> int:
-    """Extract, and return how many recordings were finished before."""
+    """Extract, and return how many recordings were already finished."""
     settings = dict(KINDS[kind])
     torch.manual_seed(0)
     keep = settings.pop("layers", "last")
     encoder = EarlyExitEncoder(Backbone(CONFIG), None, policies.Fixed(layer=2), keep=keep)
-    extractor = Extractor(encoder, out, checkpoint="0" * 64, batch_sec=0.01, **settings)  # each by itself
+    extractor = Extractor(encoder, out, checkpoint="0" * 64, batch_sec=0.01, **settings)  # one recording per batch
     report = extractor.run(recordings, shard=shard)
     if report.failed:
         raise RuntimeError(str(report.failed))
@@ -130,7 +130,7 @@ def extract(kind: str, recordings: list[Recording], out: Path, shard: tuple[int,
 
 
 def time_alone(kind: str, recordings: list[Recording], out: Path) -> float:
-    """Extract everything without a kill, and return how many seconds that took."""
+    """Extract everything without a kill, and return the seconds it took."""
     start = time.perf_counter()
     if wait_for(fork(lambda: extract(kind, recordings, out))):
         raise RuntimeError(f"{out.name}: an extraction without kills failed")
@@ -140,7 +140,7 @@ def time_alone(kind: str, recordings: list[Recording], out: Path) -> float:
 def fill_folder(
     kind: str, recordings: list[Recording], out: Path, duration: float, count: int, generator: random.Random
 ) -> int:
-    """Run two shards to their ends, killing about ``count`` processes on the way; returns how many it were."""
+    """Run two shards to their ends, killing about ``count`` processes meanwhile; return the number of kills."""
 
     def begin(shard: int) -> int:
         return fork(lambda: extract(kind, recordings, out, (shard, 2)))
@@ -151,7 +151,7 @@ def fill_folder(
         time.sleep(generator.uniform(0, duration))
         victims = generator.sample(sorted(processes), min(len(processes), generator.choice([1, 1, 1, 2])))
         for shard in victims:
-            os.kill(processes[shard], signal.SIGKILL)  # where it has ended, it is a zombie, and nobody else
+            os.kill(processes[shard], signal.SIGKILL)  # if it has ended it is a zombie, so its ID is not reused
         for shard in victims:
             status = wait_for(processes.pop(shard))
             if status == -signal.SIGKILL:
@@ -192,7 +192,7 @@ def find_faults(kind: str, recordings: list[Recording], out: Path, expected: Pat
 
 
 def holds_the_same(path: Path, expected: Path) -> bool:
-    """Whether two feature files hold the same, but for the seconds that it took."""
+    """Tell whether two feature files have the same content, except for the seconds taken."""
     if path.suffix == ".npy":
         return path.read_bytes() == expected.read_bytes()
     states, metadata = [], []
@@ -204,7 +204,7 @@ def holds_the_same(path: Path, expected: Path) -> bool:
 
 
 def fork(work: Callable[[], int], *, check: bool = True) -> int:
-    """Do something in a process of its own, whose status is 0 or, without ``check``, what it returns."""
+    """Run a function in a forked process, whose exit status is 0 or, without ``check``, the returned number."""
     process = os.fork()
     if process:
         return process
@@ -220,7 +220,7 @@ def fork(work: Callable[[], int], *, check: bool = True) -> int:
 
 
 def wait_for(process: int) -> int:
-    """Wait for a process to end; returns its exit status."""
+    """Wait for a process to end, and return its exit status."""
     _, status = os.waitpid(process, 0)
     return os.waitstatus_to_exitcode(status)
 

@@ -1,1 +1,1 @@
-"""What the rooms share: recordings, results files, full runs, paired timing, peers and Markdown tables."""
+"""Shared code: recordings, results files, full runs, paired timing, other libraries and Markdown tables."""

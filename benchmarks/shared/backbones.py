@@ -1,7 +1,7 @@
-"""Other people's wav2vec 2.0, WavLM, data2vec and Whisper with random weights, and ours converted from theirs.
+"""Other libraries' wav2vec 2.0, WavLM, data2vec and Whisper with random weights, and ours converted from them.
 
-Networks have the published sizes. Each library makes its own and saves it in the form that its users have; `convert`
-reads that. So what is compared is the whole way from somebody's checkpoint to our states.
+Networks have the published sizes. Each library builds its own and saves it in the form that its users have; `convert`
+reads that form. So the comparison covers the whole way from a user's checkpoint to our states.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ FAIRSEQ_CHANGES: dict[str, dict[str, Any]] = {
         "conv_pos": 95,
     },
 }
-"""Of each network, beside the shape."""
+"""Options of each network besides its shape."""
 TRANSFORMERS_SHAPES: dict[Size, dict[str, Any]] = {
     "base": {},
     "large": {
@@ -84,32 +84,32 @@ POSITIONS = (
     *("rel_attn_embed.weight", "relative_attention_bias.weight"),
     *("gru_rel_pos_linear.weight", "grep_linear.weight"),
 )
-"""Endings of the names of what WavLM's relative positions are made from."""
+"""Endings of the names of the weights that make WavLM's relative positions."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Somebody's network, and ours converted from what its users would have saved."""
+    """Another library's network, and ours converted from the checkpoint that its users would have."""
 
     model: nn.Module
     run: Callable[[nn.Module, Sequence[Tensor]], list[Tensor]]
-    """Runs the model on waveforms (N_b,): the states of its last layers, 1 to L at least, (B, T, D) each."""
+    """Runs the model on waveforms (N_b,); returns the states of its last layers, at least 1 to L, (B, T, D) each."""
     ours: Model
 
     @property
     def system(self) -> System:
-        """What is timed: from waveforms to the last layer's states."""
+        """The function to time: from waveforms to the last layer's states."""
         return lambda waveforms: list(self.run(self.model, waveforms)[-1])
 
 
 def is_normalised(network: str, size: Size) -> bool:
-    """Tell whether waveforms have mean 0 and variance 1, as in the published networks."""
+    """Tell whether waveforms are normalised to mean 0 and variance 1, as for the published networks."""
     return size == "large" or network == DATA2VEC
 
 
 @torch.no_grad()
 def spread_weights(model: nn.Module) -> nn.Module:
-    """Move norms and biases away from 1 and 0, and WavLM's positions to a size that shows."""
+    """Move norms and biases away from 1 and 0, and scale up WavLM's positions so that they have a visible effect."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if name.endswith(POSITIONS):
@@ -120,20 +120,20 @@ def spread_weights(model: nn.Module) -> nn.Module:
 
 
 def _make(build: Callable[..., nn.Module], *arguments: object, **options: object) -> nn.Module:
-    """Make a network with weights that depend on nothing else that was drawn."""
+    """Make a network whose weights do not depend on earlier random draws."""
     torch.manual_seed(0)
     return spread_weights(build(*arguments, **options))
 
 
 def _normalise(waveforms: Sequence[Tensor], eps: float | None) -> list[Tensor]:
-    """Give waveforms mean 0 and variance 1; None: leave them."""
+    """Normalise waveforms to mean 0 and variance 1; leave them unchanged if ``eps`` is None."""
     return list(waveforms) if eps is None else [F.layer_norm(wave, wave.shape, eps=eps) for wave in waveforms]
 
 
 def _pad(
     model: nn.Module, waveforms: Sequence[Tensor], eps: float | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Normalise and pad to (B, N) of the weights' type; lengths (B,), and a mask (B, N), where they differ."""
+    """Normalise and pad to (B, N) in the weights' type; return lengths (B,) and a mask (B, N) too if lengths differ."""
     batch, lengths = pad_batch(_normalise(waveforms, eps))
     batch = batch.to(next(model.parameters()).dtype)
     if have_one_length(waveforms):
@@ -142,7 +142,7 @@ def _pad(
 
 
 def make_transformers_pair(network: str, size: Size) -> Pair:
-    """Make transformers' network; it is saved and read as a folder."""
+    """Make transformers' network, saved and read as a folder."""
     import transformers
 
     kind = {WAV2VEC2: "Wav2Vec2", WAVLM: "WavLM", DATA2VEC: "Data2VecAudio"}[network]
@@ -156,14 +156,14 @@ def make_transformers_pair(network: str, size: Size) -> Pair:
 
 
 def run_transformers(eps: float | None, model: nn.Module, waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """Run it: layers 0 to L."""
+    """Run transformers' network, and return layers 0 to L."""
     batch, _, mask = _pad(model, waveforms, eps)
     output = model(batch, attention_mask=None if mask is None else mask.long(), output_hidden_states=True)
     return [*output.hidden_states[:-1], output.last_hidden_state]
 
 
 def make_whisper_pair(network: str, size: Size) -> Pair:
-    """Make transformers' Whisper with a decoder of one layer, which is left out."""
+    """Make transformers' Whisper with a decoder of one layer, which is ignored."""
     import transformers
 
     shape = WHISPER_SHAPES[size]
@@ -175,7 +175,7 @@ def make_whisper_pair(network: str, size: Size) -> Pair:
 
 
 def run_whisper(extractor: Any, model: nn.Module, waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """Run its encoder on whole windows: layers 0 to L, of which the frames of the longest waveform are kept."""
+    """Run Whisper's encoder on whole windows; return layers 0 to L, cut to the frames of the longest waveform."""
     arrays = [waveform.cpu().numpy() for waveform in waveforms]
     mels = extractor(arrays, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
     weight = next(model.parameters())
@@ -191,7 +191,7 @@ def _convert_folder(model: nn.Module, extractor: Any) -> Model:
 
 
 def make_torchaudio_pair(network: str, size: Size) -> Pair:
-    """Make torchaudio's network; users have its state dict."""
+    """Make torchaudio's network, of which users have the state dict."""
     from torchaudio import models
 
     name = {
@@ -206,7 +206,7 @@ def make_torchaudio_pair(network: str, size: Size) -> Pair:
 
 
 def run_torchaudio(eps: float | None, model: nn.Module, waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """Run it: layers 1 to L, the last after the final norm, which it leaves to `forward`."""
+    """Run torchaudio's network; return layers 1 to L, the last after the final norm, which it applies in `forward`."""
     batch, lengths, _ = _pad(model, waveforms, eps)
     states: list[Tensor] = model.extract_features(batch, lengths)[0]
     transformer = model.encoder.transformer
@@ -214,7 +214,7 @@ def run_torchaudio(eps: float | None, model: nn.Module, waveforms: Sequence[Tens
 
 
 def make_fairseq_pair(network: str, size: Size) -> Pair:
-    """Make fairseq's network, of its examples for data2vec."""
+    """Make fairseq's network; data2vec's is in its examples."""
     fields, checkpoint = _describe_for_fairseq(network, size)
     if network == WAV2VEC2:
         module = importlib.import_module("fairseq.models.wav2vec.wav2vec2")
@@ -227,14 +227,14 @@ def make_fairseq_pair(network: str, size: Size) -> Pair:
 
 
 def run_fairseq(eps: float | None, model: nn.Module, waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """Run it: layers 1 to L."""
+    """Run fairseq's network, and return layers 1 to L."""
     batch, _, mask = _pad(model, waveforms, eps)
     result = model.extract_features(batch, None if mask is None else ~mask)
     return [*(states.transpose(0, 1) for states, *_ in result["layer_results"][:-1]), result["x"]]
 
 
 def make_s3prl_pair(network: str, size: Size) -> Pair:
-    """Make s3prl's own network, of WavLM the authors' code, and its upstream, which users have."""
+    """Make s3prl's own network (for WavLM the authors' code), and the upstream that its users have."""
     fields, checkpoint = _describe_for_fairseq(network, size)
     place = {WAV2VEC2: "wav2vec2", WAVLM: "wavlm", DATA2VEC: "data2vec"}[network]
     expert = importlib.import_module(f"s3prl.upstream.{place}.expert").UpstreamExpert
@@ -246,7 +246,7 @@ def make_s3prl_pair(network: str, size: Size) -> Pair:
         name = {WAV2VEC2: "Wav2Vec2", DATA2VEC: "Data2VecAudio"}[network]
         module = importlib.import_module(f"s3prl.upstream.{place}.{place}_model")
         made = _make(getattr(module, f"{name}Model"), getattr(module, f"{name}Config")(**fields))
-        weights = {**made.state_dict(), **({"_ema": {}} if network == DATA2VEC else {})}  # which s3prl takes out
+        weights = {**made.state_dict(), **({"_ema": {}} if network == DATA2VEC else {})}  # which s3prl removes
         state = {"task_cfg": checkpoint["task"], "model_cfg": checkpoint["model"], "model_weight": weights}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "converted.pt"
@@ -255,14 +255,14 @@ def make_s3prl_pair(network: str, size: Size) -> Pair:
 
 
 def run_s3prl(model: nn.Module, waveforms: Sequence[Tensor]) -> list[Tensor]:
-    """Run the upstream, which normalises and pads itself: layers 0 to L."""
+    """Run s3prl's upstream, which normalises and pads by itself; return layers 0 to L."""
     dtype = next(model.parameters()).dtype
     states: list[Tensor] = model([waveform.to(dtype) for waveform in waveforms])["hidden_states"]
     return states
 
 
 def _describe_for_fairseq(network: str, size: Size) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of fairseq's configuration class, and the configuration that a checkpoint holds."""
+    """Return the fields of fairseq's configuration class, and the configuration in a checkpoint."""
     model = {**FAIRSEQ_SHAPES[size], **FAIRSEQ_CHANGES[network]}
     task = {"_name": "audio_pretraining", "normalize": is_normalised(network, size), "sample_rate": 16000}
     return {key: value for key, value in model.items() if key != "_name"}, {"model": model, "task": task}
@@ -294,11 +294,11 @@ SOURCES: dict[str, dict[str, Callable[[str, Size], Pair]]] = {
     },
     WHISPER: {"transformers": make_whisper_pair},
 }
-"""Network to the libraries that have it, and what makes theirs and ours."""
+"""Maps a network to the libraries that have it, and to functions that make their network and ours."""
 
 
 def make_pair(network: str, source: str, size: Size) -> Pair | None:
-    """Make a pair of `SOURCES`; None, and a line, where the library is not installed."""
+    """Make a pair of `SOURCES`; print a line and return None if the library is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

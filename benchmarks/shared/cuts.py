@@ -1,4 +1,4 @@
-"""Static cuts: what leaving at layers that look at no recording comes to."""
+"""Static cuts: losses of exits that do not depend on the recording."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 
 def mix_best(static: NDArray[numpy.float64], depth: float, layers: Sequence[int] | None = None) -> float:
-    """Return the least mean loss that random exits can have at a mean depth.
+    """Return the least mean loss of random exits at a mean depth.
 
     Args:
         static: (E,) mean loss at each exit.
-        depth: in layers.
-        layers: those of the exits, rising; where None one stands at each.
+        depth: mean depth in layers.
+        layers: layers of the exits, rising; if None, every layer has one.
     """
     if layers is None:
         layers = range(1, len(static) + 1)
-    depth = min(max(depth, layers[0]), layers[-1])  # sums may round past the ends
+    depth = min(max(depth, layers[0]), layers[-1])  # rounding of sums may exceed the ends
     pairs = [
         static[i] + (static[j] - static[i]) * (depth - layers[i]) / (layers[j] - layers[i])
         for i in range(len(static))

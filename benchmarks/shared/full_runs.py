@@ -1,10 +1,10 @@
-"""Full runs of the shared recordings under noise, made once and kept in runs/traces, by a digest of what decides them.
+"""Full runs of the shared recordings under noise, made once and kept in runs/traces, named by a digest of their inputs.
 
-    python -m benchmarks.shared.full_runs daisy-mini [--parts recorded white]  # several at once, if there are cores
+    python -m benchmarks.shared.full_runs daisy-mini [--parts recorded white]  # several at once, given enough cores
 
 Calibration: dev splits of librispeech, commands and keywords, clean and with noise of the train split. Test: the test
-splits of all five sets, clean, with noise of the test split, white, pink and babble, in rooms and clipped. Groups are
-speakers, or pseudo-speakers, groups of recordings.
+splits of all five sets, clean, with noise of the test split, with white, pink and babble noise, in rooms and clipped.
+Groups are speakers, or groups of recordings in their place (pseudo-speakers).
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ PARTS: dict[str, list[Condition]] = {
 
 
 def load_calibration_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = NOISE_KINDS) -> Traces:
-    """Load runs of dev audio, clean and with noise of some of `PARTS`; recorded noise is of the train split."""
+    """Load runs of dev audio, clean and with the noise of some `PARTS`; recorded noise is of the train split."""
     return traces.join_traces([_load_part(model, TRAINING_SETS, "dev", "train", part, limit) for part in parts])
 
 
 def load_test_runs(model: Path | str, limit: int | None = None, parts: Iterable[str] = tuple(PARTS)) -> Traces:
-    """Load runs of test audio under all conditions, or those of some of `PARTS`."""
+    """Load runs of test audio in all conditions, or in those of some `PARTS`."""
     return traces.join_traces([_load_part(model, TEST_SETS, "test", "test", part, limit) for part in parts])
 
 
 def digest_runs(
     recordings: Iterable[tuple[str, Row]], noise_split: str | None, heard: Sequence[Condition], scores: Iterable[str]
 ) -> str:
-    """Digest what decides full runs beside the checkpoint: 12 hexadecimal digits.
+    """Compute a digest, 12 hexadecimal digits, of everything that decides full runs besides the checkpoint.
 
     Args:
-        recordings: each one's set and line of its index, which has path, length and speaker.
-        noise_split: of the recorded noise; None where none is heard.
-        heard: conditions. The code that makes them counts as well as their names and levels.
-        scores: that are computed.
+        recordings: set of each recording, and its line of the index, which has path, length and speaker.
+        noise_split: split of the recorded noise; None if there is none.
+        heard: conditions. The source code that makes them is included, as are their names and levels.
+        scores: names of the computed scores.
     """
     content = {
         "daisy": daisy.__version__,
@@ -75,12 +75,12 @@ def digest_runs(
 
 
 def name_calibration_runs(model: Path | str, part: str) -> str:
-    """Name the runs of dev audio of one of `PARTS`: others have another name."""
+    """Return the name of the runs of dev audio for one of `PARTS`; different runs have different names."""
     return _name_part(model, TRAINING_SETS, "dev", "train", part).stem
 
 
 def _name_part(model: Path | str, sets: Sequence[str], split: str, noise_split: str, part: str) -> Path:
-    """Name the file of a part's runs of all recordings."""
+    """Return the path for a part's runs on all recordings."""
     recordings = [(name, row) for name in sets for row in read_index(name, split)]
     digest = digest_runs(recordings, noise_split, PARTS[part], SCORES)
     return CACHE / f"{checkpoints.digest(model)[:12]}-{split}-{part}-{digest}.csv"
@@ -89,7 +89,7 @@ def _name_part(model: Path | str, sets: Sequence[str], split: str, noise_split: 
 def _load_part(
     model: Path | str, sets: Sequence[str], split: str, noise_split: str, part: str, limit: int | None
 ) -> Traces:
-    """Load what was run before, or run it; runs of all recordings are kept."""
+    """Load earlier runs, or make them; runs on all recordings are kept."""
     path = _name_part(model, sets, split, noise_split, part)
     if path.is_file() and limit is None:
         return traces.read_traces(path)

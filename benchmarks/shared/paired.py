@@ -1,4 +1,4 @@
-"""Timing on machines that are never quiet: systems take turns, and ratios are taken within a turn."""
+"""Timing on machines with other load: systems take turns, and ratios are computed within a turn."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 import torch
 
 MIN_TURNS = 3
-"""Turns for quartiles."""
+"""Minimum number of turns for quartiles."""
 MIN_SEC_WITHOUT_WARM_UP = 60.0
-"""A turn of which a first call's own cost, some tenths of a second, is a hundredth or less: it needs no warm-up."""
+"""Duration of a turn in which a first call's own cost, some tenths of a second, is at most 1 %: no warm-up needed."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each turn."""
+    """Seconds taken in each turn."""
 
     seconds: list[float]
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median in seconds."""
         return statistics.median(self.seconds)
 
     def over(self, other: Times) -> tuple[float, float, float]:
-        """Return the median, lower and upper quartile of the turns' ratios of this to another system's time."""
+        """Return the median, lower and upper quartile, over turns, of the ratio of this time to another system's."""
         return summarise([seconds / others for seconds, others in zip(self.seconds, other.seconds, strict=True)])
 
 
 def summarise(values: list[float]) -> tuple[float, float, float]:
-    """Return the median, lower and upper quartile of values; thrice the value where there is one."""
+    """Return the median, lower and upper quartile of values; the value three times if there is only one."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -43,14 +43,14 @@ def summarise(values: list[float]) -> tuple[float, float, float]:
 def time_in_turns(
     systems: Mapping[str, Callable[[], object]], repeats: int, budget_sec: float = 240.0
 ) -> dict[str, Times]:
-    """Run every system once a turn, in an order that moves on by one each turn.
+    """Run every system once per turn, in an order that shifts by one each turn.
 
-    A first turn does not count, unless it took `MIN_SEC_WITHOUT_WARM_UP`.
+    The first turn is a warm-up and does not count, unless it took `MIN_SEC_WITHOUT_WARM_UP`.
 
     Args:
-        systems: name to what is timed.
-        repeats: turns that count.
-        budget_sec: after which `MIN_TURNS` are enough.
+        systems: functions to time, by name.
+        repeats: number of turns that count.
+        budget_sec: time after which `MIN_TURNS` are enough.
     """
     start = time.perf_counter()
     names = list(systems)

@@ -1,4 +1,4 @@
-"""Other people's HuBERT on the same weights, to be timed beside ours: fairseq, s3prl, torchaudio, transformers."""
+"""Other libraries' HuBERT with the same weights, to time against ours: fairseq, s3prl, torchaudio, transformers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from daisy.models import Backbone
 from daisy.models.heads import FinalHead
 
 System = Callable[[Sequence[Tensor]], list[Tensor]]
-"""Waveforms (N_b,) to the last layer's states, at least (T_b, D) each."""
+"""Maps waveforms (N_b,) to the last layer's states, at least (T_b, D) each."""
 NUM_UNITS = 504
-"""Of fairseq's HuBERT Base: 500 clusters and four special symbols."""
+"""Number of units of fairseq's HuBERT Base: 500 clusters and four special symbols."""
 
 
 def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def pad_batch(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def have_one_length(waveforms: Sequence[Tensor]) -> bool:
-    """Tell whether no mask is needed."""
+    """Tell whether all waveforms have the same length, so that no mask is needed."""
     return len(set(map(len, waveforms))) == 1
 
 
@@ -78,7 +78,7 @@ def build_torchaudio(backbone: Backbone, dtype: torch.dtype) -> System:
 
 
 def make_transformers_model(backbone: Backbone) -> nn.Module:
-    """Make transformers' HubertModel with the backbone's weights, and scaled dot product attention."""
+    """Make transformers' HubertModel with the backbone's weights and scaled dot product attention."""
     from transformers import HubertConfig, HubertModel
 
     config = backbone.config
@@ -122,7 +122,7 @@ def build_transformers(backbone: Backbone, dtype: torch.dtype) -> System:
 
 
 def _translate(name: str, rules: Sequence[tuple[str, str | None]]) -> str:
-    """Return our name of a weight."""
+    """Translate the name of a weight to ours."""
     return next(match.expand(to or "") for pattern, to in rules if (match := re.fullmatch(pattern, name)))
 
 
@@ -138,7 +138,7 @@ def make_fairseq_model(backbone: Backbone) -> nn.Module:
 
 
 def build_fairseq(backbone: Backbone, dtype: torch.dtype) -> System:
-    """Build fairseq's HubertModel; it returns its last layer's states alone."""
+    """Build fairseq's HubertModel; it returns only its last layer's states."""
     model = make_fairseq_model(backbone).to(dtype)
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
@@ -170,7 +170,7 @@ def build_s3prl(backbone: Backbone, dtype: torch.dtype) -> System:
 
 
 def _save_stock(backbone: Backbone, folder: Path) -> Path:
-    """Save a backbone as fairseq's own code reads it."""
+    """Save a backbone in the form that fairseq's own code reads."""
     from fairseq_plugins.export import make_stock_checkpoint
 
     head = FinalHead(backbone.config.width, 256, NUM_UNITS)
@@ -189,12 +189,12 @@ PEERS: dict[str, Callable[[Backbone, torch.dtype], System]] = {
 
 
 def build_peers(names: Sequence[str], backbone: Backbone, dtype: torch.dtype = torch.float32) -> dict[str, System]:
-    """Build the peers that are installed, each ready to run.
+    """Build the installed peers, ready to run.
 
     Args:
-        names: of `PEERS`.
-        backbone: whose weights they get.
-        dtype: of their weights.
+        names: names of peers in `PEERS`.
+        backbone: backbone whose weights they get.
+        dtype: type of their weights.
     """
     systems = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What leaving at each exit takes by each policy, which reads scores of its own."""
+"""Time until each exit with each policy, which depends on the scores that the policy reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daisy.models.kinds import AnyBackbone, AnyHeads
 
 TURNS = 5
 NOT_RUN = ("hindsight", "oracle")
-"""Nobody can run them: their time is that without scores."""
+"""Policies that cannot be run: their time is that without scores."""
 
 
 def measure_policy_times(
@@ -25,17 +25,17 @@ def measure_policy_times(
     tune: Traces,
     loss: str,
 ) -> dict[str, Tensor]:
-    """Measure the time (E,) of leaving at each exit by each policy, over that of all layers without scores.
+    """Measure the time (E,) until each exit with each policy, relative to that of all layers without scores.
 
-    What is timed takes turns, on one core; medians of the turns' ratios.
+    The systems take turns, on one core; results are medians of the turns' ratios.
 
     Args:
-        backbone: what runs.
-        heads: that the policies read.
-        waveforms: that are timed.
+        backbone: backbone to run.
+        heads: heads that the policies read.
+        waveforms: waveforms to time.
         families: names of policies.
-        tune: what policies are fitted on, which says what they read; its layers are the exits.
-        loss: likewise.
+        tune: runs that policies are fitted on, which decides their scores; its layers are the exits.
+        loss: loss that policies are fitted for.
     """
     nothing = frozenset[str]()
     reads = {name: nothing if name in NOT_RUN else fit_family(name, tune, loss).at(0.5).reads for name in families}

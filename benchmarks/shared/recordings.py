@@ -1,4 +1,4 @@
-"""The shared recordings: sets, splits and noise; and the constants that measurements on them agree about."""
+"""The shared recordings: sets, splits and noise; and the constants shared by measurements on them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from daisy.errors import UsageError
 from daisy.models import BackboneConfig
 
 SHARED = Path(os.environ.get("DAISY_SHARED", ROOT.parent / "shared")).absolute()
-"""Folder of data/ and models/."""
+"""Folder that contains data/ and models/."""
 DATA = SHARED / "data"
 SAMPLE_RATE = BackboneConfig().sample_rate
-"""Hz, of HuBERT and of every shared recording."""
+"""Sample rate in Hz of HuBERT and of every shared recording."""
 TRAINING_SETS = ("librispeech", "commands", "keywords")
-"""Whose train splits networks and heads learn from, and whose dev splits policies are set on."""
+"""Networks and heads learn from their train splits, and policies are set on their dev splits."""
 TEST_SETS = (*TRAINING_SETS, "digits", "mboshi")
-"""Whose test splits policies are judged on; nothing was learnt or set on the last two."""
+"""Policies are judged on their test splits; nothing was learnt or set on the last two sets."""
 SNRS_DB_COARSE: tuple[float | None, ...] = (None, 20.0, 10.0, 0.0)
-"""In place of `daisy.cli.options.SNRS_DB` where each ratio costs a training or a test set."""
+"""Replaces `daisy.cli.options.SNRS_DB` where each ratio costs a training or a test set."""
 DEPTHS_COARSE = (0.4, 0.6, 0.8)
-"""Likewise in place of `daisy.evaluation.study.DEPTHS`."""
+"""Replaces `daisy.evaluation.study.DEPTHS` likewise."""
 Item = TypeVar("Item")
 
 
@@ -40,15 +40,15 @@ class Utterance:
 
     waveform: Tensor
     speaker: str
-    """Speaker, or the group of recordings that stands for one."""
+    """Speaker, or a group of recordings in its place."""
     set: str
 
 
 def read_index(set_name: str, split: str, limit: int | None = None) -> list[dict[str, str]]:
-    """Read a split's lines of a set's index.csv, at most ``limit``, as `spread_evenly` has it.
+    """Read a split's lines of a set's index.csv; at most ``limit``, chosen by `spread_evenly`.
 
     Raises:
-        UsageError: where the set is not there.
+        UsageError: if the set does not exist.
     """
     index = DATA / set_name / "index.csv"
     if not index.is_file():
@@ -58,20 +58,20 @@ def read_index(set_name: str, split: str, limit: int | None = None) -> list[dict
 
 
 def spread_evenly(items: list[Item], limit: int | None) -> list[Item]:
-    """Return every n-th of the items, for the least n by which they are at most ``limit``; all where it is None.
+    """Return every n-th of the items, for the least n that gives at most ``limit``; all if ``limit`` is None.
 
-    They may be little more than half of ``limit``: of 1,929 items at most 900 are every third, 643.
+    The result can be little more than half of ``limit``: of 1,929 items, at most 900 are every third, 643.
     """
     return items if limit is None or len(items) <= limit else items[:: -(-len(items) // limit)]
 
 
 def read_waveform(set_name: str, path: str) -> Tensor:
-    """Read a recording (N,) by its path in its set's index."""
+    """Read a recording (N,), given its path in its set's index."""
     return audio.read(DATA / set_name / path)
 
 
 def read_utterances(sets: Iterable[str], split: str, limit: int | None = None) -> list[Utterance]:
-    """Read recordings of a split, in the index's order; at most ``limit`` a set, as `spread_evenly` has it."""
+    """Read recordings of a split, in the index's order; at most ``limit`` per set, chosen by `spread_evenly`."""
     return [
         Utterance(
             waveform=read_waveform(name, row["path"]),
@@ -89,10 +89,10 @@ def read_noises(split: str) -> mixing.NoiseBank:
 
 
 def make_noise(num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw (N,) of white noise, for measurements that no speech is needed for."""
+    """Draw (N,) of white noise, for measurements that need no speech."""
     return 0.1 * torch.randn(num_samples, generator=generator)
 
 
 def count_seconds(waveforms: Sequence[Tensor]) -> float:
-    """Return how many seconds of audio there are."""
+    """Return the total duration in seconds."""
     return sum(map(len, waveforms)) / SAMPLE_RATE

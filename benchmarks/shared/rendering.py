@@ -1,4 +1,4 @@
-"""Markdown of measured tables."""
+"""Markdown tables of results."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.shared.results import Result, Row
 
 Columns = Mapping[str, Callable[[Row], str]]
-"""Of a table: what its head says, and what makes the cell of a row."""
+"""Columns of a table: the header, and a function that makes the cell of a row."""
 
 
 def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -17,7 +17,7 @@ def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def render_source(result: Result, threads: bool = True) -> str:
-    """Say how and on what a result was measured; without the number of threads where rows have their own."""
+    """Say how and on what machine a result was measured; omit the number of threads if rows have their own."""
     machine = result["machine"]
     if "--device cuda" in result["command"]:
         device = machine["gpu"]
@@ -27,7 +27,7 @@ def render_source(result: Result, threads: bool = True) -> str:
 
 
 def describe_processor(machine: Mapping[str, Any]) -> str:
-    """Describe a processor by its name and what tells it from others of that name, where the result says so."""
+    """Describe a processor by its name and, if the result has them, features that distinguish it from its namesakes."""
     parts = [
         f"{title} {machine[name]}"
         for title, name in (("family", "processor_family"), ("model", "processor_model"))
@@ -38,12 +38,12 @@ def describe_processor(machine: Mapping[str, Any]) -> str:
 
 
 def render_result(result: Result, header: Iterable[str], rows: Iterable[Iterable[str]], threads: bool = True) -> str:
-    """Render a table and what it was measured on."""
+    """Render a table and the machine that it was measured on."""
     return render_table(header, rows) + render_source(result, threads)
 
 
 def format_significant(value: float, digits: int = 3) -> str:
-    """Format some significant digits, also of large numbers: 9,330 rather than 9.33e+03."""
+    """Format with some significant digits, also for large numbers: 9,330 rather than 9.33e+03."""
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text else text
 
@@ -55,15 +55,15 @@ def format_ratio(row: Row, name: str = "ratio", digits: int = 2) -> str:
 
 
 def format_interval(row: Row, name: str, digits: int = 3) -> str:
-    """Format an estimate with its interval, whose ends are the row's ``low`` and ``high``."""
+    """Format an estimate with its interval, whose ends are the row's fields ``low`` and ``high``."""
     return f"{row[name]:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
 
 
 def format_field(name: str, form: str = "") -> Callable[[Row], str]:
-    """Make what formats a field of a row."""
+    """Make a function that formats a field of a row."""
     return lambda row: format(row[name], form)
 
 
 def render_columns(result: Result, rows: Iterable[Row], columns: Columns) -> str:
-    """Render rows of a result, a line each, and what it was measured on."""
+    """Render rows of a result, one line each, and the machine that it was measured on."""
     return render_result(result, columns, [[make_cell(row) for make_cell in columns.values()] for row in rows])

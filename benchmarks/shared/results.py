@@ -1,4 +1,4 @@
-"""The form of results/NAME.json: rows, how and when they were measured, and on what."""
+"""The format of results/NAME.json: rows, the command, date and machine of the measurement."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from daisy import _files
 from daisy.errors import DaisyError
 
 Row = dict[str, Any]
-"""Of a result: flat, with units in the fields' names."""
+"""Row of a result: flat, with units in the fields' names."""
 Result = dict[str, Any]
-"""What results/NAME.json holds."""
+"""Content of results/NAME.json."""
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
     "torch",
@@ -35,21 +35,21 @@ PACKAGES = (
     "transformers",
     "daisy-speech",
 )
-"""Whose versions stand beside what was measured."""
+"""Packages whose versions are stored with the results."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-"""Of processors of one name some have them and some have not, and timings differ by them."""
+"""Instructions that some processors of the same name lack; timings depend on them."""
 MODEL_FIELDS = ("processor_family", "processor_model", "instructions")
-"""Of a machine: what older results do not say."""
+"""Fields of a machine that older results lack."""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 def write_result(name: str, rows: list[Row], arguments: Sequence[str] | None = None) -> None:
-    """Write results/NAME.json, in the form that the README's tables are made from.
+    """Write results/NAME.json, from which the README's tables are made.
 
     Args:
-        name: of the file.
-        rows: what was measured.
-        arguments: that make all rows, where this call made a part; else those of the call.
+        name: name of the file.
+        rows: measured rows.
+        arguments: command-line arguments that make all rows, if this call made only some; default: those of this call.
     """
     path = RESULTS / f"{name}.json"
     _files.write_json(
@@ -67,20 +67,20 @@ def write_result(name: str, rows: list[Row], arguments: Sequence[str] | None = N
 
 
 def read_result(name: str) -> Result:
-    """Read a result that was written."""
+    """Read a stored result."""
     result: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return result
 
 
 def read_rows_beside(name: str, *, timed: bool = True) -> list[Row]:
-    """Read the rows of results/NAME.json, beside which others are to stand; none where there is no such file.
+    """Read the existing rows of results/NAME.json, to which others will be added; empty if there is no such file.
 
     Args:
-        name: of the file.
-        timed: its rows hold times, so that they must be of this machine.
+        name: name of the file.
+        timed: whether its rows contain times, so that they must come from this machine.
 
     Raises:
-        DaisyError: where they are of another machine or other versions, so that one file cannot say how it was made.
+        DaisyError: if they come from another machine or other versions, so that one file could not state its origin.
     """
     if not (RESULTS / f"{name}.json").is_file():
         return []
@@ -95,17 +95,17 @@ def read_rows_beside(name: str, *, timed: bool = True) -> list[Row]:
 
 
 def _is_of_this_machine(result: Result) -> bool:
-    """Tell whether a result is of a machine like this one; what it does not say of its processor is not compared."""
+    """Tell whether a result comes from a machine like this one; processor fields that it lacks are not compared."""
     before = result["machine"]
     now = {name: value for name, value in describe_machine().items() if name in before or name not in MODEL_FIELDS}
     return {**before, "threads": None} == {**now, "threads": None}
 
 
 def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str], *, timed: bool = True) -> list[Row]:
-    """Return the rows of results/NAME.json, with these in place of those that have the same values in some fields.
+    """Return the rows of results/NAME.json, after replacing those with the same values in some fields by new rows.
 
     Raises:
-        DaisyError: as `read_rows_beside` does.
+        DaisyError: as in `read_rows_beside`.
     """
     measured = {tuple(row[field] for field in fields) for row in rows}
     before = read_rows_beside(name, timed=timed)
@@ -113,7 +113,7 @@ def replace_rows(rows: Sequence[Row], name: str, fields: Sequence[str], *, timed
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe what is measured on."""
+    """Describe the machine of the measurement."""
     return {
         "processor": read_processor(),
         **read_processor_model(),
@@ -124,7 +124,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def list_versions() -> dict[str, str]:
-    """List the versions of Python and of the installed of `PACKAGES`."""
+    """Return the versions of Python and of the installed `PACKAGES`."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -140,7 +140,7 @@ def read_processor() -> str:
 
 
 def read_processor_model() -> dict[str, Any]:
-    """Read `MODEL_FIELDS`, as far as the system says them: many processors have one name."""
+    """Read those `MODEL_FIELDS` that the system provides: many processors share one name."""
     info = _read_cpu_info()
     numbers = {"processor_family": info.get("cpu family"), "processor_model": info.get("model")}
     fields: dict[str, Any] = {name: int(text) for name, text in numbers.items() if text}
@@ -150,7 +150,7 @@ def read_processor_model() -> dict[str, Any]:
 
 
 def _read_cpu_info() -> dict[str, str]:
-    """Read what Linux says of the first processor; nothing elsewhere."""
+    """Read Linux's description of the first processor; empty on other systems."""
     try:
         first, *_ = CPU_INFO.read_text(encoding="utf-8").split("\n\n")
     except OSError:

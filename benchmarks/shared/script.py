@@ -1,4 +1,4 @@
-"""What all scripts share: their name, their options, how they end, and how they start others."""
+"""Code shared by all scripts: their name, options and exit status, and ways to start other programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from daisy.errors import DaisyError, OutputError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout."""
+"""Root of the checkout."""
 RUNS = ROOT / "runs"
-"""Where long runs keep what they made."""
+"""Folder where long runs keep their files."""
 
 
 def script_command() -> list[str]:
-    """Return how the running script is called: ``python -m benchmarks.PACKAGE.SCRIPT``, or another program's name."""
+    """Return the command of the running script: ``python -m benchmarks.PACKAGE.SCRIPT``, or another program's name."""
     path = Path(sys.argv[0]).resolve()
     if path.suffix != ".py" or not path.is_relative_to(ROOT):
         return [path.name]
@@ -26,7 +26,7 @@ def script_command() -> list[str]:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script; what daisy refuses is one line and exit status 1."""
+    """Run a script; daisy's errors end it with a one-line message and exit status 1."""
     try:
         main()
     except DaisyError as error:
@@ -37,8 +37,8 @@ def make_parser(doc: str | None, quick: str = "") -> argparse.ArgumentParser:
     """Make a script's parser.
 
     Args:
-        doc: the script's docstring.
-        quick: what ``--quick`` does; empty: there is no such option.
+        doc: docstring of the script.
+        quick: help text of ``--quick``; without one there is no such option.
     """
     parser = argparse.ArgumentParser(
         prog=" ".join(script_command()), description=doc, formatter_class=argparse.RawTextHelpFormatter
@@ -49,7 +49,7 @@ def make_parser(doc: str | None, quick: str = "") -> argparse.ArgumentParser:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Tell whether bfloat16 is faster than float32: on GPUs, and on CPUs that have instructions for it."""
+    """Tell whether bfloat16 is faster than float32: on GPUs, and on CPUs with instructions for it."""
     if device == "cuda":
         return True
     return bool({"avx512_bf16", "amx_bf16"}.intersection(Path("/proc/cpuinfo").read_text(encoding="utf-8").split()))
@@ -59,7 +59,7 @@ def parse_positive(text: str) -> int:
     """Read a whole number above 0, for argparse.
 
     Raises:
-        ArgumentTypeError: where it is none.
+        ArgumentTypeError: if it is not one.
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
@@ -67,10 +67,10 @@ def parse_positive(text: str) -> int:
 
 
 def parse_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Read ``NAME=VALUE`` texts, such as names of checkpoints and their paths.
+    """Parse ``NAME=VALUE`` texts, such as names of checkpoints and their paths.
 
     Raises:
-        UsageError: on a text without a name or a value.
+        UsageError: if a text has no name or no value.
     """
     pairs = []
     for text in texts:
@@ -82,10 +82,10 @@ def parse_pairs(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def run_command(*command: str, log: Path | None = None, accepted: Iterable[int] = (0,)) -> None:
-    """Run a command of this environment on one core; its output goes to ``log``, or nowhere.
+    """Run a command of this environment on one core, and write its output to ``log`` if there is one.
 
     Raises:
-        OutputError: where it ends with another exit status than those accepted.
+        OutputError: if it ends with an exit status that is not accepted.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
     beside = Path(sys.executable).parent / command[0]
@@ -103,6 +103,6 @@ def module_command(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def module_environment() -> dict[str, str]:
-    """Return an environment in which this package is found from any working directory."""
+    """Return an environment in which this package can be imported from any working directory."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

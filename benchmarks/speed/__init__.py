@@ -1,1 +1,1 @@
-"""How fast the encoder is, beside other people's HuBERT and by itself, and how much memory it takes."""
+"""Speed of the encoder, compared with other libraries' HuBERT and by itself, and its memory."""

@@ -1,4 +1,4 @@
-"""What approximations change, measured by speed.py: fewer bits, and heads that look at fewer frames."""
+"""Effects of approximations, measured by speed.py: lower precision, and heads that read fewer frames."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STRIDES = (1, 2, 4)
 
 
 def measure_precision(quick: bool, device: str) -> list[Row]:
-    """Measure fewer bits against float32, on real recordings one by one; Base has random weights."""
+    """Measure lower precision against float32, on real recordings one by one; Base has random weights."""
     return [row for size in SIZES for row in _measure_precision(size, quick, device)]
 
 
@@ -78,7 +78,7 @@ def _measure_precision(size: str, quick: bool, device: str) -> list[Row]:
 
 
 def measure_stride(quick: bool, device: str) -> list[Row]:
-    """Measure the default policy on scores of every n-th frame, real recordings one by one."""
+    """Measure the default policy with scores of every n-th frame, on real recordings one by one."""
     model = daisy.load("daisy-mini", device=device)
     waveforms = read_test_waveforms(2 if quick else 100 if device == "cpu" else 20, device)
     timed = waveforms[: 4 if quick else 24]
@@ -115,18 +115,18 @@ def run_default_policy(
 
 
 def run_full_depth(model: daisy.Model, waveforms: Sequence[Tensor]) -> list[ExitOutput]:
-    """Run each recording to the last layer, and keep that."""
+    """Run each recording to the last layer, and keep only that layer."""
     encoder = EarlyExitEncoder(model.backbone, None, Never(), keep="last")
     return [encoder([waveform]) for waveform in waveforms]
 
 
 def mean_cosine(states: Tensor, others: Tensor) -> float:
-    """Compute the mean cosine over layers and frames."""
+    """Compute the mean cosine similarity over layers and frames."""
     return float(F.cosine_similarity(states, others.float(), dim=-1).mean())
 
 
 def compare_exits(exact: Sequence[ExitOutput], approximate: Sequence[ExitOutput]) -> dict[str, object]:
-    """Compare the default policy's exits, and the scores of layers that both ran, as a row's fields."""
+    """Compare the default policy's exits, and the scores of layers that both ran; return the fields of a row."""
     pairs = list(zip(exact, approximate, strict=True))
     apart = [abs(int(one.exit_layer) - int(other.exit_layer)) for one, other in pairs]
     drift = {
@@ -146,7 +146,7 @@ def compare_exits(exact: Sequence[ExitOutput], approximate: Sequence[ExitOutput]
 def measure_fidelity(
     model: daisy.Model, outputs: Sequence[ExitOutput], full: Sequence[ExitOutput]
 ) -> tuple[float, float]:
-    """Compute the mean share of the layers that ran, and of frames whose unit at the exit is the full model's."""
+    """Compute the mean share of layers run, and the share of frames whose unit at the exit is the full model's."""
     assert model.final_head is not None
     assert model.heads is not None
     depths, agreements = [], []

@@ -1,12 +1,12 @@
-"""Full depth of wav2vec 2.0, WavLM and data2vec, our time beside that of other people's networks on the same weights.
+"""Times wav2vec 2.0, WavLM and data2vec at full depth, ours against other libraries' networks with the same weights.
 
     python -m benchmarks.speed.backbones --quick               # WavLM, two turns of few settings; no results file
-    python -m benchmarks.speed.backbones                       # an hour and a half on a core; results/backbones.json
+    python -m benchmarks.speed.backbones                       # 1.5 hours on one core; results/backbones.json
     python -m benchmarks.speed.backbones --networks WavLM      # a part; the other settings' rows stay
 
-Base size, random weights. As `benchmarks.speed.latency`, whose batches, forms and turns these are: all systems of a
-setting take turns, and each gives the states of ours that was converted from it, which is checked before anything is
-timed. The system "HuBERT" is our own HuBERT Base on the same audio: below 1, the network takes longer than that.
+Base size, random weights. Batches, forms and turns are those of `benchmarks.speed.latency`: all systems of a setting
+take turns, and before the timing each is checked to give the states of our network converted from it. The system
+"HuBERT" is our own HuBERT Base on the same audio: a ratio below 1 means that the network is slower than HuBERT.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from daisy.runtime.dtypes import Precision
 NETWORKS = tuple(network for network in SOURCES if network != WHISPER)
 QUICK_NETWORK = "WavLM"
 SYSTEMS = ("s3prl", "transformers")
-"""What people run these networks with most."""
+"""The libraries that most people run these networks with."""
 HUBERT = "HuBERT"
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, quick=f"{QUICK_NETWORK}, and two turns of few settings; no results file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, and no results file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file, and no results file")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS)
     parser.add_argument("--precisions", nargs="+", default=list(FLOAT_PRECISIONS), choices=FLOAT_PRECISIONS)
     parser.add_argument("--batches", nargs="+", type=parse_positive, default=[1, 16])
@@ -71,10 +71,10 @@ def parse_arguments() -> argparse.Namespace:
 def make_pairs(
     network: str, sources: Sequence[str], device: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, Pair]:
-    """Make the networks of the libraries that have it and are installed; their weights are of a type, ours float32.
+    """Make the networks of the installed libraries, with weights of type ``dtype``; ours have float32.
 
     Raises:
-        DaisyError: where none is.
+        DaisyError: if no such library is installed.
     """
     pairs = {}
     for source in sources:
@@ -88,16 +88,16 @@ def make_pairs(
 
 
 def build_systems(network: str, pairs: dict[str, Pair], precision: Precision, waveform: Tensor) -> dict[str, Forms]:
-    """Build all systems, each in the ways that give our states: ours, HuBERT, and the libraries'.
+    """Build all systems, each in the forms that give our states: ours, HuBERT, and the libraries'.
 
     Args:
-        network: its name.
-        pairs: of `make_pairs`.
-        precision: of `FLOAT_PRECISIONS`.
-        waveform: (N,) that states are compared on.
+        network: name of the network.
+        pairs: networks from `make_pairs`.
+        precision: one of `FLOAT_PRECISIONS`.
+        waveform: (N,) for comparing states.
 
     Raises:
-        DaisyError: naming a library whose network gives other states: what computes something else is not timed.
+        DaisyError: if a library's network gives other states; it is named, and not timed.
     """
     device = waveform.device.type
     ours = {source: build_ours(pair.ours.hubert, precision) for source, pair in pairs.items()}
@@ -106,7 +106,7 @@ def build_systems(network: str, pairs: dict[str, Pair], precision: Precision, wa
         HUBERT: {precision: build_ours(make_backbone("base").to(device), precision)},
     }
     forms: dict[str, Forms] = {source: {precision: pair.system} for source, pair in pairs.items()}
-    if precision == "bfloat16":  # s3prl's upstreams cannot be copied: their hooks write into the first one's list
+    if precision == "bfloat16":  # s3prl's upstreams cannot be copied: their hooks write to the first one's list
         halved = make_pairs(network, list(pairs), device, torch.bfloat16)
         forms = {
             source: {"autocast": add_autocast(pair.system, device), "weights": halved[source].system}
@@ -121,15 +121,15 @@ def build_systems(network: str, pairs: dict[str, Pair], precision: Precision, wa
 
 
 def measure(network: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[list[Row]]:
-    """Measure one setting after the other.
+    """Measure the settings one by one.
 
     Args:
-        network: of `NETWORKS`.
-        arguments: of the command line.
-        advance: called with the setting that is begun.
+        network: name of a network in `NETWORKS`.
+        arguments: parsed command line.
+        advance: called with the setting that begins.
 
     Yields:
-        The rows of a setting, one a system.
+        The rows of a setting, one per system.
     """
     pairs = make_pairs(network, arguments.systems, arguments.device)
     for precision in arguments.precisions:
@@ -145,7 +145,7 @@ def measure(network: str, arguments: argparse.Namespace, advance: Callable[[str]
 
 
 def merge_result(rows: list[Row], name: str) -> None:
-    """Put rows into results/NAME.json, in place of those of the same settings."""
+    """Write rows to results/NAME.json, replacing those of the same settings."""
     order = {value: place for place, value in enumerate((*NETWORKS, *FLOAT_PRECISIONS))}
     ordered = sorted(
         replace_rows(rows, name, BACKBONE_SETTING),

@@ -1,4 +1,4 @@
-"""What exits cost and save, measured by speed.py: scores, exits spread over a batch, and recordings end to end."""
+"""Costs and savings of exits, measured by speed.py: scores, exits spread over a batch, and recordings end to end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BATCH_SEC = 30.0
 
 
 def measure_deciding(quick: bool, device: str) -> list[Row]:
-    """Measure scores at all layers against none; heads have random weights."""
+    """Measure scores at all layers against none; the heads have random weights."""
     backbone = make_backbone("base").to(device)
     config = backbone.config
     heads = ExitHeads(HeadsConfig(num_layers=config.num_layers, width=config.width, num_units=NUM_UNITS)).to(device)
@@ -64,7 +64,7 @@ def measure_deciding(quick: bool, device: str) -> list[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread(Policy):
-    """Leave at one of the layers 3 to 12, which the number of frames names: it costs nothing to know."""
+    """Exits at one of the layers 3 to 12, computed from the number of frames, which costs nothing."""
 
     name: ClassVar[str] = "spread"
     scores: ClassVar[tuple[str, ...]] = ("num_frames",)
@@ -74,7 +74,7 @@ class Spread(Policy):
 
 
 def measure_mixed(quick: bool, device: str) -> list[Row]:
-    """Measure one batch whose utterances leave at layers 3 to 12, against each part at the full batch's speed."""
+    """Measure one batch whose utterances exit at layers 3 to 12, against the sum of its parts at full batch size."""
     return [_measure_mixed(size, 3 if quick else 9, device) for size in (SIZES[:1] if quick else SIZES)]
 
 
@@ -110,7 +110,7 @@ def _measure_mixed(size: str, repeats: int, device: str) -> Row:
 
 
 def _over_ideal(times: Mapping[str, Times], num_layers: int, mean_layers: float) -> list[float]:
-    """Return, turn by turn, the time of mixed exits over the front end's and that of the layers that ran."""
+    """Return, for each turn, the time of mixed exits over that of the front end and the layers that ran."""
     ratios = []
     turns = zip(*(times[name].seconds for name in ("mixed", "first layer", "full")), strict=True)
     for mixed, first, full in turns:
@@ -120,7 +120,7 @@ def _over_ideal(times: Mapping[str, Times], num_layers: int, mean_layers: float)
 
 
 def measure_end_to_end(quick: bool, device: str) -> list[Row]:
-    """Measure test recordings from waveforms to states: clean, and each clean or in noise."""
+    """Measure test recordings from waveforms to states: all clean, and each either clean or noisy."""
     clean = read_test_waveforms(3 if quick else 40)
     bank = read_noises("test")
     by_snr = [tracing.mix_noise(clean, bank, snr_db) for snr_db in SNRS_DB]
@@ -133,7 +133,7 @@ def measure_end_to_end(quick: bool, device: str) -> list[Row]:
 
 
 def _measure_end_to_end(kind: str, waveforms: list[Tensor], quick: bool, device: str) -> list[Row]:
-    """Measure one by one and in batches, with the default policy, at full depth, and by stock s3prl."""
+    """Measure one by one and in batches, with the default policy, at full depth, and with stock s3prl."""
     model = daisy.load("daisy-mini", device=device)
     systems: dict[str, Callable[[list[Tensor]], object]] = {
         DEFAULT_POLICY: model.encoder(DEFAULT_POLICY),

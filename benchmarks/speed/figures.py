@@ -1,4 +1,4 @@
-"""Figures of docs/results/speed.md, drawn by latency.py and memory.py when they have measured everything."""
+"""Figures of docs/results/speed.md, drawn by latency.py and memory.py after they have measured everything."""
 
 from __future__ import annotations
 

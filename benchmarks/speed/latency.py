@@ -1,18 +1,18 @@
-"""Full depth, our time beside that of other people's HuBERT on the same weights.
+"""Times HuBERT at full depth, ours against other libraries' with the same weights.
 
-    python -m benchmarks.speed.latency --quick                   # within a minute on two cores; no results file
+    python -m benchmarks.speed.latency --quick                   # under a minute on two cores; no results file
     python -m benchmarks.speed.latency                           # everything, an hour or two; results/latency.json
                                                                  # (with --device cuda, latency_cuda.json)
     python -m benchmarks.speed.latency --sizes mini --batches 16 # a part; the other settings' rows stay
-    python -m benchmarks.speed.latency --systems s3prl --json a.json # beside some, or with other --repeats
+    python -m benchmarks.speed.latency --systems s3prl --json a.json # with some systems, or with other --repeats
 
-Sizes: base with random weights, mini with daisy-mini's. Every system gives the same states for a recording by itself,
-which is checked before anything is timed. ``ratio`` is a system's time over ours, above 1 where we are faster: the
-median over turns in which the systems follow one another, with its quartiles. Ours and the peers that can return the
-states of all layers; fairseq gives the last one's only. In bfloat16 a peer runs as its users have it, under autocast or
-with weights in bfloat16, whichever is the faster in that setting and computes the same (``form``). Shapes were met
-before: no system's first call is timed, but where a turn takes a minute. "mixed" is real recordings of the shared test
-splits, or 1 to 15 s where they are absent.
+Sizes: base with random weights, mini with daisy-mini's. Before the timing, every system is checked to give the same
+states for a single recording. ``ratio`` is a system's time over ours, above 1 where we are faster: the median over
+turns in which the systems follow one another, with its quartiles. Our encoder and those peers that can do so return the
+states of all layers; fairseq returns only the last layer's. In bfloat16 a peer runs as its users run it, under autocast
+or with weights in bfloat16, whichever is faster in that setting among those that give the same states (``form``). All
+shapes have been seen before: no system's first call is timed, except where a turn takes a minute. "mixed" is real
+recordings of the shared test splits, or 1 to 15 s of noise if they are absent.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ from daisy.runtime.dtypes import Precision
 
 FIXED_SEC = 10.0
 MIXED_SETS = tuple(name for name in TEST_SETS if name != "digits")
-"""Sets of recordings of 1 s and more."""
+"""Sets whose recordings last 1 s or more."""
 WIDTH = 140
-"""Columns of the table, where the output is no terminal."""
+"""Width of the table in columns if the output is not a terminal."""
 OURS = "daisy"
 MIN_COSINE = {"float32": 0.99999, "bfloat16": 0.99}
-"""Of the last layer's states to ours, below which a peer computes something else."""
+"""Minimum mean cosine of the last layer's states to ours; below it a peer computes something else."""
 CPU_REPEATS, CUDA_REPEATS = 5, 101
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, quick="mini, and two turns of few settings; no results file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, and no results file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file, and no results file")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--precisions", nargs="+", default=list(FLOAT_PRECISIONS), choices=FLOAT_PRECISIONS)
     parser.add_argument("--batches", nargs="+", type=parse_positive, default=[1, 16])
@@ -101,9 +101,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_batch(lengths: str, batch: int) -> list[Tensor]:
-    """Make a batch of waveforms, of the shortest to the longest where lengths are mixed.
+    """Make a batch of waveforms, from the shortest to the longest if lengths are mixed.
 
-    Mixed ones may be fewer than asked for: recordings are spread evenly over each set.
+    A mixed batch may be smaller than requested, because recordings are spread evenly over each set.
     """
     generator = torch.Generator().manual_seed(0)
     if lengths == "fixed":
@@ -117,13 +117,13 @@ def make_batch(lengths: str, batch: int) -> list[Tensor]:
 
 
 def build_ours(backbone: Backbone, precision: Precision) -> System:
-    """Build our encoder: all layers' states, no scores."""
+    """Build our encoder: states of all layers, no scores."""
     encoder = EarlyExitEncoder(backbone, None, Never(), dtype=precision)
     return lambda waveforms: [states[-1] for states in encoder(waveforms).states]
 
 
 def add_autocast(system: System, device: str) -> System:
-    """Return a peer that runs in bfloat16 by autocast."""
+    """Return a peer that runs in bfloat16 under autocast."""
 
     def run(waveforms: Sequence[Tensor]) -> list[Tensor]:
         with torch.autocast(device, torch.bfloat16):
@@ -133,20 +133,20 @@ def add_autocast(system: System, device: str) -> System:
 
 
 Forms = dict[str, System]
-"""Ways to run a system in a precision."""
+"""Forms of a system in a precision, by name."""
 
 
 def build_forms(names: Sequence[str], backbone: Backbone, precision: Precision, waveform: Tensor) -> dict[str, Forms]:
-    """Build all systems, each in the ways that give our states.
+    """Build all systems, each in the forms that give our states.
 
     Args:
-        names: of the peers.
-        backbone: whose weights all of them have.
-        precision: of `FLOAT_PRECISIONS`.
-        waveform: (N,) that their states are compared on.
+        names: names of the peers.
+        backbone: backbone whose weights all of them have.
+        precision: one of `FLOAT_PRECISIONS`.
+        waveform: (N,) for comparing states.
 
     Raises:
-        DaisyError: naming a peer that has no such way: what computes something else is not timed.
+        DaisyError: if a peer has no such form; it is named, and not timed.
     """
     ours = build_ours(backbone, precision)
     peers: dict[str, Forms] = {name: {precision: system} for name, system in build_peers(names, backbone).items()}
@@ -166,7 +166,7 @@ def build_forms(names: Sequence[str], backbone: Backbone, precision: Precision, 
 
 @torch.no_grad()
 def keep_alike(forms: Forms, waveform: Tensor, expected: Tensor, precision: str) -> Forms:
-    """Keep those whose mean cosine to our states (T, D) is high enough; a peer may be unable to run in one."""
+    """Keep the forms whose mean cosine to our states (T, D) is high enough; some may not run at all."""
     alike = {}
     for form, system in forms.items():
         try:
@@ -180,7 +180,7 @@ def keep_alike(forms: Forms, waveform: Tensor, expected: Tensor, precision: str)
 
 
 def choose_fastest(forms: Forms, waveforms: list[Tensor]) -> str:
-    """Choose a form by a run each, after a warm-up as in `time_in_turns`."""
+    """Choose the fastest form from one run each, after a warm-up as in `time_in_turns`."""
     if len(forms) == 1:
         return next(iter(forms))
     times = time_in_turns({form: partial(system, waveforms) for form, system in forms.items()}, 1)
@@ -188,22 +188,22 @@ def choose_fastest(forms: Forms, waveforms: list[Tensor]) -> str:
 
 
 def list_batches(arguments: argparse.Namespace) -> list[tuple[int, str]]:
-    """List sizes and lengths of batches; a single recording has one length."""
+    """List sizes and lengths of the batches; a single recording has one length."""
     return [
         (batch, lengths) for batch in arguments.batches for lengths in (["fixed"] if batch == 1 else arguments.lengths)
     ]
 
 
 def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[list[Row]]:
-    """Measure one setting after the other.
+    """Measure the settings one by one.
 
     Args:
-        size: of `SIZES`.
-        arguments: of the command line.
-        advance: called with the setting that is begun.
+        size: name of a size in `SIZES`.
+        arguments: parsed command line.
+        advance: called with the setting that begins.
 
     Yields:
-        The rows of a setting, one a system.
+        The rows of a setting, one per system.
     """
     backbone = make_backbone(size).to(arguments.device)
     for precision in arguments.precisions:
@@ -220,7 +220,7 @@ def measure(size: str, arguments: argparse.Namespace, advance: Callable[[str], N
 def measure_setting(
     setting: dict[str, Any], systems: dict[str, Forms], waveforms: list[Tensor], repeats: int
 ) -> list[Row]:
-    """Time all systems on a batch in turns, each in its fastest form: a row each."""
+    """Time all systems on a batch in turns, each in its fastest form; return one row each."""
     forms = {name: choose_fastest(by_form, waveforms) for name, by_form in systems.items()}
     times = time_in_turns({name: partial(systems[name][form], waveforms) for name, form in forms.items()}, repeats)
     rows = []
@@ -243,7 +243,7 @@ def measure_setting(
 
 
 def merge_result(rows: list[Row], name: str) -> None:
-    """Put rows into results/NAME.json, in place of those of the same settings; parts may come in any order."""
+    """Write rows to results/NAME.json, replacing those of the same settings; parts can come in any order."""
     ordered = sorted(replace_rows(rows, name, SETTING), key=_order)
     write_result(name, ordered, arguments=() if name == "latency" else ("--device", name.removeprefix("latency_")))
     draw_latency(ordered, name)
@@ -254,7 +254,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def show(rows: list[Row], console: Console, fields: Sequence[str] = SETTING) -> None:
-    """Print a line for each setting, whose values are in these fields."""
+    """Print a line for each setting, which is defined by these fields."""
     names = list(dict.fromkeys(row["system"] for row in rows if row["system"] != OURS))
     title = "a system's time over ours (above 1: we are faster), median of the turns, and their quartiles"
     table = Table(*fields, "ours, s", *names, box=None, title=title)
@@ -271,10 +271,10 @@ def main() -> None:
 
 
 def check_writes(arguments: argparse.Namespace, name: str, systems: Sequence[str]) -> None:
-    """Refuse to write rows that the results file's command does not make.
+    """Refuse to write rows other than those that the results file's command makes.
 
     Raises:
-        UsageError: where some of the systems are left out, whose rows would go, or there are not the usual turns.
+        UsageError: if systems are left out, whose rows would be lost, or the number of turns is unusual.
     """
     repeats = CPU_REPEATS if arguments.device == "cpu" else CUDA_REPEATS
     left_out = [system for system in systems if system not in arguments.systems]
@@ -292,24 +292,24 @@ def measure_all(
     fields: Sequence[str],
     systems: Sequence[str] = tuple(PEERS),
 ) -> None:
-    """Measure sizes or networks one after the other, write each setting as it is finished, and print all.
+    """Measure sizes or networks one by one, write each setting when it is finished, and print all.
 
     Args:
-        arguments: of the command line.
-        name: of the results file.
-        subjects: what is measured.
-        measure: yields the rows of each setting of a subject.
-        merge: puts rows into the results file.
-        fields: of a setting.
-        systems: that the results file has beside ours.
+        arguments: parsed command line.
+        name: name of the results file.
+        subjects: sizes or networks to measure.
+        measure: function that yields the rows of each setting of a subject.
+        merge: function that writes rows into the results file.
+        fields: fields that define a setting.
+        systems: systems in the results file, besides ours.
     """
     writes = not (arguments.json or arguments.quick)
     if writes:
         check_writes(arguments, name, systems)
-        read_rows_beside(name)  # refuses before anything is measured
+        read_rows_beside(name)  # raises errors before anything is measured
     check_device(arguments.device)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    logging.disable(logging.INFO)  # fairseq and s3prl print their whole configurations
+    logging.disable(logging.INFO)  # fairseq and s3prl log their whole configurations
     count = len(subjects) * len(arguments.precisions) * len(arguments.threads) * len(list_batches(arguments))
     rows: list[Row] = []
     with Progress(console=console) as progress:

@@ -1,4 +1,4 @@
-"""What the measures of this room share: networks, test recordings, rows, and settings of latency.json."""
+"""Code shared by the speed measurements: networks, test recordings, rows, and settings of latency.json."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from daisy.runtime.dtypes import Precision
 SIZES = ("mini", "base")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "int8")
-"""Those of GPUs and of other people's networks."""
+"""Precisions that GPUs and other libraries' networks have."""
 SETTING = ("size", "precision", "batch", "lengths", "threads")
-"""Fields of a row of latency.json that all systems of a setting share."""
+"""Fields that define a setting in a row of latency.json."""
 BACKBONE_SETTING = ("network", *SETTING[1:])
-"""Likewise of backbones.json."""
+"""The same for backbones.json."""
 Setting = tuple[Any, ...]
-"""Their values."""
+"""Values of these fields."""
 console = Console()
 
 
@@ -38,14 +38,14 @@ def make_backbone(size: str) -> Backbone:
 
 
 def read_test_waveforms(limit: int, device: str = "cpu") -> list[Tensor]:
-    """Read test recordings of all sets, at most so many of each, in a fixed order that mixes them."""
+    """Read test recordings of all sets, at most ``limit`` of each, in a fixed order that mixes the sets."""
     waveforms = [utterance.waveform.to(device) for utterance in read_utterances(TEST_SETS, "test", limit)]
     order = torch.randperm(len(waveforms), generator=torch.Generator().manual_seed(0)).tolist()
     return [waveforms[index] for index in order]
 
 
 def run_over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Tensor]]) -> Callable[[], None]:
-    """Return what runs a system on one batch after the other."""
+    """Return a function that runs a system on all batches in turn."""
 
     def run() -> None:
         for batch in batches:
@@ -55,25 +55,25 @@ def run_over(system: Callable[[list[Tensor]], object], batches: Sequence[list[Te
 
 
 def make_row(measure: str, **values: object) -> Row:
-    """Make a row, and show it."""
+    """Make a row and print it."""
     row = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
     console.print(measure, *(f"{key} {value}" for key, value in row.items()), highlight=False, soft_wrap=True)
     return {"measure": measure, **row}
 
 
 def compare_times(times: dict[str, Times], system: str, other: str) -> dict[str, float]:
-    """Compute how much longer one system takes than another, as a row's fields."""
+    """Compute the ratio of two systems' times, as fields of a row."""
     median, low, high = times[system].over(times[other])
     return {"seconds": times[system].median, "ratio": median, "ratio_low": low, "ratio_high": high}
 
 
 def count_repeats(repeats: int, device: str) -> int:
-    """Return how many turns to take: more where a turn takes milliseconds, and graphs are captured in the first."""
+    """Return the number of turns: more where a turn takes milliseconds and graphs are captured in the first."""
     return repeats if device == "cpu" else 5 * repeats
 
 
 def group_by_setting(rows: Iterable[Row], fields: Sequence[str] = SETTING) -> dict[Setting, dict[str, Row]]:
-    """Group rows by their setting, the values of these fields, and there by system."""
+    """Group rows by setting, defined by these fields, and then by system."""
     settings: dict[Setting, dict[str, Row]] = {}
     for row in rows:
         settings.setdefault(tuple(row[field] for field in fields), {})[row["system"]] = row

@@ -1,10 +1,10 @@
-"""Time and peak memory of daisy-mini by number of recordings, and by length, each in a process of its own.
+"""Time and peak memory of daisy-mini, by number and by length of recordings, each in a process of its own.
 
     python -m benchmarks.speed.memory              # results/memory.json
     python -m benchmarks.speed.memory --quick      # a few; no results file
 
-Recordings of four seconds, seven in a batch; and one recording of 1 s to an hour, in windows of 30 s and, up to four
-minutes, in one run. Random audio with the default policy.
+Recordings of four seconds, in batches of seven; and one recording of 1 s to an hour, in windows of 30 s and, up to four
+minutes, also in one run. The audio is random and the policy is the default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_SEC_IN_ONE_RUN = 240
 
 
 def measure_by_utterances(quick: bool) -> list[Row]:
-    """Measure 1 to 1,000 recordings of four seconds, seven in a batch, each count in a process of its own."""
+    """Measure 1 to 1,000 recordings of four seconds, in batches of seven, each number in a process of its own."""
     counts = (1, 10, 30) if quick else (1, 3, 10, 30, 100, 300, 1000)
     return [
         make_row("utterances", size="mini", num_utterances=count, **measure_in_process("utterances", count))
@@ -43,7 +43,7 @@ def measure_by_utterances(quick: bool) -> list[Row]:
 
 
 def measure_by_length(quick: bool) -> list[Row]:
-    """Measure a recording of 1 s to an hour, in windows and, where it is short enough, in one run."""
+    """Measure a recording of 1 s to an hour, in windows and, if it is short enough, in one run."""
     lengths = (1, 10, 60) if quick else (1, 3, 10, 30, 60, 240, 600, 1800, 3600)
     short = [seconds for seconds in lengths if seconds <= MAX_SEC_IN_ONE_RUN]
     return [
@@ -62,11 +62,11 @@ def measure_in_process(kind: str, count: int) -> dict[str, float]:
 
 @torch.no_grad()
 def run_child(kind: str, count: int) -> None:
-    """Run, and print seconds and peak memory, of which what was there before it began is also said.
+    """Run, and print the seconds, the peak memory, and the peak memory before the run.
 
     Args:
-        kind: "utterances": recordings of four seconds; "windows", "whole": one recording in windows, or in one run.
-        count: recordings, or seconds of the one.
+        kind: "utterances": recordings of four seconds; "windows", "whole": one recording, in windows or in one run.
+        count: number of recordings, or length of the one in seconds.
     """
     encoder = daisy.load("daisy-mini").encoder(DEFAULT_POLICY, keep="last")
     generator = torch.Generator().manual_seed(0)
@@ -83,13 +83,13 @@ def run_child(kind: str, count: int) -> None:
 
 
 def run_batches(encoder: EarlyExitEncoder, count: int, generator: torch.Generator) -> None:
-    """Run so many recordings, a batch at a time."""
+    """Run ``count`` recordings in batches."""
     for first in range(0, count, BATCH):
         encoder([make_noise(UTTERANCE_SEC * SAMPLE_RATE, generator) for _ in range(min(BATCH, count - first))])
 
 
 def run_windows(encoder: EarlyExitEncoder, seconds: int, generator: torch.Generator) -> None:
-    """Run a recording of so many seconds in windows, each drawn when it is read."""
+    """Run a recording of ``seconds`` in windows, whose audio is drawn when it is read."""
 
     def read(first: int, last: int) -> torch.Tensor:
         return make_noise(last - first, generator)
@@ -99,7 +99,7 @@ def run_windows(encoder: EarlyExitEncoder, seconds: int, generator: torch.Genera
 
 
 def read_peak_bytes() -> int:
-    """Read the peak memory of this process so far; getrusage would also count the one that started it."""
+    """Read the peak memory of this process so far; getrusage would include that of its parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -113,7 +113,7 @@ def main() -> None:
         run_child(arguments.child[0], int(arguments.child[1]))
         return
     if not arguments.quick:
-        read_rows_beside("memory")  # another machine's results are not written over
+        read_rows_beside("memory")  # refuses to overwrite another machine's results
     rows = measure_by_utterances(arguments.quick) + measure_by_length(arguments.quick)
     if not arguments.quick:
         write_result("memory", rows)

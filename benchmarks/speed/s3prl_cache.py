@@ -1,9 +1,9 @@
-"""What the cache of the s3prl upstream saves: intent classification on real recordings, with and without it.
+"""Savings from the cache of the s3prl upstream: intent classification on real recordings, with and without it.
 
     python -m benchmarks.speed.s3prl_cache
 
-120 training and 40 dev recordings of the keywords, five epochs, the default policy. Seconds of the upstream and of the
-whole training, bytes on disk, and how far the trained weights are from those without a cache.
+120 training and 40 dev recordings of the keywords, five epochs, the default policy. Measures the seconds of the
+upstream and of the whole training, bytes on disk, and the distance of the trained weights from those without a cache.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from s3prl_upstream import run_downstream
 
 NUM_TRAIN, NUM_DEV, EPOCHS, BATCH = 120, 40, 5, 8
 CACHES = {"none": "", "float16, filling": "float16", "float16, full": "float16", "float32, filling": "float32"}
-"""Row to the cache's type; two rows of one type share a cache, which the second finds full."""
+"""Maps rows to the type of the cache; rows of the same type share a cache, which is full for the second."""
 
 
 def make_corpus(folder: Path, num_train: int, num_dev: int) -> Path:
-    """Make Fluent Speech Commands' layout around the recordings, and return s3prl's configuration."""
+    """Make the recordings into Fluent Speech Commands' layout, and return s3prl's configuration."""
     for split, source, count in (("train", "train", num_train), ("valid", "dev", num_dev), ("test", "dev", num_dev)):
         rows = read_index("keywords", source)
         rows = rows[:: max(len(rows) // count, 1)][:count]
@@ -83,7 +83,7 @@ def make_configuration(corpus: Path, num_train: int) -> dict[str, Any]:
 
 
 def train(config: Path, out: Path, cache: Path, dtype: str) -> float:
-    """Train on daisy-mini's upstream, with a cache where a type is given: the seconds that takes."""
+    """Train on daisy-mini's upstream, with a cache if a type is given; return the seconds taken."""
     options = ["-m", "train", "-u", "daisy_local", "-k", "daisy-mini", "-d", "fluent_commands", "-c", str(config)]
     options += ["-p", str(out), "--device", "cpu"]
     options += ["--cache", str(cache), "--cache-dtype", dtype] if dtype else []
@@ -94,7 +94,7 @@ def train(config: Path, out: Path, cache: Path, dtype: str) -> float:
 
 
 def read_weights(folder: Path) -> Tensor:
-    """Read all that was trained, in one row."""
+    """Read all trained weights into one row."""
     (path,) = folder.glob("states-*.ckpt")
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     parts = [checkpoint[part][key] for part in ("Featurizer", "Downstream") for key in sorted(checkpoint[part])]
@@ -102,7 +102,7 @@ def read_weights(folder: Path) -> Tensor:
 
 
 def read_upstream_seconds(folder: Path) -> float:
-    """Read how long the upstream took in a run."""
+    """Read the seconds that the upstream took in a run."""
     (run,) = json.loads((folder / "exits_summary.json").read_text(encoding="utf-8"))["runs"]
     return sum(split["upstream_sec"] for split in run["splits"].values())
 

@@ -1,4 +1,4 @@
-"""Where the time goes, and what exits save: measurements of our own encoder.
+"""Where the time goes, and savings from exits: measurements of our own encoder.
 
     python -m benchmarks.speed.speed                       # all of them; results/speed.json
     python -m benchmarks.speed.speed --only deciding mixed # some; the others' rows stay
@@ -6,15 +6,15 @@
     python -m benchmarks.speed.speed --device cuda         # all but stages and shapes; results/speed_cuda.json
 
 precision   bfloat16 and int8 against float32: time, exit layers, states
-deciding    scores at every layer without ever leaving, against no heads; Base with 504 units
-stride      heads that look at every 2nd or 4th frame against all: time, exit layers, units
+deciding    scores at every layer without any exit, against no heads; Base with 504 units
+stride      heads that read every 2nd or 4th frame, against all frames: time, exit layers, units
 mixed       exits spread over layers 3 to 12 in one batch, against the sum of its parts
-stages      the front end's share before and after, and multiply-accumulates a second against a matrix product's
-shapes      recordings of 200 lengths, with rows added so that they share the products' shapes, and without
-end-to-end  test recordings, clean and in noise, with the default policy, against stock s3prl and our own full depth
+stages      the front end's share before and after, and multiply-accumulates per second against a matrix product's
+shapes      recordings of 200 lengths, with and without rows added so that products share their shapes
+end-to-end  test recordings, clean and noisy, with the default policy, against stock s3prl and our own full depth
 
-Ratios are medians over turns that follow one another, with quartiles. Needs the shared recordings for precision,
-stride, mixed and end-to-end; without them: --only deciding stages shapes.
+Ratios are medians, with quartiles, over turns that follow one another. precision, stride, mixed and end-to-end need the
+shared recordings; without them: --only deciding stages shapes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ON_CPUS_ONLY = ("stages", "shapes")
 def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings and turns; nothing is written")
     parser.add_argument("--only", nargs="+", choices=list(MEASURES))
-    parser.add_argument("--threads", type=parse_positive, default=1, help="with others than 1 nothing is written")
+    parser.add_argument("--threads", type=parse_positive, default=1, help="with any number but 1 nothing is written")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
     device = check_device(arguments.device)
@@ -55,7 +55,7 @@ def main() -> None:
         raise UsageError(f"{', '.join(sorted(wrong))}: on CPUs only")
     name = "speed" if device == "cpu" else f"speed_{device}"
     torch.set_num_threads(arguments.threads)
-    logging.disable(logging.INFO)  # s3prl prints its whole configuration
+    logging.disable(logging.INFO)  # s3prl logs its whole configuration
     writes = not arguments.quick and arguments.threads == 1
     rows = read_rows_beside(name) if writes else []
     for measure in arguments.only or able:

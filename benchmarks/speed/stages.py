@@ -1,4 +1,4 @@
-"""What stages and shapes cost, measured by speed.py: front end and layers beside a matrix product; many lengths."""
+"""Cost of stages and shapes, measured by speed.py: front end and layers against a matrix product; many lengths."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from daisy.runtime.dtypes import Precision
 from daisy.runtime.packing_cache import pack_backbone
 
 PRODUCTS = 20
-"""Matrix products in a call: one takes too little time."""
+"""Number of matrix products in a call: one takes too little time."""
 
 
 def measure_stages(quick: bool, device: str) -> list[Row]:
-    """Measure front end and layers, plain modules and ours; and the machine's matrix product in the same turns."""
+    """Measure front end and layers, plain modules and ours, and the machine's matrix product in the same turns."""
     return [
         row
         for size in SIZES
@@ -70,14 +70,14 @@ def _measure_stages(size: str, precision: Precision, seconds: int, repeats: int)
 
 
 def _median_share(stage: Times, other: Times) -> float:
-    """Return which share of both stages' time is this one's, turn by turn."""
+    """Return the median over turns of a stage's share of the time of both stages."""
     return statistics.median(x / (x + y) for x, y in zip(stage.seconds, other.seconds, strict=True))
 
 
 class Stages:
-    """What is timed: the stages of one size and precision, on noise of so many seconds.
+    """The stages to time, in one size and precision, on noise of a given length in seconds.
 
-    Plain stages are the modules of `daisy.models`, the same operations as torchaudio's; in bfloat16 under autocast.
+    Plain stages are the modules of `daisy.models`, with the same operations as torchaudio's; bfloat16 is by autocast.
     """
 
     def __init__(self, size: str, precision: Precision, seconds: int):
@@ -97,7 +97,7 @@ class Stages:
 
     @torch.no_grad()
     def run_plain_front_end(self) -> tuple[Tensor, Tensor]:
-        """Run the plain front end: layer 0 (1, T, D), and (1,) its number of frames."""
+        """Run the plain front end: layer 0 (1, T, D), and its number of frames (1,)."""
         with self._autocast():
             features, num_frames = self.backbone.front_end(self.waveform[None], self.num_samples)
             return self.backbone.embed(features, num_frames), num_frames
@@ -123,12 +123,12 @@ class Stages:
             states, _ = self.packed.layer(layer, states, self.layout)
 
     def run_products(self) -> None:
-        """Run `PRODUCTS` products of the shape of a layer's first feed-forward map."""
+        """Run `PRODUCTS` products with the shape of a layer's first feed-forward projection."""
         for _ in range(PRODUCTS):
             torch.mm(self.inputs, self.weights)
 
     def count_macs(self, stage: str) -> float:
-        """Count a stage's multiply-accumulates, by `daisy.calibration.cost`; or those of the products."""
+        """Count a stage's multiply-accumulates with `daisy.calibration.cost`, or those of the products."""
         config, frames = self.backbone.config, self.layout.total
         if stage == "product":
             return float(PRODUCTS * frames * config.width * config.ffn_width)
@@ -140,7 +140,7 @@ class Stages:
 
 @contextlib.contextmanager
 def exact_row_counts() -> Iterator[None]:
-    """Run products with as many rows as there are frames, wherever rows are added."""
+    """Run products with exactly as many rows as there are frames, without added rows."""
     with contextlib.ExitStack() as patches:
         for module in (attention, cpu_front_end, cuda_graphs, linear):
             patches.enter_context(mock.patch.object(module, "round_up_rows", int))
@@ -148,7 +148,7 @@ def exact_row_counts() -> Iterator[None]:
 
 
 def measure_shapes(quick: bool, device: str) -> list[Row]:
-    """Measure recordings of many lengths one by one; a turn of one system evicts the other's compiled code."""
+    """Measure recordings of many lengths one by one; a turn of one system evicts the compiled code of the other."""
     backbone, rows = make_backbone("mini"), []
     generator = torch.Generator().manual_seed(0)
     counts = (100 + torch.randperm(10 if quick else 200, generator=generator)).tolist()

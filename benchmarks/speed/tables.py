@@ -1,4 +1,4 @@
-"""Tables and a sentence about speed: latency, backbones, speed, memory, s3prl_cache of results/."""
+"""Tables and a sentence about speed, from latency, backbones, speed, memory and s3prl_cache of results/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_CHANGES = ("same exit, within a layer", "largest change of entropy, of regr
 
 
 def render_latency(name: str = "latency", fields: Sequence[str] = SETTING) -> str:
-    """Render each setting, the values of these fields: our milliseconds, and every peer's time over ours."""
+    """Render each setting, defined by these fields: our milliseconds, and every peer's time over ours."""
     result = read_result(name)
     ours, *peers = dict.fromkeys(row["system"] for row in result["rows"])
     lines = []
@@ -27,12 +27,12 @@ def render_latency(name: str = "latency", fields: Sequence[str] = SETTING) -> st
 
 
 def _format_peer(row: Row) -> str:
-    """Format a peer's ratio, and which of two forms it ran in."""
+    """Format a peer's ratio, and the form that it ran in if it had two."""
     return format_ratio(row) + (f", {row['form']}" if row["form"] != row["precision"] else "")
 
 
 def render_latency_range(name: str = "latency") -> str:
-    """Render every peer's time over ours: least and greatest median of sizes, precisions and numbers of threads."""
+    """Render every peer's time over ours: least and greatest median over sizes, precisions and numbers of threads."""
     result = read_result(name)
     _ours, *peers = dict.fromkeys(row["system"] for row in result["rows"])
     ratios: dict[tuple[int, str, str], list[float]] = {}
@@ -47,7 +47,7 @@ def render_latency_range(name: str = "latency") -> str:
 
 
 def render_latency_sentence() -> str:
-    """Say in which settings, on CPUs and on a GPU, somebody else is faster."""
+    """Say in which settings, on CPUs and on a GPU, a peer is faster."""
     settings, slower = 0, []
     for name, device in (("latency", "two cores"), ("latency_cuda", "a GPU")):
         for setting, by_system in group_by_setting(read_result(name)["rows"], SETTING).items():
@@ -64,10 +64,10 @@ def render_latency_sentence() -> str:
 
 
 def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:
-    """Read results/NAME.json, and its rows of one measure.
+    """Read results/NAME.json, and the rows of one measurement.
 
     Raises:
-        UsageError: where it has none.
+        UsageError: if it has none.
     """
     result = read_result(name)
     rows = [row for row in result["rows"] if row["measure"] == measure]
@@ -78,7 +78,7 @@ def read_measure(measure: str, name: str) -> tuple[Result, list[Row]]:
 
 
 def render_precision(name: str = "speed") -> str:
-    """Render time, states and exits of fewer bits against float32."""
+    """Render time, states and exits of lower precisions against float32."""
     result, rows = read_measure("precision", name)
     lines = []
     for row in rows:
@@ -109,7 +109,7 @@ def render_deciding(name: str = "speed") -> str:
 
 
 def render_stride(name: str = "speed") -> str:
-    """Render time, depth, units and exits by how many frames the heads look at."""
+    """Render time, depth, units and exits by the share of frames that the heads read."""
     result, rows = read_measure("stride", name)
     lines = []
     for row in rows:
@@ -157,7 +157,7 @@ def render_stages(name: str = "speed") -> str:
 
 
 def render_shapes(name: str = "speed") -> str:
-    """Render recordings of many lengths, products of their own shapes over shared ones."""
+    """Render recordings of many lengths: products with their own shapes over those with shared shapes."""
     result, rows = read_measure("shapes", name)
     lines = [[row["precision"], str(row["lengths"]), format_ratio(row)] for row in rows]
     return render_result(result, ["precision", "lengths", "time with own shapes over shared ones"], lines)
@@ -181,7 +181,7 @@ def render_end_to_end(name: str = "speed") -> str:
 
 
 def render_growth(measure: str, key: str, title: str) -> str:
-    """Render seconds and memory by a size, with the slope of each from the row before on logarithmic scales."""
+    """Render seconds and memory by a size, with the log-log slope of each from the row before."""
     result, rows = read_measure(measure, "memory")
     lines = []
     for mode in dict.fromkeys(row.get("mode", "") for row in rows):
@@ -203,7 +203,7 @@ def _format_slope(before: Row | None, row: Row, key: str, field: str) -> str:
 
 
 def render_s3prl_cache() -> str:
-    """Render what the cache of the s3prl upstream saves."""
+    """Render the savings from the cache of the s3prl upstream."""
     result = read_result("s3prl_cache")
     lines = [
         [

@@ -1,1 +1,1 @@
-"""What pre-trained networks and exit heads learnt, which units to train on, and what the bundled model is made of."""
+"""What pre-trained networks and exit heads learnt, which units to train on, and how the bundled model is made."""

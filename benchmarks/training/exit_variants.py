@@ -1,13 +1,13 @@
-"""What losses at all layers, units and hours of speech are each worth to exits: short trainings, from the same start.
+"""Effects of losses at all layers, of units and of hours of speech on exits: short trainings from the same start.
 
     python -m benchmarks.training.exit_variants runs --teacher openai/whisper-base --beside daisy-mini=daisy-mini
     python -m benchmarks.training.exit_variants runs --only "3 hours"          # the others' rows stay
 
-Every variant goes on from the same network, given a prediction head for its units (`fairseq_plugins.warm_start`), for
-the same number of updates of 48 s on one CPU core, in bfloat16 if it multiplies that; a stopped run goes on. Each is
-measured, as by `benchmarks.training.exits`, as soon as it is trained, and its rows are written. One run each: the
-intervals say how sure a figure is of its network, not what another run of the same variant would give; "all layers,
-second seed" shows that.
+Every variant starts from the same network, with a prediction head for its units (`fairseq_plugins.warm_start`), and
+runs the same number of updates of 48 s on one CPU core, in bfloat16 if the CPU multiplies it fast; a stopped run
+continues. Each is measured as in `benchmarks.training.exits` as soon as it is trained, and its rows are written. There
+is one run each: the intervals describe the uncertainty for that network, not for another run of the same variant; for
+the latter see "all layers, second seed".
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe."""
+    """A variant's differences from the recipe."""
 
     units: str = "teacher200"
-    """Folder of manifests and units below ``units/``."""
+    """Folder of manifests and units, below ``units/``."""
     overrides: tuple[str, ...] = ()
-    """Of the configuration."""
+    """Overrides of the configuration."""
 
 
 VARIANTS = {
@@ -60,33 +60,33 @@ VARIANTS = {
     "LayerDrop of 0.2": Variant(overrides=("model.encoder_layerdrop=0.2",)),
 }
 OF_THE_FIRST_SETS = ("librispeech/", "commands/", "keywords/")
-"""Beginnings of the names of the three hours that the start was made from."""
+"""Prefixes of the names of the three hours that the start was trained on."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What all variants have in common."""
+    """Inputs shared by all variants."""
 
     runs: Path
     """Folder of benchmarks/real_run.sh, whose ``weighted`` holds the manifests."""
     start: Path
-    """Network that all go on from, and whose last layer gives the units ``ownK``."""
+    """Network that all variants start from, and whose last layer gives the units ``ownK``."""
     teacher: str
-    """As ``daisy labels`` takes it."""
+    """Encoder, as ``daisy labels`` takes it."""
     layer: int
-    """Of the teacher."""
+    """Layer of the teacher."""
     updates: int
 
     @property
     def folder(self) -> Path:
-        """Where units and trainings lie."""
+        """Folder of units and trainings."""
         return self.runs / "exits"
 
     def check(self) -> None:
-        """Refuse to go on with what was made otherwise.
+        """Refuse to continue with variants made from other inputs.
 
         Raises:
-            OutputError: where it was.
+            OutputError: if there are such variants.
         """
         path = self.folder / "settings.json"
         ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer}
@@ -97,11 +97,11 @@ class Origin:
 
 
 def prepare_units(name: str, origin: Origin) -> Path:
-    """Make a variant's manifests and units where they are not there yet, and return their folder.
+    """Make a variant's manifests and units if they do not exist, and return their folder.
 
     Args:
         name: ``teacherK``, ``mfccK``, ``ownK`` with K clusters, or ``hours3``.
-        origin: what they are made from.
+        origin: inputs of the units.
     """
     folder, weighted = origin.folder / "units" / name, origin.runs / "weighted"
     if all((folder / f"{split}.{ending}").is_file() for split in SPLITS for ending in ("tsv", "km")):
@@ -118,7 +118,7 @@ def prepare_units(name: str, origin: Origin) -> Path:
     options = ("--clusters", name.removeprefix(kind), "--fit-frames", "200000", *options)
     manifests = [str(weighted / f"{split}.tsv") for split in SPLITS]
     folder.mkdir(parents=True, exist_ok=True)
-    # Exit status 1: some recordings could not be used; manifests of the others lie beside the units then.
+    # Exit status 1: some recordings could not be used; the manifests of the others are then beside the units.
     run_command("daisy", "labels", *manifests, "--out", str(folder), *options, log=folder / "log", accepted=(0, 1))
     for split in SPLITS:
         if not (folder / f"{split}.tsv").is_file():
@@ -127,7 +127,7 @@ def prepare_units(name: str, origin: Origin) -> Path:
 
 
 def copy_lines(units: Path, folder: Path) -> None:
-    """Copy manifests and units, and of the training split only the recordings of the first sets."""
+    """Copy manifests and units; of the training split, copy only the recordings of the first sets."""
     for name in ("valid.tsv", "valid.km", "dict.km.txt"):
         _files.write(folder / name, (units / name).read_bytes())
     root, *lines = (units / "train.tsv").read_text(encoding="utf-8").splitlines()
@@ -138,7 +138,7 @@ def copy_lines(units: Path, folder: Path) -> None:
 
 
 def train(name: str, units: Path, origin: Origin) -> Path:
-    """Train a variant, from where it stopped, and return it as a daisy model."""
+    """Train or resume a variant, and return its path as a daisy model."""
     folder = origin.folder / name.replace(",", "").replace(" ", "_")
     model, start, plugin = folder / "model.safetensors", folder / "start.safetensors", ROOT / "fairseq_plugins"
     if model.is_file():
@@ -169,12 +169,12 @@ def train(name: str, units: Path, origin: Origin) -> Path:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("runs", type=Path, help="folder of benchmarks/real_run.sh")
-    parser.add_argument("--start", type=Path, help="network that all go on from; runs/hubert_mini.safetensors")
+    parser.add_argument("--start", type=Path, help="network that all start from; runs/hubert_mini.safetensors")
     parser.add_argument("--teacher", default="openai/whisper-base", help="encoder, as daisy labels takes it")
-    parser.add_argument("--layer", type=parse_positive, default=4, help="of the teacher")
+    parser.add_argument("--layer", type=parse_positive, default=4, help="layer of the teacher")
     parser.add_argument("--updates", type=parse_positive, default=500)
     parser.add_argument("--only", nargs="*", metavar="VARIANT", default=list(VARIANTS), help="the others' rows stay")
-    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="measured too")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="networks measured too")
     arguments = parser.parse_args()
     if wrong := [name for name in arguments.only if name not in VARIANTS]:
         raise UsageError(unknown_name("variant", wrong[0], VARIANTS))
@@ -182,7 +182,7 @@ def main() -> None:
     start = (arguments.start or runs / "hubert_mini.safetensors").resolve()
     origin = Origin(runs, start, arguments.teacher, arguments.layer, arguments.updates)
     origin.check()
-    read_rows_beside(RESULT, timed=False)  # refuses before anything is trained
+    read_rows_beside(RESULT, timed=False)  # raises errors before anything is trained
     command = [str(arguments.runs), "--teacher", arguments.teacher]
     for option in ("start", "layer", "updates"):
         if (given := getattr(arguments, option)) != parser.get_default(option):
@@ -196,13 +196,13 @@ def main() -> None:
 
 
 def measure(name: str, checkpoint: Path | str, command: Sequence[str]) -> None:
-    """Measure a network on test, and write its rows; the command line is that which makes all rows."""
+    """Measure a network on the test set, and write its rows; the stored command line is the one that makes all rows."""
     rows = replace_rows(exits.measure_networks({name: checkpoint}), RESULT, ("network",), timed=False)
     write_result(RESULT, sort_rows(rows), command)
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by network: those that stand beside first, then variants in their order."""
+    """Sort rows by network: networks of --beside first, then variants in their order."""
     order = list(VARIANTS)
     return sorted(rows, key=lambda row: order.index(row["network"]) if row["network"] in order else -1)
 

@@ -1,13 +1,13 @@
-"""What leaving early costs a downstream probe, and how far each layer agrees with the last: by network and noise.
+"""Cost of early exits for a downstream probe, and each layer's agreement with the last: by network and noise.
 
     python -m benchmarks.training.exits daisy-mini=daisy-mini all=runs/all.safetensors
 
 Each layer has a linear probe (keywords, digits, their speakers) on the mean over time of its states, fitted on the
-clean train split, its regularisation by cross-validation there. A policy is set once, on dev audio, clean and noisy
-(training noise), to a mean depth. Then every test recording is read at its exit, clean and with test noise. Beside it
-stand the static cut at the same mean depth (between two layers their mean, weighted), exits drawn at random from the
-same histogram, and the last layer. Agreement is the share of frames whose unit, by the layer's exit head, is that of
-the full model: of HuBERT's own prediction head, or of the last exit head where there is none.
+clean train split, with its regularisation chosen there by cross-validation. A policy is set once, on clean and noisy
+dev audio (training noise), to a mean depth. Then every test recording is classified at its exit, clean and with test
+noise. It is compared with the static cut at the same mean depth (between two layers, their weighted mean), random exits
+drawn from the same histogram, and the last layer. Agreement is the share of frames where the layer's exit head predicts
+the full model's unit: that of HuBERT's own prediction head, or of the last exit head if there is none.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Floats = NDArray[numpy.float64]
 
 @dataclass(frozen=True)
 class FullRun:
-    """What all layers make of B recordings in one condition."""
+    """Outputs of all layers for B recordings in one condition."""
 
     pooled: NDArray[numpy.float32]
     """(B, L, D) means over time."""
@@ -65,7 +65,7 @@ class FullRun:
 def run_layers(
     model: Model, utterances: Sequence[Utterance], snr_db: float | None, noises: Any, advance: Callable[[int], None]
 ) -> FullRun:
-    """Run every layer of every recording, and the heads."""
+    """Run every layer and the heads on every recording."""
     config = model.backbone.config
     pooled = torch.zeros(len(utterances), config.num_layers, config.width)
 
@@ -86,7 +86,7 @@ def run_layers(
 
 
 def measure(name: str, model: Model, split: str, quick: bool, bar: Progress) -> list[Row]:
-    """Measure a network: rows of exits.json."""
+    """Measure a network, and return rows of exits.json."""
     dev = read_utterances(TRAINING_SETS, "dev", 8 if quick else DEV_LIMIT)
     test = dev if split == "dev" else read_utterances(TEST_SETS, "test", 8 if quick else TEST_LIMIT)
     noises = {"train": read_noises("train"), "test": read_noises("test" if split == "test" else "train")}
@@ -110,7 +110,7 @@ def measure(name: str, model: Model, split: str, quick: bool, bar: Progress) -> 
 
 
 def average_agreement(traces: Traces) -> list[Row]:
-    """Average each layer's agreement with the full model: rows of one condition."""
+    """Average each layer's agreement with the full model, and return rows of one condition."""
     agreement = 1 - traces.losses["disagreement"]
     return [
         {
@@ -133,7 +133,7 @@ def probe(
     quick: bool,
     bar: Progress,
 ) -> list[Row]:
-    """Fit a probe for each layer on the clean train split, and read the split's recordings at every layer and exit."""
+    """Fit a probe per layer on the clean train split, and classify the split's recordings at all layers and exits."""
     limit = 120 if quick else None
     speech = {name: read_utterances((set_name,), name, limit) for name in ("train", split)}
     labels = {name: [row[column] for row in read_index(set_name, name, limit)] for name in speech}
@@ -168,8 +168,8 @@ def compare_exits(
     """Compare exits with the static cut, random exits and the last layer, over all conditions together.
 
     Args:
-        gains: (B, L) of each condition: whether a layer's answer is right, or the share of it that is.
-        traces: of the same runs.
+        gains: (B, L) for each condition: whether a layer's answer is right, or the share of it that is.
+        traces: full runs of the same recordings.
         settings: policies by name and depth.
     """
     gain = numpy.concatenate(gains)
@@ -209,7 +209,7 @@ def to_fields(estimate: intervals.Estimate, name: str = "value") -> Row:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """Print tables to read while it runs."""
+    """Print tables as progress."""
     for row in rows:
         if "policy" in row:
             systems = " ".join(f"{system} {row[system]:.3f}" for system in ("exit", "static", "random", "full"))
@@ -227,7 +227,7 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def measure_networks(paths: Mapping[str, Path | str], split: str = "test", quick: bool = False) -> list[Row]:
-    """Measure checkpoints, by name: rows of the result."""
+    """Measure checkpoints, given by name, and return the rows of the result."""
     rows = []
     for name, path in paths.items():
         with Progress() as bar:
@@ -241,7 +241,7 @@ def main() -> None:
     parser = make_parser(__doc__, quick="a few recordings; nothing is written")
     parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
     parser.add_argument(
-        "--split", choices=("dev", "test"), default="test", help="dev: to choose by; nothing is written"
+        "--split", choices=("dev", "test"), default="test", help="dev: for making choices; nothing is written"
     )
     arguments = parser.parse_args()
     rows = measure_networks(dict(parse_pairs(arguments.models)), arguments.split, arguments.quick)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.training.gpu_pretraining speech.safetensors out.safetensors --start daisy-mini --minutes 9
 
-All audio lies decoded on the device; a batch is a stretch of an endless stream of recordings in random order, corrupted
-by noise and other talkers, masked as in HuBERT. Losses are those of the plugin's `daisy_exit_pretraining`. It saves its
-state every minute beside the checkpoint and goes on from there when it is called again. ``--updates`` counts updates
-instead of minutes.
+All audio is kept decoded on the device; a batch is a stretch of an endless stream of recordings in random order, with
+noise and other talkers mixed in, and masked as in HuBERT. The losses are those of the plugin's
+`daisy_exit_pretraining`. The state is saved every minute beside the checkpoint, and another call continues from there.
+``--updates`` counts updates instead of minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from daisy.checkpoints import Model
 from daisy.models import Backbone, BackboneConfig, ExitObjective, FinalHead, LayerLosses
 
 SPECIAL_SYMBOLS = 4
-"""Rows before the units in fairseq's dictionaries, which heads have too."""
+"""Number of rows before the units in fairseq's dictionaries, which the heads have too."""
 SHAPES = {
     "mini": BackboneConfig(
         num_layers=12, width=256, ffn_width=1024, num_heads=4,
@@ -44,7 +44,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made with; one that goes on must share it."""
+    """Settings of a run; a run that continues another must have the same."""
 
     shape: str = "mini"
     start: str = ""
@@ -54,7 +54,7 @@ class Settings:
     batch: int = 128
     lr: float = 1e-3
     warmup: float = 0.03
-    """Share of the run."""
+    """Share of the run that is warm-up."""
     exit_weight: float = 3.0
     unmasked_prob: float = 0.3
     mask_prob: float = 0.065
@@ -65,11 +65,11 @@ class Settings:
     gain_db: tuple[float, float] = (-10.0, 6.0)
     layer_drop: float = 0.05
     train_front_end: bool = False
-    """Of a start; without one it learns."""
+    """Whether the front end of a start is trained; without a start it always is."""
     seed: int = 0
     packed_digest: str = ""
     start_digest: str = ""
-    """SHA-256 of the files that it learns from and begins at: a file may change under its name."""
+    """SHA-256 of the packed file and of the start: a file may change under the same name."""
 
 
 class Stream:
@@ -83,7 +83,7 @@ class Stream:
         self.order = torch.empty(0, dtype=torch.int64)
 
     def draw(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Draw the next stretches; what the last frame of each hears beyond its hop is of the stream too."""
+        """Draw the next stretches; the samples that the last frame needs beyond its hop are from the stream too."""
         needed = batch * (length + 1)
         while len(self.order) < needed:
             order = torch.randperm(len(self.starts), generator=self.generator)
@@ -126,7 +126,7 @@ def draw_masks(batch: int, length: int, settings: Settings, generator: torch.Gen
 
 
 class Pretraining(nn.Module):
-    """A backbone, HuBERT's own head and the exit heads, and all their losses."""
+    """A backbone, HuBERT's own head and the exit heads, with all their losses."""
 
     def __init__(self, settings: Settings, num_units: int):
         super().__init__()
@@ -147,7 +147,7 @@ class Pretraining(nn.Module):
         self.backbone.feature_extractor.requires_grad_(self.front_end_learns)
 
     def forward(self, waveforms: Tensor, units: Tensor, masked: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch, and what is logged: nats and accuracy by layer."""
+        """Compute the loss of a batch, and the logged values: nats and accuracy by layer."""
         with torch.autocast(waveforms.device.type, torch.bfloat16):
             states = self._run(waveforms, masked)
         states = [of_layer.float() for of_layer in states]
@@ -173,7 +173,7 @@ class Pretraining(nn.Module):
 
 
 def sum_losses(losses: LayerLosses) -> Tensor:
-    """Sum all layers' losses on all frames, and the regressors' Huber losses weighted by frames."""
+    """Sum all layers' losses over all frames, and the regressors' Huber losses weighted by frames."""
     total = torch.zeros((), device=losses.predicted[0].device)
     for judged, predicted in zip(losses.judged, losses.predicted, strict=True):
         errors = F.huber_loss(predicted, judged.mean(), reduction="none")
@@ -188,7 +188,7 @@ def add_digests(settings: Settings, packed: Path) -> Settings:
 
 
 class Run:
-    """A training run: everything that is saved and goes on."""
+    """A training run, with all the state that is saved and restored."""
 
     def __init__(self, packed: Path, out: Path, settings: Settings, device: torch.device):
         settings = add_digests(settings, packed)
@@ -209,7 +209,7 @@ class Run:
             self._restore()
 
     def train(self) -> None:
-        """Train to the end of the time or of the updates, and write the checkpoint."""
+        """Train until the time or the updates are used up, and write the checkpoint."""
         began, saved, logged_at = time.perf_counter() - self.elapsed, time.perf_counter(), time.perf_counter()
         while (progress := self._progress()) < 1:
             for group in self.optimizer.param_groups:
@@ -247,7 +247,7 @@ class Run:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Tensor]:
-        """Clean dev audio, nothing masked."""
+        """Compute the losses on clean dev audio without masks."""
         settings = self.settings
         stream = Stream(self.valid, self.device, torch.Generator().manual_seed(0))
         batch = max(1, min(settings.batch, len(self.valid.units) // (settings.crop_frames + 1)))
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("packed", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the layers: a minute, then faster")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers: takes a minute, then faster")
     defaults = Settings()
     for name in ("shape", "start", "seed", "batch", "crop_frames", "lr", "layer_drop"):
         value = getattr(defaults, name)

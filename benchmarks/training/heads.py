@@ -2,10 +2,10 @@
 
     python -m benchmarks.training.heads clean=clean.safetensors denoising=denoising.safetensors
 
-Dev splits of librispeech, commands and keywords; noise of the train split (its test split is for tests); the units to
-be predicted are those of the full model on the clean audio. The correlation (Pearson) is over utterances. Heads
-whose training kept the checkpoint with the least loss on these dev splits, as benchmarks/real_run.sh does, were chosen
-by them.
+Uses the dev splits of librispeech, commands and keywords, and noise of the train split (its test split is for tests).
+The target units are those of the full model on the clean audio. The correlation (Pearson) is over utterances. If
+training kept the checkpoint with the least loss on these dev splits, as in benchmarks/real_run.sh, they were used to
+select those heads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from daisy.evaluation.style import COLORS, style_axes
 def measure(
     name: str, model: daisy.Model, speech: Sequence[Utterance], bank: mixing.NoiseBank, bar: Progress
 ) -> list[Row]:
-    """Measure every head of a model, in each condition and in all of them together."""
+    """Measure every head of a model, in each condition and over all of them together."""
     waveforms, names = [utterance.waveform for utterance in speech], [str(index) for index in range(len(speech))]
     num_samples = torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.float64)
     runs: dict[str, Traces] = {}

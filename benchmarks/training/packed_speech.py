@@ -1,9 +1,9 @@
-"""Training audio, its units and noise in one small file, to take to a machine that has nothing else.
+"""Packs training audio, its units and noise into one small file, for a machine that has nothing else.
 
     python -m benchmarks.training.packed_speech units200 speech.safetensors --kbps 14
 
-The folder holds train, valid and noise manifests (.tsv) and units at 50 a second (.km). Recordings are coded as Opus; a
-recording that a manifest lists several times is kept once, with the number of times.
+The folder contains train, valid and noise manifests (.tsv) and units at 50 per second (.km). Recordings are coded as
+Opus; a recording that a manifest lists several times is stored once, with its number of times.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, count_frames
 
 SAMPLE_RATE, HOP = 16000, compute_frame_hop(HUBERT_CONV)
 SPARE_FRAMES = 5
-"""By which units and frames of a recording may differ: other windows, other ends."""
+"""Maximum difference between the numbers of a recording's units and frames: their windows and ends differ."""
 OPUS_KBPS = (6.0, 256.0)
-"""Of one channel: libsndfile's compression levels 1 and 0."""
+"""Bit rates of one channel at libsndfile's compression levels 1 and 0."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A split: whole frames of all recordings, one after the other."""
+    """A split: the whole frames of all recordings, one recording after the other."""
 
     samples: Tensor
     """(F, 320) int16."""
     units: Tensor
     """(F,) int16."""
     starts: Tensor
-    """(R,) int64, each recording's first frame."""
+    """(R,) int64, first frame of each recording."""
     counts: Tensor
-    """(R,) int64, its frames."""
+    """(R,) int64, number of frames of each recording."""
     times: Tensor
-    """(R,) int64, how often an epoch hears it."""
+    """(R,) int64, how often each recording occurs in an epoch."""
 
 
 def encode(waveform: Tensor, kbps: float) -> bytes:
-    """Encode (N,) samples as Ogg Opus of about so many kbit/s."""
+    """Encode (N,) samples as Ogg Opus at about ``kbps`` kbit/s."""
     content, (low, high) = io.BytesIO(), OPUS_KBPS
     level = (high - kbps) / (high - low)
     soundfile.write(
@@ -67,10 +67,10 @@ def encode(waveform: Tensor, kbps: float) -> bytes:
 
 
 def pack(folder: Path, out: Path, kbps: float) -> None:
-    """Write a packed file of a folder's train, valid and noise.
+    """Write a packed file from a folder's train, valid and noise files.
 
     Raises:
-        UsageError: where a manifest, its units and the dictionary disagree, or units are not at the frames' rate.
+        UsageError: if a manifest, its units and the dictionary disagree, or units do not have the frame rate.
     """
     num_units = len((folder / "dict.km.txt").read_text(encoding="ascii").splitlines())
     tensors: dict[str, Tensor] = {"num_units": torch.tensor(num_units)}
@@ -114,7 +114,7 @@ def _join(name: str, parts: Sequence[numpy.ndarray]) -> dict[str, Tensor]:
 
 
 def unpack(path: Path, split: str) -> Frames:
-    """Decode a split; of noise, all units are 0."""
+    """Decode a split; for noise, all units are 0."""
     with safe_open(path, "pt") as file:
         lengths = file.get_tensor(f"{split}.audio.lengths").tolist()
         blobs = file.get_tensor(f"{split}.audio").split(lengths)
@@ -140,7 +140,7 @@ def unpack(path: Path, split: str) -> Frames:
 
 
 def read_num_units(path: Path) -> int:
-    """Read how many units the dictionary has; some may not occur."""
+    """Read the number of units in the dictionary; some may not occur."""
     with safe_open(path, "pt") as file:
         return int(file.get_tensor("num_units"))
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser: argparse.ArgumentParser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kbps", type=float, default=14.0, help="of the Opus code (default 14)")
+    parser.add_argument("--kbps", type=float, default=14.0, help="bit rate of Opus (default 14)")
     arguments = parser.parse_args()
     pack(arguments.folder, arguments.out, arguments.kbps)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")

@@ -1,10 +1,10 @@
-"""Exit heads trained in plain PyTorch beside the fairseq plugin: losses update by update, on the same batches.
+"""Exit heads trained in plain PyTorch and with the fairseq plugin: losses update by update, on the same batches.
 
     python -m benchmarks.training.plain
 
-Both begin with the same heads on daisy-mini's backbone, hear the same recordings (fairseq's own dataset cuts and pads
-them) with the same noise, and learn from the units of the model's own prediction head. On the one side are the plugin's
-criterion, fairseq's Adam and its schedule; on the other what daisy train-heads runs (daisy.training.HeadLearner).
+Both start with the same heads on daisy-mini's backbone, get the same recordings (cut and padded by fairseq's own
+dataset) with the same noise, and learn from the units of the model's own prediction head. One side uses the plugin's
+criterion and fairseq's Adam and schedule; the other is what daisy train-heads runs (daisy.training.HeadLearner).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SET = "librispeech"
 
 
 def compare_updates(data: Path, model: Path, settings: HeadTraining, *, labels: bool, batch: int = BATCH) -> list[Row]:
-    """Train with the plugin and without it.
+    """Train with and without the plugin.
 
     Args:
-        data: folder of train.tsv and noise.tsv, and with ``labels`` of train.km and dict.km.txt.
-        model: the HuBERT.
-        settings: of the training.
-        labels: learn the units of the label files.
-        batch: recordings in a batch.
+        data: folder of train.tsv and noise.tsv, and with ``labels`` also train.km and dict.km.txt.
+        model: path of the HuBERT.
+        settings: settings of the training.
+        labels: whether to learn the units of the label files.
+        batch: number of recordings in a batch.
 
     Returns:
-        A row for each update: both losses, in nats a frame, and the largest difference of a head's weight afterwards.
+        A row for each update: both losses, in nats per frame, and the largest difference of a head's weight afterwards.
     """
     plugin, criterion, batches = _build_plugin(data, model, settings, labels, batch)
     adam, schedule = _build_optimizer(plugin, settings)
@@ -83,7 +83,7 @@ def compare_updates(data: Path, model: Path, settings: HeadTraining, *, labels: 
 def _build_plugin(
     data: Path, model: Path, settings: HeadTraining, labels: bool, batch: int
 ) -> tuple[Any, Any, Iterator[Any]]:
-    """The plugin's model and criterion, and batches of fairseq's dataset without an end."""
+    """Make the plugin's model and criterion, and an endless iterator over batches of fairseq's dataset."""
     import fairseq.utils
     from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPretrainingTask
 
@@ -160,7 +160,7 @@ def _update_plugin(
     settings: HeadTraining,
     seeds: list[int],
 ) -> float:
-    """One update as fairseq's trainer makes it; its loss a frame, and into ``seeds`` what the noise was drawn by."""
+    """Make one update as fairseq's trainer does, append the noise seeds to ``seeds``, and return the loss per frame."""
     mix = criterion._noisy
 
     def note(source: Any, num_samples: Any, seed: int) -> Any:

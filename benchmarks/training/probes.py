@@ -1,10 +1,11 @@
-"""What a linear classifier reads off each layer's mean over time: the digit, its speaker, the keyword.
+"""Accuracy of linear classifiers on each layer's mean over time: the digit, its speaker, the keyword.
 
     python -m benchmarks.training.probes hubert_mini=hubert_mini.safetensors daisy-mini=daisy-mini
 
-Logistic regression on standardised features, fitted on the train splits (its regularisation by cross-validation there),
-scored once on the test splits. Beside each layer: the mean log-mel spectrum, and the layers of a network of the same
-shape with random weights. The six digit speakers, and some of the keywords' speakers, are in both splits.
+Logistic regression on standardised features, fitted on the train splits (with its regularisation chosen there by
+cross-validation), and scored once on the test splits. It is compared with the mean log-mel spectrum, and with the
+layers of a network of the same shape with random weights. The six digit speakers, and some of the keywords' speakers,
+are in both splits.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ TASKS = {
     "digit speaker": ("digits", "speaker"),
     "keyword": ("keywords", "text_or_label"),
 }
-"""Task to the set and the column of its index that is to be told."""
+"""Maps a task to its set and to the column of the index to classify."""
 SPLITS = ("train", "test")
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 Extractor = Callable[[Tensor], Tensor]
-"""(N,) waveform to (layers, F), means over time."""
+"""Maps an (N,) waveform to (layers, F), means over time."""
 
 
 def make_layer_extractor(backbone: Backbone) -> Extractor:
-    """Make what computes the means over time of layers 0 to L."""
+    """Make a function that computes the means over time of layers 0 to L."""
     encoder = EarlyExitEncoder(backbone, None, Never())
     return lambda waveform: encoder([waveform]).states[0].mean(1)
 
@@ -105,7 +106,7 @@ def extract_all(extract: Extractor, utterances: Sequence[Utterance], advance: Ca
 def probe_layers(
     task: str, name: str, features: dict[str, NDArray[Any]], splits: dict[str, Split], column: str
 ) -> list[Row]:
-    """Probe each layer: rows of probes.json. Intervals resample speakers, or the groups that stand for them."""
+    """Probe each layer, and return rows of probes.json. Intervals resample speakers, or groups in their place."""
     labels = {split: [row[column] for row in splits[split].index] for split in SPLITS}
     speakers = [utterance.speaker for utterance in splits["test"].utterances]
     rows = []
@@ -137,7 +138,7 @@ def fit_probe(
     """Fit a classifier on (B, F) features.
 
     Returns:
-        Whether each test utterance is classified rightly; and the accuracy in cross-validation on the train split.
+        Whether each test utterance is classified correctly, and the cross-validation accuracy on the train split.
     """
     model = fit_classifier(train, train_labels)
     train_accuracy = next(iter(model[-1].scores_.values())).mean(0).max()
@@ -146,18 +147,18 @@ def fit_probe(
 
 def fit_classifier(features: NDArray[Any], labels: Sequence[str]) -> Pipeline:
     """Fit logistic regression on standardised (B, F) features, its regularisation by cross-validation."""
-    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be some speakers
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)  # in the index's order a fold would be a few speakers
     classifier = LogisticRegressionCV(Cs=PENALTIES, cv=folds, max_iter=1000, random_state=0)
     return make_pipeline(StandardScaler(), classifier).fit(features, labels)
 
 
 def choose_best(rows: Sequence[Row]) -> Row:
-    """Choose the best of some rows by cross-validation on the train split: the test split chooses nothing."""
+    """Choose the best row by cross-validation on the train split; the test split is not used for choices."""
     return max(rows, key=lambda row: row["train_accuracy"])
 
 
 def draw(rows: Sequence[Row], path: Path = RESULTS / "probes.png") -> None:
-    """Draw accuracy against layer, one panel a task, log-mel as a line across."""
+    """Draw accuracy against layer, one panel per task, with log-mel as a horizontal line."""
     figure = Figure(figsize=(11.0, 4.0), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharex=True)
     features = choose_lines(dict.fromkeys(row["features"] for row in rows))

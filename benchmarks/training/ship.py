@@ -21,7 +21,7 @@ POLICIES = [name for name in FAMILIES if name not in ("fixed", "oracle")]
 
 
 def round_digits(value: object, digits: int = 6) -> object:
-    """Round a setting to so many significant digits, in lists and tuples too: files stay short."""
+    """Round a setting to some significant digits, also within lists and tuples, to keep files short."""
     if isinstance(value, list | tuple):
         return [round_digits(item, digits) for item in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value

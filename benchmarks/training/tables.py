@@ -14,7 +14,7 @@ from benchmarks.training.probes import choose_best
 from daisy.policies import DEFAULT_POLICY
 
 DEPTH = 0.6
-"""At which policies are compared."""
+"""Depth at which policies are compared."""
 
 
 def render_heads() -> str:
@@ -32,7 +32,7 @@ def render_heads() -> str:
 
 
 def render_train_heads() -> str:
-    """Render losses with fairseq's plugin and without it, at some updates."""
+    """Render losses with and without fairseq's plugin, at some updates."""
     result = read_result("train_heads")
     columns = {
         "update": format_field("update"),
@@ -60,7 +60,7 @@ def render_probes() -> str:
 
 
 def render_units(name: str) -> str:
-    """Render what units of each layer tell, from results/NAME.json."""
+    """Render how informative units of each layer are, from results/NAME.json."""
     result = read_result(name)
     fields = ("word_information", "word_purity", "speaker_information", "stability", "noise_stability_10_db")
     header = [
@@ -75,7 +75,7 @@ def render_units(name: str) -> str:
 
 
 def render_exit_curves(name: str) -> str:
-    """Render each network's agreement with its last layer and its probes at every layer, from results/NAME.json."""
+    """Render each network's agreement with its last layer and its probes, at every layer, from results/NAME.json."""
     result = read_result(name)
     curves: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in result["rows"]:
@@ -90,7 +90,7 @@ def render_exit_curves(name: str) -> str:
 
 
 def render_unit_layers() -> str:
-    """Render at which share of frames some layers' units are those of the full model on the same input."""
+    """Render the share of frames where some layers' units are those of the full model on the same input."""
     result = read_result("exits")
     rows = [row for row in result["rows"] if row["task"] == "agreement" and "layer" in row]
     rows = [row for row in rows if row["network"] == rows[-1]["network"]]
@@ -107,7 +107,7 @@ def render_unit_layers() -> str:
 
 
 def render_exit_systems(name: str, choose: Callable[[list[Row]], list[Row]]) -> str:
-    """Render exits beside the static cut, random exits and the full model, from some rows of results/NAME.json."""
+    """Render exits, the static cut, random exits and the full model, for some rows of results/NAME.json."""
     result = read_result(name)
     curves: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in result["rows"]:
@@ -130,12 +130,12 @@ def render_exit_systems(name: str, choose: Callable[[list[Row]], list[Row]]) -> 
 
 
 def choose_default_policy(rows: list[Row]) -> list[Row]:
-    """Choose the default policy's rows, of the last network."""
+    """Choose the default policy's rows for the last network."""
     return [row for row in rows if row["policy"] == DEFAULT_POLICY and row["network"] == rows[-1]["network"]]
 
 
 def choose_depth(rows: list[Row], policy: str | None = None) -> list[Row]:
-    """Choose the row nearest to `DEPTH` of each task, network and policy, or of one policy alone."""
+    """Choose the row nearest to `DEPTH` for each task, network and policy, or for one policy alone."""
     nearest: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (row["task"], row["network"], row["policy"])
@@ -145,7 +145,7 @@ def choose_depth(rows: list[Row], policy: str | None = None) -> list[Row]:
 
 
 def format_gain(row: Row, system: str) -> str:
-    """Format how far exits are above a system, with the interval."""
+    """Format the lead of exits over a system, with the interval."""
     gain, low, high = (row[f"over_{system}{end}"] for end in ("", "_low", "_high"))
     return f"{gain:+.3f} ({low:+.3f} to {high:+.3f})"
 

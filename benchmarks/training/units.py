@@ -1,12 +1,12 @@
-"""How much k-means units tell about what is said, about who says it, and how well they stand noise; by layer.
+"""How informative k-means units are about content and speaker, and how robust to noise; by layer.
 
     python -m benchmarks.training.units hubert_mini=hubert_mini.safetensors --teacher whisper-base/ --teacher-layer 4
 
-For choosing whose units, and of which layer, a network is trained on; hence on train splits alone.
-No phones are labelled in these recordings. What stands for them: the keyword and the tenth of it that a frame lies in,
-between the first and last frame within 35 dB of the loudest. `--digits` measures the same on the digits set (fifths of
-a digit), which no choice was made on. `--centre` measures each layer also with every recording's mean taken off, as
-`daisy labels --centre` does.
+For choosing whose units, and of which layer, to train a network on; hence only train splits are used.
+These recordings have no phone labels. Instead, each frame is labelled with its keyword and the tenth of it that the
+frame lies in, between the first and last frame within 35 dB of the loudest. `--digits` measures the same on the digits
+set (fifths of a digit), which was not used for any choice. `--centre` also measures each layer with every recording's
+mean subtracted, as in `daisy labels --centre`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from daisy.policies import Never
 MAX_FIT_FRAMES = 60_000
 LOUD_DB = 35.0
 NOISY_UTTERANCES, NOISY_SNR_DB = 60, 10.0
-"""Utterances that are also heard with noise, and its ratio."""
+"""Number of utterances that are also used with noise, and its ratio."""
 Extractor = Callable[[Sequence[Tensor]], Iterator[Tensor]]
-"""(N_b,) waveforms to (layers, T_b, D) each."""
+"""Maps (N_b,) waveforms to (layers, T_b, D) each."""
 Labels = NDArray[numpy.integer[Any]]
-"""One a frame; -1 where it has none."""
+"""One label per frame; -1 for none."""
 
 
 def locate_parts(waveform: Tensor, num_frames: int, parts: int) -> Labels:
-    """Tell which of ``parts`` equal stretches of the word each frame lies in, -1 outside it."""
+    """Return which of ``parts`` equal stretches of the word each frame lies in, -1 outside the word."""
     config = BackboneConfig()
     energy = waveform.unfold(0, config.frame_span, config.frame_hop).square().mean(1)[:num_frames]
     energy_db = 10 * torch.log10(energy + 1e-10)
@@ -64,7 +64,7 @@ def locate_parts(waveform: Tensor, num_frames: int, parts: int) -> Labels:
 
 
 def measure_information(units: Labels, labels: Labels) -> tuple[float, float]:
-    """Measure what units tell of labels: (mutual information over the labels' entropy, purity)."""
+    """Measure how informative units are about labels: (mutual information over the labels' entropy, purity)."""
     units, labels = units[labels >= 0], labels[labels >= 0]
     counts = numpy.zeros((units.max() + 1, labels.max() + 1))
     numpy.add.at(counts, (units, labels), 1)
@@ -74,13 +74,13 @@ def measure_information(units: Labels, labels: Labels) -> tuple[float, float]:
 
 
 def make_layer_extractor(model: daisy.Model) -> Extractor:
-    """Make what computes layers 0 to L in float16."""
+    """Make a function that computes layers 0 to L in float16."""
     encoder = EarlyExitEncoder(model.backbone, None, Never())
     return lambda waveforms: (encoder([waveform]).states[0].half() for waveform in waveforms)
 
 
 def make_teacher_extractor(teacher: Teacher) -> Extractor:
-    """Make what computes a teacher's layer in float16; recordings that go together are computed together."""
+    """Make a function that computes a teacher's layer in float16, for recordings that go together at once."""
 
     def extract(waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
         group: list[Tensor] = []
@@ -95,28 +95,28 @@ def make_teacher_extractor(teacher: Teacher) -> Extractor:
 
 
 def extract_mfcc(waveforms: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Compute (1, T_b, 39) from (N_b,) each."""
+    """Compute (1, T_b, 39) for each (N_b,)."""
     mfcc = make_mfcc(50)
     return (mfcc(waveform)[None] for waveform in waveforms)
 
 
 def remove_means(recordings: list[Tensor]) -> list[Tensor]:
-    """Take every layer's mean over each recording (L, T, D) off."""
+    """Subtract every layer's mean over each recording (L, T, D)."""
     return [(states.float() - states.float().mean(1, keepdim=True)).half() for states in recordings]
 
 
 @dataclass(frozen=True)
 class Words:
-    """Recordings of words, and what they are."""
+    """Recordings of words, and their labels."""
 
     set_name: str
     parts: int
-    """That each word is cut into."""
+    """Number of parts that each word is cut into."""
     utterances: list[Utterance]
     texts: list[str]
 
     def label_frames(self, num_frames: Sequence[int]) -> tuple[Labels, Labels]:
-        """Label all frames of all recordings, one after the other: part of a word, and speaker."""
+        """Label all frames of all recordings, one recording after the other: part of a word, and speaker."""
         kinds = {text: index for index, text in enumerate(sorted(set(self.texts)))}
         speakers = sorted({utterance.speaker for utterance in self.utterances})
         numbers = {speaker: index for index, speaker in enumerate(speakers)}
@@ -139,20 +139,20 @@ class Features:
     """States (layers, T, D) of each recording."""
 
     fitted: list[Tensor]
-    """That the units are fitted on."""
+    """Frames for fitting the units."""
     words: list[Tensor]
     clean: list[Tensor]
-    """Of some of the words."""
+    """States of some of the words."""
     noisy: list[Tensor]
-    """Of the same with noise."""
+    """States of the same words with noise."""
 
     def centred(self) -> Features:
-        """Return the same without each recording's means."""
+        """Return the same features with each recording's means subtracted."""
         return Features(*(remove_means(part) for part in (self.fitted, self.words, self.clean, self.noisy)))
 
 
 def extract_features(name: str, extract: Extractor, words: Words, fit_on: list[Tensor], bar: Progress) -> Features:
-    """Extract all features that are measured."""
+    """Extract all features to be measured."""
     waveforms = [utterance.waveform for utterance in words.utterances]
     clean = waveforms[:: max(1, len(waveforms) // NOISY_UTTERANCES)][:NOISY_UTTERANCES]
     noisy = tracing.mix_noise(clean, read_noises("train"), NOISY_SNR_DB)
@@ -169,7 +169,7 @@ def extract_features(name: str, extract: Extractor, words: Words, fit_on: list[T
 
 
 def assign_units(recordings: list[Tensor], layer: int, centres: NDArray[Any]) -> Labels:
-    """Assign a layer's frames, of all recordings one after the other, to the nearest centres (K, D)."""
+    """Assign a layer's frames, of all recordings in order, to the nearest centres (K, D)."""
     nearest = (
         torch.cdist(states[layer].float(), torch.from_numpy(centres).float()).argmin(1).numpy() for states in recordings
     )
@@ -179,13 +179,13 @@ def assign_units(recordings: list[Tensor], layer: int, centres: NDArray[Any]) ->
 def measure_units(
     features: Features, layer: int, frames: NDArray[Any], num_units: int, labels: tuple[Labels, Labels]
 ) -> dict[str, float]:
-    """Measure units that are fitted on (F, D) frames, as a row's fields.
+    """Measure units fitted on (F, D) frames, and return fields of a row.
 
     Args:
-        features: all of them.
-        layer: whose units.
-        frames: the half with even numbers is fitted on, the other tells how stable that is.
-        num_units: K.
+        features: features of all recordings.
+        layer: layer of the units.
+        frames: units are fitted on the even-numbered half; the other half measures their stability.
+        num_units: number of units, K.
         labels: part of a word, and speaker, of each frame of ``features.words``.
     """
     centres, other_centres = (fit_kmeans(frames[half::2], num_units, seed=half) for half in (0, 1))
@@ -246,7 +246,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="NAME=CHECKPOINT")
     parser.add_argument("--units", type=parse_positive, nargs="+", default=[100], help="numbers of clusters")
     parser.add_argument("--layers", type=int, nargs="+", help="layers to measure; all where not given")
-    parser.add_argument("--teacher", help="encoder of transformers, a folder or a name, measured too")
+    parser.add_argument("--teacher", help="transformers encoder, a folder or a name, measured too")
     parser.add_argument("--teacher-layer", type=int, default=4)
     parser.add_argument("--digits", action="store_true", help="measure on digits, not on keywords")
     parser.add_argument("--centre", action="store_true", help="measure the centred form, too")

@@ -1,1 +1,1 @@
-"""Discrete units at early exits: how far from the full model's, at which bitrate and in what time."""
+"""Discrete units at early exits: distance from the full model's, bitrate and time."""

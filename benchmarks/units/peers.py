@@ -1,12 +1,12 @@
-"""Time of units of a k-means on a layer: daisy units beside transformers, torchaudio and fairseq with scikit-learn.
+"""Times units from a k-means on a layer: daisy units, and transformers, torchaudio and fairseq with scikit-learn.
 
     python -m benchmarks.units.peers
 
 HuBERT Base's shape with random weights (time does not depend on them), a k-means of 500 centres fitted on some frames
-of layer 9, recordings of librispeech, one core. Each peer runs as its documentation has it, recording by recording,
-and, as the fastest that a user could make of it, with the layers above the k-means' left out. scikit-learn assigns the
-nearest centres. All write the same units, up to frames as near to two centres: how many differ is measured too.
-Beside these, daisy-mini's heads: the full model's units, and those at exits, with the depth on these recordings.
+of layer 9, recordings of librispeech, one core. Each peer runs as documented, recording by recording, and, as the
+fastest that users could make it, without the layers above the k-means. scikit-learn assigns the nearest centres. All
+write the same units, except for frames equally near two centres: the number of differences is measured too. Added to
+these are daisy-mini's heads: the full model's units, and those at exits, with the depth on these recordings.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from daisy.units import UnitEncoder
 LAYER, CLUSTERS, FIT_FRAMES = 9, 500, 20_000
 OURS = "daisy units --kmeans"
 HEADS = {"daisy units, all layers": "never", f"daisy units, {DEFAULT_POLICY}": DEFAULT_POLICY}
-"""Row to policy: that of the checkpoint was set on other audio."""
+"""Maps rows to policies: the checkpoint's policy was set on other audio."""
 System = Callable[[], list[list[int]]]
 
 
 def make_backbone() -> Backbone:
-    """Make a HuBERT Base of random weights."""
+    """Make a HuBERT Base with random weights."""
     torch.manual_seed(0)
     return Backbone(BackboneConfig.base()).eval()
 
@@ -67,14 +67,14 @@ def predict(kmeans: object, states: Tensor) -> list[int]:
 
 @torch.no_grad()
 def run_transformers(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -> list[list[int]]:
-    """Compute units as people do it with transformers: all hidden states, of which one is assigned."""
+    """Compute units as is usual with transformers: all hidden states, of which one is assigned."""
     outputs = (model(waveform[None], output_hidden_states=True).hidden_states[LAYER][0] for waveform in waveforms)
     return [predict(kmeans, states) for states in outputs]
 
 
 @torch.no_grad()
 def run_cut_transformers(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -> list[list[int]]:
-    """Compute units with transformers, of a model without the layers above."""
+    """Compute units with transformers, using a model without the layers above."""
     outputs = (model(waveform[None]).last_hidden_state[0] for waveform in waveforms)
     return [predict(kmeans, states) for states in outputs]
 
@@ -83,14 +83,14 @@ def run_cut_transformers(model: nn.Module, kmeans: object, waveforms: Sequence[T
 def run_torchaudio(
     model: nn.Module, kmeans: object, num_layers: int | None, waveforms: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Compute units with torchaudio, up to a layer or all of them."""
+    """Compute units with torchaudio, running up to a layer or through all layers."""
     runs = (model.extract_features(waveform[None], num_layers=num_layers)[0] for waveform in waveforms)
     return [predict(kmeans, layers[LAYER - 1][0]) for layers in runs]
 
 
 @torch.no_grad()
 def run_fairseq(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -> list[list[int]]:
-    """Compute units as fairseq's dump_hubert_feature.py does, which runs up to the layer."""
+    """Compute units like fairseq's dump_hubert_feature.py, which runs up to the layer."""
     outputs = (
         model.extract_features(waveform[None], padding_mask=None, mask=False, output_layer=LAYER)[0][0]
         for waveform in waveforms
@@ -99,7 +99,7 @@ def run_fairseq(model: nn.Module, kmeans: object, waveforms: Sequence[Tensor]) -
 
 
 def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]) -> dict[str, System]:
-    """Make what is timed on the same k-means."""
+    """Make the systems to time, all with the same k-means."""
     centres = torch.from_numpy(numpy.asarray(kmeans.cluster_centers_, dtype="float32"))  # type: ignore[attr-defined]
     ours = UnitEncoder(Model(backbone=backbone), kmeans=centres, layer=LAYER)
     whole = make_transformers_model(backbone)
@@ -120,7 +120,7 @@ def make_systems(backbone: Backbone, kmeans: object, waveforms: Sequence[Tensor]
 
 
 def measure(systems: dict[str, System], reference: str, waveforms: Sequence[Tensor], repeats: int) -> list[Row]:
-    """Time systems in turns, and compare their units with those of one of them."""
+    """Time systems in turns, and compare their units with those of a reference system."""
     units = {name: [unit for sequence in system() for unit in sequence] for name, system in systems.items()}
     times = time_in_turns(systems, repeats)
     rows = []
@@ -143,7 +143,7 @@ def measure(systems: dict[str, System], reference: str, waveforms: Sequence[Tens
 
 
 def measure_heads(model: Model, waveforms: Sequence[Tensor], repeats: int) -> list[Row]:
-    """Time units of a model's heads, at all layers and at exits, and measure the mean share of the layers that run."""
+    """Time units from a model's heads, at all layers and at exits, and measure the mean share of layers run."""
     encoders = {name: UnitEncoder(model, policy) for name, policy in HEADS.items()}
     systems: dict[str, System] = {
         name: functools.partial(write_units, encoder, waveforms) for name, encoder in encoders.items()
@@ -155,7 +155,7 @@ def measure_heads(model: Model, waveforms: Sequence[Tensor], repeats: int) -> li
 
 
 def write_units(encoder: UnitEncoder, waveforms: Sequence[Tensor]) -> list[list[int]]:
-    """Tell the units of recordings one by one."""
+    """Compute the units of recordings one by one."""
     return [encoder(waveform)[0].units for waveform in waveforms]
 
 

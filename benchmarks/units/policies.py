@@ -3,11 +3,11 @@
     python -m benchmarks.units.policies daisy-mini
 
 Policies are set on dev audio, clean and with noise of the train split, for 30 to 100 % of the layers, and judged on
-test audio of five sets, clean and with noise of the test split. An error is an insertion, deletion or substitution that
-turns the units of the exit into those of all layers (daisy units --policy never), both without repetitions, per unit of
-the latter. The same against HuBERT's own prediction head stands beside it. Bitrates are of units without repetitions.
-Times are of the front end, the layers and the scores that a policy reads, on one core, relative to all layers without
-scores. Depths and times count recordings as often as the errors do, by their units.
+test audio of five sets, clean and with noise of the test split. Errors are insertions, deletions and substitutions that
+turn the units of the exit into those of all layers (daisy units --policy never), both without repetitions, per unit of
+the latter. The same error against HuBERT's own prediction head is also measured. Bitrates are of units without
+repetitions. Times cover the front end, the layers and the scores that a policy reads, on one core, relative to all
+layers without scores. Depths and times weight recordings as the errors do, by their number of units.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from daisy.units import bitrate
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LOSS = "unit_errors"
 TARGETS = (0.1, 0.2, 0.3)
-"""Unit error rates that are certified."""
+"""Target unit error rates of the guarantee."""
 TIMED = 12
-"""Recordings that layers are timed on."""
+"""Number of recordings for timing the layers."""
 
 
 def measure_frontier(tune: Traces, test: UnitRuns, families: Iterable[str]) -> list[tuple[Row, Tensor]]:
-    """Tune policies to depths, and return a row for each with the exits (B,) of the runs."""
+    """Tune policies to depths, and return a row for each, with the exits (B,) of the runs."""
     measured = []
     for name in families:
         family = None if name == "hindsight" else fit_family(name, tune, LOSS)
@@ -76,7 +76,7 @@ def make_row(policy: str, target: float, exits: Tensor, runs: UnitRuns) -> Row:
 
 
 def measure_guarantee(pool: Traces, num_splits: int) -> list[Row]:
-    """Certify unit error rates on halves of the speakers, and measure them on the others."""
+    """Certify unit error rates on halves of the speakers, and measure them on the other half."""
     rows = []
     for policy in ("forecast", "entropy"):
         splits = [measure_split(pool, LOSS, seed, targets=TARGETS, policy=policy) for seed in range(num_splits)]
@@ -106,7 +106,7 @@ def draw(rows: Sequence[Row], path: Path = RESULTS / "discrete_units.png") -> No
 def main() -> None:
     parser = make_parser(__doc__, quick="a few utterances of each set; nothing is written")
     parser.add_argument("model")
-    parser.add_argument("--splits", type=parse_positive, default=200, help="of the guarantee")
+    parser.add_argument("--splits", type=parse_positive, default=200, help="number of splits for the guarantee")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     limit = 4 if arguments.quick else None

@@ -22,19 +22,19 @@ from daisy.runtime.exit_output import ExitOutput
 from daisy.units import HeadUnits, deduplicate
 
 LOSSES = {"unit_errors": "the full model's units", "final_head_unit_errors": "those of HuBERT's own prediction head"}
-"""Edit distances per unit of the reference, and of what they are."""
+"""Edit distances per unit of the reference, and the reference of each."""
 
 
 @dataclass(frozen=True)
 class UnitRuns:
-    """Full runs, and what every layer's head writes."""
+    """Full runs, and the units from every layer's head."""
 
     traces: Traces
-    """With `LOSSES` beside those of `daisy.calibration.tracing.trace`."""
+    """Full runs with `LOSSES`, in addition to those of `daisy.calibration.tracing.trace`."""
     sequences: list[list[list[int]]]
-    """Of each run and layer: units without repetitions."""
+    """Units without repetitions, by run and layer."""
     seconds: float
-    """Of audio."""
+    """Duration of the audio."""
 
     def of_exits(self, exits: Iterable[int]) -> list[list[int]]:
         """Return each run's units at its exit, 1 to L."""

@@ -13,7 +13,7 @@ SHOWN_POLICIES = (DEFAULT_POLICY, "entropy", "fixed")
 
 
 def _format_depth(row: Row) -> str:
-    """Format how deep exits go, where they do not go to the end."""
+    """Format the depth of exits, unless all layers are run."""
     return f", {row['depth']:.0%} of the layers" if row.get("depth", 1.0) < 1 else ""
 
 

@@ -1,4 +1,4 @@
-"""What tests of reading files share."""
+"""Helpers shared by the tests that read files."""
 
 import numpy
 import pytest
@@ -21,7 +21,7 @@ def read_in_parts(path, step=7001):
 
 
 def assert_same_everywhere(path, expected):
-    """Whole, in parts and counted, a file gives the same; ``expected`` is (N,)."""
+    """Check that a file gives the same samples whole and in parts, and the same count; ``expected`` is (N,)."""
     waveform = audio.read(path)
     assert torch.equal(waveform, torch.as_tensor(expected))
     assert torch.equal(read_in_parts(path), waveform)

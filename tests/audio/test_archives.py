@@ -1,4 +1,4 @@
-"""Recordings in zip archives, by the offsets that fairseq's manifests have; tables that are no manifests."""
+"""Recordings in zip archives, located by the offsets in fairseq's manifests; tables that are not manifests."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Files whose headers are wrong or say nothing, and files that a library would read in part only."""
+"""Files whose headers are wrong or incomplete, and files that a library would read only in part."""
 
 import itertools
 import struct

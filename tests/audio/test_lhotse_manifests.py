@@ -1,4 +1,4 @@
-"""lhotse's manifests as inputs: whole files are taken, and what is less or more is refused with a reason."""
+"""lhotse's manifests as inputs: whole files are accepted, anything else is refused with a reason."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Manifests mean to daisy what they mean to fairseq; tests/fairseq_plugins/test_manifests.py asks fairseq itself."""
+"""Manifests mean the same to daisy as to fairseq; tests/fairseq_plugins/test_manifests.py asks fairseq itself."""
 
 import os
 from pathlib import Path

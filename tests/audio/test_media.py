@@ -1,4 +1,4 @@
-"""What only FFmpeg reads: decoded with PyAV, refused without it in a line that names the extra."""
+"""Formats that only FFmpeg reads: decoded with PyAV, or refused with a one-line message that names the extra."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""MP3s whose headers are wrong or say nothing, in parts, and in other files."""
+"""MP3s whose headers are wrong or incomplete, read in parts, and inside other files."""
 
 import struct
 

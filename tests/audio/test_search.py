@@ -1,4 +1,4 @@
-"""What a search takes, under which name, and what it says of the rest."""
+"""Files that a search finds, their names, and its messages about all others."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Sets of a manifest with stated weights."""
+"""Sets in a manifest with given weights."""
 
 import pytest
 from hypothesis import given

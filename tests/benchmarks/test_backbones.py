@@ -1,4 +1,4 @@
-"""Parity and speed of wav2vec 2.0, WavLM, data2vec and Whisper beside other people's: on tiny networks."""
+"""Parity and speed of wav2vec 2.0, WavLM, data2vec and Whisper against other libraries', on tiny networks."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The figures' code draws what results/*.json hold, at most eight lines in one."""
+"""The code of the figures draws the contents of results/*.json, at most eight lines per figure."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""Policies beside the static cut at their depth, and in their time."""
+"""Policies against the static cut at the same depth, and in the same time."""
 
 import dataclasses
 

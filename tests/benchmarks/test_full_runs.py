@@ -1,4 +1,4 @@
-"""Full runs that are kept, and that nothing else is taken for them."""
+"""Full runs that are kept, and are not mistaken for others."""
 
 import pytest
 import soundfile

@@ -1,4 +1,4 @@
-"""Pre-training from one packed file in plain PyTorch, on the CPU: ten updates, stopped and gone on with."""
+"""Pre-training from one packed file in plain PyTorch, on the CPU: ten updates, stopped and resumed."""
 
 import json
 

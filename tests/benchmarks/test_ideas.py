@@ -1,4 +1,4 @@
-"""What `benchmarks.policies.ideas` learns from and judges by, on runs whose best exits are known."""
+"""Learning and judging in `benchmarks.policies.ideas`, on runs whose best exits are known."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""A few kills; ``--count 60`` is for when somebody changes how files are written."""
+"""A few kills; use ``--count 60`` after changes to how files are written."""
 
 import subprocess
 

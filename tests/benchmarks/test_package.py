@@ -1,4 +1,4 @@
-"""The benchmarks as a package: modules, scripts, the commands that texts name, and the form of the results."""
+"""The benchmarks as a package: modules, scripts, the commands named in texts, and the format of the results."""
 
 import importlib
 import json

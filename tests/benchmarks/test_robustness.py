@@ -1,4 +1,4 @@
-"""A few of the damaged files of benchmarks.robustness, and that what goes wrong is seen."""
+"""A few of the damaged files of benchmarks.robustness, and that problems are detected."""
 
 import collections
 import time

@@ -1,4 +1,4 @@
-"""Sentences with figures, on results that are made up."""
+"""Sentences with figures, from made-up results."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""Long measurements go on where they were stopped."""
+"""Long measurements continue where they were stopped."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What running on would still gain, learnt from full runs."""
+"""The remaining gain of later layers, learnt from full runs."""
 
 import pytest
 import torch

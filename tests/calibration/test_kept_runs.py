@@ -1,4 +1,4 @@
-"""Full runs on the disk: a stopped program goes on, and what comes out is the same to the last bit."""
+"""Full runs on disk: a stopped program resumes, and its results are the same bit by bit."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Validity by Monte Carlo against closed forms; nothing here needs audio or a model."""
+"""Validity by Monte Carlo against closed forms; no test here needs audio or a model."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Speech, noise and rooms at the rate of the checkpoint, recordings as short as its frames are."""
+"""Speech, noise and rooms at the checkpoint's rate, with recordings as short as one of its frames."""
 
 import contextlib
 import dataclasses

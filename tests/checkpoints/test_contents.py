@@ -1,4 +1,4 @@
-"""Files that are no checkpoints though their names say so, at load and at conversion."""
+"""Files with a checkpoint's name that are not checkpoints, at loading and at conversion."""
 
 import gzip
 

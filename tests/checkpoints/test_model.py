@@ -1,4 +1,4 @@
-"""A model as a torch module, and the encoders that it makes."""
+"""A model as a torch module, and the encoders made from it."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Recognisers in the one file: tokens, CTC exits, Conformers."""
+"""Recognisers in daisy's single-file format: tokens, CTC exits, Conformers."""
 
 import json
 

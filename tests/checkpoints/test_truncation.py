@@ -1,4 +1,4 @@
-"""Shallow models: what they give is what the whole model's fixed exit gives."""
+"""Truncated models: their output equals the whole model's at a fixed exit."""
 
 import dataclasses
 

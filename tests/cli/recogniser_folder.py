@@ -17,7 +17,7 @@ needs_jiwer = pytest.mark.skipif(importlib.util.find_spec("jiwer") is None, reas
 
 
 def make_recogniser_folder(folder):
-    """Put a recogniser, a network without text, recordings and texts of them into a folder."""
+    """Write a recogniser, a network without text, recordings and their texts into a folder."""
     model = tiny_recogniser("hubert", units=True)
     for classifier in model.ctc.classifiers.values():
         classifier.bias.data.zero_()

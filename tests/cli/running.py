@@ -1,4 +1,4 @@
-"""The command line as a person runs it: in this process, and where the process itself matters in one of its own."""
+"""Runs the command line as a user would: in this process, or in a process of its own where that matters."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from daisy.cli import main
 
 
 def run(*arguments, cwd=".", encoding="utf-8"):
-    """The command in this process: starting Python and torch for each would take minutes."""
+    """Run the command in this process: starting Python and torch for each would take minutes."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2)]
     status = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
@@ -30,7 +30,7 @@ def run(*arguments, cwd=".", encoding="utf-8"):
 
 
 def run_and_interrupt(*arguments, cwd, journal):
-    """The command, and Ctrl-C when the file that it notes its progress in has three lines: settings and two results."""
+    """Run the command, and send Ctrl-C when its progress file has three lines: settings and two results."""
 
     def interrupt():
         deadline = time.monotonic() + 60
@@ -48,7 +48,7 @@ def run_and_interrupt(*arguments, cwd, journal):
 
 
 def run_python(code, *arguments, cwd=".", **environment):
-    """Python code in a process of its own; output is bytes."""
+    """Run Python code in a process of its own; output is bytes."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
@@ -59,7 +59,7 @@ def run_python(code, *arguments, cwd=".", **environment):
 
 
 def read_terminal(descriptor):
-    """What a pseudo-terminal was sent; one read returns a part of it."""
+    """Read the output sent to a pseudo-terminal; a single read returns only a part."""
     os.set_blocking(descriptor, False)
     parts = []
     with suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""The command line, run as a person would: exit status, one-line refusals, no tracebacks."""
+"""The command line as a user runs it: exit status, one-line error messages, no tracebacks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where daisy extract computes and where its files go: options that go together, and those that do not."""
+"""Where daisy extract computes and where its files go: valid and invalid combinations of options."""
 
 import sys
 import tarfile

@@ -1,4 +1,4 @@
-"""What a policy is set for, and what is said where it is missed."""
+"""Goals that a policy is set for, and the message if a goal is missed."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The library's refusals speak Python; on the command line they end with what to type."""
+"""The library's error messages use Python's terms; on the command line they end with what to type."""
 
 import argparse
 import json

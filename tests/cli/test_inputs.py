@@ -1,4 +1,4 @@
-"""What commands take from folders, say of the rest, and hear of stereo."""
+"""Files that commands take from folders, their messages about the others, and how they read stereo."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""daisy labels --teacher: HuBERTs of every form, encoders of transformers, folders of features."""
+"""daisy labels --teacher: HuBERTs in every form, transformers' encoders, folders of features."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""daisy labels: rates of the checkpoint, recordings that cannot be used, manifests that change, centres of others."""
+"""daisy labels: sample rates of the checkpoint, unusable recordings, changed manifests, centres from other runs."""
 
 import dataclasses
 import json

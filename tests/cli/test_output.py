@@ -1,4 +1,4 @@
-"""What is printed, whatever takes it: any encoding, any width, names of any characters; nothing is cut."""
+"""Printed output on every terminal: any encoding, any width, any characters in names; nothing is cut off."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Progress: lines where stderr is no terminal, at their times and with what remains; a bar on a terminal."""
+"""Progress: timed lines with the remaining time if stderr is not a terminal; a bar on a terminal."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Recognisers on the command line: calibrated, compared and cut."""
+"""Recognisers on the command line: calibration, comparison and truncation."""
 
 import csv
 import json

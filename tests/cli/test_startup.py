@@ -1,4 +1,4 @@
-"""What needs no model is answered at once: help, the version, and what is typed wrongly."""
+"""Commands that need no model answer at once: help, the version, and wrong arguments."""
 
 import json
 import re

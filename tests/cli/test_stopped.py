@@ -1,4 +1,4 @@
-"""Commands of hours that are stopped, or that meet a bad recording."""
+"""Long commands that are stopped, or that meet a bad recording."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""daisy labels --teacher FOLDER: features that do not lie, or are not as long, as one would think."""
+"""daisy labels --teacher FOLDER: features in other places or of other lengths than expected."""
 
 import json
 import shutil

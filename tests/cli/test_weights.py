@@ -1,4 +1,4 @@
-"""daisy manifest --weight: how often sets are listed, and what tells of it."""
+"""daisy manifest --weight: how often sets are listed, and the file that states it."""
 
 import json
 from collections import Counter

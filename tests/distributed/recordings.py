@@ -1,4 +1,4 @@
-"""Recordings and an encoder that all tests of extraction share, also those that run it in other processes."""
+"""Recordings and an encoder shared by all tests of extraction, including those that run it in other processes."""
 
 import json
 
@@ -23,7 +23,7 @@ def write_recordings(place):
 
 
 def make_extractor(out, engine=None, keep="last", **options):
-    """Recordings leave at layers 1 and 2."""
+    """Make an extractor whose recordings exit at layers 1 and 2."""
     model = tiny_model()
     encoder = EarlyExitEncoder(model.backbone, model.heads, policies.Entropy(threshold=2.0), keep=keep)
     return Extractor(encoder, out, checkpoint="0" * 64, engine=engine, **{"batch_sec": 1.0, **options})

@@ -1,4 +1,4 @@
-"""Extraction by Ray's actors: the local engine's files, index and journal, although workers and drivers are killed."""
+"""Extraction by Ray's actors: the local engine's files, index and journal, even if workers and drivers are killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Workers of a run that is over do not write into what another has begun."""
+"""Workers of a run that has ended do not write into the folder of another that has begun."""
 
 from dataclasses import replace
 

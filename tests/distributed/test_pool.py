@@ -1,4 +1,4 @@
-"""The pool of actors, with actors that do little: what it does when they die or refuse."""
+"""The pool of actors, with actors that do little: its behaviour when they die or raise errors."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Units by Ray's actors are those of the local engine."""
+"""Units computed by Ray's actors equal those of the local engine."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""What the pages name: recordings of a second, tiny networks, and the programs, which run in forks."""
+"""Files that the pages name: short recordings, tiny networks, and the programs, which run in forks."""
 
 import dataclasses
 import json
@@ -22,19 +22,19 @@ FOLDERS = {
     "recordings": 2, "dev": 8, "test": 8, "train": 3, "lectures": 1, "more": 1, "data/speech/train": 8,
     "noises/rain": 1, "keywords/train": 1, "librispeech/train": 1, "robotutor/train": 1,
 }  # fmt: skip
-"""How many recordings are in each."""
+"""Number of recordings in each folder."""
 
 
 @pytest.fixture(scope="session")
 def clips():
-    """A second and a bit of each of the demonstration's clips."""
+    """Return a little more than a second of each demonstration clip."""
     paths = sorted(path for path in (ASSETS / "demo").glob("*.flac") if path.stem != "noise")
     return [audio.read(path)[8000 : 28000 + 1600 * index].numpy() for index, path in enumerate(paths)]
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """A HuBERT of twelve layers with exit heads, a WavLM, a recogniser, a policy for daisy-mini, a k-means."""
+    """Make a HuBERT of twelve layers with exit heads, a WavLM, a recogniser, a policy for daisy-mini and a k-means."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = tiny_model(dataclasses.replace(POST_NORM, num_layers=12))
     daisy.save(model, folder / "hubert.safetensors")
@@ -61,7 +61,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, clips, checkpoints):
-    """A folder with all that pages name but what their commands make."""
+    """Make a folder with everything that pages name, except for files that their commands make."""
     for path in checkpoints.iterdir():
         shutil.copy(path, tmp_path)
     texts, speakers = ["path,text"], ["path,speaker"]
@@ -88,7 +88,7 @@ def place(tmp_path, clips, checkpoints):
 
 
 def write_commands_corpus(place, clips):
-    """Fluent Speech Commands, of twelve recordings, and a configuration that ends after six steps."""
+    """Write Fluent Speech Commands with twelve recordings, and a configuration that ends after six steps."""
     (place / "fluent" / "data").mkdir(parents=True)
     (place / "fluent" / "wavs").mkdir()
     for split, count in (("train", 6), ("valid", 3), ("test", 3)):
@@ -108,7 +108,7 @@ def write_commands_corpus(place, clips):
         "optimizer": {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 0.01},
         "downstream_expert": {"datarc": data, "modelrc": model},
     }
-    (place / "config.yaml").write_text(json.dumps(config))  # which YAML reads too
+    (place / "config.yaml").write_text(json.dumps(config))  # which YAML also reads
 
 
 def write_manifest(path, folder):
@@ -118,7 +118,7 @@ def write_manifest(path, folder):
 
 @pytest.fixture(scope="session")
 def s3prl_programs(tmp_path_factory):
-    """daisy-s3prl and Python, in forks of a process that has imported s3prl."""
+    """Return daisy-s3prl and Python as programs that run in forks of a process that has imported s3prl."""
     modules = [name for name in ("s3prl.hub", "s3prl.nn", "s3prl_upstream.run_downstream") if find_spec("s3prl")]
     with start_programs(tmp_path_factory.mktemp("s3prl"), ["daisy-s3prl", "python"], modules) as folder:
         yield folder

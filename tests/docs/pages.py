@@ -1,8 +1,8 @@
-"""What README and docs show, as commands and Python that a test runs.
+"""Code in README and docs, as commands and Python that a test runs.
 
-Every fenced block counts. One without a language, or of ``bash``, is commands; one of ``python`` is Python; any other
-is a file's content, which is written to a file where ``<!-- file NAME -->`` stands in the line before it.
-``<!-- before: COMMAND -->`` runs a command that readers need not see, to make what they would have.
+Every fenced block counts. Blocks without a language, or of ``bash``, are commands; ``python`` blocks are Python; any
+other block is a file's content, which is written to a file if the line before is ``<!-- file NAME -->``.
+``<!-- before: COMMAND -->`` runs a command that is hidden from readers, to make files that they would have.
 """
 
 import re
@@ -28,9 +28,9 @@ NOT_RUN = {
     r"--checkpoint out/exits\.safetensors": "is of pretrain.sh",
     r"^daisy convert (hubert_large|WavLM-L|wav2vec_s|whisper-b)": "published; tests/checkpoints makes like ones",
 }
-"""Commands that no test runs, each with the reason."""
+"""Commands that no test runs, with the reasons."""
 STANDS_FOR = {"/abs/": "{place}/", "/data": "{place}/data"}
-"""Folders of a reader's machine, and where they are in a test."""
+"""Folders on a reader's machine, and their replacements in a test."""
 ALSO = {
     r"^fairseq-hydra-train ": (
         *("common.cpu=true", "optimization.max_update=2", "dataset.num_workers=0", "dataset.max_tokens=40000"),
@@ -47,7 +47,7 @@ ALSO = {
     r"^daisy noise-curve ": ("--policies", "forecast,fixed", "--depths", "0.6", "--snr", "clean,0"),
     r"^daisy replay ": ("--depths", "0.6"),
 }
-"""What makes programs stop after two updates, on a CPU, compare two policies, or hear little noise."""
+"""Options that make programs stop after two updates, run on a CPU, compare two policies, or use little noise."""
 NEEDS = {
     r"^fairseq-": "fairseq",
     r"-m fairseq_plugins": "fairseq",
@@ -63,12 +63,12 @@ NEEDS = {
     r"sentencepiece": "sentencepiece",
     r"import webdataset": "webdataset",
 }
-"""What a page needs beside daisy; where it is not installed, the page is not run."""
+"""Packages that a page needs besides daisy; if one is not installed, the page is not run."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, or a hidden command, and where it stands."""
+    """A fenced block or hidden command, with its position."""
 
     page: str
     line: int
@@ -100,12 +100,12 @@ def find_blocks(text: str, page: str) -> list[Block]:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Read the blocks of a page of the checkout."""
+    """Read the blocks of a page in the checkout."""
     return find_blocks(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
 
 
 def split_commands(text: str) -> list[str]:
-    """Split a block into its commands, each a line or as many as it takes; comments and empty lines are left out."""
+    """Split a block into its commands, of one or more lines each; comments and empty lines are left out."""
     commands, lines = [], []
     for line in text.splitlines():
         lines.append(line)
@@ -119,12 +119,12 @@ def split_commands(text: str) -> list[str]:
 
 
 def find_exception(command: str) -> str | None:
-    """Find the pattern of `NOT_RUN` that a command is of; None where it is run."""
+    """Find the pattern in `NOT_RUN` that matches a command; None if it is to be run."""
     return next((pattern for pattern in NOT_RUN if re.search(pattern, command.strip(), re.M)), None)
 
 
 def name_packages(blocks: list[Block]) -> set[str]:
-    """Name the packages that a page's commands and Python are about, which an environment may lack."""
+    """Return the packages that a page's commands and Python need, and that an environment may lack."""
     commands = [command for block in blocks if block.language in COMMANDS for command in split_commands(block.text)]
     text = "\n".join(command for command in commands if find_exception(command) is None)
     text += "\n".join(block.text for block in blocks if block.language == "python")
@@ -132,7 +132,7 @@ def name_packages(blocks: list[Block]) -> set[str]:
 
 
 def adapt(command: str, place: Path) -> str:
-    """Write a command for the folder of a test."""
+    """Adapt a command to the folder of a test."""
     for name, path in STANDS_FOR.items():
         command = re.sub(rf"(?<![\w.}}]){re.escape(name)}(?=\W|(?<=/)\w)", path.format(place=place), command)
     for pattern, options in ALSO.items():

@@ -1,4 +1,4 @@
-"""Python of a page as a reader types it: blocks one after the other, and what they say that comes out."""
+"""Runs a page's Python as a reader would type it, block by block, and checks the outputs that the page shows."""
 
 import ast
 import doctest
@@ -9,11 +9,11 @@ import tokenize
 def run(texts, page):
     """Run blocks in one namespace.
 
-    A block with ``>>>`` is a doctest. In others, where an expression's comment begins with ``tensor(``, its value must
-    be what the comment says.
+    A block with ``>>>`` is a doctest. In other blocks, the value of an expression whose comment begins with ``tensor(``
+    must be what the comment says.
 
     Raises:
-        AssertionError: where something else comes out.
+        AssertionError: if an output differs.
     """
     names = {"__name__": "__main__"}
     for number, text in enumerate(texts, 1):

@@ -1,4 +1,4 @@
-"""Every block of README, CONTRIBUTING and docs runs, commands and Python, in the order of the page."""
+"""Every block of README, CONTRIBUTING and docs runs, both commands and Python, in the order of the page."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""How figures look, and that their titles say what is in them."""
+"""The look of figures, and that their titles state their content."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What tests of folders that several processes write share."""
+"""Helpers shared by the tests of folders that several processes write."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""An extraction by a tiny network, as tests of the extractor run it."""
+"""An extraction with a tiny network, shared by the tests of the extractor."""
 
 from daisy import EarlyExitEncoder, audio, policies
 from daisy.extraction import Extractor

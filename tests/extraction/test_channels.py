@@ -1,4 +1,4 @@
-"""Recordings of several channels: their mean, one of them, or each into a file of its own."""
+"""Recordings with several channels: their mean, one of them, or each in a file of its own."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What an extraction wrote, read back by torch's loaders: everything once."""
+"""The output of an extraction, read back by torch's loaders: everything exactly once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The index of an extraction, made from all journals."""
+"""The index of an extraction, built from all journals."""
 
 import dataclasses
 import itertools

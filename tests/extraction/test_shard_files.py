@@ -1,4 +1,4 @@
-"""Shard files hold what a file for each recording would, as others' readers see it."""
+"""Shard files have the same content as one file per recording, when read by other libraries' readers."""
 
 import csv
 import json

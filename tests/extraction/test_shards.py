@@ -1,4 +1,4 @@
-"""Shares of an extraction, written into one folder at once; the index from all journals."""
+"""Shares of an extraction that write into one folder at the same time; the index from all journals."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""What no feature file may hold in silence, and what no file can be called: refused recording by recording."""
+"""Values that no feature file may hold, and names that no file can have: each such recording is refused."""
 
 import dataclasses
 import json

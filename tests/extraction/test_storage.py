@@ -1,4 +1,4 @@
-"""Results in storage: a server that speaks S3's protocol, and other protocols of fsspec."""
+"""Results in remote storage: a server with S3's protocol, and other protocols of fsspec."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Rows of journals: whether they are in memory or read again makes no difference."""
+"""Rows of journals: it makes no difference whether they are kept in memory or read again."""
 
 import gc
 import itertools

@@ -1,4 +1,4 @@
-"""Teachers: their frames lie where HuBERT's do, in a window of one's own, in a shared one, and in several."""
+"""Teachers: their frames are at the times of HuBERT's, in a window of their own, in a shared one, and in several."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The lines of .km files: kept by recording, whatever becomes of the manifest; as fairseq reads them."""
+"""The lines of .km files: stored by recording, even if the manifest changes; as fairseq reads them."""
 
 import numpy
 import pytest

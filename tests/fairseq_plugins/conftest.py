@@ -1,4 +1,4 @@
-"""A corpus and a HuBERT, tiny; fairseq's commands, as its users run them."""
+"""A tiny corpus and HuBERT; fairseq's commands, as its users run them."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import daisy
 from tests import fork_server
 from tests.conftest import POST_NORM, tiny_model
 
-if find_spec("fairseq") is None:  # found, not imported: that takes seconds in every process of pytest-xdist
+if find_spec("fairseq") is None:  # only located: importing it takes seconds in every process of pytest-xdist
     pytest.skip("needs fairseq", allow_module_level=True)
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -29,7 +29,7 @@ def noisy_tone(seed, seconds):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """data/{train,valid,noise}.tsv with unit labels, and hubert.safetensors."""
+    """Write data/{train,valid,noise}.tsv with unit labels, and hubert.safetensors."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "wav").mkdir()
     (folder / "data").mkdir()
@@ -55,21 +55,21 @@ def run(*arguments):
 
 
 def command(*arguments):
-    """Runs a command and returns what it printed."""
+    """Run a command, and return what it printed."""
     done = run(*arguments)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
 def refuse(*arguments):
-    """Runs a command that fails and returns what it printed."""
+    """Run a command that must fail, and return what it printed."""
     done = run(*arguments)
     assert done.returncode not in (0, fork_server.CRASHED), done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
 def heads_options(corpus, folder, updates):
-    """Options of fairseq-train for exit heads, trained for some updates into a folder."""
+    """Return the options of fairseq-train that train exit heads for some updates into a folder."""
     return (
         corpus / "data", "--user-dir", ROOT / "fairseq_plugins", "--task", "hubert_pretraining",
         "--labels", "[]", "--label-rate", "50", "--min-sample-size", "4000", "--pad-audio", "--cpu",

@@ -1,4 +1,4 @@
-"""Tiny recognisers under fairseq, a sample that they learn from, and its loss."""
+"""Tiny recognisers in fairseq, a sample that they learn from, and its loss."""
 
 from types import SimpleNamespace
 
@@ -28,14 +28,14 @@ def make_task(folder, **changes):
 
 
 def make_hubert(folder, config=POST_NORM, source=None, **changes):
-    """A ``daisy_ctc`` model of a tiny HuBERT, and its task."""
+    """Make a ``daisy_ctc`` model from a tiny HuBERT, and its task."""
     from omegaconf import OmegaConf
 
     from fairseq_plugins.ctc_model import DaisyCtc, DaisyCtcConfig
 
     path = folder / "source.safetensors"
     source = source or tiny_model(config)
-    if config is ODD:  # where fairseq has no projection
+    if config is ODD:  # for which fairseq has no projection
         projection = source.backbone.encoder.feature_projection.projection
         projection.weight.data.copy_(torch.eye(config.width))
         projection.bias.data.zero_()
@@ -78,12 +78,12 @@ def make_sample(lengths=(8000, 6400, 4800)):
 
 
 def convert(model, task):
-    """What ``daisy convert`` makes of a checkpoint with this model."""
+    """Convert a checkpoint with this model like ``daisy convert``."""
     return plugin.read({"model": model.state_dict(), "task_state": task.state.state_dict})
 
 
 def compute_ctc(logits, targets, lengths):
-    """CTC of each utterance by itself."""
+    """Compute the CTC loss of each utterance by itself."""
     return torch.stack(
         [
             F.ctc_loss(

@@ -1,4 +1,4 @@
-"""The criterion in this process, against sums made by hand from the library."""
+"""The criterion in this process, compared with sums computed by hand from the library."""
 
 import argparse
 

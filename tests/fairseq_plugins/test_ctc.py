@@ -1,4 +1,4 @@
-"""Recognisers under fairseq: what each exit's loss is, what it changes, and what goes on with it."""
+"""Recognisers in fairseq: the loss of each exit, the weights that it changes, and models that start from others."""
 
 import pytest
 import torch

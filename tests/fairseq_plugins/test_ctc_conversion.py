@@ -1,4 +1,4 @@
-"""Recognisers trained under fairseq: daisy computes the same with them."""
+"""Recognisers trained in fairseq: daisy computes the same outputs with them."""
 
 import pytest
 import torch

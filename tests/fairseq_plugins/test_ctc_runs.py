@@ -1,4 +1,4 @@
-"""Recognisers trained by fairseq's own commands, as users run them: what comes out transcribes."""
+"""Recognisers trained with fairseq's own commands, as users run them: the resulting models transcribe."""
 
 import argparse
 import re

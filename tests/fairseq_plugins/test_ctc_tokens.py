@@ -1,4 +1,4 @@
-"""What recognisers of the plugin write with, and what their checkpoints know without other files."""
+"""Tokens of the plugin's recognisers, and the information in their checkpoints without other files."""
 
 import io
 

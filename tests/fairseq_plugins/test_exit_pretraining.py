@@ -1,4 +1,4 @@
-"""Exit heads that learn while a HuBERT is pre-trained: what each loss is, what it changes, and what comes out."""
+"""Exit heads trained during the pre-training of a HuBERT: each loss, the weights that it changes, and the result."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What fairseq would train as something else: labels that are no units of the dictionary, or of other times."""
+"""Labels that fairseq would train on wrongly: labels that are not units of the dictionary, or have other times."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""Pre-training by fairseq's own command, what it is heard on, and where it starts from."""
+"""Pre-training with fairseq's own command, the audio that it uses, and its starting point."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The pre-training configurations: the networks that they build, and where those start."""
+"""The pre-training configurations: the networks that they build, and their starting points."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""pretrain.sh from a teacher to a network with exits, and what it refuses."""
+"""pretrain.sh, from a teacher to a network with exits, and its error messages."""
 
 import hashlib
 import json

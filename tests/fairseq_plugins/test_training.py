@@ -1,4 +1,4 @@
-"""Training the heads by fairseq's own commands."""
+"""Training the heads with fairseq's own commands."""
 
 import argparse
 import re

@@ -1,4 +1,4 @@
-"""Units of a k-means that fairseq's way of doing it has made: its features, its joblib file, scikit-learn's predict."""
+"""Units of a k-means made in fairseq's way: its features, its joblib file, scikit-learn's predict."""
 
 import contextlib
 import io

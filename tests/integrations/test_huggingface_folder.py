@@ -1,4 +1,4 @@
-"""The folder for transformers against daisy itself: exits, states, losses and units, without importing daisy in it."""
+"""The folder for transformers against daisy itself: exits, states, losses and units; its code does not import daisy."""
 
 import dataclasses
 import json

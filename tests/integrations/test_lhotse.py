@@ -1,4 +1,4 @@
-"""lhotse's cuts through daisy: features as daisy's own, exits as fields, Shar folders that get new ones."""
+"""lhotse's cuts through daisy: features equal to daisy's own, exits as fields, and new features in Shar folders."""
 
 import gc
 import json

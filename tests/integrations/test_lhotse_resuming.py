@@ -1,4 +1,4 @@
-"""What interrupted runs of lhotse's cuts leave, and what is refused rather than lost."""
+"""Files left by interrupted runs on lhotse's cuts, and requests refused so that nothing is lost."""
 
 import gc
 import gzip

@@ -1,4 +1,4 @@
-"""A task of mteb, made of local audio, run through daisy by mteb itself."""
+"""A task of mteb, made from local audio, run through daisy by mteb itself."""
 
 import pytest
 import torch

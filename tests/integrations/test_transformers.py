@@ -1,4 +1,4 @@
-"""Models of transformers that are in memory, against their own states."""
+"""transformers' models in memory, against their own states."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Exit heads that go on from others: that is said, as nobody can tell whether they predict the same units."""
+"""Exit heads that start from others: a message says so, as nothing shows whether they predict the same units."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Our HuBERT against torchaudio's, whose names and numbers it has: the same weights, the same bits."""
+"""Our HuBERT against torchaudio's, with the same names and shapes: same weights, same bits."""
 
 import pytest
 import torch

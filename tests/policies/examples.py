@@ -1,4 +1,4 @@
-"""An example of every policy, and settings that hypothesis draws: all that a new policy adds to the tests of all."""
+"""An example of every policy, and settings drawn by hypothesis: all that a new policy adds to the shared tests."""
 
 import torch
 from hypothesis import strategies as st
@@ -8,23 +8,23 @@ from daisy.policies.scores import COMPARING, SCORES, WITHOUT_HEADS
 
 LAYERS = 12
 SCORE_NAMES = [*(name for name in SCORES if name not in WITHOUT_HEADS), "final_agreement"]
-"""All that policies read, but for the number of frames and the draw."""
+"""All scores that policies read, except the number of frames and the random draw."""
 
 
 def look_ahead(kind, price, features):
-    """Foretells with weights drawn at random."""
+    """Make a look-ahead policy with random weights."""
     generator = torch.Generator().manual_seed(2)
     rand = lambda *shape: torch.randn(*shape, generator=generator).tolist()  # noqa: E731
     weights = [rand(LAYERS - layer, layer * len(features)) for layer in range(1, LAYERS)]
     for rows in weights:
         for row in rows:
-            row[features.index("change") * (len(row) // len(features))] = 0.0  # nothing is known of it at layer 1
+            row[features.index("change") * (len(row) // len(features))] = 0.0  # at layer 1 it is unknown
     intercepts = [rand(LAYERS - layer) for layer in range(1, LAYERS)]
     return kind(price=price, features=features, weights=weights, intercepts=intercepts)
 
 
 def hide_first(scores):
-    """Make scores that compare an exit with the one before NaN at the first."""
+    """Set scores that compare an exit with the previous one to NaN at the first."""
     for name in COMPARING:
         scores[name][:, 0] = torch.nan
 
@@ -65,7 +65,7 @@ per_layer = st.one_of(units, st.tuples(*[units] * FEW_LAYERS))
 
 
 def look_ahead_drawn(kind, features):
-    """Policies that predict from some of the scores; of `change`, nothing is known at layer 1."""
+    """Draw policies that predict from some of the scores; `change` is unknown at layer 1."""
 
     def make(price, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -120,4 +120,4 @@ DRAWN = {
     "fixed": st.builds(policies.Fixed, layer=st.integers(1, FEW_LAYERS)),
     "never": st.just(policies.Never()),
 }
-"""Settings of every policy."""
+"""Strategies for the settings of every policy."""

@@ -1,4 +1,4 @@
-"""Every policy, with settings that hypothesis draws, on scores of the layers so far and of full runs."""
+"""Every policy, with settings drawn by hypothesis, on scores of the layers so far and of full runs."""
 
 import dataclasses
 

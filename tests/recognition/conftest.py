@@ -24,7 +24,7 @@ KINDS = {
 
 
 def tiny_recogniser(kind, units=False, tokens=TOKENS):
-    """A model of a kind, with heads on units beside its CTC exits where ``units``."""
+    """Make a model of a kind, with heads on units besides its CTC exits if ``units``."""
     config, layers, branch = KINDS[kind]
     backbone = (Conformer if isinstance(config, ConformerConfig) else Backbone)(config)
     exits = CTCHeadsConfig(layers=layers, width=config.width, num_tokens=len(tokens), blank=tokens.blank, **branch)
@@ -42,12 +42,12 @@ def tiny_recogniser(kind, units=False, tokens=TOKENS):
 
 
 def run_fully(model, waveforms, scores=(), heads="ctc"):
-    """What a run of all exits gives."""
+    """Run all exits and return the output."""
     return Recogniser(model, policies.Never(), heads=heads, scores=scores).run(waveforms)
 
 
 def spread(scores, name):
-    """Between two scores of those that could let leave, so that rounding decides nothing."""
+    """Return the midpoint of two scores in the middle, so that rounding decides nothing."""
     values = scores[name][:, :-1]
     values = values[values.isfinite()].sort().values
     middle = len(values) // 2
@@ -66,7 +66,7 @@ def recogniser_model(kind):
 
 @pytest.fixture
 def speech():
-    """Utterances of one frame of a Conformer to a second and a half, an odd and an even number of frames among them."""
+    """Utterances of one frame of a Conformer to a second and a half, with odd and even numbers of frames."""
     generator = torch.Generator().manual_seed(9)
     lengths = [960, 1600, 5000, 16000, 16640, 24000]
     return [torch.randn(n, generator=generator) * (1 + torch.sin(torch.arange(n) / 900)) * 0.1 for n in lengths]

@@ -1,4 +1,4 @@
-"""Texts of attention decoders: the search, their times, and their place beside CTC's."""
+"""Texts of attention decoders: the search, their times, and their use with CTC's."""
 
 import itertools
 

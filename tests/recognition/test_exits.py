@@ -1,4 +1,4 @@
-"""Exits at some layers: each policy, each kind of backbone and of exits."""
+"""Exits at some of the layers: each policy, each kind of backbone and of exits."""
 
 import pytest
 import torch

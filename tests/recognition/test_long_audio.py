@@ -1,4 +1,4 @@
-"""Long recordings in windows: the same text as in one run, wherever the windows cut."""
+"""Long recordings in windows: the same text as in one run, wherever the windows are cut."""
 
 import dataclasses
 

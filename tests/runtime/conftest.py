@@ -9,7 +9,7 @@ from daisy.runtime.packed_backbone import PackedBackbone
 
 
 def use_mkl(monkeypatch):
-    """For all float32 products."""
+    """Use MKL for all float32 products."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         pytest.skip("this build of torch has no packed MKL products")
     monkeypatch.setattr("daisy.runtime.linear.MKL_MIN_FEATURES", 1)
@@ -18,7 +18,7 @@ def use_mkl(monkeypatch):
 
 @torch.no_grad()
 def run_plain(backbone, waveforms):
-    """States of layers 0 to L, the feed-forward outputs of layers 1 to L, (F, D) each, and frames of each utterance."""
+    """Return states of layers 0 to L, feed-forward outputs of layers 1 to L, (F, D) each, and each number of frames."""
     num_samples = torch.tensor([len(w) for w in waveforms])
     features, num_frames = backbone.front_end(torch.nn.utils.rnn.pad_sequence(waveforms, True), num_samples)
     states, fed = [backbone.embed(features, num_frames)], []
@@ -33,7 +33,7 @@ def run_plain(backbone, waveforms):
 
 @torch.no_grad()
 def run_packed(backbone, waveforms, lengths, dtype="float32", return_feed_forward=True):
-    """The first two of these, by the packed backbone."""
+    """Return the first two of these from the packed backbone."""
     packed, layout = PackedBackbone(backbone, dtype), PackedLayout(torch.tensor(lengths))
     states, fed = [packed.embed(packed.front_end(waveforms), layout)], []
     for layer in range(1, backbone.config.num_layers + 1):

@@ -1,4 +1,4 @@
-"""What callers may give as a batch, and what they are told where they may not."""
+"""Valid forms of a batch, and the messages for invalid ones."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""On a CUDA device, where there is one: the CPU's numbers, graphs, and what the host waits for."""
+"""On a CUDA device, if there is one: same numbers as on the CPU, graphs, and synchronisation with the host."""
 
 import dataclasses
 import math

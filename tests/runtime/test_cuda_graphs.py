@@ -1,5 +1,5 @@
-"""A GPU's path without a GPU: tensors of the CPU that say they are elsewhere, an eye on who makes the host wait, and
-graphs that do again what was done while they were captured.
+"""A GPU's code path without a GPU: CPU tensors that claim to be elsewhere, checks for operations that make the host
+wait, and graphs that repeat the operations that ran while they were captured.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What an encoder computes in: said when it is made, or by casting it or its model."""
+"""The type that an encoder computes in: chosen when it is made, or by casting it or its model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""WavLM's attention, packed: by blocks, padded, in other types, and its biases."""
+"""WavLM's packed attention: in blocks, padded, in other types, and its biases."""
 
 from concurrent.futures import ThreadPoolExecutor
 

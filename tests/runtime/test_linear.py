@@ -1,4 +1,4 @@
-"""Matrix products whose rows are rounded up."""
+"""Matrix products whose number of rows is rounded up."""
 
 import pytest
 import torch

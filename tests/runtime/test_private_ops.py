@@ -1,4 +1,4 @@
-"""torch's private operators may go, or change, with any release: results stay, or one line says what is not there."""
+"""torch's private operators may vanish or change in any release: results stay, or one line names what is missing."""
 
 import pytest
 import torch

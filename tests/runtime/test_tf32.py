@@ -1,4 +1,4 @@
-"""Whether products may use TF32 is read by whichever of torch's two ways it was set, and left as it was."""
+"""The TF32 setting of products is read in either of torch's two forms, and left unchanged."""
 
 import subprocess
 import sys

@@ -26,7 +26,7 @@ def waveform(seed, num_samples):
 
 @pytest.fixture(scope="session")
 def hub():
-    """s3prl's hub with our entries; it takes some seconds to import."""
+    """Return s3prl's hub with our entries; it takes some seconds to import."""
     from s3prl_upstream import register
 
     register()
@@ -49,7 +49,7 @@ def upstream(hub, checkpoint):
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory):
-    """Exits at every layer, whatever the weights."""
+    """Write a policy with exits at every layer, whatever the weights."""
     path = tmp_path_factory.mktemp("policy") / "any.json"
     path.write_text(json.dumps(ANY_EXIT))
     return path
@@ -57,7 +57,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fluent(tmp_path_factory):
-    """Fluent Speech Commands: 12, 4 and 4 utterances; returns the configuration."""
+    """Write Fluent Speech Commands with 12, 4 and 4 utterances, and return the configuration."""
     root = tmp_path_factory.mktemp("fluent")
     (root / "data").mkdir()
     (root / "wavs").mkdir()
@@ -95,7 +95,7 @@ def write_config(root, datarc, steps=6, accumulate=1):
 
 @pytest.fixture
 def launch(hub):
-    """daisy-s3prl in this process."""
+    """Return daisy-s3prl as a function that runs in this process."""
     from s3prl_upstream import run_downstream
 
     sharing = torch.multiprocessing.get_sharing_strategy()
@@ -106,7 +106,7 @@ def launch(hub):
 
 @pytest.fixture
 def train(launch, checkpoint, policy, fluent):
-    """Trains intent classification on the tiny upstream; returns nothing: results are in the folder."""
+    """Return a function that trains intent classification on the tiny upstream; its results are in the folder."""
 
     def run(folder, *more):
         known = ("-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "fluent_commands", "-c", fluent)
@@ -120,7 +120,7 @@ def states(folder, name="states-6.ckpt"):
 
 
 def weights(folder, name="states-6.ckpt"):
-    """All trained weights of a checkpoint in one row."""
+    """Return all trained weights of a checkpoint in one row."""
     saved = states(folder, name)
     parts = [saved[part][key] for part in ("Featurizer", "Downstream") for key in sorted(saved[part])]
     return torch.cat([part.flatten().double() for part in parts])
@@ -135,7 +135,7 @@ def runs(folder):
 
 
 def losses(folder):
-    """Of each logged step, from s3prl's tensorboard file."""
+    """Return the loss of each logged step from s3prl's tensorboard file."""
     from tensorboardX.proto import event_pb2
 
     values = []
@@ -150,6 +150,6 @@ def losses(folder):
 
 
 def begin_anew(folder):
-    """Take the checkpoints away, which s3prl would write over and daisy-s3prl does not."""
+    """Remove the checkpoints, which s3prl would overwrite and daisy-s3prl would not."""
     for path in folder.glob("*.ckpt"):
         path.unlink()

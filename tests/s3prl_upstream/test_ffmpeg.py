@@ -1,7 +1,7 @@
-"""A file that torchaudio cannot read is one line with its name, whichever backend reads: libsndfile or FFmpeg.
+"""A file that torchaudio cannot read gives a one-line message with its name, with libsndfile or FFmpeg as the backend.
 
-FFmpeg takes part where its libraries are on the machine (Debian: apt-get install ffmpeg). What its refusals look like
-is also played to torchaudio's dispatcher, which asks the first backend of a table, so that this is tested everywhere.
+FFmpeg is included if its libraries are on the machine (Debian: apt-get install ffmpeg). Its error messages are also
+simulated for torchaudio's dispatcher, which asks the first backend of a table, so that this is tested everywhere.
 """
 
 import functools

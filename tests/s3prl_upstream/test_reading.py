@@ -1,4 +1,4 @@
-"""What s3prl's own datasets make of recordings of other rates and of two channels, task by task, and the launcher."""
+"""How s3prl's own datasets read recordings of other rates and with two channels, task by task, and the launcher."""
 
 import importlib
 import inspect

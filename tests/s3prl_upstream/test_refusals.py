@@ -1,4 +1,4 @@
-"""What daisy-s3prl refuses, in one line, before anything is trained."""
+"""Errors of daisy-s3prl, in one line each, before anything is trained."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""s3prl's runner from end to end; losses are compared to the last bit through the weights that they lead to."""
+"""s3prl's runner from end to end; losses are compared bit by bit through the weights that they lead to."""
 
 import ast
 import builtins

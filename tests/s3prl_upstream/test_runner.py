@@ -1,4 +1,4 @@
-"""The runner at its end: what stopped it is what is told."""
+"""The end of the runner: the original error is the one reported."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""s3prl's speaker identification, which cuts recordings at random and keeps lists of files."""
+"""s3prl's speaker identification, which cuts recordings at random and caches lists of files."""
 
 from pathlib import Path
 

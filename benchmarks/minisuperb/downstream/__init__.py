@@ -1,1 +1,1 @@
-"""Tasks that s3prl lacks: `benchmarks.minisuperb.worker` adds this folder to where s3prl looks for its tasks."""
+"""Tasks that s3prl lacks: `benchmarks.minisuperb.worker` adds this folder to s3prl's search path for tasks."""

@@ -1,4 +1,4 @@
-"""A tiny stand-in for the shared recordings."""
+"""A tiny replacement for the shared recordings."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ ORDERS = (
 
 
 def _tables():
-    """Set to (split, speaker, label, seconds, further columns) of each recording."""
+    """Return, for each set, the (split, speaker, label, seconds, further columns) of its recordings."""
     sets = {"mboshi": [], "librispeech": [], "digits": [], "keywords": [], "commands": [], "noise": []}
     for split, count in (("train", 4), ("dev", 2), ("test", 3)):
         for i in range(count):
@@ -39,7 +39,7 @@ def _tables():
 
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory):
-    """A folder like ../shared/data: seeded noise of different colours, half a minute in all."""
+    """A folder like ../shared/data, with seeded noise of different colours, half a minute in all."""
     root = tmp_path_factory.mktemp("data")
     draws = numpy.random.default_rng(0)
     for name, table in _tables().items():
@@ -61,7 +61,7 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture
 def use_recordings(monkeypatch):
-    """Have measurements read other recordings than the shared ones."""
+    """Make measurements read other recordings than the shared ones."""
 
     def use(folder):
         monkeypatch.setattr(shared_recordings, "DATA", folder)
@@ -73,5 +73,5 @@ def use_recordings(monkeypatch):
 
 @pytest.fixture
 def stand_in(use_recordings, recordings):
-    """The builders read the stand-in."""
+    """Make the builders read the tiny recordings."""
     use_recordings(recordings)

@@ -1,4 +1,4 @@
-"""Layouts, as s3prl's own readers read them."""
+"""Layouts of the corpora, read by s3prl's own readers."""
 
 import csv
 import dataclasses

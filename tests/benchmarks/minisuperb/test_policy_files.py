@@ -1,4 +1,4 @@
-"""Policy files that are kept, and those that are set anew."""
+"""Policy files that are kept, and those that are set again."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs that are there or not, and the table of those that are."""
+"""Runs that exist or not, and the table of those that do."""
 
 import argparse
 import json

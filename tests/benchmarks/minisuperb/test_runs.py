@@ -1,4 +1,4 @@
-"""Runs are finished one by one, not repeated, and not overwritten unasked."""
+"""Runs are finished one by one, not repeated, and not overwritten unless requested."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Upstreams are timed, and their times say of which model they are."""
+"""Upstreams are timed, and their times name the model."""
 
 import json
 

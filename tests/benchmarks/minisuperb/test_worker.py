@@ -1,4 +1,4 @@
-"""One run with a stand-in for s3prl: what is done, what is done again, and what comes out."""
+"""One run with a replacement for s3prl: the steps done, the steps repeated, and the results."""
 
 import json
 from itertools import pairwise

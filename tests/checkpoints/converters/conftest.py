@@ -1,4 +1,4 @@
-"""fairseq's own models, which its converter is held against."""
+"""fairseq's own models, for comparison with the converted ones."""
 
 import argparse
 
@@ -33,7 +33,7 @@ def fairseq_config(config):
 
 @pytest.fixture
 def fairseq_model(config):
-    """fairseq's own HubertModel with random weights, and the file that fairseq would write."""
+    """Make fairseq's own HubertModel with random weights, and the file that fairseq would write."""
     hubert = pytest.importorskip("fairseq.models.hubert.hubert", reason="needs fairseq")
     from fairseq.data import Dictionary
     from omegaconf import OmegaConf

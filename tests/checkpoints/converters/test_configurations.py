@@ -1,6 +1,6 @@
 """Every field of transformers' and fairseq's configurations of a HuBERT: used, refused, or without effect at inference.
 
-Fields are listed from the classes themselves, so that one which a later version adds fails a test until it is known.
+The fields are listed from the classes themselves, so a field added by a later version fails a test until it is known.
 """
 
 import argparse

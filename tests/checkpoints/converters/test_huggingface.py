@@ -1,4 +1,4 @@
-"""Hugging Face's HuBERTs of the kinds that people have, against transformers' own states; the folders they come in."""
+"""Hugging Face's HuBERTs in their usual forms, against transformers' own states; and the folders that contain them."""
 
 import dataclasses
 import json

@@ -1,6 +1,6 @@
-"""Every field of the configurations of HuBERT's kin, as test_configurations.py has HuBERT's.
+"""Every field of the configurations of networks like HuBERT, as test_configurations.py does for HuBERT.
 
-Only what is not as in HuBERT's is listed here; what a later version adds fails a test until it is known.
+Only differences from HuBERT are listed here; a field added by a later version fails a test until it is known.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""fairseq's HuBERTs with several label sets, each with a softmax of its own, and those without a configuration."""
+"""fairseq's HuBERTs with several label sets, each with its own softmax, and those without a configuration."""
 
 import argparse
 import dataclasses

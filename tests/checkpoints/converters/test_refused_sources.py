@@ -1,4 +1,4 @@
-"""What no converter takes, or takes only when it is told to."""
+"""Sources that no converter accepts, or accepts only on request."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Whisper's encoder of transformers: its spectra, its states, alone and in batches, and what is refused."""
+"""transformers' Whisper encoder: its spectra, its states, alone and in batches, and refused configurations."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""The public code's Conformer and Splitformer, by their names: its modules are put together from torchaudio's."""
+"""The public code's Conformer and Splitformer, by their weights' names: their modules are built from torchaudio's."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Workloads that tests make up: times and exits without a model."""
+"""Made-up workloads for tests: times and exits without a model."""
 
 from random import Random
 
@@ -6,7 +6,7 @@ from daisy.distributed.pipeline.workload import Workload
 
 
 def make_workload(n=100, num_layers=6, layer_sec=0.01, front_sec=0.02, num_levels=3, seed=0):
-    """Utterances of a second whose exits come a layer earlier with each level."""
+    """Make utterances of one second whose exits are one layer earlier with each level."""
     random = Random(seed)
     deep = [random.randint(2, num_layers) for _ in range(n)]
     return Workload(

@@ -1,4 +1,4 @@
-"""Hosts without Ray: threads of one process that hand tasks to one another, with a real model, under deaths."""
+"""Hosts without Ray: threads of one process that pass tasks to one another, with a real model, while some die."""
 
 import threading
 import time

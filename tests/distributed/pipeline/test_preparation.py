@@ -1,4 +1,4 @@
-"""What runs need of a model: levels, times, and what answers are compared with."""
+"""Preparation of a model for runs: levels, times, and the references for the answers."""
 
 import dataclasses
 

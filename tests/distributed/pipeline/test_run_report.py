@@ -1,4 +1,4 @@
-"""Numbers of a run."""
+"""Statistics of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Parts of a model: only their weights, and the very results of the whole."""
+"""Parts of a model: each has only its own weights, and the results equal the whole model's exactly."""
 
 import itertools
 import pickle

@@ -1,4 +1,4 @@
-"""Topologies from YAML, and what is refused."""
+"""Topologies from YAML, and invalid ones, which are refused."""
 
 import dataclasses
 import math

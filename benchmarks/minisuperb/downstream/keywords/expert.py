@@ -1,6 +1,6 @@
-"""s3prl's keyword task with the words that the configuration names; s3prl's own has ten words in its code.
+"""s3prl's keyword task with the words listed in the configuration; s3prl's own has ten words in its code.
 
-Reads files without sox, whose library torchaudio looks for on the machine and does not bring.
+Files are read without sox, a library that torchaudio expects on the machine and does not bundle.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ NUM_OUTPUTS = 12
 
 
 def read_softer(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
-    """Read (1, N) of a recording at 16 kHz, 3 dB softer as s3prl's chain of effects has it; mono needs nothing else."""
+    """Read (1, N) of a recording at 16 kHz, 3 dB softer as in s3prl's chain of effects; mono needs nothing else."""
     samples, rate = soundfile.read(path, dtype="float32")
     return torch.from_numpy(samples)[None] * 10 ** (-3 / 20), rate
 
 
 class DownstreamExpert(expert.DownstreamExpert):
-    """Keywords, unknown words and silence; the rest of s3prl's twelve outputs stands for nothing."""
+    """Keywords, unknown words and silence; the remaining ones of s3prl's twelve outputs are unused."""
 
     def __init__(self, upstream_dim: int, downstream_expert: dict[str, Any], expdir: str, **options: Any) -> None:
-        # One list that both modules hold: the order of its entries is what s3prl counts by.
+        # One list object shared by both modules: the order of its entries is s3prl's class index.
         classes = [*downstream_expert["datarc"]["words"], "_unknown_", "_silence_"]
         dataset.CLASSES[:] = classes + [f"_unused_{index}_" for index in range(len(classes), NUM_OUTPUTS)]
         dataset.apply_effects_file = read_softer
