@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "daisy" / "version.py").r
 
 GENUINE = 'python_version < "3.11"'  # fairseq 0.12.2 has mutable dataclass defaults, which Python 3.11 rejects
 FORK = 'python_version >= "3.11"'
-# fairseq and s3prl stopped there: from torch 2.6 on, torch.load refuses the Python objects in their checkpoints.
+# fairseq and s3prl need older versions: from torch 2.6, torch.load refuses the Python objects in their checkpoints.
 HOSTS = ["torch<2.6", "torchaudio<2.6", "numpy<2"]
 UNITS_AND_ROOMS = ["scikit-learn>=1.3", "kaldi-native-fbank>=1.20", "pyroomacoustics>=0.10"]
 
@@ -50,7 +50,7 @@ setup(
         "torch>=2.5",
         "numpy>=1.26",
         "scipy>=1.9",
-        "soundfile>=0.13",  # its wheels bring a libsndfile that reads Ogg Opus and MP3
+        "soundfile>=0.13",  # its wheels include a libsndfile that reads Ogg Opus and MP3
         "soxr>=0.5",
         "safetensors>=0.4",
         "typer>=0.20",  # the command line only
@@ -67,7 +67,7 @@ setup(
         "s3prl": [
             *HOSTS,
             "s3prl==0.4.18",
-            "huggingface_hub>=0.23,<1",  # run_downstream imports Repository and HfFolder, gone in 1.0
+            "huggingface_hub>=0.23,<1",  # run_downstream imports Repository and HfFolder, removed in 1.0
             "tensorboardX>=2.6",
             "pandas>=2",
             "librosa>=0.10",
@@ -76,13 +76,13 @@ setup(
             "PyYAML",
         ],
         "superb": [
-            "asteroid>=0.7",  # s3prl's enhancement and separation import its metrics and losses; brings pesq and pystoi
+            "asteroid>=0.7",  # s3prl's enhancement and separation import its metrics and losses; with pesq and pystoi
             "pesq",  # compiled, so a C compiler and Python's headers are needed
             "pystoi",
-            "catalyst>=22",  # speech_commands imports one sampler of it, for training on several GPUs
+            "catalyst>=22",  # speech_commands imports a sampler from it, for training on several GPUs
         ],
         "hf": ["transformers>=4.46"],
-        # torchaudio has the Conformer's layers and calls flashlight's beam search, whose wheels bring KenLM.
+        # torchaudio has the Conformer's layers and calls flashlight's beam search, whose wheels include KenLM.
         "recognition": [
             "torchaudio>=2.5",
             "jiwer>=4",
@@ -94,14 +94,14 @@ setup(
         "parquet": ["pyarrow>=15"],
         "lhotse": ["lhotse>=1.33"],
         "storage": ["fsspec>=2024.2", "s3fs>=2024.2"],  # results in S3
-        "ffmpeg": ["av>=14"],  # MP4, WebM and what else libsndfile does not read; its wheels bring FFmpeg
+        "ffmpeg": ["av>=14"],  # MP4, WebM and other formats that libsndfile does not read; its wheels include FFmpeg
         "analysis": ["matplotlib>=3.7", "jinja2>=3.1", *UNITS_AND_ROOMS],
-        # mkdocstrings 1.0 cannot make a highlighter of pymdown-extensions 12.
+        # mkdocstrings 1.0 cannot construct the highlighter of pymdown-extensions 12.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "pymdown-extensions<12"],
         "dev": ["pre-commit>=4", "pre-commit-hooks>=5"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"),
-            # moto's own extra "server" brings an antlr4 that fairseq's hydra-core refuses.
+            # moto's own extra "server" installs an antlr4 that conflicts with fairseq's hydra-core.
             *("moto[s3]>=5", "flask", "flask-cors", "webdataset>=0.2.86"),
             *("nbclient>=0.10", "ipykernel>=6.29"),  # run docs/tour.ipynb
         ],

@@ -1,6 +1,6 @@
 """A fairseq user-dir: ``fairseq-train --user-dir $(daisy user-dir) --arch daisy_hubert --criterion daisy_exit_heads``.
 
-The backbone, heads, losses and checkpoint format are daisy's; here is only what fairseq needs to train the heads.
+Backbone, heads, losses and checkpoint format are daisy's; this package has only what fairseq needs to train them.
 """
 
 from fairseq_plugins import (

@@ -1,4 +1,4 @@
-"""fairseq 0.12.2 and its fork for Python 3.11, and numpy as it is today, made alike."""
+"""Bridge differences between fairseq 0.12.2, its fork for Python 3.11, and current numpy."""
 
 import inspect
 import os
@@ -13,9 +13,9 @@ GATHERED_BYTES = 16384
 
 
 def mask_indices(valid: Tensor, mask_prob: float, mask_length: int, seed: int) -> Tensor:
-    """Draw the frames to mask among the valid ones, (B, T) bool, as HuBERT's pre-training does, by the seed alone.
+    """Draw the frames to mask among the valid ones, (B, T) bool, as in HuBERT's pre-training, by the seed alone.
 
-    0.12.2 draws from numpy's global generator, its fork from one of its own, to which it must be handed.
+    fairseq 0.12.2 draws from numpy's global generator, its fork from a generator that must be passed to it.
     """
     options = {"seed": seed, "epoch": 0, "indices": torch.arange(len(valid))}
     known = inspect.signature(compute_mask_indices).parameters
@@ -33,15 +33,15 @@ def mask_indices(valid: Tensor, mask_prob: float, mask_length: int, seed: int) -
 
 
 def restore_numpy_int() -> None:
-    """Bring back ``np.int``, gone from numpy 1.24, for ``compute_mask_indices`` under ``no_mask_overlap``."""
+    """Restore ``np.int``, removed in numpy 1.24, for ``compute_mask_indices`` with ``no_mask_overlap``."""
     if "int" not in vars(numpy):
         numpy.int = int  # type: ignore[attr-defined]
 
 
 def gather_on_cpu() -> None:
-    """Let processes without a GPU gather their logs: fairseq's ``all_gather_list`` allocates on one, unless it has.
+    """Let processes without a GPU gather their logs; fairseq's ``all_gather_list`` would allocate buffers on a GPU.
 
-    The buffers have the size that it would give them. Its fork for Python 3.11 starts no CPU processes at all.
+    The buffers have the size that fairseq would give them. The fork for Python 3.11 starts no CPU processes at all.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not torch.cuda.is_available():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -49,11 +49,11 @@ class DaisyConformerCtcConfig(FairseqDataclass):
 
 @register_model("daisy_conformer_ctc", dataclass=DaisyConformerCtcConfig)
 class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
-    """daisy's Conformer and exits, under daisy's names.
+    """daisy's Conformer and exits, with daisy's names.
 
     Args:
         cfg: the options.
-        parts: the recogniser.
+        parts: the recogniser's parts.
     """
 
     def __init__(self, cfg: DaisyConformerCtcConfig, parts: checkpoints.Model):
@@ -64,7 +64,7 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: DaisyConformerCtcConfig, task: Any) -> "DaisyConformerCtc":
-        """Build a new model, or the one that a checkpoint holds."""
+        """Build a new model, or that of a checkpoint."""
         if (kept := recognition.recall(task)) is not None:
             return cls(cfg, checkpoints.build(kept))
         parts = make_parts(cfg, task)
@@ -72,7 +72,7 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
         return cls(cfg, parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *rest: Any) -> "DaisyConformerCtc":
-        """Cast as any module, but for batch norms: running averages in bfloat16 would stand still."""
+        """Cast as any module, except batch norms: running averages in bfloat16 would not change."""
         super()._apply(fn, *rest)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -87,12 +87,12 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
         Args:
             source: (B, N) waveforms.
             padding_mask: (B, N) bool, True where padded.
-            texts: (B, U) int64, the token that texts begin with and those before each that is to be predicted; what
-                attention decoders read.
-            others: what else fairseq hands to a model; not read.
+            texts: (B, U) int64, the token that begins texts and the tokens before each one to predict; read by
+                attention decoders.
+            others: other arguments that fairseq passes to a model; ignored.
 
         Returns:
-            See `recognition.Recogniser`; with ``texts`` and attention decoders also ``next_logits``, by layer
+            See `recognition.Recogniser`; with ``texts`` and attention decoders, also ``next_logits``, by layer
             (B, U, V).
         """
         num_samples = None if padding_mask is None else (~padding_mask).sum(1).cpu()
@@ -110,10 +110,10 @@ class DaisyConformerCtc(recognition.Recogniser, BaseFairseqModel):
 
 
 def check_exits(exits: CTCHeadsConfig, config: ConformerConfig) -> None:
-    """Refuse exits inside blocks that half-rate layers run beside: no utterance could leave there.
+    """Refuse exits inside blocks with a parallel half-rate layer, where no utterance could exit.
 
     Raises:
-        UsageError: naming them.
+        UsageError: naming these exits.
     """
     inside = [layer for layer in exits.layers if layer not in config.block_ends]
     if config.split_blocks and inside:
@@ -122,11 +122,11 @@ def check_exits(exits: CTCHeadsConfig, config: ConformerConfig) -> None:
 
 
 def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
-    """Make a Conformer with exits, its weights random.
+    """Make a Conformer with exits and random weights.
 
     Raises:
-        CheckpointError: on a shape that no Conformer can have.
-        UsageError: where the task normalises waveforms, or has no labels; as `check_exits` does.
+        CheckpointError: on an invalid configuration.
+        UsageError: where the task normalises waveforms, or has no labels, and as in `check_exits`.
     """
     config = ConformerConfig(
         num_layers=cfg.encoder_layers,
@@ -162,7 +162,7 @@ def make_parts(cfg: DaisyConformerCtcConfig, task: Any) -> checkpoints.Model:
                 layers=exits.layers,
                 width=config.width,
                 num_tokens=len(tokens),
-                begin=dictionary.eos(),  # as fairseq's own decoders: a text begins with the end of the one before
+                begin=dictionary.eos(),  # as in fairseq's decoders, which begin a text with the end token
                 end=dictionary.eos(),
                 num_blocks=cfg.decoder_layers,
                 num_heads=cfg.encoder_attention_heads,

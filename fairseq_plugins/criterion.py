@@ -1,7 +1,7 @@
-"""``daisy_exit_heads``: every head learns to predict the masked units, every regressor the loss of its head."""
+"""``daisy_exit_heads``: every head learns to predict the masked units, and every regressor the loss of its head."""
 
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq import metrics
@@ -60,7 +60,7 @@ class DaisyExitHeads(FairseqCriterion):
         source, padding = sample["net_input"]["source"], sample["net_input"]["padding_mask"]
         num_samples = (~padding).sum(1).cpu()
         seed = _seed(sample["id"])
-        if model.training:  # fairseq seeds torch's generator at each update, with every process alike: hence the ids
+        if model.training:  # fairseq seeds torch alike in every process at each update: hence the ids
             seed = (seed + int(torch.randint(1 << 31, ()))) % (1 << 31)
         noisy = self._noisy(source, num_samples, seed)
         labels = None
@@ -79,7 +79,7 @@ class DaisyExitHeads(FairseqCriterion):
         return loss, sample_size, {**logging, "nsentences": len(source), "sample_size": sample_size}
 
     def _noisy(self, source: Tensor, num_samples: Tensor, seed: int) -> Tensor | None:
-        """Some utterances with noise, drawn by the seed."""
+        """Mix noise into some utterances, drawn by the seed."""
         if self.noise is None:
             return None
         return mix_some(source, num_samples, self.noise, self.noise_prob, self.noise_snr_db, seed)
@@ -92,7 +92,7 @@ class DaisyExitHeads(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict]) -> None:
-        """Log nats and accuracy per layer, on the masked frames where frames are masked, and the regressors' error."""
+        """Log nats and accuracy per layer (on masked frames, if frames are masked) and the regressors' error."""
         log_layers(logging_outputs)
 
     @staticmethod
@@ -104,7 +104,7 @@ def log_layers(logging_outputs: list[dict], final: tuple[str, ...] = ()) -> None
     """Log nats and accuracy of each layer's exit head, the regressors' error, and the last layer's own losses.
 
     Args:
-        logging_outputs: of the processes.
+        logging_outputs: logs of all processes.
         final: names of the last layer's losses.
     """
     sums = {key: sum(float(log.get(key, 0)) for log in logging_outputs) for key in logging_outputs[0]}
@@ -123,5 +123,5 @@ def log_layers(logging_outputs: list[dict], final: tuple[str, ...] = ()) -> None
 
 
 def _seed(ids: Tensor) -> int:
-    """A number from the utterances of a batch: the same noise for the same validation batch, every time."""
+    """Derive a seed from a batch's utterances, so that a validation batch always has the same noise."""
     return int((ids.cpu() * 2654435761).sum() % (1 << 31))

@@ -1,8 +1,8 @@
-"""``daisy_ctc``: the sum of the exits' CTC losses, attention decoders' too, and what each exit gets wrong."""
+"""``daisy_ctc``: the sum of the exits' CTC losses (and attention decoders' losses), and each exit's errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq import metrics
@@ -20,7 +20,7 @@ from fairseq_plugins.recognition import read_tokens
 CONFIDENCE = ChoiceEnum(["none", "times", "over"])
 LEAST_CONFIDENCE = 0.1
 IGNORED = -100
-"""A place after a text's end."""
+"""Label of positions after a text's end."""
 
 
 @dataclass
@@ -60,14 +60,14 @@ class DaisyCtcCriterionConfig(FairseqDataclass):
 
 @register_criterion("daisy_ctc", dataclass=DaisyCtcCriterionConfig)
 class DaisyCtcCriterion(FairseqCriterion):
-    """The weighted sum over exits of CTC, in nats, in float32 whatever the model computes in.
+    """The weighted sum of the exits' CTC losses in nats, in float32 whatever the model's data type.
 
-    Matched behaviour: fairseq/criterions/ctc.py for one exit, but in nats where it logs bits; of the options
-    augustgw/wav2vec2-ee, train_utils.py, with three differences. The confidence is an utterance's own, without padding,
-    where that code takes one of the whole batch. The text that the rest of the loss is against is always that of this
-    model's last exit, as in that code with a share for each exit; with 0.3 for all it takes a frozen copy's of the
-    model that training starts from. The last exit learns no such text, there and here: of its loss only the labels'
-    share is left. That code divides each utterance's loss by its tokens.
+    Matched behaviour: fairseq/criterions/ctc.py for one exit, though it logs bits; for the options,
+    augustgw/wav2vec2-ee, train_utils.py, with three differences. The confidence is of each utterance, without padding;
+    that code takes one for the whole batch. The text for the rest of the loss is always that of this
+    model's last exit, as in that code with a share for each exit; with 0.3 for all, that code decodes a frozen copy of
+    the initial model. The last exit learns no such text, there and here: only the labels'
+    share of its loss is left. That code divides each utterance's loss by its number of tokens.
     """
 
     def __init__(self, cfg: DaisyCtcCriterionConfig, task: Any):
@@ -128,19 +128,19 @@ class DaisyCtcCriterion(FairseqCriterion):
         return total, sample_size, logging
 
     def _read_labels(self, target: Tensor) -> list[Tensor]:
-        """The tokens of each utterance, without padding and end: (N_b,) int64 on the CPU."""
+        """Return the tokens of each utterance, without padding and end: (N_b,) int64 on the CPU."""
         return [row[(row != self.pad) & (row != self.eos)].long() for row in target.cpu()]
 
     def _mark(self, row: Tensor) -> Tensor:
         return torch.cat([row.new_tensor([self.pad]), row, row.new_tensor([self.eos])])
 
     def _begin_texts(self, labels: Sequence[Tensor], begin: int) -> Tensor:
-        """The tokens before each that a decoder predicts, the end among those: (B, U) int64, padded with the end."""
+        """Make the decoders' input: the tokens before each token and the end, (B, U) int64, padded with the end."""
         rows = [torch.cat([row.new_tensor([begin]), row]) for row in labels]
         return pad_sequence(rows, batch_first=True, padding_value=self.eos)
 
     def _compute_cross_entropy(self, next_logits: Tensor, labels: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy of each utterance's tokens and of its end, (B,) nats; ``next_logits`` (B, U, V)."""
+        """Compute the cross-entropy of each utterance's tokens and end, (B,) nats; ``next_logits`` (B, U, V)."""
         rows = [torch.cat([row, row.new_tensor([self.eos])]) for row in labels]
         wanted = pad_sequence(rows, batch_first=True, padding_value=IGNORED).to(next_logits.device)
         return F.cross_entropy(next_logits.float().transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none").sum(
@@ -148,7 +148,7 @@ class DaisyCtcCriterion(FairseqCriterion):
         )
 
     def _compute_ctc(self, log_probs: Tensor, targets: Sequence[Tensor], num_frames: Tensor) -> Tensor:
-        """CTC of each utterance, (B,) nats; ``log_probs`` (B, T, V)."""
+        """Compute the CTC loss of each utterance, (B,) nats; ``log_probs`` (B, T, V)."""
         flat = torch.cat(list(targets)).to(log_probs.device)
         lengths = torch.tensor([len(row) for row in targets])
         with torch.backends.cudnn.flags(enabled=False):
@@ -163,7 +163,7 @@ class DaisyCtcCriterion(FairseqCriterion):
             )
 
     def _weigh(self, log_probs: Tensor, num_frames: Tensor) -> Tensor | float:
-        """What an utterance's loss is multiplied by, (B,): nothing, its confidence, or one over it."""
+        """Return the factor of each utterance's loss, (B,): 1, its confidence, or the inverse of it."""
         if self.confidence == "none":
             return 1.0
         best = log_probs.detach().max(-1).values  # (B, T)
@@ -173,13 +173,13 @@ class DaisyCtcCriterion(FairseqCriterion):
         return confidence if self.confidence == "times" else 1 / confidence
 
     def _decode(self, log_probs: Tensor, num_frames: Tensor) -> list[Tensor]:
-        """The tokens of each utterance's best path, (N_b,) int64 on the CPU."""
+        """Return the tokens of each utterance's best path, (N_b,) int64 on the CPU."""
         best = log_probs.detach().argmax(-1).cpu()
         paths = [path[:count].tolist() for path, count in zip(best, num_frames.tolist(), strict=True)]
         return [torch.tensor(collapse(path, self.blank), dtype=torch.int64) for path in paths]
 
     def _count_errors(self, log_probs: dict[int, Tensor], num_frames: Tensor, labels: list[Tensor]) -> dict[str, int]:
-        """Errors of tokens and words at each exit, of greedy decoding."""
+        """Count the errors in tokens and words at each exit, with greedy decoding."""
         said = [row.tolist() for row in labels]
         words = [self.tokens.to_text(row).split() for row in said]
         counts = {"c_total": sum(map(len, said)), "w_total": sum(map(len, words))}
@@ -194,10 +194,10 @@ class DaisyCtcCriterion(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        """Log the loss, each exit's CTC and cross-entropy in nats a token, and in validation its error rates, in %.
+        """Log the loss, each exit's CTC and cross-entropy in nats per token, and in validation its error rates in %.
 
-        ``uer`` counts tokens, ``wer`` words. Those without a layer are the last exit's, as fairseq's ``ctc`` names
-        them: for ``best_checkpoint_metric``.
+        ``uer`` counts tokens, ``wer`` words. Names without a layer are for the last exit, as in fairseq's ``ctc``,
+        for use in ``best_checkpoint_metric``.
         """
         names = {name for log in logging_outputs for name in log}
         sums = {name: sum(float(log.get(name, 0)) for log in logging_outputs) for name in names}

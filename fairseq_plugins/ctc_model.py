@@ -1,13 +1,13 @@
 """``daisy_ctc``: a HuBERT that learns to recognise speech at several layers (HuBERT-EE, arXiv:2204.06328).
 
-The network, its masking, layer drop and freezing are fairseq's (fairseq/models/hubert/{hubert,hubert_asr}.py, whose
-names the options have); the exits are daisy's.
+Network, masking, layer drop and freezing are fairseq's (fairseq/models/hubert/{hubert,hubert_asr}.py, whose option
+names are used); the exits are daisy's.
 """
 
 import contextlib
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq.dataclass import ChoiceEnum
@@ -65,14 +65,14 @@ class DaisyCtcConfig(HubertAsrConfig):
 
 @register_model("daisy_ctc", dataclass=DaisyCtcConfig)
 class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
-    """fairseq's HuBERT under its own names, and the exits.
+    """fairseq's HuBERT, with fairseq's names, and the exits.
 
-    A network that does not learn is in evaluation mode and hears every frame, as at inference. Its exit heads on units
-    and prediction head stay valid, and stay in the checkpoint.
+    A network that is not trained is in evaluation mode, without masking, as at inference. Its exit heads on units
+    and its prediction head stay valid, and are kept in the checkpoint.
 
     Args:
         cfg: the options.
-        parts: the recogniser; its backbone's weights are taken over, its other parts become this model's.
+        parts: the recogniser; its backbone's weights are copied, its other parts become parts of this model.
     """
 
     def __init__(self, cfg: DaisyCtcConfig, parts: checkpoints.Model):
@@ -97,13 +97,13 @@ class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: DaisyCtcConfig, task: Any) -> "DaisyCtc":
-        """Build a new model, or the one that a checkpoint holds: then ``w2v_path`` is not read."""
+        """Build a new model, or that of a checkpoint; ``w2v_path`` is then not read."""
         if (kept := recognition.recall(task)) is not None:
             return cls(cfg, checkpoints.build(kept))
         if not cfg.w2v_path:
             raise UsageError("daisy_ctc needs --w2v-path (model.w2v_path): the HuBERT to fine-tune")
         source = read_backbone(cfg.w2v_path)
-        if str(cfg.training) == "joint":  # a model that was cut gets fairseq's final norm, and learns with it
+        if str(cfg.training) == "joint":  # a truncated model gets fairseq's final norm, and learns with it
             source.hubert.config = dataclasses.replace(source.hubert.config, final_norm=True)
         parts = make_parts(cfg, source, task)
         recognition.remember(task, parts)
@@ -113,17 +113,17 @@ class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
         return model
 
     def start_from(self, source: checkpoints.Model) -> None:
-        """Take over a HuBERT's weights."""
+        """Copy a HuBERT's weights."""
         weights = fairseq.weights(checkpoints.Model(backbone=source.backbone))
         self.hubert.load_state_dict(weights)
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Remember how far training is: until ``freeze_finetune_updates`` only the exits learn."""
+        """Keep the number of updates: until ``freeze_finetune_updates``, only the exits learn."""
         super().set_num_updates(num_updates)
         self.num_updates = num_updates
 
     def train(self, mode: bool = True) -> "DaisyCtc":
-        """Switch the mode; a network that does not learn stays in evaluation mode."""
+        """Switch the mode; a network that is not trained stays in evaluation mode."""
         super().train(mode)
         if self.training_mode != "joint":
             self.hubert.eval()
@@ -138,7 +138,7 @@ class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
         Args:
             source: (B, N) waveforms.
             padding_mask: (B, N) bool, True where padded.
-            others: what else fairseq hands to a model; not read.
+            others: other arguments that fairseq passes to a model; ignored.
 
         Returns:
             See `recognition.Recogniser`.
@@ -159,7 +159,7 @@ class DaisyCtc(recognition.Recogniser, BaseFairseqModel):
 
 
 def make_hubert(cfg: DaisyCtcConfig, config: BackboneConfig) -> HubertModel:
-    """Make fairseq's network of a shape, with random weights and fine-tuning's masks, dropouts and layer drop."""
+    """Make fairseq's network of a shape, with random weights and the masks, dropouts and layer drop of fine-tuning."""
     fields = {
         **make_backbone_fields(config),
         **{name: getattr(cfg, name) for name in (*HANDED_ON, *MASKING)},
@@ -174,17 +174,17 @@ def make_hubert(cfg: DaisyCtcConfig, config: BackboneConfig) -> HubertModel:
     task_cfg = HubertPretrainingConfig(data="", sample_rate=config.sample_rate, normalize=config.normalize)
     hubert = HubertModel(HubertConfig(**fields), task_cfg, [None])
     hubert.remove_pretraining_modules()
-    if cfg.feature_grad_mult == 0:  # without gradient, weight decay would still shrink it
+    if cfg.feature_grad_mult == 0:  # even without gradients, weight decay would shrink it
         hubert.feature_extractor.requires_grad_(False)
     return hubert
 
 
 def make_parts(cfg: DaisyCtcConfig, source: checkpoints.Model, task: Any) -> checkpoints.Model:
-    """Put exits on a HuBERT.
+    """Add exits to a HuBERT.
 
     Raises:
-        UsageError: where the task's audio is not what it hears, or a stage is to go on from another than the first's.
-        CheckpointError: where fairseq's network of its shape computes something else.
+        UsageError: where the task's audio does not suit the HuBERT, or a second stage does not start from a first one.
+        CheckpointError: where fairseq's network of its shape computes differently.
     """
     config, tokens = source.hubert.config, recognition.read_tokens(task)
     fairseq.check_fits(config)

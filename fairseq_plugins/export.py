@@ -1,8 +1,8 @@
-"""Writes a checkpoint that stock fairseq loads, without this plugin: to pre-train on, to fine-tune, to extract from.
+"""Write a checkpoint that stock fairseq loads without this plugin: to pre-train further, fine-tune or extract from.
 
     python -m fairseq_plugins.export run/checkpoints/checkpoint_best.pt hubert.pt [--half]
 
-Reads whatever daisy reads: a checkpoint of this plugin's pre-training, or a .safetensors file.
+It reads the same files as daisy: a checkpoint of this plugin's pre-training, or a .safetensors file.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from fairseq_plugins.model import read_backbone
 
 
 def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
-    """Make what fairseq's ``checkpoint_utils`` reads: configuration, weights, and the dictionary in the task's state.
+    """Make a checkpoint for fairseq's ``checkpoint_utils``: configuration, weights, dictionary in the task's state.
 
     Raises:
-        CheckpointError: where the model has no prediction head: fairseq's HuBERT always has one; where a weight passes
+        CheckpointError: where the model has no prediction head, which fairseq's HuBERT always has, or a weight exceeds
             float16's range.
     """
     if model.final_head is None:
@@ -62,7 +62,7 @@ def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[
 
 
 def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
-    """Make the fields of fairseq's model configuration, of which daisy's converter makes ours again."""
+    """Make the fields of fairseq's model configuration, which daisy's converter can convert back."""
     return {
         **make_backbone_fields(model.hubert.config),
         "final_dim": model.final_head.embeddings.shape[1],
@@ -72,7 +72,7 @@ def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
 
 
 def make_backbone_fields(config: BackboneConfig) -> dict[str, Any]:
-    """Make those of them that tell the network's shape."""
+    """Make those fields of the model configuration that give the network's shape."""
     return {
         "label_rate": config.sample_rate / config.frame_hop,
         "encoder_layers": config.num_layers,

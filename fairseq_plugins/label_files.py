@@ -1,7 +1,7 @@
-"""Label files against their dictionary and their audio, before anything is trained on them.
+"""Check label files against their dictionary and their audio, before training on them.
 
-fairseq reads a unit that its dictionary lacks as ``<unk>``, a special symbol as itself, and only warns where labels are
-as many as another rate would make. Nothing of it fails: it trains on other targets.
+fairseq reads a unit that its dictionary lacks as ``<unk>``, a special symbol as itself, and only warns if the number of
+labels suits another label rate. None of this fails: training then uses wrong targets.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ BLOCK_BYTES = 1 << 24
 logger = logging.getLogger(__name__)
 
 _checked: WeakSet[Any] = WeakSet()
-"""Datasets of which the label files were checked."""
+"""Datasets whose label files were checked."""
 
 
 def check_dataset(dataset: Any) -> None:
-    """Check the label files of a dataset, once; it takes 0.4 s for 10 million labels, as fairseq's own loading does.
+    """Check the label files of a dataset, once; 10 million labels take 0.4 s, as long as fairseq's own loading.
 
     Args:
-        dataset: fairseq's ``HubertDataset`` as its task makes it, with labels that stay in their files.
+        dataset: fairseq's ``HubertDataset`` as made by its task, with labels that stay in their files.
 
     Raises:
-        UsageError: naming file, line and unit where a label is no unit of its dictionary, or there are not as many
+        UsageError: naming file, line and unit where a label is not a unit of its dictionary, or there are not as many
             labels as the audio is long, at the label rate.
     """
     if dataset in _checked or not isinstance(dataset, HubertDataset) or dataset.store_labels:
@@ -44,7 +44,7 @@ def check_dataset(dataset: Any) -> None:
     for path, processor, rate, offsets in zip(paths, processors, rates, dataset.label_offsets_list, strict=True):
         starts, counts = check_units(Path(path), processor.dictionary)
         used = numpy.searchsorted(starts, [start for start, _ in offsets])
-        if rate > 0:  # else they are sequences
+        if rate > 0:  # else the labels are sequences
             odd = check_lengths(Path(path), used, counts[used], numpy.array(dataset.sizes), dataset.sample_rate, rate)
             if odd:
                 logger.warning(odd)
@@ -55,11 +55,11 @@ def check_units(path: Path, dictionary: Any) -> tuple[Integers, Integers]:
     """Check that all labels of a file are units of a dictionary.
 
     Args:
-        path: of the label file.
-        dictionary: fairseq's; its special symbols are no units.
+        path: path of the label file.
+        dictionary: fairseq's dictionary; its special symbols are not units.
 
     Returns:
-        For each line where it begins, in bytes, and its number of labels.
+        The start of each line in bytes, and its number of labels.
 
     Raises:
         UsageError: naming file, line, label and dictionary.
@@ -86,7 +86,7 @@ def check_units(path: Path, dictionary: Any) -> tuple[Integers, Integers]:
 
 
 def _tabulate(units: Sequence[str]) -> Integers:
-    """Make a table of the digits of each unit that is a number, 0 where none is; empty where units are other words."""
+    """Tabulate the number of digits of each unit by its number, 0 for gaps; empty if units are not all numbers."""
     if not units or not all(unit.isdecimal() and str(int(unit)) == unit and len(unit) < 7 for unit in units):
         return numpy.zeros(0, dtype=numpy.int64)
     numbers = numpy.array(units, dtype=numpy.int64)
@@ -96,17 +96,17 @@ def _tabulate(units: Sequence[str]) -> Integers:
 
 
 def _are_units(block: bytes, num_bytes: int, widths: Integers) -> bool:
-    """Tell whether all labels of some lines surely are units; that they may be others is found out label by label.
+    """Tell whether all labels of some lines are surely units; if not, they must be checked one by one.
 
     Args:
         block: the lines.
-        num_bytes: of labels in it. Where one is written otherwise (007, 1+2), they are more than the numbers' digits.
-        widths: `_tabulate`.
+        num_bytes: bytes of labels in it; more than the numbers' digits if one is written differently (007, 1+2).
+        widths: table from `_tabulate`.
     """
     if not len(widths):
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # NumPy's, of what it cannot read to the end
+        warnings.simplefilter("error", DeprecationWarning)  # NumPy's, where it cannot read to the end
         try:
             numbers = numpy.fromstring(block, dtype=numpy.int64, sep=" ")
         except (DeprecationWarning, ValueError):
@@ -129,7 +129,7 @@ def _check_lines(block: bytes, units: Sequence[str], path: Path, num_before: int
 
 
 def _find_ends(content: NDArray[numpy.uint8]) -> Integers:
-    """Find where lines end, in bytes; the last one may have no end."""
+    """Find where lines end, in bytes; the last one may have no line end."""
     ends = numpy.flatnonzero(content == ord("\n")) + 1
     return ends if len(ends) and ends[-1] == len(content) else numpy.append(ends, len(content))
 

@@ -1,4 +1,4 @@
-"""HuBERT's own task, masked prediction of units: what a network makes of masked frames, and a head for other units."""
+"""HuBERT's own task, masked prediction of units: a network's states of masked frames, and a head for other units."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from daisy.models.lengths import count_frames
 from daisy.training.learner import draw_spans
 
 SPARE_FRAMES = 5
-"""Frames by which units and frames of a recording may differ: other windows, other ends."""
+"""Difference allowed between a recording's units and frames, due to other windows or ends."""
 
 
 @torch.no_grad()
 def run_masked(model: Model, waveform: Tensor, masked: Tensor) -> Tensor:
-    """Run a waveform (N,) to the last layer (T, D), with the masked frames (T,) replaced by the mask embedding."""
+    """Compute the last layer (T, D) of a waveform (N,), with the masked frames (T,) replaced by the mask embedding."""
     backbone = model.backbone
     features, num_frames = backbone.front_end(waveform[None], torch.tensor([len(waveform)]))
     projected = backbone.project(features)
@@ -39,21 +39,21 @@ def gather_masked_frames(
     mask_length: int = 10,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Gather what the network makes of masked frames, and the units that are there.
+    """Gather the network's states of masked frames, and their units.
 
     Args:
-        model: its backbone is run.
-        waveforms: (N_b,) each.
-        units: (T_b,) each, 0 to K - 1, a unit a frame; the last few frames may have none. (T_b, S) of several kinds.
+        model: model whose backbone is run.
+        waveforms: waveforms, (N_b,) each.
+        units: (T_b,) each, 0 to K - 1, one per frame; the last few frames may have none. (T_b, S) for several kinds.
         mask_prob: share of frames that start a span, times ``mask_length``.
-        mask_length: frames of a span.
-        seed: of the masks, which are the same for every model.
+        mask_length: frames per span.
+        seed: seed of the masks, which are the same for every model.
 
     Returns:
         (N, D) states of the last layer and (N,) units, or (N, S).
 
     Raises:
-        UsageError: where units come at another rate than frames.
+        UsageError: where units have another rate than frames.
     """
     generator = numpy.random.default_rng(seed)
     masked_states, targets = [], []
@@ -70,20 +70,20 @@ def gather_masked_frames(
 
 @torch.no_grad()
 def refit(model: Model, masked_states: Tensor, units: Tensor, num_units: int) -> int:
-    """Give a model a final head for other units: each unit's embedding is the mean of the projected masked states.
+    """Give a model a final head for other units, whose embeddings are centred means of the projected masked states.
 
-    A head that starts at random sends misleading gradients through a network that was trained; this one predicts from
-    the first update on.
+    A randomly initialised head sends misleading gradients into a trained network; this one predicts from
+    the first update.
 
     Args:
-        model: changed in place; keeps its projection, and gets one that changes nothing where it had no head. Loses its
-            exit heads and policies, which were of the old units.
+        model: model to change in place. It keeps its projection, or gets an identity if it had no head, and loses its
+            exit heads and policies, which were for the old units.
         masked_states: (S, D), of `gather_masked_frames`.
         units: (S,), 0 to ``num_units`` - 1.
         num_units: K, without special symbols.
 
     Returns:
-        Number of units that were not met; their embeddings are random.
+        Number of units that did not occur; their embeddings are random.
     """
     width, old = model.backbone.config.width, model.final_head
     head = FinalHead(width, old.embeddings.shape[1] if old else width, num_units + SPECIAL_SYMBOLS)

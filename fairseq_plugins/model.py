@@ -1,4 +1,4 @@
-"""``daisy_hubert``: a frozen HuBERT with exit heads that learn."""
+"""``daisy_hubert``: a frozen HuBERT with trainable exit heads."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,10 +35,10 @@ class DaisyHubertConfig(FairseqDataclass):
 
 @register_model("daisy_hubert", dataclass=DaisyHubertConfig)
 class DaisyHubert(BaseFairseqModel):
-    """The backbone is daisy's, frozen and in eval mode; only the heads have gradients.
+    """daisy's backbone, frozen and in evaluation mode, with exit heads, which alone have gradients.
 
-    The configuration of backbone and heads lives in the task's state, so that a checkpoint loads without the file
-    that the backbone came from.
+    The configuration of backbone and heads is kept in the task's state, so that a checkpoint loads without the original
+    file of the backbone.
     """
 
     def __init__(self, cfg: DaisyHubertConfig, parts: checkpoints.Model):
@@ -55,7 +55,7 @@ class DaisyHubert(BaseFairseqModel):
         if STATE_KEY in task.state.state_dict:
             return cls(cfg, checkpoints.build(task.state.state_dict[STATE_KEY]))
         parts = read_backbone(cfg.hubert_path)
-        # The backbone normalises what it hears itself, where it is to.
+        # The backbone itself normalises its input, if required.
         check_waveforms(task, parts.backbone.config.sample_rate, False, f"{cfg.hubert_path}: ")
         if cfg.mask_prob and not isinstance(parts.backbone, Backbone):
             raise UsageError("mask_prob is for HuBERT and its kin, whose pre-training masks frames: leave it 0")
@@ -67,7 +67,7 @@ class DaisyHubert(BaseFairseqModel):
                 regressors=not cfg.no_regressors,
             )
         )
-        parts.policies = {}  # of other heads
+        parts.policies = {}  # they were for other heads
         if task.dictionaries:
             parts.final_head = None  # its units are not those of the labels
         task.state.merge_state_dict({STATE_KEY: parts.config()})
@@ -90,15 +90,15 @@ class DaisyHubert(BaseFairseqModel):
         """Run one step.
 
         Args:
-            source: (B, N) waveforms; the teacher hears these.
+            source: (B, N) waveforms, which are also the teacher's input.
             num_samples: (B,) int64 on the CPU.
-            labels: (B, M) int64 units of the label files, -1 where there is none; None to take the teacher's.
-            label_rate: labels a second.
-            noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
-            mask_seed: of the masked frames.
+            labels: (B, M) int64 units from the label files, -1 where there is none; None: the teacher's units.
+            label_rate: labels per second.
+            noisy_source: (B, N) waveforms that the heads learn on instead of ``source``.
+            mask_seed: seed of the masked frames.
 
         Raises:
-            CheckpointError: where the teacher is asked and has no prediction head, or labels took its place.
+            CheckpointError: where the teacher is needed but has no prediction head, or labels have replaced it.
         """
         return compute_head_losses(
             self.backbone,
@@ -119,7 +119,7 @@ class DaisyHubert(BaseFairseqModel):
         """Predict each frame's unit with the backbone's own final head, (B, T).
 
         Raises:
-            CheckpointError: where it has none, or labels took its place.
+            CheckpointError: where it has no such head, or labels have replaced it.
         """
         if self.final_head is None:
             raise CheckpointError(
@@ -130,7 +130,7 @@ class DaisyHubert(BaseFairseqModel):
 
 
 def read_backbone(path: str) -> checkpoints.Model:
-    """Read the model to put heads on; existing exit heads are dropped by the caller."""
+    """Read the model to add heads to; the caller drops existing exit heads."""
     if not path:
         raise UsageError("daisy_hubert needs --hubert-path (model.hubert_path): the HuBERT to put heads on")
     if path.endswith(".safetensors") or path in {file.stem for file in ASSETS.glob("*.safetensors")}:
@@ -139,10 +139,10 @@ def read_backbone(path: str) -> checkpoints.Model:
 
 
 def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> None:
-    """Check that a task gives the audio that a network hears outside fairseq: its rate, normalised or not.
+    """Check that a task's audio has the rate and normalisation that the network expects outside fairseq.
 
     Raises:
-        UsageError: naming the option that is to be changed.
+        UsageError: naming the option to change.
     """
     if task.cfg.sample_rate != sample_rate:
         raise UsageError(
@@ -155,7 +155,7 @@ def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> 
 
 
 def find_num_units(parts: checkpoints.Model, task: Any) -> int:
-    """Find the width of the heads: that of the task's labels where it has any, else the teacher's.
+    """Find the number of units of the heads: that of the task's labels, if any, else the teacher's.
 
     Raises:
         CheckpointError: where there is neither.

@@ -1,44 +1,44 @@
 #!/usr/bin/env bash
-# Pre-trains a HuBERT with exits from manifests to checkpoints. A stopped run goes on where it ended.
+# Pre-train a HuBERT with exits, from manifests to checkpoints. A stopped run resumes where it ended.
 #
 #   fairseq_plugins/pretrain.sh MANIFESTS OUT [hydra overrides for all iterations, such as common.cpu=true]
 #
-# MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). What comes out:
+# MANIFESTS holds train.tsv, valid.tsv and noise.tsv (daisy manifest). Results:
 #
-#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, when to exit, set on valid.tsv, clean
+#   OUT/exits.safetensors  the network with its exit heads, and OUT/exits.json, the policy set on valid.tsv, clean
 #                          and with noise:
 #                          daisy extract RECORDINGS --checkpoint OUT/exits.safetensors --policy OUT/exits.json --out DIR
-#   OUT/hubert.pt          the same network without them, which stock fairseq loads
-#   OUT/iteration1.safetensors and so on, one for each iteration; the last is exits.safetensors
+#   OUT/hubert.pt          the same network without exit heads, for stock fairseq
+#   OUT/iteration1.safetensors and so on, one per iteration; the last is exits.safetensors
 #
-# From a HuBERT or another model that knows speech, in one iteration on its units, to a smaller one or one like it:
+# From a HuBERT or another speech model, in one iteration on its units, to a HuBERT of smaller or equal size:
 #
 #   TEACHER=hubert_base.pt TEACHER_LAYER=9 UNITS=500 CONFIG=hubert_small_exits fairseq_plugins/pretrain.sh manifests out
 #
-# From nothing, in iterations: on units of MFCC, then on units of the iteration before:
+# From scratch, in iterations: on units of MFCCs, then on units of the previous iteration:
 #
 #   UPDATES="250000 400000" CONFIG=hubert_base_exits fairseq_plugins/pretrain.sh manifests out
 #
-# Settings, from the environment:
-#   TEACHER=hubert.pt     whose units iteration 1 learns: a HuBERT of daisy's, fairseq's or transformers', another
-#                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCC.
-#                         This and WARM_START are unpickled, which can run code: give files that you trust
-#   TEACHER_LAYER=9       of the teacher; of a folder of features only where its files hold several layers
-#   WARM_START=hubert.pt  a HuBERT of the same shape, or of fewer layers, to start from; then its front end stays
-#                         frozen. Without it everything starts at random, and the front end learns too
-#   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits, of
+# Settings (environment variables):
+#   TEACHER=hubert.pt     source of the units of iteration 1: a HuBERT of daisy, fairseq or transformers, another
+#                         transformers encoder (a folder or a name), or a folder of features. Without it: MFCCs.
+#                         This and WARM_START are unpickled, which can run code: only use files that you trust
+#   TEACHER_LAYER=9       layer of the teacher; for a folder of features, only if its files hold several layers
+#   WARM_START=hubert.pt  a HuBERT of the same shape, or with fewer layers, to start from; its front end then stays
+#                         frozen. Without it all weights start at random, and the front end is trained too
+#   CONFIG=...            hubert_mini_exits (the default), hubert_small_exits or hubert_base_exits, from
 #                         fairseq_plugins/config, or a file of your own
-#   UPDATES="400 1700"    of each iteration, as many as there are; the learning rate rises over the first 8 % of them.
-#                         Without it: with a teacher one iteration of as many as the configuration says; else these
-#                         two, which suit a warm-started mini and nothing else
-#   EXITS=last            only in the last iteration the exits' losses train the network; before it only their heads
+#   UPDATES="400 1700"    one number per iteration; the learning rate rises over the first 8 % of the updates.
+#                         Without it: with a teacher, one iteration with the configuration's number; else these
+#                         two, which only suit a warm-started mini
+#   EXITS=last            the exits' losses train the network only in the last iteration, and before only their heads
 #                         (all: in every iteration)
-#   UNITS="100 100"       clusters of each iteration, the last number holds for all after it (100; 200 with a teacher)
-#   LAYER="12 12"         layer of the iteration before whose units iterations 2, 3 and so on learn, each recording's
-#                         mean taken off; benchmarks.training.units measures what each would give
+#   UNITS="100 100"       clusters of each iteration; the last number is repeated (100; 200 with a teacher)
+#   LAYER="12 12"         layer of the previous iteration that gives the units of iterations 2, 3 and so on, with each
+#                         recording's mean subtracted; benchmarks.training.units compares the layers
 #   PROCESSES=2           CPU processes (with common.cpu=true); 1 leaves the GPUs to fairseq
-#   DEVICE=cuda           where units and exits.json are computed (cpu)
-#   DEPTH=0.6             mean share of the layers that exits.json lets run; DEPTH= makes none
+#   DEVICE=cuda           device on which units and exits.json are computed (cpu)
+#   DEPTH=0.6             mean share of the layers that run under exits.json; DEPTH= makes no exits.json
 set -euo pipefail
 manifests=$(realpath "${1:?usage: $0 MANIFESTS OUT [overrides]}")
 mkdir -p "${2:?usage: $0 MANIFESTS OUT [overrides]}"
@@ -86,10 +86,10 @@ nth() { # INDEX VALUES...: the value, or the last one
     shift
     echo "${@:$((index < $# ? index : $#)):1}"
 }
-exits() { # NUMBER: whether the losses at the exits train the network, or their heads alone
+exits() { # NUMBER: whether the losses at the exits train the network, or only their heads
     if [ "${EXITS:-all}" = all ] || [ "$1" -eq ${#updates[@]} ]; then echo network; else echo heads; fi
 }
-settings() { # NUMBER [overrides]: what an iteration is made with
+settings() { # NUMBER [overrides]: a description of an iteration's settings
     local units_of="$teacher ${TEACHER_LAYER:-}"
     [ "$1" -eq 1 ] || units_of="layer $(nth $(($1 - 1)) "${layers[@]}")"
     local named=$config
@@ -97,7 +97,7 @@ settings() { # NUMBER [overrides]: what an iteration is made with
     echo "$named of $manifests, from '$warm_start', ${updates[$1 - 1]} updates, $(nth "$1" "${units[@]}") units" \
         "of '$units_of', exits train $(exits "$1"), ${*:2}"
 }
-digest() { # FILES...: a line for each, of its name and content
+digest() { # FILES...: one line per file, with its name and a digest of its content
     local file sha256
     sha256=$(command -v sha256sum || echo shasum -a 256)
     for file; do
@@ -110,11 +110,11 @@ for file in "$warm_start" "$teacher"; do
     [ ! -f "$file" ] || files+=("$file")
 done
 digests=$(digest "${files[@]}")
-changed_files() { # SETTINGS: what has changed since an iteration noted its settings
+changed_files() { # SETTINGS: the files that have changed since an iteration noted its settings
     local file
     if [ "$(wc -l <"$1")" -gt 1 ]; then
         grep -vxFf "$1" <<<"$digests" | cut -d " " -f 1 || true
-    else # of an older version, which noted no digests
+    else # from an older version, which noted no digests
         for file in "${files[@]}"; do
             [ ! "$file" -nt "$1" ] || basename "$file"
         done
@@ -132,13 +132,13 @@ done
 launcher=()
 spread=()
 learning=()
-[ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1) # the iterations after the first have a start
+[ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1) # later iterations start from the previous one
 if [ "$processes" -gt 1 ]; then
     launcher=(torchrun --nproc_per_node "$processes" --master_port "${PORT:-29511}")
     spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo)
 fi
 
-# bfloat16, which the configurations have on, takes many times as long on a CPU that has no instructions for it.
+# bfloat16, which the configurations enable, is many times slower on a CPU without instructions for it.
 precision=()
 case " $* " in
     *" common.cpu=true "*) grep -qs bf16 /proc/cpuinfo || precision=(common.bf16=false) ;;
@@ -160,12 +160,12 @@ train() { # NUMBER UPDATES START [overrides]
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle
 }
 
-labels() { # NUMBER [options]: units of an iteration; recordings that cannot be used are left out (exit status 1)
+labels() { # NUMBER [options]: make units of an iteration; unusable recordings are left out (exit status 1)
     daisy labels "$manifests"/{train,valid}.tsv --out "$out/units$1" --device "${DEVICE:-cpu}" \
         --clusters "$(nth "$1" "${units[@]}")" "${@:2}" || [ $? -eq 1 ]
 }
 
-make_units() { # NUMBER SOURCE: of MFCC, of the teacher, or of the iteration before
+make_units() { # NUMBER SOURCE: from MFCCs, the teacher, or the previous iteration
     if [ "$1" -gt 1 ]; then
         labels "$1" --centre --fit-frames 100000 --teacher "$2" --layer "$(nth $(($1 - 1)) "${layers[@]}")"
     elif [ -n "$teacher" ]; then
@@ -175,11 +175,11 @@ make_units() { # NUMBER SOURCE: of MFCC, of the teacher, or of the iteration bef
     fi
 }
 
-data() { # NUMBER: where the manifests lie that go with an iteration's units
+data() { # NUMBER: the folder of the manifests that match an iteration's units
     if [ -f "$out/units$1/train.tsv" ]; then echo "$out/units$1"; else echo "$manifests"; fi
 }
 
-label_rate() { # NUMBER: of an iteration's units
+label_rate() { # NUMBER: the label rate of an iteration's units
     python -c 'import json, sys; print(json.load(open(sys.argv[1]))["label_rate"])' "$out/units$1/labels.json"
 }
 

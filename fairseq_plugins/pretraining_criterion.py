@@ -1,7 +1,7 @@
-"""``daisy_exit_pretraining``: HuBERT's loss at the last layer, and the exit heads' at theirs."""
+"""``daisy_exit_pretraining``: HuBERT's loss at the last layer, and the exit heads' losses at their layers."""
 
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
@@ -32,7 +32,7 @@ class DaisyExitPretrainingConfig(FairseqDataclass):
 
 @register_criterion("daisy_exit_pretraining", dataclass=DaisyExitPretrainingConfig)
 class DaisyExitPretraining(FairseqCriterion):
-    """All losses in nats a frame. HuBERT's own is that of arXiv:2106.07447, equation 2."""
+    """The sum of all losses, in nats per frame. HuBERT's own is that of arXiv:2106.07447, equation 2."""
 
     def __init__(self, task, pred_masked_weight, pred_nomask_weight, exit_weight, exit_layer_weights, feature_weight):
         super().__init__(task)
@@ -60,7 +60,7 @@ class DaisyExitPretraining(FairseqCriterion):
         return loss, counted, logging
 
     def _weigh_layers(self, layers: tuple[int, ...]) -> dict[int, float]:
-        """Give the layers whose losses train the network their weights."""
+        """Return the weights of the layers whose losses train the network."""
         if not self.exit_layer_weights:
             return {}
         if len(self.exit_layer_weights) != len(layers):
@@ -71,13 +71,13 @@ class DaisyExitPretraining(FairseqCriterion):
         return dict(zip(layers, self.exit_layer_weights, strict=True))
 
     def _final_losses(self, model, output: dict) -> tuple[Tensor, int, dict[str, Any]]:
-        """HuBERT's own loss, the number of frames that count, and what is logged."""
+        """Compute HuBERT's own loss, the number of frames that count, and values to log."""
         loss, counted, logging = output["features_pen"].new_zeros(()), 0, {}
         for name, is_masked, weight in (
             ("masked", True, self.pred_masked_weight),
             ("other", False, self.pred_nomask_weight),
         ):
-            for logits in model.get_logits(output, is_masked):  # (S, 1 + K): the target's stands first
+            for logits in model.get_logits(output, is_masked):  # (S, 1 + K): the target's comes first
                 nats = F.cross_entropy(logits, logits.new_zeros(len(logits)).long(), reduction="sum")
                 loss = loss + weight * nats
                 counted += len(logits) * (weight > 0)

@@ -1,4 +1,4 @@
-"""The states of every layer of fairseq's HuBERT, which the exit heads read while it is pre-trained."""
+"""Collect the states of every layer of fairseq's HuBERT, which the exit heads read in pre-training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class LayerStates:
-    """Keeps what each layer of fairseq's encoder returns in a forward pass, (B, T, D) of layers 1 to L.
+    """Keeps the output of each layer of fairseq's encoder in a forward pass, (B, T, D) for layers 1 to L.
 
-    A layer that LayerDrop leaves out hands on what it was given. The last layer's states are after the final layer norm
+    The output of a layer skipped by LayerDrop is its input. The last layer's states are after the final layer norm
     of pre-norm models, as everywhere in daisy.
 
     Args:
@@ -34,7 +34,7 @@ class LayerStates:
 
     def take(self, num_frames: int) -> list[Tensor]:
         """Return the states of the last pass, and forget them; fairseq pads them to an even number of frames."""
-        states, last = [], self._states.get(0, self._states[self._num_layers])  # where every layer was left out
+        states, last = [], self._states.get(0, self._states[self._num_layers])  # if every layer was skipped
         for layer in range(1, self._num_layers + 1):
             last = self._states.get(layer, last)
             states.append(last[:, :num_frames])

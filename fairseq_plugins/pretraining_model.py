@@ -1,11 +1,11 @@
-"""``daisy_hubert_pretraining``: fairseq's own HuBERT, started from another one, and faster on CPUs.
+"""``daisy_hubert_pretraining``: fairseq's own HuBERT, initialised from another one, and faster on CPUs.
 
-Its weights are the stock model's; `fairseq_plugins.export` writes a checkpoint that stock fairseq loads.
+Its weights have the stock model's form; `fairseq_plugins.export` writes a checkpoint that stock fairseq loads.
 """
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq.models import register_model
@@ -23,7 +23,7 @@ from fairseq_plugins.stacking import spread
 logger = logging.getLogger(__name__)
 OF_THE_UNITS = ("final_proj.", "label_embs_concat")
 LEARNING_FRONT_END = 0.1
-"""``feature_grad_mult`` of HuBERT's own pre-training."""
+"""``feature_grad_mult`` in HuBERT's own pre-training."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class DaisyPretrainingHubertConfig(HubertConfig):
 
 @register_model("daisy_hubert_pretraining", dataclass=DaisyPretrainingHubertConfig)
 class DaisyPretrainingHubert(HubertModel):
-    """The stock model. What differs is how fast, and where it starts; with exit heads, what its layers learn."""
+    """The stock model, except for its speed and initialisation, and, with exit heads, the losses of its layers."""
 
     def __init__(self, cfg: DaisyPretrainingHubertConfig, task_cfg: Any, dictionaries: list[Any]):
         super().__init__(cfg, task_cfg, dictionaries)
@@ -78,9 +78,9 @@ class DaisyPretrainingHubert(HubertModel):
         if cfg.feature_grad_mult < 0:
             cfg.feature_grad_mult = 0.0 if cfg.warm_start else LEARNING_FRONT_END
         model = cls(cfg, task.cfg, task.dictionaries)
-        if cfg.feature_grad_mult == 0:  # without gradient, weight decay would still shrink it
+        if cfg.feature_grad_mult == 0:  # even without gradients, weight decay would shrink it
             model.feature_extractor.requires_grad_(False)
-        # The stock model draws them from [0, 1): all much alike, which costs the first hundreds of updates.
+        # The stock model draws them from [0, 1): they are all similar, which costs the first hundreds of updates.
         nn.init.normal_(model.label_embs_concat, std=model.label_embs_concat.shape[1] ** -0.5)
         if cfg.warm_start:
             start = read_backbone(cfg.warm_start)
@@ -92,10 +92,10 @@ class DaisyPretrainingHubert(HubertModel):
         return model
 
     def start_from(self, weights: dict[str, Tensor], path: str) -> None:
-        """Take another HuBERT's weights; the prediction head's too, where it predicts as many units.
+        """Copy another HuBERT's weights, and also its prediction head's if it predicts as many units.
 
         Raises:
-            UsageError: where the shapes are not this model's.
+            UsageError: where the shapes differ from this model's.
         """
         current = self.state_dict()
         weights = spread(weights, len(self.encoder.layers))
@@ -112,9 +112,9 @@ class DaisyPretrainingHubert(HubertModel):
         self.load_state_dict(weights, strict=False)
 
     def compute_nce(self, x: Tensor, pos: Tensor, negs: Tensor) -> Tensor:
-        """Compute the stock logits, (S, 1 + K): the target's, then each unit's, the target among them set to -inf.
+        """Compute the stock logits, (S, 1 + K): first the target's, then each unit's, with -inf for the target.
 
-        One product with the (K, D) embeddings, where the stock form compares (K, S, D) expanded copies.
+        It takes one product with the (K, D) embeddings, while the stock model compares (K, S, D) expanded copies.
         """
         if not len(x):
             return super().compute_nce(x, pos, negs)
@@ -125,10 +125,10 @@ class DaisyPretrainingHubert(HubertModel):
         return torch.cat([wanted, logits.scatter(1, target, float("-inf"))], dim=1)
 
     def get_targets(self, net_output: dict[str, Any], is_masked: bool = True) -> list[Tensor]:
-        """Return what fairseq's own criterion asks for.
+        """Return the targets that fairseq's own criterion asks for.
 
         Raises:
-            UsageError: where there are exit heads: that criterion knows none, and they would stay as they were drawn.
+            UsageError: where there are exit heads, which that criterion would leave untrained.
         """
         if self.exits is not None:
             raise UsageError(
@@ -138,7 +138,7 @@ class DaisyPretrainingHubert(HubertModel):
         return super().get_targets(net_output, is_masked)
 
     def get_extra_losses(self, net_output: dict[str, Any]) -> tuple[list[Tensor], list[str]]:
-        """Return the stock model's penalty of the convolutions' output, and its name, where they learn."""
+        """Return the stock model's penalty on the convolutions' output, and its name, if the convolutions learn."""
         if self.feature_grad_mult <= 0:
             return [], []
         return super().get_extra_losses(net_output)
@@ -152,13 +152,13 @@ class DaisyPretrainingHubert(HubertModel):
         return result
 
     def forward_targets(self, features: Tensor, target_list: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Align the targets as the stock model does, and remember them for the exit heads."""
+        """Align the targets as the stock model does, and keep them for the exit heads."""
         features, target_list = super().forward_targets(features, target_list)
         self._targets = target_list[0].long()
         return features, target_list
 
     def apply_mask(self, x: Tensor, padding_mask: Tensor, target_list: Any) -> tuple[Tensor, Tensor]:
-        """Mask as the stock model does, but for the utterances that are heard whole."""
+        """Mask as the stock model does, except for utterances that stay unmasked."""
         heard = x.clone()  # masking is in place
         x, masked = super().apply_mask(x, padding_mask, target_list)
         if masked is None:  # mask_prob is 0

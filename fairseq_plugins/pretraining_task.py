@@ -1,7 +1,7 @@
-"""``daisy_hubert_pretraining``: ``hubert_pretraining`` that hears corrupted speech and is asked for its clean units."""
+"""``daisy_hubert_pretraining``: ``hubert_pretraining`` with corrupted speech as input and clean units as targets."""
 
 from dataclasses import dataclass, field
-from typing import Any, List  # noqa: UP035  OmegaConf 2.0 reads typing.List only
+from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
 from fairseq.data import BaseWrapperDataset
@@ -20,7 +20,7 @@ MAX_TALKERS_BANK = 400
 MAX_ROOMS = 200
 EPOCHS_APART = 1_000_003
 SEEDS_APART = 2_654_435_761
-"""Between the seeds of torch's generators, of which these take the last 32 bits: higher ones change nothing."""
+"""Step between seeds of torch's generators, which use only the lowest 32 bits of a seed."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class DaisyPretrainingConfig(HubertPretrainingConfig):
 
 @register_task("daisy_hubert_pretraining", dataclass=DaisyPretrainingConfig)
 class DaisyPretrainingTask(HubertPretrainingTask):
-    """Everything is fairseq's but for what the training splits sound like, and that labels are checked."""
+    """fairseq's task, except that the training splits are corrupted, and that labels are checked."""
 
     cfg: DaisyPretrainingConfig
 
@@ -61,17 +61,17 @@ class DaisyPretrainingTask(HubertPretrainingTask):
             self.datasets[split] = CorruptedSpeech(self.datasets[split], self.cfg)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; a checkpoint holds all weights, and must load where what training began from is gone."""
+        """Build the model; a checkpoint has all weights, and must load even if the initial model's file is gone."""
         if from_checkpoint and getattr(cfg, "warm_start", ""):
             cfg.warm_start = ""
         return super().build_model(cfg, from_checkpoint)
 
 
 class CorruptedSpeech(BaseWrapperDataset):
-    """A `HubertDataset` whose utterances are cropped, changed in speed and corrupted; their labels follow.
+    """A `HubertDataset` whose utterances are cropped, changed in speed and corrupted; their labels are adapted.
 
-    What an utterance sounds like is drawn from its index, the epoch and the seed; rooms, and the recordings that talk
-    in the background, are the same with every seed.
+    Corruptions are drawn from an utterance's index, the epoch and the seed; rooms, and the recordings of background
+    speech, are the same with every seed.
     """
 
     def __init__(self, dataset: Any, cfg: DaisyPretrainingConfig):
@@ -81,7 +81,7 @@ class CorruptedSpeech(BaseWrapperDataset):
             raise UsageError(f"label_rate must divide the sample rate, found {cfg.label_rate}")
         self.samples_per_label = int(cfg.sample_rate / cfg.label_rate)
         self.cache: dict[str, Tensor] | None = {} if cfg.cache_audio else None
-        self.normalize, dataset.normalize = cfg.normalize, False  # what is heard is normalised, not what was said
+        self.normalize, dataset.normalize = cfg.normalize, False  # normalise the corrupted speech, not the clean one
         settings = Augmentation(
             noise_prob=cfg.noise_prob,
             talkers_prob=cfg.talkers_prob,
@@ -100,7 +100,7 @@ class CorruptedSpeech(BaseWrapperDataset):
         self.augmenter = Augmenter(settings, noises, talkers, responses, cfg.sample_rate)
 
     def _some_speech(self) -> dict[str, Tensor]:
-        """Recordings by name, each once, however often a balanced manifest lists it."""
+        """Return recordings by name, each once, however often a balanced manifest lists it."""
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
         indices = {self.dataset.audio_names[index]: index for index in order[:MAX_TALKERS_BANK].tolist()}
         return {name: self._audio(index) for name, index in indices.items()}
@@ -111,7 +111,7 @@ class CorruptedSpeech(BaseWrapperDataset):
 
     def __getitem__(self, index: int) -> dict:
         index = int(index)
-        # Seed 1, which the configurations have, draws what was drawn before seeds had a part.
+        # Seed 1, that of the configurations, gives the same draws as before seeds were used here.
         place = SEEDS_APART * (self.seed - 1) + EPOCHS_APART * self.epoch + index
         generator = torch.Generator().manual_seed(place % 2**32)
         speed = self.augmenter.draw_speed(generator)
@@ -123,7 +123,7 @@ class CorruptedSpeech(BaseWrapperDataset):
         return {"id": index, "source": source, "label_list": [_stretched(units, speed) for units in labels]}
 
     def _audio(self, index: int) -> Tensor:
-        """A recording's samples, (N,); one that a balanced manifest lists many times is kept once."""
+        """Return a recording's samples, (N,); one that a balanced manifest lists many times is kept once."""
         if self.cache is None:
             return self.dataset.get_audio(index)
         name = self.dataset.audio_names[index]
@@ -134,7 +134,7 @@ class CorruptedSpeech(BaseWrapperDataset):
     def _crop(
         self, source: Tensor, labels: list[Tensor], speed: float, generator: torch.Generator
     ) -> tuple[Tensor, list[Tensor]]:
-        """A random stretch as long as a training example, from the start of a label on: no more is corrupted."""
+        """Crop a random stretch as long as a training example, from the start of a label; only this is corrupted."""
         wanted = int(min(self.dataset.max_sample_size, len(source)) * speed)
         spare = (len(source) - wanted) // self.samples_per_label
         if spare <= 0:
@@ -146,7 +146,7 @@ class CorruptedSpeech(BaseWrapperDataset):
 
 
 def _stretched(labels: Tensor, speed: float) -> Tensor:
-    """Labels of speech whose speed was changed: at the middle of each frame, what was there before."""
+    """Return the labels of speech whose speed was changed: the original label at the middle of each frame."""
     if speed == 1.0:
         return labels
     places = ((torch.arange(int(len(labels) / speed)) + 0.5) * speed).long()

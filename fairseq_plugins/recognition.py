@@ -1,4 +1,4 @@
-"""What the recognisers of the plugin share: their tokens, their exits, and what their checkpoints hold."""
+"""Shared parts of the plugin's recognisers: their tokens, their exits, and the configuration in their checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_tokens(task: Any) -> Tokens:
         task: ``audio_finetuning``, with labels.
 
     Raises:
-        UsageError: where it has no labels, or a SentencePiece model has other pieces than the dictionary.
+        UsageError: where the task has no labels, or a SentencePiece model has other pieces than the dictionary.
     """
     dictionary = getattr(task, "target_dictionary", None)
     if dictionary is None:
@@ -38,7 +38,7 @@ def read_tokens(task: Any) -> Tokens:
 
 
 def choose_layers(wanted: Sequence[int], num_layers: int, step: int = 2) -> tuple[int, ...]:
-    """Tell where exits are: at the layers that are wanted, else at every ``step``-th, and at the last layer.
+    """Choose the layers of exits: those that are wanted, else every ``step``-th, and the last layer.
 
     Raises:
         UsageError: on layers that the network does not have.
@@ -49,7 +49,7 @@ def choose_layers(wanted: Sequence[int], num_layers: int, step: int = 2) -> tupl
 
 
 def make_exits(config: CTCHeadsConfig) -> CTCHeads:
-    """Make exits whose classifiers start as fairseq's output layers do (its ``Linear``: Xavier, no bias)."""
+    """Make exits whose classifiers are initialised like fairseq's output layers (its ``Linear``: Xavier, zero bias)."""
     exits = CTCHeads(config)
     for classifier in exits.classifiers.values():
         nn.init.xavier_uniform_(classifier.weight)
@@ -58,15 +58,15 @@ def make_exits(config: CTCHeadsConfig) -> CTCHeads:
 
 
 def take_over_exits(exits: CTCHeads, source: checkpoints.Model, tokens: Tokens) -> list[int]:
-    """Start exits from those of a recogniser that writes the same tokens, at the layers where both have one alike.
+    """Initialise exits from a recogniser with the same tokens, at the layers where both have exits of the same form.
 
     Args:
-        exits: changed in place.
+        exits: exits to change in place.
         source: the recogniser, or a network without exits.
-        tokens: of ``exits``.
+        tokens: tokens of ``exits``.
 
     Returns:
-        The layers of the exits that were taken over.
+        The layers of the exits that were copied.
     """
     if source.ctc is None or source.tokens is None:
         return []
@@ -76,7 +76,7 @@ def take_over_exits(exits: CTCHeads, source: checkpoints.Model, tokens: Tokens) 
     theirs, taken = source.ctc.state_dict(), []
     for layer in exits.config.layers:
         if exits.config.has_attention(layer) and exits.config.num_heads != source.ctc.config.num_heads:
-            continue  # weights of the same shapes, which compute something else
+            continue  # weights of the same shapes with another meaning
         names = [name for name in exits.state_dict() if name.split(".")[1] == str(layer)]
         alike = sum(name.split(".")[1] == str(layer) for name in theirs) == len(names)
         if alike and all(name in theirs and theirs[name].shape == exits.state_dict()[name].shape for name in names):
@@ -86,20 +86,20 @@ def take_over_exits(exits: CTCHeads, source: checkpoints.Model, tokens: Tokens) 
 
 
 def remember(task: Any, parts: checkpoints.Model) -> None:
-    """Keep a recogniser's configuration in the task's state: the checkpoint loads without the files it came from."""
+    """Keep a recogniser's configuration in the task's state, so that the checkpoint loads without other files."""
     task.state.merge_state_dict({STATE_KEY: parts.config()})
 
 
 def recall(task: Any) -> dict[str, Any] | None:
-    """Return what `remember` kept in a checkpoint that is being loaded; None where a new model is made."""
+    """Return the configuration that `remember` kept in a checkpoint that is being loaded; None for a new model."""
     kept: dict[str, Any] | None = task.state.state_dict.get(STATE_KEY)
     return kept
 
 
 class Recogniser:
-    """What fairseq's ``ctc`` criterion and its decoders ask of a model, from the last exit.
+    """The methods that fairseq's ``ctc`` criterion and decoders call on a model, for the last exit.
 
-    ``forward`` returns ``logits`` (by layer, (B, T, V)), ``num_frames`` (B,) and what fairseq's own CTC models do:
+    ``forward`` returns ``logits`` (by layer, (B, T, V)), ``num_frames`` (B,) and, like fairseq's CTC models,
     ``encoder_out`` (T, B, V) and ``padding_mask`` (B, T), True where padded.
     """
 
@@ -118,7 +118,7 @@ class Recogniser:
 
 
 def make_output(logits: dict[int, Tensor], num_frames: Tensor, padding: Tensor | None, blank: int) -> dict[str, Any]:
-    """Make what `Recogniser.forward` returns."""
+    """Make the output of `Recogniser.forward`."""
     return {
         "logits": logits,
         "num_frames": num_frames,

@@ -1,4 +1,4 @@
-"""A deep HuBERT from a shallow one: its layers spread over the depth, layers that pass through between them."""
+"""Make a deep HuBERT from a shallow one: spread its layers over the depth, with pass-through layers between them."""
 
 import re
 
@@ -14,10 +14,10 @@ OUTPUTS = ("self_attn.out_proj.", "fc2.")
 def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """Spread fairseq's weights of a HuBERT with some layers over one with ``num_layers``.
 
-    Source layer i of n comes to be layer round(i * num_layers / n), counted from 1. Each layer put before it is the
-    next source layer with zero output projections, so that it passes on what it is given; its norms give a state that
-    comes out of the norm before, in a post-norm model, the mean and deviation that it had, on average. A network so
-    deepened starts where the shallow one ended; exactly with pre-norm layers, nearly with post-norm ones.
+    Source layer i of n becomes layer round(i * num_layers / n), counted from 1. Each layer inserted before it is the
+    next source layer with zero output projections, so that it passes on its input; in a post-norm model, its norms give
+    the output of the norm before it the same mean and deviation, on average. The deeper network
+    starts where the shallow one ended: exactly with pre-norm layers, nearly with post-norm ones.
 
     Raises:
         UsageError: where the source has more layers.
@@ -42,7 +42,7 @@ def spread(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
 
 
 def _passing(weights: dict[str, Tensor], source: int, name: str, value: Tensor) -> Tensor:
-    """A parameter of a layer that passes through, put before source layer ``source``."""
+    """Return a parameter of a pass-through layer inserted before source layer ``source``."""
     if name.startswith(OUTPUTS):
         return torch.zeros_like(value)
     if "layer_norm" in name:

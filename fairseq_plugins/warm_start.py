@@ -1,9 +1,9 @@
-"""Gives a trained HuBERT a prediction head for other units, to go on training from.
+"""Give a trained HuBERT a prediction head for other units, to continue training from.
 
     python -m fairseq_plugins.warm_start hubert.pt --manifest train.tsv --units train.km --out start.safetensors
 
-Each unit's embedding is the mean of what the network makes of that unit's frames when they are masked. With a head that
-starts at random, the first updates undo what the network has learnt. Then: ``model.warm_start=/abs/start.safetensors``.
+Each unit's embedding is the mean of the network's states of that unit's frames when they are masked. With a randomly
+initialised head, the first updates undo earlier learning. Then use ``model.warm_start=/abs/start.safetensors``.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from fairseq_plugins.model import read_backbone
 
 
 def read_dictionary(units: Path) -> Dictionary:
-    """Read the fairseq dictionary that stands beside a file of units.
+    """Read the fairseq dictionary beside a file of units.
 
     Raises:
-        UsageError: where it is none, or has no units.
+        UsageError: where it is not a dictionary, or has no units.
     """
     path = units.with_name(f"dict{units.suffix}.txt")
     try:
@@ -41,10 +41,10 @@ def read_dictionary(units: Path) -> Dictionary:
 
 
 def read_lines(path: Path, dictionary: Dictionary) -> list[str]:
-    """Read the lines of a .km file, one for each recording.
+    """Read the lines of a .km file, one per recording.
 
     Raises:
-        UsageError: where it is not one, or has labels that are no units of the dictionary.
+        UsageError: where it is not such a file, or has labels that are not units of the dictionary.
     """
     check_units(path, dictionary)
     with open(path, encoding="utf-8") as stream:
@@ -52,7 +52,7 @@ def read_lines(path: Path, dictionary: Dictionary) -> list[str]:
 
 
 def encode_line(line: str, dictionary: Dictionary) -> Tensor:
-    """Turn labels into (T_b,) int64 units, counted in the order of the dictionary."""
+    """Turn labels into (T_b,) int64 units, numbered in the order of the dictionary."""
     units = [dictionary.index(label) - dictionary.nspecial for label in line.split()]
     return torch.tensor(units, dtype=torch.int64)
 

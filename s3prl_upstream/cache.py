@@ -1,8 +1,8 @@
-"""States on disk, so that a frozen upstream runs once per utterance.
+"""Keep states on disk, so that a frozen upstream runs once per utterance.
 
-``DIR/KEY/ab/abcd….safetensors``: KEY is a digest of everything that decides the states but the audio (``settings.json``
-beside them says what), the name that of the audio's samples. A file is whole or absent, so that a run may be killed and
-several may write the same folder; who comes second writes the same again (on a GPU, the same within rounding).
+``DIR/KEY/ab/abcd….safetensors``: KEY is a digest of all settings that determine the states (listed in ``settings.json``
+beside them), the name is the digest of the audio's samples. A file is whole or absent, so a run may be killed, and
+several may write to the same folder; a later run writes the same again (on a GPU, the same up to rounding).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class StateCache:
     """The files of one upstream, policy and kind of states.
 
     Args:
-        folder: where; shared by any number of upstreams.
+        folder: folder of the cache, which any number of upstreams may share.
         checkpoint: digest of the upstream's checkpoint.
         policy: `Policy.to_config`.
-        score_stride: of the encoder.
-        needs: what is stored of the states.
-        dtype: of the states on disk, one of `DTYPES`.
-        device: kind of device that they are computed on.
+        score_stride: score stride of the encoder.
+        needs: the part of the states to store.
+        dtype: data type of the states on disk, one of `DTYPES`.
+        device: kind of device on which they are computed.
 
     Raises:
         OutputError: where the folder cannot be written.
@@ -70,12 +70,12 @@ class StateCache:
         self.folder = folder / key
         self.dtype = DTYPES[dtype]
         self.may_write: Callable[[], bool] = lambda: True
-        """Asked before each batch: audio that never comes again is not worth its space."""
+        """Called before each batch, as audio that never comes again is not worth storing."""
         self._expected: tuple[str, int] | None = None
         _files.write_json(self.folder / "settings.json", settings)
 
     def expect(self, split: str, num_batches: int) -> None:
-        """Say how much a split will take, from its first batch, before that is written."""
+        """Announce a split, so that its size on disk is estimated from its first batch before that is written."""
         self._expected = (split, num_batches)
 
     def batch(
@@ -84,15 +84,15 @@ class StateCache:
         device: torch.device,
         compute: Callable[[list[int]], Batch],
     ) -> Batch:
-        """Return the utterances of a batch.
+        """Return the utterances of a batch, from the cache or computed.
 
         Args:
-            digests: of their audio; a digest may come twice.
-            device: where their states go.
-            compute: runs the utterances of these indices.
+            digests: digests of their audio; a digest may occur twice.
+            device: device for their states.
+            compute: function that runs the utterances with these indices.
 
         Raises:
-            OutputError: where a computed one cannot be written.
+            OutputError: where a computed utterance cannot be written.
         """
         start = time.perf_counter()
         stored = {digest: self._read(digest, device) for digest in dict.fromkeys(digests)}
@@ -115,7 +115,7 @@ class StateCache:
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
     def _rounded(self, utterance: Utterance) -> Utterance:
-        """With the states as they will be read again, so that the first epoch trains on what later ones do."""
+        """Round the states as they will be read again, so that the first epoch trains on the same as later ones."""
         states = utterance.states.to(self.dtype).float()
         if not states.isfinite().all():
             name = str(self.dtype).removeprefix("torch.")
@@ -137,7 +137,7 @@ class StateCache:
         _files.save_tensors(tensors, self._path(utterance.audio), metadata)
 
     def _read(self, digest: str, device: torch.device) -> Utterance | None:
-        """None where there is none, or a damaged one, which is then written again."""
+        """Read an utterance; None where there is none, or a damaged one, which is then written again."""
         path = self._path(digest)
         if not path.is_file():
             return None
@@ -152,7 +152,7 @@ class StateCache:
                 num_frames=content["num_frames"],
                 exit_layer=content["exit_layer"],
                 scores=dict(zip(content["scores"], scores, strict=True)),
-                states=states.to(device, torch.float32, copy=True),  # aligned as computed ones: products round alike
+                states=states.to(device, torch.float32, copy=True),  # aligned like computed ones: products round alike
                 cached=True,
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""s3prl's command line as s3prl reads it, with what it would fail on or silently drop refused in one line."""
+"""Read s3prl's command line as s3prl does, but refuse in one line what would fail or be silently dropped."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ OF_THE_CALL = frozenset(
         "hf_hub_org",
     ]
 )
-"""Options that are not an experiment's: -e and -a keep all others, whatever the command line says."""
+"""Options that do not belong to an experiment; -e and -a keep all others, whatever the command line says."""
 
 
 @dataclass
 class Given:
-    """What the command line itself says, before s3prl puts a checkpoint's options in its place."""
+    """The command line itself, before s3prl replaces it by a checkpoint's options."""
 
     values: dict[str, object] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
-    """Name of a value to how it is given, for those that are not s3prl's defaults."""
+    """The option used for each value that is not s3prl's default, by name of the value."""
 
     @property
     def folder(self) -> Path:
-        """Of the experiment."""
+        """Folder of the experiment."""
         return Path(str(self.values.get("expdir") or f"result/downstream/{self.values.get('expname')}"))
 
     @property
     def overridden(self) -> set[str]:
-        """What -o names: args.X and config.X."""
+        """Names that -o overrides: args.X and config.X."""
         parts = str(self.values.get("override") or "").split(",,")
         return {part.partition("=")[0].strip() for part in parts}
 
     def goes_on_with(self) -> str:
-        """Return what -e or -a take up; nothing where a new experiment begins."""
+        """Return the path that -e or -a resumes; empty for a new experiment."""
         if self.values.get("past_exp"):
             return str(self.values["past_exp"])
         return str(self.folder) if self.values.get("auto_resume") and _begun(self.folder) else ""
@@ -67,7 +67,7 @@ def read(stock: Callable[[], Arguments]) -> Arguments:
     """Read the command line as s3prl's ``get_downstream_args`` does, checked.
 
     Raises:
-        UsageError: on what s3prl would end with a traceback, or write over, or drop.
+        UsageError: where s3prl would end with a traceback, overwrite files or drop options.
     """
     import yaml
 
@@ -98,7 +98,7 @@ def read(stock: Callable[[], Arguments]) -> Arguments:
 
 @contextlib.contextmanager
 def _kept(given: Given) -> Iterator[None]:
-    """s3prl parses and goes on at once, so a parser that takes notes stands in."""
+    """Record the parsed arguments with a replaced parser, as s3prl parses and continues at once."""
     plain = argparse.ArgumentParser.parse_args
 
     def noting(parser, *arguments, **keywords):  # type: ignore[no-untyped-def]
@@ -135,7 +135,7 @@ def _ask_for_what_is_missing(given: Given) -> None:
 
 
 def _refuse_what_is_dropped(given: Given, saved: Namespace) -> None:
-    """An experiment is gone on with as it was begun."""
+    """Refuse options that differ from those with which a resumed experiment was started."""
     for name, option in given.options.items():
         if name in OF_THE_CALL or f"args.{name}" in given.overridden:
             continue
@@ -149,7 +149,7 @@ def _refuse_what_is_dropped(given: Given, saved: Namespace) -> None:
 
 
 def _same(one: object, other: object) -> bool:
-    """Also two ways to write one path."""
+    """Tell whether two values are the same, or two spellings of one path."""
     if one == other or not (isinstance(one, str) and isinstance(other, str)):
         return one == other
     return Path(one).exists() and Path(one).resolve() == Path(other).resolve()
@@ -160,7 +160,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _causes(given: Given) -> str:
-    """What may be behind an error of s3prl's own reading."""
+    """Describe possible causes of an error when s3prl reads its options."""
     causes = []
     if going := given.goes_on_with():
         empty = Path(going).is_dir() and not _begun(Path(going))
@@ -171,7 +171,7 @@ def _causes(given: Given) -> str:
 
 
 def _hint(missing: Path) -> str:
-    """What to do about a file that is not there."""
+    """Suggest what to do about a missing file."""
     if missing.suffix in (".yaml", ".yml"):
         return "; s3prl's wheel brings no configurations: -c FILE"
     beside = sorted(path.name for path in missing.parent.glob("*.ckpt"))

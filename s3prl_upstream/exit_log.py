@@ -1,4 +1,4 @@
-"""Where each utterance left: ``exits.jsonl`` line by line, and ``exits_summary.json`` of all runs of an experiment."""
+"""Log each utterance's exit in ``exits.jsonl``, line by line, and all runs' sums in ``exits_summary.json``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SUMMARY = "exits_summary.json"
 
 @dataclass(kw_only=True)
 class Split:
-    """Sums over a split. Utterances count once, however often they are run; seconds count each time."""
+    """Sums over a split. Utterances count once, however often they run; seconds count each time."""
 
     audio: dict[str, set[str]] = field(default_factory=dict)
-    """Name to the digests of the audio that was logged by it; several where a corpus names several alike."""
+    """Digests of the logged audio by name; several where a corpus gives several utterances one name."""
     met: Counter[str] = field(default_factory=Counter)
-    """Name to how often it came in this pass."""
+    """Number of occurrences in this pass, by name."""
     exits: Counter[int] = field(default_factory=Counter)
     macs: float = 0.0
     full_macs: float = 0.0
@@ -44,14 +44,14 @@ class Split:
 class ExitLog:
     """The log of one run of an experiment.
 
-    A line for an utterance of a split is written when it is first run; an epoch more adds none. Of an utterance that
-    comes with other audio in a later pass through the data (random crops, augmentation) the first version counts.
-    Runs follow one another in the files, told apart by ``run``.
+    An utterance of a split gets a line when it first runs, and none in later epochs. Of an utterance that
+    has other audio in a later pass through the data (random crops, augmentation), the first version counts.
+    The files hold one run after the other, distinguished by ``run``.
 
     Args:
-        folder: of the experiment.
-        encoder: what runs.
-        settings: of the run, for the summary.
+        folder: folder of the experiment.
+        encoder: encoder that runs.
+        settings: settings of the run, for the summary.
 
     Raises:
         OutputError: where the folder cannot be written.
@@ -66,26 +66,26 @@ class ExitLog:
         self.sample_rate = encoder.backbone.config.sample_rate
         self._costs = _costs(encoder)
         self.crops = False
-        """Whether utterances come back with other audio."""
+        """Whether utterances recur with other audio."""
         _files.check_writable(folder / LINES)
         with self._lock():
-            _files.whole_lines(folder / LINES)  # drops what a killed run left unfinished
+            _files.whole_lines(folder / LINES)  # drops an unfinished line of a killed run
         self.write_summary()
 
     def new_pass(self, split: str) -> None:
-        """Say that a split is gone through from its beginning."""
+        """Start a new pass through a split."""
         self.splits.setdefault(split, Split()).met.clear()
 
     def _lock(self) -> AbstractContextManager[None]:
         return _locks.hold(self.folder / f".{SUMMARY}.lock")
 
     def add(self, split: str, names: Sequence[str], batch: Batch) -> None:
-        """Note a batch.
+        """Log a batch.
 
         Args:
-            split: s3prl's name of it.
-            names: of the batch's utterances; empty where the task tells none, whose audio is then the name.
-            batch: what the upstream did.
+            split: s3prl's name of the split.
+            names: names of the batch's utterances; empty where the task gives none, and the audio's digest is used.
+            batch: result of the upstream.
 
         Raises:
             OutputError: where the log cannot be written.
@@ -115,10 +115,10 @@ class ExitLog:
             _files.append(self.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write_summary(self) -> None:
-        """Put this run's sums, where there are any, into the summary beside those of other runs.
+        """Write this run's sums, if any, to the summary beside those of other runs.
 
         Raises:
-            OutputError: where it cannot be written.
+            OutputError: where the summary cannot be written.
         """
         path = self.folder / SUMMARY
         with self._lock():
@@ -143,7 +143,7 @@ class ExitLog:
         )
 
     def totals(self) -> dict[str, dict]:
-        """Split to its sums; only those that were run."""
+        """Return the sums of each split that was run."""
         return {name: self._totals(split) for name, split in self.splits.items() if split.utterances_run}
 
     def _totals(self, split: Split) -> dict:
@@ -195,7 +195,7 @@ class ExitLog:
 
 
 def _costs(encoder: EarlyExitEncoder) -> tuple[cost.Cost, cost.Cost, cost.Cost]:
-    """Of the front end, of a layer as it runs, of a layer of the full model."""
+    """Compute the costs of the front end, of a layer with its heads, and of a layer of the full model."""
     config, heads = encoder.backbone.config, encoder.heads
     classifies = bool(set(encoder.score_names) - WITHOUT_HEADS - {"regressed"})
     with_heads = cost.count_layer_macs(config, heads.config if heads and classifies else None, encoder.score_stride)

@@ -23,17 +23,17 @@ from s3prl_upstream.policy import resolve
 
 
 class UpstreamExpert(UpstreamBase):
-    """A HuBERT that each utterance leaves at its own layer.
+    """A HuBERT in which each utterance exits at its own layer.
 
-    Frozen (evaluation mode, no gradients wanted, or no weight that takes any), its policy decides. While it trains all
-    layers run and gradients reach them, but not the convolutions, as with s3prl's HuBERT.
+    While it is frozen (in evaluation mode, or without gradients or weights that need any), its policy decides. In
+    training, all layers run and get gradients, but not the convolutions, as with s3prl's HuBERT.
 
     Args:
         ckpt: a daisy checkpoint, or a bundled model's name.
-        model_config: which policy, as of `s3prl_upstream.policy.resolve`.
+        model_config: the exit policy, as for `s3prl_upstream.policy.resolve`.
 
     Raises:
-        CheckpointError: where there is no such checkpoint, or of another rate than s3prl's 16 kHz.
+        CheckpointError: where the checkpoint does not exist, or has another rate than s3prl's 16 kHz.
         PolicyError: on a policy that does not fit it.
     """
 
@@ -48,37 +48,37 @@ class UpstreamExpert(UpstreamBase):
         self._runs(self.encoder)
         self.checkpoint = str(ckpt)
         self.digest = checkpoints.digest(ckpt)
-        """Of the weights: the checkpoint's file, until others are loaded over them."""
+        """Digest of the weights: that of the checkpoint's file, until other weights are loaded."""
         self.needs = Needs()
         self.executed_only = False
-        """Give the states as they are, utterance by utterance, not padded and repeated for s3prl's featurizer."""
+        """Return only executed states, utterance by utterance, not padded and repeated for s3prl's featurizer."""
         self.cache: StateCache | None = None
         self.records = False
-        """Whether the cache holds runs that go past the exit, which is decided when they are read."""
+        """Whether the cache holds runs beyond the exit, which is then decided when they are read."""
         self.last = Batch()
-        """What the last call did, for the exit log."""
+        """Result of the last call, for the exit log."""
 
     @property
     def num_layers(self) -> int:
-        """L, of the transformer."""
+        """Number of transformer layers, L."""
         return self.encoder.backbone.config.num_layers
 
     @property
     def width(self) -> int:
-        """D."""
+        """Width of the states, D."""
         return self.encoder.backbone.config.width
 
     def get_downsample_rates(self, key: str) -> int:
-        """Return the samples between two frames, of any key."""
+        """Return the number of samples between two frames, for any key."""
         return self.encoder.backbone.config.frame_hop
 
     def exits_off(self) -> None:
-        """Run all layers from now on: heads and thresholds say nothing of weights that have changed."""
+        """Run all layers from now on, as heads and thresholds do not apply to changed weights."""
         self.encoder = EarlyExitEncoder(self.encoder.backbone, self.encoder.heads, Never())
         self._runs(self.encoder)
 
     def weights_were_loaded(self) -> None:
-        """Say that the weights are no longer the checkpoint's: the digest is theirs from now on."""
+        """Note that other weights than the checkpoint's were loaded, and use their digest from now on."""
         digest = hashlib.sha256()
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
@@ -86,7 +86,7 @@ class UpstreamExpert(UpstreamBase):
         self.digest = digest.hexdigest()
 
     def take(self, needs: Needs) -> None:
-        """Give these of the executed states, as they are, utterance by utterance, in ``states``."""
+        """Return this part of the executed states, unpadded, utterance by utterance, in ``states``."""
         self.needs, self.executed_only = needs, True
         encoder = self.encoder
         if needs.layer == "exit":
@@ -95,12 +95,12 @@ class UpstreamExpert(UpstreamBase):
             self._runs(EarlyExitEncoder(*parts, keep="last", score_stride=stride))
 
     def cache_in(self, folder: Path, dtype: str, full: bool = False) -> None:
-        """Keep states on disk from now on; what to `take` must be settled.
+        """Keep states on disk from now on; call `take` before.
 
         Args:
-            folder: of the cache.
-            dtype: of the states there.
-            full: keep full runs, which all policies share, and not only what this one executes.
+            folder: folder of the cache.
+            dtype: data type of the states there.
+            full: keep full runs, which all policies share, instead of only the layers that this policy executes.
 
         Raises:
             OutputError: where the folder cannot be written.
@@ -120,15 +120,15 @@ class UpstreamExpert(UpstreamBase):
         )
 
     def _runs(self, encoder: EarlyExitEncoder) -> None:
-        """What runs: keeps what is needed, and with a cache gives an utterance the same in any batch.
+        """Set the encoder that runs: it keeps the states needed, and with a cache does not depend on the batch.
 
-        It shares the weights of `encoder`, whose names are those of checkpoints: so it is no submodule.
+        It shares the weights of `encoder`, whose names are those in checkpoints, so it must not be a submodule.
         """
         object.__setattr__(self, "recorder", encoder)
 
     @property
     def _stored(self) -> Needs:
-        """What the cache keeps."""
+        """The part of the states that the cache keeps."""
         return frozen.recorded_needs(self.needs) if self.records else self.needs
 
     def forward(self, wavs: Sequence[Tensor]) -> dict:
@@ -139,14 +139,14 @@ class UpstreamExpert(UpstreamBase):
 
         Returns:
             ``exit_layer`` (B,) and ``num_frames`` (B,), int64 on the CPU, and for s3prl's featurizer ``hidden_states``,
-            a tuple of L + 1 tensors (B, T, D), layer 0 first, with the exit layer's where a layer was not run and the
-            last frame where an utterance has ended; ``hidden_state_0`` to ``hidden_state_L``, and
-            ``last_hidden_state``. With `executed_only` in their place ``states``, a list of B tensors (n, T_b, D):
-            what `needs` takes of the executed layers.
+            a tuple of L + 1 tensors (B, T, D), layer 0 first, with the exit layer's for layers not run and the
+            last frame after an utterance's end; ``hidden_state_0`` to ``hidden_state_L``, and
+            ``last_hidden_state``. With `executed_only`, instead of these, ``states``, a list of B tensors (n, T_b, D):
+            the part of the executed layers that `needs` takes.
 
         Raises:
             AudioError: on an utterance shorter than a frame, of several channels, or (on the CPU) with samples that are
-                no numbers.
+                not numbers.
             OutputError: where the cache cannot be written.
         """
         self._check(wavs)
@@ -184,7 +184,7 @@ class UpstreamExpert(UpstreamBase):
                 )
 
     def _let_go(self) -> None:
-        """The log needs no states, and the next batch needs their memory."""
+        """Free the states, as the log does not need them and the next batch needs their memory."""
         for utterance in self.last.utterances:
             utterance.states = torch.empty(0)
 
@@ -207,7 +207,7 @@ class UpstreamExpert(UpstreamBase):
         return batch
 
     def _with_gradients(self, wavs: Sequence[Tensor]) -> Batch:
-        """All layers of each utterance, or the one that is needed."""
+        """Run all layers with gradients; keep them all, or the one that is needed."""
         start = time.perf_counter()
         backbone, wanted = self.encoder.backbone, self.needs.layer
         self.encoder.refresh_weights()  # s3prl's optimizers change weights behind autograd's back (``p.data.addcdiv_``)
@@ -232,9 +232,9 @@ class UpstreamExpert(UpstreamBase):
 
 
 def pad_states(states: Sequence[Tensor], num_layers: int) -> tuple[Tensor, ...]:
-    """Pad (exit_layer + 1, T_b, D) of each utterance to L + 1 tensors (B, T, D).
+    """Pad the states (exit_layer + 1, T_b, D) of each utterance to L + 1 tensors (B, T, D).
 
-    Missing layers are the exit layer's. An utterance goes on with its last frame, as ``s3prl.nn`` lets it: its states
+    Missing layers repeat the exit layer. An utterance is padded with its last frame, as in ``s3prl.nn``: its states
     are then the same in any batch, where zeros would show how long the others are.
     """
     longest, width = max(kept.shape[1] for kept in states), states[0].shape[2]

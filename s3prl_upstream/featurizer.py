@@ -1,4 +1,4 @@
-"""Executed layers to one sequence of features: s3prl's weighted sum, and two that know where an utterance left."""
+"""Combine executed layers to one sequence of features: s3prl's weighted sum, and two that depend on the exit layer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from s3prl_upstream.frozen import Needs
 
 
 class Featurizer(nn.Module):
-    """Stands where s3prl's runner has its own featurizer, and gives each utterance its own number of frames.
+    """Replaces the featurizer of s3prl's runner, and gives each utterance its own number of frames.
 
     Args:
-        upstream: whose states it takes; it is told which.
+        upstream: upstream whose states are used; it is told which to return.
         feature_selection: s3prl's ``-s``.
         layer_selection: s3prl's ``-l``.
         normalize: s3prl's ``--upstream_feature_normalize``: layer norm of each state, without weights, before the sum.
-        mean: the mean over time of each state, ``--cache-mean``.
+        mean: use the mean over time of each layer's states, ``--cache-mean``.
 
     Raises:
-        UsageError: on a selection that does not exist, or that leaves nothing to weigh.
+        UsageError: on a selection that does not exist, or that leaves no layers to weight.
     """
 
     name: ClassVar[str]
@@ -63,11 +63,11 @@ class Featurizer(nn.Module):
         """Turn the upstream's states into features.
 
         Args:
-            paired_wavs: B waveforms; not looked at.
-            paired_features: what the upstream made of them.
+            paired_wavs: B waveforms; ignored.
+            paired_features: the upstream's output for them.
 
         Returns:
-            B tensors (T_b, D), as many frames as the utterance has by itself.
+            B tensors (T_b, D), with the utterance's own number of frames.
         """
         states = paired_features["states"]
         if not self.weighs:
@@ -82,7 +82,7 @@ class Featurizer(nn.Module):
         return (row @ states.flatten(1)).view(states.shape[1:])
 
     def _layer(self, feature_selection: str, layer_selection: int | None) -> int | str:
-        """As `Needs.layer`."""
+        """Choose the layer, as for `Needs.layer`."""
         layers = {f"hidden_state_{layer}": layer for layer in range(self.num_layers + 1)}
         if feature_selection == "last_hidden_state":
             return "exit"
@@ -99,9 +99,9 @@ class Featurizer(nn.Module):
 
 
 class Stock(Featurizer):
-    """s3prl's own sum of L + 1 states, of which those after the exit layer repeat it; its weights fit s3prl's.
+    """s3prl's own sum of L + 1 states, where those after the exit layer repeat it; weights are compatible with s3prl's.
 
-    The repeats are never made: the exit layer gets the weights of all layers that were not run.
+    The repeats are not computed: the exit layer gets the weights of all layers that were not run.
     """
 
     name = "stock"
@@ -112,7 +112,7 @@ class Stock(Featurizer):
 
 
 class OfExits(Featurizer):
-    """Weighs the executed layers only."""
+    """Base of featurizers that weight only the executed layers."""
 
     def _layer(self, feature_selection: str, layer_selection: int | None) -> int | str:
         if (feature_selection, layer_selection) != ("hidden_states", None):
@@ -121,7 +121,7 @@ class OfExits(Featurizer):
 
 
 class Dynamic(OfExits):
-    """Softmax of the first ``exit_layer + 1`` of one set of weights (DAISY's "dynamic", arXiv:2406.05464)."""
+    """Softmax over the first ``exit_layer + 1`` of one set of weights (DAISY's "dynamic", arXiv:2406.05464)."""
 
     name = "dynamic"
 
@@ -130,7 +130,7 @@ class Dynamic(OfExits):
 
 
 class DynamicSeparate(OfExits):
-    """Weights of their own for each exit layer (DAISY's "dynamic-s"): (L, L + 1), row e - 1 for exit layer e."""
+    """Separate weights for each exit layer (DAISY's "dynamic-s"): (L, L + 1), row e - 1 for exit layer e."""
 
     name = "dynamic-s"
 

@@ -1,4 +1,4 @@
-"""The frozen upstream: waveforms to utterances with their exits and states, computed or taken from a cache."""
+"""Run the frozen upstream: from waveforms to utterances with exits and states, which may be cached."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from daisy.policies.scores import available_scores
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Which of an utterance's executed states, layers 0 to its exit, the featurizer takes."""
+    """The part of an utterance's executed states, layers 0 to its exit, that the featurizer takes."""
 
     layer: int | str = "all"
-    """"all"; "exit": the exit layer's only; or a layer, for which the exit layer's stands in where that is earlier."""
+    """"all"; "exit": only the exit layer; or a layer, replaced by the exit layer where that is earlier."""
     mean: bool = False
-    """Over time, for downstream models that do nothing before their mean pooling but what commutes with it."""
+    """Whether to take the mean over time, for downstream models whose steps before mean pooling commute with it."""
     normalize: bool = False
-    """Layer norm of each frame before the mean; without ``mean`` it is the featurizer's."""
+    """Whether to apply layer norm to each frame before the mean; without ``mean`` the featurizer applies it."""
 
     def take(self, states: Tensor) -> Tensor:
-        """Take (n, T or 1, D) of (exit_layer + 1, T, D)."""
+        """Select (n, T or 1, D) from states (exit_layer + 1, T, D)."""
         if self.layer != "all":
             layer = len(states) - 1 if self.layer == "exit" else min(int(self.layer), len(states) - 1)
             states = states[layer : layer + 1]
@@ -42,31 +42,31 @@ class Utterance:
     """One utterance of a batch."""
 
     audio: str
-    """`audio_digest`."""
+    """Digest of the audio, from `audio_digest`."""
     num_samples: int
     num_frames: int
     exit_layer: int
     scores: dict[str, Tensor]
-    """Each (L,) float32 on the CPU, NaN where not executed."""
+    """Scores by name, (L,) float32 each on the CPU, NaN where not executed."""
     states: Tensor
-    """What `Needs.take` takes, (n, T or 1, D) float32 on the backbone's device."""
+    """Selected by `Needs.take`, (n, T or 1, D) float32 on the backbone's device."""
     cached: bool = False
-    """Taken from the cache."""
+    """Whether it was read from the cache."""
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """The utterances of one call, and what they cost."""
+    """The utterances of one call, and the time that they took."""
 
     utterances: list[Utterance] = field(default_factory=list)
     computed_sec: float = 0.0
     """Seconds in the encoder."""
     cache_sec: float = 0.0
-    """Seconds of digests, reading and writing."""
+    """Seconds for digests, reading and writing."""
 
 
 def audio_digest(waveform: Tensor) -> str:
-    """Compute the SHA-256 of the samples as float32, 64 hexadecimal digits. One sample changed is other audio."""
+    """Compute the SHA-256 of the samples as float32, 64 hexadecimal digits. Any changed sample changes it."""
     return hashlib.sha256(waveform.detach().cpu().float().contiguous().numpy().data).hexdigest()
 
 
@@ -79,18 +79,18 @@ def encode(
 ) -> Batch:
     """Run an encoder that keeps at least what is needed.
 
-    On a CPU one utterance after the other: the result is the same to the last bit whatever else is in the batch. On
-    other devices, and for policies that let batches leave, together.
+    On a CPU utterances run one after the other: results are the same to the last bit whatever else is in the batch. On
+    other devices, and for policies that decide for whole batches, they run together.
 
     Args:
         encoder: backbone, heads and policy.
         waveforms: 1-D each, at the backbone's rate.
         digests: `audio_digest` of each.
         needs: what to keep of the states.
-        alone: one after the other; None: as said above.
+        alone: run one after the other; None: as described above.
 
     Raises:
-        AudioError: as the encoder does.
+        AudioError: as in the encoder.
     """
     device = encoder.backbone.device
     if alone is None:
@@ -98,7 +98,7 @@ def encode(
     groups = [[waveform] for waveform in waveforms] if alone else [list(waveforms)]
     batch = Batch()
     start = time.perf_counter()
-    # In training s3prl may autocast, in evaluation it does not: exits must not depend on that.
+    # In training s3prl may autocast, in evaluation it does not: exits must not depend on this.
     with torch.autocast(device.type, enabled=False):
         for group in groups:
             out = encoder(group)
@@ -120,13 +120,13 @@ def encode(
 
 
 def make_recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
-    """Make an encoder for a cache, which runs as far as exits can come and notes the scores, in any batch alike.
+    """Make an encoder for a cache, which runs up to the last possible exit and records scores, whatever the batch.
 
-    From these `decide_exits` makes each batch's exits.
+    From these, `decide_exits` decides each batch's exits.
 
     Args:
-        encoder: whose policy decides.
-        full: run all layers and note all scores, for any policy; else only what a `Window` needs.
+        encoder: encoder with the policy.
+        full: run all layers and record all scores, for any policy; else only those that a `Window` needs.
     """
     last: Policy = Never()
     names = set(encoder.score_names)
@@ -138,13 +138,13 @@ def make_recorder(encoder: EarlyExitEncoder, full: bool) -> EarlyExitEncoder:
 
 
 def recorded_needs(needs: Needs) -> Needs:
-    """Return what `make_recorder`'s utterances keep: all layers, for the exit is not known yet."""
+    """Return the needs for utterances of `make_recorder`: all layers, as the exit is not known yet."""
     return replace(needs, layer="all")
 
 
 def decide_exits(policy: Policy, recorded: Sequence[Utterance], needs: Needs) -> list[Utterance]:
-    """Decide the exits of a batch whose utterances a `make_recorder` made, with `recorded_needs` of them."""
-    needs = Needs(layer=needs.layer)  # the mean was taken before
+    """Decide the exits of a batch of utterances from `make_recorder`, kept with `recorded_needs`."""
+    needs = Needs(layer=needs.layer)  # the mean was already taken
     scores = {name: torch.stack([run.scores[name] for run in recorded]) for name in recorded[0].scores}
     exits = policy.exit_layers(scores).tolist()
     nan = torch.nan

@@ -1,4 +1,4 @@
-"""The entries of ``s3prl.hub``: s3prl's runner calls them with ckpt, model_config, refresh; s3prl.nn with fewer."""
+"""The entries of ``s3prl.hub``: s3prl's runner calls them with ckpt, model_config and refresh, s3prl.nn with fewer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def daisy_local(
 
     Args:
         ckpt: a path, or a bundled model's name (s3prl's ``-k`` and ``path_or_url``).
-        model_config: which policy (s3prl's ``-g``, or ``extra_conf={"model_config": ...}``).
-        refresh: s3prl's; a local file has nothing to fetch again.
+        model_config: the exit policy (s3prl's ``-g``, or ``extra_conf={"model_config": ...}``).
+        refresh: s3prl's; without effect for a local file.
 
     Raises:
         UsageError: without a checkpoint.
-        CheckpointError: where it is none.
+        CheckpointError: where the file is not a checkpoint.
         PolicyError: on a policy that does not fit it.
     """
     if ckpt is None:
@@ -34,16 +34,16 @@ def daisy_local(
 
 
 def daisy_url(ckpt: str | None = None, model_config: ModelConfig = None, refresh: bool = False) -> UpstreamExpert:
-    """Load a daisy checkpoint behind a URL, kept in s3prl's download folder.
+    """Load a daisy checkpoint from a URL, and keep it in s3prl's download folder.
 
     Args:
-        ckpt: its address.
-        model_config: as of `daisy_local`.
+        ckpt: URL of the checkpoint.
+        model_config: see `daisy_local`.
         refresh: download it again.
 
     Raises:
-        UsageError: without an address.
-        CheckpointError: where it cannot be downloaded, or is no checkpoint.
+        UsageError: without a URL.
+        CheckpointError: where it cannot be downloaded, or is not a checkpoint.
         PolicyError: on a policy that does not fit it.
     """
     from s3prl.util.download import _urls_to_filepaths
@@ -62,8 +62,8 @@ def daisy_mini(ckpt: None = None, model_config: ModelConfig = None, refresh: boo
 
     Args:
         ckpt: must be None; s3prl's runner always passes one.
-        model_config: as of `daisy_local`.
-        refresh: s3prl's; there is nothing to fetch.
+        model_config: see `daisy_local`.
+        refresh: s3prl's; without effect.
 
     Raises:
         UsageError: where a checkpoint is given.

@@ -1,4 +1,4 @@
-"""What daisy-s3prl takes besides s3prl's own options."""
+"""The options of daisy-s3prl besides s3prl's own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FEATURIZERS = ("stock", "dynamic", "dynamic-s")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `parser` for what they mean."""
+    """Values of the options; `parser` explains them."""
 
     featurizer: str | None = None
-    """None where not given: then the checkpoint's, or stock."""
+    """None if not given: the checkpoint's, or else stock."""
     cache: Path | None = None
     cache_dtype: str | None = None
-    """None where not given: then float16."""
+    """None if not given: float16."""
     cache_mean: bool = False
     cache_full: bool = False
 
@@ -39,20 +39,20 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--featurizer",
         choices=FEATURIZERS,
-        help="stock: s3prl's weighted sum, the exit layer standing for those after it (default); dynamic: softmax over "
-        "the layers that were run; dynamic-s: weights of their own for each exit layer",
+        help="stock: s3prl's weighted sum, the exit layer replacing those after it (default); dynamic: softmax over "
+        "the layers that were run; dynamic-s: separate weights for each exit layer",
     )
     group.add_argument("--cache", metavar="DIR", type=Path, help="Keep the upstream's states on disk; made if absent")
-    group.add_argument("--cache-dtype", choices=list(DTYPES), help="Of the states in the cache; float16 if not given")
+    group.add_argument("--cache-dtype", choices=list(DTYPES), help="Type of the cached states; float16 if not given")
     group.add_argument(
         "--cache-mean",
         action="store_true",
-        help="Keep the mean over time only, for tasks whose model is linear up to mean pooling (SID, IC, KS)",
+        help="Keep only the mean over time, for tasks whose model is linear up to mean pooling (SID, IC, KS)",
     )
     group.add_argument(
         "--cache-full",
         action="store_true",
-        help="Keep full runs and all scores, from which every policy takes its own: one recording for a comparison",
+        help="Keep full runs and all scores, which every policy can use: one run is enough for a comparison",
     )
     return daisy_parser
 

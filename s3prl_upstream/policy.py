@@ -1,4 +1,4 @@
-"""s3prl's model_config (``-g``): which exit policy an upstream follows."""
+"""Read s3prl's model_config (``-g``), which selects the exit policy of an upstream."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FOR_COMPARISONS = ("oracle", "score")
 
 
 def resolve(model: Model, checkpoint: str | Path, given: str | Path | Mapping | None) -> tuple[Policy, int]:
-    """Make a policy, and find the stride of its scores.
+    """Make a policy, and return it with the stride of its scores.
 
     Args:
-        model: what it decides for.
-        checkpoint: where the model came from.
-        given: a policy file of ``daisy calibrate``, whose checkpoint must be this one; a JSON file (or a mapping) of a
-            name and settings, such as ``{"name": "fixed", "layer": 7}``, with ``score_stride`` among them if wanted; a
-            policy's name, with the checkpoint's default settings; or None: the default one where the checkpoint
-            brings settings for it, else the first that it brings, else ``never``.
+        model: model for which it decides.
+        checkpoint: source of the model.
+        given: a policy file of ``daisy calibrate``, whose checkpoint must be this one; a JSON file (or mapping) with a
+            name and settings, such as ``{"name": "fixed", "layer": 7}``, with ``score_stride`` if wanted; a
+            policy's name, with the checkpoint's default settings; or None: the default policy if the checkpoint
+            has settings for it, else the first for which it has settings, else ``never``.
 
     Raises:
-        PolicyError: where it is none of these, or does not fit the model.
-        CheckpointError: where it reads heads, and the model has none.
+        PolicyError: where the value is none of these, or does not fit the model.
+        CheckpointError: where the policy reads heads, but the model has none.
     """
     if given is None:
         stored = [name for name in (DEFAULT_POLICY, *model.policies) if model.heads and name in model.policies]

@@ -1,8 +1,8 @@
-"""Between s3prl's tasks and their audio: at the upstream's rate, of one channel, and a refusal names the file.
+"""Read audio for s3prl's tasks: at the upstream's rate, with one channel, and with errors that name the file.
 
-Most tasks drop the rate that ``torchaudio.load`` returns, take two channels for one that is twice as long, or for a
-batch. So here every recording comes at one rate, which is returned with it: right for tasks that look at the rate and
-for those that do not.
+Most tasks drop the rate that ``torchaudio.load`` returns, and treat two channels as one that is twice as long, or as a
+batch. Therefore every recording is returned at one rate, with this rate, which suits tasks that look at the rate and
+those that do not.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from daisy.errors import AudioError
 Read = Callable[..., Any]
 
 RESAMPLE_THEMSELVES = frozenset(["audio_snips", "speech_translation"])
-"""Tasks that insist on the rate that their files have, and resample."""
+"""Tasks that require the original rate of their files, and resample themselves."""
 AVERAGE_CHANNELS = frozenset(["speech_translation"])
-"""Tasks that mean to take several channels."""
+"""Tasks that are meant to accept several channels."""
 
 
 class Reading:
     """A context in which s3prl's tasks read audio through this module.
 
-    To be entered before a task's module is imported, as `sox.stand_in`, and after that.
+    Enter it before a task's module is imported, like `sox.stand_in`, and after `sox.stand_in`.
 
     Args:
-        sample_rate: of the upstream, in Hz.
+        sample_rate: sample rate of the upstream in Hz.
     """
 
     def __init__(self, sample_rate: int):
@@ -47,7 +47,7 @@ class Reading:
         self._said = multiprocessing.Value("b", False)  # a task's worker processes are forks
 
     def __reduce__(self) -> tuple[Callable[[int, str], Reading], tuple[int, str]]:
-        """Leave out what stays with this process: joblib sends wrapped functions to workers that are no forks."""
+        """Leave out this process's state, as joblib sends wrapped functions to workers that are not forks."""
         return _remake, (self.sample_rate, self.task)
 
     def __enter__(self) -> Reading:
@@ -65,9 +65,9 @@ class Reading:
             setattr(module, name, read)
 
     def begin(self, task: str) -> None:
-        """Say which task will read; before it is imported."""
+        """Set the task that will read, before it is imported."""
         self.task = task
-        if task == "diarization":  # reads from sample to sample: of another rate these are other places
+        if task == "diarization":  # reads ranges of samples, which would differ at another rate
             self._replace(soundfile, "read", lambda read: name_file(self._refuse_other_rates(read)))
         elif task in ("separation_stft", "separation_stft2"):  # at the files' own rate, which they compare
             librosa = importlib.import_module("librosa")
@@ -81,7 +81,7 @@ class Reading:
     def _fit(self, read: Read) -> Read:
         """Wrap a function that returns samples and their rate, as torchaudio's do.
 
-        ``frame_offset`` and ``num_frames`` stay what they are for torchaudio, samples of the file.
+        ``frame_offset`` and ``num_frames`` keep their meaning in torchaudio, samples of the file.
         """
         signature = inspect.signature(read)
 
@@ -126,7 +126,7 @@ class Reading:
 
 
 def _remake(sample_rate: int, task: str) -> Reading:
-    """Make the context again in a worker, which says nothing: it cannot tell whether another has said it."""
+    """Make the context again in a worker, which stays silent, as it cannot know whether another has reported."""
     reading = Reading(sample_rate)
     reading.task = task
     reading._said.value = True
@@ -140,11 +140,11 @@ def _refuse_channels(uri: Any, count: int) -> AudioError:
 def name_file(read: Read) -> Read:
     """Wrap a function whose first argument is the file that it reads.
 
-    Each backend has errors of its own: libsndfile's sometimes say which file it was, libsox's and FFmpeg's are plain
-    RuntimeErrors with pages of C++ behind them.
+    Each backend has its own errors: libsndfile's sometimes name the file, libsox's and FFmpeg's are plain
+    RuntimeErrors with pages of C++ trace.
 
     Returns:
-        The same, but raising an `AudioError` of one line where the file cannot be read.
+        The wrapped function, which raises an `AudioError` of one line where the file cannot be read.
     """
 
     @functools.wraps(read)
@@ -164,7 +164,7 @@ def name_file(read: Read) -> Read:
 
 
 def _describe(error: Exception) -> str:
-    """Return the reason in one line."""
+    """Return the reason for an error in one line."""
     if isinstance(error, TypeError):  # torchaudio asks FFmpeg about the stream None
         return "there is no audio in it"
     if isinstance(error, OSError) and error.strerror:

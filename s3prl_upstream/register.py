@@ -1,4 +1,4 @@
-"""Putting daisy's entries beside s3prl's own, in this process."""
+"""Register daisy's entries beside s3prl's own, in this process."""
 
 from __future__ import annotations
 

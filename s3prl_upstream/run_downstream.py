@@ -1,4 +1,4 @@
-"""daisy-s3prl: s3prl's run_downstream with daisy's upstreams, its own options and ours.
+"""daisy-s3prl: s3prl's run_downstream with daisy's upstreams, and with options of both.
 
 daisy-s3prl -m train -u daisy_local -k CKPT -g POLICY.json -d TASK -c CFG -p EXP --featurizer dynamic --cache DIR
 """
@@ -30,14 +30,14 @@ from s3prl_upstream.register import register
 PROGRAM = "daisy-s3prl"
 GOES_ON = "-e EXP or -a goes on from the last checkpoint, where there is one"
 S3PRLS_OWN = ("torchaudio._backend.set_audio_backend", "`torch.cuda.amp.autocast", "You are using `torch.load` with")
-"""Beginnings of warnings at every start that nobody can do anything about."""
+"""Beginnings of warnings that appear at every start and that users cannot avoid."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run s3prl; what daisy refuses is one line on stderr and exit status 2.
+    """Run s3prl; an error of daisy gives one line on stderr and exit status 2.
 
     Args:
-        arguments: of the command line; None for those of the process.
+        arguments: arguments of the command line; None: those of the process.
     """
     try:
         with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     """Run s3prl's ``run_downstream.main`` with our entries, runner and options.
 
     Raises:
-        DaisyError: on anything that daisy refuses.
+        DaisyError: on all errors of daisy.
     """
     options, rest = parse(arguments)
     if {"-h", "--help"} & set(rest):
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
     from s3prl_upstream.runner import ExitRunner
 
     argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
-    plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls what it wraps twice
+    plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls the original twice
     sys.argv = [PROGRAM, *rest]
     audio_reading = reading.Reading(SAMPLE_RATE)
     run_downstream.get_downstream_args = partial(_read_arguments, stock[0], options, audio_reading)
@@ -91,15 +91,15 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return one line of an error that a task's data loader met; a worker process hands on its whole traceback."""
-    handed_on = getattr(error, "code", None)  # soundfile cannot print what a worker made of its error
+    """Return one line for an error in a task's data loader; a worker process passes on its whole traceback."""
+    handed_on = getattr(error, "code", None)  # soundfile cannot print its error as passed on by a worker
     message = handed_on if isinstance(handed_on, str) else str(error)
     line = (message.strip().splitlines() or [type(error).__name__])[-1]
     return (line.partition("Error: ")[2] if message.startswith("Caught ") else line).rstrip(".")
 
 
 def _find_failed_lookup(error: Exception) -> str:
-    """Tell what a task's dataset looked up in vain, here or in a worker process, and where; else nothing."""
+    """Describe a failed lookup in a task's dataset, here or in a worker process, with its place; empty if none."""
     handed_on = re.findall(r'File "(.*/downstream/.*/dataset\.py)", line (\d+)', str(error))
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     places = handed_on or [place for place in frames if re.search(r"/downstream/.*/dataset\.py$", place[0])]
@@ -114,7 +114,7 @@ def _read_arguments(stock: Callable[[], Arguments], options: Options, audio_read
     """Read s3prl's arguments and configuration, check them, and add our options that belong to an experiment.
 
     Raises:
-        UsageError: on what s3prl would end with a traceback.
+        UsageError: where s3prl would end with a traceback.
     """
     args, config, backup_files = command_line.read(stock)
     saved = _read_saved_options(args)
@@ -127,7 +127,7 @@ def _read_arguments(stock: Callable[[], Arguments], options: Options, audio_read
 
 
 def _read_saved_options(args: Namespace) -> dict:
-    """Read our options of the experiment that is gone on with (-e, -a), or whose weights are taken (-i); else none.
+    """Read our options of an experiment that is resumed (-e, -a), or whose weights are used (-i); else none.
 
     Raises:
         UsageError: where ``-i`` cannot be read.
@@ -146,7 +146,7 @@ def _read_saved_options(args: Namespace) -> dict:
 
 
 def _check_arguments(args: Namespace) -> None:
-    """Refuse what s3prl does not have, and go to the CPU where there is no CUDA device.
+    """Refuse options that s3prl does not support, and use the CPU if there is no CUDA device.
 
     Raises:
         UsageError: naming the option.

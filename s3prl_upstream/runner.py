@@ -1,4 +1,4 @@
-"""s3prl's runner with exits: its loops untouched, our featurizers, the cache and the log around them."""
+"""s3prl's runner with exits: its loops are unchanged, with our featurizers, the cache and the log around them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from s3prl_upstream.featurizer import FEATURIZERS
 from s3prl_upstream.options import Options
 
 NAMES = re.compile("filenames|uttname_list|utterid_list|utter_idx|rec_id")
-"""Parameters of s3prl's downstream models that tell which utterance it is."""
+"""Parameters of s3prl's downstream models that hold the names of utterances."""
 
 
 class ExitRunner(Runner):
-    """s3prl's runner; with an upstream that is not daisy's it is just that.
+    """s3prl's runner with exits; it behaves like s3prl's own if the upstream is not daisy's.
 
-    Downstream weights and the order of the data depend on the seed alone, not on which upstream was built before.
+    Downstream weights and the order of the data depend on the seed alone, not on the upstream that was built before.
 
     Args:
-        args: s3prl's, with ``daisy["featurizer"]``.
-        config: s3prl's.
-        options: of this call.
+        args: s3prl's arguments, with ``daisy["featurizer"]``.
+        config: s3prl's configuration.
+        options: options of this call.
 
     Raises:
-        UsageError: on options that do not go together.
-        DaisyError: as the upstream does.
+        UsageError: on options that exclude each other.
+        DaisyError: as in the upstream.
     """
 
     def __init__(self, args: Any, config: dict, options: Options):
@@ -49,7 +49,7 @@ class ExitRunner(Runner):
 
     @property
     def expert(self) -> UpstreamExpert | None:
-        """Daisy's upstream, out of any wrapping; None where the upstream is another."""
+        """Daisy's upstream, without any wrapper; None for other upstreams."""
         model = getattr(self.upstream.model, "module", self.upstream.model)
         return model if isinstance(model, UpstreamExpert) else None
 
@@ -74,10 +74,10 @@ class ExitRunner(Runner):
         return self.upstream
 
     def _keep_to_what_was_trained_on(self, expert: UpstreamExpert) -> None:
-        """An experiment goes on with the weights and exits that it began with, unless another is asked for by name.
+        """Keep the weights and exits with which an experiment was started, unless others are requested by name.
 
         Raises:
-            UsageError: where a file has changed under it.
+            UsageError: where a file has changed since.
         """
         encoder = expert.encoder
         policy = [encoder.policy.to_config(), encoder.score_stride]
@@ -122,7 +122,7 @@ class ExitRunner(Runner):
             self._watch(entry.model, self.expert, log)
             self.log = log
         elif self.expert is not None and self.expert.cache:
-            # Crops are noticed by the leader's log: what it keeps of training audio is enough.
+            # Crops are noticed by the leader's log, so it is enough that it stores training audio.
             self.expert.cache.may_write = lambda: not entry.model.training
         return entry
 
@@ -147,11 +147,11 @@ class ExitRunner(Runner):
         self._report()
 
     def _watch(self, model: nn.Module, expert: UpstreamExpert, log: ExitLog) -> None:
-        """Log every batch, and tell log and cache when a split is gone through."""
+        """Log every batch, and announce each pass through a split to log and cache."""
         cache, original, seen = expert.cache, model.get_dataloader, set()
 
         def note(model: nn.Module, arguments: tuple) -> None:
-            """Just before the downstream model: the upstream has run, and here the utterances have names."""
+            """Log a batch just before the downstream model, when the upstream has run and utterances have names."""
             split, features, *others = arguments
             names = utterance_names(getattr(model, "module", model), others, len(features))
             log.add(split, names, expert.last)
@@ -168,7 +168,7 @@ class ExitRunner(Runner):
             return loader
 
         model.register_forward_pre_hook(note)
-        vars(model)["get_dataloader"] = get_dataloader  # found before the class's
+        vars(model)["get_dataloader"] = get_dataloader  # takes precedence over the class's
         if cache:
             cache.may_write = lambda: not (log.crops and model.training)
 
@@ -196,7 +196,7 @@ class ExitRunner(Runner):
 
     @contextlib.contextmanager
     def _summarised(self) -> Iterator[None]:
-        """Write the summary at the end, however it comes; what ended a run is not hidden by a full disk here."""
+        """Write the summary at the end of a run, however it ends; a full disk here does not hide the original error."""
         try:
             yield
         except BaseException:
@@ -219,15 +219,15 @@ def _canonical(value: object) -> bytes:
 
 
 def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]:
-    """List what s3prl's dataset calls the utterances of a batch.
+    """List the names that s3prl's dataset gives the utterances of a batch.
 
     Args:
-        model: the downstream model, whose parameter names say which argument it is.
-        others: what its ``forward`` gets after split and features.
+        model: the downstream model, whose parameter names show which argument holds them.
+        others: arguments of its ``forward`` after split and features.
         batch: number of utterances.
 
     Returns:
-        ``batch`` names, or none where the task tells none.
+        ``batch`` names, or an empty list where the task gives none.
     """
     parameters = list(inspect.signature(model.forward).parameters)[2:]
     for name, value in zip(parameters, others, strict=False):
@@ -237,10 +237,10 @@ def utterance_names(model: nn.Module, others: Sequence, batch: int) -> list[str]
 
 
 def check_mean(config: dict) -> None:
-    """Refuse ``--cache-mean`` where the mean over time does not commute with what the task's model does first.
+    """Refuse ``--cache-mean`` where the mean over time does not commute with the first steps of the task's model.
 
     Raises:
-        UsageError: saying what the model does instead.
+        UsageError: naming the setting that forbids it.
     """
     modelrc = config.get("downstream_expert", {}).get("modelrc", {})
     kind = modelrc.get("select")
@@ -252,7 +252,7 @@ def check_mean(config: dict) -> None:
 
 
 def keep_file_lists(task: str, config: dict, folder: Path) -> None:
-    """Point a task's cache of file lists, which s3prl keeps for all data inside its package, to this experiment's data.
+    """Move a task's cache of file lists, which s3prl keeps for all data in its package, to this experiment's folder.
 
     Raises:
         UsageError: where the task cannot be loaded.

@@ -1,4 +1,4 @@
-"""The few sox effects that s3prl's tasks ask for, where torchaudio finds no libsox."""
+"""The few sox effects that s3prl's tasks use, for systems where torchaudio finds no libsox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daisy.errors import AudioError
 def stand_in() -> Iterator[None]:
     """Replace ``torchaudio.sox_effects.apply_effects_file`` and ``_tensor`` where libsox cannot be loaded.
 
-    To be entered before a task's module is imported: it takes the functions by name, and keeps them.
+    Enter it before a task's module is imported, as the module imports the functions by name.
     """
     effects = torchaudio.sox_effects
     stock = effects.apply_effects_file, effects.apply_effects_tensor
@@ -41,14 +41,14 @@ def apply_effects_file(
     channels_first: bool = True,
     load: Callable[..., tuple[Tensor, int]] = torchaudio.load,
 ) -> tuple[Tensor, int]:
-    """Send a file through a chain of effects.
+    """Apply a chain of effects to a file.
 
     Args:
-        path: of the file.
-        effects: name and arguments of each.
-        normalize: torchaudio's; samples are always floats of full scale 1.
+        path: path of the file.
+        effects: name and arguments of each effect.
+        normalize: torchaudio's, without effect: samples are always floats with full scale 1.
         channels_first: (channels, samples) rather than (samples, channels).
-        load: what reads the file as it is, at its rate and with all its channels.
+        load: function that reads the file unchanged, at its rate and with all channels.
 
     Returns:
         The samples, and their rate.
@@ -64,7 +64,7 @@ def apply_effects_file(
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """Send samples through a chain of effects, as `apply_effects_file`.
+    """Apply a chain of effects to samples, as `apply_effects_file` does.
 
     Raises:
         AudioError: on an effect that is not one of channels (to 1), rate, gain, norm.

@@ -1,4 +1,4 @@
-"""Checkpoints: daisy's own file format, and readers of others'."""
+"""Checkpoints: daisy's own file format, and readers for other formats."""
 
 from daisy.checkpoints.converters import convert
 from daisy.checkpoints.format import build, digest, find, load, save

@@ -1,4 +1,4 @@
-"""What a checkpoint's content is, in 64 digits: to notice a damaged file at load."""
+"""A digest of a checkpoint's content (64 hexadecimal digits), by which loading notices a damaged file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 class ContentDigest:
     """The SHA-256 of tensors (names, types, shapes and bytes), in the order of their names, and of a configuration.
 
-    The configuration is one that JSON gives back as it is: keys are text, whose order is another than that of numbers.
+    The configuration must survive a round trip through JSON, so its keys must be text (numbers would sort differently).
 
-    Tensors are added one by one as they are read, so that none has to be kept in its file's type.
+    Tensors are added one by one as they are read, so that none has to be kept in the file's data type.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class ContentDigest:
         return content.finish(config)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Add the tensor whose name comes next."""
+        """Add a tensor; tensors must be added in the order of their names."""
         self._state.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         self._state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def finish(self, config: Mapping[str, Any]) -> str:
-        """Add the configuration, without its own "digest", and return the digest; nothing may be added then."""
+        """Add the configuration, without its own "digest", and return the digest; nothing may be added afterwards."""
         rest = {key: value for key, value in config.items() if key != "digest"}
         self._state.update(json.dumps(rest, sort_keys=True).encode())
         return self._state.hexdigest()

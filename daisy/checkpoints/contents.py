@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint though its name says so: downloads that went wrong, mostly."""
+"""Recognise files that are not checkpoints though they are named like one: failed downloads, mostly."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BEGINNINGS = (
 
 
 def name_other_content(path: Path) -> str | None:
-    """Say what a file is by its first bytes, where that is nothing which holds weights.
+    """Say what a file is, by its first bytes, where it is of a kind that holds no weights.
 
     Args:
-        path: of a file.
+        path: path of the file.
 
     Returns:
-        A line's ending, "a Git-LFS pointer, …"; None where it may be a checkpoint.
+        The end of a message, "a Git-LFS pointer, …"; None where the file may be a checkpoint.
 
     Raises:
-        OSError: where it cannot be read.
+        OSError: where the file cannot be read.
     """
     with open(path, "rb") as stream:
         head = stream.read(HEAD_BYTES)

@@ -2,11 +2,11 @@
 
 Metadata: one key, ``daisy``, whose JSON has ``format_version``, ``backbone`` (`BackboneConfig`), ``final_head`` and
 ``heads`` (or null), ``policies`` (default settings by policy name), ``provenance`` (free) and ``digest``, the SHA-256
-of tensors and configuration (`ContentDigest`), which older files do not have. Recognisers have three more: ``ctc``
+of tensors and configuration (`ContentDigest`), which older files lack. Recognisers have three more: ``ctc``
 (`CTCHeadsConfig`), ``tokens`` (``symbols``, ``blank``, and ``sentencepiece``, a model in base64, or null) and
 ``ctc_policies``; with attention decoders also ``decoders`` (`DecodersConfig`). A Conformer's ``backbone``
-(`ConformerConfig`) has ``kind``, "conformer", Whisper's (`WhisperConfig`) "whisper"; without it is one of HuBERT's kin.
-Tensors: ``backbone.*`` under torchaudio's names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float
+(`ConformerConfig`) has ``kind`` "conformer", Whisper's (`WhisperConfig`) "whisper"; HuBERT and its kin have none.
+Tensors: ``backbone.*`` with torchaudio's names, ``final_head.*``, ``heads.*``, ``ctc.*`` and ``decoders.*``; any float
 type, read as float32.
 """
 
@@ -54,16 +54,16 @@ logger = logging.getLogger(__name__)
 
 
 def build(config: dict[str, Any]) -> Model:
-    """Build a model of this configuration, its weights not yet loaded.
+    """Build a model from a configuration, without loading weights.
 
     Args:
-        config: as `Model.config` gives it.
+        config: configuration as returned by `Model.config`.
 
     Returns:
         The model, with random weights.
 
     Raises:
-        CheckpointError: on a configuration that is incomplete or impossible.
+        CheckpointError: on a configuration that is incomplete or invalid.
     """
     if "backbone" not in config:
         raise CheckpointError("the configuration has no backbone")
@@ -107,19 +107,19 @@ def _build_backbone(config: dict[str, Any]) -> AnyBackbone:
 
 
 def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Model:
-    """Build a model of this configuration with these weights.
+    """Build a model from a configuration and weights.
 
-    Shapes are compared on the meta device first: nothing is allocated that a file only claims to have, nothing drawn.
+    Shapes are first compared on the meta device, so that nothing is allocated that a file only claims to have.
 
     Args:
-        config: as `build` takes it.
-        tensors: as `load_weights` does, on the CPU.
+        config: configuration as for `build`.
+        tensors: weights as for `load_weights`, on the CPU.
 
     Returns:
         The model, in evaluation mode, with copies of the weights.
 
     Raises:
-        CheckpointError: as `build` and `load_weights` do.
+        CheckpointError: as in `build` and `load_weights`.
     """
     backbone = config.get("backbone")
     num_layers = backbone.get("num_layers") if isinstance(backbone, dict) else None
@@ -134,16 +134,16 @@ def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint, atomically.
+    """Write a checkpoint atomically.
 
     Args:
-        model: what to write.
-        path: where, usually ``NAME.safetensors``.
-        dtype: type of the weights in the file; float16 halves it and moves states by about 1e-3 of their deviation.
+        model: model to write.
+        path: file to write, usually ``NAME.safetensors``.
+        dtype: data type in the file; float16 halves its size and moves states by about 1e-3 of their deviation.
 
     Raises:
-        OutputError: where it cannot be written.
-        CheckpointError: where weights are not finite, or pass the range of ``dtype``.
+        OutputError: where the file cannot be written.
+        CheckpointError: where weights are not finite, or exceed the range of ``dtype``.
 
     Example:
         >>> import daisy, pathlib, tempfile
@@ -168,21 +168,21 @@ def save(model: Model, path: str | Path, *, dtype: torch.dtype = torch.float32) 
 def load(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: Precision | torch.dtype = "float32"
 ) -> Model:
-    """Read a checkpoint, and check that its content is what was written.
+    """Read a checkpoint, and check that its content is as it was written.
 
-    A file from before contents had a digest is read with a note in the log (``logging.getLogger("daisy")``).
+    An older file without a digest is read with a note in the log (``logging.getLogger("daisy")``).
 
     Args:
         source: a path, or the name of a bundled model ("daisy-mini").
-        device: where to put the weights; they are float32 there whatever the file's type.
-        dtype: what the model's encoders compute in where they are not told otherwise; see `EarlyExitEncoder`.
+        device: device for the weights, which are float32 there, whatever the file's data type.
+        dtype: default data type in which the model's encoders compute; see `EarlyExitEncoder`.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        CheckpointError: where there is none, or it is damaged, of another format, or of a later version.
-        UsageError: where there is no such device or dtype, or this dtype not on this device.
+        CheckpointError: where the file does not exist, is damaged, or is of another format or a later version.
+        UsageError: where the device or dtype does not exist, or the device does not support the dtype.
 
     Example:
         >>> import daisy
@@ -218,7 +218,7 @@ def load(
 
 
 def find(source: str | Path) -> Path:
-    """Find the file of a path or of a bundled model's name.
+    """Find the file for a path or the name of a bundled model.
 
     Args:
         source: a path, or a name ("daisy-mini").
@@ -257,13 +257,13 @@ def digest(source: str | Path) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool | None]:
-    """Read a file's configuration, its tensors as float32, and whether they are what was written; None: unknown."""
+    """Read a file's configuration, its tensors as float32, and whether they are as written; None: unknown."""
     try:
         with safe_open(path, framework="pt") as file:
             config = _parse_metadata(path, file.metadata() or {})
             wanted = config.get("digest")
             content, tensors = ContentDigest(), {}
-            for key in sorted(file.keys()):  # safe_open is no dict
+            for key in sorted(file.keys()):  # safe_open is not a dict
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
                     raise CheckpointError(f"{path}: {key} is {tensor.dtype}, no weight; get the file again")

@@ -1,4 +1,4 @@
-"""A backbone with what belongs to it: heads, default policies, and the encoders that they make."""
+"""The model: a backbone with its heads and default policies, and the methods that make encoders."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from daisy.policies.scores import WITHOUT_HEADS
 from daisy.runtime.dtypes import Precision, cast_precision, without_cast
 
 HeadsKind = Literal["units", "ctc"]
-"""Whose scores a policy reads: those of the exit heads on units, or of the CTC exits."""
+"""The heads whose scores a policy reads: the exit heads on units, or the CTC exits."""
 
 
 class Model(nn.Module):
-    """A backbone, its heads, what they write text with, and default policies.
+    """A backbone, its heads, the tokens of recognised text, and default policies.
 
-    An ordinary module: ``to``, ``parameters`` and ``state_dict`` are torch's. Weights stay in float32; a dtype given to
-    ``to`` (or `daisy.load`) is what the encoders made afterwards compute in.
+    This is an ordinary torch module. Weights stay in float32; a dtype given to
+    ``to`` (or `daisy.load`) is that in which encoders made afterwards compute.
 
     Args:
-        backbone: the layers, of a HuBERT, of a Conformer or of Whisper.
+        backbone: the layers of a HuBERT, of a Conformer or of Whisper.
         heads: the exit heads; None where there are none.
         final_head: HuBERT's own prediction head; None where the source had none (fine-tuned models, Hugging Face).
         policies: default settings of policies for this model, by policy name.
-        provenance: where it comes from: source, training data, calibration.
-        ctc: exits that write text; None where it does not recognise speech.
-        tokens: what these exits' outputs stand for.
+        provenance: origin of the model: source, training data, calibration.
+        ctc: exits that recognise text; None where the model does not recognise speech.
+        tokens: tokens of these exits' outputs.
         ctc_policies: default settings of policies that read the scores of ``ctc``, by policy name.
-        decoders: attention decoders at the exits of ``ctc``; None where texts are read from these alone.
+        decoders: attention decoders at the exits of ``ctc``; None where only the CTC exits give text.
 
     Raises:
-        CheckpointError: where ``ctc``, ``tokens`` and ``decoders`` do not go together.
+        CheckpointError: where ``ctc``, ``tokens`` and ``decoders`` do not match.
 
     Example:
         >>> import daisy, torch
@@ -94,17 +94,17 @@ class Model(nn.Module):
         self.ctc_policies = {} if ctc_policies is None else ctc_policies
         self.provenance = {} if provenance is None else provenance
         self.path: Path | None = None
-        """The file that it was read from."""
+        """The file that the model was read from."""
         self.dtype: Precision = "float32"
-        """What its encoders compute in, where they are not told otherwise."""
+        """Default data type in which the model's encoders compute."""
         self.eval()
 
     @property
     def hubert(self) -> Backbone:
-        """The backbone, for what is of HuBERT only.
+        """The backbone, for code that needs a HuBERT.
 
         Raises:
-            CheckpointError: where it is another.
+            CheckpointError: where the backbone is another network.
         """
         if not isinstance(self.backbone, Backbone):
             other = "Whisper" if isinstance(self.backbone, Whisper) else "a Conformer"
@@ -113,14 +113,14 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.backbone.device
 
     def exit_heads(self, heads: HeadsKind | None = None) -> AnyHeads | None:
-        """Return the heads of a kind; where None is named, the unit heads, and without them the CTC exits.
+        """Return the heads of a kind; by default (None) the unit heads, or without them the CTC exits.
 
         Raises:
-            CheckpointError: where CTC exits are named, and there are none.
+            CheckpointError: where CTC exits are requested, but there are none.
         """
         if heads == "ctc" and self.ctc is None:
             raise CheckpointError("this checkpoint has no CTC exits, so it does not recognise speech", remedy="ctc")
@@ -137,16 +137,16 @@ class Model(nn.Module):
         """Make a policy from this model's default settings, overridden by ``settings``.
 
         Args:
-            name: of `daisy.policies.POLICIES`.
-            heads: whose scores it is to read, and whose defaults are taken; see `exit_heads`.
-            exits: of the encoder, where they are not all of these heads'.
-            settings: of the policy, by name; those that name a layer (of the policy fixed) say a layer of the network,
-                where the policy itself counts exits.
+            name: key of `daisy.policies.POLICIES`.
+            heads: heads whose scores the policy reads, and whose defaults are used; see `exit_heads`.
+            exits: layers of the encoder's exits, where these are not all exits of the heads.
+            settings: settings of the policy, by name; a layer (in the policy fixed) is one of the network,
+                while the policy itself counts exits.
 
         Raises:
-            PolicyError: where a setting is unknown, impossible, or neither given nor stored, or an exit is at no such
-                layer.
-            CheckpointError: where it reads heads, and there are none.
+            PolicyError: where a setting is unknown, invalid, or neither given nor stored, or an exit is at a layer that
+                does not exist.
+            CheckpointError: where the policy reads heads, but there are none.
         """
         known, reading = exit_policies.POLICIES.get(name), self.exit_heads(heads)
         head_scores = set(known.scores) - WITHOUT_HEADS if known else set()
@@ -174,23 +174,23 @@ class Model(nn.Module):
         fast: bool = True,
         **settings: Any,
     ) -> EarlyExitEncoder:
-        """Make an encoder that leaves by a policy.
+        """Make an encoder that exits by a policy.
 
         Args:
-            policy: a name ("forecast"), a file of ``daisy calibrate`` ("policy.json"), or a policy.
-            heads: whose scores it reads: "units" or "ctc"; see `exit_heads`.
-            exits: of `EarlyExitEncoder`: where utterances may leave.
-            keep: of `EarlyExitEncoder`, as ``scores`` and ``fast``.
+            policy: a name ("forecast"), a file from ``daisy calibrate`` ("policy.json"), or a policy.
+            heads: heads whose scores it reads: "units" or "ctc"; see `exit_heads`.
+            exits: see `EarlyExitEncoder`: layers at which utterances may exit.
+            keep: see `EarlyExitEncoder`.
             scores: likewise.
-            score_stride: likewise; where None that which the policy file was made with, or 1.
-            dtype: likewise; where None `dtype`.
+            score_stride: likewise; None: that with which the policy file was made, or 1.
+            dtype: likewise; None: `dtype`.
             fast: likewise.
-            settings: of a policy given by name: ``threshold=1.2``.
+            settings: settings of a policy given by name: ``threshold=1.2``.
 
         Raises:
-            PolicyError: where the policy, its file or a setting is unknown, impossible, or made for another model.
-            CheckpointError: where the policy reads heads, and there are none.
-            UsageError: as `EarlyExitEncoder` does.
+            PolicyError: where the policy, its file or a setting is unknown, invalid, or made for another model.
+            CheckpointError: where the policy reads heads, but there are none.
+            UsageError: as in `EarlyExitEncoder`.
 
         Example:
             >>> import daisy
@@ -244,7 +244,7 @@ class Model(nn.Module):
         return dict(self.named_children())
 
     def config(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds."""
+        """Return the configuration for a checkpoint's metadata."""
         head, backbone = self.final_head, self.backbone.config
         config = {
             "backbone": backbone.to_dict(),
@@ -292,7 +292,7 @@ class Model(nn.Module):
 
 
 def describe_exits(config: CTCHeadsConfig) -> str:
-    """Say where CTC exits are and what they have: "32 tokens at layers 5, 8, 12, linear"."""
+    """Describe CTC exits by their tokens, layers and form: "32 tokens at layers 5, 8, 12, linear"."""
     kinds = (
         config.branch if config.branch == config.final_branch else f"{config.branch}, the last {config.final_branch}"
     )
@@ -329,7 +329,7 @@ def _check_decoders(ctc: CTCHeads | None, decoders: AttentionDecoders | None) ->
 
 
 def _is_file_name(policy: str) -> bool:
-    """Whether a text is no policy's name, and looks like a file's."""
+    """Tell whether a text is not the name of a policy, and looks like that of a file."""
     return policy not in exit_policies.POLICIES and (bool(Path(policy).suffix) or Path(policy).is_file())
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of where it comes from."""
+"""What a checkpoint says about its origin."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 OF_HEADS = ("heads", "policies")
-"""What is said of exit heads and of their policies."""
+"""The notes about exit heads and their policies."""
 
 
 def drop_notes_of_heads(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what holds where exit heads and policies are others, or none.
+    """Keep the notes that still hold after exit heads and policies are replaced or removed.
 
     Args:
-        provenance: of the model that had them.
+        provenance: provenance of the model that had them.
 
     Returns:
-        The rest of it.
+        The remaining notes.
     """
     return {name: note for name, note in provenance.items() if name not in OF_HEADS}

@@ -1,4 +1,4 @@
-"""Models up to one of their exits: shallow ones that stand alone."""
+"""Truncate models after one of their exits, to shallow models that stand alone."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from daisy.policies.rules import LookAhead
 def truncate(model: Model, layer: int) -> Model:
     """Cut a model after one of its exits.
 
-    States and texts at its last exit are those of the whole model's policy fixed at that layer. Heads of earlier layers
-    stay, and so do default policies that still make sense; a forecast of later layers' gains is cut with them. The
-    prediction head of the whole model's last layer goes.
+    States and texts at the last exit are those of the whole model's policy fixed at that layer. Heads of earlier layers
+    stay, and so do default policies that still make sense; a forecast of later layers' gains is cut likewise. The
+    prediction head of the whole model's last layer is removed.
 
     Args:
-        model: with heads on units or CTC exits, of HuBERT, of a Conformer or of Whisper.
-        layer: which becomes the last: of a recogniser one with an exit, else any.
+        model: model with exit heads on units or CTC exits, of HuBERT, a Conformer or Whisper.
+        layer: layer that becomes the last; in a recogniser it must have an exit.
 
     Returns:
-        A model of its own, on the CPU; its provenance says what it was cut from.
+        A separate model, on the CPU; its provenance says from which model it was cut.
 
     Raises:
-        CheckpointError: where there is no exit at that layer, or no layer.
+        CheckpointError: where the layer has no exit, or does not exist.
 
     Example:
         >>> import daisy, torch
@@ -103,7 +103,7 @@ def _cut_backbone(backbone: AnyBackbone, layer: int) -> AnyBackbone:
 
 
 def _cut_conformer(config: ConformerConfig, layer: int) -> ConformerConfig:
-    """Blocks up to a layer; within a block only where none runs in parallel, and then blocks mean nothing."""
+    """Cut blocks after a layer; within a block only if none is split, and blocks are then of one layer."""
     whole, rest = divmod(layer, config.block_layers)
     if rest and config.split_blocks:
         raise CheckpointError(f"layer {layer} is within a block that runs in parallel: cut at the end of one")
@@ -116,7 +116,7 @@ def _cut_conformer(config: ConformerConfig, layer: int) -> ConformerConfig:
 
 
 def _copy(heads: CTCHeads) -> CTCHeads:
-    """The same heads with weights of their own."""
+    """Copy heads, with their weights."""
     copied = CTCHeads(heads.config)
     _take_weights(copied, heads)
     return copied
@@ -124,13 +124,13 @@ def _copy(heads: CTCHeads) -> CTCHeads:
 
 @torch.no_grad()
 def _take_weights(cut: nn.Module, whole: nn.Module) -> None:
-    """Copy the weights of the layers that are left: they have the same names."""
+    """Copy the weights of the remaining layers, which have the same names."""
     state = whole.state_dict()
     cut.load_state_dict({name: state[name].cpu() for name in cut.state_dict()})
 
 
 def _cut_policies(policies: dict[str, dict[str, Any]], before: int, after: int) -> dict[str, dict[str, Any]]:
-    """Default settings for fewer exits; policies that have none then are left out."""
+    """Cut default settings to fewer exits; policies without settings are then left out."""
     cut = {}
     for name, settings in policies.items():
         kept = _cut_settings(name, settings, before, after)
@@ -143,7 +143,7 @@ def _cut_policies(policies: dict[str, dict[str, Any]], before: int, after: int) 
 
 
 def _cut_settings(name: str, settings: dict[str, Any], before: int, after: int) -> dict[str, Any]:
-    """Settings of the first ``after`` of ``before`` exits."""
+    """Cut settings to the first ``after`` of ``before`` exits."""
     policy = POLICIES.get(name)
     if policy is None or before == after:
         return settings
@@ -152,6 +152,6 @@ def _cut_settings(name: str, settings: dict[str, Any], before: int, after: int) 
         if isinstance(kept.get(key), (list, tuple)):
             kept[key] = kept[key][:after]
     if issubclass(policy, LookAhead) and after > 1:
-        for key in ("weights", "intercepts"):  # of each exit, a row for each later one
+        for key in ("weights", "intercepts"):  # for each exit, a row for each later one
             kept[key] = [rows[: after - number] for number, rows in enumerate(kept.get(key, ())[: after - 1], 1)]
     return kept

@@ -1,4 +1,4 @@
-"""Tensors into a model: every one finds its place, every place its tensor, and what no training leaves is refused."""
+"""Load tensors into a model: each must match a weight and each weight a tensor, with values that training can leave."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from daisy.errors import CheckpointError
 
 NOT_FINITE = "not finite"
 MAX_WEIGHT = 1e10
-"""No training leaves more (bfloat16's and float32's largest are 3e38): a flipped bit of the exponent does."""
+"""No training leaves larger weights (the maximum of bfloat16 and float32 is 3e38), but a flipped exponent bit does."""
 VARIANCES = ("variance", "running_var")
-"""How statistics end that are squares: of these the root is compared with `MAX_WEIGHT`."""
+"""Endings of the names of variances, whose square root is compared with `MAX_WEIGHT`."""
 
 
 def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Put ``{"backbone.…": tensor, …}`` into a model; every tensor must find its place and every place its tensor.
+    """Load ``{"backbone.…": tensor, …}`` into a model; each tensor must match a weight, and each weight a tensor.
 
     Args:
-        model: changed in place.
-        tensors: by the names of ``model.state_dict()``.
+        model: model to change in place.
+        tensors: tensors by the names of ``model.state_dict()``.
 
     Raises:
-        CheckpointError: naming what is missing, left over, of another shape, or no number.
+        CheckpointError: naming weights that are missing, left over, of another shape, or not a number.
     """
     check_weights(model, tensors)
     model.load_state_dict(tensors)
@@ -33,10 +33,10 @@ def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def check_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Check that tensors are a model's weights; its own may be on the meta device.
+    """Check that tensors are a model's weights; the model's own may be on the meta device.
 
     Raises:
-        CheckpointError: as `load_weights` does.
+        CheckpointError: as in `load_weights`.
     """
     places = model.state_dict()
     problems = []
@@ -57,10 +57,10 @@ def check_weights(model: Model, tensors: Mapping[str, Tensor]) -> None:
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Take a module's weights to a file's type, on the CPU; buffers, such as counts, stay float32.
+    """Convert a module's weights to a file's data type, on the CPU; buffers, such as counts, stay float32.
 
     Raises:
-        CheckpointError: where a weight is not finite, or not in that type.
+        CheckpointError: where a weight is not finite, or becomes so in that type.
     """
     weights = {key for key, _ in module.named_parameters()}
     tensors = {
@@ -72,7 +72,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def refuse_infinite(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Refuse weights that a cast has made infinite, or that were before.
+    """Refuse weights that a cast has made infinite, or that already were.
 
     Raises:
         CheckpointError: naming them.
@@ -84,7 +84,7 @@ def refuse_infinite(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
 
 
 def find_fault(name: str, tensor: Tensor) -> str | None:
-    """Say why a trained network cannot have this weight. The extremes take a fortieth of isfinite's time."""
+    """Say why a trained network cannot have this weight. Finding the extremes takes a fortieth of isfinite's time."""
     if not tensor.numel():
         return None
     low, high = torch.aminmax(tensor.detach())
@@ -97,6 +97,6 @@ def find_fault(name: str, tensor: Tensor) -> str | None:
 
 
 def list_some(names: Sequence[str], limit: int = 3) -> str:
-    """List names in a line; from ``limit`` on only how many more there are."""
+    """List names in a line; after ``limit`` of them, only say how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

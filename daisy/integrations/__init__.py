@@ -1,4 +1,4 @@
-"""Other libraries: transformers here; lhotse and mteb in modules of their own, as importing them needs them."""
+"""Other libraries: transformers here; lhotse and mteb in separate modules, whose import needs them installed."""
 
 from daisy.integrations.huggingface_folder import export_huggingface
 from daisy.integrations.transformers import from_hf

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder of transformers, with the code that runs it."""
+"""Export a checkpoint to a folder for transformers, with the code that runs it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FIELDS = {
     "num_heads": "num_attention_heads",
     "sample_rate": "sampling_rate",
 }
-"""Fields of `BackboneConfig` that transformers' configurations have under other names."""
+"""Fields of `BackboneConfig` that have other names in transformers' configurations."""
 POLICIES = (
     *("entropy", "agreement", "regressed", "confidence", "margin", "patience"),
     *("forecast", "plateau", "regressed_plateau", "fixed", "never"),
 )
-"""Those that the folder's code knows."""
+"""Policies that the folder's code supports."""
 
 
 def export_huggingface(
@@ -40,26 +40,26 @@ def export_huggingface(
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write a folder that transformers' ``AutoModel`` and ``AutoFeatureExtractor`` load, without daisy.
+    """Write a folder that transformers' ``AutoModel`` and ``AutoFeatureExtractor`` can load, without daisy.
 
-    ``AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`` runs the one readable file ``modeling_daisy.py`` that
-    lies in the folder. Exits and states are daisy's, up to rounding; it is plain PyTorch, without daisy's speed. Of the
-    heads those on units are written; CTC exits and HuBERT's own prediction head are not.
+    ``AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`` runs the single readable file ``modeling_daisy.py``
+    in the folder. Exits and states are daisy's, up to rounding; it is plain PyTorch, without daisy's speed. Only the
+    heads on units are written, not CTC exits or HuBERT's own prediction head.
 
     Args:
         model: a HuBERT, with or without exit heads.
-        folder: to write to; it may be there.
-        exit_policy: that counts where a call names none; empty: "forecast" where the model has it, else "never".
-        dtype: of the weights in the file.
-        overwrite: replace files that are there.
+        folder: folder to write to; it may exist.
+        exit_policy: policy of calls that name none; empty: "forecast" where the model has it, else "never".
+        dtype: data type of the weights in the file.
+        overwrite: replace existing files.
 
     Returns:
-        The files.
+        The written files.
 
     Raises:
-        CheckpointError: where the backbone is no HuBERT.
-        PolicyError: where the model has no settings of that policy, or it cannot be run there.
-        OutputError: where files are there already, or cannot be written.
+        CheckpointError: where the backbone is not a HuBERT.
+        PolicyError: where the model has no settings for that policy, or the folder's code does not support it.
+        OutputError: where files already exist, or cannot be written.
 
     Example:
         >>> import daisy, tempfile
@@ -95,7 +95,7 @@ def export_huggingface(
 
 
 def _choose_policy(model: Model, policies: dict[str, Any], wanted: str) -> str:
-    """The policy that counts where a call names none."""
+    """Choose the policy of calls that name none."""
     if not wanted:
         return "forecast" if model.heads is not None and "forecast" in policies else "never"
     if wanted not in POLICIES:
@@ -108,7 +108,7 @@ def _choose_policy(model: Model, policies: dict[str, Any], wanted: str) -> str:
 
 
 def _make_config(model: Model, policies: dict[str, Any], exit_policy: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What config.json says."""
+    """Make the content of config.json."""
     if not isinstance(model.backbone, Backbone):
         raise CheckpointError(
             f"this checkpoint's backbone is a {type(model.backbone).__name__}, and a HuBERT is wanted"
@@ -144,7 +144,7 @@ def _make_config(model: Model, policies: dict[str, Any], exit_policy: str, dtype
 
 
 def _make_preprocessor(config: BackboneConfig) -> dict[str, Any]:
-    """What preprocessor_config.json says: padding alone, as the model itself normalises each utterance."""
+    """Make the content of preprocessor_config.json: only padding, as the model itself normalises each utterance."""
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
@@ -161,7 +161,7 @@ def _format_json(content: dict[str, Any]) -> bytes:
 
 
 def _format_card(model: Model) -> str:
-    """What README.md says: how it is loaded, and where it comes from."""
+    """Make the content of README.md: how to load the model, and where it comes from."""
     usage = (CODE.read_text(encoding="utf-8").split('"""')[1]).strip()
     origin = "\n".join(f"- {name}: {value}" for name, value in model.provenance.items())
     return (

@@ -1,4 +1,4 @@
-"""A checkpoint with its exits in mteb, whose audio tasks (MAEB) take one vector for each recording."""
+"""Run a checkpoint with its exits in mteb, whose audio tasks (MAEB) take one vector per recording."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ except ModuleNotFoundError as error:
 
 
 class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
-    """The mean of each recording's states at its exit layer.
+    """An encoder that returns the mean of each recording's states at its exit layer.
 
-    States of several layers do not lie in one space: for tasks that compare vectors, let all leave at one layer
+    States of several layers do not lie in one space: for tasks that compare vectors, let all exit at one layer
     (``policy="fixed", layer=6``).
 
     Args:
         model_name: a checkpoint's file, or the name of a bundled model.
-        revision: taken for mteb's sake, without effect.
-        policy: who leaves when, as `daisy.Model.encoder` takes it.
-        device: where to run.
+        revision: accepted for mteb, without effect.
+        policy: the exit policy, as for `daisy.Model.encoder`.
+        device: device to run on.
         batch_sec: seconds of audio that are encoded together.
-        settings: of the policy.
+        settings: settings of the policy.
 
     Raises:
-        CheckpointError: as `daisy.load` and `daisy.Model.encoder` do.
-        PolicyError: as `daisy.Model.encoder` does.
+        CheckpointError: as in `daisy.load` and `daisy.Model.encoder`.
+        PolicyError: as in `daisy.Model.encoder`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
         self.sample_rate = model.backbone.config.sample_rate
         self.batch_sec = batch_sec
         self.exit_layers: list[int] = []
-        """Of all recordings so far."""
+        """Exit layers of all recordings so far."""
         made_with = {"policy": policy, "device": device, "batch_sec": batch_sec, **settings}
         loader = partial(_load_again, str(model.path), made_with)
         self.mteb_model_meta = _describe(model, self.encoder.policy, loader)
@@ -69,13 +69,13 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
             kwargs: the task, its split and more, without effect.
 
         Returns:
-            (recordings, D) float32.
+            Vectors (recordings, D) float32.
         """
         inputs.collate_fn = self._collate
         return torch.cat([self._encode_batch(waveforms) for waveforms in inputs]).numpy()
 
     def _collate(self, rows: list[dict[str, Any]]) -> list[Tensor]:
-        """Take the waveforms at the model's rate, with zeros behind those that are shorter than one frame."""
+        """Convert the waveforms to the model's rate, and pad those that are shorter than one frame with zeros."""
         waveforms = []
         for row in rows:
             waveform = torch.as_tensor(row["audio"]["array"], dtype=torch.float32)
@@ -100,12 +100,12 @@ class DaisyEncoder(AbsEncoder):  # type: ignore[misc]
 def _load_again(
     path: str, made_with: dict[str, Any], name: str, /, *, device: str | None = None, **noted: Any
 ) -> DaisyEncoder:
-    """Make an encoder again, when mteb loads what it has noted: its name for a model is no file's."""
+    """Make an encoder again when mteb loads a recorded model, whose name is not that of a file."""
     return DaisyEncoder(path, **{**made_with, "device": device or made_with["device"]})
 
 
 def _describe(model: Model, policy: Policy, loader: Callable[..., DaisyEncoder]) -> ModelMeta:
-    """What mteb notes of a model: results of other policies, or of another file, are another model's."""
+    """Make mteb's record of a model; another policy or file counts as another model."""
     assert model.path is not None
     return ModelMeta(
         loader=loader,

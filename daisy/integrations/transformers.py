@@ -1,4 +1,4 @@
-"""Models of transformers that are in memory already."""
+"""Convert models of transformers that are already in memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from daisy.models import ExitHeads
 
 
 def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | None = None) -> Model:
-    """Take over a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model of transformers, to run it with exits.
+    """Convert a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model of transformers, to run it with exits.
 
-    The weights are copied, in float32; what is trained later is not followed. Models with something on top, such as
-    `HubertForCTC`, give their network. Without heads the policies fixed, never and deadline decide; heads are trained
+    The weights are copied, in float32; later training is not followed. Of models with a head on top, such as
+    `HubertForCTC`, only the network is used. Without heads, use the policies fixed, never or deadline. Train heads
     on the saved model (`daisy.save`) by ``daisy train-heads`` or the fairseq plugin.
 
     Args:
-        model: in any precision, on any device; the result is on the same device.
-        feature_extractor: its `Wav2Vec2FeatureExtractor`, or a processor that has it, which tells the rate and whether
-            waveforms are normalised; None: 16 kHz, and normalised where layer norms stand in the convolutions, as in
+        model: model in any precision, on any device; the result is on the same device.
+        feature_extractor: its `Wav2Vec2FeatureExtractor`, or a processor that has one, which gives the rate and whether
+            waveforms are normalised; None: 16 kHz, and normalised if the convolutions have layer norms, as in
             the published models.
-        heads: exit heads that were trained for it.
+        heads: exit heads trained for this model.
 
     Returns:
-        The model, whose states are those of ``model`` on each utterance alone.
+        The converted model, whose states are those of ``model`` on each utterance alone.
 
     Raises:
-        CheckpointError: on other kinds of models, or ones with parts that change what is computed and are not known.
-        UsageError: on a feature extractor that tells neither.
+        CheckpointError: on other kinds of models, or on unknown parts that change the computation.
+        UsageError: on a feature extractor that lacks either of these values.
 
     For example, with 6 of HuBERT Base's 12 layers::
 
@@ -54,7 +54,7 @@ def from_hf(model: Any, feature_extractor: Any = None, *, heads: ExitHeads | Non
 
 
 def _read_config(model: Any) -> dict[str, Any]:
-    """The configuration of a model that is supported."""
+    """Read the configuration of a supported model."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if config is None or kind not in huggingface.NETWORKS:
@@ -65,7 +65,7 @@ def _read_config(model: Any) -> dict[str, Any]:
 
 
 def _read_preprocessing(feature_extractor: Any, conv_norm: str) -> tuple[dict[str, Any], str]:
-    """What is done to the audio, and what of it was assumed."""
+    """Read the preprocessing of the audio, and say what of it was assumed."""
     if feature_extractor is None:
         normalize = conv_norm == "layer"
         assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: no feature extractor was given"

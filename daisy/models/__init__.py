@@ -1,4 +1,4 @@
-"""The networks: HuBERT and its kin, Conformer, Whisper's encoder; the light heads on them; as plain torch modules."""
+"""The networks (HuBERT and its kin, Conformer, Whisper's encoder) and the light heads on them, as torch modules."""
 
 from daisy.models.attention_decoders import AttentionDecoders, DecodersConfig
 from daisy.models.config import BackboneConfig

@@ -22,30 +22,30 @@ class DecodersConfig:
     """Shape of a set of attention decoders, one for each CTC exit."""
 
     layers: tuple[int, ...]
-    """Where they are: those of the CTC exits."""
+    """Layers at which the decoders stand: the layers of the CTC exits."""
     width: int
     """Width of the states and of the decoders, D."""
     num_tokens: int
-    """Tokens V, those of the CTC exits."""
+    """Size V of the vocabulary, the same as that of the CTC exits."""
     begin: int
-    """Which token each text begins with."""
+    """Index of the token with which each text begins."""
     end: int
-    """Which token ends it."""
+    """Index of the token with which each text ends."""
     num_blocks: int = 6
-    """Transformer layers of a decoder; 6 in the public code."""
+    """Transformer layers per decoder; 6 in the public code."""
     num_heads: int = 8
     """Attention heads."""
     ffn_width: int = 2048
     """Inner width of the feed-forward modules."""
     dropout: float = 0.1
-    """In training."""
+    """Dropout probability in training."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DecodersConfig:
-        """Undo ``dataclasses.asdict``, through JSON too.
+        """Make a configuration from the fields of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: on unknown fields or values that no decoders can have.
+            CheckpointError: on unknown fields or invalid values.
         """
         try:
             config = cls(**{**values, "layers": tuple(values.get("layers", ()))})
@@ -55,7 +55,7 @@ class DecodersConfig:
         return config
 
     def validate(self) -> None:
-        """Refuse what no decoders can have.
+        """Check that the values are valid.
 
         Raises:
             CheckpointError: naming the first field that is wrong.
@@ -78,21 +78,21 @@ class DecodersConfig:
             raise CheckpointError(f"attention decoders: dropout must be from [0, 1), found {self.dropout!r}")
 
     def cut(self, layer: int) -> DecodersConfig:
-        """Return the shape of those up to a layer."""
+        """Return the configuration of the decoders up to a layer."""
         return dataclasses.replace(self, layers=tuple(end for end in self.layers if end <= layer))
 
 
 class AttentionDecoders(nn.Module):
-    """Transformer decoders of tokens, one for each exit; they share the tokens' embedding and the last norm.
+    """Transformer decoders over tokens, one per exit; they share the token embedding and the final norm.
 
-    Pre-norm layers and sinusoidal positions, as augustgw/early-exit-transformer has them (``full_conformer``); but
-    padding is kept out of the attention to the states, so that an utterance is the same alone and in a batch.
+    Pre-norm layers and sinusoidal positions, as in augustgw/early-exit-transformer (``full_conformer``); but
+    padding is kept out of the attention to the states, so that an utterance gives the same alone and in a batch.
 
     Args:
-        config: their shape.
+        config: shape of the decoders.
 
     Raises:
-        CheckpointError: on a shape that no decoders can have.
+        CheckpointError: on an invalid configuration.
 
     Example:
         >>> import torch
@@ -120,12 +120,12 @@ class AttentionDecoders(nn.Module):
 
         Args:
             layer: one of ``config.layers``.
-            states: of that layer, (B, T, D).
+            states: states of that layer, (B, T, D).
             num_frames: (B,) int64; None where no utterance is padded.
             tokens: (B, U) int64, beginning with ``config.begin``; what follows an utterance's end does not matter.
 
         Returns:
-            Logits (B, U, V): of place u for the token after ``tokens[:, u]``.
+            Logits (B, U, V); those at position u are for the token after ``tokens[:, u]``.
         """
         length = tokens.shape[1]
         positions = make_positions(length, self.config.width, states.device)
@@ -140,14 +140,14 @@ class AttentionDecoders(nn.Module):
         return logits
 
     def project_states(self, layer: int, states: Tensor) -> list[KeysAndValues]:
-        """Compute what all texts of an utterance read of its states, once.
+        """Compute once the keys and values that the decoding of all texts of an utterance attends to.
 
         Args:
             layer: one of ``config.layers``.
-            states: of that layer, (T, D).
+            states: states of that layer, (T, D).
 
         Returns:
-            Of each block keys and values, (1, heads, T, D / heads) each.
+            Keys and values of each block, (1, heads, T, D / heads) each.
         """
         projected = []
         for block in self.blocks[str(layer)]:
@@ -157,11 +157,11 @@ class AttentionDecoders(nn.Module):
         return projected
 
     def predict_next(self, layer: int, projected: list[KeysAndValues], tokens: Tensor) -> Tensor:
-        """Predict the token after each of an utterance's texts, as `forward` does at the last place, without dropout.
+        """Predict the token after each text of an utterance, as `forward` does at the last position, without dropout.
 
         Args:
             layer: one of ``config.layers``.
-            projected: of the utterance, by `project_states`.
+            projected: keys and values of the utterance, from `project_states`.
             tokens: (B, U) int64, beginning with ``config.begin``.
 
         Returns:
@@ -184,12 +184,12 @@ class AttentionDecoders(nn.Module):
         return logits
 
     def _split(self, hidden: Tensor) -> Tensor:
-        """(B, N, D) into heads, (B, heads, N, D / heads)."""
+        """Split (B, N, D) into heads, (B, heads, N, D / heads)."""
         return hidden.view(*hidden.shape[:2], self.config.num_heads, -1).transpose(1, 2)
 
 
 def _get_projection(block: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight (3 D, D) and bias of a block's queries, keys and values where it reads states."""
+    """Return the weight (3 D, D) and bias of the queries, keys and values in a block's attention to the states."""
     attention = block.multihead_attn
     assert isinstance(attention, nn.MultiheadAttention)
     return attention.in_proj_weight, attention.in_proj_bias

@@ -1,4 +1,4 @@
-"""The shape of a HuBERT, and of the networks that differ from it in positions alone: WavLM, data2vec."""
+"""The shape of a HuBERT, and of the networks that differ from it only in their positions: WavLM, data2vec."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from daisy.errors import CheckpointError
 from daisy.models.lengths import HUBERT_CONV, ConvLayer, compute_frame_hop, compute_frame_span
 
 FAIRSEQ_EPS = 1e-5
-"""Of every norm of fairseq's, and of its normalising of waveforms."""
+"""Epsilon of every norm in fairseq, and of its normalisation of waveforms."""
 
 SINCE_THE_FIRST_FORM = ("final_norm", "relative_buckets", "relative_max_distance", "pos_stack")
-"""Fields that a file's metadata has only where a network has other values than HuBERT."""
+"""Fields that a file's metadata has only where a network has values other than HuBERT's."""
 
 
 def is_count(value: object) -> bool:
@@ -30,7 +30,7 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Shape of a HuBERT (arXiv:2106.07447, table I); fairseq's name of each field in brackets.
+    """Shape of a HuBERT (arXiv:2106.07447, table I); fairseq's name for each field is in brackets.
 
     Example:
         >>> from daisy import BackboneConfig
@@ -39,7 +39,7 @@ class BackboneConfig:
     """
 
     num_layers: int = 12
-    """Transformer layers, L [encoder_layers]."""
+    """Number of transformer layers, L [encoder_layers]."""
     width: int = 768
     """Width of the hidden states, D [encoder_embed_dim]."""
     ffn_width: int = 3072
@@ -49,48 +49,48 @@ class BackboneConfig:
     pre_norm: bool = False
     """Layer norm before each block instead of after it [layer_norm_first]."""
     final_norm: bool = True
-    """Whether with ``pre_norm`` the last layer's states pass the final norm; not where later layers were cut off."""
+    """Whether (with ``pre_norm``) the last layer's states pass the final norm; false where later ones were cut off."""
     conv_layers: tuple[ConvLayer, ...] = HUBERT_CONV
     """(channels, kernel, stride) of each convolution [conv_feature_layers]."""
     conv_norm: Literal["group", "layer"] = "group"
-    """"group": over time, in the first convolution only; "layer": over channels, in all [extractor_mode]."""
+    """"group": norm over time, after the first convolution; "layer": over channels, after all [extractor_mode]."""
     conv_bias: bool = False
     """Whether the convolutions have a bias [conv_bias]."""
     pos_kernel: int = 128
-    """Frames that the positional convolution sees [conv_pos]."""
+    """Kernel of the positional convolution, in frames [conv_pos]."""
     pos_groups: int = 16
     """Groups of the positional convolution [conv_pos_groups]."""
     pos_batch_norm: bool = False
-    """Whether a batch norm stands before the positional convolution [conv_pos_batch_norm]."""
+    """Whether a batch norm precedes the positional convolution [conv_pos_batch_norm]."""
     projection_norm: bool = True
-    """Whether a layer norm stands before the projection to the width; Hugging Face's DistilHuBERT has none."""
+    """Whether a layer norm precedes the projection to the width D; Hugging Face's DistilHuBERT has none."""
     layer_norm_eps: float = FAIRSEQ_EPS
-    """Added to the variance in the norms of projection and transformer, not of convolutions; Hugging Face tells it."""
+    """Epsilon of the norms of projection and transformer, not of convolutions; Hugging Face's models set it."""
     normalize: bool = False
-    """Whether each waveform is brought to zero mean and unit variance first [task.normalize]."""
+    """Whether each waveform is first normalised to zero mean and unit variance [task.normalize]."""
     normalize_eps: float = FAIRSEQ_EPS
-    """Added to the waveform's variance there: fairseq's 1e-5, Hugging Face's 1e-7. It decides on quiet recordings."""
+    """Epsilon of that normalisation: 1e-5 in fairseq, 1e-7 in Hugging Face. It matters for quiet recordings."""
     sample_rate: int = 16000
-    """Hz."""
+    """Sample rate in Hz."""
     relative_buckets: int | None = None
-    """WavLM's buckets of distances between frames, each with a bias to attention [num_buckets]; None: no such bias."""
+    """WavLM's buckets of distances between frames, each with an attention bias [num_buckets]; None: no such bias."""
     relative_max_distance: int = 800
-    """Frames from which all distances are in one bucket [max_distance]; 800 in WavLM."""
+    """Distance in frames from which all distances share one bucket [max_distance]; 800 in WavLM."""
     pos_stack: int | None = None
     """data2vec's positional convolutions, one after the other, each with a norm [pos_conv_depth]; None: HuBERT's one,
     without a norm."""
 
     max_samples: ClassVar[None] = None
-    """A recording may be as long as it likes."""
+    """Maximum length in samples; None: no limit."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds; of a whole HuBERT the same as ever."""
+        """Return the values for a checkpoint's metadata; for a whole HuBERT these have never changed."""
         values = dataclasses.asdict(self)
         unlike = {field.name for field in dataclasses.fields(self) if values[field.name] != field.default}
         return {name: value for name, value in values.items() if name in unlike or name not in SINCE_THE_FIRST_FORM}
 
     def norms_after(self, layer: int) -> bool:
-        """Tell whether the states of a layer, 1 to L, pass the final norm."""
+        """Tell whether the final norm is applied to the states of a layer, 1 to L."""
         return self.pre_norm and self.final_norm and layer == self.num_layers
 
     @classmethod
@@ -119,10 +119,10 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneConfig:
-        """Undo ``dataclasses.asdict``, through JSON too.
+        """Make a configuration from the fields of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: on a field that is unknown or has a value that no HuBERT can have.
+            CheckpointError: on unknown fields or invalid values.
         """
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
@@ -135,7 +135,7 @@ class BackboneConfig:
         return config
 
     def validate(self) -> None:
-        """Refuse a shape that no HuBERT can have.
+        """Check that the values are valid.
 
         Raises:
             CheckpointError: naming every field that is wrong.
@@ -160,7 +160,7 @@ class BackboneConfig:
         return []
 
     def _find_fault(self, name: str, kind: str) -> str | None:
-        """Say what is wrong with one field, whose type is ``kind``; None where nothing is."""
+        """Say what is wrong with one field, whose type is ``kind``; None if nothing is."""
         value = getattr(self, name)
         if kind == "int | None" and value is None:
             return None

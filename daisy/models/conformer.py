@@ -1,9 +1,9 @@
 """A Conformer for recognition, one stage at a time, and Splitformer's half-rate layers.
 
-The layers are torchaudio's, which is imported here alone, when a Conformer is made. Their order of computation is ours,
-so that padding never changes a result: torchaudio's own convolves an utterance's last frames with what pads it.
+The layers come from torchaudio, imported only here, when a Conformer is made. The order of computation is our own,
+so that padding never changes a result: torchaudio's convolves an utterance's last frames with its padding.
 
-Shapes are those of `daisy.models.hubert`, and M mel bands and S spectra (10 ms) besides.
+Shapes use the letters of `daisy.models.hubert`, plus M mel bands and S spectra (10 ms each).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from daisy.models.conformer_config import ConformerConfig
 from daisy.models.lengths import count_frames, make_valid_mask
 
 LOG_FLOOR = 1e-6
-"""Added to mel energies before the logarithm; those of quiet speech are a thousand times as large."""
+"""Added to mel energies before the logarithm; the energies of quiet speech are a thousand times as large."""
 FREQUENCY_MASKS, FREQUENCY_MASK_BANDS = 2, 27
 TIME_MASKS, TIME_MASK_SHARE = 5, 0.05
-"""SpecAugment (arXiv:1904.08779) with time masks that are a share of the utterance, as arXiv:1912.05533 has them."""
+"""SpecAugment (arXiv:1904.08779), with time masks as long as a share of the utterance, as in arXiv:1912.05533."""
 
 
 class Conformer(nn.Module):
@@ -34,17 +34,17 @@ class Conformer(nn.Module):
         for l in range(1, conformer.config.num_layers + 1):
             states = conformer.layer(l, states, num_frames)              # layer l
 
-    With half-rate layers (Splitformer) the last layer of a block needs what came into the block too: `run_layers` and
-    the exit loop give it.
+    With half-rate layers (Splitformer), the last layer of a block also needs the block's input: `run_layers` and the
+    exit loop pass it.
 
-    Matched behaviour, of single utterances and with ``as_published``: early_conformer and Splitformer of
+    Matched behaviour, for single utterances and with ``as_published``: early_conformer and Splitformer of
     augustgw/early-exit-transformer.
 
     Args:
-        config: its shape; the weights are random.
+        config: shape of the network; the weights are random.
 
     Raises:
-        CheckpointError: on a shape that no Conformer can have, or where torchaudio is missing.
+        CheckpointError: on an invalid configuration, or where torchaudio is missing.
 
     Example:
         >>> import torch
@@ -69,18 +69,18 @@ class Conformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = next(self.parameters()).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """The data type of the weights."""
         dtype: torch.dtype = next(self.parameters()).dtype
         return dtype
 
     def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Run everything: the states of layers 0 to L, (B, T, D) each, and num_frames (B,)."""
+        """Run everything; return the states of layers 0 to L, (B, T, D) each, and num_frames (B,)."""
         features, num_frames = self.front_end(waveforms, num_samples)
         return self.run_layers(self.embed(features, num_frames), num_frames), num_frames
 
@@ -88,7 +88,7 @@ class Conformer(nn.Module):
         """Turn waveforms into features, utterance by utterance.
 
         Args:
-            waveforms: (B, N) float, at ``config.sample_rate``; what lies past an utterance's end is not read.
+            waveforms: (B, N) float, at ``config.sample_rate``; samples past an utterance's end are not read.
             num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long.
 
         Returns:
@@ -120,14 +120,14 @@ class Conformer(nn.Module):
         return mel.to(self.dtype)
 
     def subsample(self, mel: Tensor) -> Tensor:
-        """Make a frame of every fourth spectrum: (S, M) or (B, S, M) to (T, D) or (B, T, D)."""
+        """Make a frame from every four spectra: (S, M) or (B, S, M) to (T, D) or (B, T, D)."""
         x = mel.transpose(-1, -2)
         for convolution in self.subsampling:
             x = convolution(x)
         return x.transpose(-1, -2)
 
     def embed(self, features: Tensor, num_frames: Tensor | None) -> Tensor:
-        """Add positions: features (B, T, D) to layer 0 (B, T, D)."""
+        """Add positions to features (B, T, D), which gives layer 0 (B, T, D)."""
         positions = make_positions(features.shape[1], self.config.width, features.device)
         states: Tensor = self.position_dropout(features + positions.to(features.dtype))
         return states
@@ -141,16 +141,16 @@ class Conformer(nn.Module):
         return layers
 
     def layer(self, layer: int, states: Tensor, num_frames: Tensor | None, block_input: Tensor | None = None) -> Tensor:
-        """Run layer ``layer`` (1 to L), and with the last of a split block its half-rate layer.
+        """Run layer ``layer`` (1 to L); the last layer of a split block runs the block's half-rate layer too.
 
         Args:
-            layer: which.
-            states: of the layer before, (B, T, D).
+            layer: number of the layer.
+            states: states of the layer before, (B, T, D).
             num_frames: (B,) int64 on the CPU; None where no utterance is padded.
-            block_input: (B, T, D), what came into the block; only the last layers of split blocks read it.
+            block_input: (B, T, D), the input of the block; only the last layers of split blocks read it.
 
         Returns:
-            (B, T, D).
+            The layer's states, (B, T, D).
         """
         valid = self._make_valid(num_frames, states.shape[1])
         states = self.layers[layer - 1](states, valid)
@@ -161,7 +161,7 @@ class Conformer(nn.Module):
         return states
 
     def _run_half_rate(self, block: str, block_input: Tensor, num_frames: Tensor | None) -> Tensor:
-        """Every second frame through the block's own layer, each repeated: (B, T, D) to (B, T, D)."""
+        """Run every second frame through the block's own half-rate layer and repeat each: (B, T, D) to (B, T, D)."""
         halved = block_input[:, ::2]
         counts = (num_frames + 1) // 2 if num_frames is not None and self.config.mask_padding else None
         mixed = self.half_rate[block](halved, self._make_valid(counts, halved.shape[1]))
@@ -169,19 +169,19 @@ class Conformer(nn.Module):
         return repeated[:, : block_input.shape[1]]
 
     def _make_valid(self, num_frames: Tensor | None, length: int) -> Tensor | None:
-        """(B, T) mask of valid frames on the weights' device, or None where every frame is."""
+        """Return a (B, T) mask of valid frames on the weights' device, or None where all are valid."""
         if num_frames is None or int(num_frames.min()) == length:
             return None
         return make_valid_mask(num_frames, length).to(self.device)
 
 
 class ConformerLayer(nn.Module):
-    """torchaudio's layer, by its names, with padding kept out of its convolution and batch norm.
+    """torchaudio's layer, with its parameter names, but with padding kept out of its convolution and batch norm.
 
-    Matched behaviour: torchaudio 2.5, torchaudio/models/conformer.py, which gives the same for unpadded input.
+    Matched behaviour: torchaudio 2.5, torchaudio/models/conformer.py, which gives the same result for unpadded input.
 
     Args:
-        config: of the Conformer.
+        config: shape of the Conformer.
     """
 
     def __init__(self, config: ConformerConfig):
@@ -200,7 +200,7 @@ class ConformerLayer(nn.Module):
         return normed
 
     def _attend(self, states: Tensor, valid: Tensor | None) -> Tensor:
-        by_time = states.transpose(0, 1)  # which is how torchaudio makes its attention
+        by_time = states.transpose(0, 1)  # torchaudio's attention is not batch_first
         mixed, _ = self.self_attn(
             by_time, by_time, by_time, key_padding_mask=None if valid is None else ~valid, need_weights=False
         )
@@ -208,14 +208,14 @@ class ConformerLayer(nn.Module):
         return dropped.transpose(0, 1)
 
     def _convolve(self, states: Tensor, valid: Tensor | None) -> Tensor:
-        """The convolution module: (B, T, D) to (B, T, D)."""
+        """Run the convolution module: (B, T, D) to (B, T, D)."""
         module: Any = self.conv_module
         pointwise, gate, depthwise, norm, *rest = module.sequential
         x = gate(pointwise(module.layer_norm(states).transpose(1, 2)))  # (B, D, T)
         if valid is None:
             x = norm(depthwise(x))
         else:
-            x = depthwise(x * valid[:, None])  # it pads with zeros: so must we
+            x = depthwise(x * valid[:, None])  # the convolution pads with zeros, so padding frames must be zero
             x = norm_valid(norm, x, valid) if self.training else norm(x)
         for part in rest:
             x = part(x)
@@ -224,14 +224,14 @@ class ConformerLayer(nn.Module):
 
 
 def norm_valid(norm: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
-    """Batch-norm (B, D, T) by statistics of the valid frames (B, T); what pads them becomes zero."""
+    """Batch-normalise (B, D, T) with the statistics of the valid frames (B, T); padding becomes zero."""
     by_frame = x.transpose(1, 2)
     normed: Tensor = norm(by_frame[valid])
     return normed.new_zeros(by_frame.shape).masked_scatter(valid[..., None], normed).transpose(1, 2)
 
 
 def make_torchaudio_layer(config: ConformerConfig) -> nn.Module:
-    """Make a layer of torchaudio's.
+    """Make a Conformer layer of torchaudio.
 
     Raises:
         CheckpointError: where torchaudio is missing.
@@ -247,8 +247,8 @@ def make_torchaudio_layer(config: ConformerConfig) -> nn.Module:
 
 
 def mask_at_random(mel: Tensor) -> Tensor:
-    """Mask bands and stretches of time of one utterance (S, M) by its mean, as SpecAugment does."""
-    from torchaudio.functional import mask_along_axis_iid  # torchaudio's SpecAugment limits bands by the share too
+    """Set random bands and stretches of time of one utterance (S, M) to its mean, as SpecAugment does."""
+    from torchaudio.functional import mask_along_axis_iid  # its SpecAugment applies the share to bands too
 
     mean, masked = float(mel.mean()), mel[None]
     for _ in range(TIME_MASKS):
@@ -260,9 +260,9 @@ def mask_at_random(mel: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def make_window_and_filters(config: ConformerConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Make the Fourier window and the mel filters (fft_size / 2 + 1, M), torchaudio's defaults.
+    """Make the Fourier window and the mel filters (fft_size / 2 + 1, M), with torchaudio's defaults.
 
-    They are no weights: a checkpoint need not hold them.
+    They are not weights, so a checkpoint does not need to hold them.
     """
     from torchaudio.functional import melscale_fbanks
 
@@ -273,7 +273,7 @@ def make_window_and_filters(config: ConformerConfig, device: torch.device) -> tu
 
 
 def make_positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Make sinusoidal positions (T, D) (arXiv:1706.03762, section 3.5): sines in even places, cosines in odd ones."""
+    """Make sinusoidal positions (T, D) (arXiv:1706.03762, section 3.5): sines at even indices, cosines at odd ones."""
     return _list_positions(max(512, 1 << (length - 1).bit_length()), width, device)[:length]
 
 

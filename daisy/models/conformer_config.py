@@ -11,12 +11,12 @@ from daisy.models.config import is_count, is_number
 from daisy.models.lengths import ConvLayer
 
 MELS_OF_A_FRAME, MELS_BETWEEN_FRAMES = 7, 4
-"""Of two convolutions of kernel 3 and stride 2, one after the other, without padding."""
+"""Frame arithmetic of two convolutions of kernel 3 and stride 2, one after the other, without padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConformerConfig:
-    """Shape of the Conformer of Wright et al. (arXiv:2309.09546), which is also the default: 31.5 M with its exits.
+    """Shape of a Conformer; the default is that of Wright et al. (arXiv:2309.09546): 31.5 M parameters with its exits.
 
     A layer is one Conformer layer, as in the papers: 12, in blocks of 2, with an exit after each block.
 
@@ -28,7 +28,7 @@ class ConformerConfig:
     """
 
     num_layers: int = 12
-    """Conformer layers, L."""
+    """Number of Conformer layers, L."""
     width: int = 256
     """Width of the hidden states, D."""
     ffn_width: int = 2048
@@ -36,38 +36,38 @@ class ConformerConfig:
     num_heads: int = 8
     """Attention heads. The public code has 8, its README says 6, which does not divide 256."""
     kernel: int = 31
-    """Frames that the depthwise convolutions see; odd."""
+    """Kernel of the depthwise convolutions, in frames; odd."""
     block_layers: int = 2
-    """Layers of a block."""
+    """Layers per block."""
     split_blocks: tuple[int, ...] = ()
-    """Blocks, from 1, with a parallel layer at half the frame rate: Splitformer (arXiv:2506.18035) has it at the first
-    and at the last."""
+    """Blocks, from 1, with a parallel layer at half the frame rate: Splitformer (arXiv:2506.18035) has one at the first
+    and the last."""
     dropout: float = 0.1
-    """In training."""
+    """Dropout probability in training."""
     num_mels: int = 80
     """Mel bands."""
     fft_size: int = 1024
-    """Samples of a Fourier transform."""
+    """Samples per Fourier transform."""
     window_samples: int = 320
-    """Samples under the window."""
+    """Length of the window in samples."""
     hop_samples: int = 160
     """Samples between two spectra; four of them make a frame."""
     log: bool = True
-    """Whether the logarithm of the mel energies is taken; the public code takes none."""
+    """Whether the logarithm of the mel energies is taken; it is not in the public code."""
     normalize: bool = True
-    """Whether each band is brought to zero mean and unit deviation over the utterance; the public code does not."""
+    """Whether each band is normalised to zero mean and unit deviation over the utterance; not in the public code."""
     spec_augment: bool = True
-    """Whether bands and stretches of time are masked in training; the public code masks none."""
+    """Whether bands and stretches of time are masked in training; none are in the public code."""
     mask_padding: bool = True
-    """Whether padding is kept out of convolutions, half-rate layers and batch statistics; the public code does not, so
-    that an utterance's result depends on its batch."""
+    """Whether padding is kept out of convolutions, half-rate layers and batch statistics; not in the public code,
+    where an utterance's result depends on its batch."""
     sample_rate: int = 16000
-    """Hz."""
+    """Sample rate in Hz."""
 
     kind: ClassVar[str] = "conformer"
     max_samples: ClassVar[None] = None
     pre_norm: ClassVar[bool] = False
-    """A layer ends with a norm."""
+    """Always false: a layer ends with a norm."""
 
     @classmethod
     def splitformer(cls) -> ConformerConfig:
@@ -76,19 +76,19 @@ class ConformerConfig:
 
     @classmethod
     def mini(cls) -> ConformerConfig:
-        """Return a shape that trains on two CPU cores: 12 layers of 128, 4.7 M parameters with its exits."""
+        """Return a shape that two CPU cores can train: 12 layers of width 128, 4.7 M parameters with its exits."""
         return cls(width=128, ffn_width=512, num_heads=4, kernel=15)
 
     def as_published(self) -> ConformerConfig:
-        """Return the same shape with the public code's choices: energies as they are, padding unmasked."""
+        """Return the same shape with the public code's choices: plain energies, no masking, padding not masked."""
         return dataclasses.replace(self, log=False, normalize=False, spec_augment=False, mask_padding=False)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ConformerConfig:
-        """Undo `to_dict`, through JSON too.
+        """Make a configuration from the values of `to_dict`, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: on a field that is unknown or has a value that no Conformer can have.
+            CheckpointError: on unknown fields or invalid values.
         """
         values = {name: value for name, value in values.items() if name != "kind"}
         if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
@@ -100,11 +100,11 @@ class ConformerConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds."""
+        """Return the values for a checkpoint's metadata."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
     def validate(self) -> None:
-        """Refuse a shape that no Conformer can have.
+        """Check that the values are valid.
 
         Raises:
             CheckpointError: naming every field that is wrong.
@@ -116,7 +116,7 @@ class ConformerConfig:
             raise CheckpointError("Conformer configuration: " + "; ".join(wrong))
 
     def _find_fault(self, name: str, kind: str) -> str | None:
-        """Say what is wrong with one field, whose type is ``kind``; None where nothing is."""
+        """Say what is wrong with one field, whose type is ``kind``; None if nothing is."""
         value = getattr(self, name)
         if kind == "int":
             wanted, fits = "a whole number, at least 1", is_count(value)
@@ -152,9 +152,9 @@ class ConformerConfig:
 
     @property
     def conv_layers(self) -> tuple[ConvLayer, ...]:
-        """The front end's frame arithmetic, as one convolution over samples.
+        """The front end's frame arithmetic, written as one convolution over samples.
 
-        A recording of N samples has N // hop + 1 spectra, padded at both ends, of which the convolutions make frames.
+        A recording of N samples has N // hop + 1 spectra, padded at both ends, from which the convolutions make frames.
         """
         span = (MELS_OF_A_FRAME - 1) * self.hop_samples
         return ((self.width, span, MELS_BETWEEN_FRAMES * self.hop_samples),)

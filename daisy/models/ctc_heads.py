@@ -1,4 +1,4 @@
-"""Exits that write text: a classifier of tokens at some layers, trained with CTC."""
+"""Exits that recognise text: token classifiers at some layers, trained with CTC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daisy.models.lengths import make_valid_mask
 from daisy.models.packing import FrameLayout, PackedLayout
 
 Branch = Literal["linear", "attention"]
-"""What an exit has: a linear classifier, or self-attention before it."""
+"""The form of an exit: a linear classifier alone, or with self-attention before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,33 +29,33 @@ class CTCHeadsConfig:
     """
 
     layers: tuple[int, ...]
-    """Where the exits are, rising; the last is the backbone's last layer, L."""
+    """Layers at which the exits stand, in rising order; the last is the backbone's last layer, L."""
     width: int
     """Width of the states, D."""
     num_tokens: int
-    """Tokens V, the blank included."""
+    """Size V of the vocabulary, the blank included."""
     blank: int = 0
-    """Which token is CTC's blank."""
+    """Index of the CTC blank."""
     branch: Branch = "linear"
-    """Of all exits but the last; "attention": self-attention with residual and norm before the classifier (HuBERT-EE,
+    """Form of all exits but the last; "attention": self-attention, residual and norm before the classifier (HuBERT-EE,
     arXiv:2204.06328)."""
     final_branch: Branch = "linear"
-    """Of the last exit, which usually is what a recogniser without exits has."""
+    """Form of the last exit, which usually is that of a recogniser without exits."""
     attention_width: int | None = None
-    """Width of the branches' queries, keys and values; D where None. HuBERT-EE does not tell its own."""
+    """Width of the branches' queries, keys and values; D where None. The HuBERT-EE paper does not give its value."""
     num_heads: int = 8
-    """Attention heads of a branch. HuBERT-EE does not tell its own."""
+    """Attention heads of a branch. The HuBERT-EE paper does not give its value."""
 
     reads: ClassVar[str] = "states"
-    """What heads look at, as `daisy.models.HeadsConfig.reads` says."""
+    """The input of the heads, as in `daisy.models.HeadsConfig.reads`."""
     regressors: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CTCHeadsConfig:
-        """Undo ``dataclasses.asdict``, through JSON too.
+        """Make a configuration from the fields of ``dataclasses.asdict``, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: on unknown fields or values that no heads can have.
+            CheckpointError: on unknown fields or invalid values.
         """
         try:
             config = cls(**{**values, "layers": tuple(values.get("layers", ()))})
@@ -65,7 +65,7 @@ class CTCHeadsConfig:
         return config
 
     def validate(self) -> None:
-        """Refuse what no heads can have.
+        """Check that the values are valid.
 
         Raises:
             CheckpointError: naming the first field that is wrong.
@@ -88,7 +88,7 @@ class CTCHeadsConfig:
 
     @property
     def num_layers(self) -> int:
-        """Layers of the backbone, L."""
+        """Number of layers of the backbone, L."""
         return self.layers[-1]
 
     @property
@@ -97,10 +97,10 @@ class CTCHeadsConfig:
         return self.attention_width or self.width
 
     def exit_number(self, layer: int) -> int:
-        """Tell which exit is at a layer, 1 to E.
+        """Return the number of the exit at a layer, 1 to E.
 
         Raises:
-            CheckpointError: where there is none.
+            CheckpointError: where the layer has no exit.
         """
         if layer not in self.layers:
             raise CheckpointError(f"no exit at layer {layer}: exits are at {', '.join(map(str, self.layers))}")
@@ -112,13 +112,13 @@ class CTCHeadsConfig:
 
 
 class CTCHeads(nn.Module):
-    """One classifier of tokens per exit, linear or with self-attention before it.
+    """One token classifier per exit, linear or with self-attention before it.
 
     Args:
-        config: their shape.
+        config: shape of the heads.
 
     Raises:
-        CheckpointError: on a shape that no heads can have.
+        CheckpointError: on an invalid configuration.
 
     Example:
         >>> import torch
@@ -148,11 +148,11 @@ class CTCHeads(nn.Module):
 
         Args:
             layer: one of ``config.layers``.
-            states: of that layer, (B, T, D).
+            states: states of that layer, (B, T, D).
             num_frames: (B,) int64; None where no utterance is padded.
 
         Returns:
-            Logits (B, T, V); those past an utterance's end mean nothing.
+            Logits (B, T, V); values past an utterance's end are meaningless.
         """
         if self.config.has_attention(layer):
             states = self.attentions[str(layer)](states, num_frames)
@@ -160,23 +160,23 @@ class CTCHeads(nn.Module):
         return logits
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
-        """Classify the frames of a batch, which stand one after the other, to logits.
+        """Compute the token logits of a batch's frames, which are concatenated without padding.
 
         Args:
             layer: one of ``config.layers``.
             features: states of that layer, (F, D).
-            layout: of the utterances; may be left out where the exit has no attention.
+            layout: layout of the utterances; may be left out where the exit has no attention.
 
         Returns:
-            (F, V).
+            Logits (F, V).
         """
         if not self.config.has_attention(layer):
             return self.forward(layer, features)
-        assert isinstance(layout, PackedLayout)  # graphs have packed heads
+        assert isinstance(layout, PackedLayout)  # CUDA graphs only run packed heads
         return layout.unpad(self.forward(layer, layout.pad(features), layout.num_frames))
 
     def predicted_loss(self, layer: int, pooled: Tensor) -> Tensor:
-        """Raise: CTC exits have no loss regressors (`daisy.policies.scores.Heads`).
+        """Raise an error, as CTC exits have no loss regressors (`daisy.policies.scores.Heads`).
 
         Raises:
             CheckpointError: always.
@@ -184,10 +184,10 @@ class CTCHeads(nn.Module):
         raise CheckpointError("CTC exits have no loss regressors; use a policy that reads the entropy")
 
     def cut(self, layer: int) -> CTCHeads:
-        """Return the exits up to the one at ``layer``, which is their last; they share their weights with these.
+        """Return the exits up to the one at ``layer``, which becomes the last; the weights are shared with this object.
 
         Raises:
-            CheckpointError: where there is no exit.
+            CheckpointError: where the layer has no exit.
         """
         number = self.config.exit_number(layer)
         final: Branch = "attention" if self.config.has_attention(layer) else "linear"
@@ -199,12 +199,12 @@ class CTCHeads(nn.Module):
 
 
 class AttentionBranch(nn.Module):
-    """Self-attention with residual and norm: what HuBERT-EE has before a classifier.
+    """Self-attention with residual and norm, which HuBERT-EE has before a classifier.
 
     Args:
-        width: of the states, D.
-        inner_width: of queries, keys and values.
-        num_heads: of the attention.
+        width: width of the states, D.
+        inner_width: width of queries, keys and values.
+        num_heads: number of attention heads.
     """
 
     def __init__(self, width: int, inner_width: int, num_heads: int):

@@ -1,4 +1,4 @@
-"""Exit heads that learn together with the network below them: each layer's losses, in one pass."""
+"""Exit heads that learn together with the network below them: the losses of all layers in one pass."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LayerLosses:
-    """Per layer, 1 to L."""
+    """Losses of each layer, 1 to L."""
 
     masked: list[UnitLoss] = field(default_factory=list)
-    """On frames that the network did not see."""
+    """Losses on frames that were masked for the network."""
     unmasked: list[UnitLoss] = field(default_factory=list)
     judged: list[UnitLoss] = field(default_factory=list)
-    """What is logged, and what the regressors learn."""
+    """The losses that are logged, and that the regressors learn to predict."""
     predicted: list[Tensor] = field(default_factory=list)
     """The regressors' predictions of the judged loss, (B,) nats; empty without regressors."""
 
 
 class ExitObjective(nn.Module):
-    """Exit heads on every layer, and the losses of what they make of one pass.
+    """Exit heads on every layer, and their losses in one pass.
 
-    The losses of ``layers`` go back into the network, as ILS-SSL (arXiv:2112.08778) has them at some layers; heads of
-    the others learn on states that are cut off from the gradient.
+    The losses of ``layers`` are backpropagated into the network, as ILS-SSL (arXiv:2112.08778) does at some layers. The
+    heads of the other layers learn on detached states.
 
     Args:
-        num_layers: L.
-        width: of the states, D.
-        num_units: K.
-        layers: whose losses train the network, 1 to L each, in any order.
+        num_layers: number of layers, L.
+        width: width of the states, D.
+        num_units: number of units, K.
+        layers: layers whose losses train the network, 1 to L each, in any order.
 
     Raises:
-        UsageError: on a layer that there is not, or one that is named twice.
+        UsageError: on a layer that does not exist, or one that is named twice.
 
     Example:
         >>> import torch
@@ -65,9 +65,9 @@ class ExitObjective(nn.Module):
         self.heads = ExitHeads(HeadsConfig(num_layers=num_layers, width=width, num_units=num_units))
 
     def start_from(self, heads: ExitHeads) -> None:
-        """Take the weights of other heads where they predict as many units on as many layers.
+        """Copy the weights of other heads, where these predict as many units on as many layers.
 
-        Whether these are the same units nobody can tell from the heads: a warning in the log says that they are taken.
+        The heads cannot tell whether the units are the same, so a warning in the log says that the weights are copied.
         """
         if heads.config != self.heads.config:
             return
@@ -81,13 +81,13 @@ class ExitObjective(nn.Module):
         """Compute each layer's losses.
 
         Args:
-            states: of layers 1 to L, (B, T, D).
+            states: states of layers 1 to L, (B, T, D).
             targets: (B, T) int64 units.
             valid: (B, T) bool, frames that are not padding.
-            masked: (B, T) bool, frames that the network did not see.
+            masked: (B, T) bool, frames that were masked for the network.
 
         Returns:
-            Per layer the losses on masked and other frames, and what the regressors predict: the mean loss of all.
+            The losses of each layer on masked and other frames, and the regressors' predictions of the mean over all.
         """
         batch = len(valid)
         utterance = valid.nonzero()[:, 0]
@@ -104,7 +104,7 @@ class ExitObjective(nn.Module):
         return losses
 
     def _predict(self, layer: int, frames: Tensor, layout: PackedLayout, loss: Tensor) -> Tensor:
-        """What the layer's regressor makes of the utterances, (B,) nats; it is no reason to change the network."""
+        """Predict the utterances' losses with the layer's regressor, (B,) nats; no gradient goes into the network."""
         pooled = mean_and_std(frames, layout)
         if self.training and self.heads.regressors is not None:
             self.heads.regressors[layer - 1].observe(pooled, loss)

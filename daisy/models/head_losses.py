@@ -1,4 +1,4 @@
-"""The losses of exit heads that learn on a frozen network: what the fairseq plugin and `daisy.training` minimise."""
+"""The losses of exit heads that learn on a frozen network, as the fairseq plugin and `daisy.training` minimise them."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def compute_head_losses(
 ) -> LayerLosses:
     """Run a batch through the frozen backbone, and compute the losses of all heads.
 
-    The regressors learn the mean loss of their head on each utterance: on masked frames where frames are masked, else
-    on all. They read the utterance unmasked, as at inference; in training mode they also gather its statistics.
+    Each regressor learns the mean loss of its head on each utterance: on masked frames where frames are masked, else on
+    all. It reads the utterance unmasked, as at inference; in training mode it also updates its running statistics.
 
     Args:
-        backbone: takes no gradient.
-        heads: that learn.
-        source: (B, N) waveforms; the teacher hears these.
+        backbone: the frozen network; it gets no gradient.
+        heads: heads to train.
+        source: (B, N) waveforms, which are also the teacher's input.
         num_samples: (B,) int64 on the CPU.
-        teacher: the last layer's states (B, T, D) to units (B, T); asked where there are no labels.
+        teacher: maps the last layer's states (B, T, D) to units (B, T); used where there are no labels.
         labels: (B, M) int64 units, -1 where there is none.
-        label_rate: labels a second.
-        noisy_source: (B, N) waveforms that the heads learn on, where they are not ``source``.
-        draw_mask: frames that count (B, T) bool to those that the network does not see, of HuBERT and its kin; None: it
-            sees all.
+        label_rate: labels per second.
+        noisy_source: (B, N) waveforms that the heads learn on instead of ``source``.
+        draw_mask: maps valid frames (B, T) bool to those to mask for the network, which must be HuBERT or its kin;
+            None: no masking.
 
     Returns:
-        Per layer the losses on masked and other frames, and what the regressors predict.
+        The losses of each layer on masked and other frames, and the regressors' predictions.
     """
     with torch.no_grad():
         features, num_frames = backbone.front_end(source, num_samples)
@@ -87,7 +87,7 @@ def compute_head_losses(
 
 
 def align_labels(labels: Tensor, per_frame: float, length: int) -> Tensor:
-    """Align labels (B, M), so many a frame, to targets (B, length), -1 past their end."""
+    """Align labels (B, M), ``per_frame`` of them per frame, to targets (B, length), -1 past their end."""
     if not labels.shape[1]:
         return labels.new_full((len(labels), length), -1)
     places = (torch.arange(length, device=labels.device) * per_frame).long()
@@ -98,9 +98,9 @@ def align_labels(labels: Tensor, per_frame: float, length: int) -> Tensor:
 def _compute_unit_losses(
     heads: ExitHeads, layers: Sequence[Tensor], targets: Tensor, valid: Tensor, masked: Tensor | None
 ) -> list[tuple[UnitLoss, UnitLoss]]:
-    """Per layer the losses over (masked, unmasked) frames; padding is in neither."""
+    """Compute the losses of each layer over (masked, unmasked) frames; padding is in neither."""
     batch = len(valid)
-    group = valid.nonzero()[:, 0]  # masked frames count for utterance b, the others for b + batch
+    group = valid.nonzero()[:, 0]  # masked frames belong to group b, the others to b + batch
     group = group + batch if masked is None else torch.where(masked[valid], group, group + batch)
     wanted = targets[valid]
     losses = []
@@ -113,7 +113,7 @@ def _compute_unit_losses(
 def _predict_losses(
     heads: ExitHeads, layers: Sequence[Tensor], num_frames: Tensor, judged: Sequence[UnitLoss]
 ) -> list[Tensor]:
-    """What each layer's regressor makes of the utterances as they are heard, (B,) nats; nothing without regressors."""
+    """Predict the unmasked utterances' losses with each layer's regressor, (B,) nats; empty without regressors."""
     if heads.regressors is None:
         return []
     predicted, layout = [], PackedLayout(num_frames, layers[0].device)
@@ -130,16 +130,16 @@ def _predict_losses(
 def sum_layer_losses(
     output: LayerLosses, masked_weight: float, unmasked_weight: float, layer_weights: Mapping[int, float] = UNWEIGHTED
 ) -> tuple[Tensor, dict[str, float]]:
-    """Sum the losses of all frames, a mean over layers, and the regressors' Huber losses; nats are logged by layer.
+    """Sum the unit losses and the regressors' Huber losses over frames, averaged over layers; nats are logged by layer.
 
     Args:
-        output: of layers 1 to L.
-        masked_weight: of the unit losses on masked frames.
-        unmasked_weight: of those on the other frames.
-        layer_weights: of a layer's unit losses, 1 for layers that it lacks.
+        output: losses of layers 1 to L.
+        masked_weight: weight of the unit losses on masked frames.
+        unmasked_weight: weight of the unit losses on the other frames.
+        layer_weights: weight of each layer's unit losses, 1 for layers that it lacks.
 
     Returns:
-        The sum, to be divided by the frames that count, and sums for the log.
+        The sum, to be divided by the number of frames that count, and sums for the log.
     """
     sums: dict[str, Tensor] = {}
     total = output.unmasked[0].loss.new_zeros(())
@@ -155,7 +155,7 @@ def sum_layer_losses(
             predicted, wanted = output.predicted[layer - 1], judged.mean()
             total = total + (F.huber_loss(predicted, wanted, reduction="none") * judged.num_counted).sum()
             sums[f"error_{layer}"] = ((predicted.detach() - wanted).abs() * (judged.num_counted > 0)).sum()
-    values = torch.stack([value.double() for value in sums.values()]).tolist()  # one wait for the device, not many
+    values = torch.stack([value.double() for value in sums.values()]).tolist()  # one device synchronisation, not many
     return total / len(output.unmasked), dict(zip(sums, values, strict=True))
 
 

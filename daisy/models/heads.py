@@ -17,7 +17,7 @@ from daisy.models.packing import FrameLayout, PackedLayout
 
 READS = ("states", "feed_forward")
 SPECIAL_SYMBOLS = 4
-"""Of fairseq's dictionaries, before the units: class ``u + 4`` is unit ``u``. No head is taught to predict them."""
+"""Symbols before the units in fairseq's dictionaries: class ``u + 4`` is unit ``u``. No head learns to predict them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +31,27 @@ class HeadsConfig:
     """
 
     num_layers: int
-    """Layers of the backbone, L."""
+    """Number of layers of the backbone, L."""
     width: int
-    """Width of what the heads read, D."""
+    """Width of the heads' input, D."""
     num_units: int
-    """Classes of the unit classifiers, K."""
+    """Number of classes of the unit classifiers, K."""
     reads: str = "states"
     """"states": the layer's output; "feed_forward": the feed-forward output before residual and norm."""
     regressors: bool = True
     """Whether there are loss regressors beside the unit classifiers."""
 
     blank: ClassVar[int | None] = None
-    """Units have no blank, and make no text."""
+    """Always None: units have no blank, and are not text."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Where exits are: at all layers."""
+        """Layers at which the exits stand: all of them."""
         return tuple(range(1, self.num_layers + 1))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadsConfig:
-        """Undo ``dataclasses.asdict``.
+        """Make a configuration from the fields of ``dataclasses.asdict``.
 
         Raises:
             CheckpointError: on unknown fields or values.
@@ -73,7 +73,7 @@ class HeadsConfig:
 
 
 def missing_heads(reader: str, reads: Iterable[str]) -> CheckpointError:
-    """Make the error where ``reader`` (a policy, say) reads scores of a checkpoint that has no exit heads."""
+    """Make the error for a ``reader`` (a policy, say) that reads scores where a checkpoint has no exit heads."""
     return CheckpointError(
         f"this checkpoint has no exit heads, and {reader} reads {', '.join(sorted(reads))}: "
         "train heads (daisy train-heads, or the fairseq plugin), or use the policy fixed or never"
@@ -84,11 +84,11 @@ class ExitHeads(nn.Module):
     """One unit classifier and one loss regressor per layer.
 
     The unit classifier is linear on each frame (DAISY, arXiv:2406.05464); the entropy of its distribution is the
-    predicted loss. The loss regressor is linear on the mean and standard deviation over time of what the classifier
-    reads: 2 D multiplications an utterance, where the classifier needs D x K a frame.
+    predicted loss. The loss regressor is linear on the mean and standard deviation over time of the classifier's
+    input: 2 D multiplications per utterance, where the classifier needs D x K per frame.
 
     Args:
-        config: their shape.
+        config: shape of the heads.
 
     Example:
         >>> import torch
@@ -109,9 +109,9 @@ class ExitHeads(nn.Module):
         )
 
     def unit_logits(self, layer: int, features: Tensor, layout: FrameLayout | None = None) -> Tensor:
-        """Classify what layer ``layer`` (1 to L) gives the heads, (..., D), to unit logits (..., K).
+        """Compute the unit logits (..., K) from the heads' input at layer ``layer`` (1 to L), (..., D).
 
-        They look at each frame by itself, so ``layout`` is not looked at.
+        The classifiers look at each frame by itself, so ``layout`` is ignored.
         """
         logits: Tensor = self.units[layer - 1](features)
         return logits
@@ -120,8 +120,8 @@ class ExitHeads(nn.Module):
         """Estimate each utterance's masked-unit loss at this layer with the regressor, (B,) in nats.
 
         Args:
-            layer: 1 to L.
-            pooled: (B, 2 D) float32, of `mean_and_std`.
+            layer: number of the layer, 1 to L.
+            pooled: (B, 2 D) float32, from `mean_and_std`.
 
         Raises:
             CheckpointError: where these heads have no regressors.
@@ -133,14 +133,14 @@ class ExitHeads(nn.Module):
 
 
 class LossRegressor(nn.Module):
-    """Linear from the standardised statistics of an utterance's frames to its standardised loss.
+    """Linear map from the standardised statistics of an utterance's frames to its standardised loss.
 
-    Means and variances of both are running ones, gathered by `observe` in training. Without them the gradient steps
-    that suit the unit classifiers leave the regressors far from the least-squares fit.
+    The means and variances for both are running ones, which `observe` updates in training. Without them the gradient
+    steps that suit the unit classifiers leave the regressors far from the least-squares fit.
 
     Args:
-        width: of the frames whose statistics it reads, D.
-        start: what it estimates before it has learnt anything, nats.
+        width: width of the frames whose statistics it reads, D.
+        start: estimate before any training, in nats.
     """
 
     count: Tensor
@@ -157,7 +157,7 @@ class LossRegressor(nn.Module):
         self.register_buffer("variance", torch.ones(2 * width + 1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossRegressor:
-        """Stay in float32 whatever the rest is cast to: counts and variances need it, and it costs nothing."""
+        """Stay in float32 when the other modules are cast: counts and variances need it, and it costs nothing."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -167,7 +167,7 @@ class LossRegressor(nn.Module):
         return self
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Estimate losses: (B, 2 D) statistics to (B,) nats."""
+        """Estimate losses from statistics: (B, 2 D) to (B,) nats."""
         deviation = self.variance.clamp(min=1e-8).sqrt()
         standardised = (pooled - self.mean[:-1]) / deviation[:-1]
         losses: Tensor = self.mean[-1] + deviation[-1] * self.linear(standardised).squeeze(-1)
@@ -177,7 +177,7 @@ class LossRegressor(nn.Module):
     def observe(self, pooled: Tensor, loss: Tensor) -> None:
         """Add (B, 2 D) statistics and their (B,) losses to the running means and variances.
 
-        Where processes learn together (``torch.distributed``) all of them call it at once, and have the same after it.
+        In distributed training (``torch.distributed``) all processes must call it together, and get the same values.
         """
         offsets = torch.cat([pooled, loss[:, None]], dim=1).double() - self.mean
         sums = torch.cat([offsets.sum(0), offsets.square().sum(0), offsets.new_tensor([len(offsets)])])
@@ -185,7 +185,7 @@ class LossRegressor(nn.Module):
             torch.distributed.all_reduce(sums)
         added, count = sums[-1], self.count + sums[-1]
         delta, square = (sums[:-1] / added.clamp(min=1)).chunk(2)
-        share = added / count.clamp(min=1)  # 1 at first, when mean and variance are none of data
+        share = added / count.clamp(min=1)  # 1 at first, when mean and variance are not yet from data
         spread = self.variance * (1 - share) + (square - delta.square()).clamp(min=0) * share
         self.variance.copy_(spread + delta.square() * share * (1 - share))
         self.mean.add_(delta * share)
@@ -199,13 +199,13 @@ class FinalHead(nn.Module):
     ``compute_nce``.
 
     Args:
-        width: of the states, D.
-        final_dim: of the space in which states and units are compared.
-        num_units: K, the dictionary's special symbols included.
-        temperature: what the similarities are divided by.
+        width: width of the states, D.
+        final_dim: dimension of the space in which states and units are compared.
+        num_units: number of classes K, the dictionary's special symbols included.
+        temperature: divisor of the similarities.
 
     Raises:
-        CheckpointError: on a shape or temperature that no head can have.
+        CheckpointError: on an invalid shape or temperature.
 
     Example:
         >>> import daisy, torch
@@ -228,11 +228,11 @@ class FinalHead(nn.Module):
 
     @property
     def num_units(self) -> int:
-        """Units K, the dictionary's special symbols included."""
+        """Number of classes K, the dictionary's special symbols included."""
         return self.embeddings.shape[0]
 
     def forward(self, states: Tensor) -> Tensor:
-        """Predict units: states of the last layer (..., D) to unit logits (..., K)."""
+        """Predict units: from states of the last layer (..., D) to unit logits (..., K)."""
         projected = F.normalize(self.projection(states), dim=-1)
         return projected @ F.normalize(self.embeddings, dim=-1).T / self.temperature
 
@@ -242,14 +242,14 @@ def mean_and_std(features: Tensor, layout: FrameLayout) -> Tensor:
 
     Args:
         features: (F, D), the frames of B utterances one after the other.
-        layout: of the utterances.
+        layout: layout of the utterances.
 
     Returns:
-        (B, 2 D) float32.
+        Means, then standard deviations, (B, 2 D) float32.
     """
     features = features.float()
     if isinstance(layout, PackedLayout) and features.device.type == "cpu":
-        # A recording of 10 s: an eighth of the time of index_add_'s float64 sums.
+        # On a recording of 10 s, this takes an eighth of the time of index_add_'s float64 sums.
         return torch.stack([_mean_and_std_of_one(rows) for rows in features.split(layout.seqlens_list)])
     mean = layout.mean(features)
     centred = features - mean[layout.segment_ids]
@@ -257,6 +257,6 @@ def mean_and_std(features: Tensor, layout: FrameLayout) -> Tensor:
 
 
 def _mean_and_std_of_one(frames: Tensor) -> Tensor:
-    """(n, D) to (2 D,)."""
+    """Compute the statistics of one utterance: (n, D) to (2 D,)."""
     mean = frames.mean(0)
     return torch.cat([mean, (frames - mean).square_().mean(0).sqrt()])

@@ -1,9 +1,9 @@
-"""HuBERT, one stage at a time: front end, then layer after layer.
+"""HuBERT, one stage at a time: the front end, then one layer after the other.
 
-The order of computation is ours, so that a caller can stop after any layer, and so that padding never changes a result.
+The order of computation is our own, so that a caller can stop after any layer and padding never changes a result.
 
 Shapes: ``B`` utterances, ``N`` samples, ``T`` frames, ``C`` channels of the convolutions, ``D`` width, ``L`` layers.
-Lengths (``num_samples``, ``num_frames``) are int64 tensors on the CPU: asking for them costs no device synchronisation.
+Lengths (``num_samples``, ``num_frames``) are int64 tensors on the CPU: reading them needs no device synchronisation.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ class Backbone(nn.Module):
 
         states, num_frames = backbone(waveforms, num_samples)            # layers 0 to L
 
-    or, what is the same,
+    or, equivalently,
 
         features, num_frames = backbone.front_end(waveforms, num_samples)
         states = backbone.embed(features, num_frames)                    # layer 0
         for l in range(1, backbone.config.num_layers + 1):
             states = backbone.layer(l, states, num_frames)               # layer l
 
-    Layer 0 is the input of the first transformer layer, layer ``l`` the output of layer ``l``; with ``pre_norm`` the
-    last layer's is after the final layer norm. That is what s3prl's HuBERT upstream returns
-    (s3prl/upstream/hubert/expert.py), and what fairseq's ``extract_features(output_layer=l)`` returns but for the
+    Layer 0 is the input of the first transformer layer, layer ``l`` the output of layer ``l``; with ``pre_norm``, the
+    last layer's output is after the final layer norm. This is what s3prl's HuBERT upstream returns
+    (s3prl/upstream/hubert/expert.py), and what fairseq's ``extract_features(output_layer=l)`` returns, except for the
     final norm. An utterance's result is the same alone and in any batch.
 
     Args:
-        config: its shape; the weights are random.
+        config: shape of the network; the weights are random.
 
     Raises:
-        CheckpointError: on a shape that no HuBERT can have.
+        CheckpointError: on an invalid configuration.
 
     Example:
         >>> import torch
@@ -60,24 +60,24 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mask_embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """The data type of the weights."""
         return self.mask_embedding.dtype
 
     def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """Run all layers.
 
         Args:
-            waveforms: (B, N) float, at ``config.sample_rate``; what lies past an utterance's end is not read.
-            num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long, and then
-                nothing looks at lengths, as ``torch.export`` wants it.
+            waveforms: (B, N) float, at ``config.sample_rate``; samples past an utterance's end are not read.
+            num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long, and
+                nothing depends on lengths, as ``torch.export`` requires.
 
         Returns:
-            The states of layers 0 to L, (B, T, D) each, which mean nothing past an utterance's end; and num_frames,
+            The states of layers 0 to L, (B, T, D) each, meaningless past an utterance's end; and num_frames,
             (B,) int64 on the CPU.
         """
         features, num_frames = self.front_end(waveforms, num_samples)
@@ -87,12 +87,12 @@ class Backbone(nn.Module):
     def front_end(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn waveforms into convolutional features.
 
-        Utterances of one length run as a batch. Others run one by one: statistics over time (the group norm of the
+        Utterances of equal length run as a batch. Others run one by one: statistics over time (the group norm of the
         first convolution, the normalisation of the waveform) are then those of the utterance's own samples, and no
-        padding is convolved, which on a CPU is the faster way too.
+        padding is convolved, which is also faster on a CPU.
 
         Args:
-            waveforms: (B, N) float, at ``config.sample_rate``; what lies past an utterance's end is not read.
+            waveforms: (B, N) float, at ``config.sample_rate``; samples past an utterance's end are not read.
             num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long.
 
         Returns:
@@ -109,27 +109,27 @@ class Backbone(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), num_frames
 
     def _convolve(self, waveforms: Tensor) -> Tensor:
-        """(B, N) waveforms of one length to (B, T, C) features."""
+        """Compute features (B, T, C) of waveforms (B, N) of equal length."""
         if self.config.normalize:
             waveforms = F.layer_norm(waveforms, waveforms.shape[-1:], eps=self.config.normalize_eps)
         features: Tensor = self.feature_extractor(waveforms.to(self.dtype))
         return features
 
     def project(self, features: Tensor) -> Tensor:
-        """Project features (B, T, C) to the transformer's width (B, T, D): where HuBERT's masking replaces frames."""
+        """Project features (B, T, C) to the transformer's width (B, T, D), on which HuBERT's masking operates."""
         projected: Tensor = self.encoder.feature_projection(features)
         return projected
 
     def position(self, projected: Tensor, num_frames: Tensor | None) -> Tensor:
-        """Add the positional convolution: projected features (B, T, D) to layer 0 (B, T, D).
+        """Add the positional convolution to projected features (B, T, D), which gives layer 0 (B, T, D).
 
         Args:
-            projected: of `project`.
+            projected: output of `project`.
             num_frames: (B,) int64 on the CPU; None where no utterance is padded.
         """
         valid = self._valid(num_frames, projected.shape[1])
         if valid is not None:
-            projected = projected * valid[..., None]  # the convolution pads with zeros: so must we
+            projected = projected * valid[..., None]  # the convolution pads with zeros, so padding frames must be zero
         transformer = self.encoder.transformer
         positioned: Tensor = projected + transformer.pos_conv_embed(projected, valid)
         if self.config.pre_norm:
@@ -155,7 +155,7 @@ class Backbone(nn.Module):
     def layer_with_feed_forward(self, layer: int, states: Tensor, num_frames: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run a layer as `layer` does, and return its feed-forward block's output too.
 
-        That is the output before residual and norm, (B, T, D), which the published DAISY code reads with
+        This output is taken before residual and norm, (B, T, D); the published DAISY code reads it with
         ``cls_pred_position: before-norm``.
         """
         length = states.shape[1]
@@ -169,7 +169,7 @@ class Backbone(nn.Module):
         return states, feed_forward
 
     def _valid(self, num_frames: Tensor | None, length: int) -> Tensor | None:
-        """(B, T) mask of valid frames on the weights' device, or None where every frame is."""
+        """Return a (B, T) mask of valid frames on the weights' device, or None where all are valid."""
         if num_frames is None or int(num_frames.min()) == length:
             return None
         return make_valid_mask(num_frames, length).to(self.device)

@@ -1,8 +1,8 @@
-"""What the exit loop runs: backbones of all kinds, and heads of both kinds.
+"""The types that the exit loop runs: backbones of all kinds, and heads of both kinds.
 
 A backbone has ``config`` (``num_layers``, ``width``, ``sample_rate``, ``max_samples``, and the frame arithmetic of
 ``conv_layers``, ``frame_hop`` and ``frame_span``), ``front_end``, ``embed``, ``layer``, ``device`` and ``dtype``. Heads
-have ``config`` (``layers``, where they stand, and ``reads``, what they look at) and the methods of
+have ``config`` (``layers``, at which they stand, and ``reads``, their input) and the methods of
 `daisy.policies.scores.Heads`.
 """
 

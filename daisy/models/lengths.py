@@ -1,7 +1,7 @@
-"""Samples to frames: the arithmetic of the convolutional front end, and masks from lengths.
+"""From samples to frames: the arithmetic of the convolutional front end, and masks from lengths.
 
 A convolution without padding of kernel ``k`` and stride ``s`` turns ``n`` positions into ``(n - k) // s + 1``. HuBERT's
-seven of them make one frame of 400 samples (25 ms) every 320 (20 ms) at 16 kHz.
+seven convolutions make one frame of 400 samples (25 ms) every 320 samples (20 ms) at 16 kHz.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ HUBERT_CONV: tuple[ConvLayer, ...] = ((512, 10, 5), *((512, 3, 2),) * 4, *((512,
 
 
 def count_frames(num_samples: Count, conv_layers: Sequence[ConvLayer]) -> Count:
-    """Count the frames of a number of samples (an int, or an integer tensor of any shape); never below 0."""
+    """Count the frames of a number of samples (an int, or an integer tensor of any shape); at least 0."""
     count = num_samples
     for _, kernel, stride in conv_layers:
         count = (count - kernel) // stride + 1
@@ -26,7 +26,7 @@ def count_frames(num_samples: Count, conv_layers: Sequence[ConvLayer]) -> Count:
 
 
 def compute_frame_hop(conv_layers: Sequence[ConvLayer]) -> int:
-    """Compute the samples between the starts of two frames (320 for HuBERT)."""
+    """Compute the number of samples between the starts of two frames (320 for HuBERT)."""
     hop = 1
     for _, _, stride in conv_layers:
         hop *= stride
@@ -34,7 +34,7 @@ def compute_frame_hop(conv_layers: Sequence[ConvLayer]) -> int:
 
 
 def compute_frame_span(conv_layers: Sequence[ConvLayer]) -> int:
-    """Compute the samples that one frame sees (400 for HuBERT): the shortest usable recording."""
+    """Compute the number of samples that one frame sees (400 for HuBERT): the shortest usable recording."""
     span = 1
     for _, kernel, stride in reversed(conv_layers):
         span = (span - 1) * stride + kernel
@@ -42,7 +42,7 @@ def compute_frame_span(conv_layers: Sequence[ConvLayer]) -> int:
 
 
 MIN_SAMPLES = compute_frame_span(HUBERT_CONV)
-"""Samples of one frame at 16 kHz, of HuBERT as of MFCC: 400."""
+"""Samples of one frame at 16 kHz, both for HuBERT and for MFCCs: 400."""
 
 
 def make_valid_mask(num_frames: Tensor, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The masked-unit loss, the same in training and in measuring."""
+"""The masked-unit loss, the same in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class UnitLoss(NamedTuple):
     """(B,) float32, frames."""
 
     def mean(self) -> Tensor:
-        """Return the mean loss of each utterance, (B,) nats, cut off from the gradient; 0 where no frame counts."""
+        """Return the mean loss of each utterance, (B,) nats, detached; 0 where no frame counts."""
         return (self.loss / self.num_counted.clamp(min=1)).detach()
 
 
@@ -30,8 +30,8 @@ def unit_loss(logits: Tensor, targets: Tensor, utterance: Tensor, num_utterances
     Args:
         logits: (S, K), the frames that count, of all utterances one after another.
         targets: (S,) int64 units, 0 to K - 1.
-        utterance: (S,) int64, which utterance each frame belongs to.
-        num_utterances: B.
+        utterance: (S,) int64, index of the utterance that each frame belongs to.
+        num_utterances: number of utterances, B.
 
     Returns:
         Sums over each utterance's frames.

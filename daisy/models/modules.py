@@ -1,7 +1,7 @@
-"""The modules of a HuBERT and its kin, with torchaudio's parameter names; they run plainly, and hooks on them fire.
+"""The modules of a HuBERT and its kin, with torchaudio's parameter names; forward hooks on them work.
 
-Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference; what torchaudio has not (the
-batch norm before the positional convolution, norms left out, their epsilon): transformers 4.57 and 5.20,
+Matched behaviour: torchaudio 2.5, torchaudio/models/wav2vec2/components.py, at inference; for parts not in it (the
+batch norm before the positional convolution, absent norms, their epsilon): transformers 4.57 and 5.20,
 transformers/models/hubert/modeling_hubert.py.
 """
 
@@ -61,7 +61,7 @@ class FeatureExtractor(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """From the convolutions' channels to the transformer's width."""
+    """The projection from the convolutions' channels to the transformer's width."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -76,7 +76,7 @@ class FeatureProjection(nn.Module):
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch norm over the channels of (B, T, D), with the statistics that training left, in training mode too."""
+    """Batch norm over the channels of (B, T, D), with fixed statistics from training, in training mode too."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -89,20 +89,20 @@ class FixedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Norm (..., D) to (..., D)."""
+        """Normalise (..., D) to (..., D)."""
         gain, shift = self.gain_and_shift()
         return torch.addcmul(shift, x.float(), gain).to(x.dtype)
 
     def gain_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return what a channel is multiplied by, and what is added to it then; (D,) float32 each."""
+        """Return the factor of each channel and the offset to add afterwards, (D,) float32 each."""
         gain = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
         return gain, self.bias.float() - self.running_mean.float() * gain
 
 
 class PositionalConvolution(nn.Module):
-    """The grouped convolution whose output stands for positions.
+    """The grouped convolution whose output encodes positions.
 
-    It has a plain weight: fairseq's weight norm is for training, and would be recomputed at every call.
+    It has a plain weight, as fairseq's weight norm is for training and would be recomputed at every call.
     """
 
     def __init__(self, config: BackboneConfig):
@@ -116,19 +116,19 @@ class PositionalConvolution(nn.Module):
         """Convolve (B, T, D) to (B, T, D).
 
         Args:
-            x: what comes in; zero where ``valid`` is not.
+            x: input; zero where ``valid`` is false.
             valid: (B, T) bool, True where a frame belongs to its utterance; None where all do.
         """
         if self.batch_norm is not None:
             x = self.batch_norm(x)
             if valid is not None:
-                x = x * valid[..., None]  # the norm moves zeros, and the convolution pads with zeros behind it
+                x = x * valid[..., None]  # the norm shifts zeros, and the convolution after it pads with zeros
         y = self.conv(x.transpose(1, 2))
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
 
 
 class PositionalStack(nn.Module):
-    """data2vec's positions: convolutions one after the other, each followed by a norm without weights and GELU.
+    """data2vec's positions: a stack of convolutions, each followed by a norm without weights and GELU.
 
     Matched behaviour: fairseq 0.12.2, fairseq/models/wav2vec/wav2vec2.py (``make_conv_block``); transformers 4.57,
     transformers/models/data2vec/modeling_data2vec_audio.py.
@@ -143,7 +143,7 @@ class PositionalStack(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Convolve (B, T, D) to (B, T, D); arguments as of `PositionalConvolution`."""
+        """Convolve (B, T, D) to (B, T, D); with the arguments of `PositionalConvolution`."""
         for conv in self.convs:
             y = conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
             x = norm_and_gelu(y)
@@ -153,17 +153,17 @@ class PositionalStack(nn.Module):
 
 
 def norm_and_gelu(x: Tensor) -> Tensor:
-    """Apply what follows each convolution of `PositionalStack`."""
+    """Apply the norm and GELU that follow each convolution of `PositionalStack`."""
     return F.gelu(F.layer_norm(x, x.shape[-1:]))
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of each frame to all frames of its utterance.
+    """Multi-head attention from each frame to all frames of its utterance.
 
     Args:
-        width: D.
-        num_heads: H.
-        gated: whether a bias for relative positions is added, times a gate.
+        width: width of the states, D.
+        num_heads: number of attention heads, H.
+        gated: whether a gated bias for relative positions is added.
     """
 
     def __init__(self, width: int, num_heads: int, gated: bool = False):
@@ -179,9 +179,9 @@ class SelfAttention(nn.Module):
         """Attend: (B, T, D) to (B, T, D).
 
         Args:
-            x: what comes in.
-            mask: (B, 1, T, T) bool, True where a frame may be looked at; the same for all that look.
-            bias: (H, T, T) for relative positions, of `RelativePositions`; with a gate only.
+            x: input.
+            mask: (B, 1, T, T) bool, True where a frame may be attended to; the same for all queries.
+            bias: (H, T, T) bias for relative positions, from `RelativePositions`; only with a gate.
         """
         queries, keys, values = (
             projection(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -198,8 +198,8 @@ class SelfAttention(nn.Module):
     def _mix_with_positions(
         queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, gates: Tensor, bias: Tensor
     ) -> Tensor:
-        """Mix values (B, H, T, D / H) with weights to which gates (B, H, T, 1) times biases are added."""
-        gated = gates.flip(2) * bias  # whose queries run backwards
+        """Mix values (B, H, T, D / H) with attention, whose logits have gates (B, H, T, 1) times biases added."""
+        gated = gates.flip(2) * bias  # the biases have the queries in reverse order
         if mask is not None:
             gated = gated.masked_fill(~mask, -torch.inf)
         return F.scaled_dot_product_attention(queries.flip(2), keys, values, attn_mask=gated).flip(2)
@@ -235,11 +235,11 @@ class TransformerLayer(nn.Module):
 
         Args:
             states: (B, T, D).
-            mask: (B, 1, T, T) bool, True where a frame may be looked at; None where all may.
-            bias: of `SelfAttention`.
+            mask: (B, 1, T, T) bool, True where a frame may be attended to; None where all may.
+            bias: see `SelfAttention`.
 
         Returns:
-            The layer's output, and the feed-forward block's before residual and norm, both (B, T, D).
+            The layer's output, and the feed-forward block's output before residual and norm, both (B, T, D).
         """
         if self.pre_norm:
             attended = states + self.attention(self.layer_norm(states), mask, bias)
@@ -251,7 +251,7 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, the layers, and the norm before the first or after the last of them."""
+    """Positions, the layers, and the norm before the first or after the last layer."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Where the frames of a batch's utterances stand: one after the other, without padding.
+"""The layout of a batch whose utterances' frames are concatenated, without padding.
 
-Names are those of attention for many lengths: ``seqlens`` are frames of each utterance, ``cu_seqlens`` the first frame
-of each and the end of the last, ``max_seqlen`` at least the frames of any.
+Names are those of variable-length attention: ``seqlens`` is the number of frames of each utterance, ``cu_seqlens`` the
+first frame of each and the end of the last, ``max_seqlen`` at least the frames of the longest.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from torch import Tensor
 
 
 class FrameLayout(ABC):
-    """What a device needs to know of B utterances with F frames in all."""
+    """What a device needs to know about B utterances with F frames in all."""
 
     total: int
-    """F."""
+    """Number of frames, F."""
     max_seqlen: int
-    """At least the frames of any."""
+    """At least the number of frames of the longest utterance."""
     segment_ids: Tensor
-    """(F,) int64 on the device: which utterance each frame is of."""
+    """(F,) int64 on the device: index of the utterance that each frame belongs to."""
     seqlens: Tensor
-    """(B,) int64 on the device: frames of each."""
+    """(B,) int64 on the device: number of frames of each utterance."""
     cu_seqlens: Tensor
-    """(B + 1,) int32 on the device: the first frame of each, and F."""
+    """(B + 1,) int32 on the device: first frame of each utterance, and F."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """B."""
+        """Return the number of utterances, B."""
 
     @abstractmethod
     def strided(self, stride: int) -> FrameLayout:
-        """Lay out every ``stride``-th frame of each utterance, its first on."""
+        """Return the layout of every ``stride``-th frame of each utterance, from its first."""
 
     @abstractmethod
     def strided_rows(self, stride: int) -> Tensor:
-        """Find where those frames stand among all, (F',) int64 on the device."""
+        """Return the indices of those frames among all, (F',) int64 on the device."""
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over each utterance's frames: (F, ...) to (B, ...) float32."""
-        total = values.new_zeros(len(self), *values.shape[1:], dtype=torch.float64)  # sums of minutes of frames
+        total = values.new_zeros(len(self), *values.shape[1:], dtype=torch.float64)  # sums over minutes of frames
         total.index_add_(0, self.segment_ids, values.double())
         return (total / self.seqlens.view(-1, *[1] * (values.ndim - 1))).float()
 
     def row_indices(self, starts: Tensor) -> Tensor:
-        """Find the rows of frames whose utterances begin at rows ``starts``, (B,) on the device: (F,) int64 there."""
+        """Return each frame's row, (F,) int64 on the device, where utterances begin at rows ``starts``, (B,) there."""
         shift = (starts - self.cu_seqlens[:-1])[self.segment_ids]
         return torch.arange(self.total, device=self.segment_ids.device) + shift
 
 
 class PackedLayout(FrameLayout):
-    """The layout of a batch, known to the host. What a device needs is copied there once; the host does not wait.
+    """The layout of a batch, known to the host. It is copied to the device once, without synchronisation.
 
     Args:
-        num_frames: (B,) int64 on the CPU, frames of each utterance.
-        device: of the frames.
-        members: (B,) int64 on the CPU, which of a larger batch's utterances they are; None: all of it.
+        num_frames: (B,) int64 on the CPU, number of frames of each utterance.
+        device: device of the frames.
+        members: (B,) int64 on the CPU, indices of the utterances in a larger batch; None: this is the whole batch.
 
     Example:
         >>> import torch
@@ -80,23 +80,23 @@ class PackedLayout(FrameLayout):
 
     @property
     def members(self) -> Tensor:
-        """(B,) int64 on the CPU: which they are of the batch that they were selected from, rising."""
+        """(B,) int64 on the CPU: indices of the utterances in the batch that they were selected from, rising."""
         return torch.arange(len(self)) if self._members is None else self._members
 
     @cached_property
     def seqlens_list(self) -> list[int]:
-        """Frames of each utterance, as numbers."""
+        """Number of frames of each utterance, as Python integers."""
         lengths: list[int] = self.num_frames.tolist()
         return lengths
 
     @cached_property
     def total(self) -> int:  # type: ignore[override]
-        """F."""
+        """Number of frames, F."""
         return sum(self.seqlens_list)
 
     @cached_property
     def max_seqlen(self) -> int:  # type: ignore[override]
-        """Frames of the longest."""
+        """Number of frames of the longest utterance."""
         return max(self.seqlens_list)
 
     @cached_property
@@ -116,7 +116,7 @@ class PackedLayout(FrameLayout):
         return torch.cat([ends.new_zeros(1), ends]).int().to(self.device, non_blocking=True)
 
     def strided(self, stride: int) -> PackedLayout:
-        """See `FrameLayout.strided`; made once."""
+        """See `FrameLayout.strided`; computed once."""
         if stride == 1:
             return self
         if stride not in self._strided:
@@ -124,7 +124,7 @@ class PackedLayout(FrameLayout):
         return self._strided[stride]
 
     def strided_rows(self, stride: int) -> Tensor:
-        """See `FrameLayout.strided_rows`; made once."""
+        """See `FrameLayout.strided_rows`; computed once."""
         if stride not in self._strided_rows:
             self._strided_rows[stride] = self._make_strided_rows(stride)
         return self._strided_rows[stride]
@@ -137,17 +137,17 @@ class PackedLayout(FrameLayout):
         return rows.to(self.device, non_blocking=True)
 
     def select(self, stay: Tensor) -> PackedLayout:
-        """Lay out some of the utterances, (B,) bool on the CPU."""
+        """Return the layout of the utterances selected by ``stay``, (B,) bool on the CPU."""
         return PackedLayout(self.num_frames[stay], self.device, self.members[stay])
 
     def select_rows(self, rows: Tensor, stay: Tensor) -> Tensor:
-        """Copy the rows (F, ...) of some of the utterances, (B,) bool on the CPU."""
+        """Copy the rows (F, ...) of the utterances selected by ``stay``, (B,) bool on the CPU."""
         pairs = zip(rows.split(self.seqlens_list), stay.tolist(), strict=True)
         kept = [utterance for utterance, stays in pairs if stays]
         return torch.cat(kept) if kept else rows[:0]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """Give each utterance its own row of frames: (F, ...) to (B, T, ...), with zeros past its end."""
+        """Pad to a batch with one row of frames per utterance: (F, ...) to (B, T, ...), with zeros past its end."""
         return torch.nn.utils.rnn.pad_sequence(list(rows.split(self.seqlens_list)), batch_first=True)
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -156,17 +156,17 @@ class PackedLayout(FrameLayout):
 
 
 class StaticLayout(FrameLayout):
-    """A layout whose tensors stay where they are while what is in them changes, for CUDA graphs.
+    """A layout whose tensors stay in place while their contents change, for CUDA graphs.
 
-    Its host has no numbers of the batch: only the sizes that graphs were made for.
+    The host does not know the batch's lengths, only the sizes that graphs were made for.
 
     Args:
         segment_ids: (F,), see `FrameLayout`.
         seqlens: (B,), likewise.
         cu_seqlens: (B + 1,), likewise.
-        max_seqlen: at least the frames of any.
-        stride: of the frames that heads look at.
-        strided: their layout and rows, where these are not all frames.
+        max_seqlen: at least the number of frames of the longest utterance.
+        stride: stride of the frames that heads look at.
+        strided: layout and rows of these frames, where they are not all frames.
     """
 
     def __init__(
@@ -186,12 +186,12 @@ class StaticLayout(FrameLayout):
         return len(self.seqlens)
 
     def strided(self, stride: int) -> StaticLayout:
-        """See `FrameLayout.strided`; of the one stride that it was made for."""
+        """See `FrameLayout.strided`; only for the stride that this layout was made for."""
         assert stride == self._stride
         return self if self._strided is None else self._strided[0]
 
     def strided_rows(self, stride: int) -> Tensor:
-        """See `FrameLayout.strided_rows`; likewise."""
+        """See `FrameLayout.strided_rows`; only for the stride that this layout was made for."""
         assert stride == self._stride
         assert self._strided is not None
         return self._strided[1]

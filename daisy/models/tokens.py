@@ -1,4 +1,4 @@
-"""The tokens that CTC exits classify: characters as fairseq writes them, SentencePiece's pieces, or phones."""
+"""The tokens that CTC exits classify: characters in fairseq's form, SentencePiece pieces, or phones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from daisy.errors import CheckpointError, UsageError
 
 SPACE = "|"
-"""Between words, of characters (fairseq's letters)."""
+"""The token between words, among characters (fairseq's letters)."""
 WORD_START = "\u2581"
-"""Where a word begins, of SentencePiece's pieces."""
+"""Marks a piece that begins a word, in SentencePiece."""
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-"""The first of fairseq's dictionaries; CTC's blank is the first of them."""
+"""The first symbols of fairseq's dictionaries; the first of these is the CTC blank."""
 SPECIAL = re.compile(r"<[^<>]+>|\[(?:PAD|UNK)\]")
-"""Symbols that make no text: fairseq's and SentencePiece's, and those of many fine-tuned models of Hugging Face."""
+"""Symbols that are not text: those of fairseq, SentencePiece and many fine-tuned models on Hugging Face."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Tokens:
     """
 
     symbols: tuple[str, ...]
-    """Of each output, V of them; such as <s> and [UNK] make no text."""
+    """The symbol of each of the V outputs; those like <s> and [UNK] are not text."""
     blank: int = 0
-    """Which of them is CTC's blank."""
+    """Index of the CTC blank."""
     sentencepiece: bytes | None = None
-    """A SentencePiece model whose pieces they are; None: characters, phones, or pieces without their model."""
+    """The SentencePiece model of the pieces; None: characters, phones, or pieces without their model."""
 
     def __post_init__(self) -> None:
         if not self.symbols or not all(isinstance(symbol, str) and symbol for symbol in self.symbols):
@@ -53,17 +53,17 @@ class Tokens:
 
     @classmethod
     def characters(cls, characters: Iterable[str]) -> Tokens:
-        """Make the tokens of a fairseq dictionary of letters: its specials, | and the characters, in this order."""
+        """Make the tokens of a fairseq dictionary of letters: its specials, then | and the characters."""
         rest = [character for character in dict.fromkeys(characters) if character not in (SPACE, " ")]
         return cls(symbols=(*FAIRSEQ_SPECIALS, SPACE, *rest))
 
     @classmethod
     def from_sentencepiece(cls, model: bytes) -> Tokens:
-        """Make the tokens of a SentencePiece model, as the public code of Wright et al. uses them: its first is blank.
+        """Make the tokens of a SentencePiece model, as in the public code of Wright et al.: the first is the blank.
 
         Raises:
             UsageError: where the package sentencepiece is missing.
-            CheckpointError: where this is no such model.
+            CheckpointError: where the bytes are not such a model.
         """
         processor = load_sentencepiece(model)
         symbols = tuple(processor.id_to_piece(index) for index in range(processor.get_piece_size()))
@@ -71,10 +71,10 @@ class Tokens:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tokens:
-        """Undo `to_dict`, through JSON too.
+        """Make tokens from the values of `to_dict`, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: where it is damaged.
+            CheckpointError: where the values are damaged.
         """
         try:
             model = values.get("sentencepiece")
@@ -87,7 +87,7 @@ class Tokens:
             raise CheckpointError("damaged configuration (tokens); get the file again") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds."""
+        """Return the values for a checkpoint's metadata."""
         model = self.sentencepiece
         return {
             "symbols": list(self.symbols),
@@ -100,34 +100,34 @@ class Tokens:
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """Which output each symbol is."""
+        """The output of each symbol."""
         return {symbol: number for number, symbol in enumerate(self.symbols)}
 
     def is_special(self, token: int) -> bool:
-        """Tell whether a token makes no text: the blank, <s> and the like."""
+        """Tell whether a token is not text: the blank, <s> and the like."""
         return token == self.blank or SPECIAL.fullmatch(self.symbols[token]) is not None
 
     @cached_property
     def are_pieces(self) -> bool:
-        """Whether they are pieces of words, of which ▁ tells where words begin."""
+        """Whether the tokens are pieces of words, in which ▁ marks where words begin."""
         return any(symbol.startswith(WORD_START) for symbol in self.symbols)
 
     @cached_property
     def are_phones(self) -> bool:
-        """Whether nothing tells where words begin, and some are of several characters: each is a word of its own then.
+        """Whether no token marks where words begin, and some have several characters; each token is then a word.
 
-        So transformers' ``Wav2Vec2PhonemeCTCTokenizer`` and fairseq, whose labels are neither letters nor pieces, write
-        them: with spaces between.
+        They are written with spaces between them, as in transformers' ``Wav2Vec2PhonemeCTCTokenizer``, and in fairseq
+        where labels are neither letters nor pieces.
         """
         has_spaces = self.are_pieces or any(symbol.startswith(SPACE) for symbol in self.symbols)
         return not has_spaces and any(len(self.spell(token)) > 1 for token in range(len(self)))
 
     def starts_word(self, token: int) -> bool:
-        """Tell whether a word begins with a token, or after it where it is a space."""
+        """Tell whether a token begins a word, or is the space before one."""
         return self.are_phones or self.symbols[token].startswith((SPACE, WORD_START))
 
     def spell(self, token: int) -> str:
-        """Return the characters of a token, without the space that it stands for or begins with; none of a special."""
+        """Return the characters of a token, without any space or mark of a word's start; none for a special token."""
         return "" if self.is_special(token) else self.symbols[token].replace(WORD_START, "").replace(SPACE, "")
 
     def to_text(self, tokens: Sequence[int]) -> str:
@@ -136,7 +136,7 @@ class Tokens:
         return " ".join(text.split())
 
     def fold(self, text: str) -> str:
-        """Bring a text to the tokens' case, where they have one: to compare what was said with what is recognised."""
+        """Convert a text to the tokens' case, if they have only one, so that references compare with hypotheses."""
         letters = "".join(self.spell(token) for token in range(len(self)))
         if letters == letters.upper():
             return text.upper()
@@ -146,10 +146,10 @@ class Tokens:
         """Turn a text into tokens.
 
         Args:
-            text: words, or phones, with spaces between them, in the characters' case.
+            text: words, or phones, with spaces between them, in the case of the tokens.
 
         Raises:
-            UsageError: on a character that there is no token for, or where pieces are to be made without the package
+            UsageError: on a character without a token, or where pieces are needed without the package
                 sentencepiece or without their model.
         """
         if self.sentencepiece is not None:
@@ -163,7 +163,7 @@ class Tokens:
         return [self.numbers[symbol] for symbol in symbols]
 
     def list_pieces(self) -> list[str]:
-        """Return the SentencePiece model's pieces, without those that make no text; none of characters."""
+        """Return the SentencePiece model's pieces, without those that are not text; none for characters."""
         if self.sentencepiece is None:
             return []
         pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
@@ -180,7 +180,7 @@ def load_sentencepiece(model: bytes) -> Any:
 
     Raises:
         UsageError: where the package is missing.
-        CheckpointError: where these bytes are no model.
+        CheckpointError: where the bytes are not a model.
     """
     try:
         from sentencepiece import SentencePieceProcessor

@@ -1,9 +1,9 @@
 """Whisper's encoder, one stage at a time.
 
-It hears a window of 30 s, with silence where the recording ends before; all its frames are computed in every layer, and
-those of the silence are not given away. So an utterance's result is the same alone and in any batch.
+It encodes a window of 30 s, with silence where the recording ends before. All frames are computed in every layer, and
+those of the silence are not part of the result. So an utterance's result is the same alone and in any batch.
 
-Shapes are those of `daisy.models.hubert`, and M mel bands and W frames of the window besides.
+Shapes use the letters of `daisy.models.hubert`, plus M mel bands and W frames of the window.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from daisy.models.whisper_config import FFT_SIZE, HOP_SAMPLES, WhisperConfig
 
 MAX_HZ = 8000.0
 FLOOR, RANGE = 1e-10, 8.0
-"""Of mel energies before the logarithm, and how far below their largest, in powers of ten, they may lie after it."""
+"""Floor of mel energies before the logarithm; range below the largest to which they are limited, in powers of ten."""
 
 
 class Whisper(nn.Module):
-    """The encoder of a Whisper that is run stage by stage, as `daisy.models.Backbone` is.
+    """The encoder of a Whisper, run stage by stage, as `daisy.models.Backbone` is.
 
         features, num_frames = whisper.front_end(waveforms, num_samples)   # (B, W, D)
         states = whisper.embed(features, num_frames)                       # layer 0, of the whole window
@@ -33,13 +33,13 @@ class Whisper(nn.Module):
             states = whisper.layer(l, states, num_frames)                  # layer l, likewise
 
     Matched behaviour: transformers 4.57, transformers/models/whisper/modeling_whisper.py (``WhisperEncoder``) and
-    feature_extraction_whisper.py; the last layer's states are after the final norm, as ``hidden_states`` has them.
+    feature_extraction_whisper.py; the last layer's states are after the final norm, as in ``hidden_states``.
 
     Args:
-        config: its shape; the weights are random.
+        config: shape of the network; the weights are random.
 
     Raises:
-        CheckpointError: on a shape that no Whisper can have.
+        CheckpointError: on an invalid configuration.
 
     Example:
         >>> import torch
@@ -64,16 +64,16 @@ class Whisper(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.positions.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """The data type of the weights."""
         return self.positions.dtype
 
     def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """Run everything: the states of layers 0 to L, (B, W, D) each, and num_frames (B,) of the utterances."""
+        """Run everything; return the states of layers 0 to L, (B, W, D) each, and the utterances' num_frames (B,)."""
         features, num_frames = self.front_end(waveforms, num_samples)
         return self.run_layers(self.embed(features, num_frames), num_frames), num_frames
 
@@ -81,7 +81,7 @@ class Whisper(nn.Module):
         """Turn waveforms into features of the whole window, utterance by utterance.
 
         Args:
-            waveforms: (B, N) float, at 16 kHz; what lies past an utterance's end is not read.
+            waveforms: (B, N) float, at 16 kHz; samples past an utterance's end are not read.
             num_samples: (B,) int64 on the CPU, each at least ``config.frame_span``; None: all are N long.
 
         Returns:
@@ -102,7 +102,7 @@ class Whisper(nn.Module):
 
     @torch.no_grad()
     def compute_mel(self, waveform: Tensor) -> Tensor:
-        """Compute the log-mel spectra of the window of one waveform (N,): (M, 2 W)."""
+        """Compute the log-mel spectra (M, 2 W) of the window that holds one waveform (N,)."""
         window, filters = make_window_and_filters(self.config.num_mels, waveform.device)
         padded = F.pad(waveform.float(), (0, self.config.max_samples - len(waveform)))
         spectra = torch.stft(padded, FFT_SIZE, HOP_SAMPLES, window=window, return_complex=True)
@@ -111,7 +111,7 @@ class Whisper(nn.Module):
         return ((log.maximum(log.max() - RANGE) + 4) / 4).to(self.dtype)
 
     def embed(self, features: Tensor, num_frames: Tensor | None) -> Tensor:
-        """Add positions: features (B, W, D) to layer 0 (B, W, D)."""
+        """Add positions to features (B, W, D), which gives layer 0 (B, W, D)."""
         return features + self.positions
 
     def run_layers(self, states: Tensor, num_frames: Tensor | None) -> list[Tensor]:
@@ -122,7 +122,7 @@ class Whisper(nn.Module):
         return layers
 
     def layer(self, layer: int, states: Tensor, num_frames: Tensor | None) -> Tensor:
-        """Run layer ``layer`` (1 to L) on the states of the layer before, both (B, W, D): silence is heard too."""
+        """Run layer ``layer`` (1 to L) on the states of the layer before, both (B, W, D), including the silence."""
         mixed: Tensor = self.layers[layer - 1](states)[0]
         if self.config.norms_after(layer):
             mixed = self.layer_norm(mixed)
@@ -131,9 +131,9 @@ class Whisper(nn.Module):
 
 @lru_cache(maxsize=4)
 def make_window_and_filters(num_mels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Make the Fourier window and the mel filters (M, 201): Slaney's scale and areas.
+    """Make the Fourier window and the mel filters (M, 201): Slaney's scale and area normalisation.
 
-    They are no weights: a checkpoint need not hold them.
+    They are not weights, so a checkpoint does not need to hold them.
 
     Raises:
         CheckpointError: where torchaudio is missing.

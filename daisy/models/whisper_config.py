@@ -11,7 +11,7 @@ from daisy.models.config import FAIRSEQ_EPS, BackboneConfig, is_count
 from daisy.models.lengths import ConvLayer
 
 FFT_SIZE, HOP_SAMPLES, MELS_OF_A_FRAME = 400, 160, 2
-"""Samples of a Fourier transform and between two, and spectra of a frame, of all published Whispers."""
+"""Samples per Fourier transform, samples between two spectra, and spectra per frame, in all published Whispers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class WhisperConfig:
     """
 
     num_layers: int = 6
-    """Transformer layers, L."""
+    """Number of transformer layers, L."""
     width: int = 512
     """Width of the hidden states, D."""
     ffn_width: int = 2048
@@ -36,22 +36,22 @@ class WhisperConfig:
     num_mels: int = 80
     """Mel bands; 128 in Whisper large v3."""
     window_frames: int = 1500
-    """Frames that are computed whatever the recording's length: 30 s, silence where it ends before."""
+    """Frames that are computed whatever the recording's length: 30 s, filled up with silence."""
     final_norm: bool = True
-    """Whether the last layer's states pass the final norm; not where later layers were cut off."""
+    """Whether the final norm is applied to the last layer's states; false where later layers were cut off."""
     sample_rate: int = 16000
-    """Hz."""
+    """Sample rate in Hz."""
 
     kind: ClassVar[str] = "whisper"
     pre_norm: ClassVar[bool] = True
-    """A layer's norms stand before its blocks."""
+    """Always true: a layer's norms come before its blocks."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> WhisperConfig:
-        """Undo `to_dict`, through JSON too.
+        """Make a configuration from the values of `to_dict`, also after a round trip through JSON.
 
         Raises:
-            CheckpointError: on a field that is unknown or has a value that no Whisper can have.
+            CheckpointError: on unknown fields or invalid values.
         """
         values = {name: value for name, value in values.items() if name != "kind"}
         if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
@@ -63,11 +63,11 @@ class WhisperConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint's metadata holds."""
+        """Return the values for a checkpoint's metadata."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
     def validate(self) -> None:
-        """Refuse a shape that no Whisper can have.
+        """Check that the values are valid.
 
         Raises:
             CheckpointError: naming every field that is wrong.
@@ -87,11 +87,11 @@ class WhisperConfig:
             raise CheckpointError("Whisper configuration: " + "; ".join(wrong))
 
     def norms_after(self, layer: int) -> bool:
-        """Tell whether the states of a layer, 1 to L, pass the final norm."""
+        """Tell whether the final norm is applied to the states of a layer, 1 to L."""
         return self.final_norm and layer == self.num_layers
 
     def make_layer_config(self) -> BackboneConfig:
-        """Return the shape of a HuBERT whose layers compute the same."""
+        """Return the shape of a HuBERT whose layers compute the same as Whisper's."""
         return BackboneConfig(
             num_layers=self.num_layers,
             width=self.width,
@@ -103,14 +103,14 @@ class WhisperConfig:
 
     @property
     def max_samples(self) -> int:
-        """Samples of a window: the longest recording that can be run at once."""
+        """Samples per window: the longest recording that can be run at once."""
         return self.window_frames * self.frame_hop
 
     @property
     def conv_layers(self) -> tuple[ConvLayer, ...]:
-        """The front end's frame arithmetic, as one convolution over samples.
+        """The front end's frame arithmetic, written as one convolution over samples.
 
-        Frame t is centred at sample 320 t. Those of a recording are as many as it has whole stretches of 320 samples.
+        Frame t is centred at sample 320 t. A recording has one frame for each whole stretch of 320 samples.
         """
         return ((self.width, self.frame_span, self.frame_hop),)
 

@@ -1,4 +1,4 @@
-"""Speech recognition with exits: text, and the layer that it was read at."""
+"""Speech recognition with exits: texts, and the layers at which they were read."""
 
 from daisy.recognition.attention import AttentionSearch
 from daisy.recognition.beam import BeamSearch

@@ -1,4 +1,4 @@
-"""Texts from the attention decoders of a recogniser, and their times from its CTC exits."""
+"""Decode texts with the attention decoders of a recogniser, and their times with its CTC exits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from daisy.recognition.decoding import Hypothesis, align
 
 
 class AttentionSearch:
-    """Beam search with the attention decoder of the exit that an utterance has left at.
+    """Beam search with the attention decoder at the exit of an utterance.
 
-    The CTC exit at the same layer tells when each token was said, by forced alignment, so a text is never longer than
-    its frames can say. Each step runs the decoder over the whole text so far: what it costs grows with the text's
-    square, and does not depend on the layers that were saved.
+    The CTC exit at the same layer gives each token's time by forced alignment, so a text never has more tokens than CTC
+    can align to its frames. Each step runs the decoder over the whole text so far: cost grows with the square of the
+    text's length, and does not depend on how many layers were saved.
 
     Args:
-        model: with attention decoders.
-        beam_size: hypotheses that are kept; 1 takes the likeliest token at each step.
+        model: recogniser with attention decoders.
+        beam_size: number of hypotheses kept; 1 takes the likeliest token at each step.
 
     Raises:
         CheckpointError: where the model has no attention decoders.
@@ -37,15 +37,15 @@ class AttentionSearch:
         """Read an utterance's text.
 
         Args:
-            layer: of its exit.
-            states: of that layer, (T, D).
-            log_probs: of the CTC exit there, (T, V).
+            layer: layer of its exit.
+            states: states of that layer, (T, D).
+            log_probs: log-probabilities of the CTC exit there, (T, V).
 
         Returns:
-            The text whose mean log-probability a token, its end among them, is highest.
+            The text with the highest mean log-probability per token, the end included.
 
         Raises:
-            CheckpointError: where the decoder's outputs are no numbers.
+            CheckpointError: where the decoder's outputs are not numbers.
         """
         tokens, score = self._search(layer, states.float())
         frames = align(log_probs, tokens, self.blank)
@@ -61,7 +61,7 @@ class AttentionSearch:
             logits = self.decoders.predict_next(layer, projected, beams)
             logits[:, [self.blank, *({config.begin} - {config.end})]] = float("-inf")
             log_probs = logits.log_softmax(-1)
-            for row, text in enumerate(beams[:, 1:].tolist()):  # no token that the frames left cannot say
+            for row, text in enumerate(beams[:, 1:].tolist()):  # mask tokens that the remaining frames cannot hold
                 free = num_frames - count_frames(text)
                 if free < 1:
                     log_probs[row, torch.arange(config.num_tokens) != config.end] = float("-inf")
@@ -90,5 +90,5 @@ class AttentionSearch:
 
 
 def count_frames(tokens: list[int]) -> int:
-    """Count the frames that CTC needs at least for a text: one a token, and a blank between two that are alike."""
+    """Count the fewest frames that CTC needs for a text: one per token, and a blank between two equal ones."""
     return len(tokens) + sum(first == second for first, second in pairwise(tokens))

@@ -1,4 +1,4 @@
-"""Beam search with flashlight's decoder, by torchaudio; with a lexicon and an n-gram model where they are given."""
+"""Beam search with flashlight's decoder in torchaudio, optionally with a lexicon and an n-gram language model."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from daisy.policies.nbest import load_decoder
 from daisy.recognition.decoding import Hypothesis, align, split_at_spaces
 
 TOKENS_PER_FRAME = 20
-"""Only so many of a frame's likeliest tokens lengthen a hypothesis: of 257 pieces the others cost most of the time."""
+"""Only this many of a frame's likeliest tokens extend a hypothesis; of 257 pieces, the others cost most of the time."""
 
 
 class BeamSearch:
-    """Looks for the likeliest text, where greedy decoding takes the likeliest path.
+    """Finds the likeliest text, while greedy decoding takes the likeliest path.
 
     Args:
-        tokens: of the recogniser.
-        beam_size: hypotheses that are kept at each frame.
-        lexicon: a file with a word and its spelling in each line ("CAT C A T |"; of pieces, from one with ▁ on): only
-            these words are written. None: any.
-        language_model: a KenLM file: of words with a lexicon, else of tokens.
-        language_weight: what its log-probabilities (in base 10) are multiplied by.
-        word_score: added for each word of a lexicon.
+        tokens: tokens of the recogniser.
+        beam_size: number of hypotheses kept at each frame.
+        lexicon: a file with a word and its spelling per line ("CAT C A T |"; in pieces, the first has ▁): only
+            these words are recognised. None: any.
+        language_model: a KenLM file, over words with a lexicon, else over tokens.
+        language_weight: factor of its log-probabilities (in base 10).
+        word_score: score added for each word of a lexicon.
 
     Raises:
         UsageError: where torchaudio or flashlight-text is missing, a file cannot be read or does not fit the tokens, or
-            a weight is no number.
+            a weight is not a number.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BeamSearch:
                 sil_token=SPACE if SPACE in tokens.symbols and not tokens.are_pieces else blank,
             )
         except (RuntimeError, ValueError, OSError) as error:
-            reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is of its own source
+            reason = (str(error).splitlines() or [""])[-1][:200]  # KenLM's first line is about its own source
             if language_model is None:
                 raise UsageError(f"beam search: {reason}") from None
             raise UsageError(f"{language_model}: not a language model that KenLM reads ({reason})") from None
@@ -83,13 +83,13 @@ class BeamSearch:
         if not best:  # no word of the lexicon fits
             return Hypothesis(tokens=(), frames=(), words=() if self.has_lexicon else None, score=float("-inf"))
         spoken = [
-            (int(token), int(frame) - 1)  # flashlight's path begins with a silence before the first frame
+            (int(token), int(frame) - 1)  # flashlight's path starts with silence before the first frame
             for token, frame in zip(best[0].tokens, best[0].timesteps, strict=True)
         ]
         said = [token for token, frame in spoken if 0 <= frame < len(log_probs)]
-        frames = align(log_probs, said, self.tokens.blank)  # flashlight tells where tokens begin, not where they end
+        frames = align(log_probs, said, self.tokens.blank)  # flashlight gives where tokens begin, not where they end
         words = tuple(best[0].words) if self.has_lexicon else None
-        if words is not None:  # where no text of the beam ends with a word, flashlight's has the beginning of one
+        if words is not None:  # if no text of the beam ends in a whole word, the last word is unfinished
             places = split_at_spaces(said, self.tokens)
             said = said[: places[len(words)][0]] if len(places) > len(words) else said
         return Hypothesis(
@@ -101,10 +101,10 @@ class BeamSearch:
 
 
 def check_lexicon(path: Path, tokens: Tokens) -> None:
-    """Check that each line is a word and a spelling that begins or ends it in the recogniser's tokens.
+    """Check that each line has a word and a spelling in the recogniser's tokens that marks its beginning or end.
 
     Raises:
-        UsageError: naming the first line that is not.
+        UsageError: naming the first line that does not.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""CTC outputs to tokens, and tokens to words with times."""
+"""Decode CTC outputs to tokens, and tokens to words with times."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from daisy.models import Tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """What a decoder makes of an utterance."""
+    """A decoder's result for an utterance."""
 
     tokens: tuple[int, ...]
-    """Without blanks."""
+    """Token indices, without blanks."""
     frames: tuple[range, ...]
-    """Of each token, the frames that say it: at least one."""
+    """For each token, its frames: at least one."""
     words: tuple[str, ...] | None = None
-    """As a lexicon writes them; None where the tokens' own spelling is the text."""
+    """Words as written in a lexicon; None where the text is spelt by the tokens."""
     score: float
-    """What the decoder has maximised: log-probability, nats, with a language model's part where there is one."""
+    """The decoder's objective: log-probability in nats, with a language model's part where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word and when it was said."""
+    """A word and its time."""
 
     text: str
-    """Without spaces."""
+    """The word, without spaces."""
     start_sec: float
-    """From the waveform's beginning."""
+    """Start, from the beginning of the waveform."""
     end_sec: float
-    """After the last frame that says it."""
+    """End of its last frame."""
     confidence: float
-    """Mean probability of its tokens, in the logarithm: 0 to 1."""
+    """Geometric mean of its tokens' probabilities over their frames, 0 to 1."""
 
 
 def decode_greedily(log_probs: Tensor, blank: int = 0) -> Hypothesis:
     """Take the likeliest token of each frame; repetitions count once, blanks not at all.
 
     Args:
-        log_probs: (T, V).
-        blank: which of the V tokens is the blank.
+        log_probs: log-probabilities (T, V).
+        blank: index of the blank among the V tokens.
 
     Returns:
-        The best path's tokens.
+        The tokens of the best path.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ def decode_greedily(log_probs: Tensor, blank: int = 0) -> Hypothesis:
 
 
 def find_runs(path: Sequence[int], blank: int) -> list[tuple[int, range]]:
-    """Find the tokens of a path, a token for each frame, and the frames of each; blanks are none."""
+    """Find the tokens of a path, which has one token per frame, and the frames of each; skip blanks."""
     runs, start = [], 0
     for token, run in groupby(path):
         stop = start + sum(1 for _ in run)
@@ -79,15 +79,15 @@ def find_runs(path: Sequence[int], blank: int) -> list[tuple[int, range]]:
 
 
 def align(log_probs: Tensor, tokens: list[int], blank: int) -> tuple[range, ...]:
-    """Find the frames that say each token, by forced alignment.
+    """Find the frames of each token, by forced alignment.
 
     Args:
-        log_probs: (T, V).
-        tokens: at most as many as T frames can say.
-        blank: of V.
+        log_probs: log-probabilities (T, V).
+        tokens: at most as many as CTC can align to T frames.
+        blank: index of the blank among the V tokens.
 
     Returns:
-        Of each token its frames.
+        The frames of each token.
     """
     from torchaudio.functional import forced_align
 
@@ -98,12 +98,12 @@ def align(log_probs: Tensor, tokens: list[int], blank: int) -> tuple[range, ...]
 
 
 def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_sec: float) -> list[Word]:
-    """Join a hypothesis's tokens to words, and tell when each was said.
+    """Join a hypothesis's tokens to words with their times.
 
     Args:
-        hypothesis: of a decoder.
-        tokens: what its numbers stand for.
-        log_probs: (T, V), from which it was decoded.
+        hypothesis: result of a decoder.
+        tokens: the recogniser's tokens.
+        log_probs: log-probabilities (T, V) from which it was decoded.
         frame_sec: seconds between the starts of two frames.
 
     Returns:
@@ -126,11 +126,11 @@ def find_words(hypothesis: Hypothesis, tokens: Tokens, log_probs: Tensor, frame_
 
 
 def split_at_spaces(numbers: Sequence[int], tokens: Tokens) -> list[list[int]]:
-    """List the places of each word's tokens, of those that have letters.
+    """List the positions of each word's tokens, without those that have no letters.
 
     Args:
-        numbers: of tokens, one after the other.
-        tokens: what they stand for.
+        numbers: indices of consecutive tokens.
+        tokens: the recogniser's tokens.
     """
     words: list[list[int]] = [[]]
     for place, token in enumerate(numbers):
@@ -142,7 +142,7 @@ def split_at_spaces(numbers: Sequence[int], tokens: Tokens) -> list[list[int]]:
 
 
 def _rename(words: list[Word], names: Sequence[str]) -> list[Word]:
-    """Words as a lexicon writes them, whose spellings `daisy.recognition.beam` has checked to be words of their own."""
+    """Write words as in a lexicon, whose spellings `daisy.recognition.beam` has checked to be whole words."""
     return [
         Word(text=name, start_sec=word.start_sec, end_sec=word.end_sec, confidence=word.confidence)
         for word, name in zip(words, names, strict=True)

@@ -1,4 +1,4 @@
-"""Word and character error rates, which are jiwer's."""
+"""Word and character error rates, computed by jiwer."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class ErrorRates:
     """Errors of a set of utterances, over its words and over its characters."""
 
     wer: float
-    """Word errors over words; above 1 where many are inserted."""
+    """Word errors divided by words; above 1 with many insertions."""
     cer: float
-    """Character errors over characters, spaces among them."""
+    """Character errors divided by characters, spaces included."""
     num_words: int
-    """Of the references."""
+    """Words in the references."""
     num_characters: int
-    """Of the references."""
+    """Characters in the references."""
 
 
 def count_errors(reference: str, hypothesis: str, unit: str = "words") -> tuple[int, int]:
-    """Count the errors of an utterance, and what they are over.
+    """Count the errors in an utterance, and its words or characters.
 
     Args:
-        reference: what was said.
-        hypothesis: what was recognised.
+        reference: the spoken text.
+        hypothesis: the recognised text.
         unit: "words" or "characters".
 
     Returns:
-        Insertions, deletions and substitutions in all, and words or characters of the reference.
+        The number of insertions, deletions and substitutions together, and of the reference's words or characters.
 
     Raises:
         UsageError: where jiwer is missing.
@@ -47,19 +47,19 @@ def count_errors(reference: str, hypothesis: str, unit: str = "words") -> tuple[
 
 
 def measure_error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
-    """Measure word and character error rate over a set: its errors over its words, long utterances weigh more.
+    """Measure word and character error rate over a set: all errors divided by all words, so long utterances weigh more.
 
-    Texts are compared as they are, but for spaces at their ends and in a row: bring them to one case and spelling.
+    Texts are compared as they are, except for surrounding and repeated spaces: give them the same case and spelling.
 
     Args:
-        references: what was said in each utterance.
-        hypotheses: what was recognised.
+        references: spoken text of each utterance.
+        hypotheses: recognised text of each utterance.
 
     Returns:
         The rates.
 
     Raises:
-        UsageError: where jiwer is missing, the numbers differ, or there is nothing to measure against.
+        UsageError: where jiwer is missing, the numbers of texts differ, or all references are empty.
 
     Example:
         >>> from daisy.recognition import measure_error_rates

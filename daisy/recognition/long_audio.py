@@ -1,10 +1,10 @@
-"""Long recordings in overlapping windows, whose outputs are joined where both windows write the same.
+"""Recognise long recordings in overlapping windows, whose outputs are joined where both windows agree.
 
-Time grows with the length and not with its square. Each window leaves at its own exit; attention, and statistics over
-time, see at most the window. Windows overlap by twice the context. Two neighbours are joined within these frames, in
-the longest stretch in which the best paths of both agree, as near the overlap's middle as it goes: no token is lost
-there or written twice where the windows place it a frame apart. What is decoded in the end, greedily or by a beam
-search, is the whole recording.
+Time grows linearly with the length, not quadratically. Each window has its own exit; attention, and statistics over
+time, cover at most the window. Windows overlap by twice the context. Neighbours are joined within the overlap, in
+the longest stretch in which the best paths of both agree, as near to its middle as possible: no token is lost
+there or written twice where the windows place it a frame apart. Decoding, greedy or by beam
+search, then runs on the whole recording.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def transcribe_in_windows(
     """Recognise a long recording.
 
     Args:
-        recogniser: what runs.
-        read: gives samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the backbone's rate.
-        num_samples: of the recording, at least one frame.
-        window_sec: of a window, context included.
-        context_sec: half of what two windows have in common.
+        recogniser: the recogniser to run.
+        read: returns samples ``start`` to ``stop`` of the recording, (stop - start,) float32 at the backbone's rate.
+        num_samples: length of the recording, at least one frame.
+        window_sec: length of a window in seconds, context included.
+        context_sec: half of the overlap of two windows, in seconds.
         batch_sec: seconds of audio that run together.
 
     Returns:
-        The transcript: its exit layer is the deepest of the windows', its scores are means over the windows.
+        The transcript; its exit layer is that of the deepest window, and its scores are means over the windows.
 
     Raises:
-        UsageError: where the context leaves nothing of the window.
-        AudioError: as ``read`` and the encoder do, and where memory does not hold one window.
+        UsageError: where the contexts take up the whole window.
+        AudioError: as in ``read`` and the encoder, and where one window does not fit into memory.
     """
     config = recogniser.model.backbone.config
     cuts = windows.cut(
@@ -65,18 +65,18 @@ def join_windows(cuts: Sequence[Window], log_probs: Sequence[Tensor]) -> Tensor:
     """Join the outputs of overlapping windows.
 
     Args:
-        cuts: the windows, of `daisy.extraction.windows.cut`.
-        log_probs: of each, (stop - start, V).
+        cuts: the windows, from `daisy.extraction.windows.cut`.
+        log_probs: log-probabilities of each window, (stop - start, V).
 
     Returns:
-        (T, V) of the whole recording.
+        Log-probabilities (T, V) of the whole recording.
     """
     parts, begin = [], 0
     for index, (window, frames) in enumerate(zip(cuts, log_probs, strict=True)):
         end = window.stop
         if index + 1 < len(cuts):
             after, frames_after = cuts[index + 1], log_probs[index + 1]
-            low = max(begin, 2 * after.first - window.stop, after.start)  # as far before the middle as the window's end
+            low = max(begin, 2 * after.first - window.stop, after.start)  # as far from the middle as the window's end
             paths = (
                 frames[low - window.start :].argmax(-1),
                 frames_after[low - after.start : window.stop - after.start].argmax(-1),
@@ -95,8 +95,8 @@ def find_seam(before: Tensor, after: Tensor) -> int:
         after: (n,) tokens of the later one.
 
     Returns:
-        The first frame of the later window, 0 to n. The frame before it has the same token in both, so that repetitions
-        collapse as within a window; where no frame has, the middle.
+        The later window's first frame, 0 to n. The frame before it has the same token in both, so that repetitions
+        collapse as within a window; if no frame has, the middle.
     """
     middle = len(before) // 2
     runs: list[list[int]] = []

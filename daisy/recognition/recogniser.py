@@ -1,4 +1,4 @@
-"""A model that writes text, each utterance at its own exit."""
+"""Recognise speech with a model, each utterance at its own exit."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ from daisy.runtime.exit_output import ExitOutput
 from daisy.runtime.packing_cache import pack_heads
 
 Decoder = Callable[[Tensor], Hypothesis]
-"""From (T, V) log-probabilities; such as `daisy.recognition.BeamSearch`."""
+"""A function of (T, V) log-probabilities, such as `daisy.recognition.BeamSearch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """What was recognised in an utterance."""
+    """The result for an utterance."""
 
     text: str
     """Words with one space between them."""
     exit_layer: int
-    """Where it was read, 1 to L; of a long recording in windows the deepest."""
+    """Layer at which the text was read, 1 to L; for a long recording in windows, the deepest."""
     num_layers: int
-    """L."""
+    """Number of layers, L."""
     confidence: float
-    """Mean probability of the best path's tokens over the frames, in the logarithm: 0 to 1."""
+    """Geometric mean of the best path's probabilities over the frames, 0 to 1."""
     words: list[Word]
-    """In order, with times."""
+    """Words in order, with times."""
     scores: dict[str, list[float | None]]
     """Each score at layers 1 to the exit layer; None where there is no exit."""
     num_frames: int
-    """Of the utterance."""
+    """Number of frames of the utterance."""
     window_exits: list[int] = field(default_factory=list)
-    """Exit layer of each window (`daisy.recognition.long_audio`); one where it ran as a whole."""
+    """Exit layer of each window (`daisy.recognition.long_audio`); one entry where it ran as a whole."""
 
 
 class Recogniser:
     """Recognises speech, each utterance at the exit that its policy chooses.
 
-    An utterance's text and exit do not depend on the others in the batch, as `daisy.EarlyExitEncoder` says.
+    An utterance's text and exit do not depend on the others in the batch, as described in `daisy.EarlyExitEncoder`.
 
     Args:
-        model: with CTC exits and tokens.
-        policy: a name, a file of ``daisy calibrate``, or a policy; where None "entropy" if the checkpoint has its
+        model: model with CTC exits and tokens.
+        policy: a name, a file from ``daisy calibrate``, or a policy; None: "entropy" if the checkpoint has its
             threshold, and "never" if not.
-        heads: whose scores the policy reads: "ctc" of the exits that write the text, or "units" of DAISY's own heads,
-            which know of no text. Utterances leave where CTC exits are in both cases.
-        decode: from a CTC exit's log-probabilities to tokens, or an `AttentionSearch`; greedy where None.
-        scores: to compute besides those that the policy reads.
-        dtype: what to compute in; the model's own where None.
-        settings: of a policy given by name: ``threshold=0.1``.
+        heads: heads whose scores the policy reads: "ctc", the exits that recognise text, or "units", DAISY's own heads,
+            which know nothing about text. In both cases utterances exit at the layers of CTC exits.
+        decode: decodes a CTC exit's log-probabilities to tokens, or an `AttentionSearch`; None: greedy decoding.
+        scores: scores to compute besides those that the policy reads.
+        dtype: data type to compute in; None: the model's own.
+        settings: settings of a policy given by name: ``threshold=0.1``.
 
     Raises:
-        CheckpointError: where the model has no CTC exits, or not the heads that are named.
-        PolicyError: as `daisy.Model.encoder` does.
+        CheckpointError: where the model has no CTC exits, or lacks the heads that are named.
+        PolicyError: as in `daisy.Model.encoder`.
 
     Example:
         >>> import torch
@@ -124,14 +124,14 @@ class Recogniser:
         """Recognise a batch.
 
         Args:
-            waveforms: at the backbone's rate, as `EarlyExitEncoder.forward` takes them.
+            waveforms: waveforms at the backbone's rate, as for `EarlyExitEncoder.forward`.
             num_samples: likewise.
 
         Returns:
-            A transcript of each.
+            A transcript for each utterance.
 
         Raises:
-            AudioError: as `EarlyExitEncoder.forward` does.
+            AudioError: as in `EarlyExitEncoder.forward`.
         """
         out, log_probs = self.run(waveforms, num_samples)
         return [
@@ -151,11 +151,11 @@ class Recogniser:
         """Run a batch without decoding it.
 
         Args:
-            waveforms: as `__call__` takes them.
+            waveforms: as for `__call__`.
             num_samples: likewise.
 
         Returns:
-            What the encoder gives, and of each utterance the log-probabilities (T_b, V) at its exit, on the CPU.
+            The encoder's output, and for each utterance the log-probabilities (T_b, V) at its exit, on the CPU.
         """
         observed: list[HeadOutputs] = []
         reads_ctc = self.encoder.heads is self.ctc
@@ -165,7 +165,7 @@ class Recogniser:
         return out, [frames.cpu() for frames in log_probs]
 
     def _classify(self, out: ExitOutput) -> list[Tensor]:
-        """Each utterance's (T_b, V) from its states, where the policy has read other heads."""
+        """Compute each utterance's (T_b, V) from its states, where the policy has read other heads."""
         is_packed = isinstance(self.model.backbone, Backbone)
         heads = pack_heads(self.ctc, self.encoder.dtype) if is_packed else self.ctc
         assert heads is not None
@@ -177,7 +177,7 @@ class Recogniser:
 
     @property
     def reads_attention(self) -> bool:
-        """Whether texts come from attention decoders, which read a recording as a whole."""
+        """Whether attention decoders give the texts; they read a recording as a whole."""
         return isinstance(self._decode, AttentionSearch)
 
     def write(
@@ -191,16 +191,16 @@ class Recogniser:
         """Turn an utterance's outputs into text.
 
         Args:
-            log_probs: (T, V).
-            exit_layers: where they come from; several of a recording in windows.
-            scores: (E,) each, NaN where not reached.
-            states: of the exit's layer, (T, D), which attention decoders read.
+            log_probs: log-probabilities (T, V).
+            exit_layers: layers that gave them; several for a recording in windows.
+            scores: scores, (E,) each, NaN where not reached.
+            states: states of the exit's layer, (T, D), for attention decoders.
 
         Returns:
             The transcript.
 
         Raises:
-            UsageError: where attention decoders are to read a recording in windows.
+            UsageError: where attention decoders would read a recording in windows.
         """
         if isinstance(self._decode, AttentionSearch):
             if states is None:
@@ -223,7 +223,7 @@ class Recogniser:
 
 
 def _take_at_exits(out: ExitOutput, observed: Sequence[HeadOutputs]) -> list[Tensor]:
-    """Each utterance's (T_b, V) at its exit, from what every exit computed of those who were still there."""
+    """Take each utterance's (T_b, V) at its exit from the outputs of all exits for the utterances that reached them."""
     log_probs: dict[int, Tensor] = {}
     for outputs in observed:
         present = (out.exit_layer >= outputs.layer).nonzero()[:, 0].tolist()

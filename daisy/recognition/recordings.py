@@ -1,4 +1,4 @@
-"""Many recordings to text: several of similar length at once, or one long one in windows."""
+"""Recognise many recordings: several of similar length at once, or a long one in windows."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def transcribe(
     """Recognise recordings.
 
     Args:
-        recogniser: what runs.
-        recordings: in any order.
-        batch_sec: seconds of audio in a batch; a longer recording is by itself.
-        window_sec: longer recordings run in windows of so many seconds, see `daisy.recognition.long_audio`; None: in
-            one run, whose memory and time grow with the square of the length.
-        context_sec: half of what two windows have in common.
+        recogniser: the recogniser to run.
+        recordings: recordings in any order.
+        batch_sec: seconds of audio in a batch; a longer recording is run by itself.
+        window_sec: longer recordings run in windows of this many seconds, see `daisy.recognition.long_audio`; None: in
+            one run, where memory and time grow with the square of the length.
+        context_sec: half of the overlap of two windows, in seconds.
 
     Yields:
-        Each recording and its text, or why there is none; in the order in which they come out.
+        Each recording with its text, or the error; in the order in which they are finished.
 
     Raises:
-        UsageError: on impossible windows or batches, or windows for attention decoders.
+        UsageError: on invalid windows or batches, or windows for attention decoders.
     """
     config = recogniser.model.backbone.config
     if not 0 < batch_sec < math.inf:
@@ -64,7 +64,7 @@ def transcribe(
             yield recording, drop_path(recording, error)
         else:
             readable.append(recording)
-    longest = min(batch_sec, window_sec or batch_sec)  # what needs windows is by itself
+    longest = min(batch_sec, window_sec or batch_sec)  # recordings that need windows run by themselves
     for indices in audio.batch_by_length(lengths, int(longest * config.sample_rate)):
         batch = [readable[index] for index in indices]
         if window_sec is not None and lengths[indices[0]] > window_sec * config.sample_rate:
@@ -76,7 +76,7 @@ def transcribe(
 def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Iterator[Outcome]:
     readable: list[tuple[Recording, Stamp, Tensor]] = []
     for recording in batch:
-        source = stamp(recording)  # before it is read: what changes meanwhile is another recording
+        source = stamp(recording)  # before it is read: if the file changes meanwhile, it is another recording
         try:
             readable.append((recording, source, read_for(recogniser.model.backbone.config, recording)))
         except AudioError as error:
@@ -88,7 +88,7 @@ def _transcribe_batch(recogniser: Recogniser, batch: Sequence[Recording]) -> Ite
 def _transcribe_waveforms(
     recogniser: Recogniser, readable: Sequence[tuple[Recording, Stamp, Tensor]]
 ) -> Iterator[Outcome]:
-    """Recognise what was read; in halves where memory does not hold it."""
+    """Recognise the waveforms; halve the batch where it does not fit into memory."""
     start = time.perf_counter()
     transcripts = run_if_it_fits(recogniser, [waveform for _, _, waveform in readable])
     if transcripts is None:

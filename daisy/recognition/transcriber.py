@@ -1,4 +1,4 @@
-"""Many recordings to texts on disk, going on where a stopped run ended: the journals are those of `daisy extract`."""
+"""Write the texts of many recordings to disk, and resume stopped runs with the journals of `daisy extract`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from daisy.recognition.transcript_rows import TranscriptRow, TranscriptSettings
 
 
 class Transcriber:
-    """Recognises recordings, and keeps what comes out in a folder where one is given.
+    """Recognises recordings, and keeps the results in a folder if one is given.
 
     Args:
-        recogniser: what runs.
-        checkpoint: digest of its checkpoint (`daisy.checkpoints.digest`), which a run that goes on must share.
-        decoder: what its decoder is set to (`daisy.recognition.transcript_rows.describe_decoder`); empty: greedy.
+        recogniser: the recogniser to run.
+        checkpoint: digest of its checkpoint (`daisy.checkpoints.digest`), which must be the same in a resumed run.
+        decoder: settings of its decoder (`daisy.recognition.transcript_rows.describe_decoder`); empty: greedy.
         batch_sec: seconds of audio in a batch.
-        window_sec: as of `daisy.recognition.transcribe`.
+        window_sec: see `daisy.recognition.transcribe`.
         context_sec: likewise.
-        channel: what is heard of files of several channels.
+        channel: how files with several channels are used.
 
     Example:
         >>> import daisy, torch
@@ -87,26 +87,26 @@ class Transcriber:
         subtitles: bool = False,
         progress: Callable[[int], None] = lambda count: None,
     ) -> TranscriptReport:
-        """Recognise what is not finished already in the folder.
+        """Recognise the recordings that are not yet finished in the folder.
 
         Args:
-            recordings: what to recognise, files or channels of some. Those that cannot be read do not stop the run;
+            recordings: files to recognise, or channels of files. Those that cannot be read do not stop the run;
                 they are in the report.
-            out: folder for ``transcripts.json``, ``transcripts.csv`` and the journal from which a stopped run goes on;
+            out: folder for ``transcripts.json``, ``transcripts.csv`` and the journal from which a stopped run resumes;
                 None: nothing is written.
-            shard: index, from 0, and number of shares, for processes that write into one folder at once.
-            overwrite: begin again where the folder holds another run.
-            references: what was said, by `Recording.label`.
-            subtitles: write an ``.srt`` for each recording too.
-            progress: called with the number of recordings just dealt with.
+            shard: index, from 0, and number of shares, for processes that write to one folder at the same time.
+            overwrite: start again where the folder holds another run.
+            references: spoken texts, by `Recording.label`.
+            subtitles: also write an ``.srt`` for each recording.
+            progress: called with the number of recordings just processed.
 
         Returns:
-            The texts, in the recordings' order; with a folder those of earlier runs too, by name.
+            The texts, in the recordings' order; with a folder, also those of earlier runs, by name.
 
         Raises:
-            OutputError: where the folder cannot be written, holds a run with other settings or somebody's subtitles, or
+            OutputError: where the folder cannot be written, holds a run with other settings or other subtitles, or
                 is being written by another process.
-            UsageError: on an impossible shard or windows.
+            UsageError: on an invalid shard or window.
         """
         share = Shard(*shard) if shard is not None else EVERYTHING
         ours, others = take_share(recordings, share, self.settings.channel)
@@ -171,25 +171,25 @@ class Transcriber:
 def rebuild_transcripts(
     out: str | Path, *, references: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
 ) -> TranscriptReport:
-    """Write ``transcripts.json`` and ``transcripts.csv`` anew from the journals in a folder, those of all shards.
+    """Write ``transcripts.json`` and ``transcripts.csv`` anew from the journals of all shards in a folder.
 
     Args:
         out: the folder.
-        references: what was said, by `Recording.label`.
-        names: of subtitle files below the folder, by `Recording.label`; those that are finished are written where they
-            are missing or say something else.
+        references: spoken texts, by `Recording.label`.
+        names: names of subtitle files below the folder, by `Recording.label`; finished ones are written if
+            they are missing or differ.
 
     Returns:
-        What the files say.
+        The report that the files contain.
 
     Raises:
         UsageError: where the folder holds no transcripts.
-        OutputError: where a journal is damaged, or of other settings than the others, or a file cannot be written.
+        OutputError: where a journal is damaged, or has other settings than the others, or a file cannot be written.
     """
     out = Path(out)
     if not out.is_dir() or not list_journals(out):
         raise UsageError(f"{out}: holds no journal of transcripts (journal.jsonl)")
-    with _locks.hold(out / INDEX_LOCK):  # of two shards that end at once the later reads what both have done
+    with _locks.hold(out / INDEX_LOCK):  # if two shards end at once, the later one reads the results of both
         journals = [read_journal(out / shard.journal, row_type=TranscriptRow) for shard in list_journals(out)]
         settings, journals = settle_on_settings(journals, TranscriptSettings)
         finished, failures = merge(journals)
@@ -211,6 +211,6 @@ def rebuild_transcripts(
 
 
 def _write_changed(path: Path, content: bytes) -> None:
-    """Write a file that does not hold this yet: of thousands that do, each would wait for the disk."""
+    """Write a file unless it has this content already: rewriting thousands of files would each wait for the disk."""
     if not path.is_file() or path.read_bytes() != content:
         _files.write(path, content)

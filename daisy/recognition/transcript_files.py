@@ -1,4 +1,4 @@
-"""Transcripts as JSON, CSV and subtitles, with error rates where it is known what was said."""
+"""Transcripts as JSON, CSV and subtitles, with error rates where references are known."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from daisy.recognition.error_rates import ErrorRates, count_errors, measure_erro
 from daisy.recognition.transcript_rows import TranscriptRow, TranscriptSettings
 
 FORMAT_VERSION = 1
-"""Of the JSON file."""
+"""Version of the JSON file's format."""
 CUE_SEC, CUE_CHARACTERS, PAUSE_SEC = 6.0, 80, 1.0
-"""A subtitle lasts no longer and has no more characters, and ends at a pause."""
+"""Longest duration of a subtitle, most characters, and the pause at which it ends."""
 SHORTEST_CUE_SEC = 1.0
-"""A subtitle stays so long at least, to be read, but where the next one begins."""
+"""Shortest duration of a subtitle, so that it can be read, unless the next one begins earlier."""
 
 
 @dataclass(kw_only=True)
 class TranscriptReport:
-    """What a run has recognised, earlier runs included."""
+    """The results of a run, earlier runs included."""
 
     settings: TranscriptSettings
     rows: list[TranscriptRow]
     failed: Mapping[str, DaisyError]
-    """Recording to the reason, which does not name it again."""
+    """Reason by recording, which the reason does not name again."""
     num_resumed: int = 0
     """Rows that an earlier run had finished."""
     num_changed: int = 0
-    """Recordings that an earlier run had finished and that have changed since: they were done again."""
+    """Recordings that an earlier run had finished but that have changed since; they were recognised again."""
     num_gone: int = 0
-    """Rows of an earlier run whose recordings are not there any more."""
+    """Rows of an earlier run whose recordings no longer exist."""
     references: Mapping[str, str] = field(default_factory=dict)
-    """What was said, by `Recording.label`; of some, of all or of none."""
+    """Spoken texts, by `Recording.label`, for some, all or no recordings."""
     subtitles: Sequence[str] = ()
-    """Subtitle files below the folder, those of earlier runs too: beginning again takes them away."""
+    """Subtitle files below the folder, also from earlier runs; starting again removes them."""
 
     def totals(self) -> dict[str, float | int | None]:
         """Sum up mean exit layer, executed share of layers (over recordings), real-time factor; None if nothing ran."""
@@ -58,10 +58,10 @@ class TranscriptReport:
         }
 
     def rates(self) -> dict[int | str, ErrorRates]:
-        """Measure error rates over all recordings with a reference ("all"), and over those that left at each layer.
+        """Measure error rates over all recordings with a reference ("all"), and over those that exited at each layer.
 
         Returns:
-            None of a layer whose references are empty; nothing at all without references.
+            The rates, without layers whose references are empty; empty without references.
 
         Raises:
             UsageError: where jiwer is missing.
@@ -78,7 +78,7 @@ class TranscriptReport:
 
 
 def format_json(report: TranscriptReport) -> str:
-    """Write settings, totals, error rates, recordings with their words, failures: a line for each recording."""
+    """Write settings, totals, error rates, recordings with their words, and failures, with one line per recording."""
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "settings": asdict(report.settings),
@@ -100,7 +100,7 @@ def _describe(row: TranscriptRow, report: TranscriptReport) -> dict[str, Any]:
 
 
 def format_csv(report: TranscriptReport) -> str:
-    """Write one line per recording; with references also what was said, and how many errors there are among what."""
+    """Write one line per recording; with references, also the reference, and counts of errors, words and characters."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     channel = ["channel"] if report.settings.channel != "mean" else []
@@ -122,7 +122,7 @@ def format_csv(report: TranscriptReport) -> str:
 
 
 def format_srt(words: Sequence[Word]) -> str:
-    """Write a recording's words as SubRip subtitles, which end at pauses and before they get long."""
+    """Write a recording's words as SubRip subtitles, which end at pauses or before they become too long."""
     cues: list[list[Word]] = []
     for word in words:
         if not cues or _must_end(cues[-1], word):
@@ -138,19 +138,19 @@ def format_srt(words: Sequence[Word]) -> str:
 
 
 def _find_end(cue: Sequence[Word], next_start: float) -> float:
-    """Seconds at which a subtitle goes."""
+    """Return the end of a subtitle in seconds."""
     return max(cue[-1].end_sec, min(cue[0].start_sec + SHORTEST_CUE_SEC, next_start))
 
 
 def _must_end(cue: Sequence[Word], word: Word) -> bool:
-    """Whether a subtitle ends before a word."""
+    """Tell whether a subtitle must end before a word."""
     length = sum(len(before.text) + 1 for before in cue) + len(word.text)
     late = word.start_sec - cue[-1].end_sec > PAUSE_SEC or word.end_sec - cue[0].start_sec > CUE_SEC
     return late or length > CUE_CHARACTERS
 
 
 def _format_time(seconds: float) -> str:
-    """Hours, minutes, seconds and milliseconds, as SubRip has them."""
+    """Format hours, minutes, seconds and milliseconds as in SubRip."""
     milliseconds = round(1000 * seconds)
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02},{rest % 1000:03}"

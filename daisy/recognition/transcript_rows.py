@@ -1,4 +1,4 @@
-"""What is noted of a recording that was transcribed, and what decides it."""
+"""The record of a transcribed recording, and the settings that determine it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ KIND = "transcripts"
 
 @dataclass(frozen=True, kw_only=True)
 class TranscriptSettings:
-    """What decides the texts: a run may only go on in a folder that was begun with the same."""
+    """The settings that determine the texts; a run can only resume in a folder with the same settings."""
 
     checkpoint: str
     """SHA-256 of the checkpoint's file."""
     policy: dict[str, Any]
-    """`Policy.to_config`."""
+    """The policy, as `Policy.to_config`."""
     heads: str
-    """Whose scores the policy reads: "ctc" or "units"."""
+    """Heads whose scores the policy reads: "ctc" or "units"."""
     exits: list[int]
-    """Layers at which utterances may leave."""
+    """Layers at which utterances may exit."""
     decoder: dict[str, Any] = field(default_factory=dict)
     """Settings of the search (`describe_decoder`); empty: greedy."""
     window_sec: float | None = None
-    """Longer recordings run in windows of so many seconds (`daisy.recognition.long_audio`); None: in one run."""
+    """Longer recordings run in windows of this many seconds (`daisy.recognition.long_audio`); None: in one run."""
     context_sec: float = 2.0
-    """Half of what two windows have in common."""
+    """Half of the overlap of two windows, in seconds."""
     precision: str = "float32"
-    """What the encoder computes in."""
+    """Data type in which the encoder computes."""
     channel: Channel = "mean"
-    """What is heard of files of several channels."""
+    """How files with several channels are used."""
     kind: str = KIND
-    """Tells these journals from those of features."""
+    """Distinguishes these journals from those of features."""
 
 
 def describe_decoder(
@@ -50,7 +50,7 @@ def describe_decoder(
     language_weight: float = 0.0,
     word_score: float = 0.0,
 ) -> dict[str, Any]:
-    """Return what `TranscriptSettings` says of a `BeamSearch`, its files by their content, or an `AttentionSearch`."""
+    """Return the `TranscriptSettings` entry for a `BeamSearch`, with digests of its files, or an `AttentionSearch`."""
     if attention:
         return {"attention": True, "beam_size": beam_size}
     files = {"lexicon": lexicon, "language_model": language_model}
@@ -61,21 +61,21 @@ def describe_decoder(
 
 @dataclass(frozen=True, kw_only=True)
 class TranscriptRow(Row):
-    """One recording's text, its exit and how it came about."""
+    """One recording's text, its exit and how they were obtained."""
 
     text: str = ""
     """Words with one space between them."""
     confidence: float = 0.0
-    """As of `daisy.recognition.Transcript`."""
+    """See `daisy.recognition.Transcript`."""
     words: list[Word] = field(default_factory=list)
-    """In order, with times."""
+    """Words in order, with times."""
 
     def __post_init__(self) -> None:
-        words = [Word(**word) if isinstance(word, dict) else word for word in self.words]  # as a journal has them
+        words = [Word(**word) if isinstance(word, dict) else word for word in self.words]  # as read from a journal
         object.__setattr__(self, "words", words)
 
     def public(self) -> dict[str, Any]:
-        """Return what is written of a recording."""
+        """Return the fields to write for a recording."""
         said = {name: value for name, value in vars(self).items() if name not in ("source", "at", "output")}
         if self.channel is None:
             del said["channel"]

@@ -1,4 +1,4 @@
-"""Exit heads trained in plain PyTorch: what the fairseq plugin does, for Pythons that fairseq does not run on."""
+"""Train exit heads in plain PyTorch, as the fairseq plugin does, on Python versions that fairseq does not support."""
 
 from daisy.training.batches import HeadBatches
 from daisy.training.learner import HeadLearner

@@ -1,4 +1,4 @@
-"""Recordings of a manifest, with their units where there are any, as padded batches: by seed and update alone."""
+"""Read a manifest's recordings, with their units if any, as padded batches that only seed and update determine."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from daisy.training.settings import HeadTraining
 
 @dataclass(frozen=True)
 class HeadBatch:
-    """Utterances that are run together."""
+    """Utterances that run together."""
 
     source: Tensor
-    """(B, N) float32."""
+    """Waveforms (B, N) float32."""
     num_samples: Tensor
-    """(B,) int64."""
+    """Length of each waveform, (B,) int64."""
     labels: Tensor | None
-    """(B, M) int64 units with fairseq's special symbols before them; -1 past the end."""
+    """(B, M) int64 units counted after fairseq's special symbols; -1 past the end."""
     seed: int
-    """Of what is drawn for it."""
+    """Seed of random draws for the batch."""
 
 
 class HeadBatches:
     """Batches of a manifest.
 
     Args:
-        manifest: of fairseq.
-        settings: of the training.
-        labels: folder of ``SPLIT.km`` and ``dict.km.txt``; None: the teacher's units are learnt.
-        sample_rate: in Hz.
-        training: whether recordings are cut, and batches drawn anew for each epoch.
+        manifest: fairseq manifest.
+        settings: settings of the training.
+        labels: folder of ``SPLIT.km`` and ``dict.km.txt``; None: the heads learn the teacher's units.
+        sample_rate: sample rate in Hz.
+        training: whether recordings are cropped, and batches drawn anew for each epoch.
 
     Raises:
-        UsageError: where the manifest or its labels cannot be read, do not go together, or nothing is long enough.
+        UsageError: where the manifest or its labels cannot be read, do not match, or nothing is long enough.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class HeadBatches:
 
     @property
     def duration_sec(self) -> float:
-        """Of all recordings that are long enough."""
+        """Duration of all recordings that are long enough, in seconds."""
         return sum(self.lengths) / self.sample_rate
 
     def plan(self, epoch: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-        """Say which recordings are in which batch of an epoch, of one process; in training all have equally many."""
+        """Plan the batches of an epoch for one process, as indices; in training all processes have equally many."""
         lengths = [min(length, self.settings.max_sample_size) for length in self.lengths]
         generator = numpy.random.default_rng([self.settings.seed, epoch])
         order = generator.permutation(len(lengths)) if self.training else numpy.arange(len(lengths))
-        ordered = sorted(order.tolist(), key=lambda index: -lengths[index])  # equal lengths stay in drawn order
+        ordered = sorted(order.tolist(), key=lambda index: -lengths[index])  # equal lengths stay in the drawn order
         batches: list[list[int]] = []
         for index in ordered:  # the first of a batch is the longest, to which the others are padded
             if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= self.settings.max_tokens:
@@ -101,10 +101,10 @@ class HeadBatches:
         return batches[rank::world_size]
 
     def read(self, indices: Sequence[int], epoch: int) -> HeadBatch:
-        """Read recordings, cut where they are too long.
+        """Read recordings, cropped where they are too long.
 
         Raises:
-            AudioError: where one cannot be read.
+            AudioError: where a recording cannot be read.
         """
         seed = int(numpy.random.SeedSequence([self.settings.seed, epoch, *indices]).generate_state(1)[0] >> 1)
         if not self.training:
@@ -129,7 +129,7 @@ class HeadBatches:
         )
 
     def iterate(self, epoch: int, skip: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[HeadBatch]:
-        """Read the batches of an epoch, but for the first ``skip``."""
+        """Read the batches of an epoch, except the first ``skip``."""
         for indices in self.plan(epoch, rank, world_size)[skip:]:
             yield self.read(indices, epoch)
 
@@ -138,7 +138,7 @@ def read_symbols(path: Path) -> list[str]:
     """Read the units of a fairseq dictionary, in their order.
 
     Raises:
-        UsageError: where it is none.
+        UsageError: where the file is not such a dictionary.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -152,7 +152,7 @@ def read_symbols(path: Path) -> list[str]:
 
 
 def _read_lengths(manifest: Path, lines: Sequence[str]) -> list[int]:
-    """Samples of each recording, as the manifest says."""
+    """Return the number of samples of each recording in the manifest."""
     lengths = []
     for number, line in enumerate(lines, 2):
         count = line.rpartition("\t")[2].strip()
@@ -165,7 +165,7 @@ def _read_lengths(manifest: Path, lines: Sequence[str]) -> list[int]:
 def _read_units(
     path: Path, symbols: Sequence[str], lengths: Sequence[int], label_rate: float, sample_rate: int
 ) -> list[NDArray[numpy.int32]]:
-    """The units of each line, counted as fairseq counts them."""
+    """Read the units of each line, numbered as in fairseq."""
     numbers = {symbol: number for number, symbol in enumerate(symbols, SPECIAL_SYMBOLS)}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Whether label files have as many labels as their recordings are long."""
+"""Check that label files have as many labels as the lengths of their recordings require."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from daisy.errors import UsageError
 from daisy.extraction.stored_features import TOLERANCE_SEC, TOLERANCE_SHARE
 
 MOST_ODD_LINES = 0.01
-"""Share of a file's lines that may be off by more; one may in any file."""
+"""Share of a file's lines that may exceed the tolerance; a single line may in any file."""
 TYPICAL_SHARE = 0.5
-"""Of what a line may be off by, that half of the lines must stay below where one is off by more."""
+"""Share of the tolerance within which half of the lines must lie when any line exceeds it."""
 
 Integers = NDArray[numpy.int64]
 
@@ -26,21 +26,21 @@ def check_lengths(
     sample_rate: float,
     label_rate: float,
 ) -> str:
-    """Check that recordings have as many labels as they are long.
+    """Check that recordings have as many labels as their lengths require.
 
-    A line here and there may be odd, as fairseq has it: that is worth a warning. Labels of another rate or of other
-    recordings are refused: then several lines are odd, or most are off by much of what a line may be off by.
+    A few lines may be wrong, as fairseq allows: this only causes a warning. Labels of another rate or of other
+    recordings are refused: then several lines exceed the tolerance, or most use up much of it.
 
     Args:
-        path: of the label file.
-        lines: (R,) of the recordings in it, from 0.
-        counts: (R,) labels there.
-        num_samples: (R,) of the recordings, as the manifest says.
-        sample_rate: of the recordings, in Hz.
-        label_rate: labels a second.
+        path: path of the label file.
+        lines: (R,) lines of the recordings in it, from 0.
+        counts: (R,) numbers of labels on these lines.
+        num_samples: (R,) lengths of the recordings in the manifest.
+        sample_rate: sample rate of the recordings in Hz.
+        label_rate: labels per second.
 
     Returns:
-        What there is to warn of; "" where nothing is odd.
+        A warning; "" where no line exceeds the tolerance.
 
     Raises:
         UsageError: naming file, line and the rate that the labels seem to have.

@@ -1,4 +1,4 @@
-"""One update of exit heads."""
+"""Update exit heads with one batch."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Log = dict[str, float]
 
 
 class HeadLearner(nn.Module):
-    """A frozen network, exit heads that learn on it, and their optimiser.
+    """A frozen network, the exit heads that learn on it, and their optimiser.
 
     Args:
-        model: whose heads, where it has any, are replaced by new ones.
-        settings: of the training.
-        num_units: of label files, special symbols included; 0: the units of the model's own prediction head.
-        noises: to mix into what the heads hear.
+        model: model whose heads, if any, are replaced by new ones.
+        settings: settings of the training.
+        num_units: number of units in label files, special symbols included; 0: that of the model's own prediction head.
+        noises: noises to mix into the heads' input.
         bfloat16: multiply in bfloat16 (autocast); weights and losses stay in float32.
 
     Raises:
         CheckpointError: where there are no labels and the model has no prediction head.
-        UsageError: where frames are to be masked, and the model has no embedding that masks them.
+        UsageError: where frames are to be masked, but the model has no mask embedding.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class HeadLearner(nn.Module):
         )
 
     def train(self, mode: bool = True) -> HeadLearner:
-        """Set the heads to training or not; the backbone is never."""
+        """Set the heads to training mode or not; the backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def forward(self, batch: HeadBatch) -> tuple[Tensor, Log]:
-        """Compute the summed loss of a batch, and sums for the log: ``ntokens`` and ``nsentences`` among them."""
+        """Compute the summed loss of a batch, and sums for the log, including ``ntokens`` and ``nsentences``."""
         settings, device = self.settings, self.backbone.device
         noisy = None
         if self.noises is not None:
@@ -90,10 +90,10 @@ class HeadLearner(nn.Module):
         return loss, {"loss": float(loss.detach()), "ntokens": counted, "nsentences": float(len(batch.source)), **log}
 
     def update(self, batch: HeadBatch) -> Log:
-        """Learn from a batch, together with the batches of all other processes where there are any.
+        """Learn from a batch, together with the batches of all other processes if there are any.
 
         Raises:
-            UsageError: where loss or gradient are no finite numbers.
+            UsageError: where loss or gradient are not finite.
         """
         self.train()
         self.optimizer.zero_grad()
@@ -118,7 +118,7 @@ class HeadLearner(nn.Module):
         return log
 
     def _step(self) -> None:
-        """One step of Adam as fairseq takes it: the epsilon is not divided by the second moment's correction."""
+        """Take a step of Adam as in fairseq: the epsilon is not divided by the second moment's correction."""
         correction = 1 - self.settings.betas[1] ** (self.num_updates + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(self.num_updates)
@@ -132,7 +132,7 @@ class HeadLearner(nn.Module):
         return units
 
     def _draw_mask(self, seed: int, valid: Tensor) -> Tensor:
-        """Spans of frames, (B, T) bool, by the seed alone."""
+        """Draw spans of frames, (B, T) bool, determined by the seed alone."""
         generator, masked = numpy.random.default_rng(seed), torch.zeros_like(valid)
         for row, count in enumerate(valid.sum(1).tolist()):
             spans = draw_spans(count, self.settings.mask_prob, self.settings.mask_length, generator)
@@ -141,7 +141,7 @@ class HeadLearner(nn.Module):
 
 
 def make_heads(model: Model, settings: HeadTraining, num_units: int) -> ExitHeads:
-    """Make new heads, whose first weights the seed alone decides."""
+    """Make new heads, with initial weights determined by the seed alone."""
     config = model.backbone.config
     if not num_units:
         assert model.final_head is not None
@@ -165,7 +165,7 @@ def draw_spans(num_frames: int, mask_prob: float, mask_length: int, generator: n
 
 
 def sum_over_processes(log: Log, device: torch.device) -> Log:
-    """Add up a log over all processes; as it is where there is one."""
+    """Add up a log over all processes; return it as it is for a single process."""
     if not torch.distributed.is_initialized():
         return log
     sums = torch.tensor(list(log.values()), dtype=torch.float64, device=device)
@@ -174,7 +174,7 @@ def sum_over_processes(log: Log, device: torch.device) -> Log:
 
 
 def describe_log(log: Log) -> Log:
-    """Turn sums into means: loss and nats a frame, accuracy, the regressors' error in nats an utterance."""
+    """Turn sums into means: loss and nats per frame, accuracy, and the regressors' error in nats per utterance."""
     judged, sentences = max(log["judged"], 1.0), max(log["nsentences"], 1.0)
     means = {"loss": log["loss"] / max(log["ntokens"], 1.0)}
     for name, value in log.items():

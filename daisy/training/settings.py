@@ -1,4 +1,4 @@
-"""What decides how exit heads are trained."""
+"""The settings for training exit heads."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from daisy.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class HeadTraining:
-    """Settings, with the defaults of the plugin's ``daisy_mini.yaml``; fairseq's name of each in brackets."""
+    """Settings, with the defaults of the plugin's ``daisy_mini.yaml``; fairseq's name for each in brackets."""
 
     max_update: int = 800
-    """Updates [optimization.max_update, lr_scheduler.total_num_update]."""
+    """Number of updates [optimization.max_update, lr_scheduler.total_num_update]."""
     lr: float = 0.002
     """Highest learning rate [optimization.lr]."""
     warmup_updates: int = 40
-    """Updates over which it rises from 0 [lr_scheduler.warmup_updates]; it falls to 0 over the rest."""
+    """Updates over which the rate rises from 0 [lr_scheduler.warmup_updates]; it falls to 0 over the rest."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """Of Adam [optimizer.adam_betas]."""
+    """Betas of Adam [optimizer.adam_betas]."""
     eps: float = 1e-6
-    """Of Adam, added to the root of the uncorrected second moment, as fairseq does [optimizer.adam_eps]."""
+    """Epsilon of Adam, added to the root of the uncorrected second moment, as fairseq does [optimizer.adam_eps]."""
     weight_decay: float = 0.0
-    """Of Adam, apart from the gradient [optimizer.weight_decay]."""
+    """Weight decay of Adam, decoupled from the gradient [optimizer.weight_decay]."""
     clip_norm: float = 0.0
-    """Norm above which gradients are scaled down; 0: never [optimization.clip_norm]."""
+    """Gradient norm above which gradients are scaled down; 0: never [optimization.clip_norm]."""
     max_tokens: int = 1_024_000
-    """Samples of a batch, padding included, of each process [dataset.max_tokens]."""
+    """Samples per batch and process, padding included [dataset.max_tokens]."""
     max_sample_size: int = 250_000
-    """Longer recordings are cut at random to so many samples [task.max_sample_size]."""
+    """Longer recordings are randomly cropped to this many samples [task.max_sample_size]."""
     min_sample_size: int = 4000
-    """Shorter ones are left out [task.min_sample_size]."""
+    """Recordings with fewer samples are left out [task.min_sample_size]."""
     seed: int = 1
-    """Of the heads' first weights, batches, cuts, noise and masks [common.seed]."""
+    """Seed of the heads' initial weights, batches, crops, noise and masks [common.seed]."""
     noise_prob: float = 0.5
-    """Share of utterances that get noise, where there is any [criterion.noise_prob]."""
+    """Share of utterances that get noise, where noise is given [criterion.noise_prob]."""
     noise_snr_db: tuple[float, float] = (-5.0, 20.0)
-    """Lowest and highest signal-to-noise ratio [criterion.noise_snr_db]."""
+    """Lowest and highest signal-to-noise ratio in dB [criterion.noise_snr_db]."""
     mask_prob: float = 0.0
-    """Share of frames that start a masked span, times its length; 0: all are heard [model.mask_prob]."""
+    """Share of frames that start a masked span, times its length; 0: none is masked [model.mask_prob]."""
     mask_length: int = 10
-    """Frames of a span [model.mask_length]."""
+    """Frames per span [model.mask_length]."""
     pred_masked_weight: float = 1.0
     """Weight of the losses on masked frames [criterion.pred_masked_weight]."""
     pred_nomask_weight: float = 1.0
-    """Weight of those on the others [criterion.pred_nomask_weight]."""
+    """Weight of the losses on the other frames [criterion.pred_nomask_weight]."""
     regressors: bool = True
     """Train loss regressors beside the classifiers [model.no_regressors]."""
     label_rate: float = 50.0
-    """Labels a second, where there are label files [task.label_rate]."""
+    """Labels per second, where there are label files [task.label_rate]."""
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("max_update", "max_tokens", "max_sample_size", "min_sample_size", "mask_length"), 1)
@@ -72,9 +72,9 @@ class HeadTraining:
             raise UsageError("no frame counts: pred_nomask_weight is 0 and none is masked")
 
     def learning_rate(self, num_updates: int) -> float:
-        """Compute the rate of the next update after some: fairseq's polynomial_decay, of power 1 to 0.
+        """Compute the learning rate after some updates, by fairseq's polynomial_decay with power 1, to 0.
 
-        Source: fairseq 0.12.2, fairseq/optim/lr_scheduler/polynomial_decay_schedule.py: the first update's is 0.
+        Source: fairseq 0.12.2, fairseq/optim/lr_scheduler/polynomial_decay_schedule.py: the first update's rate is 0.
         """
         if self.warmup_updates and num_updates <= self.warmup_updates:
             return self.lr * num_updates / self.warmup_updates

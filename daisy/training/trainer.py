@@ -1,4 +1,4 @@
-"""Training exit heads from manifests, going on where a stopped run ended; on several devices under torchrun."""
+"""Train exit heads from manifests, with resumption of stopped runs, and on several devices with torchrun."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ RESULT, LOCK = "model.safetensors", ".training.lock"
 
 @dataclass
 class TrainingReport:
-    """What a run has come to."""
+    """The result of a run."""
 
     num_updates: int
-    """All in all."""
+    """Updates in total."""
     num_resumed: int
-    """Of earlier runs."""
+    """Updates of earlier runs."""
     num_left_out: int
     """Recordings of the manifest that are too short."""
     train: Log = field(default_factory=dict)
-    """Means of the last updates, by name."""
+    """Means over the last updates, by name."""
     valid: Log = field(default_factory=dict)
-    """Means of the last validation."""
+    """Means over the last validation."""
 
 
 def train_heads(
@@ -64,35 +64,35 @@ def train_heads(
 ) -> TrainingReport:
     """Train exit heads on a frozen network, in plain PyTorch.
 
-    The losses are the fairseq plugin's (`daisy.models.head_losses`), and so are learning rates and Adam's arithmetic:
-    on the same batches the same losses, up to rounding. Batches are drawn otherwise than fairseq draws them. A stopped
-    run goes on at the last saved update and comes to the same heads, where the recordings that the manifests name are
-    still the same, which nobody checks. Under ``torchrun`` every process takes its share of the batches; gradients are
-    summed, and the loss regressors' statistics are those of all.
+    Losses (`daisy.models.head_losses`), learning rates and Adam's arithmetic are the same as in the fairseq plugin:
+    the same batches give the same losses, up to rounding. Batches are drawn differently than in fairseq. A stopped
+    run resumes at the last saved update and gives the same heads, provided that the recordings in the manifests are
+    unchanged, which is not checked. Under ``torchrun`` every process takes its share of the batches; gradients are
+    summed, and the loss regressors' statistics are taken over all.
 
     Args:
-        manifest: of fairseq: what is learnt from.
-        model: a HuBERT, or any network that daisy runs, on the device to train on; heads that it has are replaced, and
-            with labels its own prediction head is dropped, as its units are others.
-        out: folder for ``training.pt`` (from which a run goes on), ``log.jsonl`` and ``model.safetensors``.
-        settings: of the training; None: the defaults.
-        valid: manifest of recordings to validate on, whenever the state is saved.
+        manifest: fairseq manifest of the training recordings.
+        model: a HuBERT, or any network that daisy runs, on the device to train on; its heads are replaced, and
+            with labels its own prediction head is dropped, as it has other units.
+        out: folder for ``training.pt`` (from which a run resumes), ``log.jsonl`` and ``model.safetensors``.
+        settings: settings of the training; None: the defaults.
+        valid: manifest of recordings for validation, whenever the state is saved.
         labels: folder of ``SPLIT.km`` for each manifest and ``dict.km.txt`` (`daisy.extraction.make_labels`); None:
-            the units are those that the model's own prediction head predicts on clean audio.
-        noise: manifest of noise to mix into what the heads hear; it is held in memory, 230 MB an hour at 16 kHz.
-        checkpoint: digest of the model's file: a run that goes on must have the same.
-        save_interval: updates after which the state is saved.
-        log_interval: updates after which means are logged.
-        tensorboard: write event files too, where tensorboardX is installed.
+            the units are those predicted by the model's own prediction head on clean audio.
+        noise: manifest of noise to mix into the heads' input; it is held in memory, 230 MB per hour at 16 kHz.
+        checkpoint: digest of the model's file, which must be the same in a resumed run.
+        save_interval: number of updates after which the state is saved.
+        log_interval: number of updates after which means are logged.
+        tensorboard: also write event files, where tensorboardX is installed.
         bfloat16: multiply in bfloat16.
-        overwrite: begin again where the folder holds another run.
-        progress: called with the number of updates just made, or found done.
+        overwrite: start again where the folder holds another run.
+        progress: called with the number of updates just made, or found already made.
 
     Returns:
-        What the run has come to. ``model`` has the new heads, and its provenance says so.
+        The result of the run. ``model`` has the new heads, and its provenance says so.
 
     Raises:
-        UsageError: on manifests, labels or settings that make no sense, or where training diverges: what was saved
+        UsageError: on invalid manifests, labels or settings, or where training diverges; the state that was saved
             last is kept.
         CheckpointError: without labels, where the model has no prediction head.
         OutputError: where the folder holds a run with other settings, is being written, or cannot be written.
@@ -136,7 +136,7 @@ def train_heads(
                     report.valid = validate(learner, validation)
                     write_log("valid", learner.num_updates, report.valid)
                 _save(learner, out / STATE, described, logs)
-        model.heads, model.policies = learner.heads.eval(), {}  # policies of other heads
+        model.heads, model.policies = learner.heads.eval(), {}  # the policies were for other heads
         audio = format_duration(batches.duration_sec)
         said = {"heads": f"daisy train-heads, {report.num_updates} updates on {audio} of audio"}
         model.provenance = {**drop_notes_of_heads(model.provenance), **said}
@@ -148,13 +148,13 @@ def train_heads(
 
 
 def _digest_labels(labels: Path, manifest: Path) -> list[str]:
-    """Digests of what decides the targets."""
+    """Compute digests of the files that determine the targets."""
     return [_files.digest(labels / name) for name in (f"{manifest.stem}.km", "dict.km.txt")]
 
 
 @torch.no_grad()
 def validate(learner: HeadLearner, batches: HeadBatches) -> Log:
-    """Compute means over a manifest, the same whenever it is called with the same heads."""
+    """Compute means over a manifest; the result is the same for the same heads."""
     was_training = learner.training
     learner.eval()
     logs = []
@@ -165,7 +165,7 @@ def validate(learner: HeadLearner, batches: HeadBatches) -> Log:
 
 
 def _gather(logs: list[Log]) -> list[Log]:
-    """The logs of all processes, of which some may have none."""
+    """Gather the logs of all processes, some of which may have none."""
     if not torch.distributed.is_initialized():
         return logs
     of_each: list[list[Log]] = [[]] * _world_size()
@@ -174,7 +174,7 @@ def _gather(logs: list[Log]) -> list[Log]:
 
 
 def _list_ahead(batches: HeadBatches, learner: HeadLearner) -> Iterator[tuple[Sequence[int], int]]:
-    """The recordings of each batch that is still to be learnt from, and its epoch."""
+    """List the recordings of each remaining batch, and its epoch."""
     first, rank, world_size = learner.num_updates, _rank(), _world_size()
     length = len(batches.plan(0, rank, world_size))
     plan: list[list[int]] = []
@@ -186,7 +186,7 @@ def _list_ahead(batches: HeadBatches, learner: HeadLearner) -> Iterator[tuple[Se
 
 
 def _read_ahead(batches: HeadBatches, places: Iterator[tuple[Sequence[int], int]]) -> Generator[HeadBatch, None, None]:
-    """Read the batches at some places; while one is learnt from, a thread reads the next."""
+    """Read batches in turn; while one is used, a thread reads the next."""
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="daisy-batches")
     try:
         futures = (reader.submit(batches.read, indices, epoch) for indices, epoch in places)
@@ -200,7 +200,7 @@ def _read_ahead(batches: HeadBatches, places: Iterator[tuple[Sequence[int], int]
 
 
 def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwrite: bool) -> list[Log]:
-    """Go on from a saved state, if there is one; the logs of its last updates, which no mean has yet."""
+    """Resume from a saved state, if there is one; return the logs of its last updates, which are in no mean yet."""
     if overwrite or not path.is_file():
         return []
     try:
@@ -219,7 +219,7 @@ def _resume(learner: HeadLearner, path: Path, described: dict[str, Any], overwri
 
 
 def _remove_old(out: Path, source: Path | None) -> None:
-    """Remove another run's state and heads, but for the file that is learnt on, before a kill could leave them."""
+    """Remove another run's state and heads, except the model's own file, so that no kill can leave them behind."""
     for path in (out / STATE, out / RESULT):
         if source is None or path.resolve() != source.resolve():
             with _files.refusing(path):
@@ -233,7 +233,7 @@ def _cut_log(path: Path, num_updates: int) -> None:
 
 
 def _save(learner: HeadLearner, path: Path, described: dict[str, Any], logs: list[Log]) -> None:
-    """Save what a run goes on from; the first process does."""
+    """Save the state from which a run resumes; only the first process does."""
     if _rank() != 0:
         return
     state = {
@@ -248,7 +248,7 @@ def _save(learner: HeadLearner, path: Path, described: dict[str, Any], logs: lis
 
 @contextmanager
 def _sole_writer(out: Path) -> Iterator[None]:
-    """The right to write the folder; of several processes under torchrun the first has it."""
+    """Hold the lock on the folder; of several processes under torchrun, the first holds it."""
     if _rank() != 0:
         yield
         return
@@ -258,9 +258,9 @@ def _sole_writer(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _open_logs(out: Path, tensorboard: bool, num_updates: int) -> Iterator[Callable[[str, int, Log], None]]:
-    """A function that logs means: to ``log.jsonl``, and as event files where that is wanted and possible.
+    """Provide a function that logs means to ``log.jsonl``, and to event files where requested and possible.
 
-    What either has of later updates is made again, or another run's, and goes.
+    Entries of later updates are removed from both, as they will be made again or are another run's.
     """
     writers: dict[str, Any] = {}
     if _rank() == 0:
@@ -289,7 +289,7 @@ def _open_logs(out: Path, tensorboard: bool, num_updates: int) -> Iterator[Calla
 
 
 def _make_writer(folder: Path, next_update: int) -> Any:
-    """A writer of event files, from an update on; None where tensorboardX is missing."""
+    """Make a writer of event files, starting from an update; None where tensorboardX is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
@@ -299,13 +299,13 @@ def _make_writer(folder: Path, next_update: int) -> Any:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[str]:
-    """Join the processes that torchrun has started, if it has, and say which device is this one's.
+    """Join the processes started by torchrun, if any, and yield the device of this one.
 
     Args:
-        device: "cpu" or "cuda"; of GPUs each process takes its own.
+        device: "cpu" or "cuda"; with GPUs each process takes its own.
 
     Raises:
-        UsageError: on one GPU by number under torchrun, without a GPU for each process, or where they cannot join.
+        UsageError: on a GPU given by number under torchrun, without a GPU for each process, or where they cannot join.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:

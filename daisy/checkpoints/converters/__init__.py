@@ -1,16 +1,16 @@
-"""Other people's checkpoints to ours. Each reader maps every key or refuses it by name.
+"""Convert other projects' checkpoints to ours. Each reader maps every key, or refuses it by name.
 
 | source | what it is | reader |
 |---|---|---|
-| fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older; also its weights without a configuration | `fairseq` |
-| fairseq | likewise wav2vec 2.0 and data2vec; WavLM as its authors publish it, and s3prl reads it | `fairseq` |
+| fairseq | pre-trained and fine-tuned HuBERT, 0.12.2 and older; also weights without a configuration | `fairseq` |
+| fairseq | the same of wav2vec 2.0 and data2vec; WavLM as published by its authors and read by s3prl | `fairseq` |
 | daisy's own fairseq plugin | heads trained by fairseq-train | `plugin` |
 | s3prl | `python -m s3prl.upstream.hubert.convert`, also of wav2vec2 and data2vec | `s3prl` |
 | the published DAISY code | s3prl's form with a list of heads | `s3prl` |
 | torchaudio | state dict of `hubert_base()`, `hubert_pretrain_base()`, `wav2vec2_base()`, `wavlm_…` | `torchaudio` |
 | Wright et al. | state dict of their Conformer or Splitformer with exits | `wright` |
-| Hugging Face | folder, also of the hub's cache, of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio | `huggingface` |
-| Hugging Face | folder of a Whisper, of which the encoder is read | `huggingface_whisper` |
+| Hugging Face | folder, also in the hub's cache, of a HuBERT, wav2vec 2.0, WavLM, data2vec-audio | `huggingface` |
+| Hugging Face | folder of a Whisper; only the encoder is read | `huggingface_whisper` |
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from daisy.models import Tokens
 __all__ = ["convert"]
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""``facebook/hubert-base-ls960``; a path of a file may look so, too."""
+"""For example ``facebook/hubert-base-ls960``; the path of a file may look like this, too."""
 
 
 def convert(
@@ -42,26 +42,26 @@ def convert(
 ) -> Model:
     """Convert a checkpoint of any of the forms above.
 
-    What of the source the model does not have, and what the source does not tell and had to be assumed, stands in its
-    ``provenance``, under "left_out" and "assumed".
+    The model's ``provenance`` says under "left_out" which parts of the source it lacks, and under "assumed" what
+    the source does not specify and had to be assumed.
 
     Args:
         source: a file, or a Hugging Face folder.
         allow_pickle: read files that hold pickled Python objects (fairseq's and s3prl's do).
-        overrides: backbone fields that the source does not tell (weights without a configuration), as text.
-        label_set: of which of fairseq's label sets the prediction head is kept, counted from 1. Where there are
+        overrides: backbone fields that the source does not specify (weights without a configuration), as text.
+        label_set: number, from 1, of the fairseq label set whose prediction head is kept. Where there are
             several, and this is None, the model has no prediction head.
-        tokens: file that says what the outputs of a fine-tuned model stand for: fairseq's ``dict.ltr.txt``, Hugging
-            Face's ``vocab.json``, a SentencePiece ``.model``. Where None, what the checkpoint brings itself, or what
-            lies beside it; without tokens its output layer is left out.
+        tokens: file with the tokens of a fine-tuned model's outputs: fairseq's ``dict.ltr.txt``, Hugging
+            Face's ``vocab.json``, a SentencePiece ``.model``. None: the tokens in the checkpoint, or
+            in a file beside it; without tokens the output layer is left out.
 
     Returns:
         The model, in float32 on the CPU.
 
     Raises:
-        CheckpointError: where the form is not known, or holds something that cannot be mapped, or tokens are given
-            that do not fit.
-        UsageError: where ``tokens`` is no such file.
+        CheckpointError: where the form is not known, something cannot be mapped, or the given tokens
+            do not fit.
+        UsageError: where ``tokens`` is not such a file.
     """
     path = Path(source)
     if HUB_NAME.fullmatch(str(source)) and not path.parent.is_dir():
@@ -82,7 +82,7 @@ def convert(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", remedy=error.remedy) from None
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
-        # The readers take a source's form for granted; one that has not got it can fail anywhere.
+        # The readers take a source's form for granted; other content can fail anywhere.
         first_line = (repr(error).splitlines() or [""])[0][:200]
         raise CheckpointError(f"{path}: not whole, or not of the form it seems to have ({first_line})") from None
     model.provenance.setdefault("converted_from", path.name)

@@ -1,11 +1,12 @@
-"""fairseq's HuBERT, pre-trained (``hubert``) and fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and its kin.
+"""Read fairseq's HuBERT, pre-trained (``hubert``) or fine-tuned (``hubert_ctc``, ``hubert_seq2seq``), and its kin.
 
-wav2vec 2.0 has names of its own only for what pre-trains it. WavLM as its authors publish it has fairseq's names too.
+wav2vec 2.0 has different names only for its pre-training modules. WavLM, as published by its authors, also has
+fairseq's names.
 
 Source of names: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py and
-fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py; of those with batch norm before the positional convolution: its main
-branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``); of WavLM: microsoft/unilm, wavlm/{WavLM,modules}.py, as
-s3prl 0.4.18 has them.
+fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py; for batch norm before the positional convolution: fairseq's main
+branch, fairseq/models/wav2vec/wav2vec2.py (``make_conv_pos``); for WavLM: microsoft/unilm, wavlm/{WavLM,modules}.py, in
+s3prl 0.4.18.
 """
 
 from __future__ import annotations
@@ -82,18 +83,18 @@ HEAD_RULES = (
     (r"final_proj\.(weight|bias)", r"final_head.projection.\1"),
     (r"label_embs_concat", "final_head.embeddings"),
     (r"target_glu\.0\.(weight|bias)", r"target_glu.\1"),
-    (r"exits\.(heads\..*)", r"\1"),  # of the plugin's pre-training
+    (r"exits\.(heads\..*)", r"\1"),  # from the plugin's pre-training
 )
 PRE_TRAINING_RULES = (
     (r"(?:quantizer|project_q|final_proj|target_glu)\..*", None),
-    (r"_ema", None),  # data2vec's teacher, an average of what the network was
+    (r"_ema", None),  # data2vec's teacher, a moving average of the network
 )
-"""Of networks that predict no units."""
+"""Rules for networks that predict no units."""
 FINE_TUNED = re.compile(r"(?:w2v_encoder|encoder)\.w2v_model\.(.*)")
 FINE_TUNED_HEAD = re.compile(r"w2v_encoder\.proj\.(weight|bias)|encoder\.proj\.(weight|bias)|decoder\..*")
 OUTPUT_RULES = ((FINE_TUNED_HEAD.pattern, None),)
 CTC_OUTPUT = "w2v_encoder.proj."
-"""Of ``hubert_ctc`` and ``wav2vec_ctc``; the other names are of a decoder with attention."""
+"""Prefix of the output layer in ``hubert_ctc`` and ``wav2vec_ctc``; other names belong to an attention decoder."""
 _OURS = r"backbone\.encoder\.transformer\.layers\.(\d+)\."
 _THEIRS = r"encoder.layers.\1."
 THEIR_NAMES = (
@@ -120,7 +121,7 @@ A_LAYER = re.compile(r"(?:(?:w2v_encoder|encoder)\.w2v_model\.)?encoder\.layers\
 
 
 def recognises(state: dict[str, Any]) -> bool:
-    """Tell whether a loaded file is a fairseq checkpoint, or holds its weights alone."""
+    """Tell whether a loaded file is a fairseq checkpoint, or holds only its weights."""
     model = state.get("model", state)
     has_configuration = isinstance(state.get("model"), dict) and ("cfg" in state or "args" in state)
     return has_configuration or (isinstance(model, dict) and any(A_LAYER.fullmatch(str(key)) for key in model))
@@ -136,15 +137,15 @@ def read(
     """Build a model from a loaded fairseq checkpoint.
 
     Args:
-        state: what the file holds.
-        overrides: fields that weights without a configuration do not tell, as text.
-        label_set: to keep the prediction head of, counted from 1; needed where there are several.
-        tokens: of the output layer of ``hubert_ctc``, which becomes a CTC exit at the last layer; where None those of
-            the task's dictionary, in the checkpoint or beside it, and without one the layer is left out.
-        folder: where the file is, in which the dictionary may be.
+        state: content of the file.
+        overrides: fields that weights without a configuration do not specify, as text.
+        label_set: number, from 1, of the label set whose prediction head is kept; needed where there are several.
+        tokens: tokens of the output layer of ``hubert_ctc``, which becomes a CTC exit at the last layer; None: those of
+            the task's dictionary, in the checkpoint or beside it; without one the layer is left out.
+        folder: folder of the file, which may hold the dictionary.
 
     Raises:
-        CheckpointError: where tokens are given that do not fit.
+        CheckpointError: where the given tokens do not fit.
     """
     weights = strip_fine_tuning(state.get("model", state))
     task_state = to_plain(state.get("task_state"))
@@ -163,7 +164,7 @@ def read(
 
 
 def _add_blank_weight(weights: dict[str, Tensor], weight: float, mode: str) -> None:
-    """Put what ``wav2vec_ctc`` adds to the logit of token 0 into the output layer's bias."""
+    """Fold the constant that ``wav2vec_ctc`` adds to the logit of token 0 into the output layer's bias."""
     if weight and mode != "add":
         raise CheckpointError(f"wav2vec_ctc with blank_mode={mode} is not supported, only add")
     if weight:
@@ -174,7 +175,7 @@ def _add_blank_weight(weights: dict[str, Tensor], weight: float, mode: str) -> N
 def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) -> Tokens | None:
     """Find the dictionary of a fine-tuned model: in its task's state, or ``dict.{labels}.txt`` beside the file."""
     kept = task_state if isinstance(task_state, dict) else {}
-    several = kept.get("dictionaries")  # of hubert_pretraining with fine_tuning
+    several = kept.get("dictionaries")  # from hubert_pretraining with fine_tuning
     dictionary = kept.get("target_dictionary") or (several[0] if isinstance(several, list) and several else None)
     if isinstance(dictionary, dict) and isinstance(dictionary.get("symbols"), list):
         return Tokens(symbols=tuple(map(str, dictionary["symbols"])), blank=dictionary.get("bos_index", 0))
@@ -186,10 +187,10 @@ def _find_tokens(state: dict[str, Any], task_state: Any, folder: Path | None) ->
 
 
 def strip_fine_tuning(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the prefix off the HuBERT in a fine-tuned model; its output layer or decoder keeps its name.
+    """Strip the prefix of the HuBERT in a fine-tuned model; its output layer or decoder keeps its name.
 
     Raises:
-        CheckpointError: on weights that belong to neither.
+        CheckpointError: on weights that belong to none of these.
     """
     if not any(FINE_TUNED.fullmatch(key) for key in weights):
         return weights
@@ -211,12 +212,12 @@ def from_parts(
     """Build a model from fairseq's model and task configuration and its weights under fairseq's names.
 
     Args:
-        model_cfg: None where there is none: the weights tell the shape then, and ``overrides`` what they do not.
-        task_cfg: of the task.
-        weights: of the network, perhaps with an output layer on it, which is left out.
-        sets: label sets of the prediction head; None: there is one.
-        overrides: of `guess_backbone`.
-        tokens: of the output layer of ``hubert_ctc``; None: it is left out.
+        model_cfg: the model's configuration; None: the shape is read from the weights and ``overrides``.
+        task_cfg: configuration of the task.
+        weights: weights of the network, perhaps with those of an output layer.
+        sets: label sets of the prediction head; None: there is one set.
+        overrides: see `guess_backbone`.
+        tokens: tokens of the output layer of ``hubert_ctc``; None: the layer is left out.
 
     Raises:
         CheckpointError: on options or weights that are not supported.
@@ -250,7 +251,7 @@ def from_parts(
 
 
 def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the batch norm before the positional convolution, which then is the second of its modules, not the first."""
+    """Rename a batch norm before the positional convolution, which is then the second module, not the first."""
     if "encoder.pos_conv.0.running_mean" not in weights:
         return dict(weights)
     places = {"encoder.pos_conv.0.": "encoder.pos_conv.batch_norm.", "encoder.pos_conv.1.": "encoder.pos_conv.0."}
@@ -261,10 +262,10 @@ def _separate_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_fits(config: BackboneConfig) -> None:
-    """Check that fairseq's HuBERT of a shape computes the same.
+    """Check that fairseq's HuBERT of this shape computes the same.
 
     Raises:
-        CheckpointError: where it has other positions, or other norms.
+        CheckpointError: where the shape has other positions, or other norms.
     """
     if config.relative_buckets is not None or config.pos_stack is not None:
         raise CheckpointError(
@@ -284,7 +285,7 @@ def check_fits(config: BackboneConfig) -> None:
 
 
 def weights(model: Model) -> dict[str, Tensor]:
-    """Rename a model's backbone and final head to fairseq's names: what `from_parts` reads.
+    """Rename a model's backbone and final head to fairseq's names, as `from_parts` reads them.
 
     Raises:
         CheckpointError: where fairseq's HuBERT has no place for a weight, or computes with other norms.
@@ -293,7 +294,7 @@ def weights(model: Model) -> dict[str, Tensor]:
     check_fits(config)
     parts = nn.ModuleDict({name: part for name, part in model.parts().items() if name not in ("heads", "ctc")})
     tensors = {key: value.detach().clone() for key, value in parts.state_dict().items()}
-    kernel = tensors.pop(POSITION + "weight")  # fairseq's is normed over all but its last dimension
+    kernel = tensors.pop(POSITION + "weight")  # fairseq normalises it over all but the last dimension
     tensors[POSITION + "v"], tensors[POSITION + "g"] = (
         kernel,
         torch.linalg.vector_norm(kernel, dim=(0, 1), keepdim=True),
@@ -318,7 +319,7 @@ def _rename_to_theirs(key: str) -> str:
 
 
 def _read_exit_heads(tensors: dict[str, Tensor]) -> Config | None:
-    """Configure the exit heads of the plugin's pre-training; None where there are none."""
+    """Return the configuration of exit heads from the plugin's pre-training; None where there are none."""
     first = tensors.get("heads.units.0.weight")
     if first is None:
         return None

@@ -1,10 +1,10 @@
-"""fairseq's configuration of a HuBERT or kin: where a checkpoint keeps it, and which of our fields it gives.
+"""Read fairseq's configuration of a HuBERT or its kin: where a checkpoint keeps it, and which of our fields it gives.
 
 Source: fairseq 0.12.2, fairseq/models/hubert/{hubert,hubert_asr}.py, fairseq/tasks/hubert_pretraining.py, and
 fairseq/models/wav2vec/{wav2vec2,wav2vec2_asr}.py, fairseq/tasks/audio_{pretraining,finetuning}.py,
 examples/data2vec/models/data2vec_audio.py;
-WavLM's options, of its own WavLMConfig: microsoft/unilm, wavlm/WavLM.py, as s3prl 0.4.18 has it;
-``conv_pos_batch_norm``: its main branch, fairseq/models/wav2vec/wav2vec2.py.
+for WavLM's options, in its own WavLMConfig: microsoft/unilm, wavlm/WavLM.py, in s3prl 0.4.18;
+for ``conv_pos_batch_norm``: fairseq's main branch, fairseq/models/wav2vec/wav2vec2.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from daisy.models.lengths import HUBERT_CONV
 ONLY = {"activation_fn": "gelu", "layer_type": "transformer", "quantize_input": False, "crop_seq_to_multiple": 1}
 """Options that change the computation, with the one value that is supported."""
 NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2, "data2vec_audio": DATA2VEC}
-"""By the name of fairseq's model, of pre-training; in ``_name``, formerly ``arch``."""
+"""Networks by the name of fairseq's pre-training model, which is in ``_name``, formerly ``arch``."""
 EXTRACTOR_MODES = {"default": "group", "layer_norm": "layer"}
 
 
@@ -32,7 +32,7 @@ def tells_its_shape(state: dict[str, Any]) -> bool:
 
 
 def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
-    """Read the HuBERT's configuration from ``cfg``, the older ``args``, or inside a fine-tuned model's.
+    """Read the network's configuration from ``cfg``, the older ``args``, or a fine-tuned model's own configuration.
 
     Args:
         state: a loaded checkpoint.
@@ -41,7 +41,7 @@ def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
         fairseq's configurations of the model and of the task.
 
     Raises:
-        CheckpointError: where there is none.
+        CheckpointError: where there is no configuration.
     """
     source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
     if not isinstance(source, dict):
@@ -57,14 +57,14 @@ def read_configuration(state: dict[str, Any]) -> tuple[Config, Config]:
 
 
 def name_network(model_cfg: Config | None, keys: Iterable[str]) -> str:
-    """Tell which network it is: by its name, by the weights that pre-training needs beside it where it has none.
+    """Tell which network a checkpoint holds: by its name, or else by weights that only it or its pre-training has.
 
     Args:
-        model_cfg: of the pre-trained model; None where there is none.
-        keys: of the weights.
+        model_cfg: configuration of the pre-trained model; None where there is none.
+        keys: names of the weights.
 
     Returns:
-        Its name for people.
+        The network's name for users.
     """
     names = list(keys)
     if any(".self_attn.grep_" in key for key in names):
@@ -81,7 +81,7 @@ def name_network(model_cfg: Config | None, keys: Iterable[str]) -> str:
 
 
 def read_labels(state: dict[str, Any]) -> str | None:
-    """Read the name of a fine-tuned model's labels, "ltr"; None where the checkpoint does not tell."""
+    """Read the name of a fine-tuned model's labels, such as "ltr"; None where the checkpoint has none."""
     source = to_plain(state.get("cfg")) or to_plain(state.get("args"))
     labels = _split(source)[1].get("labels") if isinstance(source, dict) else None
     labels = labels[0] if isinstance(labels, list) and labels else labels
@@ -89,13 +89,13 @@ def read_labels(state: dict[str, Any]) -> str | None:
 
 
 def read_blank_weight(state: dict[str, Any]) -> tuple[float, str]:
-    """Read what a fine-tuned model does to the logit of token 0: a number, and whether to "add" or to "set" it."""
+    """Read how a fine-tuned model changes the logit of token 0: a number, and whether to "add" or "set" it."""
     model_cfg = _split(to_plain(state.get("cfg")) or to_plain(state.get("args")))[0]
     return float(model_cfg.get("blank_weight") or 0), str(model_cfg.get("blank_mode", "add"))
 
 
 def _resolve(node: Any, root: Config) -> Any:
-    """Replace OmegaConf's references, such as "${task.normalize}", by what they refer to."""
+    """Replace OmegaConf's references, such as "${task.normalize}", by the values that they refer to."""
     if isinstance(node, dict):
         return {key: _resolve(value, root) for key, value in node.items()}
     reference = re.fullmatch(r"\$\{(\w+)\.(\w+)\}", node) if isinstance(node, str) else None
@@ -111,7 +111,7 @@ def _split(source: Config) -> tuple[Config, Config]:
 
 
 def read_backbone_fields(model_cfg: Config, task_cfg: Config, network: str = HUBERT) -> Config:
-    """Read the fields of `BackboneConfig` from fairseq's configuration; ``network`` is its name for people.
+    """Read the fields of `BackboneConfig` from fairseq's configuration; ``network`` is its name for users.
 
     Raises:
         CheckpointError: on an option of fairseq's that changes the computation and is not supported.
@@ -148,16 +148,16 @@ def read_backbone_fields(model_cfg: Config, task_cfg: Config, network: str = HUB
 
 
 def parse_conv_layers(text: str | None) -> tuple[tuple[int, int, int], ...]:
-    """Parse fairseq's Python expression of the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
+    """Parse fairseq's Python expression for the convolutions, "[(512,10,5)] + [(512,3,2)] * 4", without running it.
 
     Args:
-        text: the expression; HuBERT's own seven convolutions where it is None.
+        text: the expression; None: HuBERT's seven convolutions.
 
     Returns:
-        (channels, kernel, stride) of each.
+        (channels, kernel, stride) of each convolution.
 
     Raises:
-        CheckpointError: where it is another expression.
+        CheckpointError: where the expression is of another form.
     """
     if text is None:
         return HUBERT_CONV

@@ -1,4 +1,4 @@
-"""The shape of a HuBERT from its weights alone; what they do not tell is guessed by size, or given."""
+"""Read the shape of a HuBERT from its weights alone; fields that no weight gives are guessed by size, or given."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from daisy.models import BackboneConfig
 from daisy.models.lengths import HUBERT_CONV
 
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16, 1920: 16}
-"""Attention heads of the published HuBERTs and XLS-Rs, 64 to 120 channels a head: no width tells them."""
+"""Attention heads of the published HuBERTs and XLS-Rs, 64 to 120 channels per head: the weights do not show them."""
 GUESSED = ("num_heads", "pre_norm", "normalize", "sample_rate")
 CAN_BE_GIVEN = (*GUESSED, "pos_groups", "relative_max_distance")
 
 
 def guess_backbone(tensors: Mapping[str, Tensor], overrides: Mapping[str, str]) -> tuple[Config, str]:
-    """Read the fields of `BackboneConfig` from weights under our names.
+    """Read the fields of `BackboneConfig` from weights with our names.
 
     Args:
-        tensors: all of a backbone's.
-        overrides: fields that no weight tells, as text.
+        tensors: all weights of a backbone.
+        overrides: fields that the weights do not give, as text.
 
     Returns:
-        The fields, and a line's ending that says which were guessed, and how.
+        The fields, and the end of a message that says which were guessed, and how.
 
     Raises:
-        CheckpointError: where there are other than HuBERT's seven convolutions, whose strides are known, where the
-            number of attention heads is neither given nor known for this width, or on overrides that make no sense.
+        CheckpointError: where the convolutions are not HuBERT's seven, whose strides are known, where the
+            number of attention heads is neither given nor known for this width, or on invalid overrides.
     """
     given = _parse_overrides(overrides)
     fields: Config = {**_read_shapes(tensors), **given}

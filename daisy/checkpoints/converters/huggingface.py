@@ -1,6 +1,6 @@
-"""Hugging Face's HuBERT and kin: a folder with ``config.json``, weights, and mostly ``preprocessor_config.json``.
+"""Read Hugging Face's HuBERT and kin: folders with ``config.json``, weights, and usually ``preprocessor_config.json``.
 
-wav2vec 2.0 computes what a HuBERT does; what its pre-training needs besides (quantizer, projections) is left out.
+wav2vec 2.0 computes the same as HuBERT; modules only for its pre-training (quantizer, projections) are left out.
 
 Source: transformers 4.57 and 5.20, transformers/models/hubert/{configuration_hubert,modeling_hubert}.py,
 transformers/models/wavlm/{configuration_wavlm,modeling_wavlm}.py,
@@ -63,17 +63,17 @@ NETWORK_RULES = (
 )
 RULES = (
     *NETWORK_RULES,
-    # What stands on top of the network: of fine-tuned models, and of ContentVec and other pre-trained ones.
+    # Modules on top of the network: in fine-tuned models, and in ContentVec and other pre-trained ones.
     (r"(?:lm_head|projector|classifier|final_proj)\.(?:weight|bias)|layer_weights|label_embs_concat", None),
 )
 NETWORKS = {"hubert": HUBERT, "wav2vec2": WAV2VEC2, "wavlm": WAVLM, "data2vec-audio": DATA2VEC}
-"""By transformers' ``model_type``."""
+"""Networks by transformers' ``model_type``."""
 PREFIX = r"(?:hubert|wav2vec2|wavlm|data2vec_audio)\."
 PREFIXED_RULES = (
     *((PREFIX + pattern, replacement) for pattern, replacement in NETWORK_RULES),
     (rf"(?!{PREFIX}).*", None),
 )
-"""Where names begin with the prefix, whatever has another name is no part of the network, a second encoder too."""
+"""Where names begin with the prefix, other names are not part of the network; they may be of a second encoder."""
 NORMALIZE_EPS = 1e-7
 CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
 ONLY = {
@@ -82,7 +82,7 @@ ONLY = {
 }
 """Options that change the computation, with the one value that is supported."""
 NONE_OF = ("adapter_attn_dim", "pruned_heads", "quantization_config")
-"""Options that change the computation, which are to be null or empty."""
+"""Options that change the computation, which must be null or empty."""
 
 
 def recognises(state: dict[str, Any]) -> bool:
@@ -91,12 +91,12 @@ def recognises(state: dict[str, Any]) -> bool:
 
 
 def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Model:
-    """Build a model from a folder as ``save_pretrained`` or the hub's cache has it.
+    """Build a model from a folder as made by ``save_pretrained`` or the hub's cache.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         allow_pickle: read files that hold pickled Python objects.
-        tokens: of its output layer; where None those of the folder's ``vocab.json``.
+        tokens: tokens of the output layer; None: those of the folder's ``vocab.json``.
     """
     folder = find_snapshot(folder)
     config = read_json(folder / "config.json")
@@ -127,7 +127,7 @@ def read(folder: Path, allow_pickle: bool, tokens: Tokens | None = None) -> Mode
 
 
 def rename_weights(state: dict[str, Tensor], network: str = HUBERT) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename weights to ours, and list those that are no part of the network."""
+    """Rename weights to our names, and list those that are not part of the network."""
     has_prefix = any(re.match(PREFIX, str(key)) for key in state)
     tensors, left_out = rename(state, PREFIXED_RULES if has_prefix else RULES, network)
     fold_weight_norm(tensors)
@@ -135,7 +135,7 @@ def rename_weights(state: dict[str, Tensor], network: str = HUBERT) -> tuple[dic
 
 
 def read_backbone_fields(config: Config) -> Config:
-    """Read the fields of `BackboneConfig` from ``config.json``, but for those of the preprocessor.
+    """Read the fields of `BackboneConfig` from ``config.json``, except those of the preprocessor.
 
     Raises:
         CheckpointError: on an option that changes the computation and is not supported.
@@ -144,7 +144,7 @@ def read_backbone_fields(config: Config) -> Config:
     for option, supported in ONLY.items():
         if (value := config.get(option, supported)) != supported:
             raise CheckpointError(f"{network} with {option}={value} is not supported, only {supported}")
-    # HuBERT's configuration has add_adapter for nothing.
+    # HuBERT's configuration has add_adapter, but its model ignores it.
     for option in NONE_OF if network == HUBERT else (*NONE_OF, "add_adapter"):
         if config.get(option):
             raise CheckpointError(f"{network} with {option} is not supported")
@@ -173,21 +173,21 @@ def read_backbone_fields(config: Config) -> Config:
     if network == WAVLM:
         fields["relative_buckets"] = config.get("num_buckets", 320)
         fields["relative_max_distance"] = config.get("max_bucket_distance", 800)
-    if network == DATA2VEC:  # the same name is of their kernel in other networks
+    if network == DATA2VEC:  # in other networks this name is that of their kernel
         fields["pos_stack"] = config.get("num_conv_pos_embeddings", 5)
         fields["pos_kernel"] = config.get("conv_pos_kernel_size", 19)
     return fields
 
 
 def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
-    """Read what is done to the audio: rate, and whether it is normalised.
+    """Read the preprocessing of the audio: its sample rate, and whether it is normalised.
 
     Args:
-        folder: of the model.
-        conv_norm: of `BackboneConfig`; where no file tells, models of this kind were trained so or so.
+        folder: folder of the model.
+        conv_norm: see `BackboneConfig`; without a file, it decides whether normalisation is assumed.
 
     Returns:
-        The fields of `BackboneConfig`, and a line's ending that says what was assumed.
+        The fields of `BackboneConfig`, and the end of a message that says what was assumed.
     """
     for name in PREPROCESSORS:
         if not (folder / name).is_file():
@@ -195,7 +195,7 @@ def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
         content: Any = read_json(folder / name)
         if name == PREPROCESSORS[1]:
             content = content.get("feature_extractor")
-        if isinstance(content, dict):  # what is not in it is Wav2Vec2FeatureExtractor's default
+        if isinstance(content, dict):  # defaults are those of Wav2Vec2FeatureExtractor
             return make_preprocessing(content.get("sampling_rate", 16000), bool(content.get("do_normalize", True))), ""
     normalize = conv_norm == "layer"
     assumed = f"sample_rate 16000, normalize {str(normalize).lower()}: there is no {PREPROCESSORS[0]}, which would tell"
@@ -203,8 +203,8 @@ def read_preprocessing(folder: Path, conv_norm: str) -> tuple[Config, str]:
 
 
 def make_preprocessing(sample_rate: float, normalize: bool) -> Config:
-    """Make the fields of `BackboneConfig` that say what is done to the audio."""
-    if isinstance(sample_rate, float) and sample_rate.is_integer():  # JSON tells 16000 and 16000.0 apart
+    """Make the fields of `BackboneConfig` for the preprocessing of the audio."""
+    if isinstance(sample_rate, float) and sample_rate.is_integer():  # JSON distinguishes 16000 from 16000.0
         sample_rate = int(sample_rate)
     eps = {"normalize_eps": NORMALIZE_EPS} if normalize else {}
     return {"sample_rate": sample_rate, "normalize": normalize, **eps}

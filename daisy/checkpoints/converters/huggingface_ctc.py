@@ -1,8 +1,8 @@
-"""What Hugging Face's recognisers write text with: ``HubertForCTC``, ``Wav2Vec2ForCTC``, and with exits.
+"""Read the output layers of Hugging Face's recognisers: ``HubertForCTC``, ``Wav2Vec2ForCTC``, and those with exits.
 
 Source: transformers 4.57, modeling_hubert.py and modeling_wav2vec2.py, ``lm_head``; tokenization_wav2vec2.py,
-``vocab.json``, whose pad token is CTC's blank. With exits: augustgw/wav2vec2-ee, train_utils.py, ``EEWav2Vec2ForCTC``
-and kin: six ``decoders``, which are one module that stands there six times, at every second of twelve layers.
+``vocab.json``, whose pad token is the CTC blank. With exits: augustgw/wav2vec2-ee, train_utils.py, ``EEWav2Vec2ForCTC``
+and kin, with six ``decoders`` at every second of twelve layers, which are one module under six names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEAD = re.compile(r"lm_head\.(weight|bias)|decoders\.(\d+)\.(weight|bias)")
 WITH_EXITS = re.compile(r"(?:EE|KDEE|DKDEE|Confidence|ManualExitActivation\w*)Wav2Vec2ForCTC")
 LAYERS_BETWEEN_EXITS = 2
 LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
-"""Of the vocabulary of facebook/wav2vec2-base, behind its specials; its code loads it by that name."""
+"""Letters of facebook/wav2vec2-base's vocabulary, after its specials; the public code loads it by that name."""
 
 
 def read_exits(
@@ -35,17 +35,17 @@ def read_exits(
     """Read CTC exits and their tokens.
 
     Args:
-        state: by the source's names.
-        config: of config.json.
-        folder: of the model, whose vocab.json has the tokens.
-        given: tokens; None: those of vocab.json.
+        state: weights by the source's names.
+        config: content of config.json.
+        folder: folder of the model, whose vocab.json has the tokens.
+        given: tokens to use; None: those of vocab.json.
 
     Returns:
-        "ctc" and "tokens" as `Model.config` has them, the weights by our names, and a line's ending that says what was
-        assumed; None where the model does not recognise speech, or nothing tells its tokens.
+        "ctc" and "tokens" as in `Model.config`, the weights by our names, and the end of a message that says what was
+        assumed; None where the model does not recognise speech, or its tokens are not known.
 
     Raises:
-        CheckpointError: where the classifiers and the vocabulary do not go together.
+        CheckpointError: where the classifiers and the vocabulary do not match.
     """
     heads = {key: tensor for key, tensor in state.items() if HEAD.fullmatch(str(key))}
     weights = {key: tensor for key, tensor in heads.items() if key.endswith("weight")}
@@ -88,7 +88,7 @@ def _find_layers(config: Config, heads: Mapping[str, Tensor]) -> tuple[int, ...]
 
 
 def _take(heads: Mapping[str, Tensor], index: int, name: str) -> Tensor:
-    """An exit's own weights, or those of the one module that files may hold under some of its names only."""
+    """Return an exit's own weights, or those of the shared module, which files may hold under only some names."""
     if (own := heads.get(f"decoders.{index}.{name}")) is not None:
         return own
     found = [tensor for key, tensor in heads.items() if key.endswith(name)]
@@ -98,7 +98,7 @@ def _take(heads: Mapping[str, Tensor], index: int, name: str) -> Tensor:
 
 
 def _read_tokens(config: Config, folder: Path, num_tokens: int) -> tuple[Tokens | None, str]:
-    """The tokens of vocab.json; without it those that the public code loads; None where nothing tells."""
+    """Read the tokens of vocab.json, or without it those that the public code loads; None where they are not known."""
     blank = config.get("pad_token_id", 0)
     if (folder / "vocab.json").is_file():
         numbers = read_json(folder / "vocab.json")
@@ -116,7 +116,7 @@ def _read_tokens(config: Config, folder: Path, num_tokens: int) -> tuple[Tokens 
 
 
 def _read_delimiter(folder: Path) -> str:
-    """What the tokenizer writes a space for; | where it does not say."""
+    """Read the symbol for which the tokenizer writes a space; | where it is not given."""
     path = folder / "tokenizer_config.json"
     delimiter = read_json(path).get("word_delimiter_token") if path.is_file() else None
     content = delimiter.get("content") if isinstance(delimiter, dict) else delimiter

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face model: its folder, also in the hub's cache, JSON, and weights in one file or several."""
+"""Read the files of a Hugging Face model: its folder (or the hub's cache), JSON, and weights in one or more files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""The second has the first's content under "feature_extractor": what transformers 5 writes for a whole processor."""
+"""The second has the first's content under "feature_extractor": transformers 5 writes it for a whole processor."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""In one file; in several, a file of this name and ``.index.json`` says which tensor is where."""
+"""Weights in one file; if in several, a file of this name plus ``.index.json`` says which tensor is where."""
 
 
 def find_snapshot(folder: Path) -> Path:
@@ -24,7 +24,7 @@ def find_snapshot(folder: Path) -> Path:
     Source: huggingface_hub 0.36, "Understand caching": ``refs/main`` holds the name of a folder in ``snapshots``.
 
     Raises:
-        CheckpointError: where the cache holds no whole snapshot, or several and does not say which.
+        CheckpointError: where the cache holds no complete snapshot, or several without saying which is current.
     """
     snapshots = folder if folder.name == "snapshots" else folder / "snapshots"
     if (folder / "config.json").is_file() or not snapshots.is_dir():
@@ -47,10 +47,10 @@ def name_model(folder: Path) -> str:
 
 
 def read_json(path: Path) -> Config:
-    """Read an object.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: where there is none.
+        CheckpointError: where the file does not hold one.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Config:
 
 
 def read_weights(folder: Path, allow_pickle: bool) -> dict[str, Any]:
-    """Read all weights, from the first of `WEIGHTS` that is there, in one file or in several.
+    """Read all weights, from the first of `WEIGHTS` that exists, in one file or in several.
 
     Raises:
         CheckpointError: where there are none, or some of them are missing.
@@ -105,5 +105,5 @@ def _read_part(path: Path, allow_pickle: bool) -> dict[str, Any]:
 
 
 def _is_plain_name(name: object) -> bool:
-    """Whether a shard lies in the folder itself: an index is not to reach other files."""
+    """Tell whether a shard's name lies in the folder itself: an index must not reach other files."""
     return isinstance(name, str) and Path(name).name == name

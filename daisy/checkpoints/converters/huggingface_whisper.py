@@ -1,4 +1,4 @@
-"""Hugging Face's Whisper: the encoder of a folder with ``config.json`` and weights; the decoder is left out.
+"""Read the encoder of Hugging Face's Whisper from a folder with ``config.json`` and weights; the decoder is left out.
 
 Source: transformers 4.57, transformers/models/whisper/{configuration_whisper,modeling_whisper}.py.
 """
@@ -35,11 +35,11 @@ ONLY = {"activation_function": "gelu"}
 """Options that change the computation, with the one value that is supported."""
 NONE_OF = ("pruned_heads", "quantization_config")
 SPECTRA = {"n_fft": FFT_SIZE, "hop_length": HOP_SAMPLES, "sampling_rate": 16000, "dither": 0.0, "do_normalize": False}
-"""What the feature extractor must say, where it says anything."""
+"""Values that the feature extractor must have, where it gives any."""
 
 
 def read(folder: Path, allow_pickle: bool) -> Model:
-    """Build a model from a folder as ``save_pretrained`` has it.
+    """Build a model from a folder as made by ``save_pretrained``.
 
     Raises:
         CheckpointError: on an option that changes the computation and is not supported.
@@ -72,10 +72,10 @@ def read_backbone_fields(config: Config) -> Config:
 
 
 def check_spectra(folder: Path, backbone: Config) -> str:
-    """Check that the feature extractor makes the spectra that we make; return what was assumed where there is none.
+    """Check that the feature extractor makes the same spectra as ours; without one, return what was assumed.
 
     Raises:
-        CheckpointError: where it makes others.
+        CheckpointError: where its spectra differ.
     """
     for name in PREPROCESSORS:
         if not (folder / name).is_file():
@@ -93,6 +93,6 @@ def check_spectra(folder: Path, backbone: Config) -> str:
 
 
 def add_key_biases(tensors: dict[str, Tensor]) -> None:
-    """Add the biases of keys that Whisper does not have, which are 0."""
+    """Add key biases of 0, which Whisper does not have."""
     for key in [key for key in tensors if key.endswith(".k_proj.weight")]:
         tensors[key.removesuffix("weight") + "bias"] = torch.zeros(len(tensors[key]))

@@ -1,8 +1,8 @@
-"""fairseq's prediction head: one or several label sets, each with a softmax of its own, of which a model keeps one.
+"""fairseq's prediction head: one or more label sets with a softmax each; a model keeps one of them.
 
-Source: fairseq 0.12.2, fairseq/models/hubert/hubert.py: ``label_embs_concat`` has the sets' embeddings one below the
+Source: fairseq 0.12.2, fairseq/models/hubert/hubert.py: ``label_embs_concat`` has the sets' embeddings one after the
 other, ``num_classes`` their sizes; ``final_proj`` serves all of them, or with ``untie_final_proj`` each has its share
-of the rows; ``target_glu`` gates the embeddings of all.
+of the rows; ``target_glu`` gates the embeddings of all sets.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PROJECTION, EMBEDDINGS, GATE = "final_head.projection.", "final_head.embeddings"
 
 @dataclass(frozen=True)
 class LabelSets:
-    """What a source tells of the label sets that its head predicts.
+    """What a source says about the label sets that its head predicts.
 
     Args:
-        names: of the sets (``task.labels``), where known.
-        sizes: units of each, special symbols included (its dictionary), where known.
-        chosen: the set to keep, counted from 1; None: the only one, or where there are several none.
+        names: names of the sets (``task.labels``), where known.
+        sizes: number of units of each set, special symbols included (its dictionary), where known.
+        chosen: the set to keep, counted from 1; None: the only one, or none if there are several.
     """
 
     names: Sequence[str] = ()
@@ -36,11 +36,11 @@ class LabelSets:
 
     @property
     def count(self) -> int:
-        """Number of sets: a source without dictionaries names them at least."""
+        """Number of sets; sources without dictionaries at least name them."""
         return len(self.sizes) or max(len(self.names), 1)
 
     def describe(self) -> str:
-        """List them: "1: km of 24 units, 2: phn of 16 units"."""
+        """List the sets: "1: km of 24 units, 2: phn of 16 units"."""
         names = self.names if len(self.names) == self.count else [""] * self.count
         sizes = [f" of {size} units" for size in self.sizes] or [""] * self.count
         return ", ".join(
@@ -49,47 +49,47 @@ class LabelSets:
         )
 
     def check_choice(self) -> None:
-        """Refuse a set that there is not.
+        """Check that the chosen set exists.
 
         Raises:
-            CheckpointError: naming those that there are.
+            CheckpointError: naming the sets that exist.
         """
         if self.chosen is not None and not 1 <= self.chosen <= self.count:
             raise CheckpointError(f"has no label set {self.chosen}: there is {self.describe()}")
 
 
 def read_label_sets(task_cfg: Config, dictionaries: Any, chosen: int | None) -> LabelSets:
-    """Read what there is to know of a source's label sets.
+    """Read what is known about a source's label sets.
 
     Args:
         task_cfg: fairseq's configuration of the task.
         dictionaries: fairseq's dictionaries as plain values, or their symbols (s3prl's form); None where not known.
-        chosen: of `LabelSets`.
+        chosen: see `LabelSets`.
     """
     labels = task_cfg.get("labels")
     names = [labels] if isinstance(labels, str) else [str(name) for name in labels or ()]
     sizes = []
     for dictionary in dictionaries if isinstance(dictionaries, list) else ():
         symbols = dictionary.get("symbols") if isinstance(dictionary, dict) else dictionary
-        if not isinstance(symbols, list):  # of a class that we do not know
+        if not isinstance(symbols, list):  # an instance of an unknown class
             return LabelSets(names=names, chosen=chosen)
         sizes.append(len(symbols))
     return LabelSets(names=names, sizes=sizes, chosen=chosen)
 
 
 def take_final_head(temperature: float, sets: LabelSets, tensors: dict[str, Tensor]) -> tuple[Config | None, str]:
-    """Configure the head of one label set, and bring its tensors into our form, in place.
+    """Configure the head of one label set, and convert its tensors to our form, in place.
 
     Args:
         temperature: fairseq's ``logit_temp``.
-        sets: that the head predicts, and which is wanted.
-        tensors: under our names; the head's are replaced, or removed where none is kept.
+        sets: label sets that the head predicts, with the chosen one.
+        tensors: tensors by our names; the head's are replaced, or removed where none is kept.
 
     Returns:
-        The configuration of `FinalHead`, or None; and what of the head was left out, for people.
+        The configuration of `FinalHead`, or None; and a text that says which parts of the head were left out.
 
     Raises:
-        CheckpointError: where a set was chosen that is not there, or whose place is not known.
+        CheckpointError: where the chosen set does not exist, or its rows are not known.
     """
     sets.check_choice()
     head = {key: tensors.pop(key) for key in list(tensors) if key.startswith(("final_head.", GATE))}
@@ -114,7 +114,7 @@ def take_final_head(temperature: float, sets: LabelSets, tensors: dict[str, Tens
 
 
 def _find_places(sets: LabelSets, num_sets: int, projection: Tensor, embeddings: Tensor) -> tuple[slice, slice]:
-    """Rows of the projection and of the embeddings that are the chosen set's."""
+    """Find the rows of the projection and of the embeddings that belong to the chosen set."""
     index, final_dim = (sets.chosen or 1) - 1, embeddings.shape[1]
     if projection.shape[0] not in (final_dim, num_sets * final_dim):
         raise CheckpointError(f"a projection to {projection.shape[0]} for {num_sets} label sets of {final_dim}")

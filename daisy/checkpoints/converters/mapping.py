@@ -1,4 +1,4 @@
-"""Renaming keys, and what every source needs: the positional convolution's weight norm, and a place for each key."""
+"""Rename keys, and do what every source needs: fold the positional weight norm, and check that each key has a place."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from daisy.checkpoints.weights import list_some
 from daisy.errors import CheckpointError
 
 HUBERT, WAV2VEC2, WAVLM, DATA2VEC = "HuBERT", "wav2vec 2.0", "WavLM", "data2vec"
-"""Networks by their name for people. All but the first stand in a converted model's provenance."""
+"""Names of networks for users. All but the first are recorded in a converted model's provenance."""
 HUBERT_OR_WAV2VEC2 = f"{HUBERT} or {WAV2VEC2}"
-"""They compute the same; what pre-trained them, or a configuration, tells one from the other."""
+"""Both compute the same; modules for pre-training, or a configuration, tell them apart."""
 
 NO_WEIGHT = ""
-"""As a replacement: a counter or the like, which nothing at inference reads."""
+"""The replacement for a counter or the like, which inference does not read."""
 
 Rules = Sequence[tuple[str, str | None]]
-"""(pattern of the whole key, replacement); None leaves the key out, which is said, `NO_WEIGHT` without a word."""
+"""(pattern of the whole key, replacement); None leaves the key out and reports it, `NO_WEIGHT` does so silently."""
 
 Config = dict[str, Any]
-"""A source's configuration, or ours as `Model.config` has it."""
+"""A source's configuration, or ours, as in `Model.config`."""
 
 POSITION = "backbone.encoder.transformer.pos_conv_embed.conv."
 MASK_EMBEDDING = "backbone.mask_embedding"
 BATCH_NORM = "backbone.encoder.transformer.pos_conv_embed.batch_norm."
 POSITION_STACK = "backbone.encoder.transformer.pos_conv_embed.convs."
 RELATIVE = "backbone.encoder.transformer.rel_attn_embed.weight"
-"""WavLM's biases of distances, which all layers share; other libraries keep them in the first layer."""
+"""WavLM's biases for distances, which all layers share; other libraries keep them in the first layer."""
 
 
 def rename(tensors: Mapping[str, Tensor], rules: Rules, network: str = HUBERT) -> tuple[dict[str, Tensor], list[str]]:
     """Rename every key by the first rule that matches it.
 
     Args:
-        tensors: by their source's names.
-        rules: to try in turn.
-        network: whose weights they are, for people.
+        tensors: tensors by their source's names.
+        rules: rules to try in turn.
+        network: name of the network for messages.
 
     Returns:
         float32 tensors by our names, and the keys that a rule leaves out.
 
     Raises:
-        CheckpointError: naming the keys that no rule matches, weights that are no floating-point tensors, and two keys
-            that mean one weight.
+        CheckpointError: naming keys that no rule matches, weights that are not floating-point tensors, or two keys
+            for the same weight.
     """
     renamed: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
@@ -103,17 +103,17 @@ def add_identity_projection(tensors: dict[str, Tensor], width: int) -> None:
 def assemble(
     config: Config, tensors: dict[str, Tensor], *, left_out: str = "", assumed: str = "", network: str = HUBERT
 ) -> Model:
-    """Build a model from its configuration (as `Model.config`) and its tensors under our names.
+    """Build a model from its configuration (as in `Model.config`) and its tensors by our names.
 
     Args:
         config: the configuration.
         tensors: the weights.
-        left_out: what of the source is not in the model; kept in its provenance.
-        assumed: what the source did not tell; likewise.
-        network: what it is; likewise, where it is no HuBERT.
+        left_out: parts of the source that are not in the model; recorded in its provenance.
+        assumed: values that the source did not give; likewise.
+        network: name of the network; likewise, where it is not a HuBERT.
 
     Raises:
-        CheckpointError: where a tensor has no place, or a place no tensor of its shape, or a weight is not finite.
+        CheckpointError: where a tensor has no place, or a place has no tensor of its shape, or a weight is not finite.
     """
     norm = tensors.get("backbone.encoder.transformer.layer_norm.weight")
     if norm is not None and MASK_EMBEDDING not in tensors:

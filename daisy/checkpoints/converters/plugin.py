@@ -1,6 +1,6 @@
-"""Checkpoints that fairseq writes with daisy's plugin: our configuration in the task's state.
+"""Read checkpoints that fairseq writes with daisy's plugin, with our configuration in the task's state.
 
-Weights have our names, but for the network of ``daisy_ctc``, which is fairseq's own.
+Weights have our names, except in the network of ``daisy_ctc``, which is fairseq's own.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def read(state: dict[str, Any]) -> Model:
 
 
 def _to_weight(key: str, tensor: Tensor) -> Tensor:
-    """Make the counter of a batch norm, the one whole number among weights, what the file format has."""
+    """Convert the counter of a batch norm, the only integer among the weights, to the file format's type."""
     return tensor.float() if key.endswith("num_batches_tracked") else tensor

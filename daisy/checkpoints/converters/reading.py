@@ -1,4 +1,4 @@
-"""Reading checkpoint files: without unpickling where possible, and without importing what they name otherwise."""
+"""Read checkpoint files without unpickling where possible, and else without importing the classes that they name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from daisy.checkpoints.contents import name_other_content
 from daisy.errors import CheckpointError
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What torch's DistributedDataParallel and torch.compile put before each name."""
+"""Prefixes that torch's DistributedDataParallel and torch.compile put before each name."""
 
 IMPORTED = {
     ("torch._utils", "_rebuild_tensor"),
@@ -60,15 +60,15 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
     """Read the dictionary in a .safetensors, .pt, .pth or .bin file; names lose the prefixes of `WRAPPERS`.
 
     Plain tensors and containers are read by torch's restricted loader. Anything else needs ``allow_pickle``; even
-    then only what rebuilds tensors, arrays and plain containers is imported by name; everything else is stood in for
+    then only code that rebuilds tensors, arrays and plain containers is imported by name; everything else is replaced
     by inert objects (`to_plain` reads them), so that fairseq's checkpoints open without fairseq.
 
     Args:
-        path: of the file.
+        path: path of the file.
         allow_pickle: read files that hold pickled Python objects.
 
     Returns:
-        What the file holds, by key; tensors on the CPU.
+        The content of the file, by key; tensors on the CPU.
 
     Raises:
         CheckpointError: where the file is missing or damaged, is something else altogether, such as a Git-LFS pointer,
@@ -110,7 +110,7 @@ def read_state(path: Path, allow_pickle: bool) -> dict[str, Any]:
 
 
 def strip_wrappers(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Take the prefixes of `WRAPPERS` off all keys; where one key has none, it is no wrapper, and they stay."""
+    """Strip the prefixes of `WRAPPERS` from all keys; a prefix that any key lacks is not a wrapper's, and stays."""
     stripped = dict(state)
     while stripped and (
         prefix := next((prefix for prefix in WRAPPERS if all(str(key).startswith(prefix) for key in stripped)), None)
@@ -120,7 +120,7 @@ def strip_wrappers(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """Load a .safetensors file. It begins with the length of its header, whose bytes may look like another file's."""
+    """Load a .safetensors file; it begins with the header's length, which may look like another format's start."""
     try:
         return load_file(path)
     except SafetensorError:
@@ -130,11 +130,11 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def find_damaged_record(path: Path) -> str | None:
-    """Find a record whose checksum is not its content's, in a file of torch.save's; torch.load does not look.
+    """Find a record whose checksum does not match its content, in a file of torch.save; torch.load does not check.
 
-    Where none fits, the file was written without checksums (``torch.serialization.set_crc32_options``).
+    Where no checksum matches, the file was written without checksums (``torch.serialization.set_crc32_options``).
     """
-    if not zipfile.is_zipfile(path):  # torch's older form, which has none
+    if not zipfile.is_zipfile(path):  # torch's older format, which has no checksums
         return None
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -153,14 +153,14 @@ def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
 
 
 def name_missing_file(path: Path) -> str:
-    """Say that there is no file, or that a link leads nowhere, as in a cache whose files are gone."""
+    """Say that the file does not exist, or that a link is broken, as in a cache whose files are gone."""
     if path.is_symlink():
         return f"is a link to {path.readlink()}, which is not there: get it again"
     return "no such file"
 
 
 class StandIn(dict[Any, Any]):
-    """An object whose class was not imported: its arguments and state, inert."""
+    """An object whose class was not imported: it only holds its arguments and state."""
 
     def __init__(self, *args: Any):
         super().__init__()
@@ -171,7 +171,7 @@ class StandIn(dict[Any, Any]):
         self.state = state
 
     def append(self, item: Any) -> None:
-        """Take an item, as the unpickler gives them to list-like objects."""
+        """Store an item, as the unpickler appends them to list-like objects."""
         self[len(self)] = item
 
 

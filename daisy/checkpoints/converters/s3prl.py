@@ -1,8 +1,8 @@
-"""s3prl's converted HuBERT and wav2vec 2.0, and the checkpoints of the published DAISY code, which have the same form.
+"""Read s3prl's converted HuBERT and wav2vec 2.0, and the checkpoints of the published DAISY code in the same form.
 
 Source: s3prl 0.4.18, s3prl/upstream/{hubert,wav2vec2}/convert.py (``task_cfg``, ``model_cfg``, ``model_weight``, and of
 HuBERT ``dictionaries_symbols``); the public repository nervjack2/DAISY-Data-Adaptive-Self-Supervised-Early-Exit, whose
-``model_weight`` has one linear head per layer, ``final_proj.{i}``, reading what ``cls_pred_position`` says.
+``model_weight`` has one linear head per layer, ``final_proj.{i}``, with the input that ``cls_pred_position`` names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def recognises(state: dict[str, Any]) -> bool:
 
 
 def read(state: dict[str, Any], label_set: int | None = None) -> Model:
-    """Build a model from a loaded file; ``label_set`` as of `fairseq.read`."""
+    """Build a model from a loaded file; ``label_set`` as in `fairseq.read`."""
     model_cfg, task_cfg, weights = to_plain(state["model_cfg"]), to_plain(state["task_cfg"]), state["model_weight"]
     if any(EXIT_HEAD.fullmatch(key) for key in weights):
         if label_set is not None:

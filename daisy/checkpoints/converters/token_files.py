@@ -1,4 +1,4 @@
-"""Files that say what a recogniser's outputs stand for, and the output layers that they belong to."""
+"""Read files with the tokens of a recogniser's outputs, and match them to output layers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def read_token_file(path: str | Path) -> Tokens:
     """Read tokens from one of the files that recognisers come with.
 
     Args:
-        path: of fairseq's dictionary (``.txt``), of Hugging Face's ``vocab.json``, or of a SentencePiece ``.model``,
+        path: path of fairseq's dictionary (``.txt``), Hugging Face's ``vocab.json``, or a SentencePiece ``.model``,
             whose first piece is then the blank, as in the public code of Wright et al.
 
     Raises:
-        UsageError: where it cannot be read, or is none of these.
+        UsageError: where the file cannot be read, or is none of these.
     """
     path = Path(path)
     try:
@@ -44,7 +44,7 @@ def read_token_file(path: str | Path) -> Tokens:
 
 
 def make_from_dictionary(content: str) -> Tokens:
-    """Make tokens of a fairseq dictionary: lines of a symbol and a count, before which its special symbols come.
+    """Make tokens from a fairseq dictionary: its special symbols, then those of lines with a symbol and a count.
 
     Source: fairseq 0.12.2, fairseq/data/dictionary.py (``Dictionary.add_from_file``).
     """
@@ -57,19 +57,19 @@ def make_from_dictionary(content: str) -> Tokens:
 def make_from_vocabulary(
     numbers: Any, num_outputs: int | None = None, *, blank: int | None = None, delimiter: str = SPACE
 ) -> Tokens:
-    """Make tokens of Hugging Face's vocabulary, which has each symbol's number.
+    """Make tokens from Hugging Face's vocabulary, which has each symbol's number.
 
     Args:
         numbers: content of ``vocab.json``.
-        num_outputs: of the layer that it was trained with, of which it may leave some without a symbol; None: as many
-            as it has symbols.
-        blank: CTC's; None: ``<pad>`` or ``[PAD]``.
-        delimiter: what stands between words; it becomes |, as a space does.
+        num_outputs: outputs of the layer, some of which may have no symbol in the vocabulary; None: as many
+            as there are symbols.
+        blank: index of the CTC blank; None: that of ``<pad>`` or ``[PAD]``.
+        delimiter: symbol between words; it becomes |, as a space does.
 
     Source: transformers 4.57, transformers/models/wav2vec2/tokenization_wav2vec2.py.
 
     Raises:
-        CheckpointError: where it is no vocabulary, has a number beyond the outputs, or does not tell the blank.
+        CheckpointError: where this is not a vocabulary, has a number beyond the outputs, or has no blank.
     """
     if not isinstance(numbers, dict) or not all(type(number) is int and number >= 0 for number in numbers.values()):
         raise CheckpointError("not a vocabulary of Hugging Face's: each symbol's number, from 0 on")
@@ -91,15 +91,15 @@ def make_from_vocabulary(
 
 
 def fit_tokens(num_outputs: int, given: Tokens | None, found: Tokens | None = None) -> Tokens | None:
-    """Choose the tokens of an output layer: those that are given, else those found with the checkpoint where they fit.
+    """Choose the tokens of an output layer: the given ones, else those found with the checkpoint, if they fit.
 
     Args:
-        num_outputs: of the layer, V.
-        given: by the user.
-        found: in the checkpoint, or beside it.
+        num_outputs: number of outputs of the layer, V.
+        given: tokens given by the user.
+        found: tokens found in the checkpoint, or beside it.
 
     Raises:
-        CheckpointError: where the given ones are not as many as the layer's outputs.
+        CheckpointError: where the number of given tokens is not that of the layer's outputs.
     """
     if given is not None and len(given) != num_outputs:
         raise CheckpointError(f"its output layer has {num_outputs} tokens, and the file of tokens {len(given)}")
@@ -108,7 +108,7 @@ def fit_tokens(num_outputs: int, given: Tokens | None, found: Tokens | None = No
 
 
 def make_exits_config(layers: list[int], output: Tensor, tokens: Tokens) -> Config:
-    """Make the part of `Model.config` that tells of linear CTC exits."""
+    """Make the part of `Model.config` that describes linear CTC exits."""
     return {
         "ctc": {
             "layers": layers,

@@ -1,9 +1,9 @@
-"""torchaudio's HuBERT, wav2vec 2.0 and WavLM state dicts: our own names behind a prefix.
+"""Read state dicts of torchaudio's HuBERT, wav2vec 2.0 and WavLM, which have our names after a prefix.
 
-What they do not tell is guessed by size, or given.
+Fields that the weights do not give are guessed by size, or given.
 
 Source: torchaudio 2.5, torchaudio/models/wav2vec2/model.py (``hubert_base`` … , ``hubert_pretrain_base`` …,
-``wavlm_base`` …), and wavlm_attention.py, whose queries, keys and values are one map.
+``wavlm_base`` …), and wavlm_attention.py, which projects to queries, keys and values with one map.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Toke
     """Build a model from a state dict.
 
     Args:
-        state: of torchaudio's model.
-        overrides: fields that the weights do not tell, as text.
-        tokens: of the output layer of a fine-tuned model, which becomes a CTC exit at the last layer; None: it is left
-            out.
+        state: state dict of torchaudio's model.
+        overrides: fields that the weights do not give, as text.
+        tokens: tokens of a fine-tuned model's output layer, which becomes a CTC exit at the last layer; None: it is
+            left out.
 
     Raises:
-        CheckpointError: where the weights have no place, or the tokens do not fit.
+        CheckpointError: where a weight has no place, or the tokens do not fit.
     """
     prefix = r"wav2vec2\." if any(key.startswith("wav2vec2.") for key in state) else ""
     rules = (
@@ -83,7 +83,7 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Toke
 
 
 def _split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split what projects to queries, keys and values in one."""
+    """Split the joint projection to queries, keys and values into three."""
     split: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if match := _IN_ONE.fullmatch(str(key)):

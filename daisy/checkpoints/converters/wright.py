@@ -1,4 +1,4 @@
-"""Conformers with exits of Wright et al. (arXiv:2309.09546), and Splitformers: the public code's state dicts.
+"""Read state dicts of the public code: Conformers with exits by Wright et al. (arXiv:2309.09546), and Splitformers.
 
 Source: augustgw/early-exit-transformer, models/model/early_exit.py, ``Early_conformer``, ``Splitformer`` and
 ``full_conformer``, which has attention decoders beside CTC.
@@ -28,7 +28,7 @@ LAYER = "conformer.0.conformer_layers.0."
 
 
 def recognises(state: Mapping[str, Any]) -> bool:
-    """Tell whether a loaded file is such a state dict."""
+    """Tell whether a loaded file is a state dict of this code."""
     return CONVOLUTION in state and LAYER + "ffn1.sequential.1.weight" in state
 
 
@@ -36,18 +36,18 @@ def read(state: Mapping[str, Tensor], overrides: Mapping[str, str], tokens: Toke
     """Build a model from a state dict.
 
     Args:
-        state: by the public code's names.
-        overrides: "num_heads", 8 where it is not given, as text.
-        tokens: pieces of the SentencePiece model that the targets were made with, which the file does not hold.
+        state: weights by the public code's names.
+        overrides: "num_heads", as text; 8 where it is not given.
+        tokens: pieces of the SentencePiece model of the targets, which the file does not hold.
 
     Raises:
-        CheckpointError: on weights that have no place, or where the tokens are not given or do not fit.
+        CheckpointError: on weights that have no place, or where the tokens are missing or do not fit.
     """
     if unknown := [name for name in overrides if name not in CAN_BE_GIVEN]:
         raise CheckpointError(unknown_name("field", unknown[0], CAN_BE_GIVEN))
     shape = _read_shape(state, overrides)
     tensors, left_out = rename(state, _make_rules(shape), network="Conformer")
-    for key in [key for key in tensors if key.endswith("running_mean")]:  # counters, which nothing reads
+    for key in [key for key in tensors if key.endswith("running_mean")]:  # counters, which are not read
         tensors[key.replace("running_mean", "num_batches_tracked")] = torch.zeros(())
     ends = tuple(shape.block_ends)
     classifier = tensors.get(f"ctc.classifiers.{ends[0]}.weight")
@@ -104,18 +104,18 @@ def _read_decoders(tensors: Mapping[str, Tensor], exits: CTCHeadsConfig, num_hea
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number at a place of the names."""
+    """Return one more than the largest number in the names that match a pattern."""
     return 1 + max(int(match[1]) for key in state if (match := re.match(pattern, key)))
 
 
 def _make_rules(shape: ConformerConfig) -> list[tuple[str, str | None]]:
-    """Names of blocks to ours, which number the layers."""
+    """Make the rules from names that number blocks to ours, which number layers."""
     rules: list[tuple[str, str | None]] = [
         (r"positional_encoder(?:_[12])?\.pe", NO_WEIGHT),
         (r"conv_subsample\.sequential\.([01])\.(weight|bias)", r"backbone.subsampling.\1.\2"),
         (r"emb\.weight", "decoders.embedding.weight"),
         (r"layer_norm\.(weight|bias)", r"decoders.norm.\1"),
-        (r"decoders\.\d+\.norm\.(?:weight|bias)", NO_WEIGHT),  # the same, under each decoder's name
+        (r"decoders\.\d+\.norm\.(?:weight|bias)", NO_WEIGHT),  # the shared norm, under each decoder's name
     ]
     for block, end in enumerate(shape.block_ends):
         rules.append((rf"linears(?:_1)?\.{block}\.(weight|bias)", rf"ctc.classifiers.{end}.\1"))

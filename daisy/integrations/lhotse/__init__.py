@@ -1,4 +1,4 @@
-"""lhotse: states as its features, exits as fields of its cuts, fairseq's manifests as its cuts."""
+"""Integration with lhotse: states as features, exits as fields of cuts, fairseq's manifests as cuts."""
 
 try:
     import lhotse  # noqa: F401

@@ -1,4 +1,4 @@
-"""Exits as fields of cuts: where each has left, what loss was predicted by layer, which units it has."""
+"""Store exits as fields of cuts: each cut's exit layer, its predicted loss by layer, and its units."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def add_exits(
     num_workers: int = 0,
     overwrite: bool = False,
 ) -> CutSet:
-    """Encode cuts, and attach to each how it has left, as custom fields that lhotse stores with the cuts.
+    """Encode cuts, and attach their exits as custom fields, which lhotse stores with the cuts.
 
-    The fields are ``exit_layer``, a number; ``predicted_loss``, a list of nats at layers 1 to the exit layer, where the
-    checkpoint has heads; and ``units``, which ``cut.load_units()`` reads as an array (T,), if they have a place to go
-    to. Given a place, states are stored in the same pass, as ``cuts.compute_and_store_features_batch`` does by itself.
+    The fields are ``exit_layer``, a number; ``predicted_loss``, a list of nats at layers 1 to the exit layer, if the
+    checkpoint has heads; and ``units``, which ``cut.load_units()`` reads as an array (T,), if a writer for
+    them is given. Given a writer, states are stored in the same pass, as by ``cuts.compute_and_store_features_batch``.
 
     Args:
-        cuts: of recordings at the model's rate, with one channel each.
-        extractor: says what runs.
-        features: where states go, such as an open ``lhotse.NumpyFilesWriter``; None: nowhere.
-        units: where units go, likewise.
-        manifest_path: a JSONL file that cuts are written to as they are finished; a stopped or killed run goes on
-            there, with the settings that it was begun with (``NAME.daisy.json`` beside it). None: they stay in memory.
-        batch_sec: seconds of audio that are read ahead at once; the extractor's own are what is encoded together.
-        num_workers: processes that read audio; 0: this one.
-        overwrite: begin the file again.
+        cuts: cuts of recordings at the model's sample rate, with one channel each.
+        extractor: extractor to run.
+        features: writer of states, such as an open ``lhotse.NumpyFilesWriter``; None: they are not stored.
+        units: writer of units, likewise.
+        manifest_path: a JSONL file to which finished cuts are written; a stopped or killed run resumes
+            there, with its original settings (``NAME.daisy.json`` beside it). None: cuts stay in memory.
+        batch_sec: seconds of audio that are read ahead together; the extractor's own value is for encoding.
+        num_workers: processes that read audio; 0: the current one.
+        overwrite: start the file again.
 
     Returns:
-        The cuts, with their fields.
+        The cuts with their fields.
 
     Raises:
-        UsageError: on mixed cuts and padding, which hold no fields of their own, or another rate.
+        UsageError: on mixed cuts and padding, which cannot hold fields, or another sample rate.
         AudioError: on several channels, or a cut that is shorter than one frame.
-        OutputError: where the file was begun with other settings, or by something else, or another process writes it;
-            or it is to be begun again, and the cuts are read from it.
+        OutputError: where the file has other settings, was written by something else, or is being written;
+            or would be overwritten while the cuts are read from it.
     """
     with contextlib.ExitStack() as stack:
         if manifest_path is not None:
@@ -97,7 +97,7 @@ def encode_cuts(
 
 
 def _find_fault(batch: list[Cut], samples: list[NDArray[Any]], extractor: DaisyFeatures) -> None:
-    """Say which cut cannot be encoded, where one alone is at fault."""
+    """Raise an error that names the cut, where a single one cannot be encoded."""
     for cut, waveform in zip(batch, samples, strict=True):
         try:
             extractor.check(waveform)
@@ -106,7 +106,7 @@ def _find_fault(batch: list[Cut], samples: list[NDArray[Any]], extractor: DaisyF
 
 
 def _make_batches(cuts: CutSet, batch_sec: float) -> Iterator[list[Cut]]:
-    """Group cuts as they come; lhotse's samplers share them out where torch.distributed runs, and write into them."""
+    """Group cuts in order; lhotse's samplers would split them where torch.distributed runs, and modify them."""
     batch: list[Cut] = []
     total = 0.0
     for cut in cuts:
@@ -161,7 +161,7 @@ def _attach(
         start=cut.start,
         duration=cut.duration,
         storage_type=features.name,
-        storage_path=str(features.storage_path or ""),  # memory has none
+        storage_path=str(features.storage_path or ""),  # memory writers have none
         storage_key=features.write(cut.id, states),
         recording_id=cut.recording_id,
         channels=cut.channel,

@@ -1,10 +1,10 @@
-"""A checkpoint and a policy as a feature extractor of lhotse.
+"""A feature extractor for lhotse, made from a checkpoint and a policy.
 
-lhotse counts ``duration / frame_shift`` frames, rounded half up, and refuses arrays of another length, or drops their
-cuts without a word (`lhotse.qa.validate_features`, called by ``compute_and_store_features_batch`` in a thread). HuBERT
+lhotse counts ``duration / frame_shift`` frames, rounded half up, and refuses arrays of another length or silently
+drops their cuts (`lhotse.qa.validate_features`, called by ``compute_and_store_features_batch`` in a thread). HuBERT
 makes a frame of every 400 samples, 320 apart: as many, or one less. Where lhotse counts one more, the last frame is
-repeated, as lhotse itself does when it reads features that are a frame short (``load_features``); the states before it
-are not touched. Its extractors for s3prl and Whisper put a frame of zeros there, which is no state of any speech.
+repeated, as lhotse does when it reads features that are a frame short (``load_features``); the states before it
+are unchanged. lhotse's extractors for s3prl and Whisper append a frame of zeros, which is not a state of any speech.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Array = TypeVar("Array", NDArray[Any], Tensor)
 
 @dataclass
 class DaisyFeaturesConfig:
-    """What a `DaisyFeatures` runs; all of it stands in the YAML that lhotse writes of an extractor."""
+    """The configuration of a `DaisyFeatures`; lhotse writes all of it to an extractor's YAML."""
 
     checkpoint: str = "daisy-mini"
     """A file, or the name of a bundled model."""
     policy: str = ""
-    """Who leaves when, as `daisy.Model.encoder` takes it: a name or a policy file. Empty: the default policy."""
+    """The exit policy, as for `daisy.Model.encoder`: a name or a policy file. Empty: the default policy."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of a policy given by name."""
+    """Settings of a policy given by name."""
     layer: int | str = "exit"
-    """Whose states the features are: "exit", each cut's exit layer, or a number: all run up to that layer."""
+    """Layer of the features: "exit", each cut's exit layer, or a number: all cuts run up to that layer."""
     device: str = "cpu"
     dtype: str = "float32"
-    """To compute in; features are float32."""
+    """Data type to compute in; features are float32."""
     batch_sec: float = 30.0
-    """Seconds of audio that are encoded together. On CPUs small batches are the fastest."""
+    """Seconds of audio that are encoded together. On CPUs small batches are fastest."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for lhotse's YAML."""
@@ -58,34 +58,34 @@ class DaisyFeaturesConfig:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> DaisyFeaturesConfig:
-        """Make a configuration of such fields."""
+        """Make a configuration from such fields."""
         return DaisyFeaturesConfig(**data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """What a run gives of one cut."""
+    """The result of a run for one cut."""
 
     states: Tensor
     """(T, D) float32 on the CPU, T as lhotse counts frames."""
     exit_layer: int
     predicted_loss: list[float | None]
-    """Nats at layers 1 to the exit layer, None at layers without a head; empty where the checkpoint has no heads."""
+    """Nats at layers 1 to the exit layer, None at layers without a head; empty if the checkpoint has no heads."""
     units: Tensor | None
-    """(T,) int64, those of the exit layer's classifier; None where they were not asked for."""
+    """(T,) int64, those of the exit layer's classifier; None if not requested."""
 
 
 @register_extractor
 class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
-    """Hidden states at each cut's exit layer, or at one layer, as lhotse's features.
+    """Hidden states at each cut's exit layer, or at a fixed layer, as features for lhotse.
 
     Args:
         config: what to run; None: the bundled model with its default policy.
 
     Raises:
         CheckpointError: where the checkpoint cannot be read, or lacks heads that the policy reads.
-        PolicyError: on a policy or setting that is unknown or impossible.
-        UsageError: on a layer that the model does not have, or one together with a policy.
+        PolicyError: on a policy or setting that is unknown or invalid.
+        UsageError: on a layer that the model does not have, or a layer together with a policy.
     """
 
     name = "daisy"
@@ -113,11 +113,11 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
+        """The device on which the model runs."""
         return str(self.config.device)
 
     def to(self, device: str | torch.device) -> None:
-        """Move the model."""
+        """Move the model to a device."""
         self.config.device = str(device)
         self.encoder.to(device)
 
@@ -137,13 +137,13 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
 
         Args:
             samples: (1, N) or (N,), full scale 1.0.
-            sampling_rate: in Hz, the model's.
+            sampling_rate: sample rate in Hz, the model's.
 
         Returns:
-            (T, D), an array or a tensor as ``samples`` are.
+            (T, D), an array or a tensor like ``samples``.
 
         Raises:
-            UsageError: on another rate.
+            UsageError: on another sample rate.
             AudioError: on several channels, or a waveform that is shorter than one frame.
         """
         (encoding,) = self.encode([samples], sampling_rate)
@@ -156,18 +156,18 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
         sampling_rate: int,
         lengths: Sequence[int] | Samples | None = None,
     ) -> list[Samples]:
-        """Compute the features of several waveforms, each as if it were alone.
+        """Compute the features of several waveforms, each as if computed alone.
 
         Args:
             samples: a list of waveforms, (1, N_b) or (N_b,) each, or a padded batch (B, N) or (B, 1, N).
-            sampling_rate: in Hz, the model's.
-            lengths: (B,) samples of each waveform of a padded batch.
+            sampling_rate: sample rate in Hz, the model's.
+            lengths: (B,) number of samples of each waveform in a padded batch.
 
         Returns:
-            (T_b, D) each, arrays or tensors as ``samples`` are.
+            (T_b, D) each, arrays or tensors like ``samples``.
 
         Raises:
-            UsageError: as `extract` does.
+            UsageError: as in `extract`.
             AudioError: likewise.
         """
         if isinstance(samples, numpy.ndarray | Tensor) and samples.ndim == 1:
@@ -179,19 +179,19 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
         return [_as_given(one.states, given) for one, given in zip(encodings, waveforms, strict=True)]
 
     def encode(self, samples: Sequence[Samples], sampling_rate: int, *, units: bool = False) -> list[Encoding]:
-        """Run several waveforms, and tell where each has left and why.
+        """Run several waveforms, and return their states, exits and scores.
 
         Args:
-            samples: (1, N_b) or (N_b,) each.
-            sampling_rate: in Hz, the model's.
-            units: tell the units that the exit heads predict, too.
+            samples: waveforms (1, N_b) or (N_b,) each.
+            sampling_rate: sample rate in Hz, the model's.
+            units: also return the units that the exit heads predict.
 
         Returns:
-            One for each.
+            The result for each waveform.
 
         Raises:
-            UsageError: on another rate, or where the model has no heads that tell units from its states.
-            AudioError: as `extract` does.
+            UsageError: on another sample rate, or where the model has no heads that predict units from its states.
+            AudioError: as in `extract`.
         """
         self._check_rate(sampling_rate)
         classifier = self._make_classifier() if units else None
@@ -211,13 +211,13 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
         return [encodings[index] for index in range(len(waveforms))]
 
     def check(self, samples: Samples) -> None:
-        """Refuse a waveform that cannot be encoded.
+        """Check that a waveform can be encoded.
 
         Args:
-            samples: (1, N) or (N,).
+            samples: waveform (1, N) or (N,).
 
         Raises:
-            AudioError: on several channels, or one that is shorter than one frame.
+            AudioError: on several channels, or a waveform that is shorter than one frame.
         """
         self._read_waveform(samples)
 
@@ -236,7 +236,7 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
         return HeadUnits(heads)
 
     def _read_waveform(self, samples: Samples) -> Tensor:
-        """Take one waveform, (N,) on the CPU."""
+        """Convert one waveform to (N,) on the CPU."""
         waveform = torch.as_tensor(samples).cpu()
         if waveform.ndim == 2 and len(waveform) > 1:
             raise AudioError(
@@ -248,13 +248,13 @@ class DaisyFeatures(FeatureExtractor):  # type: ignore[misc]
         return waveform
 
     def _fit(self, frames: Tensor, num_samples: int) -> Tensor:
-        """Make frames (T, ...) as many as lhotse counts: see the module."""
+        """Fit frames (T, ...) to the number that lhotse counts; see the module's docstring."""
         rate = self.model.backbone.config.sample_rate
         wanted = compute_num_frames_from_samples(num_samples, self.frame_shift, rate)
         return torch.cat([frames, frames[-1:].expand(wanted - len(frames), *frames.shape[1:])])[:wanted]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"config": self.config}  # other processes read the checkpoint anew
+        return {"config": self.config}  # other processes load the checkpoint again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.config = state["config"]

@@ -1,4 +1,4 @@
-"""fairseq's manifests as cuts."""
+"""Read fairseq's manifests as cuts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from daisy.errors import UsageError
 
 
 def read_manifest(path: str | Path) -> lhotse.CutSet:
-    """Make cuts of the recordings that a fairseq manifest lists.
+    """Make cuts of the recordings in a fairseq manifest.
 
     Args:
-        path: of the manifest.
+        path: path of the manifest.
 
     Returns:
-        A cut of each whole recording, in the manifest's order. Its id is the recording's path below the manifest's
-        root, without ending and with - for /, as lhotse's writers make files of ids. Where it is listed again, as
-        `daisy manifest --weight` does, its further cuts end in _2, _3 and so on.
+        A cut for each whole recording, in the manifest's order. Its id is the recording's path below the manifest's
+        root, without its ending and with - for /, as lhotse's writers name files by ids. If it is listed again, as by
+        `daisy manifest --weight`, its further cuts end in _2, _3 and so on.
 
     Raises:
-        UsageError: where it is no manifest, two recordings have one id, or one is in a zip archive.
+        UsageError: where it is not a manifest, two recordings share an id, or one is in a zip archive.
     """
     cuts: dict[str, lhotse.cut.Cut] = {}
     named: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""What a run that goes on must find as it was: a manifest of whole lines, and the settings that it was begun with."""
+"""The state that a resumed run needs: a manifest of whole lines, and the settings of the run before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daisy.integrations.lhotse.extractor import DaisyFeatures
 
 
 def describe_settings(extractor: DaisyFeatures) -> dict[str, Any]:
-    """Return what decides what an extractor makes."""
+    """Return the settings that determine an extractor's results."""
     policy = json.dumps(extractor.encoder.policy.to_config(), sort_keys=True)
     return {
         "checkpoint": digest(extractor.config.checkpoint),
@@ -33,32 +33,32 @@ def describe_settings(extractor: DaisyFeatures) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def hold_lock(beside: Path) -> Iterator[None]:
-    """Let nobody else write a manifest or a Shar folder meanwhile. The lock is next to it (``NAME.daisy.lock``).
+    """Lock a manifest or a Shar folder against other writers, with a file beside it (``NAME.daisy.lock``).
 
     Raises:
-        OutputError: where somebody does, or the lock cannot be written.
+        OutputError: where another process holds the lock, or it cannot be written.
     """
     with _locks.write_alone(beside, beside.with_name(f"{beside.name}.daisy.lock")):
         yield
 
 
 def begin_manifest(path: Path, cuts: CutSet, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make a manifest ready to be written on, or take it away, and note what it is made with.
+    """Prepare a manifest for further lines, or remove it, and note its settings.
 
     Args:
-        path: of the manifest, which may not be there yet.
-        cuts: that are to be encoded.
-        settings: what the run is made with.
-        overwrite: begin it again.
+        path: path of the manifest, which may not exist yet.
+        cuts: cuts to encode.
+        settings: settings of the run.
+        overwrite: start the manifest again.
 
     Raises:
-        OutputError: where it was begun with other settings, or by somebody else; or it is to be overwritten, and cuts
-            are read from it.
+        OutputError: where it has other settings, or was written by something else; or would be overwritten while
+            cuts are read from it.
     """
     if overwrite:
         if path.exists() and any(os.path.samefile(path, source) for source in _list_sources(cuts)):
             raise OutputError(f"{path}: the cuts are read from it; use another place")
-        with _files.refusing(path):  # before the note: a run that is stopped goes on with no cuts of other settings
+        with _files.refusing(path):  # before the note, so that a resumed run keeps no cuts of other settings
             path.unlink(missing_ok=True)
     elif path.exists():
         if not read_note(path):
@@ -69,7 +69,7 @@ def begin_manifest(path: Path, cuts: CutSet, settings: Mapping[str, Any], *, ove
 
 
 def _list_sources(cuts: Any) -> Iterator[Path]:
-    """List the manifests that lazy cuts are read from: lhotse's iterators wrap each other."""
+    """List the manifests from which lazy cuts are read; lhotse's iterators wrap each other."""
     if isinstance(path := getattr(cuts, "path", None), str | Path):
         yield from filter(Path.exists, [Path(path)])
     wrapped = [getattr(cuts, name, None) for name in ("data", "source", "iterator")]
@@ -79,7 +79,7 @@ def _list_sources(cuts: Any) -> Iterator[Path]:
 
 
 def read_note(beside: Path) -> dict[str, Any]:
-    """Read what `note_settings` noted of a manifest or folder; nothing where it did not.
+    """Read the settings that `note_settings` wrote for a manifest or folder; empty without a note.
 
     Raises:
         OutputError: where the note is damaged.
@@ -94,14 +94,14 @@ def read_note(beside: Path) -> dict[str, Any]:
 
 
 def check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run that was begun otherwise.
+    """Check that a run can resume, with the settings that it was started with.
 
     Args:
         beside: the run's manifest or folder.
-        settings: what it would go on with.
+        settings: settings with which it would resume.
 
     Raises:
-        OutputError: where `note_settings` noted others, or the note is damaged.
+        OutputError: where the noted settings are others, or the note is damaged.
     """
     before = read_note(beside)
     different = sorted(name for name in settings if before and before.get(name) != settings[name])
@@ -112,7 +112,7 @@ def check_settings(beside: Path, settings: Mapping[str, Any]) -> None:
 
 
 def note_settings(beside: Path, settings: Mapping[str, Any]) -> None:
-    """Note what a run is made with, next to its manifest or folder.
+    """Note the settings of a run, beside its manifest or folder.
 
     Raises:
         OutputError: where the note cannot be written.
@@ -125,7 +125,7 @@ def _name_note(beside: Path) -> Path:
 
 
 def mend_manifest(path: Path) -> None:
-    """Take what a killed run left unfinished off the end of a JSONL file, so that it can be written on."""
+    """Remove an unfinished line of a killed run from the end of a JSONL file, so that more can be appended."""
     is_packed = path.suffix == ".gz"
     size, is_cut = 0, False
     with _open_unpacked(path) as stream:

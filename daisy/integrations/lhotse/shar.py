@@ -1,4 +1,4 @@
-"""New fields beside what a Shar folder has."""
+"""Add new fields to a Shar folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daisy.integrations.lhotse.extractor import DaisyFeatures
 from daisy.integrations.lhotse.resuming import check_settings, describe_settings, hold_lock, note_settings, read_note
 
 FIELDS = {"features": "numpy", "exit_layer": "jsonl", "predicted_loss": "jsonl", "units": "numpy"}
-"""Fields, and the kind of shards that lhotse writes of each: arrays without loss, or lines."""
+"""Fields, and the kind of shards that lhotse writes for each: lossless arrays, or lines."""
 ENDINGS = {"numpy": ".tar", "jsonl": ".jsonl.gz"}
 UNFINISHED = "unfinished"
 """Subfolder of a shard that is being written."""
@@ -35,37 +35,37 @@ def extend_shar(
     num_workers: int = 0,
     overwrite: bool = False,
 ) -> CutSet:
-    """Encode the cuts of a Shar folder, and write new fields beside those that it has; nothing else is touched.
+    """Encode the cuts of a Shar folder, and write new fields beside the existing ones; nothing else is changed.
 
-    Shards are done one after the other, each is whole or absent, and those that have all the fields are left: a stopped
-    run goes on. They are collected in ``NAME.daisy`` beside the folder, which can be read meanwhile, and moved there at
-    the end. ``NAME.daisy.json`` beside it notes the fields and what they are made with.
+    Shards are processed one by one, each is whole or absent, and those that have all the fields are skipped, so that a
+    stopped run can resume. Shards are collected in ``NAME.daisy`` beside the folder, which can be read meanwhile, and
+    moved there at the end. ``NAME.daisy.json`` beside it notes the fields and their settings.
 
     Args:
-        folder: of ``cuts.to_shar``; its cuts have recordings, in shards or elsewhere.
-        extractor: says what runs.
-        fields: of `add_exits`, "features" and "units" among them if wanted.
+        folder: folder written by ``cuts.to_shar``; its cuts have recordings, in shards or elsewhere.
+        extractor: extractor to run.
+        fields: fields as in `add_exits`, with "features" and "units" if wanted.
         batch_sec: see `add_exits`.
         num_workers: likewise.
-        overwrite: write fields anew that are there; with other settings than before, all that this function wrote go.
+        overwrite: replace existing fields; if the settings differ, remove all fields that this function wrote.
 
     Returns:
-        The folder's cuts, read as they are asked for.
+        The folder's cuts, read lazily.
 
     Raises:
-        UsageError: where there is no Shar folder, or a field is unknown, and as `add_exits` does.
-        AudioError: as `add_exits` does.
-        OutputError: where the folder has fields that were made with other settings or by something else, or another
-            process writes it.
+        UsageError: where there is no Shar folder, or a field is unknown, and as in `add_exits`.
+        AudioError: as in `add_exits`.
+        OutputError: where the folder has fields with other settings or from something else, or another
+            process is writing to it.
     """
-    folder = Path(folder).resolve()  # "." has no name to put the note beside
+    folder = Path(folder).resolve()  # "." has no name for the note beside it
     for field in fields:
         if field not in FIELDS:
             raise UsageError(unknown_name("field", field, FIELDS))
     shards = sorted(folder.glob("cuts*.jsonl*"))
     if not shards:
         raise UsageError(f"{folder}: no Shar folder: it has no cuts.000000.jsonl.gz")
-    # Beside the folder, as lhotse takes whatever is in it for fields, and refuses those that lack shards.
+    # Beside the folder, as lhotse takes all files in it for fields, and refuses those that lack shards.
     collected = folder.with_name(f"{folder.name}.daisy")
     with hold_lock(folder):
         _begin(folder, collected, fields, describe_settings(extractor), overwrite=overwrite)
@@ -84,7 +84,7 @@ def extend_shar(
 def _begin(
     folder: Path, collected: Path, fields: Sequence[str], settings: Mapping[str, Any], *, overwrite: bool
 ) -> None:
-    """Remove the fields that are to be overwritten, and note the settings, which are those of all that are left."""
+    """Remove the fields to overwrite, and note the settings, which are those of all remaining fields."""
     made, gone = set(), set(fields) if overwrite else set()
     try:
         made = set(read_note(folder).get("fields", ()))
@@ -98,7 +98,7 @@ def _begin(
         if field not in made | gone and any(_list_shards(folder, field)):
             raise OutputError(f"{folder}: has {field} that extend_shar did not write; leave it out, or overwrite=True")
     with _files.refusing(folder):
-        for field in gone:  # before the note: a run that is stopped goes on beside no field of other settings
+        for field in gone:  # before the note, so that a resumed run has no field of other settings
             for path in [*_list_shards(folder, field), *_list_shards(collected, field)]:
                 path.unlink()
         collected.mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ def _list_shards(folder: Path, field: str) -> list[Path]:
 
 
 def _move(names: Sequence[str], collected: Path, folder: Path) -> None:
-    """Move shards into the folder, and take the place away where they were collected, if nothing is left there."""
+    """Move shards into the folder, and remove the place where they were collected if it is then empty."""
     with _files.refusing(folder):
         for name in names:
             if (collected / name).exists():
@@ -121,9 +121,9 @@ def _move(names: Sequence[str], collected: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _collect(collected: Path) -> Iterator[Path]:
-    """Give a place for the files of one shard, and take them over when all are whole."""
+    """Provide a folder for the files of one shard, and keep them once all are whole."""
     part = collected / UNFINISHED
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed run
     part.mkdir()
     yield part
     for path in part.iterdir():
