@@ -26,7 +26,7 @@ from daisy.calibration import guarantee, risk
 from daisy.calibration.traces import Traces, join_traces
 
 LOSSES = ("character_errors", "text_disagreement")
-TARGETS = (0.02, 0.05, 0.1, 0.4)
+TARGETS = (0.02, 0.05, 0.1, 0.3, 0.4)
 DELTA = 0.1
 POLICY = "entropy"
 

@@ -194,8 +194,6 @@ def read_traces(path: Path) -> Traces:
     runs = _runs(path, lines)
     table = {name: _column(path, name, runs) for name in header if name not in ("utterance", "group", "condition")}
     num_layers = int(table["layer"].shape[1])
-    if num_layers < 2:
-        raise UsageError(f"{path}: has one layer for each utterance: there is nothing to leave out")
     table = {name: values for name, values in table.items() if not values.isnan().all()}
     losses = {name: values for name, values in table.items() if is_loss(name)}
     _check_constant(path, {name: table[name] for name in ("weight", *COUNTED.values()) if name in table})

@@ -65,7 +65,6 @@ def test_anybodys_traces(tmp_path):
         ),
         ("utterance,layer,entropy\na,1,0.5\na,1,0.4\n", "utterance 'a' has the layers [1, 1]"),
         ("utterance,layer,entropy\na,1,low\n", "column 'entropy' holds what is no number"),
-        ("utterance,layer,loss\na,1,0.5\n", "has one layer for each utterance"),
         ("utterance,layer,loss\na,1,0.5\na,2,\n", "column 'loss' has empty or infinite cells"),
         (
             "utterance,layer,entropy\na,1,0.5\na,2,\nb,1,1\nb,2,1\n",
@@ -83,6 +82,15 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path, text, message):
         traces.read_traces(tmp_path / "t.csv")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_runs_of_a_network_with_one_exit(tmp_path):
+    (tmp_path / "t.csv").write_text("utterance,layer,entropy,loss\na,12,0.5,0.25\nb,12,0.4,0.75\n")
+    runs = traces.read_traces(tmp_path / "t.csv")
+    assert runs.layers == (12,)
+    assert runs.losses["loss"].tolist() == [[0.25], [0.75]]
+    traces.write_traces(runs, tmp_path / "again.csv")
+    assert traces.read_traces(tmp_path / "again.csv").scores["entropy"].tolist() == runs.scores["entropy"].tolist()
 
 
 def test_halves_share_no_group():

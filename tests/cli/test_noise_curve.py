@@ -253,6 +253,14 @@ def test_replay_gives_the_same_table(curves):
     assert (curves / "again" / "study.csv").read_text() == (curves / "study.csv").read_text()
 
 
+def test_replay_of_one_exit_is_refused(tmp_path):
+    lines = (f"{name},{name},12,0.{place},0.5\n" for place, name in enumerate("abcd", 1))
+    (tmp_path / "one.csv").write_text("utterance,group,layer,entropy,loss\n" + "".join(lines))
+    done = run("replay", "one.csv", "-o", "x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "daisy: every utterance has one layer to leave at, the last: there is nothing to compare\n"
+
+
 def test_the_table_has_every_condition_and_the_static_cut(curves):
     with open(curves / "study.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
