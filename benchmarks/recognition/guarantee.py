@@ -4,8 +4,8 @@
 
 Uses dev and test audio together, clean. In each split, half of the speakers calibrate and the other half tests; a
 violation is a test risk above the target. The risk is each recording's error rate above the last exit's, clipped to 0
-to 1, or, without labels, the edit distance to the last exit's text. Few speakers certify little, hence the largest
-target.
+to 1, or, without labels, the edit distance to the last exit's text. Few speakers certify little, hence the larger
+targets.
 """
 
 from __future__ import annotations
