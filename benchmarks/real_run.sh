@@ -120,6 +120,7 @@ minisuperb --table --time --upstreams never {forecast,fixed,random}-60 hubert fb
 measure recognition.train --jobs 2
 measure recognition.errors
 measure recognition.policies
+measure recognition.scores
 measure recognition.guarantee
 
 measure units.policies daisy-mini

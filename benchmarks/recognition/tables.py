@@ -1,4 +1,4 @@
-"""Tables of docs/results/recognition.md, from results/early_exit_asr{,_policies,_guarantee}.json."""
+"""Tables of docs/results/recognition.md, from results/early_exit_asr{,_policies,_scores,_guarantee}.json."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from benchmarks.shared.results import Row, read_result
 
 DEPTH = 0.6
 """Depth at which policies are compared."""
+KINDS = {"errors": "with its errors", "saved": "with errors saved"}
+"""Fields of early_exit_asr_scores.json, and their headings."""
 
 
 def render_exits() -> str:
@@ -58,9 +60,9 @@ def render_policies() -> str:
     nearest: dict[tuple[str, str], Row] = {}
     for row in result["rows"]:
         key = (row["system"], row["policy"])
-        if row["condition"] == ALL_CONDITIONS and (
-            key not in nearest or abs(row["depth"] - DEPTH) < abs(nearest[key]["depth"] - DEPTH)
-        ):
+        if row["condition"] != ALL_CONDITIONS or row["policy"] == "fixed":  # the static cut stands beside the others
+            continue
+        if key not in nearest or abs(row["depth"] - DEPTH) < abs(nearest[key]["depth"] - DEPTH):
             nearest[key] = row
     lines = [
         [
@@ -82,9 +84,30 @@ def _format_gain(row: Row, other: str) -> str:
     return f"{gain:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
+def render_scores() -> str:
+    """Render what scores go with: the errors at an exit, and the errors that the last exit saves."""
+    result = read_result("early_exit_asr_scores")
+    rows = {(row["system"], row["score"], row["exit_layer"]): row for row in result["rows"]}
+    layers = sorted({layer for *_, layer in rows})
+    lines = [
+        [system, score, *(_format_correlation(rows[system, score, layer], kind) for layer in layers for kind in KINDS)]
+        for system, score in dict.fromkeys((system, score) for system, score, _ in rows)
+    ]
+    header = ["recogniser", "score", *(f"exit {layer}: {what}" for layer in layers for what in KINDS.values())]
+    return render_result(result, header, lines)
+
+
+def _format_correlation(row: Row, kind: str) -> str:
+    return f"{row[kind]:+.2f} ({row[f'{kind}_low']:+.2f} to {row[f'{kind}_high']:+.2f})"
+
+
 def render_guarantee() -> str:
-    """Render how often certified risks were missed, and the depth that remains."""
+    """Render how often certified risks were exceeded, and the depth that remains.
+
+    Of the targets that so few speakers cannot certify, the table has the strictest alone.
+    """
     result = read_result("early_exit_asr_guarantee")
+    strictest = min(row["target"] for row in result["rows"])
     fields = ("violations", "mean_test_risk", "depth", "none_certified")
     lines = [
         [
@@ -92,6 +115,7 @@ def render_guarantee() -> str:
             *(f"{row[name]:.2f}" for name in ("least_target", "target")), *(f"{row[name]:.3f}" for name in fields),
         ]
         for row in result["rows"]
+        if row["target"] == strictest or row["target"] >= row["least_target"]
     ]  # fmt: skip
     header = [
         "recogniser", "risk", "speakers that certify", "least target they can", "target", "violations",
@@ -104,5 +128,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "asr_exits": render_exits,
     "asr_sets": render_sets,
     "asr_policies": render_policies,
+    "asr_scores": render_scores,
     "asr_guarantee": render_guarantee,
 }

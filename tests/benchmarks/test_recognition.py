@@ -1,12 +1,16 @@
+import dataclasses
 import math
 
+import numpy
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from benchmarks.recognition import errors, guarantee, policies, systems, tables, train
+from benchmarks.recognition import errors, guarantee, policies, scores, systems, tables, train
 from benchmarks.recognition.corpora import CORPORA, find_sets, write_manifests
 from benchmarks.shared import results
 from benchmarks.shared.recordings import DATA
+from daisy.calibration.intervals import Resample
 from daisy.calibration.traces import Traces
 from daisy.errors import OutputError, UsageError
 
@@ -84,6 +88,44 @@ def test_few_speakers_certify_little():
         assert bound < least < 1.5 * bound + 0.005
 
 
+def test_rank_correlations_are_spearmans_and_their_intervals_resample_speakers():
+    one, other = numpy.random.default_rng(0).integers(0, 9, size=(2, 60)).astype(float)
+    other = one + other
+    groups = [str(index // 4) for index in range(60)]
+    estimate = scores.correlate_ranks(one, other, Resample(groups, 400))
+    assert estimate.mean == pytest.approx(spearmanr(one, other).statistic)
+    assert estimate.low < estimate.mean - 0.05 < estimate.mean + 0.05 < estimate.high < 1
+    alike = scores.correlate_ranks(one, other, Resample(["one"] * 60, 50))
+    assert alike.low == pytest.approx(alike.high) == pytest.approx(estimate.mean)
+
+
+def test_scores_tell_of_errors_and_of_errors_saved(tmp_path, monkeypatch):
+    """Each score is turned so that higher should mean more errors; two of these four mean fewer."""
+    runs = make_traces(12)
+    wrong = torch.linspace(0.1, 0.9, 12)[:, None]
+    values = {"entropy": wrong, "confidence": wrong, "sentence_confidence": -wrong, "text_change": 1 - wrong}
+    runs = dataclasses.replace(
+        runs,
+        layers=(4, 8, 12),
+        scores={name: value.expand(-1, 3) for name, value in values.items()},
+        losses={"character_errors": torch.cat([wrong, wrong / 2, torch.zeros_like(wrong)], 1)},
+    )
+    rows = scores.measure_scores(runs, draws=50)
+    assert [row["exit_layer"] for row in rows] == [4, 8] * 4
+    assert {row["score"]: round(row["errors"], 6) for row in rows} == {
+        "entropy": 1, "confidence": -1, "sentence_confidence": 1, "text_change": -1,
+    }  # fmt: skip
+    assert all(row["saved"] == pytest.approx(row["errors"]) for row in rows)
+    saves_nothing = dataclasses.replace(runs, losses={"character_errors": torch.cat([wrong, wrong, 2 * wrong], 1)})
+    assert scores.measure_scores(saves_nothing, draws=50)[0]["saved"] == pytest.approx(-1)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    results.write_result("early_exit_asr_scores", [{"system": "x", **row} for row in rows])
+    lines = tables.TABLES["asr_scores"]().splitlines()
+    assert lines[0].endswith("| exit 4: with its errors | exit 4: with errors saved | exit 8: with its errors | "
+                             "exit 8: with errors saved |")  # fmt: skip
+    assert lines[2].startswith("| x | entropy | +1.00 (+1.00 to +1.00) | +1.00 (")
+
+
 def test_tables_have_the_exits_and_the_policies_nearest_to_60_percent(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     runs = make_traces()
@@ -113,8 +155,8 @@ def test_tables_of_sets_and_of_the_guarantee(tmp_path, monkeypatch):
     pool = make_traces(400, num_speakers=400)
     splits = [guarantee.measure_split(pool, "character_errors", 0)]
     results.write_result("early_exit_asr_guarantee", guarantee.summarise("x", "character_errors", pool, splits))
-    lines = tables.TABLES["asr_guarantee"]().splitlines()[2:6]
-    assert [line.split(" | ")[4] for line in lines] == ["0.02", "0.05", "0.10", "0.40"]
+    lines = tables.TABLES["asr_guarantee"]().splitlines()[2:7]
+    assert [line.split(" | ")[4] for line in lines] == ["0.02", "0.05", "0.10", "0.30", "0.40"]
     assert lines[0].startswith("| x | character_errors | 133 | 0.03 | 0.02 | 0.000 | 0.000 | 1.000 | 1.000 |")
 
 
