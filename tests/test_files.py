@@ -1,5 +1,6 @@
 """Files are complete or absent, on disks that are full, read-only, or limit the length of names."""
 
+import contextlib
 import io
 import os
 import resource
@@ -16,13 +17,18 @@ LONGEST = 255
 """Bytes of a name that the usual file systems take."""
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file may grow beyond 1,000 bytes: what a full disk does, for this process alone."""
+    """Let no file of this process grow beyond 1,000 bytes, as on a full disk.
+
+    It is no fixture: pytest writes its own output between a fixture and the test.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", ["a" * LONGEST, "é" * 127 + "b", os.fsdecode(b"\xe9" * LONGEST)])
@@ -42,12 +48,12 @@ def test_a_longer_name_is_one_line(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_file_that_cannot_be_finished_leaves_nothing_and_says_why(tmp_path, small_files):
+def test_a_file_that_cannot_be_finished_leaves_nothing_and_says_why(tmp_path):
     path = tmp_path / "a"
     _files.write(path, b"before")
     array = numpy.zeros(1000)
     for write in (lambda: _files.write(path, bytes(2000)), lambda: _files.save_array(array, path)):
-        with pytest.raises(OutputError, match=r"a: cannot be written \(File too large\)$"):
+        with small_files(), pytest.raises(OutputError, match=r"a: cannot be written \(File too large\)$"):
             write()
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["a"]
@@ -62,21 +68,21 @@ def test_arrays_are_numpys_own_files(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, MemoryError])
-def test_whatever_ends_the_writing_is_raised_and_nothing_is_left(tmp_path, small_files, error):
+def test_whatever_ends_the_writing_is_raised_and_nothing_is_left(tmp_path, error):
     def write(stream):
         stream.write(bytes(2000))  # held back until the file is closed, which then fails
         raise error
 
-    with pytest.raises(error):
+    with small_files(), pytest.raises(error):
         _files.write(tmp_path / "a", write)
     assert not os.listdir(tmp_path)
 
 
-def test_lines_that_do_not_fit_are_noticed(tmp_path, small_files):
+def test_lines_that_do_not_fit_are_noticed(tmp_path):
     """The system writes what still fits and says how much that was."""
     path = tmp_path / "lines"
     _files.append(path, "x" * 899 + "\n")
-    with pytest.raises(OutputError, match=r"lines: cannot be written \(File too large\)"):
+    with small_files(), pytest.raises(OutputError, match=r"lines: cannot be written \(File too large\)"):
         _files.append(path, "y" * 499 + "\n")
     assert _files.whole_lines(path, repair=False) == ["x" * 899]
     assert path.stat().st_size == 1000
