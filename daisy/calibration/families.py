@@ -91,8 +91,10 @@ def fit_family(name: str, traces: Traces, loss: str = "disagreement", **settings
         The family, from running everything to leaving at once.
 
     Raises:
-        PolicyError: on a policy that has no such family, or traces that lack scores or losses that it reads.
+        PolicyError: on a policy that has no such family, traces of one exit, or without scores or losses that it reads.
     """
+    if traces.num_layers < 2:
+        raise PolicyError(f"policy {name} cannot be calibrated: there is one exit, at the last layer")
     if name in LOOK_AHEAD:
         return _of_gains(name, traces, loss, settings)
     at: Callable[[float], Policy]

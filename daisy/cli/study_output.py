@@ -77,7 +77,7 @@ class Comparison:
         """Tune policies on some full runs and compare them on others; write study.csv, study.json and the page.
 
         Raises:
-            UsageError: if either table is empty or has one exit, or they do not fit together.
+            UsageError: if either table is empty, or they do not fit together.
             PolicyError: if the tables do not allow a policy.
             OutputError: if a file cannot be written.
         """
@@ -87,8 +87,6 @@ class Comparison:
             raise UsageError(
                 "policies are tuned on half of the groups: give two at least, or other traces to --tune on"
             )
-        if len(tune.layers) < 2:
-            raise UsageError("every utterance has one layer to leave at, the last: there is nothing to compare")
         study = compare_policies(
             tune,
             test,
