@@ -74,9 +74,9 @@ def render_units(name: str) -> str:
     return render_result(result, header, lines)
 
 
-def render_exit_curves(name: str) -> str:
-    """Render each network's agreement with its last layer and its probes, at every layer, from results/NAME.json."""
-    result = read_result(name)
+def render_exit_curves() -> str:
+    """Render each network's agreement with its last layer and its probes, at every layer."""
+    result = read_result("exits")
     curves: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in result["rows"]:
         if "layer" in row:
@@ -89,13 +89,36 @@ def render_exit_curves(name: str) -> str:
     return render_result(result, ["what", "network", "audio", *map(str, layers), "interval, at most"], lines)
 
 
+def render_exit_variants() -> str:
+    """Render each network's agreement and probes at some layers: clean and noisy beside each other, to two digits."""
+    result = read_result("exit_variants")
+    curves: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    for row in result["rows"]:
+        if "layer" in row:
+            curves.setdefault((row["task"], row["network"]), {}).setdefault(row["layer"], []).append(row)
+    layers = choose_quarters({layer for curve in curves.values() for layer in curve})
+    lines = []
+    for task in dict.fromkeys(task for task, _ in curves):
+        for (_, network), curve in ((key, curve) for key, curve in curves.items() if key[0] == task):
+            cells = [" / ".join(f"{row['value']:.2f}" for row in curve[layer]) for layer in layers]
+            width = max((row["value_high"] - row["value_low"]) / 2 for layer in layers for row in curve[layer])
+            lines.append([task, network, *cells, f"±{width:.2f}"])
+    conditions = " / ".join(dict.fromkeys(row["condition"] for row in result["rows"] if "layer" in row))
+    header = ["what", "network", *(f"layer {layer}: {conditions}" for layer in layers), "interval, at most"]
+    return render_result(result, header, lines)
+
+
+def choose_quarters(layers: set[int]) -> list[int]:
+    """Choose the layers at quarters of the depth."""
+    return sorted(layers)[len(layers) // 4 - 1 :: len(layers) // 4]
+
+
 def render_unit_layers() -> str:
     """Render the share of frames where some layers' units are those of the full model on the same input."""
     result = read_result("exits")
     rows = [row for row in result["rows"] if row["task"] == "agreement" and "layer" in row]
     rows = [row for row in rows if row["network"] == rows[-1]["network"]]
-    layers = sorted({row["layer"] for row in rows})
-    shown = layers[len(layers) // 4 - 1 :: len(layers) // 4]
+    shown = choose_quarters({row["layer"] for row in rows})
     cells: dict[str, list[str]] = {}
     for row in rows:
         if row["layer"] in shown:
@@ -156,11 +179,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "probes": render_probes,
     "units": partial(render_units, "units"),
     "units_digits": partial(render_units, "units_digits"),
-    "exit_curves": partial(render_exit_curves, "exits"),
+    "exit_curves": render_exit_curves,
     "unit_layers": render_unit_layers,
     "exit_systems": partial(render_exit_systems, "exits", choose_default_policy),
     "exit_policies": partial(render_exit_systems, "exits", choose_depth),
-    "exit_variants": partial(render_exit_curves, "exit_variants"),
+    "exit_variants": render_exit_variants,
     "exit_variants_systems": partial(
         render_exit_systems, "exit_variants", partial(choose_depth, policy=DEFAULT_POLICY)
     ),

@@ -81,7 +81,10 @@ def test_tables_of_exits(monkeypatch):
     monkeypatch.setattr(tables, "read_result", lambda name: json.loads(json.dumps(result)))
     for condition in ("clean", "0 dB"):
         line = f"| keyword | n | {condition} | 0.100 | 0.200 | 0.300 | 0.400 | ±0.030 |"
-        assert line in tables.render_exit_curves("x")
+        assert line in tables.render_exit_curves()
+    shown = tables.render_exit_variants().splitlines()
+    assert shown[0].startswith("| what | network | layer 1: clean / 0 dB | layer 2: clean / 0 dB |")
+    assert shown[2] == "| keyword | n | 0.10 / 0.10 | 0.20 / 0.20 | 0.30 / 0.30 | 0.40 / 0.40 | ±0.03 |"
     agreement = [{**row, "task": "agreement"} for row in curve]
     result["rows"] += [{**row, "network": "other", "value": 0.0} for row in agreement] + agreement
     assert "| 0 dB | 0.100 (0.080-0.140) | 0.200 (0.180-0.240) |" in tables.render_unit_layers()
