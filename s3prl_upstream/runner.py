@@ -21,6 +21,7 @@ from daisy.errors import DaisyError, UsageError
 from s3prl_upstream.exit_log import ExitLog
 from s3prl_upstream.expert import UpstreamExpert
 from s3prl_upstream.featurizer import FEATURIZERS
+from s3prl_upstream.lstm import pad_lstms
 from s3prl_upstream.options import Options
 
 NAMES = re.compile("filenames|uttname_list|utterid_list|utter_idx|rec_id")
@@ -117,6 +118,7 @@ class ExitRunner(Runner):
         except (ImportError, OSError, KeyError, IndexError) as error:
             reason = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else error
             raise UsageError(f"-d {self.args.downstream} cannot be set up with its configuration: {reason}") from None
+        pad_lstms(entry.model)
         if self.expert is not None and is_leader_process():
             log = ExitLog(Path(self.args.expdir), self.expert.encoder, self._settings(self.expert))
             self._watch(entry.model, self.expert, log)
