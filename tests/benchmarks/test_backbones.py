@@ -96,7 +96,7 @@ def test_the_quick_measure_of_speed_writes_rows(monkeypatch, tmp_path):
     for source in speed.SYSTEMS:
         pytest.importorskip(source, reason=f"needs {source}")
     monkeypatch.setattr(speed, "make_backbone", lambda size: tiny_model().backbone)
-    # With convolutions of 16 random channels peers in bfloat16 are at .96 to float32 on CPUs with AMX, and ours at .9999.
+    # With 16 random channels, peers in bfloat16 on CPUs with AMX have a cosine of .96 to float32, and ours .9999.
     monkeypatch.setitem(MIN_COSINE, "bfloat16", 0.9)
     path = tmp_path / "rows.json"
     monkeypatch.setattr(sys, "argv", ["backbones", "--quick", "--json", str(path)])
