@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from daisy.models.config import BackboneConfig
 from daisy.models.relative_positions import PositionGate, RelativePositions
 
+MIN_BFLOAT16_CHANNELS = 16
+"""Minimum channels of a group of which oneDNN's bfloat16 convolution is right on CPUs with AMX (torch 2.5)."""
+
 
 class ConvLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, T)."""
@@ -123,7 +126,7 @@ class PositionalConvolution(nn.Module):
             x = self.batch_norm(x)
             if valid is not None:
                 x = x * valid[..., None]  # the norm shifts zeros, and the convolution after it pads with zeros
-        y = self.conv(x.transpose(1, 2))
+        y = convolve_in_groups(self.conv, x.transpose(1, 2))
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
 
 
@@ -145,11 +148,21 @@ class PositionalStack(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Convolve (B, T, D) to (B, T, D); with the arguments of `PositionalConvolution`."""
         for conv in self.convs:
-            y = conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+            y = convolve_in_groups(conv, x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
             x = norm_and_gelu(y)
             if valid is not None:
                 x = x * valid[..., None]  # the next convolution pads with zeros
         return x
+
+
+def convolve_in_groups(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Run a grouped convolution, in float32 where oneDNN's bfloat16 is wrong: on CPUs with AMX, for narrow groups."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or conv.in_channels // conv.groups >= MIN_BFLOAT16_CHANNELS:
+        y: Tensor = conv(x)
+        return y
+    bias = None if conv.bias is None else conv.bias.float()
+    y = F.conv1d(x.float(), conv.weight.float(), bias, padding=conv.padding[0], groups=conv.groups)
+    return y.to(x.dtype)
 
 
 def norm_and_gelu(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tests.fairseq_plugins.conftest import ROOT, command
 NUM_UNITS, NUM_LAYERS = 11, 4
 SHAPE = {
     "encoder_layers": NUM_LAYERS, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4,
-    "final_dim": 8, "conv_pos": 16, "conv_pos_groups": 4, "encoder_layerdrop": 0.0, "required_seq_len_multiple": 1,
+    "final_dim": 8, "conv_pos": 16, "conv_pos_groups": 2, "encoder_layerdrop": 0.0, "required_seq_len_multiple": 1,
     "dropout": 0.0, "attention_dropout": 0.0, "dropout_input": 0.0, "feature_grad_mult": 0.0, "skip_nomask": False,
     "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2", "label_rate": 50.0,
 }  # fmt: skip
@@ -207,7 +207,7 @@ def test_losses_in_half_precision_are_those_of_float32(dtype):
         losses[precision] = float(loss)
         assert loss.dtype == torch.float32
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.05)  # .021 on CPUs with AMX
+    assert losses[dtype] == pytest.approx(losses[torch.float32], rel=0.02)
 
 
 def test_some_utterances_are_heard_whole():
