@@ -17,7 +17,6 @@ from daisy.audio.mixing import NoiseBank
 from daisy.errors import AudioError, OutputError, UsageError
 from daisy.models import Conformer, ConformerConfig, Whisper, WhisperConfig
 from daisy.training import HeadBatches, HeadLearner, HeadTraining, train_heads
-from tests.cli.running import run
 from tests.conftest import randomise, tiny_model
 
 SETTINGS = HeadTraining(max_update=12, warmup_updates=3, max_tokens=30_000, lr=0.01)
@@ -276,41 +275,6 @@ def test_two_processes_learn_what_one_learns_from_both_batches(corpus, model):
             torch.testing.assert_close(torch.from_numpy(heads[name]), tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_the_command_trains_and_goes_on(corpus, model, tmp_path):
-    daisy.save(model, tmp_path / "hubert.safetensors")
-    arguments = (
-        *("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out"),
-        *("--labels", corpus, "--valid", corpus / "valid.tsv", "--updates", "6", "--warmup", "2"),
-        *("--max-tokens", "30000", "--save-interval", "3"),
-    )
-    result = run(*arguments)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "valid: loss " in result.stdout
-    assert "heads after 6 updates" in result.stdout
-    assert "6 of 6 updates were made before" in run(*arguments).stdout
-    trained = daisy.load(tmp_path / "out" / "model.safetensors")
-    assert (trained.heads.config.num_units, trained.policies) == (9, {})
-    refused = run(*arguments, "--lr", "0.1")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "holds a run with another lr; use another --out, or --overwrite" in refused.stderr
-
-
-def test_few_updates_need_no_other_settings(corpus, model, tmp_path):
-    """Twenty updates warm up over two; event files begin again with the run that they are of."""
-    daisy.save(model, tmp_path / "hubert.safetensors")
-    for updates in (20, 10):
-        done = run(
-            *("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out"),
-            *("--labels", corpus, "--max-tokens", "30000", "--log-interval", "1", "--updates", updates, "--overwrite"),
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-        assert log[0]["lr"] == pytest.approx(0.002 * 10 / updates)
-        assert [line["update"] for line in log] == list(range(1, updates + 1))
-    pytest.importorskip("tensorboardX", reason="event files need tensorboardX")
-    assert len(list((tmp_path / "out" / "tensorboard" / "train").iterdir())) == 1
-
-
 def test_heads_of_other_networks_learn(corpus, tmp_path):
     """The heads of a Whisper and of a Conformer, from label files; masks are of HuBERT's embedding."""
     settings = HeadTraining(max_tokens=30_000, max_update=3, warmup_updates=1)
@@ -331,20 +295,6 @@ def test_heads_of_other_networks_learn(corpus, tmp_path):
         masked = dataclasses.replace(settings, mask_prob=0.5)
         with pytest.raises(UsageError, match="mask_prob is for HuBERT and its kin"):
             train_heads(corpus / "train.tsv", model, tmp_path / "masked", masked, labels=corpus)
-
-
-def test_a_gpu_that_is_not_there_is_said_under_torchrun_too(corpus, model, tmp_path, monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    daisy.save(model, tmp_path / "hubert.safetensors")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused = run("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out",
-                  "--device", "cuda")  # fmt: skip
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    refused = run("train-heads", corpus / "train.tsv", "-c", tmp_path / "hubert.safetensors", "-o", tmp_path / "out")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "WORLD_SIZE is 2, and its processes cannot join" in refused.stderr
 
 
 def test_without_a_teacher_labels_are_needed(corpus, tmp_path):
