@@ -20,7 +20,8 @@ READ_OUTPUTS_ALONE = ("RNNLayer", "SepRNN")
 class PaddedLSTM(nn.LSTM):
     """An LSTM that pads packed sequences on CPUs, with the stock outputs and gradients up to rounding.
 
-    It returns None for the last states, which padding would change.
+    Where it pads, it returns None for the last states, which padding would change, and dropout between layers draws
+    other masks than stock.
     """
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # stock name
@@ -36,8 +37,8 @@ class PaddedLSTM(nn.LSTM):
                 padded = nn.functional.dropout(padded, self.dropout)
             outputs = [self._run_direction(padded, layer)]
             if self.bidirectional:
-                backward = self._run_direction(reorder_frames(padded, reverse), layer, "_reverse")
-                outputs.append(reorder_frames(backward, reverse))
+                reversed_outputs = self._run_direction(reorder_frames(padded, reverse), layer, "_reverse")
+                outputs.append(reorder_frames(reversed_outputs, reverse))
             padded = torch.cat(outputs, -1)
         packed = pack_padded_sequence(padded, lengths, batch_first=True)
         return PackedSequence(packed.data, packed.batch_sizes, input.sorted_indices, input.unsorted_indices), None
@@ -64,8 +65,12 @@ def reorder_frames(states: Tensor, order: Tensor) -> Tensor:
 
 def pad_lstms(model: nn.Module) -> None:
     """Make the LSTMs of s3prl's recognisers and mask estimators `PaddedLSTM`, in place; their weights stay."""
-    owners = [module for module in model.modules() if type(module).__name__ in READ_OUTPUTS_ALONE]
+    owners = [module for module in model.modules() if _reads_outputs_alone(type(module))]
     for owner in owners:
         for module in owner.children():
             if type(module) is nn.LSTM:
                 module.__class__ = PaddedLSTM
+
+
+def _reads_outputs_alone(kind: type) -> bool:
+    return kind.__name__ in READ_OUTPUTS_ALONE and kind.__module__.startswith("s3prl.")

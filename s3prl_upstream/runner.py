@@ -29,7 +29,7 @@ NAMES = re.compile("filenames|uttname_list|utterid_list|utter_idx|rec_id")
 
 
 class ExitRunner(Runner):
-    """s3prl's runner with exits; it behaves like s3prl's own if the upstream is not daisy's.
+    """s3prl's runner with exits; with another upstream than daisy's it behaves like s3prl's own, with faster LSTMs.
 
     Downstream weights and the order of the data depend on the seed alone, not on the upstream that was built before.
 

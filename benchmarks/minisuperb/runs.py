@@ -198,6 +198,7 @@ def _make_row(spec: dict[str, Any], result: dict[str, Any], test: dict[str, Any]
         "model": spec["checkpoint"] and spec["checkpoint"][:12],
         "task_digest": digest_task(spec["config"], Path(spec["corpus"]), spec["recipe"]),
         "upstream_digest": digest_upstream(spec),
+        "processor": result.get("processor"),
         "train_sec": result["train_sec"],
         "evaluate_sec": test["evaluate_sec"],
     }

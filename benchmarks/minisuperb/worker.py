@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 from benchmarks.minisuperb.tasks import HERE, TASKS, choose_checkpoint
+from benchmarks.shared.rendering import describe_processor
+from benchmarks.shared.results import describe_machine
 from benchmarks.shared.script import make_parser, run_script
 from daisy import _files, _locks
 from daisy.errors import OutputError
@@ -164,6 +166,7 @@ def work(folder: Path, start: Callable[[], RunDownstream] = load_s3prl) -> dict[
         spec = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         run = start()
         result = train(spec, folder, run)
+        result["processor"] = describe_processor(describe_machine())
         result["tests"] = [evaluate(spec, folder, condition, run) for condition in spec["conditions"]]
         _files.write_json(folder / "result.json", result)
         return result

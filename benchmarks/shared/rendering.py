@@ -17,12 +17,14 @@ def render_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def render_source(result: Result, threads: bool = True) -> str:
-    """Say how and on what machine a result was measured; omit the number of threads if rows have their own."""
+    """Say how and on what machines a result was measured; omit the number of threads if rows have their own."""
     machine = result["machine"]
     if "--device cuda" in result["command"]:
         device = machine["gpu"]
     else:
-        device = describe_processor(machine) + (f", {machine['threads']} thread(s)" if threads else "")
+        of_rows = dict.fromkeys(row["processor"] for row in result["rows"] if row.get("processor"))
+        device = " and ".join(of_rows or [describe_processor(machine)])
+        device += f", {machine['threads']} thread(s)" if threads else ""
     return f"\n`{result['command']}`, {result['date']}, {device}.\n"
 
 

@@ -82,17 +82,25 @@ class Origin:
         """Folder of units and trainings."""
         return self.runs / "exits"
 
+    @property
+    def training(self) -> Row:
+        """Settings of the trainings, which their rows have too."""
+        return {"updates": self.updates, "bf16": multiplies_bfloat16("cpu")}
+
     def check(self) -> None:
-        """Refuse to continue with variants made from other inputs.
+        """Refuse to continue with variants made from other inputs, or to put rows beside those of other trainings.
 
         Raises:
-            OutputError: if there are such variants.
+            OutputError: if there are such variants or rows.
+            DaisyError: as in `read_rows_beside`.
         """
         path = self.folder / "settings.json"
-        ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer}
-        ours |= {"updates": self.updates, "bf16": multiplies_bfloat16("cpu")}
+        ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer, **self.training}
         if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != ours:
             raise OutputError(f"{self.folder}: holds variants made with {before}; use another folder, or remove it")
+        for row in read_rows_beside(RESULT, timed=False):
+            if row["network"] in VARIANTS and (before := {name: row[name] for name in self.training}) != self.training:
+                raise OutputError(f"results/{RESULT}.json: has variants trained with {before}; remove it")
         _files.write_json(path, ours)
 
 
@@ -182,23 +190,29 @@ def main() -> None:
     start = (arguments.start or runs / "hubert_mini.safetensors").resolve()
     origin = Origin(runs, start, arguments.teacher, arguments.layer, arguments.updates)
     origin.check()
-    read_rows_beside(RESULT, timed=False)  # raises errors before anything is trained
-    command = [str(arguments.runs), "--teacher", arguments.teacher]
-    for option in ("start", "layer", "updates"):
+    command = [str(arguments.runs)]
+    for option in ("start", "teacher", "layer", "updates"):
         if (given := getattr(arguments, option)) != parser.get_default(option):
             command += [f"--{option}", str(given)]
-    if arguments.beside:
-        command += ["--beside", *arguments.beside]
     for name, checkpoint in parse_pairs(arguments.beside):
-        measure(name, checkpoint, command)
+        measure(name, checkpoint, {"checkpoint": checkpoint}, command)
     for name in arguments.only:
-        measure(name, train(name, prepare_units(VARIANTS[name].units, origin), origin), command)
+        measure(name, train(name, prepare_units(VARIANTS[name].units, origin), origin), origin.training, command)
 
 
-def measure(name: str, checkpoint: Path | str, command: Sequence[str]) -> None:
-    """Measure a network on the test set, and write its rows; the stored command line is the one that makes all rows."""
-    rows = replace_rows(exits.measure_networks({name: checkpoint}), RESULT, ("network",), timed=False)
-    write_result(RESULT, sort_rows(rows), command)
+def measure(name: str, checkpoint: Path | str, more: Row, command: Sequence[str]) -> None:
+    """Measure a network on the test set, and write its rows; the stored command line is the one that makes all rows.
+
+    Args:
+        name: name of the network.
+        checkpoint: its weights.
+        more: fields that its rows have too.
+        command: the command line without networks of ``--beside``.
+    """
+    measured = [{**row, **more} for row in exits.measure_networks({name: checkpoint})]
+    rows = sort_rows(replace_rows(measured, RESULT, ("network",), timed=False))
+    beside = list(dict.fromkeys(f"{row['network']}={row['checkpoint']}" for row in rows if "checkpoint" in row))
+    write_result(RESULT, rows, [*command, *(["--beside", *beside] if beside else [])])
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:

@@ -85,7 +85,8 @@ def render_exit_curves() -> str:
     lines = []
     for of_whom, curve in curves.items():
         width = max((row["value_high"] - row["value_low"]) / 2 for row in curve.values())
-        lines.append([*of_whom, *(f"{curve[layer]['value']:.3f}" for layer in layers), f"±{width:.3f}"])
+        cells = [f"{curve[layer]['value']:.3f}" if layer in curve else "" for layer in layers]
+        lines.append([*of_whom, *cells, f"±{width:.3f}"])
     return render_result(result, ["what", "network", "audio", *map(str, layers), "interval, at most"], lines)
 
 
@@ -100,8 +101,9 @@ def render_exit_variants() -> str:
     lines = []
     for task in dict.fromkeys(task for task, _ in curves):
         for (_, network), curve in ((key, curve) for key, curve in curves.items() if key[0] == task):
-            cells = [" / ".join(f"{row['value']:.2f}" for row in curve[layer]) for layer in layers]
-            width = max((row["value_high"] - row["value_low"]) / 2 for layer in layers for row in curve[layer])
+            shown = [curve.get(layer, []) for layer in layers]
+            cells = [" / ".join(f"{row['value']:.2f}" for row in rows) for rows in shown]
+            width = max((row["value_high"] - row["value_low"]) / 2 for rows in shown for row in rows)
             lines.append([task, network, *cells, f"±{width:.2f}"])
     conditions = " / ".join(dict.fromkeys(row["condition"] for row in result["rows"] if "layer" in row))
     header = ["what", "network", *(f"layer {layer}: {conditions}" for layer in layers), "interval, at most"]

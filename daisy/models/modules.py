@@ -156,13 +156,19 @@ class PositionalStack(nn.Module):
 
 
 def convolve_in_groups(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Run a grouped convolution, in float32 where oneDNN's bfloat16 is wrong: on CPUs with AMX, for narrow groups."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or conv.in_channels // conv.groups >= MIN_BFLOAT16_CHANNELS:
+    """Run a grouped convolution, in float32 where oneDNN's bfloat16 is wrong: on CPUs with AMX, for narrow groups.
+
+    Forward hooks on the convolution are not called then.
+    """
+    narrow = x.device.type == "cpu" and conv.in_channels // conv.groups < MIN_BFLOAT16_CHANNELS
+    dtype = torch.get_autocast_dtype("cpu") if narrow and torch.is_autocast_enabled("cpu") else x.dtype
+    if not narrow or dtype != torch.bfloat16:
         y: Tensor = conv(x)
         return y
     bias = None if conv.bias is None else conv.bias.float()
-    y = F.conv1d(x.float(), conv.weight.float(), bias, padding=conv.padding[0], groups=conv.groups)
-    return y.to(x.dtype)
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv1d(x.float(), conv.weight.float(), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return y.to(dtype)
 
 
 def norm_and_gelu(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import numpy
 import pytest
 import torch
 
+from benchmarks.shared import results
 from benchmarks.training import exit_variants, exits, tables
 from daisy.calibration.traces import Traces
 from daisy.errors import OutputError
@@ -65,6 +66,53 @@ def test_variants_of_another_training_are_not_gone_on_with(tmp_path):
         make(300).check()
 
 
+def test_variants_of_other_trainings_are_not_put_beside_each_other(tmp_path, monkeypatch):
+    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    origin = exit_variants.Origin(tmp_path, tmp_path / "start.safetensors", "teacher", 4, 500)
+    before = {"network": "3 hours", "updates": 300, "bf16": origin.training["bf16"]}
+    rows = [{"network": "daisy-mini", "checkpoint": "daisy-mini"}, before]
+    monkeypatch.setattr(exit_variants, "read_rows_beside", lambda name, timed: rows)
+    with pytest.raises(OutputError, match="has variants trained with .*300"):
+        origin.check()
+    before["updates"] = 500
+    origin.check()
+
+
+def test_the_stored_command_has_the_networks_beside_the_variants(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(exit_variants.exits, "measure_networks", lambda networks: [{"network": n} for n in networks])
+    exit_variants.measure("mini", "mini.pt", {"checkpoint": "mini.pt"}, ["runs"])
+    exit_variants.measure("3 hours", tmp_path / "model", {"updates": 5, "bf16": False}, ["runs"])
+    exit_variants.measure("all layers", tmp_path / "model", {"updates": 5, "bf16": False}, ["runs"])
+    result = results.read_result("exit_variants")
+    assert result["command"].endswith("runs --beside mini=mini.pt")
+    assert [row["network"] for row in result["rows"]] == ["mini", "all layers", "3 hours"]
+    assert [row.get("updates") for row in result["rows"]] == [None, 5, 5]
+
+
+def test_the_table_of_variants_has_conditions_beside_each_other_and_networks_below(monkeypatch):
+    rows = [
+        {"network": network, "task": task, "condition": condition, "layer": layer}
+        | {"value": value, "value_low": value - 0.02 * layer, "value_high": value + 0.02 * layer}
+        for network, num_layers in (("deep", 8), ("flat", 4))
+        for task in ("digit", "keyword")
+        for condition, drop in (("clean", 0.0), ("0 dB", 0.3))
+        for layer in range(1, num_layers + 1)
+        for value in [layer / 10 - drop + (0.05 if task == "digit" else 0) + (0.02 if network == "flat" else 0)]
+    ]
+    result = {"rows": rows, "command": "c", "date": "d", "machine": {"processor": "P", "threads": 1}}
+    monkeypatch.setattr(tables, "read_result", lambda name: result)
+    layers = " | ".join(f"layer {layer}: clean / 0 dB" for layer in (2, 4, 6, 8))
+    assert tables.render_exit_variants().splitlines()[:6] == [
+        f"| what | network | {layers} | interval, at most |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| digit | deep | 0.25 / -0.05 | 0.45 / 0.15 | 0.65 / 0.35 | 0.85 / 0.55 | ±0.16 |",
+        "| digit | flat | 0.27 / -0.03 | 0.47 / 0.17 |  |  | ±0.08 |",
+        "| keyword | deep | 0.20 / -0.10 | 0.40 / 0.10 | 0.60 / 0.30 | 0.80 / 0.50 | ±0.16 |",
+        "| keyword | flat | 0.22 / -0.08 | 0.42 / 0.12 |  |  | ±0.08 |",
+    ]
+
+
 def test_tables_of_exits(monkeypatch):
     curve = [
         {"network": "n", "task": "keyword", "condition": condition, "layer": layer}
@@ -82,9 +130,6 @@ def test_tables_of_exits(monkeypatch):
     for condition in ("clean", "0 dB"):
         line = f"| keyword | n | {condition} | 0.100 | 0.200 | 0.300 | 0.400 | ±0.030 |"
         assert line in tables.render_exit_curves()
-    shown = tables.render_exit_variants().splitlines()
-    assert shown[0].startswith("| what | network | layer 1: clean / 0 dB | layer 2: clean / 0 dB |")
-    assert shown[2] == "| keyword | n | 0.10 / 0.10 | 0.20 / 0.20 | 0.30 / 0.30 | 0.40 / 0.40 | ±0.03 |"
     agreement = [{**row, "task": "agreement"} for row in curve]
     result["rows"] += [{**row, "network": "other", "value": 0.0} for row in agreement] + agreement
     assert "| 0 dB | 0.100 (0.080-0.140) | 0.200 (0.180-0.240) |" in tables.render_unit_layers()

@@ -206,3 +206,5 @@ def test_processors_of_one_name_are_told_apart(monkeypatch, tmp_path):
     (tmp_path / "speed.json").write_text(json.dumps(written))  # as before these fields were there
     assert results.read_rows_beside("speed") == [{"measure": "deciding"}]
     assert rendering.render_source(written, threads=False).endswith(", AMD EPYC.\n")
+    written["rows"] = [{"processor": "Xeon"}, {"processor": "AMD EPYC"}, {"processor": None}, {"processor": "Xeon"}]
+    assert rendering.render_source(written, threads=False).endswith(", Xeon and AMD EPYC.\n")

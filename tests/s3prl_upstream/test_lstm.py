@@ -1,11 +1,19 @@
 """Packed LSTMs on CPUs: the same outputs and gradients as PyTorch's own, by way of padding."""
 
+from pathlib import Path
+
 import pytest
+import soundfile
 import torch
+import yaml
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+import benchmarks.minisuperb
 from s3prl_upstream.lstm import PaddedLSTM, pad_lstms
+from tests.s3prl_upstream.conftest import waveform, weights
+
+CONFIG = Path(benchmarks.minisuperb.__file__).parent / "config" / "small"
 
 
 def run(model, lengths, seed=0):
@@ -75,3 +83,44 @@ def test_s3prls_recognisers_and_mask_estimators_are_padded_and_nothing_else_is()
     assert type(reader[0]) is nn.LSTM
     for ours, stock in zip([recogniser(states, lengths)[0], *estimator(packed)], before, strict=True):
         assert (ours - stock).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_enhancer_trained_with_padding_has_the_stock_weights(launch, checkpoint, policy, tmp_path, monkeypatch):
+    pytest.importorskip("asteroid", reason="s3prl's enhancement needs asteroid")
+    config = write_enhancement(tmp_path)
+    models = {"stock": [], "padded": []}
+    for name, taken in models.items():
+        take = [taken.append] if name == "stock" else [taken.append, pad_lstms]
+        monkeypatch.setattr("s3prl_upstream.runner.pad_lstms", lambda model, take=take: [call(model) for call in take])
+        known = ("-u", "daisy_local", "-k", checkpoint, "-g", policy, "-d", "enhancement_stft2", "-c", config)
+        launch("-m", "train", *known, "-p", tmp_path / name)
+    assert [type(model.model.rnn) for (model,) in models.values()] == [nn.LSTM, PaddedLSTM]
+    trained, stock = weights(tmp_path / "padded"), weights(tmp_path / "stock")
+    assert (trained - stock).norm() < 1e-5 * stock.norm()
+    begun = weights(tmp_path / "padded", "states-3.ckpt")
+    assert (trained - begun).norm() > 1e-3 * stock.norm()
+
+
+def write_enhancement(root):
+    """Write a corpus of s3prl's enhancement, with recordings of several lengths, and return the configuration."""
+    for seed, split in enumerate(("train", "dev", "test")):
+        for condition in ("clean", "noisy"):
+            (root / split / condition).mkdir(parents=True)
+        lists = {"clean": "", "noisy": ""}
+        for index in range(4):
+            clean = waveform(10 * seed + index, 8000 + 640 * index)
+            noisy = clean + 0.1 * torch.randn(len(clean), generator=torch.Generator().manual_seed(index))
+            for condition, signal in (("clean", clean), ("noisy", noisy)):
+                path = root / split / condition / f"{index}.wav"
+                soundfile.write(path, signal.numpy(), 16000)
+                lists[condition] += f"{index} {path}\n"
+        for condition, text in lists.items():
+            (root / split / condition / "wav.scp").write_text(text)
+    config = yaml.safe_load((CONFIG / "se.yaml").read_text().replace("{corpus}/test-clean", "{corpus}/test"))
+    config = yaml.safe_load(yaml.safe_dump(config).replace("{corpus}", str(root)))
+    config["runner"] |= {"total_steps": 6, "eval_step": 3, "save_step": 3, "max_keep": 2}
+    config["downstream_expert"]["loaderrc"]["train_batchsize"] = 3
+    config["downstream_expert"]["modelrc"] |= {"hidden_size": 8}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    return root / "config.yaml"

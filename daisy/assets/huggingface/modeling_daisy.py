@@ -248,8 +248,19 @@ class PositionalConvolution(nn.Module):
     def forward(self, x, valid):  # x is zero where no frame is valid
         if self.batch_norm is not None:
             x = self.batch_norm(x) * valid[..., None]
-        y = self.conv(x.transpose(1, 2))
+        y = convolve_in_groups(self.conv, x.transpose(1, 2))
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one frame too many
+
+
+def convolve_in_groups(conv, x):
+    """Run a grouped convolution, in float32 where oneDNN's bfloat16 is wrong: on CPUs with AMX, for narrow groups."""
+    narrow = x.device.type == "cpu" and conv.in_channels // conv.groups < 16
+    dtype = torch.get_autocast_dtype("cpu") if narrow and torch.is_autocast_enabled("cpu") else x.dtype
+    if not narrow or dtype != torch.bfloat16:
+        return conv(x)
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv1d(x.float(), conv.weight.float(), conv.bias.float(), padding=conv.padding, groups=conv.groups)
+    return y.to(dtype)
 
 
 class SelfAttention(nn.Module):

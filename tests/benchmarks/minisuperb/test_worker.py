@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.minisuperb.worker import work
+from benchmarks.shared import rendering, results
 from daisy.errors import OutputError
 
 
@@ -61,6 +62,7 @@ def test_trains_once_and_scores_every_test_set(folder):
     assert fake.calls == [("train", None), ("evaluate", "test"), ("evaluate", "test")]
     assert (result["dev"], result["resumed"]) == ([0.25, 0.5], False)
     assert result["train_sec"] < 60
+    assert result["processor"] == rendering.describe_processor(results.describe_machine())
     assert [test["metrics"] for test in result["tests"]] == [{"accuracy": 0.9}, {"accuracy": 0.5}]
     assert result["tests"][1]["exits"]["mean_exit_layer"] == 7.2
     assert json.loads((folder / "result.json").read_text()) == result
