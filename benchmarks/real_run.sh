@@ -85,7 +85,7 @@ fi
 networks=(hubert_mini=runs/hubert_mini.safetensors daisy-mini=daisy-mini)
 compared=("daisy-mini 0.1=runs/daisy-mini-0.1.safetensors" daisy-mini=daisy-mini)
 measure training.exits "${compared[@]}"
-measure training.exit_variants runs --teacher "$teacher" --beside "${compared[@]}"
+measure training.exit_variants runs --teacher "$teacher" --beside daisy-mini=daisy-mini
 measure training.probes "${networks[@]}"
 for digits in "" --digits; do
     measure training.units "${networks[@]}" --layers 6 9 12 --centre --teacher "$teacher" $digits
