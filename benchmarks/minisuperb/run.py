@@ -299,7 +299,8 @@ def main() -> None:
     if not arguments.quick and (arguments.model, arguments.out.resolve()) == (MODEL, OUT.resolve()):
         name = "minisuperb" if arguments.data == "small" else f"minisuperb_{arguments.data}"
         made = read_rows(root / "runs", {}, partial(is_of_model, digest))
-        write_result(name, [*read_rows_of_other_folders(name, rows, made, digest), *rows])
+        table = [arguments.model, "--table", *([] if arguments.data == "small" else ["--data", arguments.data])]
+        write_result(name, [*read_rows_of_other_folders(name, rows, made, digest), *rows], table)
     console.print(report.render_markdown(rows), markup=False, soft_wrap=True)
     if failures:
         sys.exit(f"{len(failures)} of the runs failed; the same command tries them again")
