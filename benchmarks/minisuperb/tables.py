@@ -44,7 +44,10 @@ def render_minisuperb(name: str) -> str:
 
 
 def render_differences() -> str:
-    """Render the lead of the default policy's exits over the full model and over their competitors, in percent."""
+    """Render the lead of the default policy's exits over the full model and over their competitors.
+
+    In percent; metrics in decibels, which may be near zero or below it, in decibels.
+    """
     result = read_result("minisuperb")
     signs = {
         (name, metric.name): 1 if metric.higher_is_better else -1 for name, t in TASKS.items() for metric in t.metrics
@@ -59,7 +62,7 @@ def render_differences() -> str:
                 of_key.setdefault(row["upstream"], []).append(row)
         for (task, metric, condition), of in rows_of.items():
             if all(upstream in of and _average(of[upstream]) for upstream in COMPARED):
-                cells = _compare(of, signs.get((task, metric), 1))
+                cells = _compare(of, signs.get((task, metric), 1), in_decibels=metric.endswith("_db"))
                 lines.append([training, f"{task} {metric}", condition, *cells])
     header = [
         "trained on", "task", "test", "above the full model by", "seeds' deviation", "within 1 % or it", "layers",
@@ -72,23 +75,25 @@ def _average(rows: list[Row], field: str = "value") -> float:
     return statistics.mean(row[field] for row in rows)
 
 
-def _compare(of: dict[str, list[Row]], sign: int) -> list[str]:
+def _compare(of: dict[str, list[Row]], sign: int, in_decibels: bool) -> list[str]:
     """Compare the means of the first of `COMPARED` with those of the others, and with the static cut at its depth."""
     ours, of_full, _, of_random = (of[upstream] for upstream in COMPARED)
     mine, full, random = (_average(rows) for rows in (ours, of_full, of_random))
-    gain = sign * (mine - full) / abs(full)
     values = [[row["value"] for row in rows] for rows in (ours, of_full)]
-    spreads = [statistics.stdev(of_seeds) / abs(full) for of_seeds in values if len(of_seeds) > 1]
-    spread = max(spreads, default=0.0)
+    spreads = [statistics.stdev(of_seeds) for of_seeds in values if len(of_seeds) > 1]
     static = [(_average(rows, "depth"), _average(rows)) for name, rows in of.items() if is_static(name)]
     cut = interpolate_static_cut(static, _average(ours, "depth"))
+
+    def format_difference(difference: float, of: float, plus: str = "+") -> str:
+        return f"{difference:{plus}.2f} dB" if in_decibels else f"{difference / abs(of):{plus}.1%}"
+
     return [
-        f"{gain:+.1%}",
-        f"{spread:.1%}" if spreads else "",
-        "yes" if gain >= -max(0.01, spread) else "no",
+        format_difference(sign * (mine - full), full),
+        format_difference(max(spreads), full, plus="") if spreads else "",
+        "yes" if sign * (mine - full) >= -max(0.01 * abs(full), *spreads, 0.0) else "no",
         f"{_average(ours, 'mean_exit_layer'):.1f}",
-        "" if cut is None else f"{sign * (mine - cut) / abs(cut):+.1%}",
-        f"{sign * (mine - random) / abs(random):+.1%}",
+        "" if cut is None else format_difference(sign * (mine - cut), cut),
+        format_difference(sign * (mine - random), random),
     ]
 
 

@@ -267,21 +267,22 @@ def test_runs_on_a_corpus_of_another_recipe_are_not_finished(tmp_path, monkeypat
 
 
 def test_the_default_policy_is_held_against_the_full_model_and_seeds(tmp_path, monkeypatch):
-    """Accuracies, of which more is better, and error rates, of which less is."""
+    """Accuracies, of which more is better, error rates, of which less is, and decibels, which are not in percent."""
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     values = {"forecast-60": [0.79, 0.81], "never": [0.84, 0.86], "fixed-60": [0.8, 0.8], "random-60": [0.64, 0.64]}
     layers = {"forecast-60": 9.0, "never": 12.0, "fixed-60": 6.0, "random-60": 6.0}
     rows = [
         {"task": task, "metric": metric, "condition": "clean", "featurizer": "dynamic", "upstream": name}
         | {"value": value, "seed": seed, "depth": layers[name] / 12, "mean_exit_layer": layers[name]}
-        for task, metric in (("ks", "accuracy"), ("asr", "cer"), ("ic", "accuracy"))
+        for task, metric in (("ks", "accuracy"), ("asr", "cer"), ("ss", "si_sdri_db"), ("ic", "accuracy"))
         for name, of_seeds in values.items()
         for seed, value in enumerate(of_seeds)
     ]
     results.write_result("minisuperb", rows)
     results.write_result("minisuperb_noisy", rows[:7])  # which lacks random-60
-    lines = tables.render_differences().splitlines()[2:4]
+    lines = tables.render_differences().splitlines()[2:5]
     assert lines == [
         "| clean | ks accuracy | clean | -5.9% | 1.7% | no | 9.0 | -3.0% | +25.0% |",
         "| clean | asr cer | clean | +5.9% | 1.7% | yes | 9.0 | +3.0% | -25.0% |",
+        "| clean | ss si_sdri_db | clean | -0.05 dB | 0.01 dB | no | 9.0 | -0.02 dB | +0.16 dB |",
     ]
