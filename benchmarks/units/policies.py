@@ -91,8 +91,8 @@ def draw(rows: Sequence[Row], path: Path = RESULTS / "discrete_units.png") -> No
     for row in rows:
         curves.setdefault(row["policy"], []).append((row["time"], row[LOSS]))
         bands.setdefault(row["policy"], []).append((row[f"{LOSS}_low"], row[f"{LOSS}_high"]))
-    (spoken,) = (row for row in rows if (row["policy"], row["target_depth"]) == (DEFAULT_POLICY, DEPTH))
-    values = [(DEFAULT_POLICY, spoken[LOSS]), ("static cut at its depth", spoken[f"{LOSS}_static"])]
+    spoken = min((row for row in rows if row["policy"] == DEFAULT_POLICY), key=lambda row: abs(row["depth"] - DEPTH))
+    values = [(DEFAULT_POLICY, spoken[LOSS]), ("static cut in that time", spoken[f"{LOSS}_static_at_time"])]
     figure = figures.draw_lines(
         curves,
         across="time, relative to all layers",

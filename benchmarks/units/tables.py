@@ -22,9 +22,12 @@ ERRORS: Columns = {
     "depth": format_field("depth", ".0%"),
     "unit errors": lambda row: f"{row['unit_errors']:.3f} ({row['unit_errors_low']:.3f}-{row['unit_errors_high']:.3f})",
     "static cut": format_field("unit_errors_static", ".3f"),
+    "best mixture of two cuts": format_field("unit_errors_mixture", ".3f"),
+    "random exits": format_field("unit_errors_random", ".3f"),
     "to HuBERT's own head": format_field("final_head_unit_errors", ".3f"),
     "bits a second": format_field("bitrate", ".0f"),
     "time": format_field("time", ".2f"),
+    "static cut in that time": format_field("unit_errors_static_at_time", ".3f"),
 }
 GUARANTEE: Columns = {
     "policy": format_field("system"),

@@ -68,12 +68,13 @@ def test_tables_say_what_was_measured(runs, tmp_path, monkeypatch):
     _, _, measured = runs
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     exits = torch.tensor([2, 4, 4, 2])
-    rows = [{**policies.make_row("entropy", 0.75, exits, measured), "time": 0.8}]
+    rows = [{**policies.make_row("entropy", 0.75, exits, measured), "time": 0.8, "unit_errors_static_at_time": 0.25}]
     results.write_result("discrete_units", rows)
     line = tables.render_errors().splitlines()[2].split(" | ")
     assert line[:2] == ["| entropy", "75%"]
     assert line[2].startswith(f"{rows[0]['unit_errors']:.3f} (")
-    assert line[-1] == "0.80 |"
+    assert line[3:6] == [f"{rows[0][f'unit_errors_{name}']:.3f}" for name in ("static", "mixture", "random")]
+    assert line[-2:] == ["0.80", "0.250 |"]
     guarantee = dict(system="entropy", target=0.1, violations=0.05, mean_test_risk=0.04, depth=0.8)
     results.write_result("discrete_units_guarantee", [guarantee])
     assert "| entropy | 10% | 5.0% | 0.040 | 80% |" in tables.TABLES["discrete_units_guarantee"]()
