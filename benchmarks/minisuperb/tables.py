@@ -84,8 +84,8 @@ def _compare(of: dict[str, list[Row]], sign: int, in_decibels: bool) -> list[str
     static = [(_average(rows, "depth"), _average(rows)) for name, rows in of.items() if is_static(name)]
     cut = interpolate_static_cut(static, _average(ours, "depth"))
 
-    def format_difference(difference: float, of: float, plus: str = "+") -> str:
-        return f"{difference:{plus}.2f} dB" if in_decibels else f"{difference / abs(of):{plus}.1%}"
+    def format_difference(difference: float, reference: float, plus: str = "+") -> str:
+        return f"{difference:{plus}.2f} dB" if in_decibels else f"{difference / abs(reference):{plus}.1%}"
 
     return [
         format_difference(sign * (mine - full), full),
