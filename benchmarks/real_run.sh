@@ -99,6 +99,7 @@ code=early-exit-transformer # a clone of the public code, if it exists
 if [ -d "$code" ]; then measure recognition.parity "$code"; fi
 measure policies.forecasts daisy-mini
 measure policies.policies daisy-mini
+measure policies.conditions daisy-mini
 measure policies.ideas daisy-mini
 measure policies.noise_curve daisy-mini
 measure policies.guarantee daisy-mini

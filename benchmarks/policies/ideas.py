@@ -25,6 +25,7 @@ from benchmarks.shared.cuts import mix_best
 from benchmarks.shared.results import Row, write_result
 from benchmarks.shared.script import make_parser, run_script
 from daisy.calibration import forecast
+from daisy.calibration.traces import Traces
 from daisy.evaluation import comparison
 from daisy.evaluation.study import DEPTHS
 
@@ -80,13 +81,13 @@ def find_price(decisions: Decisions, target: float, num_layers: int) -> float:
     return high
 
 
-def judge(exits: NDArray[numpy.int64], runs: Runs) -> Row:
+def judge(exits: NDArray[numpy.int64], runs: Traces) -> Row:
     """Judge exits (B,) by each loss: agreement, and that of the static cut, chance and the best mixture of cuts."""
-    evaluation = comparison.evaluate("idea", torch.from_numpy(exits), runs.traces)
-    layers = evaluation.depth * runs.traces.num_layers
+    evaluation = comparison.evaluate("idea", torch.from_numpy(exits), runs)
+    layers = evaluation.depth * runs.num_layers
     fields: Row = {"depth": evaluation.depth}
     for loss, prefix in FIELDS.items():
-        by_layer = runs.traces.losses[loss].double().mean(0).numpy()
+        by_layer = runs.losses[loss].double().mean(0).numpy()
         fields[f"{prefix}agreement"] = 1 - evaluation.losses[loss].mean
         fields[f"{prefix}mixture"] = 1 - mix_best(by_layer, layers)
         for name, other, gain in (
@@ -117,7 +118,7 @@ def follow_noise(exits: NDArray[numpy.int64], runs: Runs) -> Row:
 def make_row(idea: str, learnt: str, target: float, exits: NDArray[numpy.int64], runs: Runs) -> Row:
     """Make a row of ideas.json."""
     row: Row = {"idea": idea, "learnt": learnt, "target_depth": target, "num_runs": len(runs)}
-    return row | judge(exits, runs) | follow_noise(exits, runs)
+    return row | judge(exits, runs.traces) | follow_noise(exits, runs)
 
 
 def measure(dev: Runs, test: Runs | None, quick: bool) -> Iterator[Row]:

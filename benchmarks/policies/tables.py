@@ -123,6 +123,22 @@ def render_default_policy() -> str:
     return render_result(result, header, lines)
 
 
+def render_conditions(conditions: tuple[str, ...]) -> str:
+    """Render the default policy's lead at each depth in some conditions, in the full model's and the clean units."""
+    result = read_result("policy_conditions")
+    header = ["set for", "audio", "depth"]
+    for units in ("full model's units", "clean audio's units"):
+        header += [units, "above the static cut", "above chance"]
+    lines = []
+    for row in (row for row in result["rows"] if row["condition"] in conditions):
+        line = [f"{row['target_depth']:.0%}", row["condition"].removeprefix("recorded "), f"{row['depth']:.0%}"]
+        for prefix in ("", "clean_"):
+            line.append(f"{row[f'{prefix}agreement']:.3f}")
+            line += [_format_over(row, f"{prefix}over_{other}") for other in ("static", "random")]
+        lines.append(line)
+    return render_result(result, header, lines)
+
+
 def render_regimes() -> str:
     """Render where depth still helps."""
     result = read_result("regimes")
@@ -292,6 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "policies": partial(render_policies, "policies"),
     "policies_dev": partial(render_policies, "policies_dev"),
     "default_policy": render_default_policy,
+    "policy_conditions": partial(render_conditions, ("clean", "recorded 10 dB", "recorded 0 dB")),
     "forecasts": render_forecasts,
     "regimes": render_regimes,
     "regimes_sentence": render_regimes_sentence,

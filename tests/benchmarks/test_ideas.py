@@ -85,13 +85,13 @@ def test_nobody_leaves_where_there_is_no_score():
 
 
 def test_exits_are_judged_beside_the_cut_chance_and_the_best_mixture(runs):
-    row = ideas.judge(numpy.where(HARD, 9, 1), runs)
+    row = ideas.judge(numpy.where(HARD, 9, 1), runs.traces)
     assert row["agreement"] == pytest.approx(0.45)  # 0.9 for half of them
     assert row["static"] == pytest.approx(0.0)  # a cut at layer 5
     assert row["random"] == pytest.approx(0.225)  # a half run to 9, whoever they are
     assert row["mixture"] == pytest.approx(0.225)  # of cuts at 1 and 9
     assert row["over_static"] == pytest.approx(0.45)
-    between = ideas.judge(numpy.where(HARD, 12, 5), runs)
+    between = ideas.judge(numpy.where(HARD, 12, 5), runs.traces)
     assert between["static"] == pytest.approx(0.225)  # halfway between layer 8, which has nothing, and layer 9
     assert between["mixture"] == pytest.approx(0.45 * 7.5 / 8)  # layer 1 for few, else layer 9
     assert row["over_random_low"] <= row["over_random"] == pytest.approx(0.225)
