@@ -2,9 +2,9 @@
 
     python -m benchmarks.policies.conditions daisy-mini
 
-The units are the full model's on the same input, and those that it gives the clean recording. Static cut and chance have
-the policy's depth and histogram in that condition. The policy is set as in `benchmarks.policies.policies`, and judged on
-the same test audio.
+The units are the full model's on the same input, and those that it gives the clean recording. Static cut and chance
+have the policy's depth and histogram in that condition. The policy is set as in `benchmarks.policies.policies`, and
+judged on the same test audio.
 """
 
 from __future__ import annotations
