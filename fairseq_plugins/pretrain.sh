@@ -40,6 +40,11 @@
 #   DEVICE=cuda           device on which units and exits.json are computed (cpu)
 #   DEPTH=0.6             mean share of the layers that run under exits.json; DEPTH= makes no exits.json
 set -euo pipefail
+case " ${1:-} " in " -h " | " --help ")
+    sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0"
+    exit
+    ;;
+esac
 manifests=$(realpath "${1:?usage: $0 MANIFESTS OUT [overrides]}")
 mkdir -p "${2:?usage: $0 MANIFESTS OUT [overrides]}"
 out=$(realpath "$2")
@@ -197,7 +202,11 @@ for ((number = 1; number <= ${#updates[@]}; number++)); do
     printf "%s\n" "$(settings "$number" "$@")" "$digests" >"$out/settings$number"
     source=$warm_start
     [ "$number" -eq 1 ] || source=$out/iteration$((number - 1)).safetensors
-    make_units "$number" "$source"
+    make_units "$number" "$source" || {
+        code=$?
+        [ -e "$out/units$number" ] || rm "$out/settings$number" # nothing was made, so other settings may follow
+        exit "$code"
+    }
     [ -z "$source" ] || start "$number" "$source"
     train "$number" "${updates[number - 1]}" "${source:+$out/start$number.safetensors}" "${learning[@]}" "$@"
 done

@@ -16,16 +16,20 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import soundfile
 import torch
 
 from daisy.cli.console import explain
 from daisy.errors import AudioError, DaisyError, UsageError
-from s3prl_upstream import command_line, reading, sox
+from s3prl_upstream import command_line
 from s3prl_upstream.command_line import Arguments
 from s3prl_upstream.options import Options, parse, parser
 from s3prl_upstream.register import register
+
+if TYPE_CHECKING:
+    from s3prl_upstream.reading import Reading
 
 PROGRAM = "daisy-s3prl"
 GOES_ON = "-e EXP or -a goes on from the last checkpoint, where there is one"
@@ -65,12 +69,14 @@ def run(arguments: Sequence[str]) -> None:
     from s3prl import run_downstream
     from s3prl.upstream.interfaces import SAMPLE_RATE
 
+    from s3prl_upstream import sox
+    from s3prl_upstream.reading import Reading
     from s3prl_upstream.runner import ExitRunner
 
     argv, stock = sys.argv, (run_downstream.get_downstream_args, run_downstream.Runner)
     plain_isinstance = builtins.isinstance  # s3prl wraps it, and the wrapper calls the original twice
     sys.argv = [PROGRAM, *rest]
-    audio_reading = reading.Reading(SAMPLE_RATE)
+    audio_reading = Reading(SAMPLE_RATE)
     run_downstream.get_downstream_args = partial(_read_arguments, stock[0], options, audio_reading)
     run_downstream.Runner = partial(ExitRunner, options=options)
     try:
@@ -110,7 +116,7 @@ def _find_failed_lookup(error: Exception) -> str:
     return f"{kind}{_describe(error)} ({path}:{line})"
 
 
-def _read_arguments(stock: Callable[[], Arguments], options: Options, audio_reading: reading.Reading, /) -> Arguments:
+def _read_arguments(stock: Callable[[], Arguments], options: Options, audio_reading: Reading, /) -> Arguments:
     """Read s3prl's arguments and configuration, check them, and add our options that belong to an experiment.
 
     Raises:

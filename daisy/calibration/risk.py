@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy
 from numpy.typing import ArrayLike
@@ -108,6 +109,25 @@ def conformal(losses: Sequence[ArrayLike], alpha: float) -> int | None:
         corrected = (rising.sum(0) + 1) / (len(rising) + 1)
         last.append(int((corrected <= alpha).sum()) - 1)
     return min(last) if min(last) >= 0 else None
+
+
+def find_least_risk(num_examples: int, delta: float, method: str) -> float:
+    """Find the least risk that can be guaranteed if no calibration example has any loss, to four decimals.
+
+    Args:
+        num_examples: number of calibration examples.
+        delta: probability with which the bound may be missed; conformal risk control has none.
+        method: a name of `P_VALUES`, or ``conformal``.
+    """
+    if method == "conformal":
+        return 1 / (num_examples + 1)
+    no_losses = numpy.zeros(num_examples)
+    compute = partial(betting, delta=delta) if method == "betting" else P_VALUES[method]
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if compute(no_losses, middle) <= delta else (middle, high)
+    return high
 
 
 def average_by_group(losses: ArrayLike, groups: Sequence[str]) -> Floats:

@@ -104,6 +104,7 @@ class RiskGoal:
     def calibrate(self, policy: str, traces: Traces, seed: int) -> Calibration:
         """Set a policy on full runs; if no setting is certified, it never exits early, and its note says so."""
         from daisy.calibration.guarantee import calibrate_risk, measure_attained
+        from daisy.calibration.risk import find_least_risk
 
         chosen, exit_layers, runs = calibrate_risk(
             policy,
@@ -118,14 +119,11 @@ class RiskGoal:
         note = ""
         if chosen.name == "never":
             num_speakers = len(set(runs.groups))
-            bound = (
-                ""
-                if self.method == "conformal"
-                else (f", with whom no risk below {1 - self.delta ** (1 / num_speakers):.2f} can be certified")
-            )
+            least = find_least_risk(num_speakers, self.delta, self.method)
             note = (
                 f"no setting of {policy} is certified at a risk of {self.risk:g}: the file says never. "
-                f"{num_speakers} speakers certify{bound}; more of them, or a larger --risk or --delta, would help"
+                f"{num_speakers} speakers certify, with whom no risk below {least:.2f} can be certified; more of them, "
+                "or a larger --risk or --delta, would help"
             )
         certified = measure_attained(runs, exit_layers, self.loss, self.ceiling)
         return Calibration(policy=chosen, exit_layers=exit_layers, runs=runs, certified=certified, note=note)

@@ -137,6 +137,23 @@ def test_conformal_risk_control_bounds_the_expected_risk():
     assert 0.075 < mean <= 0.1
 
 
+@pytest.mark.parametrize("method", ["betting", "hoeffding-bentkus"])
+@pytest.mark.parametrize("count", [5, 9, 40])
+def test_the_least_risk_is_certified_and_a_lower_one_is_not(method, count):
+    least = risk.find_least_risk(count, 0.1, method)
+    p_value = {"betting": lambda losses, alpha: risk.betting(losses, alpha, 0.1)}.get(method, risk.P_VALUES[method])
+    no_losses = [numpy.zeros((count, 1))]
+    assert risk.learn_then_test(no_losses, least, 0.1, p_value) == 0
+    assert risk.learn_then_test(no_losses, least - 0.001, 0.1, p_value) is None
+    assert least >= 1 - 0.1 ** (1 / count) - 1e-4
+
+
+def test_the_least_expected_risk_is_that_of_one_more_example():
+    assert risk.find_least_risk(9, 0.1, "conformal") == 0.1
+    assert risk.conformal([numpy.zeros((9, 1))], 0.1) == 0
+    assert risk.conformal([numpy.zeros((9, 1))], 0.0999) is None
+
+
 def test_groups_are_averaged():
     losses = [[0.0, 1.0], [1.0, 1.0], [0.5, 0.0]]
     numpy.testing.assert_allclose(risk.average_by_group(losses, ["a", "a", "b"]), [[0.5, 1.0], [0.5, 0.0]])

@@ -151,3 +151,22 @@ def test_settings_that_do_not_go_together_are_refused(corpus, programs, tmp_path
     assert done.returncode == 2
     assert message in done.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_teacher_that_is_not_there_leaves_nothing_behind(corpus, programs, tmp_path):
+    done = subprocess.run(
+        [*map(str, call(programs, corpus / "data", tmp_path / "out", TEACHER=tmp_path / "gone.pt", TEACHER_LAYER=2))],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert len(done.stderr.splitlines()) == 1
+    assert "gone.pt: no such" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_recipe_explains_itself():
+    printed = command("bash", SCRIPT, "--help")
+    assert printed.startswith("Pre-train a HuBERT with exits")
+    assert "DEPTH=0.6" in printed
+    assert "set -euo" not in printed

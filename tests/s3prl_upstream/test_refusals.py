@@ -128,9 +128,9 @@ def test_a_summary_that_is_none_is_refused_before_training(train, tmp_path):
 
 
 def test_without_s3prl_it_says_what_to_install():
-    """yaml comes with s3prl."""
+    """yaml and torchaudio come with s3prl."""
     code = (
-        "import sys; sys.modules.update(s3prl=None, yaml=None); "
+        "import sys; sys.modules.update(s3prl=None, yaml=None, torchaudio=None); "
         "from s3prl_upstream.run_downstream import main; main(['-m', 'train'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
