@@ -49,9 +49,9 @@ def say_time() -> str:
     exits = rows[DEFAULT_POLICY]
     return (
         f"**Time.** On {exits['num_utterances']} test recordings, clean and noisy, the default policy "
-        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, in batches of 30 s, all of them "
-        f"take {format_ratio(rows[FULL])} times as long, and s3prl {format_ratio(rows['s3prl'])} times (medians and "
-        "quartiles)."
+        f"`{DEFAULT_POLICY}` runs {exits['depth']:.0%} of the layers. On one core, in batches of 30 s, running all "
+        f"layers takes {format_ratio(rows[FULL])} times as long, and s3prl, which runs all too, "
+        f"{format_ratio(rows['s3prl'])} times (medians and quartiles)."
     )
 
 
@@ -64,8 +64,8 @@ def say_units() -> str:
         f"**Fidelity.** On all test audio, in every noise, it runs {row['depth']:.0%} of the layers, and "
         f"{row['unit_agreement']:.1%} of the frames keep the full model's unit. Where all recordings leave at one "
         f"layer (a static cut of that depth), it is {row['fixed_unit_agreement']:.1%}; with the best mixture of two "
-        f"cuts {row['mixture_unit_agreement']:.1%}, with exits drawn at random {row['random_unit_agreement']:.1%}. At "
-        f"other depths it is {min(gains):+.1f} to {max(gains):+.1f} points above the cut."
+        f"cuts {row['mixture_unit_agreement']:.1%}, with exits drawn at random {row['random_unit_agreement']:.1%}. "
+        f"Set for other depths, the policy is {min(gains):+.1f} to {max(gains):+.1f} points above the cut."
     )
 
 
@@ -157,7 +157,7 @@ def _average_cut(cuts: list[Row], exits: list[Row]) -> float:
 def say_downstream(tasks: list[TaskMeans]) -> str:
     """Say what the table of tasks shows, and where exits do worse than a shallower cut."""
     beaten = " and ".join(task.title for task in tasks if task.is_beaten)
-    lost = f" On {beaten} exits lose to the static cut that runs fewer layers." if beaten else ""
+    lost = f" On {beaten}, a static cut that runs fewer layers does as well or better." if beaten else ""
     return (
         f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio: means over tests from clean "
         f"to 0 dB, exits set for {DEPTH:.0%} on other audio.{lost} Trained on clean audio alone, exits "
