@@ -108,15 +108,13 @@ export OMP_NUM_THREADS=1
 minisuperb() { measure minisuperb.run daisy-mini --jobs 2 "$@"; }
 minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2
 minisuperb --upstreams never {forecast,fixed,random}-60 fbank --seeds 0 1 2 --data noisy
-minisuperb --tasks ks sid --upstreams {forecast,fixed,random}-{80,40} --seeds 0 1 2
-minisuperb --tasks ic --upstreams fixed-40 --seeds 0 1 2
-minisuperb --tasks ic ks --upstreams fixed-40 --seeds 0 1 2 --data noisy # policies run fewer layers than 7 here
-minisuperb --tasks asr_english --upstreams never forecast-60 fixed-60 fbank
 for data in small noisy; do
-    minisuperb --tasks ks sid --upstreams forecast-60@random-60 --seeds 0 1 2 --data $data
+    minisuperb --tasks ic ks --upstreams fixed-40 --seeds 0 1 2 --data $data # policies run fewer layers than 7 here
 done
-minisuperb --tasks ks sid --upstreams hubert
-minisuperb --table --time --upstreams never {forecast,fixed,random}-60 hubert fbank
+minisuperb --tasks ks --upstreams forecast-60@random-60 --seeds 0 1 2
+minisuperb --tasks asr --upstreams fixed-20 --seeds 0 1 2
+minisuperb --tasks asr_english --upstreams never forecast-60 fixed-60 fbank
+minisuperb --table
 
 measure recognition.train --jobs 2
 measure recognition.errors
