@@ -90,8 +90,9 @@ class TaskMeans(NamedTuple):
     exits: float
     depth: float
     """Mean depth of the exits."""
-    cut: float
-    """Static cut at their depth in each condition; the shallowest one if they run fewer layers than it does."""
+    cut: float | None
+    """Static cut at their depth in each condition, or the shallowest one where they run fewer layers than it does; None
+    if they run fewer on average."""
     shallow: float
     """Value of the static cut `STATIC`."""
     shallow_depth: float
@@ -139,8 +140,10 @@ def _compare(
     )
 
 
-def _average_cut(cuts: list[Row], exits: list[Row]) -> float:
+def _average_cut(cuts: list[Row], exits: list[Row]) -> float | None:
     """Average, over conditions, what static cuts reach at the depth of the exits in the same condition."""
+    if _average(exits, "depth") < min(row["depth"] for row in cuts):
+        return None
     reached = []
     for condition in dict.fromkeys(row["condition"] for row in exits):
         points = []
@@ -173,7 +176,7 @@ def render_tasks(tasks: list[TaskMeans]) -> str:
             task.title,
             f"{task.full:.3f}",
             f"{task.exits:.3f} ({task.depth:.0%})",
-            f"{task.cut:.3f}" if task.depth >= task.shallow_depth else "",
+            "" if task.cut is None else f"{task.cut:.3f}",
             f"{task.shallow:.3f} ({task.shallow_depth:.0%})",
         ]
         for task in tasks
