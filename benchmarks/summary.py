@@ -159,7 +159,7 @@ def _average_cut(cuts: list[Row], exits: list[Row]) -> float | None:
 
 def say_downstream(tasks: list[TaskMeans]) -> str:
     """Say what the table of tasks shows, and where exits do worse than a shallower cut."""
-    beaten = " and ".join(task.title for task in tasks if task.is_beaten)
+    beaten = ", ".join(task.title for task in tasks if task.is_beaten)
     lost = f" On {beaten}, a static cut that runs fewer layers does as well or better." if beaten else ""
     return (
         f"**Downstream.** s3prl's tasks on small sets, trained on clean and noisy audio: means over tests from clean "
