@@ -45,6 +45,7 @@ from daisy.models import (
     WhisperConfig,
 )
 from daisy.models.kinds import AnyBackbone
+from daisy.models.meta import build_without_memory
 from daisy.policies import make_policy
 from daisy.runtime.dtypes import Precision, check_device, parse_dtype
 
@@ -125,10 +126,10 @@ def build_with_weights(config: dict[str, Any], tensors: Mapping[str, Tensor]) ->
     num_layers = backbone.get("num_layers") if isinstance(backbone, dict) else None
     if isinstance(num_layers, int) and num_layers > len(tensors):
         raise CheckpointError(f"the configuration says {num_layers} layers, and there are {len(tensors)} tensors")
-    with torch.device("meta"):
+    with build_without_memory():
         model = build(config)
     check_weights(model, tensors)
-    model.to_empty(device=torch.device("cpu"))
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # to_empty imports sympy
     model.load_state_dict(tensors)
     return model.eval()
 

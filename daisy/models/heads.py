@@ -153,7 +153,7 @@ class LossRegressor(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("mean", torch.cat([torch.zeros(2 * width), torch.tensor([start])]))  # the loss comes last
+        self.register_buffer("mean", torch.tensor([0.0] * (2 * width) + [start]))  # the loss comes last
         self.register_buffer("variance", torch.ones(2 * width + 1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossRegressor:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from daisy.checkpoints import Model
@@ -24,6 +23,7 @@ from daisy.models import (
 )
 from daisy.models.heads import HeadsConfig
 from daisy.models.kinds import AnyBackbone, AnyBackboneConfig, AnyHeads
+from daisy.models.meta import build_without_memory
 
 OF_LAYERS = re.compile(r"(?:encoder\.transformer\.)?layers\.(\d+)\.|(?:units|regressors)\.(\d+)\.")
 """Names of weights that belong to one layer, counted from 0."""
@@ -120,7 +120,7 @@ def _select(module: nn.Module, first: int, last: int, block_layers: int) -> dict
 
 def build_part(part: ModelPart, device: str = "cpu") -> tuple[AnyBackbone, AnyHeads | None]:
     """Build the modules of a part; layers outside it take no memory (torch's device "meta")."""
-    with torch.device("meta"):
+    with build_without_memory():
         backbone: AnyBackbone = (
             Backbone(part.backbone) if isinstance(part.backbone, BackboneConfig) else Conformer(part.backbone)
         )
