@@ -23,8 +23,7 @@ from daisy.checkpoints.provenance import drop_notes_of_heads
 from daisy.errors import UsageError
 from daisy.models import BackboneConfig, CTCHeadsConfig
 from fairseq_plugins import recognition
-from fairseq_plugins.export import make_backbone_fields
-from fairseq_plugins.model import check_waveforms, read_backbone
+from fairseq_plugins.model import check_waveforms, make_backbone_fields, read_backbone
 from fairseq_plugins.pretraining_exits import LayerStates
 
 TRAINING = ChoiceEnum(["joint", "branches", "frozen"])

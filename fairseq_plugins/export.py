@@ -21,10 +21,9 @@ from daisy import _files, checkpoints
 from daisy.checkpoints.converters import fairseq
 from daisy.checkpoints.weights import refuse_infinite
 from daisy.errors import CheckpointError, DaisyError
-from daisy.models import BackboneConfig
 from daisy.models.config import FAIRSEQ_EPS
 from fairseq_plugins.masked import SPECIAL_SYMBOLS
-from fairseq_plugins.model import read_backbone
+from fairseq_plugins.model import make_backbone_fields, read_backbone
 
 
 def make_stock_checkpoint(model: checkpoints.Model, half: bool = False) -> dict[str, Any]:
@@ -68,23 +67,6 @@ def make_model_fields(model: checkpoints.Model) -> dict[str, Any]:
         "final_dim": model.final_head.embeddings.shape[1],
         "logit_temp": model.final_head.temperature,
         "untie_final_proj": False,
-    }
-
-
-def make_backbone_fields(config: BackboneConfig) -> dict[str, Any]:
-    """Make those fields of the model configuration that give the network's shape."""
-    return {
-        "label_rate": config.sample_rate / config.frame_hop,
-        "encoder_layers": config.num_layers,
-        "encoder_embed_dim": config.width,
-        "encoder_ffn_embed_dim": config.ffn_width,
-        "encoder_attention_heads": config.num_heads,
-        "layer_norm_first": config.pre_norm,
-        "conv_feature_layers": str([tuple(layer) for layer in config.conv_layers]),
-        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
-        "conv_bias": config.conv_bias,
-        "conv_pos": config.pos_kernel,
-        "conv_pos_groups": config.pos_groups,
     }
 
 

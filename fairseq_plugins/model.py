@@ -13,7 +13,7 @@ from daisy.checkpoints.converters import convert
 from daisy.checkpoints.converters.plugin import STATE_KEY
 from daisy.checkpoints.format import ASSETS
 from daisy.errors import CheckpointError, UsageError
-from daisy.models import Backbone, LayerLosses
+from daisy.models import Backbone, BackboneConfig, LayerLosses
 from daisy.models.head_losses import compute_head_losses
 from daisy.models.heads import ExitHeads, HeadsConfig
 from fairseq_plugins.compatibility import mask_indices
@@ -136,6 +136,23 @@ def read_backbone(path: str) -> checkpoints.Model:
     if path.endswith(".safetensors") or path in {file.stem for file in ASSETS.glob("*.safetensors")}:
         return checkpoints.load(path)
     return convert(path, allow_pickle=True)  # fairseq itself unpickles what it loads
+
+
+def make_backbone_fields(config: BackboneConfig) -> dict[str, Any]:
+    """Make those fields of fairseq's model configuration that give the network's shape."""
+    return {
+        "label_rate": config.sample_rate / config.frame_hop,
+        "encoder_layers": config.num_layers,
+        "encoder_embed_dim": config.width,
+        "encoder_ffn_embed_dim": config.ffn_width,
+        "encoder_attention_heads": config.num_heads,
+        "layer_norm_first": config.pre_norm,
+        "conv_feature_layers": str([tuple(layer) for layer in config.conv_layers]),
+        "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
+        "conv_bias": config.conv_bias,
+        "conv_pos": config.pos_kernel,
+        "conv_pos_groups": config.pos_groups,
+    }
 
 
 def check_waveforms(task: Any, sample_rate: int, normalize: bool, path: str) -> None:
