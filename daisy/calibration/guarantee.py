@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -155,8 +154,7 @@ def certify(
         examples.append(by_group[[index for index in order if index < len(by_group)]])
     if method == "conformal":
         return risk.conformal(examples, alpha)
-    p_value = functools.partial(risk.betting, delta=delta) if method == "betting" else risk.P_VALUES[method]
-    return risk.learn_then_test(examples, alpha, delta, p_value)
+    return risk.learn_then_test(examples, alpha, delta, risk.choose_p_value(method, delta))
 
 
 def measure_attained(runs: Traces, exits: Tensor, loss: str, ceiling: float) -> dict[str, Any]:

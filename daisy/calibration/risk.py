@@ -65,6 +65,11 @@ PValue = Callable[[ArrayLike, float], float]
 P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "betting": betting}
 
 
+def choose_p_value(method: str, delta: float) -> PValue:
+    """Return a function of `P_VALUES`; betting chooses its stakes for ``delta``."""
+    return partial(betting, delta=delta) if method == "betting" else P_VALUES[method]
+
+
 def learn_then_test(
     losses: Sequence[ArrayLike], alpha: float, delta: float, p_value: PValue = hoeffding_bentkus
 ) -> int | None:
@@ -122,7 +127,7 @@ def find_least_risk(num_examples: int, delta: float, method: str) -> float:
     if method == "conformal":
         return 1 / (num_examples + 1)
     no_losses = numpy.zeros(num_examples)
-    compute = partial(betting, delta=delta) if method == "betting" else P_VALUES[method]
+    compute = choose_p_value(method, delta)
     low, high = 0.0, 1.0
     while high - low > 1e-4:
         middle = (low + high) / 2

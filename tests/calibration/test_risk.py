@@ -141,7 +141,7 @@ def test_conformal_risk_control_bounds_the_expected_risk():
 @pytest.mark.parametrize("count", [5, 9, 40])
 def test_the_least_risk_is_certified_and_a_lower_one_is_not(method, count):
     least = risk.find_least_risk(count, 0.1, method)
-    p_value = {"betting": lambda losses, alpha: risk.betting(losses, alpha, 0.1)}.get(method, risk.P_VALUES[method])
+    p_value = risk.choose_p_value(method, 0.1)
     no_losses = [numpy.zeros((count, 1))]
     assert risk.learn_then_test(no_losses, least, 0.1, p_value) == 0
     assert risk.learn_then_test(no_losses, least - 0.001, 0.1, p_value) is None
