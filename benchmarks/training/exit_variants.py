@@ -18,6 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
+import daisy
 from benchmarks.shared.results import Row, read_rows_beside, replace_rows, write_result
 from benchmarks.shared.script import (
     ROOT,
@@ -45,6 +49,8 @@ class Variant:
     """Folder of manifests and units, below ``units/``."""
     overrides: tuple[str, ...] = ()
     """Overrides of the configuration."""
+    redrawn: Sequence[str] = ()
+    """Modules of the start's layers that are initialised anew, by the ends of their names."""
 
 
 VARIANTS = {
@@ -58,6 +64,8 @@ VARIANTS = {
     "500 units": Variant(units="teacher500"),
     "3 hours": Variant(units="hours3"),
     "LayerDrop of 0.2": Variant(overrides=("model.encoder_layerdrop=0.2",)),
+    "new layer norms": Variant(redrawn=("norm",)),
+    "new layers": Variant(redrawn=("norm", "_proj", "_dense")),
 }
 OF_THE_FIRST_SETS = ("librispeech/", "commands/", "keywords/")
 """Prefixes of the names of the three hours that the start was trained on."""
@@ -145,6 +153,20 @@ def copy_lines(units: Path, folder: Path) -> None:
     _files.write(folder / "train.km", "\n".join([*(label for _, label in pairs), ""]).encode())
 
 
+def redraw(start: Path, modules: Sequence[str], out: Path) -> None:
+    """Write a network with some modules of its layers initialised anew, as fairseq's `init_bert_params` does."""
+    model, generator = daisy.load(start), torch.Generator().manual_seed(0)
+    for name, module in model.hubert.encoder.transformer.layers.named_modules():
+        if not name.endswith(tuple(modules)):
+            continue
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        else:
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+        nn.init.zeros_(module.bias)
+    checkpoints.save(model, out)
+
+
 def train(name: str, units: Path, origin: Origin) -> Path:
     """Train or resume a variant, and return its path as a daisy model."""
     folder = origin.folder / name.replace(",", "").replace(" ", "_")
@@ -153,8 +175,12 @@ def train(name: str, units: Path, origin: Origin) -> Path:
         return model
     folder.mkdir(parents=True, exist_ok=True)
     if not start.is_file():
+        source = origin.start
+        if redrawn := VARIANTS[name].redrawn:
+            source = folder / "redrawn.safetensors"
+            redraw(origin.start, redrawn, source)
         run_command(
-            sys.executable, "-m", "fairseq_plugins.warm_start", str(origin.start), "--recordings", "200",
+            sys.executable, "-m", "fairseq_plugins.warm_start", str(source), "--recordings", "200",
             "--manifest", str(units / "train.tsv"), "--units", str(units / "train.km"), "--out", str(start),
             log=folder / "start.log",
         )  # fmt: skip

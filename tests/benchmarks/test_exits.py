@@ -5,6 +5,7 @@ import numpy
 import pytest
 import torch
 
+import daisy
 from benchmarks.shared import results
 from benchmarks.training import exit_variants, exits, tables
 from daisy.calibration.traces import Traces
@@ -55,6 +56,25 @@ def test_the_three_hours_keep_recordings_and_their_units_together(tmp_path):
     assert (tmp_path / "few" / "train.tsv").read_text() == "/root\nkeywords/b.ogg\t16000\nlibrispeech/d.ogg\t16000\n"
     assert (tmp_path / "few" / "train.km").read_text() == "1 1\n3 3\n"
     assert (tmp_path / "few" / "valid.km").read_text() == "valid.km"
+
+
+def test_a_start_has_some_modules_of_its_layers_drawn_anew(tmp_path):
+    before = daisy.load("daisy-mini").hubert
+    changed = {}
+    for kind, modules in (("norms", ("norm",)), ("layers", exit_variants.VARIANTS["new layers"].redrawn)):
+        exit_variants.redraw("daisy-mini", modules, tmp_path / f"{kind}.safetensors")
+        after = dict(daisy.load(tmp_path / f"{kind}.safetensors").hubert.named_parameters())
+        changed[kind] = {name for name, value in before.named_parameters() if not torch.equal(value, after[name])}
+        if kind == "norms":
+            assert all(
+                torch.equal(after[name], torch.full_like(after[name], "weight" in name)) for name in changed[kind]
+            )
+        else:
+            weight = after["encoder.transformer.layers.7.feed_forward.output_dense.weight"]
+            assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    of_layers = {name for name, _ in before.named_parameters() if name.startswith("encoder.transformer.layers.")}
+    assert changed["layers"] == of_layers
+    assert changed["norms"] == {name for name in of_layers if "norm" in name}
 
 
 def test_variants_of_another_training_are_not_gone_on_with(tmp_path):
