@@ -66,7 +66,7 @@ def draw_memory(rows: Sequence[Row]) -> None:
             panels[0, column].loglog(sizes, [row["seconds"] for row in points], label=mode, **style)
             peaks = [row["peak_bytes"] / 2**20 for row in points]
             panels[1, column].semilogx(sizes, peaks, label=mode, **style)
-            says.append(f"{mode}: {peaks[0]:.0f} to {peaks[-1]:.0f} MiB")
+            says.append(f"{mode}: {min(peaks):.0f} to {max(peaks):.0f} MiB")
         panels[1, column].set_title("; ".join(says), loc="left", fontsize="small")
         panels[1, column].set_xlabel(title)
         panels[0, column].legend(frameon=False)
