@@ -139,7 +139,7 @@ spread=()
 learning=()
 [ -n "$warm_start" ] || learning=(model.feature_grad_mult=0.1) # later iterations start from the previous one
 if [ "$processes" -gt 1 ]; then
-    launcher=(torchrun --nproc_per_node "$processes" --master_port "${PORT:-29511}")
+    launcher=(python -m torch.distributed.run --no-python --nproc_per_node "$processes" --master_port "${PORT:-29511}")
     spread=(distributed_training.distributed_world_size="$processes" distributed_training.distributed_backend=gloo)
 fi
 
@@ -150,8 +150,10 @@ case " $* " in
 esac
 
 train() { # NUMBER UPDATES START [overrides]
-    local number=$1 num_updates=$2 start=$3 length=() heads_alone=() rate
+    local number=$1 num_updates=$2 start=$3 length=() heads_alone=() head=() rate
     shift 3
+    [ -z "$start" ] || head=(model.final_dim="$(final_dim "$start")")
+    python -m fairseq_plugins.last_checkpoint "$out/run$number/checkpoints"
     rate=$(label_rate "$number")
     [ "$num_updates" = config ] || length=(optimization.max_update="$num_updates"
         lr_scheduler.total_num_update="$num_updates" lr_scheduler.warmup_updates=$((num_updates * 8 / 100)))
@@ -159,7 +161,8 @@ train() { # NUMBER UPDATES START [overrides]
     "${launcher[@]}" "$(command -v fairseq-hydra-train)" --config-dir "$config_dir" --config-name "$config" \
         common.user_dir="$here" task.data="$(data "$number")" task.label_dir="$out/units$number" \
         task.label_rate="$rate" task.noise_manifest="$manifests/noise.tsv" model.warm_start="$start" \
-        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "${precision[@]}" "$@" "${heads_alone[@]}" 2>&1 |
+        hydra.run.dir="$out/run$number" "${length[@]}" "${spread[@]}" "${precision[@]}" "${head[@]}" "$@" \
+        "${heads_alone[@]}" 2>&1 |
         tee -a "$out/iteration$number.log" |
         { grep --line-buffered -E "train_inner|valid\]|rror" || true; }
     daisy convert "$out/run$number/checkpoints/checkpoint_last.pt" "$out/iteration$number.safetensors" --allow-pickle
@@ -186,6 +189,10 @@ data() { # NUMBER: the folder of the manifests that match an iteration's units
 
 label_rate() { # NUMBER: the label rate of an iteration's units
     python -c 'import json, sys; print(json.load(open(sys.argv[1]))["label_rate"])' "$out/units$1/labels.json"
+}
+
+final_dim() { # CHECKPOINT: the width of its prediction head, without which fairseq would begin with a random one
+    python -c 'import daisy, sys; print(daisy.load(sys.argv[1]).final_head.embeddings.shape[1])' "$1"
 }
 
 start() { # NUMBER SOURCE: the source with a head for this iteration's units

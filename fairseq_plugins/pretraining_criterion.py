@@ -49,6 +49,7 @@ class DaisyExitPretraining(FairseqCriterion):
         output = model(target_list=sample["target_list"], **sample["net_input"])
         if "exits" not in output:
             raise UsageError("daisy_exit_pretraining trains exit heads: give model.exit_heads=true (--exit-heads)")
+        self._check_weights(model)
         loss, counted, logging = self._final_losses(model, output)
         exits, of_layers = sum_layer_losses(
             output["exits"], self.pred_masked_weight, self.pred_nomask_weight, self._weigh_layers(model.exits.layers)
@@ -56,8 +57,25 @@ class DaisyExitPretraining(FairseqCriterion):
         loss = loss + self.exit_weight * exits
         for penalty in model.get_extra_losses(output)[0]:
             loss = loss + self.feature_weight * penalty * counted
+        if not counted:  # by chance no utterance of the batch is masked: nothing is learnt from it
+            loss = loss * 0.0
         logging |= {**of_layers, "loss": float(loss), "nsentences": len(sample["id"]), "sample_size": counted}
         return loss, counted, logging
+
+    def _check_weights(self, model) -> None:
+        """Refuse weights that no frame has, or that HuBERT's own loss leaves out while the exits' losses count them."""
+        masks = model.mask_prob > 0 and model.unmasked_prob < 1
+        if not ((self.pred_masked_weight > 0 and masks) or self.pred_nomask_weight > 0):
+            raise UsageError("no frame counts: give pred_masked_weight with mask_prob, or pred_nomask_weight")
+        for skips, name, weight in (
+            (model.skip_masked, "masked", self.pred_masked_weight),
+            (model.skip_nomask, "nomask", self.pred_nomask_weight),
+        ):
+            if skips and weight > 0:
+                raise UsageError(
+                    f"model.skip_{name} leaves frames out of HuBERT's own loss that the exits' losses count: give "
+                    f"model.skip_{name}=false, or criterion.pred_{name}_weight=0"
+                )
 
     def _weigh_layers(self, layers: tuple[int, ...]) -> dict[int, float]:
         """Return the weights of the layers whose losses train the network."""
@@ -86,8 +104,6 @@ class DaisyExitPretraining(FairseqCriterion):
                     f"final_{name}_correct": float((logits.argmax(-1) == 0).sum()),
                     f"final_{name}_counted": len(logits),
                 }
-        if not counted:
-            raise UsageError("no frame counts: give pred_masked_weight with mask_prob, or pred_nomask_weight")
         return loss, counted, {"ntokens": counted, **logging}
 
     @staticmethod

@@ -99,10 +99,16 @@ class DaisyPretrainingHubert(HubertModel):
         """
         current = self.state_dict()
         weights = spread(weights, len(self.encoder.layers))
-        if weights.get("label_embs_concat", current["mask_emb"]).shape != current["label_embs_concat"].shape:
-            logger.warning(f"{path}: predicts another number of units: the prediction head starts at random")
+        embeddings, own = weights.get("label_embs_concat"), current["label_embs_concat"]
+        if embeddings is None or len(embeddings) != len(own):
+            logger.warning(f"{path}: does not predict {len(own)} units: the prediction head starts at random")
             weights = {key: value for key, value in weights.items() if not key.startswith(OF_THE_UNITS)}
-        elif "label_embs_concat" in weights:
+        elif (width := embeddings.shape[1]) != own.shape[1]:
+            raise UsageError(
+                f"{path}: its prediction head compares {width} features, and model.final_dim is {own.shape[1]}: give "
+                f"model.final_dim={width} to take it over"
+            )
+        else:
             logger.info(f"{path}: its prediction head is taken over: its units must be those of these labels")
         current = {key: value for key, value in current.items() if not key.startswith("exits.")}
         wrong = [key for key, value in weights.items() if key not in current or current[key].shape != value.shape]
@@ -157,6 +163,12 @@ class DaisyPretrainingHubert(HubertModel):
         self._targets = target_list[0].long()
         return features, target_list
 
+    def _draw_whole(self, batch: int) -> Tensor:
+        """Draw which utterances are not masked, (B,); fairseq seeds torch alike in every process: hence the rank."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        generator = torch.Generator().manual_seed(int(torch.randint(1 << 31, ())) + rank)
+        return torch.rand(batch, generator=generator) < self.unmasked_prob
+
     def apply_mask(self, x: Tensor, padding_mask: Tensor, target_list: Any) -> tuple[Tensor, Tensor]:
         """Mask as the stock model does, except for utterances that stay unmasked."""
         heard = x.clone()  # masking is in place
@@ -164,7 +176,7 @@ class DaisyPretrainingHubert(HubertModel):
         if masked is None:  # mask_prob is 0
             masked = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         if self.training and self.unmasked_prob > 0:
-            whole = (torch.rand(len(x)) < self.unmasked_prob).to(x.device)
+            whole = self._draw_whole(len(x)).to(x.device)
             x, masked = torch.where(whole[:, None, None], heard, x), masked & ~whole[:, None]
         self._masked = masked
         return x, masked

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, List  # noqa: UP035  OmegaConf 2.0 only reads typing.List
 
 import torch
-from fairseq.data import BaseWrapperDataset
+from fairseq.data import BaseWrapperDataset, data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig, HubertPretrainingTask
 from omegaconf import II
@@ -121,6 +121,11 @@ class CorruptedSpeech(BaseWrapperDataset):
         if self.normalize:
             source = F.layer_norm(source, source.shape)
         return {"id": index, "source": source, "label_list": [_stretched(units, speed) for units in labels]}
+
+    def collater(self, samples: list[dict]) -> dict:
+        """Make a batch, cropped as fairseq crops it, but at places drawn as the corruptions are."""
+        with data_utils.numpy_seed(self.seed, self.epoch, *(sample["id"] for sample in samples)):
+            return super().collater(samples)
 
     def _audio(self, index: int) -> Tensor:
         """Return a recording's samples, (N,); one that a balanced manifest lists many times is kept once."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -103,7 +103,14 @@ class Origin:
             DaisyError: as in `read_rows_beside`.
         """
         path = self.folder / "settings.json"
-        ours = {"start": checkpoints.digest(self.start), "teacher": self.teacher, "layer": self.layer, **self.training}
+        manifests = [self.runs / "weighted" / f"{name}.tsv" for name in ("train", "valid", "noise")]
+        ours = {
+            "start": checkpoints.digest(self.start),
+            "teacher": self.teacher,
+            "layer": self.layer,
+            "manifests": [_files.digest(path) for path in manifests],
+            **self.training,
+        }
         if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != ours:
             raise OutputError(f"{self.folder}: holds variants made with {before}; use another folder, or remove it")
         for row in read_rows_beside(RESULT, timed=False):
@@ -171,9 +178,12 @@ def train(name: str, units: Path, origin: Origin) -> Path:
     """Train or resume a variant, and return its path as a daisy model."""
     folder = origin.folder / name.replace(",", "").replace(" ", "_")
     model, start, plugin = folder / "model.safetensors", folder / "start.safetensors", ROOT / "fairseq_plugins"
+    settings, ours = folder / "variant.json", json.loads(json.dumps(asdict(VARIANTS[name])))
+    if settings.is_file() and (before := json.loads(settings.read_text(encoding="utf-8"))) != ours:
+        raise OutputError(f"{folder}: was trained with {before}; remove it")
     if model.is_file():
         return model
-    folder.mkdir(parents=True, exist_ok=True)
+    _files.write_json(settings, ours)
     if not start.is_file():
         source = origin.start
         if redrawn := VARIANTS[name].redrawn:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import daisy
-from benchmarks.shared.script import make_parser, run_script
+from benchmarks.shared.script import make_parser, parse_positive, run_script
 from benchmarks.training.packed_speech import HOP, Frames, read_num_units, unpack
 from daisy import _files, checkpoints
 from daisy.checkpoints import Model
@@ -66,6 +66,10 @@ class Settings:
     layer_drop: float = 0.05
     train_front_end: bool = False
     """Whether the front end of a start is trained; without a start it always is."""
+    front_end_gradient: float = 0.1
+    """Factor of the gradient that reaches the front end, as in HuBERT's pre-training."""
+    features_weight: float = 10.0
+    """Weight of the mean square of the convolutions' output, where they learn."""
     seed: int = 0
     packed_digest: str = ""
     start_digest: str = ""
@@ -149,7 +153,7 @@ class Pretraining(nn.Module):
     def forward(self, waveforms: Tensor, units: Tensor, masked: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch, and the logged values: nats and accuracy by layer."""
         with torch.autocast(waveforms.device.type, torch.bfloat16):
-            states = self._run(waveforms, masked)
+            states, features = self._run(waveforms, masked)
         states = [of_layer.float() for of_layer in states]
         losses = self.exits(states, units, torch.ones_like(masked), masked)
         final = F.cross_entropy(self.final_head(states[-1]).flatten(0, 1), units.flatten())
@@ -158,18 +162,24 @@ class Pretraining(nn.Module):
         for layer, judged in enumerate(losses.judged, 1):
             logged[f"nats_{layer}"] = judged.loss.sum().detach() / units.numel()
             logged[f"accuracy_{layer}"] = judged.num_correct.sum() / units.numel()
-        return final + self.settings.exit_weight * exits, logged
+        loss = final + self.settings.exit_weight * exits
+        if self.front_end_learns:
+            loss = loss + self.settings.features_weight * features.float().square().mean()
+        return loss, logged
 
-    def _run(self, waveforms: Tensor, masked: Tensor) -> list[Tensor]:
+    def _run(self, waveforms: Tensor, masked: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Run the network, and return the states of layers 1 to L and the convolutions' output."""
         with torch.set_grad_enabled(self.front_end_learns and torch.is_grad_enabled()):
             features, _ = self.backbone.front_end(waveforms)
+        if self.front_end_learns:
+            features = torch.lerp(features.detach(), features, self.settings.front_end_gradient)
         projected = self.backbone.project(features)
         projected = torch.where(masked[..., None], self.backbone.mask_embedding.to(projected.dtype), projected)
         states = [self.backbone.position(projected, None)]
         kept = torch.rand(self.backbone.config.num_layers) >= (self.settings.layer_drop if self.training else 0.0)
         for layer, keep in enumerate(kept.tolist(), 1):
             states.append(self.backbone.layer(layer, states[-1], None) if keep else states[-1])
-        return states[1:]
+        return states[1:], features
 
 
 def sum_losses(losses: LayerLosses) -> Tensor:
@@ -196,6 +206,11 @@ class Run:
         train = unpack(packed, "train")
         self.valid = unpack(packed, "valid")
         self.noise = unpack(packed, "noise").samples.flatten().to(device)
+        if len(self.noise) < (needed := (settings.crop_frames + 1) * HOP):
+            raise daisy.UsageError(
+                f"{packed}: has {len(self.noise)} samples of noise, and a stretch of --crop-frames "
+                f"{settings.crop_frames} takes {needed}: pack more noise, or train on shorter stretches"
+            )
         self.model = Pretraining(settings, read_num_units(packed) + SPECIAL_SYMBOLS).to(device).train()
         learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -231,7 +246,8 @@ class Run:
     def _progress(self) -> float:
         if self.settings.updates is not None:
             return self.update / self.settings.updates
-        return self.elapsed / (60 * (self.settings.minutes or 1.0))
+        assert self.settings.minutes is not None
+        return self.elapsed / (60 * self.settings.minutes)
 
     def _step(self) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
@@ -317,10 +333,12 @@ def main() -> None:
     parser.add_argument("--train-front-end", action="store_true")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float)
-    length.add_argument("--updates", type=int)
+    length.add_argument("--updates", type=parse_positive)
     arguments = vars(parser.parse_args())
     if arguments["start"] and arguments["shape"] != defaults.shape:
         raise daisy.UsageError(f"--shape {arguments['shape']}: the network has the shape of --start")
+    if arguments["minutes"] is not None and arguments["minutes"] <= 0:
+        raise daisy.UsageError(f"--minutes {arguments['minutes']:g}: must be above 0")
     packed, out, device, compiled = (arguments.pop(name) for name in ("packed", "out", "device", "compile"))
     torch.backends.cuda.matmul.allow_tf32 = True
     run = Run(packed, out, replace(defaults, **arguments), torch.device(device))

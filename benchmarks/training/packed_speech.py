@@ -20,11 +20,11 @@ import numpy
 import soundfile
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from benchmarks.shared.script import make_parser, run_script
-from daisy import audio
+from daisy import _files, audio
 from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, compute_frame_hop, count_frames
 
@@ -96,7 +96,7 @@ def pack(folder: Path, out: Path, kbps: float) -> None:
             for path, of_recording, (_, num_frames) in zip(paths, units, coded, strict=True):
                 _check_units(path, of_recording, num_frames, num_units)
             tensors |= _join(f"{split}.units", units)
-    save_file(tensors, out)
+    _files.write(out, save(tensors))
 
 
 def _check_units(path: Path, units: numpy.ndarray, num_frames: int, num_units: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def sample_features(
 
     count = position = 0
     once = {recordings[index].path: recordings[index] for index in order}  # a balanced manifest repeats some
-    for group in features.read_groups(once.values(), note):
+    groups = features.read_groups(once.values(), note)
+    for group in itertools.chain(groups, [[]]):  # the last recordings may have failed, and be followed by repeats
         computed.update((recording.path, frames.numpy().astype(numpy.float32)) for recording, frames in group)
         while position < len(order) and count < max_frames:
             path = recordings[order[position]].path

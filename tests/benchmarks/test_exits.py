@@ -77,17 +77,41 @@ def test_a_start_has_some_modules_of_its_layers_drawn_anew(tmp_path):
     assert changed["norms"] == {name for name in of_layers if "norm" in name}
 
 
+def write_inputs(folder):
+    (folder / "start.safetensors").write_bytes(b"weights")
+    (folder / "weighted").mkdir()
+    for name in ("train", "valid", "noise"):
+        (folder / "weighted" / f"{name}.tsv").write_text("/root\n")
+
+
 def test_variants_of_another_training_are_not_gone_on_with(tmp_path):
-    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    write_inputs(tmp_path)
     make = lambda updates: exit_variants.Origin(tmp_path, tmp_path / "start.safetensors", "teacher", 4, updates)  # noqa: E731
     make(500).check()
     make(500).check()
     with pytest.raises(OutputError, match="holds variants made with .*500"):
         make(300).check()
+    (tmp_path / "weighted" / "train.tsv").write_text("/elsewhere\n")
+    with pytest.raises(OutputError, match="holds variants made with"):
+        make(500).check()
+
+
+def test_a_variant_that_was_changed_since_is_not_taken_for_the_new_one(tmp_path, monkeypatch):
+    folder, origin = tmp_path / "exits" / "last_layer", exit_variants.Origin(tmp_path, tmp_path / "start", "t", 4, 500)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert exit_variants.train("last layer", tmp_path, origin) == folder / "model.safetensors"
+    (folder / "variant.json").write_text(
+        '{"units": "teacher200", "overrides": ["model.exit_layers=[]"], "redrawn": []}'
+    )
+    assert exit_variants.train("last layer", tmp_path, origin) == folder / "model.safetensors"
+    monkeypatch.setitem(exit_variants.VARIANTS, "last layer", exit_variants.Variant(units="mfcc100"))
+    with pytest.raises(OutputError, match=r"last_layer: was trained with .*exit_layers=\[\].*; remove it"):
+        exit_variants.train("last layer", tmp_path, origin)
 
 
 def test_variants_of_other_trainings_are_not_put_beside_each_other(tmp_path, monkeypatch):
-    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    write_inputs(tmp_path)
     origin = exit_variants.Origin(tmp_path, tmp_path / "start.safetensors", "teacher", 4, 500)
     before = {"network": "3 hours", "updates": 300, "bf16": origin.training["bf16"]}
     rows = [{"network": "daisy-mini", "checkpoint": "daisy-mini"}, before]

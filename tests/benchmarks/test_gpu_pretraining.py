@@ -136,7 +136,39 @@ def test_ten_updates_learn_and_go_on_where_they_were_stopped(packed, tmp_path, m
     assert (ours.heads.config.num_units, ours.final_head.num_units) == (NUM_UNITS, NUM_UNITS)
     assert int(ours.encoder("fixed", layer=2)(torch.zeros(16000)).exit_layer) == 2
     with pytest.raises(UsageError, match="is of a run with other settings"):
-        Run(packed, tmp_path / "stopped.safetensors", Settings(shape="tiny", updates=11), torch.device("cpu"))
+        Run(
+            packed,
+            tmp_path / "stopped.safetensors",
+            Settings(shape="tiny", updates=11, crop_frames=30),
+            torch.device("cpu"),
+        )
+
+
+def test_a_front_end_that_learns_has_a_tenth_of_the_gradient_and_a_penalty(packed, monkeypatch):
+    """As fairseq's `HubertModel.forward_features` has it, and its ``feature_grad_mult`` and ``features_pen``."""
+    monkeypatch.setitem(gpu_pretraining.SHAPES, "tiny", POST_NORM)
+    waveforms = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    units = torch.zeros(2, 49, dtype=torch.int64)
+    masked = torch.zeros(2, 49, dtype=torch.bool)
+    losses, gradients = {}, {}
+    for factor, weight in ((1.0, 0.0), (0.1, 0.0), (0.1, 1e7)):
+        settings = Settings(shape="tiny", layer_drop=0.0, front_end_gradient=factor, features_weight=weight)
+        model = gpu_pretraining.Pretraining(settings, NUM_UNITS).eval()
+        loss, _ = model(waveforms, units, masked)
+        loss.backward()
+        losses[factor, weight] = float(loss.detach())
+        gradients[factor, weight] = model.backbone.feature_extractor.conv_layers[-1].conv.weight.grad
+    assert torch.allclose(gradients[0.1, 0.0], 0.1 * gradients[1.0, 0.0], rtol=0.02, atol=1e-4)
+    assert losses[0.1, 0.0] == losses[1.0, 0.0]
+    features, _ = model.backbone.front_end(waveforms)
+    penalty = 1e7 * float(features.square().mean())
+    assert losses[0.1, 1e7] - losses[0.1, 0.0] == pytest.approx(penalty, rel=0.03)
+
+
+def test_too_little_noise_is_refused(packed, monkeypatch):
+    monkeypatch.setitem(gpu_pretraining.SHAPES, "tiny", POST_NORM)
+    with pytest.raises(UsageError, match=r"has 32320 samples of noise, and a stretch of --crop-frames 250 takes 80320"):
+        Run(packed, packed.parent / "none.safetensors", Settings(shape="tiny", updates=1), torch.device("cpu"))
 
 
 def test_a_run_is_not_gone_on_with_on_other_audio_or_from_another_start(packed, tmp_path, monkeypatch):
@@ -144,7 +176,7 @@ def test_a_run_is_not_gone_on_with_on_other_audio_or_from_another_start(packed, 
     audio, start, out = tmp_path / "audio.safetensors", tmp_path / "start.safetensors", tmp_path / "out.safetensors"
     audio.write_bytes(packed.read_bytes())
     daisy.save(tiny_model(), start)
-    make = lambda: Run(audio, out, Settings(start=str(start), updates=1), torch.device("cpu"))  # noqa: E731
+    make = lambda: Run(audio, out, Settings(start=str(start), updates=1, crop_frames=30), torch.device("cpu"))  # noqa: E731
     make()._save()
     assert make().update == 0
     save_file({**load_file(audio), "more": torch.zeros(1)}, audio)

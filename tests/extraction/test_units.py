@@ -128,6 +128,17 @@ def test_a_bad_recording_gives_its_place_to_the_next_one_drawn(recordings, tmp_p
         sample_features(listed[4:], make_mfcc(50), 10, 0, lambda count: None, lambda *what: None)
 
 
+def test_repeats_that_follow_a_bad_recording_are_drawn_too(recordings, tmp_path):
+    (tmp_path / "bad.wav").write_text("no audio")
+    bad = next(recording for recording in audio.find([str(tmp_path)]) if recording.name == "bad.wav")
+    listed = [recordings[0]] * 4 + [bad]
+    order = numpy.random.default_rng(0).permutation(5).tolist()
+    assert order.index(4) == 1  # three repeats follow it
+    frames, drawn = sample_features(listed, make_mfcc(50), 10**6, 0, lambda count: None, lambda *what: None)
+    assert drawn == [index for index in order if index < 4]
+    assert len(frames) == 4 * len(make_mfcc(50).read(recordings[0]))
+
+
 def test_centres_of_another_number_or_width_are_refused(tmp_path):
     path = tmp_path / "kmeans.npy"
     save_centres(numpy.ones((50, 39), dtype=numpy.float32), path)

@@ -1,5 +1,6 @@
 """Exit heads trained during the pre-training of a HuBERT: each loss, the weights that it changes, and the result."""
 
+import itertools
 import re
 
 import numpy
@@ -102,7 +103,8 @@ def test_losses_change_the_layers_below_them_and_only_where_told():
             for head in model.exits.heads.units
         ]
         assert [value > 0 for value in heads] == [number == layer for number in range(1, NUM_LAYERS + 1)]
-        assert model.mask_emb.grad is None or (float(model.mask_emb.grad.abs().max()) > 0) == (reached > 0)
+        reaches_the_masks = model.mask_emb.grad is not None and float(model.mask_emb.grad.abs().max()) > 0
+        assert reaches_the_masks == (reached > 0)
 
 
 def test_regressors_learn_the_mean_loss_and_change_no_layer():
@@ -154,8 +156,35 @@ def test_the_whole_loss_is_the_weighted_sum_of_its_parts():
     features, counted, _ = compute(exit_weight=0.0, feature_weight=10.0)
     penalty = 10.0 * float(run(model, sample)["features_pen"]) * counted
     assert float(features) == pytest.approx(own + penalty, rel=1e-5)
-    with pytest.raises(UsageError, match="no frame counts"):
-        compute(pred_masked_weight=0.0, pred_nomask_weight=0.0)
+
+
+def test_weights_without_frames_are_refused():
+    for changes, weights in (
+        ({}, {"pred_masked_weight": 0.0, "pred_nomask_weight": 0.0}),
+        ({"unmasked_prob": 1.0}, {"pred_nomask_weight": 0.0}),
+        ({"mask_prob": 0.0}, {"pred_nomask_weight": 0.0}),
+    ):
+        with pytest.raises(UsageError, match="no frame counts"):
+            make_criterion(**weights)(make_model(**changes), make_sample())
+    for name in ("skip_masked", "skip_nomask"):
+        with pytest.raises(UsageError, match=f"model.{name} leaves frames out of HuBERT's own loss"):
+            make_criterion()(make_model(**{name: True}), make_sample())
+    skipping = make_model(skip_nomask=True).eval()
+    assert make_criterion(pred_nomask_weight=0.0)(skipping, make_sample())[1] > 0
+
+
+def test_a_batch_of_which_by_chance_no_frame_counts_changes_nothing():
+    model, criterion = make_model(unmasked_prob=0.5).train(), make_criterion(pred_nomask_weight=0.0)
+    counts = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        loss, counted, logging = criterion(model, make_sample((8000,)))
+        loss.backward()
+        changed = any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+        assert changed == (float(loss) > 0) == (counted > 0) == (logging["sample_size"] > 0)
+        counts.add(counted > 0)
+    assert counts == {True, False}
 
 
 def test_exit_heads_and_criterion_go_together():
@@ -219,6 +248,19 @@ def test_some_utterances_are_heard_whole():
     many = make_sample((4000,) * 200)
     half = run(make_model(unmasked_prob=0.5).train(), many)["exits"].masked[0].num_counted
     assert 70 < int((half == 0).sum()) < 130
+
+
+def test_of_some_layers_left_out_each_hands_on_the_states_of_the_layer_below(monkeypatch):
+    model = make_model(encoder_layerdrop=0.5, mask_prob=0.0).train()
+    for head in model.exits.heads.units[1:]:
+        head.load_state_dict(model.exits.heads.units[0].state_dict())
+    draws = itertools.cycle((0.9, 0.1, 0.9, 0.1))  # fairseq runs a layer if the draw is above the rate
+    monkeypatch.setattr(numpy.random, "random", lambda: next(draws))
+    losses = [of_layer.loss.sum() for of_layer in run(model, make_sample())["exits"].judged]
+    assert losses[0] == losses[1] != losses[2] == losses[3]
+    losses[3].backward()
+    used = [any(p.grad is not None for p in layer.parameters()) for layer in model.encoder.layers]
+    assert used == [True, False, True, False]
 
 
 def test_a_layer_left_out_by_layerdrop_hands_on_what_it_was_given():

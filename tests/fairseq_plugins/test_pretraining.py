@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import os
 import re
 import shutil
 import subprocess
 
+import numpy
 import pytest
 import soundfile
 import torch
@@ -204,6 +206,67 @@ def test_what_is_heard_is_drawn_by_seed_and_epoch(task_config):
     assert find_crop(resumed, 11)[0] == places[2**31, 2][-1]
 
 
+def test_a_batch_is_cropped_at_places_drawn_by_seed_and_epoch(task_config):
+    task_config.random_crop, task_config.max_sample_size = True, 16000
+    train, _ = dataset(task_config)
+    samples = [train[index] for index in (0, 3, 4)]  # of 0.5, 0.8 and 0.9 s: cropped to the shortest
+
+    def crop():
+        return train.collater(samples)["net_input"]["source"]
+
+    first = crop()
+    assert first.shape == (3, 8000)
+    torch.rand(3), numpy.random.rand(5)  # others' draws
+    assert torch.equal(crop(), first)
+    after = numpy.random.get_state()[1].tolist()
+    train.set_epoch(2)
+    assert not torch.equal(crop(), first)
+    assert numpy.random.get_state()[1].tolist() == after
+
+
+def test_a_start_whose_prediction_head_has_another_width_is_refused(task_config, tmp_path):
+    """With a new head at random, the first updates would undo what the start has learnt."""
+    from fairseq_plugins.pretraining_model import DaisyPretrainingHubert, DaisyPretrainingHubertConfig
+    from fairseq_plugins.pretraining_task import DaisyPretrainingTask
+
+    task = DaisyPretrainingTask.setup_task(task_config)
+    start = tiny_model(POST_NORM, num_units=11)
+    width = start.final_head.embeddings.shape[1]
+    daisy.save(start, tmp_path / "start.safetensors")
+    shape = {
+        "encoder_layers": 4, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4,
+        "conv_pos": 16, "conv_pos_groups": 4, "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",
+        "label_rate": 50.0, "warm_start": str(tmp_path / "start.safetensors"),
+    }  # fmt: skip
+    model = DaisyPretrainingHubert.build_model(DaisyPretrainingHubertConfig(**shape, final_dim=width), task)
+    assert torch.equal(model.label_embs_concat, start.final_head.embeddings)
+    with pytest.raises(UsageError, match=f"start.safetensors: its prediction head compares {width} features, and "):
+        DaisyPretrainingHubert.build_model(DaisyPretrainingHubertConfig(**shape, final_dim=width + 1), task)
+
+
+def test_a_last_checkpoint_that_a_stop_cut_short_is_mended(tmp_path):
+    from fairseq_plugins.last_checkpoint import mend
+
+    last = tmp_path / "checkpoint_last.pt"
+    for updates in (2, 4):
+        torch.save({"updates": updates}, tmp_path / f"checkpoint_1_{updates}.pt")
+    os.utime(tmp_path / "checkpoint_1_2.pt", (1e9, 1e9))
+    whole = (tmp_path / "checkpoint_1_4.pt").read_bytes()
+    mend(tmp_path)
+    assert not last.exists()
+    last.write_bytes(whole[: len(whole) // 2])
+    mend(tmp_path)
+    assert torch.load(last, weights_only=True) == {"updates": 4}
+    torch.save({"updates": 5}, last)
+    mend(tmp_path)
+    assert torch.load(last, weights_only=True) == {"updates": 5}
+    for path in tmp_path.glob("checkpoint_1_*"):
+        path.write_bytes(whole[:100])
+    last.write_bytes(whole[: len(whole) // 2])
+    mend(tmp_path)
+    assert not last.exists()
+
+
 def test_nobody_is_another_talker_of_himself(task_config, tmp_path):
     """A low tone, which a balanced manifest lists often, and a high one, each with the other behind it."""
     times = torch.arange(8000) / 16000
@@ -253,12 +316,16 @@ def test_settings_that_cannot_be_met_are_refused(task_config):
 
 
 def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_path):
-    """pretrain.sh in one iteration and one more, warm-started; run again, all is done. A bad recording is left out."""
+    """pretrain.sh in one iteration and one more, warm-started; run again, all is done. A bad recording is left out.
+
+    The start has no prediction head, so it gets one of its own width, whatever the configuration's ``final_dim``.
+    """
     shutil.copytree(corpus / "data", tmp_path / "manifests")
     (corpus / "wav" / "bad.wav").write_text("no audio")
     with open(tmp_path / "manifests" / "train.tsv", "a") as stream:
         stream.write("bad.wav\t16000\n")
     model = tiny_model(POST_NORM, num_units=9)
+    model.final_head = None
     daisy.save(model, tmp_path / "hubert.safetensors")
     variables = (
         f"WARM_START={tmp_path / 'hubert.safetensors'}",
@@ -267,7 +334,8 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
         "CONFIG=hubert_mini_pretraining",
         f"PATH={programs}:/usr/bin:/bin",
     )
-    options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY)
+    shape = (option for option in TINY if not option.startswith("model.final_dim"))
+    options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *shape)
 
     def call(updates: str):
         script = ROOT / "fairseq_plugins" / "pretrain.sh"
@@ -275,6 +343,8 @@ def test_the_recipe_from_manifests_to_a_stock_checkpoint(corpus, programs, tmp_p
 
     command(*call("2"))
     first = daisy.load(tmp_path / "out" / "iteration1.safetensors")
+    assert first.final_head.embeddings.shape == (9, POST_NORM.width)
+    assert "its prediction head is taken over" in (tmp_path / "out" / "iteration1.log").read_text()
     stock = convert(tmp_path / "out" / "hubert.pt", allow_pickle=True)
     wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(states(stock, wave), states(first, wave), atol=0.05)  # float16 weights

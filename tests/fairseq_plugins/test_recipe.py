@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib import metadata
 
 import pytest
 import torch
@@ -44,13 +45,16 @@ def read_model_settings(out, iteration):
 
 
 def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
-    """Nothing but the units is the teacher's; a second iteration goes on from what came out."""
+    """Nothing but the units is the teacher's; a second iteration goes on from what came out. Two processes train."""
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "out"
     daisy.save(tiny_model(POST_NORM), teacher)
     options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY_NETWORK)
     options = (*options, "model.exit_layers=[1,2,3,4]", "criterion.exit_layer_weights=[1,1,1,2]")
     settings = {"TEACHER": teacher, "TEACHER_LAYER": 2, "UNITS": "5 6", "LAYER": 3, "UPDATES": "1 1", "EXITS": "last"}
+    if "fairseq" in {distribution.name for distribution in metadata.distributions()}:  # its fork needs GPUs for that
+        settings |= {"PROCESSES": 2, "PORT": 29521}
     command(*call(programs, corpus / "data", out, *options, **settings))
+    assert ("'distributed_world_size': 2" in (out / "iteration1.log").read_text()) == ("PROCESSES" in settings)
     first, second = (read_model_settings(out, iteration) for iteration in (1, 2))
     assert (first["exit_layers"], second["exit_layers"]) == ([], [1, 2, 3, 4])
     assert (first["warm_start"], first["feature_grad_mult"]) == ("", 0.1)
