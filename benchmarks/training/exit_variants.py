@@ -167,10 +167,10 @@ def redraw(start: Path, modules: Sequence[str], out: Path) -> None:
         if not name.endswith(tuple(modules)):
             continue
         if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
+            module.reset_parameters()
         else:
             nn.init.normal_(module.weight, std=0.02, generator=generator)
-        nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
     checkpoints.save(model, out)
 
 
