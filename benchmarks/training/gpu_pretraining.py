@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 import daisy
 from benchmarks.shared.script import make_parser, parse_positive, run_script
-from benchmarks.training.packed_speech import HOP, Frames, read_num_units, unpack
-from daisy import _files, checkpoints
+from benchmarks.training.gpu_settings import Settings, add_digests
+from benchmarks.training.packed_batches import SPECIAL_SYMBOLS, Stream, corrupt, draw_masks
+from benchmarks.training.packed_speech import HOP, read_num_units, unpack
+from daisy import _files
 from daisy.checkpoints import Model
 from daisy.models import Backbone, BackboneConfig, ExitObjective, FinalHead, LayerLosses
 
-SPECIAL_SYMBOLS = 4
-"""Number of rows before the units in fairseq's dictionaries, which the heads have too."""
 SHAPES = {
     "mini": BackboneConfig(
         num_layers=12, width=256, ffn_width=1024, num_heads=4,
@@ -40,93 +40,6 @@ SHAPES = {
     ),
     "base": BackboneConfig(),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a run; a run that continues another must have the same."""
-
-    shape: str = "mini"
-    start: str = ""
-    minutes: float | None = None
-    updates: int | None = None
-    crop_frames: int = 250
-    batch: int = 128
-    lr: float = 1e-3
-    warmup: float = 0.03
-    """Share of the run that is warm-up."""
-    exit_weight: float = 3.0
-    unmasked_prob: float = 0.3
-    mask_prob: float = 0.065
-    """Share of frames that begin a masked span of ten."""
-    noise_prob: float = 0.4
-    talkers_prob: float = 0.25
-    snr_db: tuple[float, float] = (-5.0, 20.0)
-    gain_db: tuple[float, float] = (-10.0, 6.0)
-    layer_drop: float = 0.05
-    train_front_end: bool = False
-    """Whether the front end of a start is trained; without a start it always is."""
-    front_end_gradient: float = 0.1
-    """Factor of the gradient that reaches the front end, as in HuBERT's pre-training."""
-    features_weight: float = 10.0
-    """Weight of the mean square of the convolutions' output, where they learn."""
-    seed: int = 0
-    packed_digest: str = ""
-    start_digest: str = ""
-    """SHA-256 of the packed file and of the start: a file may change under the same name."""
-
-
-class Stream:
-    """Batches of (B, N) samples and (B, T) units: recordings in random order, each as often as it is listed."""
-
-    def __init__(self, frames: Frames, device: torch.device, generator: torch.Generator):
-        self.samples, self.units = frames.samples.to(device), frames.units.to(device)
-        self.starts = frames.starts.repeat_interleave(frames.times)
-        self.counts = frames.counts.repeat_interleave(frames.times)
-        self.generator = generator
-        self.order = torch.empty(0, dtype=torch.int64)
-
-    def draw(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Draw the next stretches; the samples that the last frame needs beyond its hop are from the stream too."""
-        needed = batch * (length + 1)
-        while len(self.order) < needed:
-            order = torch.randperm(len(self.starts), generator=self.generator)
-            starts, counts = self.starts[order], self.counts[order]
-            begins = counts.cumsum(0) - counts
-            epoch = torch.arange(int(counts.sum())) + (starts - begins).repeat_interleave(counts)
-            self.order = torch.cat([self.order, epoch])
-        rows, self.order = self.order[:needed].view(batch, length + 1).to(self.samples.device), self.order[needed:]
-        waveforms = self.samples[rows].flatten(1)[:, : length * HOP + HOP // 4].float() / 32768
-        return waveforms, self.units[rows[:, :length]].long() + SPECIAL_SYMBOLS
-
-
-def corrupt(waveforms: Tensor, noise: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    """Mix some rows of (B, N) with an excerpt of the noise (M,), others with other rows, and change all rows' gains."""
-    batch, length = waveforms.shape
-    device = waveforms.device
-
-    def draw(low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(batch, 1, generator=generator, device=device)
-
-    begins = (draw() * (len(noise) - length)).long()
-    recorded = noise[begins + torch.arange(length, device=device)].float() / 32768
-    kind = draw()
-    added = torch.where(kind < settings.noise_prob, recorded, waveforms.roll(1, 0))
-    low, high = settings.snr_db
-    ratio = torch.where(
-        kind < settings.noise_prob, draw(low, high), draw(0.0, high)
-    )  # talkers no louder than the speech
-    energies = [signal.square().mean(1, keepdim=True).clamp(min=1e-8) for signal in (waveforms, added)]
-    scale = (energies[0] / energies[1] / 10 ** (ratio / 10)).sqrt()
-    mixed = torch.where(kind < settings.noise_prob + settings.talkers_prob, waveforms + scale * added, waveforms)
-    return mixed * 10 ** (draw(*settings.gain_db) / 20)
-
-
-def draw_masks(batch: int, length: int, settings: Settings, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw masked frames (B, T): spans of ten that may overlap; some rows have none."""
-    begins = torch.rand(batch, length, generator=generator, device=device) < settings.mask_prob
-    masked = F.max_pool1d(F.pad(begins.float(), (9, 0))[:, None], 10, 1)[:, 0].bool()
-    return masked & (torch.rand(batch, 1, generator=generator, device=device) >= settings.unmasked_prob)
 
 
 class Pretraining(nn.Module):
@@ -189,12 +102,6 @@ def sum_losses(losses: LayerLosses) -> Tensor:
         errors = F.huber_loss(predicted, judged.mean(), reduction="none")
         total = total + judged.loss.sum() + (errors * judged.num_counted).sum()
     return total
-
-
-def add_digests(settings: Settings, packed: Path) -> Settings:
-    """Add the digests of the packed file and of the start, if there is one."""
-    start = checkpoints.digest(settings.start) if settings.start else ""
-    return replace(settings, packed_digest=_files.digest(packed), start_digest=start)
 
 
 class Run:

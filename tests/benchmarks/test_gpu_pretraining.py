@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import daisy
 from benchmarks.training import gpu_pretraining, packed_speech
-from benchmarks.training.gpu_pretraining import Run, Settings, Stream, corrupt, draw_masks
+from benchmarks.training.gpu_pretraining import Run
+from benchmarks.training.gpu_settings import Settings
+from benchmarks.training.packed_batches import Stream, corrupt, draw_masks
 from daisy.errors import UsageError
 from daisy.models.lengths import HUBERT_CONV, count_frames
 from tests.conftest import POST_NORM, tiny_model

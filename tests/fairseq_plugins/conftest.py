@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,3 +81,17 @@ def heads_options(corpus, folder, updates):
         "--save-interval-updates", "4", "--no-epoch-checkpoints", "--log-format", "simple",
         "--log-interval", "1", "--save-dir", folder,
     )  # fmt: skip
+
+
+@pytest.fixture
+def task_config(corpus):
+    from fairseq_plugins.pretraining_task import DaisyPretrainingConfig
+
+    return DaisyPretrainingConfig(
+        data=str(corpus / "data"), labels=["km"], label_rate=50.0, max_sample_size=8000, min_sample_size=4000, seed=1
+    )
+
+
+def takes_processes_without_gpus():
+    """Tell whether fairseq takes torchrun's processes on CPUs: the stock one does, its fork does not."""
+    return "fairseq" in {distribution.name for distribution in metadata.distributions()}

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import daisy
 from daisy.checkpoints.converters import convert
 from daisy.policies import Never
 from daisy.recognition import Recogniser
-from tests.fairseq_plugins.conftest import BIN, ROOT, command, refuse
+from tests.fairseq_plugins.conftest import BIN, ROOT, command, refuse, takes_processes_without_gpus
 
 CONFIG = ROOT / "fairseq_plugins" / "config"
 TINY_CONFORMER = (
@@ -96,7 +95,7 @@ def test_conformer_resumes_exactly_and_accumulates(texts, programs, tmp_path):
 
 
 def test_two_cpu_processes_by_fairseq_train(corpus, texts, programs, tmp_path):
-    if "fairseq" not in {distribution.name for distribution in metadata.distributions()}:
+    if not takes_processes_without_gpus():
         pytest.skip("the fork of fairseq does not take torchrun's processes without GPUs")
     log = command(
         BIN / "torchrun", "--nproc_per_node", "2", "--standalone", "--no-python", programs / "fairseq-train", texts,

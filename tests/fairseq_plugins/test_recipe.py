@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-from importlib import metadata
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 import daisy
 from daisy.checkpoints.converters import convert
 from tests.conftest import POST_NORM, tiny_model
-from tests.fairseq_plugins.conftest import ROOT, command, refuse
+from tests.fairseq_plugins.conftest import ROOT, command, refuse, takes_processes_without_gpus
 from tests.fairseq_plugins.test_exit_pretraining import NUM_LAYERS, TINY_NETWORK
 
 SCRIPT = ROOT / "fairseq_plugins" / "pretrain.sh"
@@ -51,7 +50,7 @@ def test_from_a_teacher_to_a_network_that_exits(corpus, programs, tmp_path):
     options = ("common.cpu=true", "dataset.max_tokens=40000", "task.min_sample_size=4000", *TINY_NETWORK)
     options = (*options, "model.exit_layers=[1,2,3,4]", "criterion.exit_layer_weights=[1,1,1,2]")
     settings = {"TEACHER": teacher, "TEACHER_LAYER": 2, "UNITS": "5 6", "LAYER": 3, "UPDATES": "1 1", "EXITS": "last"}
-    if "fairseq" in {distribution.name for distribution in metadata.distributions()}:  # its fork needs GPUs for that
+    if takes_processes_without_gpus():
         settings |= {"PROCESSES": 2, "PORT": 29521}
     command(*call(programs, corpus / "data", out, *options, **settings))
     assert ("'distributed_world_size': 2" in (out / "iteration1.log").read_text()) == ("PROCESSES" in settings)

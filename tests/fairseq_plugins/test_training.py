@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from importlib import metadata
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import daisy
 from daisy import EarlyExitEncoder, policies
 from daisy.checkpoints.converters import convert
 from tests.conftest import randomise
-from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options, refuse
+from tests.fairseq_plugins.conftest import BIN, ROOT, command, heads_options, refuse, takes_processes_without_gpus
 
 
 def weights(path):
@@ -150,7 +149,7 @@ def test_hydra(corpus, tmp_path):
 
 def test_two_cpu_processes(corpus, programs, tmp_path):
     """fairseq's own distributed training over gloo; needs --ddp-backend no_c10d."""
-    if "fairseq" not in {distribution.name for distribution in metadata.distributions()}:
+    if not takes_processes_without_gpus():
         pytest.skip("the fork of fairseq does not take torchrun's processes without GPUs")
     log = command(
         BIN / "torchrun", "--nproc_per_node", "2", "--standalone", "--no-python", programs / "fairseq-train",
